@@ -1,0 +1,1 @@
+"""secateur: prune any PyTorch model, prove that the result is right, measure what it brings."""

@@ -1,0 +1,176 @@
+"""Physical removal: new tensors are built first, then swapped in; on any error the model is what it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.errors import PlanMismatchError
+from secateur.structure.provenance import Attribute, read, write
+
+Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
+
+SIZES: dict[str, dict[str, tuple[str, int]]] = {
+    "Linear": {"out_features": ("weight", 0), "in_features": ("weight", 1)},
+    "Bilinear": {"out_features": ("weight", 0), "in1_features": ("weight", 1), "in2_features": ("weight", 2)},
+    "Embedding": {"embedding_dim": ("weight", 1)},
+    "Conv1D": {"nx": ("weight", 0), "nf": ("weight", 1)},
+    "PReLU": {"num_parameters": ("weight", 0)},
+    "GroupNorm": {"num_channels": ("weight", 0)},
+}
+
+
+def cut_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """The kept slices of a tensor as new storage, same dtype, device and memory format."""
+    out = tensor.detach()
+    for d, indices in sorted(dims.items()):
+        out = out.index_select(d, indices.to(out.device))
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        out = out.contiguous(memory_format=torch.channels_last)
+    return out
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) -> nn.Module:
+    """A new model with the cuts made; the original is not touched and its cut weights are never copied whole.
+
+    Raises:
+        PlanMismatchError: a tensor or dimension of the plan does not exist in this model.
+    """
+    tensors = named_tensors(model)
+    check(tensors, cuts)
+    memo: dict[int, Any] = {}
+    for name, dims in cuts.items():
+        old = tensors[name]
+        new = cut_tensor(old, dims)
+        memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    result = copy.deepcopy(model, memo)
+    finish(result, attributes)
+    return result
+
+
+def cut_model(
+    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], optimizer: Optimizer | None = None
+) -> None:
+    """Cut a model in place: parameters keep their identity, so optimizers, ties and hooks stay attached.
+
+    Args:
+        model: changed in place.
+        cuts: tensor name -> dimension -> kept indices.
+        attributes: integers to set on modules and configs.
+        optimizer: its per-parameter state (momentum and the like) is cut alike.
+
+    Raises:
+        PlanMismatchError: the plan does not fit; the model is unchanged.
+    """
+    tensors = named_tensors(model)
+    check(tensors, cuts)
+    new = {name: cut_tensor(tensors[name], dims) for name, dims in cuts.items()}
+    grads = {name: cut_tensor(grad, cuts[name]) for name in cuts if (grad := tensors[name].grad) is not None}
+    states = _cut_states(tensors, cuts, optimizer)
+    saved = {name: (tensors[name].data, tensors[name].grad) for name in cuts}
+    old_attributes = {a: read(model, a) for a in attributes}
+    try:
+        for name in cuts:
+            tensors[name].grad = None
+            tensors[name].data = new[name]
+            tensors[name].grad = grads.get(name)
+        finish(model, attributes)
+    except BaseException:
+        for name, (data, grad) in saved.items():
+            tensors[name].grad = None
+            tensors[name].data = data
+            tensors[name].grad = grad
+        for attribute, value in old_attributes.items():
+            write(model, attribute, value)
+        sync_sizes(model)
+        raise
+    for state, key, value in states:
+        state[key] = value
+
+
+def _cut_states(
+    tensors: Mapping[str, Tensor], cuts: Cuts, optimizer: Optimizer | None
+) -> list[tuple[dict[str, Any], str, Tensor]]:
+    found = []
+    for name, dims in cuts.items() if optimizer is not None else ():
+        assert optimizer is not None
+        state = optimizer.state.get(tensors[name], {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == tensors[name].shape:
+                found.append((state, key, cut_tensor(value, dims)))
+    return found
+
+
+def check(tensors: Mapping[str, Tensor], cuts: Cuts) -> None:
+    """Refuse cuts that do not fit the tensors.
+
+    Raises:
+        PlanMismatchError: names the tensor and what does not fit.
+    """
+    for name, dims in cuts.items():
+        if name not in tensors:
+            raise PlanMismatchError(
+                f"The plan cuts {name!r}, which this model does not have.",
+                hint="Load the plan onto the model that it was made for.",
+            )
+        for d, indices in dims.items():
+            shape = tuple(tensors[name].shape)
+            if not 0 <= d < len(shape) or (len(indices) and int(indices.max()) >= shape[d]):
+                raise PlanMismatchError(
+                    f"The plan does not fit {name!r} of shape {shape}.",
+                    why=f"dimension {d} is cut to indices up to {int(indices.max()) if len(indices) else '-'}",
+                    hint="Load the plan onto the model that it was made for, before any other cut.",
+                )
+
+
+def finish(model: nn.Module, attributes: Mapping[Attribute, int]) -> None:
+    """Set the attributes that follow a cut and the sizes that standard modules carry."""
+    for attribute, value in attributes.items():
+        write(model, attribute, value)
+    sync_sizes(model)
+
+
+def sync_sizes(model: nn.Module) -> None:
+    """Make `in_features`, `num_features` and the like of standard modules agree with their tensors."""
+    for module in model.modules():
+        _sync(module)
+
+
+def _sync(module: nn.Module) -> None:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        rows, columns = module.weight.shape[:2]
+        a, b = rows, columns * module.groups
+        module.out_channels, module.in_channels = (b, a) if module.transposed else (a, b)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        known = module.weight if module.weight is not None else module.running_mean
+        if known is not None:
+            module.num_features = known.shape[0]
+    elif isinstance(module, nn.RNNBase):
+        _sync_recurrent(module)
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+    else:
+        for kind in type(module).__mro__:
+            for attribute, (tensor, d) in SIZES.get(kind.__name__, {}).items():
+                value = getattr(module, tensor, None)
+                if isinstance(value, Tensor) and attribute in vars(module) and d < value.dim():
+                    setattr(module, attribute, value.shape[d])
+
+
+def _sync_recurrent(module: nn.RNNBase) -> None:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[0] // gates
+    if module.proj_size:
+        module.proj_size = module.weight_hr_l0.shape[0]

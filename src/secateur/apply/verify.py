@@ -1,0 +1,212 @@
+"""The certificate: replay the recorded calls with the removed parts left out, and compare with the cut model.
+
+The original weights go through the original calls at full size. What was removed is NaN, so a slice that is read by
+mistake poisons the result. Sums leave removed positions out; operations that mix a dimension (norms, softmax, means)
+run on the kept coordinates only. Whatever the cut model returns must agree at every kept coordinate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.call import call, outputs
+from secateur.errors import CertificateError
+from secateur.structure.axes import Axis, Keep, kept, size_after, touched
+from secateur.structure.capture import quiet, tensors_of
+from secateur.structure.record import Record, Ref, Step, numbers_in
+from secateur.types import Certificate
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+class Replay:
+    """One replay of a record with some units removed.
+
+    Args:
+        record: the run of the original model.
+        tensors: its parameters and buffers by name.
+        keep: atom id -> bool array, True = kept; absent atoms are whole.
+    """
+
+    def __init__(self, record: Record, tensors: Mapping[str, Tensor], keep: Keep) -> None:
+        self.record, self.tensors, self.keep = record, tensors, keep
+        self.cut = {i for i, mask in keep.items() if not mask.all()}
+        self.counts = {i: int(mask.sum()) for i, mask in keep.items()}
+        self.values: dict[int, Tensor] = {}
+        self.last_use = {
+            n: i
+            for i, step in enumerate(record.steps)
+            for n in (*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs)
+        }
+
+    def run(self) -> list[Tensor]:
+        """Outputs of the original model with the removed parts left out, cut to the kept coordinates.
+
+        Raises:
+            CertificateError: a removed part reached an output.
+        """
+        wanted = set(self.record.outputs)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for i, step in enumerate(self.record.steps):
+                self._run_step(step)
+                for n in {*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs}:
+                    if self.last_use[n] == i and n not in wanted:
+                        self.values.pop(n, None)
+            return [self._kept_only(self._value(n), self.record.axes[n]) for n in self.record.outputs]
+
+    def _value(self, number: int) -> Tensor:
+        if number not in self.values:
+            name = self.record.names.get(number)
+            if name is None:
+                self.values[number] = self.record.constants[number].clone()
+            else:
+                self.values[number] = self._poisoned(self.tensors[name].detach(), self.record.axes[number])
+        return self.values[number]
+
+    def _poisoned(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        out = tensor.clone()
+        if out.is_floating_point():
+            for d, axis in enumerate(axes):
+                if touched(axis, self.cut):
+                    out.index_fill_(d, self._removed(axis), float("nan"))
+        return out
+
+    def _indices(self, axis: Axis, *, removed: bool) -> Tensor:
+        mask = kept(axis, self.keep)
+        return torch.from_numpy(np.flatnonzero(~mask if removed else mask))
+
+    def _removed(self, axis: Axis) -> Tensor:
+        return self._indices(axis, removed=True)
+
+    def _kept_only(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        for d, axis in enumerate(axes):
+            if touched(axis, self.cut):
+                tensor = tensor.index_select(d, self._indices(axis, removed=False))
+        return tensor
+
+    def _run_step(self, step: Step) -> None:
+        local: dict[int, Tensor] = {}
+        for number, d, axis in step.contracted:
+            if touched(axis, self.cut):
+                source = local.get(number, self._value(number))
+                local[number] = source.index_fill(d, self._removed(axis), 0)
+        restrict = step.restrict
+        narrowed = restrict is not None and any(touched(a, self.cut) for _, _, a in restrict.inputs)
+        args = list(step.args)
+        if restrict is not None and narrowed:
+            for number, d, axis in restrict.inputs:
+                if touched(axis, self.cut):
+                    source = local.get(number, self._value(number))
+                    local[number] = source.index_select(d, self._indices(axis, removed=False))
+            for position, size in restrict.sizes.items():
+                args[position] = (
+                    [size_after(a, self.counts) for a in size]
+                    if isinstance(size, tuple)
+                    else size_after(size, self.counts)
+                )
+        result = step.func(*self._filled(args, local), **self._filled(step.kwargs, local))
+        produced = tensors_of(result)
+        if restrict is not None and narrowed:
+            for position, d, axis in restrict.outputs:
+                if touched(axis, self.cut):
+                    produced[position] = self._spread(produced[position], d, axis)
+        for number, tensor in zip(step.outputs, produced, strict=True):
+            self.values[number] = tensor
+
+    def _spread(self, tensor: Tensor, d: int, axis: Axis) -> Tensor:
+        shape = list(tensor.shape)
+        shape[d] = axis.size
+        blank = float("nan") if tensor.is_floating_point() else 0
+        out = torch.full(shape, blank, dtype=tensor.dtype, device=tensor.device)
+        return out.index_copy_(d, self._indices(axis, removed=False), tensor)
+
+    def _filled(self, tree: Any, local: Mapping[int, Tensor]) -> Any:
+        if isinstance(tree, Ref):
+            return local[tree.number] if tree.number in local else self._value(tree.number)
+        if isinstance(tree, (list, tuple)):
+            items = [self._filled(item, local) for item in tree]
+            return items if isinstance(tree, list) else tuple(items)
+        if isinstance(tree, dict):
+            return {key: self._filled(item, local) for key, item in tree.items()}
+        return tree
+
+
+def certify(
+    model: nn.Module,
+    cut: nn.Module,
+    example: Any,
+    record: Record,
+    keep: Keep,
+    *,
+    tolerance: float | None = None,
+) -> Certificate:
+    """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
+
+    Args:
+        model: the original, whole.
+        cut: the physically smaller model.
+        example: the inputs of the record.
+        record: from `capture(model, example)`.
+        keep: atom id -> bool array of kept indices.
+        tolerance: largest allowed error, relative to max(1, largest output); default by dtype
+            (1e-5 in float32, 1e-10 in float64).
+
+    Returns:
+        the certificate with the largest error found.
+
+    Raises:
+        CertificateError: shapes differ, a removed part reached an output, or the error is above the tolerance.
+
+    Cost: about two forward passes of the original and one of the cut model.
+    """
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    expected = Replay(record, named, keep).run()
+    with quiet(cut), torch.no_grad():
+        found = [t.detach() for t in outputs(call(cut, example))]
+    if len(found) != len(expected):
+        raise CertificateError(
+            "The cut model returns another number of tensors than the original.",
+            why=f"{len(found)} instead of {len(expected)}",
+        )
+    worst, scale, dtype = 0.0, 1.0, torch.float32
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        error, size = _compare(i, a, b)
+        if a.is_floating_point():
+            dtype = a.dtype
+        worst, scale = max(worst, error), max(scale, size)
+    limit = TOLERANCE.get(dtype, 1e-5) if tolerance is None else tolerance
+    if worst > limit * scale:
+        raise CertificateError(
+            "The cut model does not give the outputs of its replayed plan.",
+            why=f"largest error {worst:.3g}, allowed {limit:.0e} x {scale:.3g}",
+            hint="Please report the model; nothing was changed or saved.",
+        )
+    return Certificate(worst, limit, str(dtype).removeprefix("torch."), "replay", len(found))
+
+
+def _compare(i: int, expected: Tensor, found: Tensor) -> tuple[float, float]:
+    if expected.shape != found.shape:
+        raise CertificateError(
+            f"Output {i} of the cut model has another shape than its replayed plan.",
+            why=f"{tuple(found.shape)} instead of {tuple(expected.shape)}",
+        )
+    if not expected.is_floating_point():
+        return float((expected != found).sum()), 1.0
+    both = torch.isnan(expected) & torch.isnan(found)
+    same = both | (expected == found)  # equal infinities count as equal
+    difference = torch.where(same, torch.zeros_like(expected), expected - found).abs()
+    if difference.numel() == 0:
+        return 0.0, 1.0
+    if torch.isnan(difference).any():
+        raise CertificateError(
+            f"A removed part reaches output {i} of the replayed plan.",
+            why="the engine's rules for this model are wrong",
+            hint="Please report the model; nothing was changed or saved.",
+        )
+    finite = expected[torch.isfinite(expected)]
+    return float(difference.max()), float(finite.abs().max()) if finite.numel() else 1.0

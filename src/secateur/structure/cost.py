@@ -1,0 +1,37 @@
+"""What a network costs after a cut, from the record alone: no model is built to price a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+
+from torch import nn
+
+from secateur.structure.axes import size_after
+from secateur.structure.record import Record
+
+
+class CostModel:
+    """Multiply-accumulates and parameters as functions of how many indices every atom keeps.
+
+    Args:
+        model: the captured model.
+        record: its record.
+    """
+
+    def __init__(self, model: nn.Module, record: Record) -> None:
+        self.products = Counter(axes for step in record.steps for axes in step.cost)
+        named = dict(model.named_parameters())
+        tensors = record.tensors()
+        self.fixed = sum(p.numel() for name, p in named.items() if name not in tensors)
+        self.parameters = [axes for name, axes in tensors.items() if name in named]
+        self.bytes_each = {name: p.element_size() for name, p in named.items()}
+
+    def macs(self, counts: Mapping[int, int]) -> int:
+        """Multiply-accumulates of one forward pass on the example."""
+        return sum(times * prod(size_after(a, counts) for a in axes) for axes, times in self.products.items())
+
+    def params(self, counts: Mapping[int, int]) -> int:
+        """Number of parameters, tied ones once."""
+        return self.fixed + sum(prod(size_after(a, counts) for a in axes) for axes in self.parameters)

@@ -1,0 +1,169 @@
+"""From a record to groups: which atoms can be cut, what they are called, and every slice that goes with them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from secateur.structure.attributes import settle
+from secateur.structure.axes import Atom, leaves, resolve, unit_index
+from secateur.structure.record import Axes, Record
+from secateur.types import Group, Lock, Span
+
+STRUCTURED = ("channel", "neuron", "head", "head_dim", "conv_group")
+KERNEL = "the kernel's extent"
+SCALES = ("running_mean", "running_var")
+
+
+@dataclass(eq=False)
+class Structure:
+    """What the engine knows about a model.
+
+    Args:
+        record: the run it was learned from.
+        atoms: group name -> atom.
+        groups: every index set that lives in some parameter, free or locked.
+        tensors: parameter or buffer name -> dimensions.
+    """
+
+    record: Record
+    atoms: dict[str, Atom] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    tensors: dict[str, Axes] = field(default_factory=dict)
+
+    def free(self, granularity: str) -> list[Group]:
+        """Groups of a granularity that may be cut. "channel" includes the neurons of linear layers."""
+        wanted = ("channel", "neuron") if granularity == "channel" else (granularity,)
+        return [g for g in self.groups if g.granularity in wanted and not g.locks]
+
+
+def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> Structure:
+    """Find the groups of a captured model.
+
+    Args:
+        model: the captured model.
+        record: from `capture`.
+        protect: patterns of module or parameter names, or "type:ClassName", whose outputs must not shrink.
+
+    Returns:
+        the groups, largest producers first named after the module that makes the units.
+
+    Raises:
+        RecipeError: a pattern of `protect` matches nothing.
+    """
+    tensors = record.tensors()
+    places: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    atoms: dict[int, Atom] = {}
+    for name, axes in tensors.items():
+        for d, axis in enumerate(axes):
+            for atom in leaves(axis):
+                atoms[atom.id] = atom
+                if (name, d) not in places[atom.id]:
+                    places[atom.id].append((name, d))
+    found = Structure(record, tensors=tensors)
+    atoms = {i: a for i, a in atoms.items() if not any(KERNEL in r.reason for r in a.locks)}
+    settle(record, atoms.values())
+    guarded = _protected(model, tensors, protect)
+    heads = {a.id for axis in record.heads for a in leaves(axis)}
+    inner = {a.id for axis in record.inner for a in leaves(axis)} - heads
+    used: Counter[str] = Counter()
+    order = {name: i for i, (name, _) in enumerate([*model.named_parameters(), *model.named_buffers()])}
+    for atom in sorted(atoms.values(), key=lambda a: min(order[n] for n, _ in places[a.id])):
+        spans = _spans(record, tensors, places[atom.id], atom)
+        kind = _kind(tensors, places[atom.id], atom, heads, inner, spans)
+        base = _title(spans)
+        base = base if kind in ("channel", "neuron") else f"{base}/{kind}"
+        used[base] += 1
+        name = base if used[base] == 1 else f"{base}#{used[base]}"
+        locks = list(atom.locks)
+        locks += [reason for place, reason in guarded.items() if place in {s.tensor for s in spans if s.role == "out"}]
+        found.atoms[name] = atom
+        found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks)))
+    return found
+
+
+def _protected(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:
+    from secateur.errors import RecipeError
+
+    types = {name: type(module).__name__ for name, module in model.named_modules()}
+    out: dict[str, Lock] = {}
+    for pattern in patterns:
+        hits = 0
+        for tensor in tensors:
+            module = tensor.rpartition(".")[0]
+            parents = [module[:i] for i, c in enumerate(module) if c == "."] + [module]
+            if pattern.startswith("type:"):
+                match = any(types.get(p) == pattern[5:] for p in parents)
+            else:
+                match = any(fnmatchcase(candidate, pattern) for candidate in (*parents, tensor))
+            if match:
+                hits += 1
+                out[tensor] = Lock(f"protected by {pattern!r}")
+        if not hits:
+            raise RecipeError(
+                f"protect: {pattern!r} matches no module or parameter.",
+                hint="Patterns are names as in model.named_modules(), with * and ?, or type:ClassName.",
+            )
+    return out
+
+
+def _spans(record: Record, tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]], atom: Atom) -> list[Span]:
+    spans = []
+    for name, d in places:
+        axes = tensors[name]
+        for index in unit_index(axes[d], atom):
+            shape = [1] * len(axes)
+            shape[d] = axes[d].size
+            spans.append(Span(name, torch.from_numpy(index).view(shape), _role(record, name, d, len(axes))))
+    return spans
+
+
+def _role(record: Record, name: str, d: int, rank: int) -> str:
+    known = record.roles.get((name, d))
+    if known:
+        return known
+    leaf = name.rpartition(".")[2]
+    if leaf in SCALES:
+        return "state"
+    if leaf == "bias" or leaf.endswith("_bias"):
+        return "bias"
+    return "scale" if rank == 1 or leaf in ("weight_g", "original0") else "out"
+
+
+def _kind(
+    tensors: Mapping[str, Axes],
+    places: Sequence[tuple[str, int]],
+    atom: Atom,
+    heads: set[int],
+    inner: set[int],
+    spans: Sequence[Span],
+) -> str:
+    mates = {a.id for n, d in places for a in leaves(tensors[n][d])} - {atom.id}
+    if atom.id in heads:
+        return "head"
+    if atom.id in inner and mates & heads:
+        return "head_dim"
+    producers = [len(tensors[s.tensor]) for s in spans if s.role == "out"]
+    if mates and producers and max(producers) > 2 and any(_is_outer(tensors[n][d], atom) for n, d in places):
+        return "conv_group"
+    return "neuron" if producers and max(producers) <= 2 else "channel"
+
+
+def _is_outer(axis: object, atom: Atom) -> bool:
+    from secateur.structure.axes import Prod
+
+    node = resolve(axis)  # type: ignore[arg-type]
+    if not isinstance(node, Prod) or len(node.parts) < 2 or resolve(node.parts[0]) is not atom:
+        return False
+    return any(not leaf.locks for part in node.parts[1:] for leaf in leaves(part))
+
+
+def _title(spans: Sequence[Span]) -> str:
+    first = next((s for s in spans if s.role == "out"), spans[0])
+    module, _, leaf = first.tensor.rpartition(".")
+    return module if leaf in ("weight", "original1", "original0") and module else first.tensor

@@ -1,0 +1,195 @@
+"""Integers that remember where they came from, so that attributes can follow a cut.
+
+While the model runs, integer attributes of its modules and configs are replaced by `TrackedInt`, and so are the sizes
+that `Tensor.shape` returns. Arithmetic builds an expression; when such a number reaches a reshape, the engine learns
+which attribute has to change when that dimension is cut. A number without provenance is a literal in the user's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateur.structure.axes import Axis, size_after
+
+OPERATORS: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer stored on a module or config: `owner` is its dotted path, `item` the place in a tuple or list."""
+
+    owner: str
+    name: str
+    item: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Dim:
+    """The size of a tensor dimension."""
+
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Const:
+    """A literal."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Apply:
+    """An arithmetic operation on two expressions."""
+
+    op: str
+    left: Attribute | Dim | Const | Apply
+    right: Attribute | Dim | Const | Apply
+
+
+Expr = Attribute | Dim | Const | Apply
+
+
+class TrackedInt(int):
+    """An int with an expression; every other use sees a plain int."""
+
+    expr: Expr
+
+    def __new__(cls, value: int, expr: Expr) -> TrackedInt:  # noqa: D102
+        self = super().__new__(cls, value)
+        self.expr = expr
+        return self
+
+    def __deepcopy__(self, memo: object) -> int:
+        return int(self)
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:  # type: ignore[override]
+        return int, (int(self),)
+
+
+def expr_of(value: int) -> Expr:
+    """The expression of a tracked int, or the literal."""
+    return value.expr if isinstance(value, TrackedInt) else Const(int(value))
+
+
+def _binary(name: str, *, swapped: bool) -> Callable[[TrackedInt, Any], Any]:
+    function = OPERATORS[name]
+
+    def method(self: TrackedInt, other: Any) -> Any:
+        if type(other) is not int and not isinstance(other, TrackedInt):
+            return NotImplemented
+        a, b = (other, self) if swapped else (self, other)
+        return TrackedInt(function(int(a), int(b)), Apply(name, expr_of(a), expr_of(b)))
+
+    return method
+
+
+for _name in OPERATORS:
+    setattr(TrackedInt, f"__{_name}__", _binary(_name, swapped=False))
+    setattr(TrackedInt, f"__r{_name}__", _binary(_name, swapped=True))
+
+
+def evaluate(expr: Expr, counts: Mapping[int, int], attributes: Mapping[Attribute, int]) -> int:
+    """Value of the expression after a cut that leaves `counts` and sets `attributes`."""
+    if isinstance(expr, Const):
+        return expr.value
+    if isinstance(expr, Dim):
+        return size_after(expr.axis, counts)
+    if isinstance(expr, Attribute):
+        return attributes[expr]
+    right = evaluate(expr.right, counts, attributes)
+    if expr.op in ("floordiv", "mod") and right == 0:
+        return -1
+    return OPERATORS[expr.op](evaluate(expr.left, counts, attributes), right)
+
+
+def attributes_in(expr: Expr) -> Iterator[Attribute]:
+    """Every attribute that the expression reads."""
+    if isinstance(expr, Attribute):
+        yield expr
+    elif isinstance(expr, Apply):
+        yield from attributes_in(expr.left)
+        yield from attributes_in(expr.right)
+
+
+def is_literal(expr: Expr) -> bool:
+    """Whether the expression reads no attribute and no dimension."""
+    if isinstance(expr, Apply):
+        return is_literal(expr.left) and is_literal(expr.right)
+    return isinstance(expr, Const)
+
+
+def owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(dotted path, object) of every module and of the config objects that modules hold; each object once."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        yield path, module
+        for name, value in vars(module).items():
+            if _is_config(value) and id(value) not in seen:
+                seen.add(id(value))
+                yield f"{path}.{name}" if path else name, value
+
+
+def _is_config(value: object) -> bool:
+    if isinstance(value, (nn.Module, type)) or not hasattr(value, "__dict__"):
+        return False
+    name = type(value).__name__
+    return name.endswith(("Config", "Args", "Arguments", "Namespace")) or (
+        dataclasses.is_dataclass(value) and not type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    )
+
+
+def owner_at(model: nn.Module, path: str) -> Any:
+    """The module or config object at a dotted path of `owners`."""
+    target: Any = model
+    for part in path.split(".") if path else []:
+        target = target._modules[part] if part in getattr(target, "_modules", {}) else vars(target)[part]
+    return target
+
+
+def read(model: nn.Module, attribute: Attribute) -> int:
+    """Current value of an attribute."""
+    value = vars(owner_at(model, attribute.owner))[attribute.name]
+    return int(value if attribute.item is None else value[attribute.item])
+
+
+def write(model: nn.Module, attribute: Attribute, value: int) -> None:
+    """Set an attribute, keeping the container type of tuples and lists."""
+    store = vars(owner_at(model, attribute.owner))
+    if attribute.item is None:
+        store[attribute.name] = value
+        return
+    old = store[attribute.name]
+    store[attribute.name] = type(old)(value if i == attribute.item else item for i, item in enumerate(old))
+
+
+@contextmanager
+def tracked_attributes(model: nn.Module) -> Iterator[None]:
+    """Replace integer attributes by tracked ones; every attribute is put back on exit."""
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    for path, owner in owners(model):
+        store = vars(owner)
+        for name, value in list(store.items()):
+            if type(value) is int:
+                saved.append((store, name, value))
+                store[name] = TrackedInt(value, Attribute(path, name))
+            elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+                saved.append((store, name, value))
+                store[name] = type(value)(TrackedInt(v, Attribute(path, name, i)) for i, v in enumerate(value))
+    try:
+        yield
+    finally:
+        for store, name, value in saved:
+            store[name] = value

@@ -1,0 +1,123 @@
+"""What one run of the model leaves behind: steps, axes, integer sites, outputs. Plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from secateur.structure.axes import Axis, Space
+from secateur.structure.provenance import Expr
+
+Axes = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor of the run, by number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the model and in the user's code something happened."""
+
+    op: str = ""
+    module: str = ""
+    where: str = ""
+
+
+@dataclass(eq=False)
+class Restrict:
+    """How an operation that mixes a dimension (a norm, a softmax, a mean) is replayed on kept coordinates.
+
+    Args:
+        inputs: (tensor number, dimension, axis) of everything that is cut before the operation.
+        outputs: (position among the tensor results, dimension, axis) of what is spread out again.
+        sizes: positional argument -> axis or axes whose kept size replaces the integer(s) there.
+    """
+
+    inputs: list[tuple[int, int, Axis]]
+    outputs: list[tuple[int, int, Axis]] = field(default_factory=list)
+    sizes: dict[int, Axis | tuple[Axis, ...]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Step:
+    """One executed ATen call.
+
+    Args:
+        func: the operator overload; args and kwargs hold `Ref` in place of tensors.
+        outputs: numbers of the tensor results, in order.
+        contracted: (tensor number, dimension, axis) summed over by this call.
+        restrict: how to replay a call that mixes a dimension, if it does.
+        cost: each entry is a product of dimensions; the sum of the products is the multiply-accumulates.
+        place: where it happened.
+    """
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[int]
+    contracted: list[tuple[int, int, Axis]]
+    restrict: Restrict | None
+    cost: list[Axes]
+    place: Place
+
+
+@dataclass(eq=False)
+class Site:
+    """An integer that the user's code passed as the size of `axis` (`expr` says how it came about)."""
+
+    expr: Expr
+    axis: Axis
+    place: Place
+
+
+@dataclass(eq=False)
+class Record:
+    """Everything that one execution taught us about a model.
+
+    Args:
+        space: the atoms.
+        steps: the executed calls, in order.
+        names: tensor number -> name, for parameters and buffers.
+        constants: tensor number -> tensor, for inputs and tensors that the model holds elsewhere.
+        axes: tensor number -> dimensions, for parameters, buffers, constants and outputs.
+        roles: (name, dimension) -> "in" or "out", from the contractions in which a parameter took part.
+        sites: integers to watch.
+        inputs, outputs: tensor numbers.
+        heads, inner: ids of atoms seen as batch, and as inner, dimension of products of two activations.
+        aliases: every other name of a tied tensor -> its first name.
+    """
+
+    space: Space = field(default_factory=Space)
+    steps: list[Step] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    constants: dict[int, Tensor] = field(default_factory=dict)
+    axes: dict[int, Axes] = field(default_factory=dict)
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    heads: list[Axis] = field(default_factory=list)
+    inner: list[Axis] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Axes]:
+        """Name -> dimensions of every parameter and buffer that the run used."""
+        return {name: self.axes[number] for number, name in self.names.items()}
+
+
+def numbers_in(value: Any) -> Sequence[int]:
+    """Tensor numbers in an argument tree."""
+    if isinstance(value, Ref):
+        return [value.number]
+    if isinstance(value, (list, tuple)):
+        return [n for item in value for n in numbers_in(item)]
+    if isinstance(value, dict):
+        return [n for item in value.values() for n in numbers_in(item)]
+    return []

@@ -1,0 +1,24 @@
+"""What every ATen operator does to dimensions: one file per family, one function per rule.
+
+An operator without a rule is a barrier: all dimensions of its tensors are locked, and the report names it.
+`register` adds a rule for a custom operator.
+"""
+
+from secateur.structure.rules import attention, contraction, factory, lookup, movement, norm, reduce, spatial
+from secateur.structure.rules.base import Call, apply, follow_source, known, register
+
+__all__ = [
+    "Call",
+    "apply",
+    "attention",
+    "contraction",
+    "factory",
+    "follow_source",
+    "known",
+    "lookup",
+    "movement",
+    "norm",
+    "reduce",
+    "register",
+    "spatial",
+]

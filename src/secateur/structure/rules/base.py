@@ -1,0 +1,216 @@
+"""The registry of rules and what a rule sees: one call with its arguments by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from secateur.structure.axes import ONE, Axis, leaves, lock, resolve
+from secateur.structure.record import Axes, Restrict
+from secateur.types import Lock
+
+if TYPE_CHECKING:
+    from secateur.structure.capture import Recorder
+
+Rule = Callable[["Call"], "Axes | list[Axes]"]
+R = TypeVar("R", bound=Rule)
+_RULES: dict[str, Rule] = {}
+MOVED = frozenset(
+    [
+        "t",
+        "transpose",
+        "permute",
+        "alias",
+        "detach",
+        "clone",
+        "_to_copy",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "view",
+        "_unsafe_view",
+    ]
+)
+
+
+def register(*names: str) -> Callable[[R], R]:
+    """Register a rule for operators by base name ("mm" for all overloads of aten.mm; "mylib::op" otherwise).
+
+    The rule takes a `Call` and returns the axes of the result, or a list with one entry per result tensor.
+    """
+
+    def add(rule: R) -> R:
+        for name in names:
+            _RULES[name] = rule
+        return rule
+
+    return add
+
+
+@cache
+def base_name(func: Any) -> str:
+    """Operator name without overload and in-place underscore; with its namespace outside aten."""
+    namespace, _, name = func._schema.name.partition("::")
+    if name.endswith("_") and not name.startswith("__"):
+        name = name[:-1]
+    return str(name) if namespace == "aten" else f"{namespace}::{name}"
+
+
+@cache
+def _find(func: Any) -> Rule | None:
+    rule = _RULES.get(base_name(func))
+    if rule is None and torch.Tag.pointwise in func.tags:
+        return pointwise
+    return rule
+
+
+@cache
+def _positions(func: Any) -> dict[str, int]:
+    return {argument.name: i for i, argument in enumerate(func._schema.arguments)}
+
+
+def known(func: Any) -> bool:
+    """Whether an operator has a rule."""
+    return _find(func) is not None
+
+
+class Call:
+    """One ATen call as a rule sees it."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: list[Tensor],
+    ) -> None:
+        self.recorder, self.func, self.args, self.kwargs, self.results = recorder, func, args, kwargs, results
+        self.contracted: list[tuple[int, int, Axis]] = []
+        self.restricted: Restrict | None = None
+        self.cost: list[Axes] = []
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Argument by name, wherever it was passed."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        position = _positions(self.func).get(name, len(self.args))
+        return self.args[position] if position < len(self.args) else default
+
+    def position(self, name: str) -> int:
+        """Position of an argument in the schema."""
+        return _positions(self.func)[name]
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """Dimensions of a tensor."""
+        return self.recorder.axes(tensor)
+
+    def number(self, tensor: Tensor) -> int:
+        """Number of a tensor."""
+        return self.recorder.number(tensor)
+
+    def tensors(self) -> list[Tensor]:
+        """Tensor arguments in order."""
+        found = [a for a in (*self.args, *self.kwargs.values()) if isinstance(a, (Tensor, list, tuple))]
+        return [t for a in found for t in ([a] if isinstance(a, Tensor) else a) if isinstance(t, Tensor)]
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        """Two dimensions are indexed alike."""
+        self.recorder.unify(a, b)
+
+    def fresh(self, size: int, why: str = "") -> Axis:
+        """A new dimension, locked if a reason is given."""
+        return self.recorder.space.fresh(size, self.recorder.reason(why) if why else None)
+
+    def lock(self, axis: Axis, why: str, hint: str = "") -> None:
+        """Forbid cuts of a dimension."""
+        if resolve(axis) is not ONE:
+            lock(axis, self.recorder.reason(why, hint))
+
+    def contract(self, tensor: Tensor, *dims: int) -> None:
+        """Note that the call sums over dimensions of `tensor`; tells producers from consumers."""
+        axes, number = self.axes(tensor), self.number(tensor)
+        summed = {d % tensor.dim() for d in dims}
+        self.contracted += [(number, d, axes[d]) for d in sorted(summed)]
+        name, where = self.recorder.sources.get(number, ("", ()))
+        for d, original in enumerate(where):
+            if original >= 0:
+                role = "in" if d in summed else "out"
+                self.recorder.record.roles.setdefault((name, original), role)
+
+    def is_activation(self, tensor: Tensor) -> bool:
+        """Whether a tensor is not a (moved) parameter."""
+        return self.number(tensor) not in self.recorder.sources
+
+
+def apply(call: Call) -> list[Axes]:
+    """Axes of every result of the call, by its rule or as a barrier."""
+    rule = _find(call.func)
+    if not call.results:
+        if rule is None:
+            _lock_all(call, f"the values of {base_name(call.func)} leave the graph here")
+        return []
+    if rule is None:
+        _lock_all(call, f"no rule for the operator {base_name(call.func)}")
+        why = f"made by {base_name(call.func)}, which has no rule"
+        return [tuple(call.fresh(n, why) for n in t.shape) for t in call.results]
+    axes = rule(call)
+    return axes if isinstance(axes, list) else [axes] * len(call.results)
+
+
+def _lock_all(call: Call, why: str) -> None:
+    hint = "register a rule with secateur.structure.rules.register"
+    for tensor in call.tensors():
+        for axis in call.axes(tensor):
+            call.lock(axis, why, hint)
+
+
+def broadcast(call: Call, shapes: Sequence[Axes]) -> Axes:
+    """Unify dimensions that a broadcast lines up (from the right); size one repeats."""
+    out: list[Axis] = []
+    for back in range(1, max(map(len, shapes), default=0) + 1):
+        here = [axes[-back] for axes in shapes if len(axes) >= back]
+        wide = [axis for axis in here if axis.size != 1]
+        for other in wide[1:]:
+            call.unify(wide[0], other)
+        out.append(resolve(wide[0]) if wide else ONE)
+    return tuple(reversed(out))
+
+
+def pointwise(call: Call) -> Axes | list[Axes]:
+    """Every element depends on the elements at the same place of the operands."""
+    return broadcast(call, [call.axes(t) for t in call.tensors()])
+
+
+register(
+    "copy", "fill", "zero", "clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous",
+    "native_dropout", "dropout", "bernoulli", "tril", "triu", "masked_fill", "uniform", "normal", "zeros_like",
+    "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_prelu_kernel", "rrelu_with_noise",
+    "_conj", "_neg_view", "clamp", "where", "nan_to_num", "real", "imag", "polar", "complex", "isnan", "isinf",
+    "scalar_tensor", "lerp", "addcmul", "addcdiv", "glu_jvp", "exponential", "rrelu", "relu", "relu6", "hardtanh",
+)(pointwise)  # fmt: skip
+
+
+def follow_source(call: Call, produced: list[int]) -> None:
+    """A moved parameter is still that parameter: remember which of its dimensions went where."""
+    if base_name(call.func) not in MOVED or not call.args or not produced:
+        return
+    source = call.recorder.sources.get(call.number(call.args[0]))
+    if source is None or produced[0] in call.recorder.sources:
+        return
+    name, dims = source
+    before = call.axes(call.args[0])
+    after = call.recorder.live[produced[0]]
+    places = {id(resolve(axis)): dims[i] for i, axis in enumerate(before) if axis.size > 1}
+    moved = tuple(places.get(id(resolve(axis)), -1) for axis in after)
+    if any(d >= 0 for d in moved):
+        call.recorder.sources[produced[0]] = (name, moved)
+
+
+def locked_by(axis: Axis) -> list[Lock]:
+    """Reasons on the atoms below an axis."""
+    return [reason for atom in leaves(axis) for reason in atom.locks]

@@ -1,0 +1,104 @@
+"""Rules for products that sum over a dimension: matrix products and convolutions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.structure.axes import Axis, Conflict, product
+from secateur.structure.record import Axes
+from secateur.structure.rules.base import Call, broadcast, register
+
+
+@register("mm", "addmm", "mv", "addmv", "_addmm_activation", "dot", "_int_mm")
+def mm(call: Call) -> Axes:
+    """[m, k] x [k, n], with an addend broadcast to the result."""
+    a, b = [t for t in call.tensors() if t is not call.get("self")] if "addm" in _name(call) else call.tensors()
+    axes_a, axes_b = call.axes(a), call.axes(b)
+    call.unify(axes_a[-1], axes_b[0])
+    call.contract(a, -1)
+    call.contract(b, 0)
+    out = (*axes_a[:-1], *axes_b[1:])
+    call.cost.append((*axes_a, *axes_b[1:]))
+    return _with_addend(call, out) if "addm" in _name(call) else out
+
+
+@register("bmm", "baddbmm")
+def bmm(call: Call) -> Axes:
+    """[b, m, k] x [b, k, n]."""
+    a, b = (call.args[1], call.args[2]) if "badd" in _name(call) else (call.args[0], call.args[1])
+    axes_a, axes_b = call.axes(a), call.axes(b)
+    call.unify(axes_a[0], axes_b[0])
+    call.unify(axes_a[2], axes_b[1])
+    call.contract(a, -1)
+    call.contract(b, -2)
+    if call.is_activation(a) and call.is_activation(b):
+        call.recorder.record.heads.append(axes_a[0])
+        call.recorder.record.inner += [axes_a[2], axes_a[1], axes_b[2]]
+    out = (axes_a[0], axes_a[1], axes_b[2])
+    call.cost.append((*axes_a, axes_b[2]))
+    return _with_addend(call, out) if "badd" in _name(call) else out
+
+
+@register("linear")
+def linear(call: Call) -> Axes:
+    """X [..., k] times weight [n, k] plus bias [n]."""
+    x, weight, bias = call.get("input"), call.get("weight"), call.get("bias")
+    axes, (rows, columns) = call.axes(x), call.axes(weight)
+    call.unify(axes[-1], columns)
+    call.contract(x, -1)
+    call.contract(weight, -1)
+    if isinstance(bias, Tensor):
+        call.unify(call.axes(bias)[0], rows)
+    call.cost.append((*axes, rows))
+    return (*axes[:-1], rows)
+
+
+def _name(call: Call) -> str:
+    return str(call.func._schema.name)
+
+
+def _with_addend(call: Call, out: Axes) -> Axes:
+    return broadcast(call, [out, call.axes(call.args[0])])
+
+
+@register("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+def convolution(call: Call) -> Axes:
+    """Convolution of any rank, grouped, depthwise or transposed.
+
+    Input channels are groups x in-per-group, output channels are groups x out-per-group; with one group the
+    products are trivial, with one channel per group the group is the channel.
+    """
+    x, weight, bias = call.get("input"), call.get("weight"), call.get("bias")
+    groups, transposed = call.get("groups", 1), bool(call.get("transposed", False))
+    axes_x, axes_w = call.axes(x), call.axes(weight)
+    spatial = weight.dim() - 2
+    lead, channels = axes_x[: -spatial - 1], axes_x[-spatial - 1]
+    for axis in axes_w[2:]:
+        call.lock(axis, "the kernel's extent in space")
+    group, first = _split_groups(call, axes_w[0], groups)
+    inner, outer = (first, axes_w[1]) if transposed else (axes_w[1], first)
+    call.unify(channels, product([group, inner]))
+    call.contract(x, -spatial - 1)
+    call.contract(weight, *([0] if transposed else [1]))
+    if transposed and groups > 1:  # dimension 0 is groups x in: only the inner factor is summed over
+        call.recorder.record.roles.setdefault((_source(call, weight), 1), "out")
+    out_channels = product([group, outer])
+    if isinstance(bias, Tensor):
+        call.unify(call.axes(bias)[0], out_channels)
+    sizes = call.results[0].shape[-spatial:]
+    space = tuple(call.fresh(n, "a spatial dimension") for n in sizes)
+    call.cost.append((*lead, *(axes_x[-spatial:] if transposed else space), *axes_w))
+    return (*lead, out_channels, *space)
+
+
+def _split_groups(call: Call, axis: Axis, groups: int) -> tuple[Axis, Axis]:
+    try:
+        return call.recorder.space.split_product(axis, groups)
+    except Conflict:
+        why = "convolution groups do not follow the structure of the channels"
+        call.lock(axis, why)
+        return call.fresh(groups, why), call.fresh(axis.size // groups, why)
+
+
+def _source(call: Call, tensor: Tensor) -> str:
+    return call.recorder.sources.get(call.number(tensor), ("", ()))[0]

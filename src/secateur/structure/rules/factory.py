@@ -1,0 +1,16 @@
+"""Rules for tensors that are made, not computed: every dimension is new."""
+
+from __future__ import annotations
+
+from secateur.structure.record import Axes
+from secateur.structure.rules.base import Call, register
+
+
+@register(
+    "arange", "zeros", "ones", "full", "empty", "rand", "randn", "randint", "eye", "linspace", "logspace", "randperm",
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "empty_strided", "tril_indices",
+    "triu_indices", "range", "hann_window", "scalar_tensor", "_efficientzerotensor",
+)  # fmt: skip
+def factory(call: Call) -> list[Axes]:
+    """Fresh dimensions, free until something ties them to a literal or to a parameter."""
+    return [tuple(call.fresh(n) for n in t.shape) for t in call.results]

@@ -1,0 +1,317 @@
+"""Rules for pure data movement: views, permutations, slices, concatenations, repetitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from secateur.structure.axes import ONE, Axis, Conflict, concat, product, resolve
+from secateur.structure.record import Axes
+from secateur.structure.rules.base import Call, register
+
+MAX_PIECES = 16  # equal slices up to this number are taken as parts of one product
+
+
+@register("view", "_unsafe_view", "_reshape_alias", "reshape", "reshape_copy", "view_copy")
+def view(call: Call) -> Axes:
+    """Row-major regrouping; dimensions factor or merge segment by segment."""
+    source, result = call.args[0], call.results[0]
+    axes = call.axes(source)
+    if source.dtype != result.dtype and source.shape != result.shape:
+        for axis in axes:
+            call.lock(axis, "reinterpreted as another dtype")
+        return tuple(call.fresh(n, "reinterpreted as another dtype") for n in result.shape)
+    return regroup(call, axes, list(result.shape))
+
+
+def regroup(call: Call, axes: Axes, sizes: Sequence[int]) -> Axes:
+    """Axes after a row-major reshape to `sizes`.
+
+    Dimensions are first divided into the smallest segments of equal product, so that a segment that cannot be
+    factored locks nothing else.
+    """
+    out: list[Axis] = []
+    todo = [axis for axis in axes if axis.size != 1]
+    i = 0
+    while i < len(sizes):
+        if sizes[i] == 1:
+            out.append(ONE)
+            i += 1
+            continue
+        segment, want, have = [], 1, 1
+        targets: list[int] = []
+        while want != have or want == 1:
+            if have <= want and todo and (have < want or have == 1):
+                segment.append(todo.pop(0))
+                have *= segment[-1].size
+            elif i < len(sizes):
+                targets.append(sizes[i])
+                want *= sizes[i]
+                i += 1
+            else:
+                break
+        out.extend(_factor(call, segment, targets))
+    return tuple(out)
+
+
+def _factor(call: Call, segment: list[Axis], targets: list[int]) -> list[Axis]:
+    if len(targets) == 1:
+        return [product(segment)]
+    rest: Axis = product(segment)
+    out: list[Axis] = []
+    try:
+        for size in targets[:-1]:
+            head, rest = call.recorder.space.split_product(rest, size)
+            out.append(head)
+        return [*out, resolve(rest)]
+    except Conflict:
+        why = "a reshape does not follow the structure of this dimension"
+        for axis in segment:
+            call.lock(axis, why)
+        return [call.fresh(size, why) for size in targets]
+
+
+@register("permute", "permute_copy")
+def permute(call: Call) -> Axes:
+    """Dimensions in another order."""
+    axes = call.axes(call.args[0])
+    return tuple(axes[d] for d in call.get("dims"))
+
+
+@register("transpose", "swapaxes", "transpose_copy")
+def transpose(call: Call) -> Axes:
+    """Two dimensions change places."""
+    axes = list(call.axes(call.args[0]))
+    a, b = call.get("dim0"), call.get("dim1")
+    if axes:
+        axes[a], axes[b] = axes[b], axes[a]
+    return tuple(axes)
+
+
+@register("t")
+def t(call: Call) -> Axes:
+    """Matrix transpose."""
+    return tuple(reversed(call.axes(call.args[0])))
+
+
+@register("unsqueeze")
+def unsqueeze(call: Call) -> Axes:
+    """A new dimension of size one."""
+    axes = list(call.axes(call.args[0]))
+    axes.insert(call.get("dim") % (len(axes) + 1), ONE)
+    return tuple(axes)
+
+
+@register("squeeze")
+def squeeze(call: Call) -> Axes:
+    """Dimensions of size one vanish."""
+    axes = call.axes(call.args[0])
+    dims = call.get("dim")
+    if dims is None:
+        return tuple(axis for axis in axes if axis.size != 1)
+    chosen = {d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)} if axes else set()
+    return tuple(axis for d, axis in enumerate(axes) if d not in chosen or axis.size != 1)
+
+
+@register("expand", "expand_copy", "broadcast_to")
+def expand(call: Call) -> Axes:
+    """Size one repeats; each repetition is a new index set."""
+    axes, shape = call.axes(call.args[0]), call.results[0].shape
+    padded = (ONE,) * (len(shape) - len(axes)) + axes
+    return tuple(axis if axis.size == n else call.fresh(n) for axis, n in zip(padded, shape, strict=True))
+
+
+@register("repeat")
+def repeat(call: Call) -> Axes:
+    """Whole copies after each other: a product with the repetition outside."""
+    axes, times = call.axes(call.args[0]), call.get("repeats")
+    padded = (ONE,) * (len(times) - len(axes)) + axes
+    return tuple(product([call.fresh(k), axis]) for k, axis in zip(times, padded, strict=True))
+
+
+@register("slice")
+def slice_(call: Call) -> Axes:
+    """A sub-interval, or every k-th index."""
+    source = call.args[0]
+    axes = list(call.axes(source))
+    dim = call.get("dim", 0) % len(axes)
+    size, length = source.shape[dim], call.results[0].shape[dim]
+    start = min(max(_wrap(call.get("start") or 0, size), 0), size)
+    axes[dim] = interval(call, axes[dim], start, length, call.get("step", 1))
+    return tuple(axes)
+
+
+def _wrap(index: int, size: int) -> int:
+    return index + size if index < 0 else index
+
+
+def interval(call: Call, axis: Axis, start: int, length: int, step: int = 1) -> Axis:
+    """Positions start, start + step, ... of an axis."""
+    size, space = axis.size, call.recorder.space
+    if length == size:
+        return axis
+    if length == 0:
+        return call.fresh(0, "an empty slice")
+    try:
+        if step > 1:
+            if size % step or start >= step or length != size // step:
+                raise Conflict
+            outer, inner = space.split_product(axis, size // step)
+            call.lock(inner, "a strided slice takes one of several positions")
+            return outer
+        if length > 1 and size % length == 0 and start % length == 0 and size // length <= MAX_PIECES:
+            return _piece(call, axis, length)
+        return _between(call, axis, start, length)
+    except Conflict:
+        call.lock(axis, "a slice does not follow the structure of this dimension")
+        return call.fresh(length, "a slice that does not follow the structure of its dimension")
+
+
+def _piece(call: Call, axis: Axis, length: int) -> Axis:
+    try:
+        return call.recorder.space.split_product(axis, axis.size // length)[1]
+    except Conflict:
+        raise
+
+
+def _between(call: Call, axis: Axis, start: int, length: int) -> Axis:
+    _, tail = call.recorder.space.split_sum(axis, start)
+    assert tail is not None
+    piece, _ = call.recorder.space.split_sum(tail, length)
+    assert piece is not None
+    return piece
+
+
+@register("select")
+def select(call: Call) -> Axes:
+    """One position of a dimension: its number would change if the dimension were cut."""
+    axes = list(call.axes(call.args[0]))
+    axis = axes.pop(call.get("dim") % len(axes))
+    call.lock(axis, "a single position is picked by number")
+    return tuple(axes)
+
+
+@register("unbind")
+def unbind(call: Call) -> list[Axes]:
+    """Every position becomes a tensor of its own."""
+    axes = list(call.axes(call.args[0]))
+    axis = axes.pop((call.get("dim") or 0) % len(axes))
+    call.lock(axis, "every position becomes a tensor of its own")
+    return [tuple(axes)] * len(call.results)
+
+
+@register("split", "split_with_sizes", "split_copy", "split_with_sizes_copy", "unsafe_split")
+def split(call: Call) -> list[Axes]:
+    """Consecutive pieces; equal ones share one index set."""
+    source = call.args[0]
+    axes = list(call.axes(source))
+    dim = (call.get("dim") or 0) % len(axes)
+    out, start = [], 0
+    for piece in call.results:
+        length = piece.shape[dim]
+        part = interval(call, axes[dim], start, length)
+        out.append((*axes[:dim], part, *axes[dim + 1 :]))
+        start += length
+    return out
+
+
+@register("cat", "concat", "_cat")
+def cat(call: Call) -> Axes:
+    """Concatenation: an ordered sum along one dimension, equality along the others."""
+    tensors: list[Tensor] = [x for x in call.get("tensors") if x.dim() > 1 or x.numel() > 0]
+    dim = call.get("dim", 0)
+    shapes = [call.axes(x) for x in tensors]
+    dim %= len(shapes[0])
+    for other in shapes[1:]:
+        for d, (a, b) in enumerate(zip(shapes[0], other, strict=True)):
+            if d != dim:
+                call.unify(a, b)
+    joined = concat([axes[dim] for axes in shapes if axes[dim].size > 0])
+    return (*shapes[0][:dim], joined, *shapes[0][dim + 1 :])
+
+
+@register("stack")
+def stack(call: Call) -> Axes:
+    """A new dimension that counts the operands."""
+    tensors = call.get("tensors")
+    shapes = [call.axes(x) for x in tensors]
+    for other in shapes[1:]:
+        for a, b in zip(shapes[0], other, strict=True):
+            call.unify(a, b)
+    out = list(shapes[0])
+    out.insert(call.get("dim", 0) % (len(out) + 1), call.fresh(len(tensors), "counts the stacked tensors"))
+    return tuple(out)
+
+
+@register("constant_pad_nd", "pad")
+def pad(call: Call) -> Axes:
+    """Constants on both sides of a dimension; negative padding crops."""
+    axes = list(call.axes(call.args[0]))
+    amounts = call.get("pad")
+    for i in range(len(amounts) // 2):
+        low, high = amounts[2 * i], amounts[2 * i + 1]
+        dim = len(axes) - 1 - i
+        if low < 0 or high < 0:
+            length = axes[dim].size + min(low, 0) + min(high, 0)
+            axes[dim] = interval(call, axes[dim], max(-low, 0), length)
+        why = "padded by a fixed amount"
+        sides = [call.fresh(n, why) if n > 0 else None for n in (low, high)]
+        axes[dim] = concat([part for part in (sides[0], axes[dim], sides[1]) if part is not None])
+    return tuple(axes)
+
+
+@register("roll", "flip", "rot90")
+def reorder(call: Call) -> Axes:
+    """Positions change by a fixed number: the moved dimensions are locked."""
+    axes = list(call.axes(call.args[0]))
+    dims = call.get("dims") or range(len(axes))
+    for d in [dims] if isinstance(dims, int) else dims:
+        call.lock(axes[d], "positions are rolled or flipped by number")
+        axes[d] = call.fresh(axes[d].size, "rolled or flipped positions")
+    return tuple(axes)
+
+
+@register("unfold")
+def unfold(call: Call) -> Axes:
+    """Sliding windows over one dimension."""
+    axes = list(call.axes(call.args[0]))
+    dim = call.get("dimension") % len(axes)
+    call.lock(axes[dim], "cut into sliding windows")
+    shape = call.results[0].shape
+    axes[dim] = call.fresh(shape[dim], "counts sliding windows")
+    return (*axes, call.fresh(shape[-1], "a position in a sliding window"))
+
+
+@register("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def shuffle(call: Call) -> Axes:
+    """Channels move into space (or back), or are interleaved: a product of channels and fixed factors."""
+    axes, result = call.axes(call.args[0]), call.results[0]
+    name = call.func._schema.name
+    lead, (channels, *space) = axes[:-3], axes[-3:]
+    split = call.recorder.space.split_product
+    try:
+        if name.endswith("pixel_shuffle"):
+            r = call.get("upscale_factor")
+            outer, inner = split(channels, channels.size // (r * r))
+            call.lock(inner, "moves into space")
+            new = outer
+        elif name.endswith("pixel_unshuffle"):
+            r = call.get("downscale_factor")
+            new = product([channels, call.fresh(r * r, "comes from space")])
+        else:
+            groups, per_group = split(channels, call.get("groups"))
+            call.lock(groups, "the number of shuffled groups is fixed in the code")
+            return (*lead, product([per_group, groups]), *space)
+    except Conflict:
+        call.lock(channels, "a shuffle does not follow the structure of the channels")
+        new = call.fresh(result.shape[-3], "shuffled channels")
+    return (*lead, new, *(call.fresh(n, "a spatial dimension") for n in result.shape[-2:]))
+
+
+@register("diagonal", "as_strided")
+def strided(call: Call) -> Axes:
+    """Other strides over the same storage: the touched dimensions are locked."""
+    for axis in call.axes(call.args[0]):
+        call.lock(axis, "accessed through explicit strides")
+    return tuple(call.fresh(n, "accessed through explicit strides") for n in call.results[0].shape)

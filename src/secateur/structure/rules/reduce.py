@@ -1,0 +1,63 @@
+"""Rules for reductions: dimensions that vanish, or shrink to one."""
+
+from __future__ import annotations
+
+from secateur.structure.axes import ONE
+from secateur.structure.record import Axes, Restrict
+from secateur.structure.rules.base import Call, register
+
+
+@register(
+    "sum", "mean", "var", "std", "amax", "amin", "logsumexp", "linalg_vector_norm", "norm", "var_mean", "std_mean",
+    "nansum", "count_nonzero",
+)  # fmt: skip
+def reduction(call: Call) -> list[Axes]:
+    """Sums, means and the like: what is kept of the dimension is reduced."""
+    x = call.args[0]
+    axes = call.axes(x)
+    dims = call.get("dim")
+    chosen = _dims(dims, len(axes))
+    number = call.number(x)
+    call.restricted = Restrict([(number, d, axes[d]) for d in sorted(chosen)])
+    return [_reduced(axes, chosen, keep=t.dim() == len(axes)) for t in call.results]
+
+
+def _dims(dims: int | list[int] | None, rank: int) -> set[int]:
+    if dims is None or (isinstance(dims, list) and not dims):
+        return set(range(rank))
+    return {d % rank for d in ([dims] if isinstance(dims, int) else dims)} if rank else set()
+
+
+def _reduced(axes: Axes, chosen: set[int], *, keep: bool) -> Axes:
+    if keep:
+        return tuple(ONE if d in chosen else axis for d, axis in enumerate(axes))
+    return tuple(axis for d, axis in enumerate(axes) if d not in chosen)
+
+
+@register("prod", "any", "all", "argmax", "argmin", "max", "min", "median", "mode", "kthvalue", "aminmax")
+def ordered(call: Call) -> Axes | list[Axes]:
+    """The result holds positions, or depends on an order: the reduced dimension is locked."""
+    tensors = call.tensors()
+    if len(tensors) == 2 and call.get("other") is not None:
+        shape = [call.axes(t) for t in tensors]
+        from secateur.structure.rules.base import broadcast
+
+        return broadcast(call, shape)
+    axes = call.axes(call.args[0])
+    chosen = _dims(call.get("dim"), len(axes))
+    for d in chosen:
+        call.lock(axes[d], "the result names positions of this dimension or depends on all of it")
+    return [_reduced(axes, chosen, keep=t.dim() == len(axes) and bool(axes)) for t in call.results]
+
+
+@register("topk", "sort", "argsort", "unique_dim")
+def sorting(call: Call) -> list[Axes]:
+    """Sorted along one dimension, which is locked: its positions leave as numbers."""
+    axes = list(call.axes(call.args[0]))
+    if not axes:
+        return [()] * len(call.results)
+    dim = call.get("dim", -1)
+    d = dim if isinstance(dim, int) else -1
+    call.lock(axes[d], "its positions are sorted and leave as numbers")
+    axes[d] = call.fresh(call.results[0].shape[d], "sorted positions")
+    return [tuple(axes)] * len(call.results)

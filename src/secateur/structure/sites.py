@@ -1,0 +1,266 @@
+"""Python calls in which an integer fixes the size of a dimension.
+
+Every handler ties each integer of its call to the dimension that it sizes. A literal locks the dimension at once; an
+attribute or a size from `shape` becomes a `Site`, which is checked and followed when the cut is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from secateur.structure.axes import Axis, Conflict, lock
+from secateur.structure.provenance import TrackedInt, expr_of, is_literal
+from secateur.structure.record import Place, Site
+from secateur.types import Lock
+
+if TYPE_CHECKING:
+    from secateur.structure.capture import Recorder
+
+Handler = Callable[["Recorder", tuple[Any, ...], dict[str, Any], Any], None]
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register a handler for functions and methods by name."""
+
+    def add(handler: Handler) -> Handler:
+        for name in names:
+            HANDLERS[name] = handler
+        return handler
+
+    return add
+
+
+def tie(recorder: Recorder, value: Any, axis: Axis | None) -> None:
+    """State that `value` is the size of `axis`."""
+    if axis is None or axis.size == 1 or not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        return
+    here = recorder.place()
+    place = Place(recorder.function, here.module, here.where)
+    expr = expr_of(value)
+    if is_literal(expr):
+        hint = "replace the number by a size read from the tensor or by an attribute"
+        lock(
+            axis,
+            Lock(f"the size {int(value)} is written in the code", place.op, place.module, place.where, hint),
+        )
+    elif int(value) == axis.size:
+        recorder.record.sites.append(Site(expr, axis, place))
+
+
+def ints(values: Sequence[Any]) -> list[Any]:
+    """Sizes given as separate arguments or as one sequence."""
+    if len(values) == 1 and isinstance(values[0], (tuple, list)):
+        return list(values[0])
+    return list(values)
+
+
+def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str) -> list[Any]:
+    for name in names:
+        if name in kwargs:
+            return ints([kwargs[name]])
+    return ints(args)
+
+
+@handles("view", "reshape", "expand", "broadcast_to", "zeros", "ones", "empty", "rand", "randn", "new_zeros",
+         "new_ones", "new_empty", "new_full", "full")  # fmt: skip
+def result_sizes(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Each integer is the size of a dimension of the result."""
+    rest = args[1:] if args and isinstance(args[0], Tensor) else args
+    sizes = _sizes(rest, kwargs, "size", "shape")
+    if recorder.function in ("full", "new_full"):
+        sizes = ints(sizes[:1])
+    if not isinstance(result, Tensor) or len(sizes) != result.dim():
+        return
+    for value, axis in zip(sizes, recorder.axes(result), strict=True):
+        tie(recorder, value, axis)
+
+
+@handles("arange")
+def arange(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """arange(n) has n positions."""
+    if len(args) == 1 and isinstance(args[0], int):
+        tie(recorder, args[0], recorder.axes(result)[0])
+
+
+@handles("unflatten")
+def unflatten(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """Each integer is one factor of the dimension."""
+    dim = args[1] if len(args) > 1 else kwargs["dim"]
+    sizes = list(args[2] if len(args) > 2 else kwargs["sizes"])
+    start = dim % args[0].dim()
+    for value, axis in zip(sizes, recorder.axes(result)[start : start + len(sizes)], strict=True):
+        tie(recorder, value, axis)
+
+
+@handles("repeat", "tile")
+def repeat(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """Each integer counts the copies of a dimension."""
+    times = _sizes(args[1:], kwargs, "repeats", "dims")
+    for value, axis in zip(reversed(times), reversed(recorder.axes(result)), strict=False):
+        if 1 < value < axis.size:
+            tie(recorder, value, _factor(recorder, axis, int(value), outer=True))
+        elif value > 1:
+            tie(recorder, value, axis)
+
+
+@handles("repeat_interleave")
+def repeat_interleave(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """The integer counts the copies of each position."""
+    value = args[1] if len(args) > 1 else kwargs.get("repeats")
+    dim = args[2] if len(args) > 2 else kwargs.get("dim")
+    if isinstance(value, int) and isinstance(dim, int) and value > 1:
+        tie(recorder, value, _factor(recorder, recorder.axes(result)[dim], value, outer=False))
+
+
+def _factor(recorder: Recorder, axis: Axis, count: int, *, outer: bool) -> Axis | None:
+    try:
+        if outer:
+            return recorder.space.split_product(axis, count)[0]
+        return recorder.space.split_product(axis, axis.size // count)[1]
+    except Conflict:
+        return axis
+
+
+@handles("split", "split_with_sizes", "tensor_split")
+def split(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Integers are the sizes of the pieces; `tensor_split` counts them."""
+    sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    if recorder.function == "tensor_split":
+        return
+    pieces = [recorder.axes(piece)[dim] for piece in result]
+    if len(pieces) == 1:
+        return
+    wanted = [sizes] * len(pieces) if isinstance(sizes, int) else list(sizes)
+    for value, axis in zip(wanted, pieces, strict=True):
+        if axis.size == value:
+            tie(recorder, value, axis)
+
+
+@handles("narrow")
+def narrow(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """Start and length of an interval."""
+    dim, start, length = args[1:4] if len(args) >= 4 else (kwargs["dim"], kwargs["start"], kwargs["length"])
+    before = recorder.axes(args[0])[dim]
+    _bound(recorder, start, before)
+    tie(recorder, length, recorder.axes(result)[dim])
+
+
+@handles("__getitem__")
+def getitem(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Bounds of slices: a literal bound locks what lies before it."""
+    tensor, key = args
+    items = key if isinstance(key, tuple) else (key,)
+    if not any(isinstance(item, slice) for item in items):
+        return
+    axes, d = recorder.axes(tensor), 0
+    given = sum(1 for item in items if item is not None and item is not Ellipsis)
+    for item in items:
+        if item is Ellipsis:
+            d += len(axes) - given
+        elif isinstance(item, slice):
+            _slice_bounds(recorder, item, axes[d])
+            d += 1
+        elif isinstance(item, Tensor) and item.dtype.is_floating_point is False and item.dim() > 1 and _is_mask(item):
+            d += item.dim()
+        elif item is not None:
+            d += 1
+
+
+def _is_mask(item: Tensor) -> bool:
+    return str(item.dtype) in ("torch.bool", "torch.uint8")
+
+
+def _slice_bounds(recorder: Recorder, item: slice, axis: Axis) -> None:
+    for bound in (item.start, item.stop):
+        if isinstance(bound, int):
+            _bound(recorder, bound, axis)
+
+
+def _bound(recorder: Recorder, bound: int, axis: Axis) -> None:
+    """A slice bound counts the positions before it (or after it, when negative)."""
+    size, position = axis.size, int(bound)
+    if position in (0, size) or abs(position) > size:
+        return
+    if position < 0 and not isinstance(bound, TrackedInt):
+        _tie_side(recorder, -position, axis, size + position, before=False)
+        return
+    _tie_side(recorder, bound, axis, position % size, before=True)
+
+
+def _tie_side(recorder: Recorder, value: int, axis: Axis, at: int, *, before: bool) -> None:
+    if size_divides(axis.size, at):
+        try:  # equal pieces already share one index set: tie the set, not the side
+            outer, inner = recorder.space.split_product(axis, axis.size // _common(axis.size, at))
+        except Conflict:
+            lock(axis, recorder.reason("a slice does not follow the structure of this dimension"))
+            return
+        if at == inner.size or axis.size - at == inner.size:
+            tie(recorder, value, inner if (at if before else axis.size - at) == inner.size else None)
+            if (at if before else axis.size - at) == inner.size:
+                return
+    try:
+        low, high = recorder.space.split_sum(axis, at)
+    except Conflict:
+        lock(axis, recorder.reason("a slice does not follow the structure of this dimension"))
+        return
+    tie(recorder, value, low if before else high)
+
+
+def size_divides(size: int, at: int) -> bool:
+    """Whether a cut at `at` falls between few equal pieces, as `interval` takes them."""
+    piece = _common(size, at)
+    return piece > 1 and size // piece <= 16
+
+
+def _common(size: int, at: int) -> int:
+    from math import gcd
+
+    return gcd(size, at)
+
+
+@handles("layer_norm", "rms_norm")
+def normalized_shape(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """Sizes of the normalised dimensions."""
+    shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+    axes = recorder.axes(result)
+    for value, axis in zip(shape, axes[len(axes) - len(shape) :], strict=True):
+        tie(recorder, value, axis)
+
+
+@handles("group_norm")
+def num_groups(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """The number of normalisation groups."""
+    value = args[1] if len(args) > 1 else kwargs["num_groups"]
+    if value > 1:
+        tie(recorder, value, _factor(recorder, recorder.axes(result)[1], int(value), outer=True))
+
+
+@handles("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_groups(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """The number of convolution groups."""
+    place = 7 if "transpose" in recorder.function else 6
+    value = args[place] if len(args) > place else kwargs.get("groups", 1)
+    if value > 1:
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        tie(recorder, value, _factor(recorder, recorder.axes(weight)[0], int(value), outer=True))
+
+
+@handles("multi_head_attention_forward")
+def multi_head_attention(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """nn.MultiheadAttention derives its head size from the width of its input: none of the two can change alone."""
+    weights = [kwargs.get("in_proj_weight"), *args[5:6], *(kwargs.get(f"{n}_proj_weight") for n in "qkv")]
+    reason = recorder.reason(
+        "nn.MultiheadAttention ties heads, head size and width together (embed_dim = heads x head size)",
+        "use a module with separate projections, or remove whole layers",
+    )
+    query = args[0] if args else kwargs["query"]
+    lock(recorder.axes(query)[-1], reason)
+    for weight in weights:
+        if isinstance(weight, Tensor):
+            for axis in recorder.axes(weight):
+                lock(axis, reason)

@@ -1,0 +1,142 @@
+"""Frozen records that the stages hand to each other. Nothing here computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Any  # a tensor, a tuple or a mapping of tensors
+Data = Iterable[Batch]
+Loss = Callable[[nn.Module, Batch], Tensor]
+Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Why units may not be cut.
+
+    Args:
+        reason: one sentence, for example "the size 768 is written in the code".
+        op: the operation that caused it, for example "aten.view" ("" when there is none).
+        module: qualified name of the module that ran the operation.
+        where: "file:line" in the user's code, or "".
+        hint: what the user can do about it.
+    """
+
+    reason: str
+    op: str = ""
+    module: str = ""
+    where: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """One place where the units of a group live.
+
+    Args:
+        tensor: qualified name of a parameter or buffer (the first name where tied).
+        index: int64, as many dimensions as the tensor, each of size 1 or the tensor's own; the value is
+            the number of the unit that owns the element, -1 where no unit does. None stands for
+            ``arange(numel).view(shape)`` (granularity element) without storing it.
+        role: "out" (produces the unit), "in" (consumes it), "bias", "scale", "state" or "self"
+            (the weight itself: element, vector, kernel, block).
+    """
+
+    tensor: str
+    index: Tensor | None
+    role: str
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that compete with each other, and every slice that goes with each of them.
+
+    Args:
+        name: stable and readable, for example "conv1" or "encoder.layer.0.attention".
+        granularity: element, vector, kernel, n:m, block, channel, head, ...
+        shape: shape of the group's score tensor; ``prod(shape)`` units, numbered row-major.
+        spans: where the units live.
+        locks: reasons why the group may not be cut; empty = free.
+        attributes: what else is known (for example {"n": 2, "m": 4}).
+    """
+
+    name: str
+    granularity: str
+    shape: tuple[int, ...]
+    spans: tuple[Span, ...]
+    locks: tuple[Lock, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number with its unit, method, spread and device."""
+
+    value: float
+    unit: str
+    method: str = ""
+    spread: tuple[float, float] | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one forward pass in milliseconds over interleaved rounds."""
+
+    median: float
+    p10: float
+    p90: float
+    rounds: int
+    threads: int = 1
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a model is at one moment: the ``before`` and ``after`` of a report.
+
+    Args:
+        params: number of parameters (tied ones once).
+        nonzero: parameters that are not zero.
+        macs: multiply-accumulates of one forward pass on the example, or None where the forward was not run.
+        size_bytes: bytes of the weights as a safetensors file.
+        latency_ms: measured latency, or None if not asked for.
+        quality: named quality figures, for example {"accuracy": 0.97}.
+    """
+
+    params: int
+    nonzero: int
+    macs: int | None
+    size_bytes: int
+    latency_ms: Latency | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Proof that a cut model gives the outputs of the original replayed with the removed parts left out."""
+
+    max_abs_error: float
+    tolerance: float
+    dtype: str
+    method: str = "replay"
+    outputs: int = 1
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Something that was done less well than asked, and is said aloud: it sets exit code 7."""
+
+    stage: str
+    what: str
+    why: str = ""
