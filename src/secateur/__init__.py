@@ -1,1 +1,65 @@
 """secateur: prune any PyTorch model, prove that the result is right, measure what it brings."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur import criteria
+    from secateur.api import inspect, score
+    from secateur.apply.mask import mask_model
+    from secateur.errors import SecateurError
+    from secateur.loading import load
+    from secateur.pipeline import prune
+    from secateur.planning import Plan
+    from secateur.planning import make_plan as plan
+    from secateur.recipe import Recipe, load_recipe
+    from secateur.result import Result
+    from secateur.select import select
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "Plan": "secateur.planning:Plan",
+    "Recipe": "secateur.recipe:Recipe",
+    "Result": "secateur.result:Result",
+    "SecateurError": "secateur.errors:SecateurError",
+    "criteria": "secateur.criteria",
+    "inspect": "secateur.api:inspect",
+    "load": "secateur.loading:load",
+    "load_recipe": "secateur.recipe:load_recipe",
+    "mask_model": "secateur.apply.mask:mask_model",
+    "plan": "secateur.planning:make_plan",
+    "prune": "secateur.pipeline:prune",
+    "score": "secateur.api:score",
+    "select": "secateur.select:select",
+}
+
+__all__ = [
+    "Plan",
+    "Recipe",
+    "Result",
+    "SecateurError",
+    "__version__",
+    "criteria",
+    "inspect",
+    "load",
+    "load_recipe",
+    "mask_model",
+    "plan",
+    "prune",
+    "score",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used: the command line's help needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    found = import_module(module)
+    value = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value

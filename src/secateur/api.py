@@ -1,0 +1,84 @@
+"""The low-level surface: look, score and decide without a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur import criteria
+from secateur.criteria.base import Context, Criterion
+from secateur.planning.build import grouped, rule_of
+from secateur.select.granularity import Granularity
+from secateur.structure.view import View, look
+from secateur.types import Data, Group, Loss
+
+
+def inspect(model: nn.Module, example: Any, *, protect: Sequence[str] = ()) -> View:
+    """What can be cut, what goes with it, what is locked, by which line of code, and what that costs.
+
+    Args:
+        model: any module that runs on `example`; left as it is.
+        example: a tensor, a tuple of positional or a mapping of keyword arguments.
+        protect: names or patterns that stay whole.
+
+    Returns:
+        a view with `groups`, `locked`, `to_dict()` and a readable `str()`.
+
+    Raises:
+        ForwardError: the forward fails on the example.
+
+    Cost: one forward pass.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [group.name for group in inspect(net, torch.zeros(1, 4)).groups]
+        ['0']
+    """
+    return look(model, example, protect)
+
+
+def score(
+    model: nn.Module,
+    example: Any = None,
+    *,
+    criterion: str | Criterion | Mapping[str, Any] = "magnitude",
+    granularity: str | Mapping[str, Any] | Granularity = "element",
+    data: Data | None = None,
+    loss: Loss | None = None,
+    protect: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Score every unit; higher = keep.
+
+    Args:
+        model: left as it is.
+        example: forward inputs; needed for channel, neuron, head and the like, which the structure engine finds.
+        criterion: name, {"name": ..., options} or object.
+        granularity: what the units are.
+        data: batches, where the criterion needs them.
+        loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
+        protect: names or patterns that stay whole.
+        seed: of everything random.
+
+    Returns:
+        parameter name (masks) or group name (cuts) -> float32 scores.
+
+    Raises:
+        RecipeError: an unknown name, or data are missing.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -2.0], [1.0, -5.0]]))
+        >>> score(nn.Sequential(layer), granularity={"name": "vector", "axis": "row"})
+        {'0.weight': tensor([5., 6.])}
+    """
+    groups, record = grouped(model, example, granularity, protect)
+    context = Context(model, groups, data=data, loss=loss, example=example, seed=seed, capture=record)
+    return rule_of(criterion).score(context)
+
+
+__all__ = ["Group", "criteria", "inspect", "score"]

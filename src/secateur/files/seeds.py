@@ -1,0 +1,101 @@
+"""Same inputs, same bytes: seeds that are put back, and JSON with one spelling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from secateur.errors import NonFiniteError, RecipeError
+
+
+def canonical_json(obj: Any) -> str:
+    r"""Write plain data as JSON that has one spelling only.
+
+    Keys are sorted by code point, there are no spaces, everything is ASCII, floats are the shortest text that
+    reads back as the same float64, and a newline ends it. Tuples become lists.
+
+    Args:
+        obj: mappings with text keys, lists, tuples, str, int, float, bool, None.
+
+    Returns:
+        One line.
+
+    Raises:
+        NonFiniteError: NaN or infinity, with its place.
+        TypeError: anything else than plain data.
+
+    Example:
+        >>> canonical_json({"b": 0.1, "a": (1, None)})
+        '{"a":[1,null],"b":0.1}\n'
+    """
+    return json.dumps(_plain(obj, "$"), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def stable_hash(obj: Any) -> str:
+    """SHA-256, in hex, of plain data; the same in every process, whatever the order of its keys.
+
+    Raises:
+        NonFiniteError: NaN or infinity, with its place.
+        TypeError: anything else than plain data.
+    """
+    return hashlib.sha256(canonical_json(obj).encode()).hexdigest()
+
+
+def _plain(obj: Any, place: str) -> Any:
+    if obj is None or isinstance(obj, str | bool | int):
+        return obj
+    if isinstance(obj, float):
+        if not math.isfinite(obj):
+            raise NonFiniteError(f"{obj} at {place} cannot be written", why="JSON has no NaN and no infinity")
+        return obj
+    if isinstance(obj, list | tuple):
+        return [_plain(item, f"{place}[{number}]") for number, item in enumerate(obj)]
+    if isinstance(obj, Mapping):
+        for key in obj:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} at {place} is not text")
+        return {key: _plain(value, f"{place}.{key}") for key, value in obj.items()}
+    raise TypeError(f"{type(obj).__name__} at {place} is not plain data")
+
+
+@contextmanager
+def seed_everything(seed: int) -> Iterator[None]:
+    """Seed every random generator, and put them all back as they were at the end.
+
+    Covers Python's ``random``, numpy's global generator and torch on the CPU and all CUDA devices. It does
+    not make kernels deterministic and knows nothing of generators that the user made.
+
+    Args:
+        seed: 0 <= seed < 2**32 (numpy takes no more).
+
+    Raises:
+        RecipeError: the seed is out of range.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed must be an integer from 0 to 2**32 - 1, not {seed!r}")
+    import numpy as np
+    import torch
+
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    initial = torch.initial_seed()
+    started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if started else []
+    try:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        yield
+    finally:
+        # CUDA that was not started yet gets the seed with which it would have started; asking for its
+        # state would have started it.
+        torch.manual_seed(initial)
+        random.setstate(state[0])
+        np.random.set_state(state[1])  # noqa: NPY002
+        torch.set_rng_state(state[2])
+        if started:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,308 @@
+"""The story from top to bottom: look, decide, cut, prove, recover, measure, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import report
+from secateur.call import device_of, require_reiterable, to_example
+from secateur.criteria.base import named_tensors, require_finite
+from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.measure import latency, quality, snapshot
+from secateur.planning import Plan, make_plan
+from secateur.planning.plan import fingerprint
+from secateur.recipe import Recipe, load_recipe
+from secateur.recover import finetune, refresh_batchnorm
+from secateur.result import Result
+from secateur.types import Data, Degradation, Evaluate, Loss, Snapshot
+
+Progress = Callable[[str, int, int], None]
+Step = Callable[[int, int], None]
+
+
+def prune(
+    model: nn.Module,
+    example: Any = None,
+    *,
+    data: Data | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    calibration: Data | None = None,
+    loss: Loss | None = None,
+    evaluate: Evaluate | None = None,
+    progress: Progress | None = None,
+    title: str = "",
+    command: str = "",
+) -> Result:
+    """Prune a model by a recipe: plan, apply, certify, recover, measure.
+
+    Args:
+        model: any module; left as it is.
+        example: forward inputs: a tensor, a tuple of positional or a mapping of keyword arguments. Taken from the
+            first batch of `data` where it is left out.
+        data: batches to recover with, and to score with where `calibration` is left out.
+        recipe: a `Recipe`, a mapping, a bundled name or a YAML file; default "channel-half-macs".
+        overrides: "key.sub=value" settings on top of the recipe.
+        calibration: batches for statistics and scores.
+        loss: ``loss(model, batch) -> scalar``; default from the batches.
+        evaluate: ``evaluate(model) -> float or mapping`` for quality before and after.
+        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        title: what the report calls the run.
+        command: the command line that reproduces it.
+
+    Returns:
+        the pruned model, its plan with certificate, and the report.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        InputError: no data where a step needs it, NaN or Inf in weights, activations or loss.
+        UnsupportedError: the model cannot be captured, or nothing can be cut.
+        TargetError: the target cannot be reached.
+    """
+    settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
+    _refuse_unavailable(settings)
+    _check(model, data, settings)
+    example = _example(example, data)
+    run = _Run(progress)
+    with run.stage("plan"):
+        before = snapshot(model, example, evaluate=evaluate)
+        plan = _plan(model, example, settings, data if calibration is None else calibration, loss)
+    with run.stage("apply"):
+        pruned = plan.apply(model)
+    with run.stage("quality"):
+        after_cut = quality(pruned, evaluate) if evaluate is not None and settings.recover else None
+    training: list[report.TrainingPoint] = []
+    for number, step in enumerate(settings.recover):
+        with run.stage(f"recover {number + 1}: {step.method}"):
+            training += _recover(pruned, step, data, loss, plan.masks, settings.seed, run.step(step.method))
+    with run.stage("measure"):
+        timed = _latency(model, pruned, example, settings, run.step("latency"))
+        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"))
+        before = _with_latency(before, timed.get("before"))
+    with run.stage("report"):
+        record = _report(
+            model, plan, before, after, settings, after_cut=after_cut, training=training, run=run,
+            title=title or type(model).__name__, command=command,
+        )  # fmt: skip
+    return Result(pruned, plan, record, settings, tuple(run.degradations), tuple(run.log))
+
+
+class _Run:
+    """Times the stages, keeps the log, passes progress on."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.log: list[dict[str, Any]] = []
+        self.degradations: list[Degradation] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        if self.progress is not None:
+            self.progress(name, 0, 0)
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 4)
+        self.log.append({"stage": name, "seconds": self.seconds[name]})
+
+    def step(self, name: str) -> Step:
+        def report_step(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(name, done, total)
+
+        return report_step
+
+
+def _refuse_unavailable(recipe: Recipe) -> None:
+    if recipe.target.latency_ms is not None:
+        raise UnsupportedError(
+            "The target latency_ms is not available yet.",
+            hint="Use macs or params; the report measures the latency that results.",
+        )
+
+
+def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point():
+            require_finite(tensor, name, what="parameter")
+    if recipe.recover and data is None:
+        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
+    if recipe.recover and data is not None:
+        require_reiterable(data, "it is read for scoring, for recovery and for every epoch")
+
+
+def _example(example: Any, data: Data | None) -> Any:
+    if example is not None:
+        return example
+    if data is None:
+        raise InputError("prune() needs an example or data.", hint="Pass example=the inputs of one forward pass.")
+    require_reiterable(data, "its first batch serves as the example")
+    for batch in data:
+        return to_example(batch)
+    raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
+
+
+def _plan(model: nn.Module, example: Any, recipe: Recipe, data: Data | None, loss: Loss | None) -> Plan:
+    plain = recipe.model_dump(by_alias=True)
+    return make_plan(
+        model,
+        example,
+        target=recipe.target.given(),
+        criterion=plain["criterion"],
+        granularity=plain["granularity"],
+        data=data,
+        loss=loss,
+        scope=recipe.scope,
+        allocation=plain["allocation"] if isinstance(plain["allocation"], str) else plain["allocation"]["name"],
+        protect=recipe.protect,
+        min_keep=recipe.min_keep,
+        round_to=recipe.round_to,
+        seed=recipe.seed,
+        dtype=recipe.verify.dtype,
+        tolerance=recipe.verify.tolerance,
+    )
+
+
+def _recover(
+    model: nn.Module,
+    step: Any,
+    data: Data | None,
+    loss: Loss | None,
+    masks: Mapping[str, Tensor],
+    seed: int,
+    progress: Step,
+) -> list[report.TrainingPoint]:
+    assert data is not None
+    if step.method == "bn_refresh":
+        refresh_batchnorm(model, data, step.batches)
+        return []
+    history = finetune(
+        model,
+        data,
+        loss,
+        optimizer=step.optimizer.model_dump(),
+        schedule=step.schedule,
+        warmup_steps=step.warmup_steps,
+        steps=step.steps,
+        epochs=step.epochs,
+        masks=masks or None,
+        progress=progress,
+        seed=seed,
+    )
+    return [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in history.records]
+
+
+def _latency(model: nn.Module, pruned: nn.Module, example: Any, recipe: Recipe, progress: Step) -> dict[str, Any]:
+    wanted = recipe.measure
+    if not wanted.latency:
+        return {}
+    progress(0, 0)
+    models = {"before": model, "after": pruned}
+    return latency(
+        models,
+        example,
+        rounds=wanted.rounds,
+        warmup=wanted.warmup,
+        threads=wanted.threads,
+        batch_size=wanted.batch_size,
+    )
+
+
+def _with_latency(state: Snapshot, timed: Any) -> Snapshot:
+    return Snapshot(state.params, state.nonzero, state.macs, state.size_bytes, timed, state.quality)
+
+
+def _report(
+    model: nn.Module,
+    plan: Plan,
+    before: Snapshot,
+    after: Snapshot,
+    recipe: Recipe,
+    *,
+    after_cut: Mapping[str, float] | None,
+    training: Sequence[report.TrainingPoint],
+    run: _Run,
+    title: str,
+    command: str,
+) -> report.Record:
+    cut = bool(plan.cuts) or not plan.masks
+    achieved = _achieved(plan, before, after, recipe)
+    plain = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return report.build(
+        title,
+        before=before,
+        after=after,
+        applied="cut" if cut else "mask",
+        units=report.Units(
+            removed=plan.units["removed"], total=plan.units["total"], what=f"{plan.units['what']} units"
+        ),
+        criterion=_choice(plan.request["criterion"]),
+        granularity=_choice(plan.request["granularity"]),
+        scope=recipe.scope,
+        allocation=_choice(plan.request["allocation"]),
+        environment=report.environment(device=str(device_of(model)), seed=recipe.seed),
+        fingerprint=fingerprint(model),
+        certificate=plan.certificate,
+        certificate_reason="" if plan.certificate else "zeros were written; no slice was cut",
+        target=recipe.target.given(),
+        achieved=achieved,
+        after_cut_quality=after_cut,
+        degradations=run.degradations,
+        seconds=run.seconds,
+        layers=list(_layers(model, plan)),
+        locked=list(_locked(model, plan)),
+        training=training,
+        command=command,
+        recipe=plain,
+    )
+
+
+def _choice(value: Any) -> report.Choice:
+    if isinstance(value, str):
+        return report.Choice(name=value)
+    return report.Choice(name=str(value["name"]), options={k: v for k, v in value.items() if k != "name"})
+
+
+def _achieved(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> dict[str, float]:
+    found: dict[str, float] = {
+        "sparsity": plan.units["sparsity"],
+        "count": float(plan.units["removed"]),
+        "params": after.params / max(before.params, 1),
+        "memory_bytes": float(after.size_bytes),
+    }
+    if before.macs and after.macs is not None:
+        found["macs"] = after.macs / before.macs
+    if recipe.target.threshold is not None:
+        found["threshold"] = recipe.target.threshold
+    return {name: found[name] for name in recipe.target.given() if name in found}
+
+
+def _layers(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
+    known = plan.evidence
+    assert known is not None
+    tensors = named_tensors(model)
+    for group in known.groups:
+        span = next((s for s in group.spans if s.role in ("out", "self")), group.spans[0])
+        weight, keep = tensors[span.tensor], known.keep[group.name]
+        after = torch.Size(
+            len(plan.cuts.get(span.tensor, {}).get(d, range(n))) for d, n in enumerate(weight.shape)
+        ).numel()
+        yield report.Layer.measure(group.name, weight, params_after=after, scores=known.scores[group.name], keep=keep)
+
+
+def _locked(model: nn.Module, plan: Plan) -> Iterator[report.Locked]:
+    known = plan.evidence
+    if known is None or known.structure is None:
+        return
+    tensors = named_tensors(model)
+    for group in known.structure.groups:
+        if group.locks:
+            params = sum(tensors[s.tensor].numel() for s in group.spans if s.role == "out")
+            yield report.Locked.of(group.name, group.locks[0], params=params)

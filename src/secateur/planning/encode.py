@@ -1,0 +1,79 @@
+"""Compact, exact JSON forms of index sets and masks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from secateur.errors import FileRefusedError
+
+MAX_ELEMENTS = 2**34
+
+
+def intervals(indices: Tensor | npt.NDArray[np.int64]) -> list[list[int]]:
+    """Ascending indices as half-open runs: [0, 1, 2, 5] -> [[0, 3], [5, 6]]."""
+    values = np.asarray(indices)
+    if len(values) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(values) != 1)
+    starts = np.concatenate([values[:1], values[breaks + 1]])
+    stops = np.concatenate([values[breaks], values[-1:]]) + 1
+    return [[int(a), int(b)] for a, b in zip(starts, stops, strict=True)]
+
+
+def indices(runs: Any, what: str) -> Tensor:
+    """Half-open runs as ascending int64 indices.
+
+    Raises:
+        FileRefusedError: runs that are not integers, not ascending or overlap.
+    """
+    flat: list[int] = []
+    if not isinstance(runs, list) or not all(isinstance(r, list) and len(r) == 2 for r in runs):
+        raise FileRefusedError(f"The plan's {what} is not a list of [start, stop] pairs.")
+    for run in runs:
+        flat += run
+    ascending = all(a < b for a, b in zip(flat[::2], flat[1::2], strict=True)) and all(
+        a <= b for a, b in zip(flat[1::2], flat[2::2], strict=False)
+    )
+    if not all(type(v) is int for v in flat) or (flat and (flat[0] < 0 or flat[-1] > MAX_ELEMENTS)) or not ascending:
+        raise FileRefusedError(f"The plan's {what} holds runs that are negative, unordered or overlapping.")
+    parts = [torch.arange(a, b) for a, b in runs]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+
+
+def pack(mask: Tensor) -> dict[str, Any]:
+    """A bool mask as shape, number of kept elements, and bits (row-major, first element in the high bit)."""
+    bits = np.packbits(mask.detach().cpu().numpy().reshape(-1))
+    return {
+        "shape": list(mask.shape),
+        "kept": int(mask.sum()),
+        "bits": base64.b64encode(bits.tobytes()).decode("ascii"),
+    }
+
+
+def unpack(data: Any, what: str) -> Tensor:
+    """The mask of `pack`.
+
+    Raises:
+        FileRefusedError: fields missing, a wrong number of bits, or a count that does not fit.
+    """
+    try:
+        shape: Sequence[int] = [int(n) for n in data["shape"]]
+        raw = base64.b64decode(data["bits"], validate=True)
+        kept = int(data["kept"])
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise FileRefusedError(f"The plan's mask of {what!r} is malformed.", why=str(error)) from error
+    size = int(np.prod(shape, dtype=object)) if shape else 1
+    if min(shape, default=0) < 0 or size > MAX_ELEMENTS or len(raw) != -(-size // 8):
+        raise FileRefusedError(f"The plan's mask of {what!r} has {len(raw)} bytes for shape {tuple(shape)}.")
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8))[:size].astype(bool)
+    if int(bits.sum()) != kept:
+        raise FileRefusedError(f"The plan's mask of {what!r} keeps {int(bits.sum())} elements, not {kept}.")
+    return torch.from_numpy(bits).view(*shape) if shape else torch.from_numpy(bits).view(())

@@ -1,0 +1,203 @@
+"""Recipes from files, text, mappings and the ones that come with the package."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from secateur.errors import FileRefusedError, RecipeError
+from secateur.files.sniff import open_regular, refuse, sniff_stream
+from secateur.recipe.overrides import apply_overrides
+from secateur.recipe.reader import MAX_BYTES, Source, read_yaml
+from secateur.recipe.reader import Path as Keys
+from secateur.recipe.schema import Recipe
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a file, the name of a bundled recipe, YAML text (anything with a line break or ``": "``), a
+            mapping, or a recipe.
+        overrides: ``key=value`` texts as of ``--set``, applied in order before the check.
+
+    Returns:
+        The checked recipe, with all defaults filled in.
+
+    Raises:
+        RecipeError: every problem found, one per line, as ``file:line: key: problem``.
+        FileRefusedError: the file is missing, unreadable, or no text.
+
+    Example:
+        >>> load_recipe("target: {sparsity: 0.5}", ["criterion=taylor"]).criterion
+        'taylor'
+    """
+    read = _read(source)
+    origins = apply_overrides(read, list(overrides))
+    if not isinstance(read.data, dict):
+        raise RecipeError(
+            f"{read.where(())}: a recipe is a mapping of keys to values",
+            hint="start with 'target: {sparsity: 0.5}'",
+        )
+    try:
+        return Recipe.model_validate(_without_nulls(read.data))
+    except ValidationError as error:
+        problems = [_explain(item, read, origins) for item in error.errors(include_url=False)]
+    raise RecipeError("\n".join(dict.fromkeys(problems)))
+
+
+def bundled() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("secateur.recipe") / "bundled"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as YAML with every default filled in; ``load_recipe`` reads back an equal one."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.width = 1_000_000
+    yaml.dump(_quoted(recipe.model_dump(mode="json", by_alias=True, exclude_none=True)), stream)
+    return stream.getvalue()
+
+
+def _quoted(data: Any) -> Any:
+    """Quote what readers of YAML 1.1 take for something else: 2:4 is 124 to them, no is false."""
+    if isinstance(data, dict):
+        return {key: _quoted(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_quoted(item) for item in data]
+    plain = not isinstance(data, str) or re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{3,}", data)
+    return data if plain else DoubleQuotedScalarString(data)
+
+
+def _read(source: str | Path | Mapping[str, Any] | Recipe) -> Source:
+    if isinstance(source, Recipe):
+        return Source("recipe", source.model_dump(mode="json", by_alias=True))
+    if isinstance(source, Mapping):
+        return Source("recipe", copy.deepcopy(dict(source)))
+    if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
+        return read_yaml(source, "recipe")
+    if isinstance(source, str) and source in bundled():
+        text = (resources.files("secateur.recipe") / "bundled" / f"{source}.yaml").read_text("utf-8")
+        return read_yaml(text, f"{source}.yaml")
+    return read_yaml(_file_text(Path(source)), str(source))
+
+
+def _file_text(path: Path) -> str:
+    try:
+        stream = open_regular(path)
+    except FileRefusedError as error:
+        close = difflib.get_close_matches(path.name, bundled(), 1, 0.5)
+        hint = f"did you mean the bundled recipe {close[0]}?" if close else "bundled: " + ", ".join(bundled())
+        raise FileRefusedError(error.what, hint=hint) from error
+    with stream:
+        kind = sniff_stream(stream)
+        data = stream.read(MAX_BYTES + 1)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise refuse(path, kind, wanted="YAML") from error
+
+
+def _without_nulls(data: Any) -> Any:
+    """Null means "left out", so that ``--set recover.0.epochs=null`` takes a value away."""
+    if isinstance(data, Mapping):
+        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+    if isinstance(data, list | tuple):
+        return [_without_nulls(item) for item in data]
+    return data
+
+
+def _explain(error: Any, read: Source, origins: Mapping[Keys, str]) -> str:
+    kind = error["type"]
+    path = _keys(error["loc"], read.data, missing=kind in {"missing", "extra_forbidden"})
+    where = _where(path, read, origins)
+    key = ".".join(map(str, path))
+    shown = key if key.isprintable() and len(key) <= 200 else ascii(key[:200])
+    return ": ".join(filter(None, (where, shown, _message(error, path))))
+
+
+def _message(error: Any, path: Keys) -> str:
+    kind, message = error["type"], str(error["msg"])
+    if kind == "recipe":
+        return message
+    if kind == "extra_forbidden":
+        return "unknown key" + _suggestion(str(path[-1]), error["loc"][:-1])
+    if kind == "missing":
+        return "this key is needed" + (", for example target: {sparsity: 0.5}" if path == ("target",) else "")
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        found = error["ctx"].get("tag")
+        said = f", not {str(found)[:60]!a}" if found else ""
+        return f"method must be one of {', '.join(map(str, _methods()))}{said}"
+    if kind in {"model_type", "model_attributes_type"}:
+        message = "a mapping of keys to values is needed"
+    said = f", not {error['input']!a}" if _short(error["input"]) else ""
+    return f"{message[:1].lower()}{message[1:]}{said}"
+
+
+def _where(path: Keys, read: Source, origins: Mapping[Keys, str]) -> str:
+    """The override that wrote the value (or something around or inside it), else the line in the file."""
+    for set_path, label in reversed(list(origins.items())):
+        shorter = min(len(path), len(set_path))
+        if shorter and path[:shorter] == set_path[:shorter]:
+            return label
+    return read.where(path)
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str | int | float) and len(repr(value)) <= 60
+
+
+def _keys(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Keys:
+    """The path in the file; pydantic's also names the branches of a union, which no file has."""
+    path: list[str | int] = []
+    for number, part in enumerate(loc):
+        length = len(data) if isinstance(data, list | tuple) else 0
+        if part in (data if isinstance(data, Mapping) else range(length)):
+            data = data[part]
+        elif not (missing and number == len(loc) - 1):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _suggestion(key: str, loc: tuple[str | int, ...]) -> str:
+    model = _model_at(loc)
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), names, 1, 0.6)
+    return f", did you mean {close[0]}?" if close else "; known are " + ", ".join(names)
+
+
+def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model that a location of pydantic's lies in."""
+    model: type[BaseModel] = Recipe
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        found = [] if field is None else _models(field.annotation)
+        if len(found) == 1:
+            model = found[0]
+        elif field is None:
+            model = _methods().get(part, model)
+    return model
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _methods() -> dict[str | int, type[BaseModel]]:
+    steps = _models(Recipe.model_fields["recover"].annotation)
+    return {get_args(step.model_fields["method"].annotation)[0]: step for step in steps}

@@ -1,0 +1,195 @@
+"""What a recipe may say. Names of criteria and granularities are checked later, against the registries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+from secateur.recipe.checks import (
+    Allocation,
+    Count,
+    Criterion,
+    Granularity,
+    Macs,
+    Params,
+    Patterns,
+    Sparsity,
+    problem,
+)
+
+
+class Part(BaseModel):
+    """Base of all parts: unknown keys are errors, nothing is converted in silence, nothing changes later."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Target(Part):
+    """What must be reached. Where several are given, all of them hold.
+
+    ``sparsity``, ``count`` and ``threshold`` say how much is removed, in units of the granularity; they
+    exclude each other. The others bound what is left.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    sparsity: Sparsity | None = None
+    """Fraction of the units that is removed, in [0, 1)."""
+    count: Count | None = None
+    """Number of units that are removed."""
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    """Units with a score below this are removed."""
+    params: Params | None = None
+    """Fraction of the parameters that is kept at most, in (0, 1]."""
+    macs: Macs | None = None
+    """Fraction of the multiply-accumulates that is kept at most, in (0, 1]."""
+    memory_bytes: Count | None = None
+    """Bytes of the weights at most."""
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Median latency of one forward pass at most, in milliseconds."""
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Self:
+        given = self.given()
+        if not given:
+            raise problem("a target needs at least one of " + ", ".join(type(self).model_fields))
+        amounts = [key for key in ("sparsity", "count", "threshold") if key in given]
+        if len(amounts) > 1:
+            raise problem(f"{' and '.join(amounts)} exclude each other: each says how much is removed")
+        return self
+
+    def given(self) -> dict[str, float]:
+        """The bounds that were set: name -> number."""
+        return {key: value for key, value in self.model_dump().items() if value is not None}
+
+
+class Optimizer(Part):
+    """The optimizer of a fine-tuning step."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Which one."""
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    """Peak learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum, for sgd only."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay."""
+    nesterov: bool = False
+    """Nesterov momentum, for sgd with momentum only."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.name != "sgd" and (self.momentum or self.nesterov):
+            raise problem(f"momentum and nesterov belong to sgd, not to {self.name}")
+        if self.nesterov and not self.momentum:
+            raise problem("nesterov needs a momentum above 0")
+        return self
+
+
+class BatchNormRefresh(Part):
+    """Estimate the statistics of batch normalisation anew on calibration data."""
+
+    method: Literal["bn_refresh"]
+    """``bn_refresh``."""
+    batches: Count = 20
+    """Batches to run."""
+
+
+class Finetune(Part):
+    """Train the pruned model on."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [key], "properties": {key: {"type": "integer"}}} for key in ("epochs", "steps")]
+        }
+    )
+
+    method: Literal["finetune"]
+    """``finetune``."""
+    epochs: Count | None = None
+    """Passes over the data. Exactly one of epochs and steps is given."""
+    steps: Count | None = None
+    """Optimizer steps. Exactly one of epochs and steps is given."""
+    optimizer: Optimizer = Optimizer()
+    """See the optimizer's keys."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls from its peak."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises to its peak."""
+    batch_size: Count | None = None
+    """Samples per step; left out: what the data gives."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise problem("give exactly one of epochs and steps")
+        return self
+
+
+class Measure(Part):
+    """What is measured before and after."""
+
+    latency: bool = True
+    """Measure latency at all."""
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """Timed rounds, before and after in turns."""
+    warmup: Annotated[int, Field(ge=0, le=100_000)] = 5
+    """Rounds that are not timed."""
+    batch_size: Count | None = None
+    """Batch of the timed forward pass; left out: that of the example."""
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """CPU threads; left out: torch's own choice."""
+
+
+class Verify(Part):
+    """How the certificate is made."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision in which cut model and replay are compared."""
+    tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Largest absolute difference allowed; left out: chosen from dtype and size of the outputs."""
+
+
+Step = Annotated[BatchNormRefresh | Finetune, Field(discriminator="method")]
+
+
+class Recipe(Part):
+    """Everything that decides about a run."""
+
+    model_config = ConfigDict(title="secateur recipe")
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    """Version of this format."""
+    criterion: Criterion = "magnitude"
+    """The rule that scores."""
+    granularity: Granularity = "channel"
+    """What is removed."""
+    scope: Literal["local", "global", "row"] = "global"
+    """Where units compete."""
+    allocation: Allocation = "global"
+    """How sparsity is spread over layers."""
+    target: Target
+    """What must be reached."""
+    protect: Patterns = ()
+    """Names not to touch: shell patterns of module or parameter names, or type:ClassName."""
+    min_keep: Count = 1
+    """Units that every group keeps at least."""
+    round_to: Count = 1
+    """Kept units per group are a multiple of this."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of everything random."""
+    recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()
+    """Steps that restore quality, in order."""
+    measure: Measure = Measure()
+    """What is measured before and after."""
+    verify: Verify = Verify()
+    """How the certificate is made."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of recipes, for editors and other tools."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

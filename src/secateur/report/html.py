@@ -1,0 +1,109 @@
+"""The report as one HTML file that opens offline and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from secateur.errors import RecipeError
+from secateur.report.charts import figures
+from secateur.report.record import Record as Report
+from secateur.report.terminal import proof_line
+from secateur.report.text import clean, count, percent, seconds, significant
+from secateur.report.verdict import rows, score, verdict
+
+_HERE = Path(__file__).parent
+_SCRIPT, _END = "<script>", "</script>"
+
+
+def render_html(report: Report, *, charts: bool = True) -> str:
+    """Render a report as one self-contained HTML page.
+
+    The page holds plotly.js once (about 4.8 MB, which is why a report is not small) and no reference to
+    anything outside itself. Its content security policy forbids the network and every script but the two that
+    are named by hash, so a name that slipped through the escaping could still not run. All names are escaped
+    for the place where they stand: HTML, JSON in a script block, and plotly's own small markup.
+
+    Args:
+        report: the record of a run; every string in it is untrusted.
+        charts: False leaves plotly.js and the charts out (a page of some tens of kB; the tables hold the same
+            numbers, but the histograms are only in the charts and in report.json).
+
+    Returns:
+        The text of the page; write it as UTF-8.
+
+    Cost:
+        Two hashes and one copy of plotly.js; the charts grow with the number of layers.
+    """
+    scripts = [_plotly(), _page_script()] if charts else []
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {
+        "clean": clean,
+        "lines": lambda text: clean(text, lines=True),
+        "arrows": lambda text: text.replace(" -> ", " → "),
+        "count": count,
+        "percent": percent,
+        "seconds": seconds,
+        "significant": significant,
+    }
+    environment.filters.update(filters)
+    return environment.get_template("report.html").render(
+        report=report,
+        verdict=verdict(report),
+        rows=rows(report),
+        proof=proof_line(report),
+        score=score,
+        recipe=json.dumps(report.recipe, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False),
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        policy=_policy(scripts),
+        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        data=_json_block(figures(report)) if charts else None,
+    )
+
+
+def _json_block(data: Any) -> Markup:
+    """Write JSON that cannot end the script element it stands in."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)  # noqa: S704
+
+
+def _policy(scripts: list[str]) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes) or "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    script = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
+    if "</script" in script.lower() or "<!--" in script:
+        raise RecipeError(
+            "the installed plotly.js cannot be written into a page",
+            why="it holds text that would end the script element",
+            hint="render with charts=False, or install another plotly release",
+        )
+    return script
+
+
+def _page_script() -> str:
+    text = (_HERE / "charts.html").read_text(encoding="utf-8")
+    return text[text.index(_SCRIPT) + len(_SCRIPT) : text.rindex(_END)]

@@ -1,0 +1,94 @@
+"""One progress helper: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from secateur.report.text import clean, seconds, writable
+
+Step = Callable[[int, int], None]
+Clock = Callable[[], float]
+
+
+@contextmanager
+def progress(
+    description: str,
+    total: int | None = None,
+    *,
+    console: Console | None = None,
+    interval: float = 5.0,
+    clock: Clock = time.monotonic,
+) -> Iterator[Step]:
+    """Show how far a stage is, with the time that is left.
+
+    Args:
+        description: what is being done, for example "calibrate".
+        total: number of steps if it is known beforehand.
+        console: where to show it; standard error by default.
+        interval: seconds between plain lines where there is no terminal.
+        clock: source of time in seconds.
+
+    Yields:
+        ``step(done, total)``, to be called as often as is handy; it fits ``criteria.Context.progress``.
+
+    Example:
+        >>> with progress("score", 2) as step:
+        ...     step(1, 2)
+    """
+    console = console or Console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task(escape(writable(clean(description), console.encoding)), total=total)
+            yield lambda done, out_of: bar.update(task, completed=done, total=out_of or None)
+    else:
+        lines = _Lines(clean(description), console, interval, clock)
+        yield lines.step
+        lines.finish()
+
+
+def _bar(console: Console) -> Progress:
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+    return Progress(*shown, console=console, transient=True)
+
+
+class _Lines:
+    def __init__(self, description: str, console: Console, interval: float, clock: Clock) -> None:
+        self._description, self._console = description, console
+        self._interval, self._clock = interval, clock
+        self._start = self._last = clock()
+        self._printed = False
+
+    def step(self, done: int, total: int) -> None:
+        now = self._clock()
+        if now - self._last < self._interval:
+            return
+        self._last, self._printed = now, True
+        spent = now - self._start
+        line = f"{done}, {seconds(spent)} so far"
+        if total:
+            left = f", about {seconds(spent / done * (total - done))} left" if done else ""
+            line = f"{done}/{total} ({100 * done // total} %), {seconds(spent)} so far{left}"
+        self._print(line)
+
+    def finish(self) -> None:
+        if self._printed:
+            self._print(f"done in {seconds(self._clock() - self._start)}")
+
+    def _print(self, line: str) -> None:
+        shown = writable(f"{self._description}: {line}", self._console.encoding)
+        self._console.print(Text(shown), soft_wrap=True)

@@ -1,0 +1,135 @@
+"""The report in a terminal: a table where there is one, plain lines where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from secateur.report.record import Locked
+from secateur.report.record import Record as Report
+from secateur.report.text import clean, count, seconds, significant, writable
+from secateur.report.verdict import rows, verdict
+
+MOST_LOCKED = 8
+_STYLES = {"ok": "bold green", "degraded": "bold yellow", "target_missed": "bold red"}
+_HEADS = ("", "before", "after", "change")
+
+
+def render(report: Report, *, console: Console | None = None, files: Mapping[str, str] | None = None) -> None:
+    """Print a report: the verdict first, then the figures, what is locked, fallbacks, warnings and files.
+
+    On a terminal it is a coloured table (no colour under ``NO_COLOR``); elsewhere plain lines, one fact each,
+    never wrapped. Names from the model are shown letter by letter: no markup, no escape sequences.
+
+    Args:
+        report: the record of a run.
+        console: where to print; standard output by default.
+        files: what lies where, for example {"report": "out/report.html"}.
+    """
+    console = console or Console()
+    if not console.is_terminal or console.is_dumb_terminal:
+        for line in plain_lines(report, files=files):
+            console.print(_text(console, line), soft_wrap=True)
+        return
+    sentence = verdict(report)
+    head = _text(console, str(sentence))
+    head.stylize(_STYLES[report.status], 0, len(sentence.lead))
+    console.print(head)
+    console.print(_table(report, console))
+    for title, lines in _sections(report, files or {}):
+        console.print(Text(title, style="bold"))
+        for line in lines:
+            console.print(Padding(_text(console, line), (0, 0, 0, 2)))
+
+
+def plain_lines(report: Report, *, files: Mapping[str, str] | None = None) -> list[str]:
+    """Give the report as lines of plain text without colour and box drawing.
+
+    Args:
+        report: the record of a run.
+        files: what lies where.
+
+    Returns:
+        Lines without line feeds; the first is the verdict.
+    """
+    cells = [_HEADS, *((row.label, row.before, row.after, row.change) for row in rows(report))]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADS))]
+    lines = [str(verdict(report)), ""]
+    for label, *values in cells:
+        padded = [value.rjust(width) for value, width in zip(values[:2], widths[1:3], strict=True)]
+        lines.append("  ".join([label.ljust(widths[0]), *padded, values[2]]).rstrip())
+    for title, body in _sections(report, files or {}):
+        lines += ["", title, *(f"  {line}" for line in body)]
+    return lines
+
+
+def _text(console: Console, line: str) -> Text:
+    return Text(writable(line, console.encoding))
+
+
+def _table(report: Report, console: Console) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in _HEADS:
+        justify: Literal["left", "right"] = "right" if head in {"before", "after"} else "left"
+        table.add_column(head, justify=justify, style="bold" if head == "change" else "")
+    for row in rows(report):
+        cells = (row.label, row.before, row.after, row.change)
+        table.add_row(*(_text(console, cell) for cell in cells))
+    return table
+
+
+def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    if report.degradations:
+        body = [
+            f"{clean(one.stage)}: {clean(one.what)}" + (f" ({clean(one.why)})" if one.why else "")
+            for one in report.degradations
+        ]
+        yield "degraded", body
+    if report.warnings:
+        yield "warnings", [clean(warning) for warning in report.warnings]
+    yield "proof", [proof_line(report)]
+    if report.locked:
+        total = sum(one.params for one in report.locked)
+        largest = sorted(report.locked, key=lambda one: (-one.params, one.name))
+        body = [_locked_line(one) for one in largest[:MOST_LOCKED]]
+        if len(largest) > MOST_LOCKED:
+            body.append(f"and {len(largest) - MOST_LOCKED} more, see the report")
+        yield f"locked, not cut ({count(total)} parameters)", body
+    if report.seconds:
+        yield (
+            "time",
+            [", ".join(f"{clean(stage)} {seconds(value)}" for stage, value in report.seconds.items())],
+        )
+    if files:
+        yield "files", [f"{clean(what)}: {clean(where)}" for what, where in files.items()]
+
+
+def proof_line(report: Report) -> str:
+    """Say whether the cut was proved, and how closely.
+
+    Args:
+        report: the record of a run.
+
+    Returns:
+        One sentence without a final stop.
+    """
+    proof = report.certificate
+    if proof is None:
+        return f"no certificate: {clean(report.certificate_reason)}"
+    return (
+        f"cut equals replay on the example: largest error {significant(proof.max_abs_error, 2)}, "
+        f"tolerance {significant(proof.tolerance, 2)} ({clean(proof.dtype)}, {clean(proof.method)})"
+    )
+
+
+def _locked_line(one: Locked) -> str:
+    places = [clean(place) for place in (one.op, one.module, one.where) if place]
+    line = f"{clean(one.name, limit=60)}: {clean(one.reason)}"
+    line += f" [{', '.join(places)}]" if places else ""
+    return line + (f"; {clean(one.hint)}" if one.hint else "")

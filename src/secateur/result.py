@@ -1,0 +1,81 @@
+"""What `prune` hands back, and how it is written to a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import CertificateError
+from secateur.files.atomic import publish_dir
+from secateur.files.safe import save_tensors
+from secateur.files.seeds import canonical_json
+from secateur.loading import MANIFEST, PLAN, WEIGHTS
+from secateur.planning.plan import Plan
+from secateur.recipe import Recipe, dump_recipe
+from secateur.report import Record, render_html
+from secateur.types import Degradation
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A pruned model with everything that is known about it.
+
+    Args:
+        model: the pruned model, an ordinary module.
+        plan: the decision, certified where something was cut.
+        report: the record that report.json and report.html are made of.
+        recipe: as it was resolved.
+        degradations: what was done less well than asked; empty when all went as asked.
+        log: events of the run, in order.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Record
+    recipe: Recipe
+    degradations: tuple[Degradation, ...] = ()
+    log: tuple[dict[str, Any], ...] = field(default=())
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the output folder, whole or not at all.
+
+        It holds plan.json, model.safetensors, recipe.yaml, report.json, report.html, environment.json, log.jsonl and
+        manifest.json (SHA-256 of every file); for Hugging Face models also config.json.
+
+        Args:
+            path: the folder.
+            force: replace an output folder that is there.
+
+        Raises:
+            CertificateError: something was cut and not certified.
+            FileRefusedError: the folder exists, or is no output folder of secateur.
+            ResourceError: the disk is full; nothing is left behind.
+        """
+        if self.plan.cuts and self.plan.certificate is None:
+            raise CertificateError("The plan has no certificate, so nothing is saved.")
+        with publish_dir(path, force=force) as folder:
+            self._write(folder)
+        return Path(path)
+
+    def _write(self, folder: Path) -> None:
+        texts = {
+            PLAN: self.plan.to_json(),
+            "recipe.yaml": dump_recipe(self.recipe),
+            "report.json": self.report.to_json(),
+            "report.html": render_html(self.report),
+            "environment.json": canonical_json(self.report.environment.model_dump(mode="json")),
+            "log.jsonl": "".join(canonical_json(event).replace("\n", "") + "\n" for event in self.log),
+        }
+        to_json = getattr(getattr(self.model, "config", None), "to_json_string", None)
+        if callable(to_json):
+            texts["config.json"] = str(to_json())
+        hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        for name, text in texts.items():
+            (folder / name).write_bytes(text.encode())
+        tensors = {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
+        (folder / MANIFEST).write_text(canonical_json(hashes))

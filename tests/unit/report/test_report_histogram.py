@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.report import Layer, histogram, near_zero
+
+FINITE = {"allow_nan": False, "allow_infinity": False}
+
+
+@pytest.mark.parametrize("bins", [1, 7, 40])
+def test_it_equals_numpy(bins):
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    counts, edges = np.histogram(values.numpy(), bins=bins)
+    found = histogram(values, bins)
+    assert found.counts == tuple(counts)
+    assert found.edges == tuple(edges)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(**FINITE) | st.sampled_from([0.0, 1.0, 1e308])),
+    st.integers(1, 9),
+)
+def test_every_element_is_counted_in_the_bin_that_numpy_puts_it_in(values, bins):
+    found = histogram(torch.from_numpy(values), bins)
+    edges = np.array(found.edges)
+    assert sum(found.counts) == values.size
+    assert edges[0] <= values.min()
+    assert values.max() <= edges[-1]
+    assert np.isfinite(edges).all()
+    if (edges[1:] > edges[:-1]).all():
+        assert found.counts == tuple(np.histogram(values, bins=edges)[0])
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e-30, 1e30, 1.7e308, -1.7e308])
+def test_constant_tensors_have_proper_edges(value):
+    found = histogram(torch.full((9,), value, dtype=torch.float64), 5)
+    assert sum(found.counts) == 9
+    assert found.edges[0] < found.edges[-1]
+
+
+def test_empty_tensors_are_all_zeros():
+    found = histogram(torch.empty(0, 3), 4)
+    assert found.counts == (0, 0, 0, 0)
+    assert near_zero(torch.empty(0)) == 0
+
+
+def test_chunks_change_nothing(monkeypatch):
+    from secateur.report import histogram as module_or_function
+
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(2))
+    whole, small = histogram(values), near_zero(values)
+    import sys
+
+    monkeypatch.setattr(sys.modules[module_or_function.__module__], "_CHUNK", 64)
+    assert histogram(values) == whole
+    assert near_zero(values) == small
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.bfloat16])
+def test_all_real_dtypes_and_strides_are_counted(dtype):
+    values = torch.tensor([[0, 1, 1], [0, 0, 1]], dtype=dtype).T
+    assert histogram(values, 2).counts == (3, 3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named_with_its_index(bad):
+    values = torch.zeros(2, 3)
+    values[1, 1] = bad
+    for function in (histogram, near_zero):
+        with pytest.raises(NonFiniteError, match="flat index 4"):
+            function(values)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(RecipeError):
+        histogram(torch.ones(3), 0)
+    with pytest.raises(InputError):
+        histogram(torch.ones(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
+def test_near_zero_is_the_share_below_a_hundredth_of_the_root_mean_square(scale):
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = (values.abs() < 1e-2 * values.square().mean().sqrt()).double().mean()
+    assert near_zero(values * scale) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_near_zero_of_zeros_is_everything():
+    assert near_zero(torch.zeros(5)) == 1
+
+
+def test_a_layer_counts_its_units_and_finds_the_cut():
+    scores = torch.tensor([3.0, 1.0, 2.0, 4.0])
+    layer = Layer.measure("fc", torch.ones(4, 5), params_after=10, scores=scores, keep=scores > 2)
+    assert (layer.removed, layer.total, layer.sparsity, layer.score_cut) == (2, 4, 0.5, 2.0)
+    assert (layer.shape, layer.params_before, layer.params_after, layer.near_zero) == ((4, 5), 20, 10, 0)
+    untouched = Layer.measure("fc", torch.ones(4, 5), params_after=20, scores=scores, keep=scores > 0)
+    assert untouched.score_cut is None
