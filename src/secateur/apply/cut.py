@@ -94,8 +94,8 @@ def cut_model(
             write(model, attribute, value)
         sync_sizes(model)
         raise
-    for state, key, value in states:
-        state[key] = value
+    for state, key, moment in states:
+        state[key] = moment
 
 
 def _cut_states(
@@ -170,7 +170,8 @@ def _sync(module: nn.Module) -> None:
 
 def _sync_recurrent(module: nn.RNNBase) -> None:
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-    module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_hh_l0.shape[0] // gates
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.named_parameters(recurse=False)}
+    module.input_size = shapes["weight_ih_l0"][1]
+    module.hidden_size = shapes["weight_hh_l0"][0] // gates
     if module.proj_size:
-        module.proj_size = module.weight_hr_l0.shape[0]
+        module.proj_size = shapes["weight_hr_l0"][0]

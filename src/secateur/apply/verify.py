@@ -7,6 +7,7 @@ run on the kept coordinates only. Whatever the cut model returns must agree at e
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from secateur.call import call, outputs
 from secateur.errors import CertificateError
 from secateur.structure.axes import Axis, Keep, kept, size_after, touched
-from secateur.structure.capture import quiet, tensors_of
+from secateur.structure.capture import capture, quiet, tensors_of
 from secateur.structure.record import Record, Ref, Step, numbers_in
 from secateur.types import Certificate
 
@@ -57,7 +58,7 @@ class Replay:
                 for n in {*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs}:
                     if self.last_use[n] == i and n not in wanted:
                         self.values.pop(n, None)
-            return [self._kept_only(self._value(n), self.record.axes[n]) for n in self.record.outputs]
+            return [self.kept_only(self._value(n), self.record.axes[n]) for n in self.record.outputs]
 
     def _value(self, number: int) -> Tensor:
         if number not in self.values:
@@ -83,7 +84,8 @@ class Replay:
     def _removed(self, axis: Axis) -> Tensor:
         return self._indices(axis, removed=True)
 
-    def _kept_only(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    def kept_only(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        """The kept coordinates of a tensor."""
         for d, axis in enumerate(axes):
             if touched(axis, self.cut):
                 tensor = tensor.index_select(d, self._indices(axis, removed=False))
@@ -143,6 +145,7 @@ def certify(
     record: Record,
     keep: Keep,
     *,
+    dtype: str = "float32",
     tolerance: float | None = None,
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
@@ -153,6 +156,7 @@ def certify(
         example: the inputs of the record.
         record: from `capture(model, example)`.
         keep: atom id -> bool array of kept indices.
+        dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: largest allowed error, relative to max(1, largest output); default by dtype
             (1e-5 in float32, 1e-10 in float64).
 
@@ -164,8 +168,13 @@ def certify(
 
     Cost: about two forward passes of the original and one of the cut model.
     """
+    if dtype == "float64":
+        model, cut, example = (_doubled(x) for x in (model, cut, example))
+        record = capture(model, example)  # the same calls in the same order: the same atoms
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    expected = Replay(record, named, keep).run()
+    replay = Replay(record, named, keep)
+    _same_slices(replay, {**dict(cut.named_parameters()), **dict(cut.named_buffers())})
+    expected = replay.run()
     with quiet(cut), torch.no_grad():
         found = [t.detach() for t in outputs(call(cut, example))]
     if len(found) != len(expected):
@@ -173,20 +182,46 @@ def certify(
             "The cut model returns another number of tensors than the original.",
             why=f"{len(found)} instead of {len(expected)}",
         )
-    worst, scale, dtype = 0.0, 1.0, torch.float32
+    worst, scale, precision = 0.0, 1.0, torch.float32
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
         error, size = _compare(i, a, b)
         if a.is_floating_point():
-            dtype = a.dtype
+            precision = a.dtype
         worst, scale = max(worst, error), max(scale, size)
-    limit = TOLERANCE.get(dtype, 1e-5) if tolerance is None else tolerance
+    limit = TOLERANCE.get(precision, 1e-5) if tolerance is None else tolerance
     if worst > limit * scale:
         raise CertificateError(
             "The cut model does not give the outputs of its replayed plan.",
             why=f"largest error {worst:.3g}, allowed {limit:.0e} x {scale:.3g}",
             hint="Please report the model; nothing was changed or saved.",
         )
-    return Certificate(worst, limit, str(dtype).removeprefix("torch."), "replay", len(found))
+    return Certificate(worst, limit, str(precision).removeprefix("torch."), "replay", len(found))
+
+
+def _same_slices(replay: Replay, cut: Mapping[str, Tensor]) -> None:
+    """Every tensor of the cut model holds exactly the kept slices: also where the example leaves a unit silent."""
+    for name, axes in replay.record.tensors().items():
+        if any(touched(axis, replay.cut) for axis in axes):
+            wanted = replay.kept_only(replay.tensors[name], axes)
+            if wanted.shape != cut[name].shape or not torch.equal(wanted, cut[name]):
+                raise CertificateError(
+                    f"{name!r} of the cut model does not hold the slices that its plan keeps.",
+                    why="the plan was changed after it was made, or the model between planning and cutting",
+                    hint="Make the plan anew; nothing was changed or saved.",
+                )
+
+
+def _doubled(value: Any) -> Any:
+    """A copy in float64: of a module, or of the tensors in an example."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).double()
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_doubled(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _doubled(item) for key, item in value.items()}
+    return value
 
 
 def _compare(i: int, expected: Tensor, found: Tensor) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,12 @@ def indices(runs: Any, what: str) -> Tensor:
     Raises:
         FileRefusedError: runs that are not integers, not ascending or overlap.
     """
-    flat: list[int] = []
-    if not isinstance(runs, list) or not all(isinstance(r, list) and len(r) == 2 for r in runs):
+    pairs = isinstance(runs, list) and all(isinstance(run, list) and len(run) == 2 for run in runs)
+    if not pairs or not all(type(v) is int for run in runs for v in run):
         raise FileRefusedError(f"The plan's {what} is not a list of [start, stop] pairs.")
-    for run in runs:
-        flat += run
-    ascending = all(a < b for a, b in zip(flat[::2], flat[1::2], strict=True)) and all(
-        a <= b for a, b in zip(flat[1::2], flat[2::2], strict=False)
-    )
-    if not all(type(v) is int for v in flat) or (flat and (flat[0] < 0 or flat[-1] > MAX_ELEMENTS)) or not ascending:
+    bounds = [v for run in runs for v in run]
+    rising = all(a < b for a, b in runs) and all(a <= b for a, b in pairwise(bounds))
+    if not rising or (bounds and (bounds[0] < 0 or bounds[-1] > MAX_ELEMENTS)):
         raise FileRefusedError(f"The plan's {what} holds runs that are negative, unordered or overlapping.")
     parts = [torch.arange(a, b) for a, b in runs]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

@@ -33,7 +33,8 @@ class Atom:
     __slots__ = ("bound", "id", "locks", "size")
 
     def __init__(self, id_: int, size: int) -> None:
-        self.id, self.size = id_, size
+        self.id = id_
+        self.size: int = size
         self.bound: Axis | None = None
         self.locks: list[Lock] = []
 
@@ -45,7 +46,7 @@ class Prod:
 
     def __init__(self, parts: Sequence[Axis]) -> None:
         self.parts = tuple(parts)
-        self.size = prod(p.size for p in self.parts)
+        self.size: int = prod(p.size for p in self.parts)
 
 
 class Sum:
@@ -55,7 +56,7 @@ class Sum:
 
     def __init__(self, parts: Sequence[Axis]) -> None:
         self.parts = tuple(parts)
-        self.size = sum(p.size for p in self.parts)
+        self.size: int = sum(p.size for p in self.parts)
 
 
 ONE = Prod(())

@@ -84,14 +84,16 @@ def quiet(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    onednn = torch._C._get_mkldnn_enabled()  # the public switch warns about TF32 on some machines
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        with torch.random.fork_rng(devices=[]):
             if recurrent:
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                torch._C._set_mkldnn_enabled(False)
             yield
     finally:
+        torch._C._set_mkldnn_enabled(onednn)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in training:
             module.training = mode
@@ -131,7 +133,7 @@ class Recorder:
 
     def number(self, tensor: Tensor) -> int:
         """The number of a tensor; one that was never seen is a parameter, a buffer or a constant."""
-        found = self.numbers.get(tensor)
+        found = self.numbers.get(tensor)  # type: ignore[no-untyped-call]
         if found is not None:
             return cast(int, found)
         name = self.named.get(id(tensor))
@@ -257,11 +259,11 @@ class Recorder:
             lock(b, reason)
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every ATen call."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_dispatch__(

@@ -24,9 +24,11 @@ class CostModel:
         self.products = Counter(axes for step in record.steps for axes in step.cost)
         named = dict(model.named_parameters())
         tensors = record.tensors()
+        whole = {**named, **dict(model.named_buffers())}
         self.fixed = sum(p.numel() for name, p in named.items() if name not in tensors)
+        self.fixed_bytes = sum(t.numel() * t.element_size() for name, t in whole.items() if name not in tensors)
         self.parameters = [axes for name, axes in tensors.items() if name in named]
-        self.bytes_each = {name: p.element_size() for name, p in named.items()}
+        self.stored = [(axes, whole[name].element_size()) for name, axes in tensors.items()]
 
     def macs(self, counts: Mapping[int, int]) -> int:
         """Multiply-accumulates of one forward pass on the example."""
@@ -35,3 +37,7 @@ class CostModel:
     def params(self, counts: Mapping[int, int]) -> int:
         """Number of parameters, tied ones once."""
         return self.fixed + sum(prod(size_after(a, counts) for a in axes) for axes in self.parameters)
+
+    def bytes(self, counts: Mapping[int, int]) -> int:
+        """Bytes of all parameters and buffers."""
+        return self.fixed_bytes + sum(prod(size_after(a, counts) for a in axes) * width for axes, width in self.stored)

@@ -149,9 +149,20 @@ def _kind(
     if atom.id in inner and mates & heads:
         return "head_dim"
     producers = [len(tensors[s.tensor]) for s in spans if s.role == "out"]
-    if mates and producers and max(producers) > 2 and any(_is_outer(tensors[n][d], atom) for n, d in places):
+    outer = not _is_whole(tensors, spans, atom) and any(_is_outer(tensors[n][d], atom) for n, d in places)
+    if mates and producers and max(producers) > 2 and outer:
         return "conv_group"
     return "neuron" if producers and max(producers) <= 2 else "channel"
+
+
+def _is_whole(tensors: Mapping[str, Axes], spans: Sequence[Span], atom: Atom) -> bool:
+    """Whether some producer makes the units of an atom and nothing else: then they are its channels."""
+    made = [(s.tensor, d) for s in spans if s.role == "out" and s.index is not None for d in _wide(s.index)]
+    return any(resolve(tensors[name][d]) is atom for name, d in made)
+
+
+def _wide(index: torch.Tensor) -> list[int]:
+    return [d for d, n in enumerate(index.shape) if n > 1]
 
 
 def _is_outer(axis: object, atom: Atom) -> bool:

@@ -75,7 +75,7 @@ class TrackedInt(int):
     def __deepcopy__(self, memo: object) -> int:
         return int(self)
 
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
 
 
@@ -146,9 +146,9 @@ def _is_config(value: object) -> bool:
     if isinstance(value, (nn.Module, type)) or not hasattr(value, "__dict__"):
         return False
     name = type(value).__name__
-    return name.endswith(("Config", "Args", "Arguments", "Namespace")) or (
-        dataclasses.is_dataclass(value) and not type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
-    )
+    if name.endswith(("Config", "Args", "Arguments", "Namespace")):
+        return True
+    return dataclasses.is_dataclass(value) and not getattr(value, "__dataclass_params__").frozen  # noqa: B009
 
 
 def owner_at(model: nn.Module, path: str) -> Any:

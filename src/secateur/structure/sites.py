@@ -81,7 +81,7 @@ def result_sizes(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, An
 
 @handles("arange")
 def arange(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
-    """arange(n) has n positions."""
+    """The integer counts the positions."""
     if len(args) == 1 and isinstance(args[0], int):
         tie(recorder, args[0], recorder.axes(result)[0])
 
@@ -128,7 +128,7 @@ def _factor(recorder: Recorder, axis: Axis, count: int, *, outer: bool) -> Axis 
 @handles("split", "split_with_sizes", "tensor_split")
 def split(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     """Integers are the sizes of the pieces; `tensor_split` counts them."""
-    sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+    sizes: Any = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
     dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
     if recorder.function == "tensor_split":
         return
@@ -195,7 +195,7 @@ def _bound(recorder: Recorder, bound: int, axis: Axis) -> None:
 def _tie_side(recorder: Recorder, value: int, axis: Axis, at: int, *, before: bool) -> None:
     if size_divides(axis.size, at):
         try:  # equal pieces already share one index set: tie the set, not the side
-            outer, inner = recorder.space.split_product(axis, axis.size // _common(axis.size, at))
+            _, inner = recorder.space.split_product(axis, axis.size // _common(axis.size, at))
         except Conflict:
             lock(axis, recorder.reason("a slice does not follow the structure of this dimension"))
             return
@@ -243,8 +243,7 @@ def num_groups(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
 @handles("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_groups(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
     """The number of convolution groups."""
-    place = 7 if "transpose" in recorder.function else 6
-    value = args[place] if len(args) > place else kwargs.get("groups", 1)
+    value = args[6] if len(args) > 6 else kwargs.get("groups", 1)
     if value > 1:
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         tie(recorder, value, _factor(recorder, recorder.axes(weight)[0], int(value), outer=True))

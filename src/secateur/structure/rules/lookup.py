@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from secateur.structure.axes import Axis
 from secateur.structure.record import Axes
 from secateur.structure.rules.base import Call, broadcast, register
 
@@ -39,7 +41,7 @@ def index(call: Call) -> Axes:
     axes, indices = call.axes(call.args[0]), list(call.get("indices"))
     indices += [None] * (len(axes) - len(indices))
     result = call.results[0]
-    if any(i is not None and i.dtype == _bool() for i in indices):
+    if any(i is not None and i.dtype == torch.bool for i in indices):
         return _masked(call, axes, indices)
     where = [d for d, i in enumerate(indices) if i is not None]
     looked_up = broadcast(call, [call.axes(i) for i in indices if i is not None])
@@ -52,22 +54,15 @@ def index(call: Call) -> Axes:
     return out if len(out) == result.dim() else tuple(call.fresh(n, BY_NUMBER) for n in result.shape)
 
 
-def _bool() -> object:
-    import torch
-
-    return torch.bool
-
-
 def _masked(call: Call, axes: Axes, indices: list[Tensor | None]) -> Axes:
     """A boolean mask over leading dimensions makes one dimension of unknown length."""
-    used, d = 0, 0
+    d = 0
     for item in indices:
         if item is None:
             break
         for _ in range(item.dim()):
             call.lock(axes[d], BY_NUMBER)
             d += 1
-        used += 1
     rest = axes[d:]
     result = call.results[0]
     lead = tuple(call.fresh(n, BY_NUMBER) for n in result.shape[: result.dim() - len(rest)])
@@ -113,7 +108,7 @@ def index_put(call: Call) -> Axes:
     axes, indices, values = call.axes(call.args[0]), list(call.get("indices")), call.get("values")
     d = 0
     for item in indices:
-        width = item.dim() if item is not None and item.dtype == _bool() else 1
+        width = item.dim() if item is not None and item.dtype == torch.bool else 1
         for axis in axes[d : d + width]:
             if item is not None:
                 call.lock(axis, BY_NUMBER)
@@ -126,11 +121,7 @@ def index_put(call: Call) -> Axes:
     return axes
 
 
-def _same_or_lock(call: Call, a: object, b: object) -> None:
-    from secateur.structure.axes import Atom, Prod, Sum
-
-    assert isinstance(a, (Atom, Prod, Sum))
-    assert isinstance(b, (Atom, Prod, Sum))
+def _same_or_lock(call: Call, a: Axis, b: Axis) -> None:
     if a.size == b.size:
         call.unify(a, b)
     else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from torch import Tensor
 
-from secateur.structure.axes import ONE, Axis, Conflict, concat, product, resolve
+from secateur.structure.axes import ONE, Axis, Conflict, Sum, concat, product, resolve
 from secateur.structure.record import Axes
 from secateur.structure.rules.base import Call, register
 
@@ -146,8 +147,17 @@ def _wrap(index: int, size: int) -> int:
     return index + size if index < 0 else index
 
 
-def interval(call: Call, axis: Axis, start: int, length: int, step: int = 1) -> Axis:
-    """Positions start, start + step, ... of an axis."""
+def on_seams(axis: Axis, start: int, length: int) -> bool:
+    """Whether an interval begins and ends where parts of a concatenation meet."""
+    node = resolve(axis)
+    seams = {0, node.size}
+    if isinstance(node, Sum):
+        seams |= set(accumulate(part.size for part in node.parts))
+    return {start, start + length} <= seams
+
+
+def interval(call: Call, axis: Axis, start: int, length: int, step: int = 1, *, apart: bool = False) -> Axis:
+    """Positions start, start + step, ... of an axis; `apart` = not one of several equal pieces."""
     size, space = axis.size, call.recorder.space
     if length == size:
         return axis
@@ -160,7 +170,8 @@ def interval(call: Call, axis: Axis, start: int, length: int, step: int = 1) -> 
             outer, inner = space.split_product(axis, size // step)
             call.lock(inner, "a strided slice takes one of several positions")
             return outer
-        if length > 1 and size % length == 0 and start % length == 0 and size // length <= MAX_PIECES:
+        equal = length > 1 and size % length == 0 and start % length == 0 and size // length <= MAX_PIECES
+        if equal and not apart:
             return _piece(call, axis, length)
         return _between(call, axis, start, length)
     except Conflict:
@@ -169,10 +180,9 @@ def interval(call: Call, axis: Axis, start: int, length: int, step: int = 1) -> 
 
 
 def _piece(call: Call, axis: Axis, length: int) -> Axis:
-    try:
-        return call.recorder.space.split_product(axis, axis.size // length)[1]
-    except Conflict:
-        raise
+    outer, inner = call.recorder.space.split_product(axis, axis.size // length)
+    call.lock(outer, "one of several equal pieces is taken by its number")
+    return inner
 
 
 def _between(call: Call, axis: Axis, start: int, length: int) -> Axis:
@@ -207,10 +217,12 @@ def split(call: Call) -> list[Axes]:
     source = call.args[0]
     axes = list(call.axes(source))
     dim = (call.get("dim") or 0) % len(axes)
+    lengths = [piece.shape[dim] for piece in call.results]
+    free_sizes = "with_sizes" in call.func._schema.name
     out, start = [], 0
-    for piece in call.results:
-        length = piece.shape[dim]
-        part = interval(call, axes[dim], start, length)
+    for length in lengths:
+        apart = len(set(lengths)) > 1 or (free_sizes and on_seams(axes[dim], start, length))
+        part = interval(call, axes[dim], start, length, apart=apart)
         out.append((*axes[:dim], part, *axes[dim + 1 :]))
         start += length
     return out

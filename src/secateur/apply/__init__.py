@@ -1,0 +1,1 @@
+"""Plan and model in, pruned model out: masks, cuts, replay and verification."""

@@ -1,0 +1,1 @@
+"""Data -> statistics, streamed batch by batch: gradients, curvature, activation moments."""

@@ -1,0 +1,385 @@
+"""The Gauss-Newton matrix: the part of the Hessian that comes from the curvature of the loss alone.
+
+    G = mean over samples of  J^T H_out J
+
+J is the derivative of a sample's output z (flattened, m numbers) in the weights, H_out the m x m Hessian of
+the sample's loss in z. With H_out = sum of e_k r_k r_k^T (eigenvalues and eigenvectors) the diagonal is the
+mean of sum_k e_k (J^T r_k)^2: m backward passes whose results are squared sample by sample. It is exact for
+every loss of the output, cross entropy and squared error among them; nothing assumes a convex loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vjp, vmap
+
+from secateur import call
+from secateur.calibrate.functional import (
+    Tensors,
+    batches,
+    exact_derivatives,
+    loss_value,
+    parameters,
+    per_sample_leaves,
+    require_finite_loss,
+    samples_of,
+)
+from secateur.calibrate.hessian import Diagonal, Progress, signs
+from secateur.calibrate.per_sample import CHUNK_NUMBERS, batching_pays, hessian_operator
+from secateur.errors import RecipeError, ResourceError, UnsupportedError
+from secateur.types import Batch, Data, Loss
+
+OUTPUT_LIMIT = 2048  # outputs per sample for which the Hessian in the outputs is formed and decomposed
+
+
+@contextmanager
+def captured_output(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that receives the prediction of every call of the model."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(call.prediction(output))
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def output_and_loss(model: nn.Module, loss: Loss, batch: Batch, weights: Tensors) -> tuple[Tensor, Tensor]:
+    """The model's prediction inside one evaluation of the loss, and the loss.
+
+    Raises:
+        UnsupportedError: the loss calls the model never, or more than once.
+    """
+    with captured_output(model) as seen:
+        value = loss_value(model, loss, batch, weights)
+    if len(seen) != 1:
+        raise UnsupportedError(
+            f"the loss called the model {len(seen)} times; Gauss-Newton needs one output per sample",
+            hint="use criterion obd with method='exact' or 'hutchinson', or a loss with a single forward",
+        )
+    return seen[0], value
+
+
+def output_width(model: nn.Module, loss: Loss, batch: Batch) -> float:
+    """Outputs per sample, infinite where the loss is no function of one output of the model."""
+    try:
+        with torch.no_grad():
+            output, _ = output_and_loss(model, loss, batch, {})
+    except UnsupportedError:
+        return float("inf")
+    return output[0].numel() if output.dim() else float("inf")
+
+
+def output_curvature(output: Tensor, value: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of every sample's Hessian in its output.
+
+    Args:
+        output: [samples, ...], part of the graph of `value`.
+        value: the mean loss over the samples.
+        size: number of samples; the loss of one must not depend on the output of another.
+
+    Returns:
+        Eigenvalues [samples, m] and eigenvectors as columns [samples, m, m], float64.
+
+    Raises:
+        UnsupportedError: the output is not what the loss depends on, or it is too large to decompose.
+    """
+    if output.dim() == 0 or output.shape[0] != size:
+        raise UnsupportedError(
+            f"the output {call.describe(output)} has no dimension for the {size} samples of the batch",
+            hint="Gauss-Newton needs outputs whose first dimension is the sample",
+        )
+    width = output[0].numel()
+    if width > OUTPUT_LIMIT:
+        raise UnsupportedError(
+            f"{width} outputs per sample: their Hessian is not formed above {OUTPUT_LIMIT}",
+            hint="use criterion fisher with labels='model', or obd with method='hutchinson'",
+        )
+    slope = torch.autograd.grad(value, output, create_graph=True, allow_unused=True)[0]
+    if slope is None:
+        raise UnsupportedError(
+            "the loss does not depend on the prediction of the model",
+            why="the prediction is output.logits where there is one, else the first tensor of the output",
+            hint="use criterion obd with method='exact' or 'hutchinson'",
+        )
+    flat = slope.reshape(size, width)
+    rows = [torch.zeros_like(flat) for _ in range(width)]
+    if flat.requires_grad:
+        # Samples are independent: the gradient of the sum over samples of slope[:, k] holds all rows k.
+        for k in range(width):
+            found = torch.autograd.grad(flat[:, k].sum(), output, retain_graph=True, allow_unused=True)[0]
+            rows[k] = torch.zeros_like(flat) if found is None else found.reshape(size, width)
+    hessian = torch.stack(rows, 1).detach().to(torch.float64) * size
+    values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
+    return values, vectors
+
+
+def roots(output: Tensor, value: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """``H_out = sum_k sign_k r_k r_k^T`` of every sample: signs [samples, k], roots [samples, k, m].
+
+    Directions without curvature in any sample are left out (one for cross entropy).
+    """
+    values, vectors = output_curvature(output, value, size)
+    noise = torch.finfo(output.dtype).eps * values.shape[1] * values.abs().amax()
+    alive = (values.abs() > noise).any(0)
+    scaled = (vectors * values.abs().sqrt()[:, None, :]).mT[:, alive]
+    return values.sign()[:, alive], scaled
+
+
+def gauss_newton_diagonal(
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    names: Iterable[str],
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Diagonal:
+    """Diagonal of the Gauss-Newton matrix, exact or from random combinations of its columns.
+
+    Args:
+        model: any module, in eval mode, with outputs whose first dimension is the sample.
+        loss: ``loss(model, batch) -> scalar``, the mean over the samples, of one output of the model.
+        data: batches.
+        names: parameters.
+        draws: None is exact; a number replaces the m columns by that many random-sign sums of them per
+            sample (unbiased, for a loss that is convex in the outputs).
+        seed: of the signs.
+        progress: called with the number of batches done (total 0: unknown).
+
+    Returns:
+        The diagonal, method "gauss-newton".
+
+    Raises:
+        UnsupportedError: the loss is no function of one output per sample, or that output is too large.
+        InputError: no batch, or an unknown name.
+
+    Cost:
+        m backward passes per sample (m - 1 for cross entropy), or `draws`; no Hessian-vector product.
+
+    Source:
+        Schraudolph, "Fast curvature matrix-vector products", 2002; Dangel, Kunstner, Hennig, "BackPACK",
+        2020, section 2 (diagonal by per-sample squares).
+    """
+    held = parameters(model, names)
+    total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in held.items()}
+    generator = torch.Generator().manual_seed(seed)
+    accumulate = _vmapped_squares if batching_pays(model) else _looped_squares
+    count, pick = 0, _picker(draws, generator)
+    for number, (batch, size) in enumerate(batches(model, data)):
+        with exact_derivatives(model):
+            if number == 0:
+                require_output_only(model, loss, samples_of(batch, size, slice(0, 1)), held)
+            accumulate(model, loss, batch, size, held, total, pick)
+        count += size
+        if progress:
+            progress(number + 1, 0)
+    values = {name: tensor / count for name, tensor in total.items()}
+    return Diagonal(values, dict.fromkeys(values, "gauss-newton"), samples=count, probes=draws or 0)
+
+
+def same_layer_exact(
+    model: nn.Module, loss: Loss, batch: Batch, names: Iterable[str], *, seed: int = 0, tolerance: float = 1e-3
+) -> frozenset[str]:
+    """Parameters whose own block of the Hessian equals that of the Gauss-Newton matrix.
+
+    Both blocks are equal where the outputs are affine in the parameter while the others stay: weights of
+    networks with piecewise linear activations (ReLU, max pooling, batch norm in eval mode) that are used in
+    one place; not so before GELU, layer norm or attention, or for recurrent weights. Module types cannot tell
+    (a forward may call anything), so it is tried: the quadratic forms of both blocks are compared for one
+    random vector per parameter. They differ by v^T (sum of residuals times second derivatives of the outputs)
+    v, which for a Gaussian v is zero only where that matrix is zero on this batch.
+
+    Args:
+        model: any module, in eval mode.
+        loss: ``loss(model, batch) -> scalar``, the mean over the samples.
+        batch: the samples to try it on.
+        names: parameters.
+        seed: of the vectors.
+        tolerance: relative difference of the forms that counts as equal (rounding is 1e-5 in float32).
+
+    Returns:
+        The names that passed; none where the loss is not a function of one output of the model.
+
+    Cost:
+        One Hessian-vector product and one directional derivative per parameter tensor.
+
+    Source:
+        Botev, Ritter, Barber, "Practical Gauss-Newton Optimisation for Deep Learning", 2017, section 3.4
+        (piecewise linear activations).
+    """
+    held = parameters(model, names)
+    generator = torch.Generator().manual_seed(seed)
+    passed = set()
+    with exact_derivatives(model):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in held.items()}
+        try:
+            require_output_only(model, loss, batch, held)
+            output, value = output_and_loss(model, loss, batch, leaves)
+        except UnsupportedError:
+            return frozenset()
+        slope = torch.autograd.grad(value, output, create_graph=True, allow_unused=True)[0]
+        if slope is None:
+            return frozenset()
+        product = hessian_operator(model, loss, batch, list(held))
+        for name, leaf in leaves.items():
+            drawn = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+            vector = drawn.to(device=leaf.device, dtype=leaf.dtype)
+            hessian = float((vector * product({name: vector}, only=[name])[name]).sum(dtype=torch.float64))
+            gauss_newton = _gauss_newton_form(output, slope, leaf, vector)
+            if abs(hessian - gauss_newton) <= tolerance * max(abs(hessian), abs(gauss_newton)):
+                passed.add(name)
+    return frozenset(passed)
+
+
+def _gauss_newton_form(output: Tensor, slope: Tensor, leaf: Tensor, vector: Tensor) -> float:
+    """``(J v)^T H_out (J v)`` for the mean loss; J v as the derivative of J^T u in u."""
+    dummy = torch.zeros_like(output, requires_grad=True)
+    back = torch.autograd.grad(output, leaf, dummy, create_graph=True, allow_unused=True)[0]
+    if back is None or not slope.requires_grad:
+        return 0.0
+    along = torch.autograd.grad(back, dummy, vector, retain_graph=True, allow_unused=True)[0]
+    if along is None:
+        return 0.0
+    bent = torch.autograd.grad((slope * along.detach()).sum(), output, retain_graph=True, allow_unused=True)[0]
+    return 0.0 if bent is None else float((along * bent).sum(dtype=torch.float64))
+
+
+Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _picker(draws: int | None, generator: torch.Generator) -> Pick:
+    """All roots, or random-sign sums of them: E[(sum_k s_k r_k)(...)^T] = sum_k r_k r_k^T."""
+
+    def pick(sign: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        if draws is None:
+            return sign, root
+        if bool((sign < 0).any()):
+            raise RecipeError(
+                "the loss is not convex in the outputs: draws cannot be used",
+                hint="leave draws out for the exact Gauss-Newton diagonal",
+            )
+        mix = signs(root.new_empty(root.shape[0], draws, root.shape[1]), generator) * sign[:, None, :]
+        return root.new_ones(root.shape[0], draws), mix @ root / draws**0.5
+
+    return pick
+
+
+def require_output_only(model: nn.Module, loss: Loss, batch: Batch, held: Tensors) -> None:
+    """Refuse a loss that depends on the weights by another way than the output (penalties, inner losses).
+
+    Raises:
+        UnsupportedError: the gradient through the output is not the gradient of the loss.
+    """
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in held.items()}
+    output, value = output_and_loss(model, loss, batch, leaves)
+    require_finite_loss(value, 0)
+    inputs = list(leaves.values())
+    whole = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    slope = torch.autograd.grad(value, output, retain_graph=True, allow_unused=True)[0]
+    if slope is None or not output.requires_grad:
+        return  # said where the curvature is formed, with the reason
+    part = torch.autograd.grad(output, inputs, slope, allow_unused=True)
+    for name, a, b in zip(leaves, whole, part, strict=True):
+        difference = 0.0 if a is None else float((a - (0 if b is None else b)).norm())
+        if a is not None and difference > 1e-3 * float(a.norm()) + 1e-12:
+            raise UnsupportedError(
+                f"the loss depends on {name!r} by another way than the model's output",
+                hint="take penalties on weights out of the loss, or use obd with method='exact'/'hutchinson'",
+            )
+
+
+def _looped_squares(
+    model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, total: Tensors, pick: Pick
+) -> None:
+    for number in range(size):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in held.items()}
+        sample = samples_of(batch, size, slice(number, number + 1))
+        output, value = output_and_loss(model, loss, sample, leaves)
+        require_finite_loss(value, number)
+        sign, root = pick(*roots(output, value, 1))
+        for k in range(root.shape[1]):
+            row = root[0, k].to(output.dtype).view(output.shape)
+            found = torch.autograd.grad(output, list(leaves.values()), row, retain_graph=True, allow_unused=True)
+            for name, gradient in zip(leaves, found, strict=True):
+                if gradient is not None:
+                    total[name] += sign[0, k] * gradient.to(torch.float64).square()
+
+
+def _vmapped_squares(
+    model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, total: Tensors, pick: Pick
+) -> None:
+    numbers = sum(tensor.numel() for tensor in held.values())
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in held.items()}
+    output, value = output_and_loss(model, loss, batch, leaves)
+    require_finite_loss(value, 0)
+    sign, root = pick(*roots(output, value, size))
+    if root.shape[1] == 0:
+        return
+    step = max(1, min(size, CHUNK_NUMBERS // max(numbers * root.shape[1], 1)))
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        part = samples_of(batch, size, slice(start, stop))
+        try:
+            found = _vmapped_pulls(model, loss, part, stop - start, held, sign[start:stop], root[start:stop])
+        except torch.OutOfMemoryError as error:
+            raise ResourceError("memory ran out in Gauss-Newton", hint="use smaller batches") from error
+        except Exception:  # a limit of vmap; an error of the model shows again in the loop
+            _looped_roots(model, loss, part, stop - start, held, total, sign[start:stop], root[start:stop])
+            continue
+        for name, squares in found.items():
+            total[name] += squares
+
+
+def _vmapped_pulls(
+    model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, sign: Tensor, root: Tensor
+) -> Tensors:
+    tensors, rebuild = per_sample_leaves(batch, size)
+    like = next(iter(held.values()))
+
+    def one(sample: list[Tensor], sign_k: Tensor, root_km: Tensor) -> Tensors:
+        one_batch = rebuild([tensor.unsqueeze(0) for tensor in sample])
+
+        def predict(weights: Tensors) -> Tensor:
+            return output_and_loss(model, loss, one_batch, weights)[0].reshape(-1)
+
+        output, pull = vjp(predict, held)[:2]
+        found = vmap(pull)(root_km.to(output.dtype))[0]
+        return {
+            name: torch.einsum("k...,k->...", gradient.to(torch.float64).square(), sign_k)
+            for name, gradient in found.items()
+        }
+
+    device = like.device
+    squares = vmap(one, randomness="different")(tensors, sign.to(device), root.to(device))
+    return {name: tensor.sum(0) for name, tensor in squares.items()}
+
+
+def _looped_roots(
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    size: int,
+    held: Tensors,
+    total: Tensors,
+    sign: Tensor,
+    root: Tensor,
+) -> None:
+    for number in range(size):
+        here = slice(number, number + 1)
+        pick = partial(_given, (sign[here], root[here]))
+        _looped_squares(model, loss, samples_of(batch, size, here), 1, held, total, pick)
+
+
+def _given(drawn: tuple[Tensor, Tensor], _sign: Tensor, _root: Tensor) -> tuple[Tensor, Tensor]:
+    return drawn

@@ -1,0 +1,358 @@
+"""How secateur calls a model: example inputs, data batches, outputs, and the loss where none is given.
+
+Two conventions that look alike and are not:
+
+* an *example* is exactly what the forward takes: a tensor is ``model(x)``, a tuple or list is
+  ``model(*x)``, a mapping is ``model(**x)``;
+* a *data batch* may carry a target: a tuple or list is ``(input, target)``, a mapping may hold a label key.
+
+`to_example` turns the second into the first.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.errors import ForwardError, InputError, ResourceError, SecateurError, UnsupportedError
+from secateur.types import Batch
+
+LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Run the model on an example, and say where it failed if it fails.
+
+    Args:
+        model: any module.
+        example: a tensor (``model(x)``), a tuple or list (``model(*x)``) or a mapping (``model(**x)``).
+
+    Returns:
+        Whatever the forward returns.
+
+    Raises:
+        ForwardError: the forward raised; the message has the user's own error, the module and file:line.
+        ResourceError: memory ran out.
+        SecateurError: raised inside the forward; passed on as it is.
+
+    Example:
+        >>> call(nn.Flatten(), torch.zeros(2, 3, 4)).shape
+        torch.Size([2, 12])
+    """
+    try:
+        if isinstance(example, Mapping):
+            return model(**example)
+        if isinstance(example, (tuple, list)):
+            return model(*example)
+        return model(example)
+    except SecateurError:
+        raise
+    except Exception as error:
+        fail(error, model, f"{type(model).__name__} failed on the input {describe(example)}")
+
+
+def fail(error: Exception, model: nn.Module, what: str) -> NoReturn:
+    """Turn an error of the user's code into one that names the module and the file:line it came from.
+
+    Args:
+        error: what was raised.
+        model: whose modules are looked for in the traceback.
+        what: one sentence: what failed.
+
+    Raises:
+        ResourceError: memory ran out.
+        ForwardError: anything else.
+    """
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        raise ResourceError(what, why=text, hint="use a smaller batch") from error
+    where, module = _location(error, model)
+    if module:
+        text += f" (in module {module!r})"
+    if where:
+        text += f" at {where}"
+    raise ForwardError(what, why=text, hint="check that model(input) runs with this input on its own") from error
+
+
+def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
+    """File:line of the innermost frame outside torch and this file, and the innermost module's name."""
+    names = {id(module): name for name, module in model.named_modules()}
+    where, module = "", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
+        if not path.startswith((_TORCH, "<")) and path != __file__:
+            where = f"{path}:{line}"
+        module = names.get(id(frame.f_locals.get("self")), "") or module
+    return where, module
+
+
+def describe(value: Any) -> str:
+    """Short text of shapes and dtypes, for error messages.
+
+    Example:
+        >>> describe({"x": torch.zeros(2, 3), "n": 4})
+        '{x: float32[2, 3], n: 4}'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(describe(item) for item in value) + ")"
+    return str(value)[:40]
+
+
+def to_example(batch: Batch) -> Any:
+    """Take the model input out of a data batch.
+
+    Not for an example: there a tuple means positional arguments, here it means ``(input, target)``.
+
+    Args:
+        batch: a tensor (all input), ``(input,)``, ``(input, target)``, ``(input, ..., target)`` (the inputs
+            then become positional arguments) or a mapping (label keys are left out).
+
+    Returns:
+        What `call` takes.
+
+    Raises:
+        InputError: the batch is of no such form.
+
+    Example:
+        >>> to_example((torch.zeros(2, 3), torch.zeros(2))).shape
+        torch.Size([2, 3])
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in LABEL_KEYS}
+    if isinstance(batch, (tuple, list)) and batch:
+        inputs = batch[:-1] if len(batch) > 1 else batch
+        return inputs[0] if len(inputs) == 1 else tuple(inputs)
+    raise InputError(
+        f"a data batch is a {type(batch).__name__}",
+        hint="give batches that are a tensor, (input, target) or a mapping of tensors",
+    )
+
+
+def to_target(batch: Batch) -> Tensor | None:
+    """Take the target out of a data batch: the last of a tuple, or the label key of a mapping; else None."""
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in LABEL_KEYS if isinstance(batch.get(key), Tensor)), None)
+    if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[-1], Tensor):
+        return batch[-1]
+    return None
+
+
+def outputs(value: Any) -> list[Tensor]:
+    """Flatten what a forward returned into its tensors, in a stable order.
+
+    Mappings (Hugging Face outputs too), tuples, lists and dataclasses are walked; what holds no tensor
+    (None, numbers, cache objects) is left out.
+
+    Returns:
+        The tensors.
+
+    Raises:
+        UnsupportedError: there is no tensor in it.
+
+    Example:
+        >>> len(outputs({"logits": torch.zeros(1), "hidden": (torch.zeros(2), None)}))
+        2
+    """
+    found = list(_tensors(value))
+    if not found:
+        raise UnsupportedError(
+            f"the forward returned {type(value).__name__}, with no tensor in it",
+            hint="wrap the model so that it returns a tensor, or a tuple or mapping of tensors",
+        )
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for entry in fields(value):
+            yield from _tensors(getattr(value, entry.name))
+
+
+def prediction(output: Any) -> Tensor:
+    """The tensor to compare with a target: ``logits`` where the output names them, else the first tensor."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else outputs(output)[0]
+
+
+def default_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Loss where the user gave none; give your own wherever the task is not one of these.
+
+    Cross entropy for ``(input, integer target)``, mean squared error for ``(input, float target)`` of the
+    output's shape, ``output.loss`` for a mapping with labels (Hugging Face models).
+
+    Args:
+        model: any module.
+        batch: a data batch with a target.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: no target, or target and output do not fit; the message has both shapes.
+        ForwardError: the forward failed.
+    """
+    target = to_target(batch)
+    if target is None:
+        raise InputError(
+            f"the batch {describe(batch)} holds no target",
+            hint="give batches of (input, target), mappings with labels, or your own loss(model, batch)",
+        )
+    if isinstance(batch, Mapping):
+        return _loss_of_output(call(model, batch), batch)
+    predicted = prediction(call(model, to_example(batch)))
+    if target.is_floating_point():
+        if target.shape != predicted.shape:
+            raise InputError(
+                f"the target {describe(target)} has not the shape of the output {describe(predicted)}",
+                hint="mean squared error needs equal shapes; reshape the target or give your own loss",
+            )
+        return functional.mse_loss(predicted, target)
+    try:
+        return functional.cross_entropy(predicted, target.long())
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"the target {describe(target)} does not fit the output {describe(predicted)}",
+            why=str(error),
+            hint="cross entropy needs an output [batch, classes, ...] and targets [batch, ...] below classes",
+        ) from error
+
+
+def _loss_of_output(output: Any, batch: Mapping[str, Any]) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise InputError(
+            f"the model returned no loss for the batch {describe(batch)}",
+            hint="give batches with the labels that its forward takes, or your own loss(model, batch)",
+        )
+    return loss
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the first parameter or buffer; the CPU where there is none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor of an example or batch (tuples, lists, mappings) to a device; the form is kept."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(to_device(item, device) for item in value)
+    return value
+
+
+def batch_size_of(example: Any) -> int:
+    """Size of the first dimension of the first tensor that has one; 1 where there is none."""
+    return next((tensor.shape[0] for tensor in _tensors(example) if tensor.dim()), 1)
+
+
+def with_batch_size(example: Any, size: int) -> Any:
+    """Repeat or trim every tensor whose first dimension is the batch to another batch size.
+
+    Args:
+        example: what `call` takes.
+        size: wanted batch size, at least 1.
+
+    Raises:
+        InputError: size below 1, or an empty batch.
+    """
+    now = batch_size_of(example)
+    if size < 1 or now < 1:
+        raise InputError(f"cannot bring the example {describe(example)} to batch size {size}")
+
+    def resize(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == now:
+            return value[torch.arange(size, device=value.device) % now]
+        if isinstance(value, Mapping):
+            return {key: resize(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return tuple(resize(item) for item in value)
+        return value
+
+    return resize(example)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode without gradients; modes, buffers and random state are as before on leaving.
+
+    Args:
+        models: one or more modules; buffers that a forward changes all the same are put back.
+    """
+    modules = list({id(module): module for model in models for module in model.modules()}.values())
+    modes = [module.training for module in modules]
+    buffers = [(module, dict(module._buffers), _copies(module)) for module in modules if module._buffers]
+    devices = sorted({device_of(model).index or 0 for model in models if device_of(model).type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for module in modules:
+                module.training = False
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for module, held, copies in buffers:
+            _put_back(module, held, copies)
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    held = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+    return {name: buffer.detach().clone() for name, buffer in held.items() if _writable(buffer)}
+
+
+def _writable(buffer: Tensor) -> bool:
+    return not (buffer.is_meta or buffer.is_inference())
+
+
+def _put_back(module: nn.Module, held: Mapping[str, Tensor | None], copies: Mapping[str, Tensor]) -> None:
+    for name, buffer in held.items():
+        module._buffers[name] = buffer
+        # Compared by value: batch norm writes its statistics without counting up their version.
+        if buffer is not None and name in copies and not torch.equal(buffer, copies[name]):
+            with torch.no_grad():
+                buffer.copy_(copies[name])
+
+
+def require_reiterable(data: Any, why: str) -> None:
+    """Refuse a one-shot iterator where the data is read more than once.
+
+    Args:
+        data: any iterable of batches.
+        why: what needs the second reading, for example "3 epochs".
+
+    Raises:
+        InputError: the data is a generator or another iterator that can be read only once.
+    """
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"the data is a {type(data).__name__} that can be read only once",
+            why=f"{why} needs to read it again",
+            hint="give a list of batches, a DataLoader or an object whose __iter__ starts anew",
+        )

@@ -1,0 +1,132 @@
+"""Multiply-accumulates of one forward pass, counted on the operations that really run.
+
+Counted: matrix products, convolutions, attention, recurrent layers, bilinear forms. Not counted: biases,
+norms, activations, pooling, embeddings. The number is FLOPs / 2 of ``torch.utils.flop_counter``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.call import call, device_of, evaluating, to_device
+
+
+def macs(model: nn.Module, example: Any) -> int:
+    """Multiply-accumulates of one forward pass on the example, the whole batch of it.
+
+    The forward runs once in eval mode without gradients; modes, buffers and random state are as before. It
+    counts operations, which is not time: use `latency` to know whether a model is faster.
+
+    Args:
+        model: any module.
+        example: what `secateur.call.call` takes; moved to the model's device.
+
+    Returns:
+        Multiply-accumulates (FLOPs / 2); 0 where no counted operation runs.
+
+    Raises:
+        ForwardError: the forward fails on the example.
+
+    Cost: one forward pass, slower than usual as attention and recurrent layers run unfused.
+
+    Example:
+        >>> macs(nn.Linear(3, 4), torch.zeros(2, 3))
+        24
+    """
+    return count(model, example)[0]
+
+
+def macs_by_module(model: nn.Module, example: Any) -> dict[str, int]:
+    """Multiply-accumulates per module name, children included; "" is the whole model.
+
+    Args:
+        model: any module.
+        example: as for `macs`.
+
+    Returns:
+        Name as in ``named_modules()`` -> multiply-accumulates, for every module in which something counted
+        ran.
+
+    Raises:
+        ForwardError: the forward fails on the example.
+
+    Cost: as `macs`.
+
+    Example:
+        >>> macs_by_module(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5)), torch.zeros(1, 3))
+        {'': 32, '0': 12, '1': 20}
+    """
+    total, counter, _ = count(model, example)
+    result = {"": total}
+    for path, operations in counter.get_flop_counts().items():
+        _, dot, name = path.partition(".")
+        if dot:
+            result[name] = sum(operations.values()) // 2
+    return dict(sorted(result.items()))
+
+
+def count(model: nn.Module, example: Any) -> tuple[int, FlopCounterMode, Any]:
+    """Count one forward pass: multiply-accumulates, the counter, and what the forward returned."""
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    with evaluating(model), _unfused(), counter:
+        output = call(model, to_device(example, device_of(model)))
+    return counter.get_total_flops() // 2, counter, output
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs of operations for which flop_counter has no formula; the arguments are shapes."""
+    aten = torch.ops.aten
+    formulas: dict[Any, Callable[..., int]] = {
+        aten.mv: lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
+        aten.dot: lambda left, right, **_: 2 * left[0],
+        aten._trilinear: _trilinear_flops,
+        aten.mkldnn_rnn_layer: _mkldnn_rnn_flops,
+        aten._cudnn_rnn: _cudnn_rnn_flops,
+    }
+    if hasattr(aten, "_grouped_mm"):
+        formulas[aten._grouped_mm] = _grouped_mm_flops
+    return formulas
+
+
+def _trilinear_flops(a: Any, b: Any, c: Any, ea: Any, eb: Any, ec: Any, *_: Any, **__: Any) -> int:
+    total = len(a) + len(ea)
+    sizes = [1] * total
+    for shape, expanded in ((a, ea), (b, eb), (c, ec)):
+        kept = iter(shape)
+        for dim in range(total):
+            if dim not in expanded:
+                sizes[dim] = max(sizes[dim], next(kept))
+    return 2 * int(torch.Size(sizes).numel())
+
+
+def _mkldnn_rnn_flops(x: Any, w_input: Any, w_hidden: Any, *_: Any, **__: Any) -> int:
+    return 2 * int(x[0] * x[1] * (torch.Size(w_input).numel() + torch.Size(w_hidden).numel()))
+
+
+def _cudnn_rnn_flops(x: Any, weights: Any, *_: Any, **__: Any) -> int:
+    matrices = sum(int(torch.Size(weight).numel()) for weight in weights if len(weight) == 2)
+    return 2 * int(torch.Size(x[:-1]).numel()) * matrices
+
+
+def _grouped_mm_flops(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    batch = a[0] if len(a) == 3 and len(b) == 3 else 1
+    return 2 * int(batch * a[-2] * a[-1] * b[-1])

@@ -1,0 +1,64 @@
+"""Everything about a model at one moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from secateur.call import describe, outputs
+from secateur.errors import NonFiniteError
+from secateur.measure.counts import num_nonzero, num_params, size_bytes
+from secateur.measure.macs import count
+from secateur.measure.quality import quality
+from secateur.types import Evaluate, Latency, Snapshot
+
+
+def snapshot(
+    model: nn.Module,
+    example: Any = None,
+    *,
+    evaluate: Evaluate | None = None,
+    latency_ms: Latency | None = None,
+) -> Snapshot:
+    """Count and evaluate a model; the ``before`` and ``after`` of a report.
+
+    Latency is handed in, as before and after must be timed interleaved, in one call of `latency`.
+
+    Args:
+        model: any module; left as it is.
+        example: what `secateur.call.call` takes; None = the forward is not run and ``macs`` is None.
+        evaluate: ``evaluate(model)`` -> number or mapping of numbers; None = no quality.
+        latency_ms: what `latency` measured for this model.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        NonFiniteError: an output on the example is NaN, or a quality is not finite.
+        ForwardError: the forward fails on the example.
+
+    Cost: a forward pass on the example, one write of the weights, and what ``evaluate`` takes.
+
+    Example:
+        >>> import torch
+        >>> snapshot(nn.Linear(3, 4), torch.zeros(1, 3)).macs
+        12
+    """
+    multiplications = None
+    if example is not None:
+        multiplications, _, output = count(model, example)
+        for number, tensor in enumerate(outputs(output)):
+            if tensor.isnan().any():
+                raise NonFiniteError(
+                    f"output {number} of the model, {describe(tensor)}, has NaN on the example",
+                    hint="check the weights and the example for NaN and Inf",
+                )
+    return Snapshot(
+        params=num_params(model),
+        nonzero=num_nonzero(model),
+        macs=multiplications,
+        size_bytes=size_bytes(model),
+        latency_ms=latency_ms,
+        quality=quality(model, evaluate) if evaluate is not None else {},
+    )

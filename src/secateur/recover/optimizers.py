@@ -1,0 +1,108 @@
+"""Optimizers as data, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from secateur.errors import RecipeError, UnsupportedError
+
+Factory = Callable[[Sequence[nn.Parameter]], Optimizer]
+Schedule = Callable[[int, int], float]
+
+DEFAULT_OPTIMIZER: Mapping[str, Any] = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+_CLASSES: Mapping[str, tuple[type[Optimizer], frozenset[str]]] = {
+    "sgd": (torch.optim.SGD, frozenset({"lr", "momentum", "weight_decay", "nesterov"})),
+    "adam": (torch.optim.Adam, frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"})),
+    "adamw": (torch.optim.AdamW, frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"})),
+}
+SCHEDULES: Mapping[str, Schedule] = {
+    "constant": lambda step, total: 1.0,
+    "linear": lambda step, total: 1.0 - step / total,
+    "cosine": lambda step, total: 0.5 * (1.0 + math.cos(math.pi * step / total)),
+}
+
+
+def build_optimizer(spec: Mapping[str, Any] | Factory | None, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """Make an optimizer for these parameters.
+
+    Args:
+        spec: ``{"name": "sgd"|"adam"|"adamw", "lr": ..., ...}``, a callable ``parameters -> Optimizer``, or
+            None for SGD with momentum 0.9, learning rate 0.01 and weight decay 5e-4.
+        parameters: what it moves.
+
+    Raises:
+        RecipeError: unknown name or option, or a bad value.
+        UnsupportedError: an optimizer whose step needs a closure (LBFGS).
+
+    Example:
+        >>> type(build_optimizer({"name": "adam", "lr": 1e-3}, [nn.Parameter(torch.zeros(1))])).__name__
+        'Adam'
+    """
+    if isinstance(spec, Optimizer):
+        raise RecipeError(
+            "the optimizer is already built, for parameters that may not be these",
+            hint="give a callable that builds it: lambda parameters: SGD(parameters, lr=0.01)",
+        )
+    if callable(spec):
+        optimizer = spec(parameters)
+    else:
+        optimizer = _from_mapping(DEFAULT_OPTIMIZER if spec is None else spec, parameters)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UnsupportedError(
+            "LBFGS calls the model several times per step, so masks cannot be held", hint="use sgd or adamw"
+        )
+    return optimizer
+
+
+def _from_mapping(spec: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> Optimizer:
+    options = dict(spec)
+    name = str(options.pop("name", "sgd")).lower()
+    if name not in _CLASSES:
+        raise RecipeError(f"unknown optimizer {name!r}", hint=_suggest(name, _CLASSES))
+    kind, known = _CLASSES[name]
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise RecipeError(f"the optimizer {name} has no option {unknown[0]!r}", hint=_suggest(unknown[0], known))
+    options.setdefault("lr", 0.01 if name == "sgd" else 1e-3)
+    try:
+        return kind(parameters, **options)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"the options of the optimizer {name} are wrong", why=str(error)) from error
+
+
+def resolve_schedule(schedule: str | Schedule) -> Schedule:
+    """A schedule by name, or the callable ``(step, total steps) -> factor of the learning rate`` itself.
+
+    Raises:
+        RecipeError: unknown name.
+    """
+    if callable(schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise RecipeError(f"unknown schedule {schedule!r}", hint=_suggest(str(schedule), SCHEDULES))
+    return SCHEDULES[schedule]
+
+
+def rate_factor(schedule: Schedule, step: int, total: int, *, warmup: int) -> float:
+    """Factor of the learning rate at a step counted from 0: linear warm-up, then the schedule over the rest.
+
+    Example:
+        >>> [rate_factor(SCHEDULES["linear"], step, 4, warmup=2) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return float(schedule(step - warmup, max(total - warmup, 1)))
+
+
+def _suggest(word: str, known: Any) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    names = ", ".join(sorted(known))
+    return f"did you mean {close[0]!r}? Known: {names}" if close else f"known: {names}"

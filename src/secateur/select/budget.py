@@ -1,0 +1,116 @@
+"""Structured targets: one ordered list of removals serves every budget.
+
+Units are ordered once, by what they are worth. A plan is a prefix of that list, so a smaller budget always removes a
+superset of what a larger one removes, and the exact prefix for any monotone cost is found by bisection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from secateur.errors import TargetError
+
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalOrder:
+    """The units in the order in which they go.
+
+    Args:
+        names: group names, sorted.
+        group: [n] position of each removal's group in `names`.
+        unit: [n] the unit's number in its group.
+        sizes: units of each group.
+        round_to: kept counts are rounded up to multiples of this (never above the group's size).
+    """
+
+    names: tuple[str, ...]
+    group: npt.NDArray[np.int64]
+    unit: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    round_to: int = 1
+
+    def kept_counts(self, removals: int) -> dict[str, int]:
+        """How many units every group keeps after the first `removals` removals, rounded."""
+        gone = np.bincount(self.group[:removals], minlength=len(self.names))
+        kept = self.sizes - gone
+        rounded = -(-kept // self.round_to) * self.round_to
+        return {n: int(min(r, s)) for n, r, s in zip(self.names, rounded, self.sizes, strict=True)}
+
+    def keep(self, removals: int) -> dict[str, Tensor]:
+        """Group name -> bool [size], True = kept; within a group the units that go are the first of the list."""
+        counts = self.kept_counts(removals)
+        out = {}
+        for i, name in enumerate(self.names):
+            mask = np.ones(int(self.sizes[i]), bool)
+            order = self.unit[: max(removals, 0)][self.group[:removals] == i]
+            mask[order[: int(self.sizes[i]) - counts[name]]] = False
+            out[name] = torch.from_numpy(mask)
+        return out
+
+
+def removal_order(
+    scores: Mapping[str, Tensor], *, scope: str = "global", min_keep: Mapping[str, int] | int = 1, round_to: int = 1
+) -> RemovalOrder:
+    """Order all units by what they are worth; ties by group name, then by number.
+
+    Args:
+        scores: group name -> [size] scores, higher = keep.
+        scope: "global" ranks by score; "local" by the rank within the group, so all groups shrink alike.
+        min_keep: units that stay in every group: the best ones, whatever their score.
+        round_to: kept counts are multiples of this.
+
+    Cost: one sort of all units.
+    """
+    names = tuple(sorted(scores))
+    groups, units, keys, sizes = [], [], [], []
+    for i, name in enumerate(names):
+        score = scores[name].detach().double().flatten().cpu().numpy()
+        floor = min_keep if isinstance(min_keep, int) else min_keep.get(name, 1)
+        order = np.argsort(score, kind="stable")[: max(len(score) - floor, 0)]
+        groups.append(np.full(len(order), i))
+        units.append(order)
+        keys.append(score[order] if scope == "global" else (np.arange(len(order)) + 1) / len(score))
+        sizes.append(len(score))
+    group, unit = np.concatenate(groups or [np.zeros(0, int)]), np.concatenate(units or [np.zeros(0, int)])
+    by_worth = np.argsort(np.concatenate(keys or [np.zeros(0)]), kind="stable")
+    return RemovalOrder(names, group[by_worth], unit[by_worth], np.asarray(sizes, np.int64), round_to)
+
+
+def removals_for(order: RemovalOrder, cost: Callable[[Counts], float], limit: float, what: str) -> int:
+    """The shortest prefix of the list whose cost is at most `limit`.
+
+    Args:
+        order: from `removal_order`.
+        cost: kept counts -> cost; falls as units go.
+        limit: the target.
+        what: the target's name, for the error.
+
+    Raises:
+        TargetError: even the whole list does not reach the limit; names the reachable range.
+
+    Cost: log2(units) evaluations of `cost`.
+    """
+    most = len(order.group)
+    lowest = cost(order.kept_counts(most))
+    if lowest > limit:
+        raise TargetError(
+            f"The target {what} <= {limit:g} cannot be reached.",
+            why=f"without losing a layer the least is {lowest:g}; now it is {cost(order.kept_counts(0)):g}",
+            hint="Ask for less, lower min_keep, or see `secateur inspect` for what is locked and why.",
+        )
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        if cost(order.kept_counts(middle)) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return low

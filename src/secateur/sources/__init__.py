@@ -1,0 +1,17 @@
+"""MODEL and DATA words of the command line, the demo networks and the data that lie at hand."""
+
+from secateur.sources.data import resolve_data
+from secateur.sources.demo import build_convnet, build_lenet, train_demo
+from secateur.sources.models import Source, resolve_model
+from secateur.sources.tensors import DataSet, TensorData
+
+__all__ = [
+    "DataSet",
+    "Source",
+    "TensorData",
+    "build_convnet",
+    "build_lenet",
+    "resolve_data",
+    "resolve_model",
+    "train_demo",
+]

@@ -1,0 +1,119 @@
+"""DATA words: ``demo:mnist``, ``npz:FILE``, ``parquet:PATH``... -> loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from secateur.call import to_example
+from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.sources.arrays import load_npz
+from secateur.sources.bundled import load_digits, load_mnist
+from secateur.sources.images import LABEL_COLUMNS, load_folder, load_parquet
+from secateur.sources.tensors import Arrays, DataSet, build_dataset
+from secateur.sources.text import load_text
+from secateur.sources.words import call_factory
+
+DATA_KINDS = ("demo", "folder", "hf", "npz", "parquet", "py", "text")
+_DEMOS = {"mnist": load_mnist, "digits": load_digits}
+
+
+def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: Any = None) -> DataSet:
+    """Turn a DATA word into loaders for training, calibration and test.
+
+    Args:
+        word: ``demo:mnist``, ``demo:digits``, ``npz:FILE``, ``parquet:PATH``, ``folder:PATH``, ``text:PATH``,
+            ``hf:ID`` or ``py:package.module:factory``.
+        batch_size: samples per batch.
+        seed: of splits and shuffles.
+        tokenizer: for ``text:``; the one of the hf: model.
+
+    Returns:
+        The loaders. Calibration samples come from the training part, never from the test part.
+
+    Raises:
+        RecipeError: unknown word.
+        InputError: data that cannot be read, or does not fit.
+        UnsupportedError: a package is missing; the message names the extra.
+    """
+    kind, colon, rest = word.partition(":")
+    if not colon or not rest or kind not in DATA_KINDS:
+        raise RecipeError(f"unknown data {word!r}", hint=f"write KIND:WHAT, with KIND one of {DATA_KINDS}")
+    if kind == "demo":
+        if rest not in _DEMOS:
+            close = get_close_matches(rest, _DEMOS, n=1)
+            hint = f"did you mean demo:{close[0]}?" if close else f"known: {', '.join(_DEMOS)}"
+            raise RecipeError(f"there is no demo data {rest!r}", hint=hint)
+        return _DEMOS[rest](batch_size=batch_size, seed=seed)
+    if kind == "npz":
+        return load_npz(rest, batch_size=batch_size, seed=seed)
+    if kind == "parquet":
+        return load_parquet(rest, batch_size=batch_size, seed=seed)
+    if kind == "folder":
+        return load_folder(rest, batch_size=batch_size, seed=seed)
+    if kind == "text":
+        return load_text(rest, tokenizer=tokenizer, batch_size=batch_size)
+    if kind == "hf":
+        return _load_hub(rest, batch_size=batch_size, seed=seed)
+    return _from_factory(word, call_factory(rest))
+
+
+def _from_factory(word: str, made: Any) -> DataSet:
+    """What a factory may return: a DataSet, a mapping of loaders, or one iterable of batches."""
+    if isinstance(made, DataSet):
+        return made
+    if isinstance(made, Mapping):
+        if "train" not in made and "calibration" not in made:
+            raise InputError(
+                f"{word} returned a mapping with {sorted(map(str, made))}",
+                hint="give train or calibration, and test if there is one",
+            )
+        train = made.get("train", made.get("calibration"))
+        calibration, test = made.get("calibration", train), made.get("test")
+    else:
+        train, calibration, test = made, made, None
+    for loader in (train, calibration):
+        if not isinstance(loader, Iterable):
+            raise InputError(f"{word} returned a {type(loader).__name__}, no iterable of batches")
+    # A one-shot iterator keeps its first batch for the work, so it has no example.
+    reusable = not hasattr(calibration, "__next__")
+    first = next(iter(calibration), None) if reusable else None
+    return DataSet(word, train, calibration, test, None if first is None else to_example(first))
+
+
+def _load_hub(name: str, *, batch_size: int, seed: int) -> DataSet:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UnsupportedError("hf: data needs the package datasets", hint="pip install datasets") from error
+    try:
+        parts = datasets.load_dataset(name)
+    except Exception as error:
+        raise InputError(
+            f"the data set {name!r} could not be loaded",
+            why=f"{type(error).__name__}: {error}",
+            hint="is the name right and the hub reachable? Local files go by parquet: or folder:",
+        ) from error
+    if "train" not in parts:
+        raise InputError(f"hf:{name} has the parts {sorted(parts)}, and no train")
+    test = next((parts[part] for part in ("test", "validation", "valid") if part in parts), None)
+    train = _hub_arrays(parts["train"], name)
+    held = _hub_arrays(test, name) if test is not None else None
+    return build_dataset(f"hf:{name}", train, held, batch_size=batch_size, seed=seed)
+
+
+def _hub_arrays(part: Any, name: str) -> Arrays:
+    columns = list(part.column_names)
+    label = next((column for column in LABEL_COLUMNS if column in columns), None)
+    image = next((column for column in ("image", "img") if column in columns), None)
+    if label is None or image is None:
+        raise InputError(f"hf:{name} has the columns {columns}", hint="only images with labels are read from the hub")
+    pixels = [np.asarray(row, dtype=np.uint8) for row in part[image]]
+    if len({array.shape for array in pixels}) != 1:
+        raise InputError(f"hf:{name} has images of different sizes", hint="bring them to one size first")
+    stacked = np.stack(pixels)
+    images = stacked[:, None] if stacked.ndim == 3 else np.moveaxis(stacked, -1, 1)
+    return images, np.asarray(list(part[label]), dtype=np.int64)

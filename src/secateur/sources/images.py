@@ -1,0 +1,151 @@
+"""Images with labels: parquet files as Hugging Face data sets write them, and folders of classes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.errors import FileRefusedError, InputError, UnsupportedError
+from secateur.sources.tensors import Arrays, DataSet, build_dataset
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+_TEST_NAMES = ("test", "validation", "valid", "val")
+
+
+def load_parquet(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSet:
+    """Read images (column ``image`` with ``bytes``) and integer labels (column ``label``) from parquet.
+
+    All images are decoded into memory as uint8, at 3 kB for one of 32x32x3.
+
+    Args:
+        path: a file, then split 80 to 20, or a folder with ``train*.parquet`` and ``test*.parquet``.
+        batch_size: samples per batch.
+        seed: of split and shuffles.
+
+    Raises:
+        UnsupportedError: pyarrow or pillow is not installed.
+        FileRefusedError: a file is no parquet, or an image cannot be decoded.
+        InputError: columns are missing, or the images differ in size.
+
+    Cost: about 0.1 ms per 32x32 JPEG.
+    """
+    path = Path(path)
+    if path.is_dir():
+        train = _parquet_files(sorted(path.glob("train*.parquet")), path)
+        tests = next((found for name in _TEST_NAMES if (found := sorted(path.glob(f"{name}*.parquet")))), [])
+        test = _parquet_files(tests, path) if tests else None
+    else:
+        train, test = _parquet_files([path], path), None
+    return build_dataset(f"parquet:{path}", train, test, batch_size=batch_size, seed=seed)
+
+
+def _parquet_files(files: Sequence[Path], asked: Path) -> Arrays:
+    try:
+        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
+    except ImportError as error:
+        raise UnsupportedError("parquet: needs pyarrow", hint="pip install 'secateur[data]'") from error
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(f"there is no parquet file at {asked}", hint="a folder needs train*.parquet")
+    images: list[bytes] = []
+    labels: list[int] = []
+    for file in files:
+        try:
+            names = parquet.read_schema(file).names
+            column = next((name for name in LABEL_COLUMNS if name in names), None)
+            if "image" not in names or column is None:
+                raise InputError(f"{file} has the columns {names}", hint="it needs image (bytes) and label")
+            table = parquet.read_table(file, columns=["image", column])
+        except (ArrowException, OSError) as error:
+            raise FileRefusedError(f"{file} cannot be read as parquet", why=str(error)) from error
+        images += [row["bytes"] if isinstance(row, dict) else row for row in table["image"].to_pylist()]
+        labels += table[column].to_pylist()
+    return _decode(images, str(asked)), _labels(labels, str(asked))
+
+
+def load_folder(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSet:
+    """Read images from one sub-folder per class, or from ``train`` and ``test`` folders of such.
+
+    Args:
+        path: the folder; classes are numbered in the order of their names.
+        batch_size: samples per batch.
+        seed: of split and shuffles.
+
+    Raises:
+        UnsupportedError: pillow is not installed.
+        FileRefusedError: an image cannot be decoded.
+        InputError: no class or image is found, or the images differ in size.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"there is no folder {path}")
+    held = next((path / name for name in _TEST_NAMES if (path / name).is_dir()), None)
+    if (path / "train").is_dir():
+        classes = _class_names(path / "train")
+        train = _class_folders(path / "train", classes)
+        test = _class_folders(held, classes) if held is not None else None
+    else:
+        train, test = _class_folders(path, _class_names(path)), None
+    return build_dataset(f"folder:{path}", train, test, batch_size=batch_size, seed=seed)
+
+
+def _class_names(path: Path) -> list[str]:
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    if len(names) < 2:
+        raise InputError(f"{path} has {len(names)} class folders", hint="make one sub-folder per class")
+    return names
+
+
+def _class_folders(path: Path, classes: Sequence[str]) -> Arrays:
+    unknown = sorted(set(_class_names(path)) - set(classes))
+    if unknown:
+        raise InputError(f"{path} has the class {unknown[0]!r}, which the training part has not")
+    files = [
+        (file, number)
+        for number, name in enumerate(classes)
+        for file in sorted((path / name).glob("*"))
+        if file.suffix.lower() in SUFFIXES
+    ]
+    images = _decode((file.read_bytes() for file, _ in files), str(path))
+    return images, _labels([number for _, number in files], str(path))
+
+
+def _labels(labels: Sequence[Any], where: str) -> npt.NDArray[np.int64]:
+    try:
+        array = np.asarray(labels)
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"the labels are {array.dtype}")
+    except ValueError as error:
+        raise InputError(f"the labels of {where} are no integers", why=str(error)) from error
+    return array.astype(np.int64)
+
+
+def _decode(images: Iterable[bytes], where: str) -> npt.NDArray[np.uint8]:
+    """Decode to uint8 ``[samples, channels, height, width]``; one channel for grey images, else three."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UnsupportedError("images need pillow", hint="pip install 'secateur[data]'") from error
+    decoded: list[npt.NDArray[np.uint8]] = []
+    for number, data in enumerate(images):
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                grey = image.mode in {"1", "L", "I;16"}
+                pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
+        except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+            raise FileRefusedError(f"image {number} of {where} cannot be decoded", why=str(error)) from error
+        decoded.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
+        if decoded[-1].shape != decoded[0].shape:
+            raise InputError(
+                f"image {number} of {where} is {decoded[-1].shape}, image 0 is {decoded[0].shape}",
+                hint="bring all images to one size and mode first",
+            )
+    if not decoded:
+        raise InputError(f"there is no image in {where}", hint=f"known endings: {', '.join(sorted(SUFFIXES))}")
+    return np.stack(decoded)

@@ -1,0 +1,211 @@
+"""MODEL words: ``demo:convnet``, ``hf:PATH``, ``py:module:factory``... -> a model and an example input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.sources.demo import build_convnet, build_lenet
+from secateur.sources.words import call_factory
+
+MODEL_KINDS = ("demo", "hf", "py", "timm", "torchvision")
+_DEMOS = {"convnet": build_convnet, "lenet": build_lenet}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model as a MODEL word gives it.
+
+    Args:
+        name: the word.
+        model: the module.
+        example: an input for `secateur.call.call`, or None where the word does not say.
+        data: DATA word that fits the model, or "".
+        trained: whether the weights are more than a random start.
+        tokenizer: tokenizer of an hf: model, or None.
+    """
+
+    name: str
+    model: nn.Module
+    example: Any = None
+    data: str = ""
+    trained: bool = True
+    tokenizer: Any = None
+
+
+def resolve_model(word: str, *, seed: int = 0) -> Source:
+    """Turn a MODEL word into a model and an example input.
+
+    Args:
+        word: ``demo:lenet``, ``demo:convnet``, ``hf:PATH_OR_ID``, ``timm:NAME``, ``torchvision:NAME`` or
+            ``py:package.module:factory``, whose ``factory()`` returns a model or (model, example).
+        seed: of the weights of demo networks and of random example inputs.
+
+    Raises:
+        RecipeError: unknown word.
+        InputError: the model cannot be loaded, for example as a hub is not reached.
+        UnsupportedError: a package is missing; the message says how to install it.
+    """
+    kind, colon, rest = word.partition(":")
+    if not colon or not rest or kind not in MODEL_KINDS:
+        raise RecipeError(f"unknown model {word!r}", hint=f"write KIND:WHAT, with KIND one of {MODEL_KINDS}")
+    if kind == "demo":
+        return _demo(word, rest, seed)
+    if kind == "py":
+        return _from_factory(word, call_factory(rest))
+    if kind == "hf":
+        return _hugging_face(word, rest, seed)
+    if kind == "timm":
+        return _timm(word, rest, seed)
+    return _torchvision(word, rest, seed)
+
+
+def _demo(word: str, name: str, seed: int) -> Source:
+    if name not in _DEMOS:
+        close = get_close_matches(name, _DEMOS, n=1)
+        hint = f"did you mean demo:{close[0]}?" if close else f"known: {', '.join(_DEMOS)}"
+        raise RecipeError(f"there is no demo model {name!r}", hint=hint)
+    example = _normal((1, 1, 28, 28), seed)
+    return Source(word, _DEMOS[name](seed), example, data="demo:mnist", trained=False)
+
+
+def _from_factory(word: str, made: Any) -> Source:
+    model, example = made, None
+    if isinstance(made, (tuple, list)) and len(made) == 2:
+        model, example = made
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{word} returned a {type(model).__name__}", hint="return a torch module, or (module, example)"
+        )
+    return Source(word, model, example)
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _package(name: str, word: str, install: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{word} needs the package {name}", why=str(error), hint=f"pip install {install}"
+        ) from error
+    except Exception as error:
+        # A torchvision built for another torch fails on import with a RuntimeError.
+        raise UnsupportedError(
+            f"{word} needs the package {name}, whose import fails",
+            why=f"{type(error).__name__}: {error}",
+            hint=f"install the build that fits torch {torch.__version__}",
+        ) from error
+
+
+def _failed(word: str, error: Exception) -> InputError:
+    return InputError(
+        f"{word} could not be loaded",
+        why=f"{type(error).__name__}: {str(error).strip()[:400]}",
+        hint="is the name right and the hub reachable? A local model goes by hf:FOLDER or py:module:factory",
+    )
+
+
+def _hugging_face(word: str, name: str, seed: int) -> Source:
+    transformers = _package("transformers", word, "'secateur[hf]'")
+    # Without this a mistyped folder is looked for on the hub, for half a minute where there is no network.
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise InputError(f"there is no folder {name}", hint="hf: takes a local folder or a hub ID")
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        architecture = next(iter(config.architectures or ()), "AutoModel")
+        known = getattr(transformers, architecture, None) or transformers.AutoModel
+        # Only safetensors: the other weight format is pickle.
+        model = known.from_pretrained(name, use_safetensors=True)
+    except Exception as error:
+        raise _failed(word, error) from error
+    example = _hugging_face_example(word, model, seed)
+    return Source(word, model, example, tokenizer=_tokenizer(transformers, name))
+
+
+def _tokenizer(transformers: Any, name: str) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception:
+        # Vision models have none, and whoever needs one (text:) says so.
+        return None
+
+
+def _hugging_face_example(word: str, model: Any, seed: int) -> dict[str, Tensor]:
+    wanted = getattr(model, "main_input_name", "input_ids")
+    config = model.config
+    vision = getattr(config, "vision_config", config)
+    if wanted == "input_ids":
+        text = config.get_text_config()
+        generator = torch.Generator().manual_seed(seed)
+        return {"input_ids": torch.randint(0, int(text.vocab_size), (2, 16), generator=generator)}
+    size = getattr(vision, "image_size", None)
+    if wanted == "pixel_values" and size is not None:
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        return {"pixel_values": _normal((1, int(getattr(vision, "num_channels", 3)), height, width), seed)}
+    raise UnsupportedError(
+        f"{word}: no example input is known for a model that takes {wanted!r}",
+        hint="write a factory that returns (model, example) and use py:module:factory",
+    )
+
+
+def _timm(word: str, name: str, seed: int) -> Source:
+    timm = _package("timm", word, "timm")
+    _check_name(word, name, timm.list_models())
+    try:
+        with _weights_only():
+            model = timm.create_model(name, pretrained=True)
+    except Exception as error:
+        raise _failed(word, error) from error
+    size = tuple(int(value) for value in model.pretrained_cfg["input_size"])
+    return Source(word, model, _normal((1, *size), seed))
+
+
+def _torchvision(word: str, name: str, seed: int) -> Source:
+    models = _package("torchvision", word, "torchvision").models
+    _check_name(word, name, models.list_models())
+    try:
+        with _weights_only():
+            model = models.get_model(name, weights="DEFAULT")
+    except Exception as error:
+        raise _failed(word, error) from error
+    return Source(word, model, _normal((1, 3, 224, 224), seed))
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Make every ``torch.load`` in here read weights only: torchvision asks for whole pickles by default."""
+    changed = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _check_name(word: str, name: str, known: list[str]) -> None:
+    # timm names carry the weights after a dot: resnet18.a1_in1k
+    if name.split(".")[0] not in known:
+        close = get_close_matches(name, known, n=1)
+        raise RecipeError(
+            f"there is no model {word}",
+            hint=f"did you mean {close[0]!r}?" if close else "see its list_models()",
+        )

@@ -1,0 +1,102 @@
+"""Text as data for language models: fixed blocks of token numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.sources.tensors import DataSet
+
+_TRAIN, _TEST = ("train.txt", "valid.txt", "validation.txt"), ("test.txt",)
+
+
+class TokenData:
+    """Batches ``{"input_ids", "labels"}`` of equal blocks; the model shifts the labels itself.
+
+    Args:
+        blocks: int64 ``[samples, tokens]``.
+        batch_size: samples per batch.
+
+    Raises:
+        InputError: there is no block.
+        RecipeError: batch size below 1.
+    """
+
+    def __init__(self, blocks: Tensor, *, batch_size: int = 8) -> None:
+        if len(blocks) == 0:
+            raise InputError("there is no block of tokens in the data", hint="give more text")
+        if batch_size < 1:
+            raise RecipeError(f"the batch size is {batch_size}", hint="give at least 1")
+        self.blocks, self.batch_size = blocks, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.blocks) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(self.blocks), self.batch_size):
+            block = self.blocks[start : start + self.batch_size]
+            yield {"input_ids": block, "labels": block}
+
+
+def load_text(
+    path: str | Path, *, tokenizer: Any, batch_size: int = 8, tokens: int = 128, calibration: int = 32
+) -> DataSet:
+    """Read text, turn it into tokens at one go, and cut it into blocks; the rest at the end is dropped.
+
+    Args:
+        path: a file (its last fifth becomes the test part) or a folder with ``train.txt`` or ``valid.txt``,
+            and ``test.txt``.
+        tokenizer: ``tokenizer(text)["input_ids"]`` gives token numbers; None is refused.
+        batch_size: blocks per batch.
+        tokens: tokens per block.
+        calibration: blocks for calibration, the first ones.
+
+    Raises:
+        UnsupportedError: no tokenizer.
+        InputError: no file, no UTF-8, or less text than one block.
+    """
+    if tokenizer is None:
+        raise UnsupportedError(
+            f"text:{path} needs a tokenizer, and the model brings none",
+            hint="text is for hf: models whose folder has a tokenizer; give token numbers as npz: otherwise",
+        )
+    path = Path(path)
+    train_file = _first(path, _TRAIN) if path.is_dir() else path
+    test_file = _first(path, _TEST) if path.is_dir() else None
+    train = _blocks(train_file, tokenizer, tokens)
+    if test_file is not None:
+        test = _blocks(test_file, tokenizer, tokens)
+    else:
+        cut = len(train) - len(train) // 5
+        train, test = train[:cut], train[cut:]
+    return DataSet(
+        name=f"text:{path}",
+        train=TokenData(train, batch_size=batch_size),
+        calibration=TokenData(train[:calibration], batch_size=batch_size),
+        test=TokenData(test, batch_size=batch_size) if len(test) else None,
+        example={"input_ids": train[:1]},
+    )
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder} has none of {', '.join(names)}")
+
+
+def _blocks(path: Path, tokenizer: Any, tokens: int) -> Tensor:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text", why=str(error)) from error
+    numbers = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64)
+    count = len(numbers) // tokens
+    if count == 0:
+        raise InputError(f"{path} holds {len(numbers)} tokens, less than one block of {tokens}")
+    return numbers[: count * tokens].reshape(count, tokens)

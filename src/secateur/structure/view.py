@@ -1,0 +1,104 @@
+"""What `inspect` shows: the groups with their sizes and costs, and what is locked, by what, at which line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from secateur.structure.capture import capture
+from secateur.structure.cost import CostModel
+from secateur.structure.groups import Structure, structure
+from secateur.types import Group
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The structure of a model as a person reads it.
+
+    Args:
+        model: its class name.
+        params: its parameters.
+        macs: multiply-accumulates on the example.
+        groups: what can be cut.
+        locked: what cannot, each with its reasons.
+        weights: group name -> parameters that go with all its units.
+    """
+
+    model: str
+    params: int
+    macs: int
+    groups: tuple[Group, ...]
+    locked: tuple[Group, ...]
+    weights: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "model": self.model,
+            "params": self.params,
+            "macs": self.macs,
+            "groups": [
+                {
+                    "name": g.name,
+                    "granularity": g.granularity,
+                    "units": g.size,
+                    "params": self.weights[g.name],
+                    "tensors": [{"name": s.tensor, "role": s.role} for s in g.spans],
+                }
+                for g in self.groups
+            ],
+            "locked": [
+                {
+                    "name": g.name,
+                    "granularity": g.granularity,
+                    "units": g.size,
+                    "params": self.weights[g.name],
+                    "reasons": [asdict(reason) for reason in g.locks],
+                }
+                for g in self.locked
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {self.params:,} parameters, {self.macs:,} MACs on the example", "can be cut:"]
+        lines += [
+            f"  {g.name}  {g.size} {g.granularity} units, {self.weights[g.name]:,} parameters,"
+            f" {len({s.tensor for s in g.spans})} tensors"
+            for g in self.groups
+        ] or ["  nothing"]
+        lines.append("locked:")
+        for g in self.locked:
+            reason = g.locks[0]
+            where = " ".join(part for part in (reason.op, reason.where and f"at {reason.where}") if part)
+            lines.append(f"  {g.name}  {g.size} units, {self.weights[g.name]:,} parameters: {reason.reason}")
+            lines += [f"    {where}"] if where else []
+            lines += [f"    do: {reason.hint}"] if reason.hint else []
+        return "\n".join(lines)
+
+
+def look(model: nn.Module, example: Any, protect: Sequence[str] = ()) -> View:
+    """Capture a model and describe it.
+
+    Raises:
+        ForwardError: the forward fails on the example.
+    """
+    record = capture(model, example)
+    found = structure(model, record, protect)
+    cost = CostModel(model, record)
+    weights = {g.name: _weights(found, g, cost) for g in found.groups}
+    return View(
+        type(model).__name__,
+        cost.params({}),
+        cost.macs({}),
+        tuple(g for g in found.groups if not g.locks),
+        tuple(g for g in found.groups if g.locks),
+        weights,
+    )
+
+
+def _weights(found: Structure, group: Group, cost: CostModel) -> int:
+    """Parameters that would go if all units went."""
+    return cost.params({}) - cost.params({found.atoms[group.name].id: 0})

@@ -1,0 +1,556 @@
+"""The contract that every criterion keeps, as a list of named checks.
+
+Run all of them with `check_criterion`, or parametrise a test over `CHECKS`:
+
+    @pytest.mark.parametrize("check", CHECKS, ids=str)
+    def test_contract(check):
+        check(MyCriterion)
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.criteria.base import NEEDS, PROMISES, Criterion, build, get, names
+from secateur.errors import InputError, NonFiniteError, RecipeError, SecateurError
+from secateur.testing.scenes import Scene, SceneMaker, TinyNet, groups_of, tiny_scene
+from secateur.testing.tools import (
+    copy_of,
+    erase_unit,
+    expect_error,
+    expect_same,
+    mark,
+    reorder_units,
+    require,
+    state_of,
+)
+from secateur.types import Group, Span
+
+Factory = Callable[[], Criterion]
+KINDS = ("channel", "neuron", "element", "vector", "kernel", "block", "n:m")
+
+
+class NotApplicable(Exception):
+    """The check says nothing about this criterion; the message says why."""
+
+
+class Stage:
+    """What a check works with.
+
+    Args:
+        factory: makes the criterion.
+        make_scene: granularity -> a fresh scene.
+        kinds: granularities that `make_scene` knows.
+    """
+
+    def __init__(self, factory: Factory, make_scene: SceneMaker, kinds: tuple[str, ...]) -> None:
+        self.factory, self.scene = factory, make_scene
+        self.criterion = factory()
+        known = self.criterion.granularities
+        self.kinds = [kind for kind in kinds if "any" in known or kind in known]
+        require(bool(self.kinds), f"no scene for granularities {known}: pass make_scene and kinds")
+
+    @property
+    def scored(self) -> Iterator[str]:
+        """Granularities whose scene the criterion does not refuse; the first must be among them."""
+        return (kind for kind, _, _ in _all_kinds(self))
+
+    @property
+    def main(self) -> Scene:
+        """A fresh scene of the first granularity."""
+        return self.scene(self.kinds[0])
+
+    def score(self, scene: Scene, **changes: Any) -> dict[str, Tensor]:
+        """Scores of a fresh criterion."""
+        return self.factory().score(scene.context(**changes))
+
+    def needs(self, word: str) -> bool:
+        """Whether the criterion needs "data", "labels", ..."""
+        return word in self.criterion.needs
+
+    def only_if(self, applies: bool, why: str) -> None:
+        """Leave the check if it does not apply."""
+        if not applies:
+            raise NotApplicable(why)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property of all criteria; call it with a factory.
+
+    Args:
+        name: what must hold, in words.
+        body: raises AssertionError if it does not, NotApplicable if it says nothing.
+    """
+
+    name: str
+    body: Callable[[Stage], None]
+
+    def __call__(self, factory: Factory, *, make_scene: SceneMaker = tiny_scene, kinds: tuple[str, ...] = KINDS) -> str:
+        """Run the check.
+
+        Args:
+            factory: makes the criterion; its class will do where every option has a default.
+            make_scene: granularity -> fresh scene, for criteria that need a model of their own.
+            kinds: granularities that `make_scene` knows; the first one that fits is used most.
+
+        Returns:
+            "" if it holds, or why it says nothing about this criterion.
+
+        Raises:
+            AssertionError: it does not hold.
+        """
+        try:
+            self.body(Stage(factory, make_scene, kinds))
+        except NotApplicable as reason:
+            return str(reason)
+        return ""
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "_")
+
+
+CHECKS: list[Check] = []
+
+
+def check_criterion(
+    factory: Factory, *, make_scene: SceneMaker = tiny_scene, kinds: tuple[str, ...] = KINDS
+) -> dict[str, str]:
+    """Run every check.
+
+    Args:
+        factory: makes the criterion; its class will do where every option has a default.
+        make_scene: granularity -> fresh scene, for criteria that need a model of their own.
+        kinds: granularities that `make_scene` knows.
+
+    Returns:
+        name of the check -> "" where it holds, or why it says nothing about this criterion.
+
+    Raises:
+        AssertionError: names every check that fails, and how.
+
+    Example:
+        >>> from secateur.criteria import Magnitude
+        >>> check_criterion(Magnitude)["scores are finite"]
+        ''
+    """
+    results, failures = {}, []
+    for check in CHECKS:
+        try:
+            results[check.name] = check(factory, make_scene=make_scene, kinds=kinds)
+        except (AssertionError, SecateurError, RuntimeError, TypeError, ValueError, LookupError) as error:
+            failures.append(f"{check.name}: {type(error).__name__}: {error}")
+    require(not failures, f"{len(failures)} of {len(CHECKS)} checks fail\n" + "\n".join(failures))
+    return results
+
+
+def check(name: str) -> Callable[[Callable[[Stage], None]], Check]:
+    """Decorator: add a check to `CHECKS`."""
+
+    def add(body: Callable[[Stage], None]) -> Check:
+        CHECKS.append(Check(name, body))
+        return CHECKS[-1]
+
+    return add
+
+
+# Description and options
+
+
+@check("metadata is complete")
+def _metadata(stage: Stage) -> None:
+    c = stage.criterion
+    for attribute in ("name", "summary", "complexity", "speed", "best_for", "source"):
+        require(bool(getattr(c, attribute, "").strip()), f"{attribute} is empty")
+    require(bool(c.granularities), "granularities is empty")
+    require(c.needs <= NEEDS, f"needs {set(c.needs)}")
+    require(c.promises <= PROMISES, f"promises {set(c.promises)}")
+    require(bool((type(c).__doc__ or "").strip()), "no docstring")
+
+
+@check("a registered name gives this class")
+def _registered(stage: Stage) -> None:
+    stage.only_if(stage.criterion.name in names(), "not registered")
+    require(isinstance(get(stage.criterion.name), type(stage.criterion)), "another class has this name")
+
+
+@check("an object is taken as it is")
+def _object(stage: Stage) -> None:
+    require(get(stage.criterion) is stage.criterion, "get(criterion) is another object")
+
+
+@check("options rebuild the criterion")
+def _options(stage: Stage) -> None:
+    options = stage.criterion.options()
+    rebuilt = build(type(stage.criterion), "criterion", options)
+    require(rebuilt.options() == options, f"{rebuilt.options()} is not {options}")
+    expect_same(rebuilt.score(stage.main.context()), stage.score(stage.main))
+
+
+@check("an unknown option is refused")
+def _unknown_option(stage: Stage) -> None:
+    expect_error(
+        RecipeError, lambda: build(type(stage.criterion), "criterion", {**stage.criterion.options(), "nrom": 1}), "nrom"
+    )
+
+
+@check("scoring leaves the options alone")
+def _stateless(stage: Stage) -> None:
+    before = copy.deepcopy(stage.criterion.options())
+    stage.criterion.score(stage.main.context())
+    require(stage.criterion.options() == before, "options changed")
+
+
+# Form of the scores
+
+
+@check("every group gets one score and nothing else does")
+def _names(stage: Stage) -> None:
+    for _, scene, scores in _all_kinds(stage):
+        require(list(scores) == [g.name for g in scene.groups], f"scores of {list(scores)}")
+
+
+@check("scores have the shape of the group")
+def _shape(stage: Stage) -> None:
+    for _, scene, scores in _all_kinds(stage):
+        for group in scene.groups:
+            require(tuple(scores[group.name].shape) == group.shape, f"{group.name}: {scores[group.name].shape}")
+
+
+@check("scores are float32")
+def _float32(stage: Stage) -> None:
+    for *_, scores in _all_kinds(stage):
+        require(all(s.dtype == torch.float32 for s in scores.values()), "another dtype")
+
+
+@check("scores are finite")
+def _finite(stage: Stage) -> None:
+    for *_, scores in _all_kinds(stage):
+        require(all(bool(s.isfinite().all()) for s in scores.values()), "NaN or Inf")
+
+
+@check("scores are detached and contiguous")
+def _detached(stage: Stage) -> None:
+    for *_, scores in _all_kinds(stage):
+        require(not any(s.requires_grad for s in scores.values()), "a score requires grad")
+        require(all(s.is_contiguous() for s in scores.values()), "a score is a strided view")
+
+
+@check("scores share no memory with the model")
+def _own_memory(stage: Stage) -> None:
+    for _, scene, scores in _all_kinds(stage):
+        owned = {p.untyped_storage().data_ptr() for p in scene.model.parameters()}
+        require(not any(s.untyped_storage().data_ptr() in owned for s in scores.values()), "a score is a weight")
+
+
+@check("no groups give no scores")
+def _no_groups(stage: Stage) -> None:
+    require(stage.score(stage.main, groups=[]) == {}, "scores without groups")
+
+
+@check("a group of one unit is scored")
+def _one_unit(stage: Stage) -> None:
+    scene = stage.main
+    for group in scene.groups:
+        first = [Span(s.tensor, s.index.where(s.index < 1, -1), s.role) for s in group.spans if s.index is not None]
+        stage.only_if(bool(first), "units are elements")
+        one = Group(group.name, group.granularity, (1,), tuple(first), attributes=group.attributes)
+        require(tuple(stage.score(scene, groups=[one])[group.name].shape) == (1,), "not one score")
+
+
+@check("the order of the groups does not matter")
+def _order(stage: Stage) -> None:
+    scene = stage.main
+    expect_same(stage.score(scene), stage.score(scene, groups=scene.groups[::-1]))
+
+
+# The same in, the same out
+
+
+@check("the same seed gives the same bits")
+def _deterministic(stage: Stage) -> None:
+    expect_same(stage.score(stage.main), stage.score(stage.main), exact=True)
+
+
+@check("the callers' random state does not matter")
+def _global_rng(stage: Stage) -> None:
+    first = stage.score(stage.main)
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(7)
+        expect_same(first, stage.score(stage.main), exact=True)
+
+
+@check("train or eval mode of the model does not matter")
+def _mode(stage: Stage) -> None:
+    training = stage.main
+    training.model.train()
+    expect_same(stage.score(stage.main), stage.score(training))
+
+
+@check("works inside no_grad and inference_mode")
+def _no_grad(stage: Stage) -> None:
+    expected = stage.score(stage.main)
+    with torch.no_grad():
+        expect_same(expected, stage.score(stage.main))
+    scene = stage.main
+    with torch.inference_mode():
+        expect_same(expected, stage.score(scene))
+
+
+@check("reordered units keep their scores")
+def _permutation(stage: Stage) -> None:
+    stage.only_if("permutation" in stage.criterion.promises, "not promised")
+    stage.only_if(isinstance(stage.main.model, TinyNet), "written for TinyNet")
+    for kind in (scored for scored in stage.scored if scored not in ("block", "n:m")):
+        scene, turned = stage.scene(kind), stage.scene(kind)
+        unit = groups_of(turned.model, "neuron" if kind == "neuron" else "channel")[0]
+        order = torch.arange(unit.size).roll(1)
+        reorder_units(turned.model, unit, order)
+        name = scene.groups[0].name
+        expect_same({name: stage.score(scene)[name][order]}, {name: stage.score(turned)[name]})
+
+
+@check("the split into batches does not matter")
+def _batches(stage: Stage) -> None:
+    stage.only_if("batch_split" in stage.criterion.promises, "not promised")
+    scene = stage.main
+    singles = [(x[i : i + 1], y[i : i + 1]) for x, y in scene.data for i in range(len(x))]
+    uneven = [(torch.cat([x for x, _ in scene.data]), torch.cat([y for _, y in scene.data]))]
+    for data in (singles, uneven):
+        expect_same(stage.score(scene), stage.score(scene, data=data))
+
+
+@check("nothing scores below a unit of zeros")
+def _zero_unit(stage: Stage) -> None:
+    stage.only_if("zero_lowest" in stage.criterion.promises, "not promised")
+    for kind in stage.scored:
+        scene = stage.scene(kind)
+        group = scene.groups[0]
+        erase_unit(scene.model, group, unit=1)
+        scores = stage.score(scene)[group.name].flatten()
+        require(bool((scores >= scores[1]).all()), f"{kind}: zeros score {scores[1]}, the lowest is {scores.min()}")
+
+
+# The model is given back as it was found
+
+
+@check("weights keep their bits")
+def _weights(stage: Stage) -> None:
+    _unchanged(stage, lambda model: {n: p.detach().clone() for n, p in model.named_parameters()})
+
+
+@check("buffers keep their bits, also in train mode")
+def _buffers(stage: Stage) -> None:
+    _unchanged(stage, lambda model: {n: b.detach().clone() for n, b in model.named_buffers()}, train=True)
+
+
+@check("parameters keep their identity and requires_grad")
+def _identity(stage: Stage) -> None:
+    for freeze in (False, True):
+        _unchanged(stage, lambda model: [(id(p), p.requires_grad) for p in model.parameters()], freeze=freeze)
+
+
+@check("training flags are restored one by one")
+def _flags(stage: Stage) -> None:
+    _unchanged(stage, lambda model: [m.training for m in model.modules()], train=True)
+
+
+@check("gradients are left alone")
+def _grads(stage: Stage) -> None:
+    _unchanged(stage, lambda model: {n: copy_of(p.grad) for n, p in model.named_parameters()})
+
+
+@check("hooks are left alone and none stays behind")
+def _hooks(stage: Stage) -> None:
+    _unchanged(stage, lambda model: [list(m._forward_hooks) + list(m._backward_hooks) for m in model.modules()])
+
+
+@check("random states are restored")
+def _rng(stage: Stage) -> None:
+    _unchanged(stage, lambda _: (random.getstate(), str(np.random.get_state()), torch.get_rng_state()))  # noqa: NPY002
+
+
+@check("a failure half way leaves no trace")
+def _failure(stage: Stage) -> None:
+    stage.only_if(stage.needs("data"), "reads no data")
+    scene = stage.main
+    mark(scene.model)
+    before = state_of(scene.model)
+
+    class Broken:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield scene.data[0]
+            raise OSError("the disk is gone")
+
+    with suppress(OSError, SecateurError):
+        stage.score(scene, data=Broken())
+        require(False, "the failure was swallowed")
+    expect_same(before, state_of(scene.model), exact=True)
+
+
+# Layouts and dtypes
+
+
+@check("bfloat16 models are scored")
+def _bfloat16(stage: Stage) -> None:
+    _dtype(stage, torch.bfloat16)
+
+
+@check("float16 models are scored")
+def _float16(stage: Stage) -> None:
+    _dtype(stage, torch.float16)
+
+
+@check("float64 models score as float32 ones")
+def _float64(stage: Stage) -> None:
+    expect_same(stage.score(stage.main), _dtype(stage, torch.float64), tolerance=1e-3)
+
+
+@check("channels_last weights score the same")
+def _channels_last(stage: Stage) -> None:
+    scene = stage.main
+    scene.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    expect_same(stage.score(stage.main), stage.score(scene))
+
+
+@check("non-contiguous weights score the same")
+def _strided(stage: Stage) -> None:
+    scene = stage.main
+    for parameter in scene.model.parameters():
+        parameter.data = torch.stack([parameter.data, parameter.data + 1], -1)[..., 0]
+    expect_same(stage.score(stage.main), stage.score(scene))
+
+
+@check("frozen parameters are scored or refused, never guessed")
+def _frozen(stage: Stage) -> None:
+    scene = stage.main
+    scene.model.requires_grad_(False)
+    with suppress(SecateurError):
+        expect_same(stage.score(stage.main), stage.score(scene))
+    require(not any(p.requires_grad for p in scene.model.parameters()), "a parameter was left unfrozen")
+
+
+@check("tied weights are scored under their first name")
+def _tied(stage: Stage) -> None:
+    stage.only_if("element" in list(stage.scored), "does not score elements")
+    scene = stage.scene("element")
+    stage.only_if(isinstance(scene.model, TinyNet), "written for TinyNet")
+    scene.model.add_module("alias", scene.model.get_submodule("fc2"))
+    scores = stage.score(scene, groups=groups_of(scene.model, "element"))
+    require("fc2.weight" in scores and "alias.weight" not in scores, f"scores of {list(scores)}")
+
+
+# Refusals
+
+
+@check("NaN in a weight is refused by name and index")
+def _nan(stage: Stage) -> None:
+    _poison(stage, float("nan"))
+
+
+@check("Inf in a weight is refused by name and index")
+def _inf(stage: Stage) -> None:
+    _poison(stage, float("inf"))
+
+
+@check("an unknown tensor is refused")
+def _unknown_tensor(stage: Stage) -> None:
+    scene = stage.main
+    group = Group("g", scene.groups[0].granularity, (1,), (Span("conv9.weight", torch.zeros(1).long(), "out"),))
+    expect_error(InputError, lambda: stage.score(scene, groups=[group]), "conv9.weight")
+
+
+@check("a granularity that is not listed is refused")
+def _granularity(stage: Stage) -> None:
+    stage.only_if("any" not in stage.criterion.granularities, "scores any granularity")
+    scene = stage.main
+    group = scene.groups[0]
+    alien = Group(group.name, "no such granularity", group.shape, group.spans)
+    expect_error(RecipeError, lambda: stage.score(scene, groups=[alien]), "no such granularity")
+
+
+@check("missing data is refused")
+def _no_data(stage: Stage) -> None:
+    stage.only_if(stage.needs("data") or stage.needs("labels"), "reads no data")
+    expect_error(RecipeError, lambda: stage.score(stage.main, data=None), "data")
+
+
+@check("without a loss that of the labels is taken")
+def _default_loss(stage: Stage) -> None:
+    stage.only_if(stage.needs("labels"), "uses no labels")
+    stage.only_if(isinstance(stage.main.model, TinyNet), "written for TinyNet")
+    expect_same(stage.score(stage.main), stage.score(stage.main, loss=None))
+
+
+@check("without a loss and labels it is refused")
+def _no_labels(stage: Stage) -> None:
+    stage.only_if(stage.needs("labels"), "uses no labels")
+    scene = stage.main
+    expect_error(SecateurError, lambda: stage.score(scene, data=[x for x, _ in scene.data], loss=None), "")
+
+
+@check("empty data is refused")
+def _empty_data(stage: Stage) -> None:
+    stage.only_if(stage.needs("data"), "reads no data")
+    expect_error(SecateurError, lambda: stage.score(stage.main, data=[]), "")
+
+
+@check("progress counts up to its total")
+def _progress(stage: Stage) -> None:
+    seen: list[tuple[int, int]] = []
+    stage.score(stage.main, progress=lambda done, total: seen.append((done, total)))
+    stage.only_if(bool(seen), "reports no progress")
+    require(all(0 <= d <= t or t == 0 for d, t in seen), f"progress {seen}")
+
+
+def _all_kinds(stage: Stage) -> Iterator[tuple[str, Scene, dict[str, Tensor]]]:
+    for kind in stage.kinds:
+        scene = stage.scene(kind)
+        try:
+            scores = stage.score(scene)
+        except SecateurError:
+            # A criterion may refuse a scene, for example neurons without a norm, but not its first one.
+            require(kind != stage.kinds[0], f"{kind} is refused")
+            continue
+        yield kind, scene, scores
+
+
+def _dtype(stage: Stage, dtype: torch.dtype) -> dict[str, Tensor]:
+    scene = stage.main
+    data = [(x.to(dtype), y) for x, y in scene.data]
+    scores = stage.score(replace(scene, model=scene.model.to(dtype), data=data))
+    require(all(s.dtype == torch.float32 and bool(s.isfinite().all()) for s in scores.values()), f"{scores}")
+    return scores
+
+
+def _poison(stage: Stage, value: float) -> None:
+    scene = stage.main
+    span = next(s for s in scene.groups[0].spans if s.role in ("out", "self"))
+    weight = scene.model.get_parameter(span.tensor)
+    index = (1,) + (0,) * (weight.dim() - 1)
+    weight.data[index] = value
+    expect_error(NonFiniteError, lambda: stage.score(scene), span.tensor)
+    expect_error(NonFiniteError, lambda: stage.score(scene), str(index))
+
+
+def _unchanged(stage: Stage, look: Callable[[nn.Module], Any], *, train: bool = False, freeze: bool = False) -> None:
+    scene = stage.main
+    if train:
+        scene.model.train()
+    mark(scene.model, freeze=freeze)
+    before = look(scene.model)
+    with suppress(SecateurError) if freeze else nullcontext():  # frozen parameters may be refused
+        stage.score(scene)
+    after = look(scene.model)
+    if not isinstance(before, dict):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
+    expect_same(before, after, exact=True)
