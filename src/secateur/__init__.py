@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
-    from secateur.select import select
+    from secateur.selection import select
 
 __version__ = "0.1.0.dev0"
 
@@ -33,7 +33,7 @@ _HOME = {
     "plan": "secateur.planning:make_plan",
     "prune": "secateur.pipeline:prune",
     "score": "secateur.api:score",
-    "select": "secateur.select:select",
+    "select": "secateur.selection:select",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur import criteria
 from secateur.criteria.base import Context, Criterion
 from secateur.planning.build import grouped, rule_of
-from secateur.select.granularity import Granularity
+from secateur.selection.granularity import Granularity
 from secateur.structure.view import View, look
 from secateur.types import Data, Group, Loss
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur import report
 from secateur.call import device_of, require_reiterable, to_example
 from secateur.criteria.base import named_tensors, require_finite
-from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.errors import InputError, RecipeError
 from secateur.measure import latency, quality, snapshot
 from secateur.planning import Plan, make_plan
 from secateur.planning.plan import fingerprint
@@ -67,7 +67,6 @@ def prune(
         TargetError: the target cannot be reached.
     """
     settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
-    _refuse_unavailable(settings)
     _check(model, data, settings)
     example = _example(example, data)
     run = _Run(progress)
@@ -118,14 +117,6 @@ class _Run:
                 self.progress(name, done, total)
 
         return report_step
-
-
-def _refuse_unavailable(recipe: Recipe) -> None:
-    if recipe.target.latency_ms is not None:
-        raise UnsupportedError(
-            "The target latency_ms is not available yet.",
-            hint="Use macs or params; the report measures the latency that results.",
-        )
 
 
 def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:

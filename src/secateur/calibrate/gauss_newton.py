@@ -31,10 +31,12 @@ from secateur.calibrate.functional import (
     samples_of,
 )
 from secateur.calibrate.hessian import Diagonal, Progress, signs
-from secateur.calibrate.per_sample import CHUNK_NUMBERS, batching_pays, hessian_operator
+from secateur.calibrate.layers import Tape
+from secateur.calibrate.per_sample import AGREE, CHUNK_NUMBERS, batching_pays, hessian_operator
 from secateur.errors import RecipeError, ResourceError, UnsupportedError
 from secateur.types import Batch, Data, Loss
 
+TAPED = 16  # samples at a time: all roots of all of them are pulled back together
 OUTPUT_LIMIT = 2048  # outputs per sample for which the Hessian in the outputs is formed and decomposed
 
 
@@ -129,8 +131,9 @@ def roots(output: Tensor, value: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Directions without curvature in any sample are left out (one for cross entropy).
     """
     values, vectors = output_curvature(output, value, size)
-    noise = torch.finfo(output.dtype).eps * values.shape[1] * values.abs().amax()
-    alive = (values.abs() > noise).any(0)
+    noise = 16 * torch.finfo(output.dtype).eps * values.shape[1] * values.abs().amax(1, keepdim=True)
+    values = torch.where(values.abs() > noise, values, 0.0)
+    alive = (values != 0).any(0)
     scaled = (vectors * values.abs().sqrt()[:, None, :]).mT[:, alive]
     return values.sign()[:, alive], scaled
 
@@ -174,13 +177,19 @@ def gauss_newton_diagonal(
     held = parameters(model, names)
     total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in held.items()}
     generator = torch.Generator().manual_seed(seed)
-    accumulate = _vmapped_squares if batching_pays(model) else _looped_squares
+    generic = _vmapped_squares if batching_pays(model) else _looped_squares
     count, pick = 0, _picker(draws, generator)
     for number, (batch, size) in enumerate(batches(model, data)):
         with exact_derivatives(model):
             if number == 0:
                 require_output_only(model, loss, samples_of(batch, size, slice(0, 1)), held)
-            accumulate(model, loss, batch, size, held, total, pick)
+            for start in range(0, size, TAPED):
+                stop = min(start + TAPED, size)
+                part = samples_of(batch, size, slice(start, stop))
+                done = _taped_squares(model, loss, part, stop - start, held, total, pick)
+                rest = {name: tensor for name, tensor in held.items() if name not in done}
+                if rest:
+                    generic(model, loss, part, stop - start, rest, total, pick)
         count += size
         if progress:
             progress(number + 1, 0)
@@ -297,6 +306,67 @@ def require_output_only(model: nn.Module, loss: Loss, batch: Batch, held: Tensor
                 f"the loss depends on {name!r} by another way than the model's output",
                 hint="take penalties on weights out of the loss, or use obd with method='exact'/'hutchinson'",
             )
+
+
+def _taped_squares(
+    model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, total: Tensors, pick: Pick
+) -> frozenset[str]:
+    """Add the squares of all parameters that can be read off their layers; returns their names."""
+    tape = Tape(model, held)
+    if not tape.owner:
+        return frozenset()
+    leaves = {name: held[name].clone().requires_grad_() for name in tape.owner}
+    with tape.recording():
+        output, value = output_and_loss(model, loss, batch, leaves)
+    require_finite_loss(value, 0)
+    names = tape.covered(size)
+    if not names or not output.requires_grad:
+        return frozenset()
+    sign, root = pick(*roots(output, value, size))
+    if root.shape[1] == 0:
+        return frozenset(names)
+    slopes = _slopes(output, tape.outputs(names), root)
+    probe = _one_pull(model, loss, batch, size, {name: held[name] for name in names}, root)
+    done = set()
+    for name, read in tape.gradients(names, slopes):
+        apart = (read(slice(0, 1))[0, 0] - probe[name]).norm()
+        if bool(apart > AGREE * probe[name].norm() + 1e-12):
+            continue
+        done.add(name)
+        step = max(1, CHUNK_NUMBERS // max(root.shape[1] * held[name].numel(), 1))
+        for start in range(0, size, step):
+            some = slice(start, start + step)
+            squares = read(some).to(torch.float64).square()
+            total[name] += torch.einsum("bk...,bk->...", squares, sign[some])
+    return frozenset(done)
+
+
+def _slopes(output: Tensor, layers: list[Tensor], root: Tensor) -> list[Tensor | None]:
+    """Slopes of every root's sum in the layers' outputs: [B, K, ...] each."""
+    rows = root.to(output.dtype).movedim(1, 0).reshape(root.shape[1], *output.shape)
+    try:
+        found = torch.autograd.grad(output, layers, rows, retain_graph=True, allow_unused=True, is_grads_batched=True)
+        return [None if slope is None else slope.movedim(0, 1) for slope in found]
+    except torch.OutOfMemoryError as error:
+        raise ResourceError("memory ran out in Gauss-Newton", hint="use smaller batches") from error
+    except RuntimeError:  # an operation without batching rule
+        each = [torch.autograd.grad(output, layers, row, retain_graph=True, allow_unused=True) for row in rows]
+        return [
+            None if column[0] is None else torch.stack([c for c in column if c is not None], 1)
+            for column in zip(*each, strict=True)
+        ]
+
+
+def _one_pull(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, root: Tensor) -> Tensors:
+    """The first sample's first root pulled back by a backward pass of its own."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in held.items()}
+    output, _ = output_and_loss(model, loss, samples_of(batch, size, slice(0, 1)), leaves)
+    row = root[0, 0].to(output.dtype).view(output.shape)
+    found = torch.autograd.grad(output, list(leaves.values()), row, allow_unused=True)
+    return {
+        name: torch.zeros_like(held[name]) if gradient is None else gradient
+        for name, gradient in zip(leaves, found, strict=True)
+    }
 
 
 def _looped_squares(

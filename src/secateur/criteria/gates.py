@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from secateur.call import default_loss
 from secateur.criteria.base import Context, one_of, register, suggestion
 from secateur.criteria.loss_gradient import LossCriterion, listed
 from secateur.criteria.taylor import Taylor
@@ -95,7 +96,7 @@ class Gates:
     def _found(self) -> Iterator[tuple[str, str, Gate]]:
         for path, module in self._model.named_modules():
             if parametrize.is_parametrized(module):
-                for key in module.parametrizations:  # type: ignore[union-attr]
+                for key in module.parametrizations:
                     for gate in _stack(module, key):
                         if isinstance(gate, Gate):
                             yield path, key, gate
@@ -285,13 +286,16 @@ class GateScore(LossCriterion):
         if gated:
             model = copy.deepcopy(context.model)
             gates_of(model).fold()
+        context = replace(context, model=model, groups=groups, loss=context.loss or default_loss)
+        self._check(context)
         slope = Taylor(
             reduce="signed" if self.by == "gradient" else "per-sample",
+            coupled="all",
             normalize=self.normalize,
             frozen=self.frozen,
             unused=self.unused,
         )
-        return slope.score(replace(context, model=model, groups=groups))
+        return slope.score(context)
 
     def _size(self, gates: Gates, group: Group) -> Tensor:
         return self.finish(self._z(gates, group).detach().abs())

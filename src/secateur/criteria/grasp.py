@@ -87,7 +87,7 @@ class Grasp(CoupledCriterion):
         weights = {name: accumulable(weight) for name, weight in self.weights(context).items()}
         product = self._hessian_times(context, gradient)
         flow = {name: weights[name] * value for name, value in product.items()}
-        scores = {g.name: unit_values(flow, g, self.roles) for g in context.groups}
+        scores = {g.name: unit_values(flow, g, None) for g in context.groups}
         if self.keep == "largest":
             scores = {name: score.abs() for name, score in scores.items()}
         return {g.name: self.finish(scores[g.name]).view(g.shape) for g in context.groups}

@@ -106,7 +106,7 @@ class IntegratedGradients(CoupledCriterion):
         for shrinking, group, unit in self._ways(context, weights):
             change = self._along(context, weights, shrinking)
             for name in [group] if group else list(scores):
-                found = unit_values(change, _named(context, name), self.roles).double().cpu()
+                found = unit_values(change, _named(context, name), None).double().cpu()
                 scores[name] += found if unit is None else _only(found, unit)
         return {g.name: self.finish(self._signed(scores[g.name])).view(g.shape) for g in context.groups}
 
@@ -119,7 +119,7 @@ class IntegratedGradients(CoupledCriterion):
         self, context: Context, weights: Mapping[str, Tensor]
     ) -> Iterator[tuple[dict[str, Tensor], str, int | None]]:
         """What shrinks together (weight name -> bool tensor), and the group and unit that are scored by it."""
-        owned = {g.name: _units_of(g, weights, self.roles) for g in context.groups}
+        owned = {g.name: _units_of(g, weights, None) for g in context.groups}
         if self.path == "joint":
             together: dict[str, Tensor] = {}
             for spans in owned.values():

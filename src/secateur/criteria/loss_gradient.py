@@ -137,6 +137,7 @@ class CoupledCriterion(LossCriterion):
     Args:
         coupled: "all" weights that go with the unit; "out" the producing ones with their bias and norm; "in"
             those that consume the unit, which gives the derivative with respect to a gate on what is read.
+            Groups that have none of the wanted kind count all.
     """
 
     coupled: Literal["all", "out", "in"] = "all"
@@ -146,10 +147,15 @@ class CoupledCriterion(LossCriterion):
         super().__post_init__()
         one_of("coupled", self.coupled, tuple(ROLES))
 
-    @property
-    def roles(self) -> frozenset[str] | None:
-        """Roles of the spans that count."""
-        return ROLES[self.coupled]
+    def score(self, context: Context) -> dict[str, Tensor]:
+        """As `Criterion.score`, of the weights that count."""
+        return super().score(replace(context, groups=[focused(g, self.coupled) for g in context.groups]))
+
+
+def focused(group: Group, coupled: str) -> Group:
+    """A group with the spans that count; all of them where the group has none of the wanted kind."""
+    wanted = tuple(s for s in group.spans if counts(s.role, ROLES[coupled]))
+    return replace(group, spans=wanted or tuple(s for s in group.spans if counts(s.role, None)))
 
 
 def walk(context: Context) -> Iterator[tuple[Batch, int]]:

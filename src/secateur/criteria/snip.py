@@ -75,6 +75,6 @@ class Snip(CoupledCriterion):
         product = {name: value * accumulable(weights[name]) for name, value in gradient.items()}
         if self.reduce == "abs":
             product = {name: value.abs() for name, value in product.items()}
-        scores = {g.name: self.finish(unit_values(product, g, self.roles).abs()) for g in context.groups}
+        scores = {g.name: self.finish(unit_values(product, g, None).abs()) for g in context.groups}
         total = sum(float(score.double().sum()) for score in scores.values()) if self.share else 1.0
         return {g.name: (scores[g.name] / (total or 1.0)).view(g.shape) for g in context.groups}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, one_of, register
+from secateur.criteria.base import Context, Reduction, one_of, reduce_spans, register
 from secateur.criteria.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -17,8 +17,9 @@ from secateur.criteria.loss_gradient import (
     warn_if_stationary,
 )
 from secateur.criteria.unit_gradients import mean_over_samples
+from secateur.types import Group
 
-REDUCTIONS = ("signed", "abs", "mean", "squared", "per-sample", "per-batch")
+REDUCTIONS = ("auto", "signed", "abs", "mean", "squared", "per-sample", "per-batch")
 
 
 @register
@@ -47,9 +48,13 @@ class Taylor(CoupledCriterion):
     a filter is zero, whatever the filter is worth.
 
     Args:
-        reduce: one of the six names above. For single weights "signed", "abs" and "mean" are the same.
-        coupled: "all" weights that go with the unit; "out" those that produce it, with bias and norm; "in"
-            those that consume it, which is the derivative with respect to a gate on what is read.
+        reduce: one of the six names above, or "auto": "per-sample" where units lie along one dimension of the
+            weights (channels, heads, neurons, rows), and "per-batch" for single weights, kernels and blocks,
+            where gradients of every sample cost more than an epoch. For single weights "signed", "abs" and
+            "mean" are the same.
+        coupled: which weights count. "in", those that consume the unit: the derivative with respect to a
+            gate on what is read, so that nothing is counted twice; "out", those that produce it, with bias
+            and norm; "all". Groups that have none of the wanted kind count all.
         normalize: "none" compares predicted changes of the loss across layers, the honest default; "mean"
             and "l2" divide by the group's mean and L2 norm, as Molchanov 2017 does.
         frozen: "error" refuses parameters with requires_grad=False, "score" scores them all the same.
@@ -62,7 +67,7 @@ class Taylor(CoupledCriterion):
 
     Cost:
         One forward and backward pass over the data; "per-sample" for channels, heads and neurons less than
-        that, for single weights, kernels and blocks (gradients of every sample are formed) 2 to 4.
+        that (no weight gradients are needed), for single weights, kernels and blocks 2 to 4 passes.
 
     Source:
         Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance Estimation for Neural Network Pruning", 2019,
@@ -89,7 +94,8 @@ class Taylor(CoupledCriterion):
     best_for: ClassVar[str] = "channels, heads and neurons of a trained network, across layers"
     source: ClassVar[str] = "Molchanov et al. 2017; 2019"
 
-    reduce: Literal["signed", "abs", "mean", "squared", "per-sample", "per-batch"] = "per-batch"
+    reduce: Literal["auto", "signed", "abs", "mean", "squared", "per-sample", "per-batch"] = "auto"
+    coupled: Literal["all", "out", "in"] = "in"
 
     def __post_init__(self) -> None:
         """Refuse unknown words."""
@@ -97,14 +103,27 @@ class Taylor(CoupledCriterion):
         one_of("reduce", self.reduce, REDUCTIONS)
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        parameters = self.trainable(context)
-        if self.reduce == "per-sample":
-            values = self._per_sample(context, parameters)
-        elif self.reduce == "per-batch":
-            values = self._per_batch(context, parameters)
-        else:
-            values = self._of_mean_gradient(context, parameters)
+        kinds: dict[str, list[Group]] = {}
+        for group in context.groups:
+            kinds.setdefault(self._kind(group), []).append(group)
+        values: dict[str, Tensor] = {}
+        for kind, groups in kinds.items():
+            part = replace(context, groups=groups)
+            parameters = self.trainable(part)
+            if kind == "per-sample":
+                values |= mean_over_samples(part, None, list(parameters), torch.square, unused=self.unused)
+            elif kind == "per-batch":
+                values |= self._per_batch(part, parameters)
+            else:
+                values |= self._of_mean_gradient(part, parameters)
         return {g.name: self.finish(values[g.name]).view(g.shape) for g in context.groups}
+
+    def _kind(self, group: Group) -> str:
+        if self.reduce != "auto":
+            return self.reduce
+        indices = [span.index for span in group.spans]
+        along_one = all(i is not None and sum(size != 1 for size in i.shape) <= 1 for i in indices)
+        return "per-sample" if along_one else "per-batch"
 
     def _of_mean_gradient(self, context: Context, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         weights = {name: accumulable(parameter) for name, parameter in parameters.items()}
@@ -112,14 +131,11 @@ class Taylor(CoupledCriterion):
         warn_if_stationary(gradient, weights, context.groups)
         product = {name: gradient[name] * weight for name, weight in weights.items()}
         if self.reduce == "signed":
-            return {g.name: unit_values(product, g, self.roles).abs() for g in context.groups}
+            return {g.name: unit_values(product, g, None).abs() for g in context.groups}
         power = 2.0 if self.reduce == "squared" else 1.0
         parts = {name: value.abs().pow(power) for name, value in product.items()}
-        sums = {g.name: unit_values(parts, g, self.roles) for g in context.groups}
-        if self.reduce == "mean":
-            ones = {name: torch.ones_like(value) for name, value in parts.items()}
-            return {g.name: sums[g.name] / unit_values(ones, g, self.roles).clamp(min=1) for g in context.groups}
-        return sums
+        how: Reduction = "mean" if self.reduce == "mean" else "sum"
+        return {g.name: reduce_spans(parts, g, how).flatten() for g in context.groups}
 
     def _per_batch(self, context: Context, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         weights = {name: accumulable(parameter) for name, parameter in parameters.items()}
@@ -131,11 +147,7 @@ class Taylor(CoupledCriterion):
             reached |= gradient
             product = {name: value * weights[name] for name, value in gradient.items()}
             for group in context.groups:
-                square = unit_values(product, group, self.roles).square() * size
+                square = unit_values(product, group, None).square() * size
                 total[group.name] = total[group.name] + square if group.name in total else square
         self.complete(reached, parameters)
         return {name: value / samples for name, value in total.items()}
-
-    def _per_sample(self, context: Context, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        names = list(parameters)
-        return mean_over_samples(context, self.roles, names, torch.square, unused=self.unused)

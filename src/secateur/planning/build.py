@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur import criteria
 from secateur.apply.mask import expand
-from secateur.apply.verify import certify
 from secateur.criteria.base import Context, Criterion
-from secateur.errors import RecipeError, TargetError, UnsupportedError
+from secateur.errors import RecipeError, UnsupportedError
+from secateur.planning.cuts import AMOUNTS, cut_plan
 from secateur.planning.plan import Evidence, Plan, fingerprint
-from secateur.select.budget import RemovalOrder, removal_order, removals_for
-from secateur.select.granularity import Granularity, parse
-from secateur.select.nm import NM
-from secateur.select.select import select
-from secateur.structure.attributes import edits
-from secateur.structure.axes import kept
+from secateur.selection.granularity import Granularity, parse
+from secateur.selection.nm import NM
+from secateur.selection.select import select
 from secateur.structure.capture import capture
-from secateur.structure.cost import CostModel
-from secateur.structure.groups import STRUCTURED, Structure, structure
+from secateur.structure.groups import STRUCTURED, structure
 from secateur.structure.record import Record
 from secateur.types import Data, Group, Loss
-
-FLOOR = 0.1  # of each group stays under a global ranking, so that no layer is emptied by its scale
-AMOUNTS = ("sparsity", "count", "threshold")
-COSTS = ("params", "macs", "memory_bytes")
 
 
 def is_structured(granularity: str | Mapping[str, Any] | Granularity) -> bool:
@@ -100,7 +89,7 @@ def make_plan(
     context = {"data": data, "loss": loss, "example": example, "seed": seed}
     if is_structured(granularity):
         assert isinstance(granularity, str)
-        return _cut_plan(model, example, rule, granularity, request, context, dtype=dtype, tolerance=tolerance)
+        return cut_plan(model, example, rule, granularity, request, context, dtype=dtype, tolerance=tolerance)
     return _mask_plan(model, rule, granularity, request, context)
 
 
@@ -200,158 +189,3 @@ def _check_pattern(kind: NM, target: Mapping[str, float]) -> None:
             why=f"the target is {dict(target)}",
             hint=f"Leave the target at sparsity: {1 - n / m:g}.",
         )
-
-
-# -- cuts ------------------------------------------------------------------------------------------------------
-
-
-def _cut_plan(
-    model: nn.Module,
-    example: Any,
-    rule: Criterion,
-    granularity: str,
-    request: Mapping[str, Any],
-    context: Mapping[str, Any],
-    *,
-    dtype: str,
-    tolerance: float | None,
-) -> Plan:
-    record = capture(model, example)
-    found = structure(model, record, request["protect"])
-    groups = found.free(granularity)
-    if not groups:
-        raise UnsupportedError(
-            f"Nothing of {type(model).__name__} can be cut at granularity {granularity!r}.",
-            why=_locked_summary(found, granularity),
-            hint="See `secateur inspect` for what is locked, by which line, and what to do about it.",
-        )
-    scores = rule.score(Context(model, groups, capture=record, **context))
-    if request["scope"] == "global" and not rule.comparable:
-        scores = {name: _relative(score) for name, score in scores.items()}
-    cost = CostModel(model, record)
-    ids = {g.name: found.atoms[g.name].id for g in groups}
-    keep = _choose(scores, groups, cost, ids, request)
-    masks = {ids[name]: mask.numpy() for name, mask in keep.items() if not bool(mask.all())}
-    counts = {i: int(mask.sum()) for i, mask in masks.items()}
-    cuts: dict[str, dict[int, Tensor]] = {}
-    for name, axes in found.tensors.items():
-        for d, axis in enumerate(axes):
-            stays = kept(axis, masks)
-            if not stays.all():
-                cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
-    total, gone = sum(g.size for g in groups), sum(int((~m).sum()) for m in keep.values())
-    return Plan(
-        fingerprint=fingerprint(model),
-        model=type(model).__name__,
-        request=request,
-        groups={
-            g.name: {
-                "granularity": g.granularity,
-                "size": g.size,
-                "removed": torch.nonzero(~keep[g.name]).flatten().tolist(),
-            }
-            for g in groups
-        },
-        cuts=cuts,
-        attributes=edits(model, record, counts),
-        masks={},
-        units={"what": granularity, "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
-        cost={"params": [cost.params({}), cost.params(counts)], "macs": [cost.macs({}), cost.macs(counts)]},
-        evidence=Evidence(
-            model,
-            groups,
-            scores,
-            keep,
-            found,
-            lambda a, b: certify(a, b, example, record, masks, dtype=dtype, tolerance=tolerance),
-        ),
-    )
-
-
-def _relative(score: Tensor) -> Tensor:
-    """Scores in units of their group's mean size: weights before a normalisation have no scale of their own."""
-    scale = score.abs().double().mean()
-    return (score.double() / scale if float(scale) > 0 else score.double()).float()
-
-
-def _locked_summary(found: Structure, granularity: str) -> str:
-    reasons: dict[str, int] = {}
-    for group in found.groups:
-        for reason in group.locks[:1]:
-            where = f" ({reason.where})" if reason.where else ""
-            reasons[f"{reason.reason}{where}"] = reasons.get(f"{reason.reason}{where}", 0) + 1
-    kinds = sorted({g.granularity for g in found.groups if not g.locks})
-    text = f"free are only: {', '.join(kinds)}" if kinds else "everything is locked"
-    first = sorted(reasons, key=lambda r: -reasons[r])[:3]
-    return "; ".join([text, *first])
-
-
-def _choose(
-    scores: Mapping[str, Tensor],
-    groups: Sequence[Group],
-    cost: CostModel,
-    ids: Mapping[str, int],
-    request: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """Kept units per group under the target: exact counts, or the shortest list of removals that meets all costs."""
-    target: Mapping[str, float] = request["target"]
-    unknown = sorted(set(target) - set(AMOUNTS) - set(COSTS))
-    if unknown:
-        raise RecipeError(
-            f"target {unknown[0]!r} is not available for cuts.", hint=f"Use {', '.join(AMOUNTS + COSTS)}."
-        )
-    if request["scope"] not in ("global", "local"):
-        raise RecipeError("scope 'row' belongs to masks.", hint="Use scope global or local for cuts.")
-    if request["allocation"] not in ("global", "uniform"):
-        raise RecipeError(
-            f"allocation {request['allocation']!r} belongs to masks.", hint="Use global or uniform for cuts."
-        )
-    scope = "local" if request["allocation"] == "uniform" else request["scope"]
-    floors = {g.name: _floor(g.size, request["min_keep"], scope) for g in groups}
-    order = removal_order(scores, scope=scope, min_keep=floors, round_to=request["round_to"])
-    needed = [0]
-    for what, limit in target.items():
-        needed.append(_removals(order, scores, cost, ids, what, float(limit), request))
-    return order.keep(max(needed))
-
-
-def _floor(size: int, min_keep: int, scope: str) -> int:
-    share = ceil(FLOOR * size) if scope == "global" else 1
-    return min(size, max(min_keep, share))
-
-
-def _removals(
-    order: RemovalOrder,
-    scores: Mapping[str, Tensor],
-    cost: CostModel,
-    ids: Mapping[str, int],
-    what: str,
-    limit: float,
-    request: Mapping[str, Any],
-) -> int:
-    total = int(order.sizes.sum())
-    if what == "threshold":
-        values = np.concatenate([scores[n].double().numpy().reshape(-1) for n in order.names])
-        starts = np.concatenate([[0], np.cumsum(order.sizes)[:-1]])
-        below = values[starts[order.group] + order.unit] < limit
-        return int(np.flatnonzero(below)[-1]) + 1 if below.any() else 0
-    if what in ("sparsity", "count"):
-        removed = int(limit) if what == "count" else int(np.floor(limit * total + 0.5))
-        if removed > len(order.group):
-            raise TargetError(
-                f"The target {what} {limit:g} cannot be reached.",
-                why=f"at most {len(order.group)} of {total} units can go, sparsity {len(order.group) / total:.3f}",
-                hint="Ask for less, lower min_keep, or use scope local.",
-            )
-        if request["round_to"] == 1:
-            return removed
-        return removals_for(order, lambda c: sum(c.values()), total - removed, f"kept units for {what}")
-
-    def counts(c: Mapping[str, int]) -> dict[int, int]:
-        return {ids[name]: n for name, n in c.items()}
-
-    if what == "macs":
-        return removals_for(order, lambda c: cost.macs(counts(c)), int(limit * cost.macs({})), "macs")
-    if what == "params":
-        return removals_for(order, lambda c: cost.params(counts(c)), int(limit * cost.params({})), "params")
-    return removals_for(order, lambda c: cost.bytes(counts(c)), int(limit), "memory_bytes")

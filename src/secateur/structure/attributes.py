@@ -65,7 +65,8 @@ def _sites_by_atom(record: Record) -> dict[int, list[Site]]:
         related = [site]
         if isinstance(site.expr, Attribute):
             related += readers[site.expr]
-        for axis in (site.axis, *_dims(site.expr)):
+        sized = [] if isinstance(site.axis, int) else [site.axis]
+        for axis in (*sized, *_dims(site.expr)):
             for atom in leaves(axis):
                 for one in related:
                     found[atom.id][id(one)] = one
@@ -80,30 +81,36 @@ def _dims(expr: Expr) -> Iterable[Axis]:
         yield from _dims(expr.right)
 
 
-def _direct(record: Record) -> dict[Attribute, list[Site]]:
-    found: dict[Attribute, list[Site]] = defaultdict(list)
+def _direct(record: Record) -> dict[Attribute, list[Axis]]:
+    """Dimensions of which an attribute is the size."""
+    found: dict[Attribute, list[Axis]] = defaultdict(list)
     for site in record.sites:
-        if isinstance(site.expr, Attribute):
-            found[site.expr].append(site)
+        if isinstance(site.expr, Attribute) and not isinstance(site.axis, int):
+            found[site.expr].append(site.axis)
     return found
 
 
 def _first_broken(
-    sites: Iterable[Site], direct: Mapping[Attribute, list[Site]], counts: Mapping[int, int]
+    sites: Iterable[Site], direct: Mapping[Attribute, list[Axis]], counts: Mapping[int, int]
 ) -> Site | None:
     for site in sites:
         values: dict[Attribute, int] = {}
         for attribute in attributes_in(site.expr):
-            wanted = {size_after(s.axis, counts) for s in direct.get(attribute, [])}
+            wanted = {size_after(axis, counts) for axis in direct.get(attribute, [])}
             if len(wanted) > 1:
                 return site
             values[attribute] = wanted.pop() if wanted else UNKNOWN
+        before, after = _sizes(site.axis, counts)
         if UNKNOWN in values.values():
-            if size_after(site.axis, counts) != site.axis.size:
+            if before != after:
                 return site
-        elif evaluate(site.expr, counts, values) != size_after(site.axis, counts):
+        elif evaluate(site.expr, counts, values) != after:
             return site
     return None
+
+
+def _sizes(axis: Axis | int, counts: Mapping[int, int]) -> tuple[int, int]:
+    return (axis, axis) if isinstance(axis, int) else (axis.size, size_after(axis, counts))
 
 
 UNKNOWN = -1
@@ -112,8 +119,8 @@ UNKNOWN = -1
 def edits(model: nn.Module, record: Record, counts: Mapping[int, int]) -> dict[Attribute, int]:
     """Attributes that change when the atoms keep `counts`, with their new values."""
     changed: dict[Attribute, int] = {}
-    for attribute, sites in _direct(record).items():
-        value = size_after(sites[0].axis, counts)
+    for attribute, axes in _direct(record).items():
+        value = size_after(axes[0], counts)
         if value != read(model, attribute):
             changed[attribute] = value
     return changed

@@ -108,6 +108,7 @@ class Recorder:
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.live: dict[int, Axes] = {}
         self.sources: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self.positions: dict[int, list[Axis]] = {}
         self.named: dict[int, str] = {}
         self.stored: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
         self.originals: dict[str, Tensor] = {}
@@ -115,6 +116,7 @@ class Recorder:
         self.module_stack: list[str] = []
         self.function = ""
         self.op = ""
+        self.made: list[Axes] = []
         self.count = 0
         named = [
             *model.named_parameters(remove_duplicate=False),
@@ -189,7 +191,7 @@ class Recorder:
             number = self.number(tensor)
             self.record.outputs.append(number)
             self.record.axes[number] = self.live[number]
-            for axis in self.live[number]:
+            for axis in (*self.live[number], *self.positions.get(number, ())):
                 lock(axis, Lock("a dimension of the model's output", hint="outputs are protected by default"))
 
     # -- where we are ------------------------------------------------------------------------------------
@@ -246,6 +248,13 @@ class Recorder:
         external = number in self.record.names or number in self.record.constants
         if external and number not in self.changed and not tensor.is_meta:
             self.changed[number] = (tensor, tensor.clone())
+
+    def settle_made(self) -> None:
+        """Lock the dimensions of tensors made in this call whose sizes no handler could account for."""
+        for axes in self.made:
+            for axis in axes:
+                lock(axis, self.reason("a tensor is made here with a size from the code"))
+        self.made.clear()
 
     # -- what rules use ----------------------------------------------------------------------------------
 
@@ -333,6 +342,9 @@ class _Functions(TorchFunctionMode):
             handler = sites.HANDLERS.get(name)
             if handler is not None:
                 handler(recorder, args, kwargs, result)
+            else:
+                sites.arithmetic(recorder, args, kwargs, result)
+            recorder.settle_made()
         finally:
             recorder.function = outer
         return result

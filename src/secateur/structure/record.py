@@ -70,10 +70,13 @@ class Step:
 
 @dataclass(eq=False)
 class Site:
-    """An integer that the user's code passed as the size of `axis` (`expr` says how it came about)."""
+    """An integer that the user's code passed as the size of `axis` (`expr` says how it came about).
+
+    Where `axis` is a plain integer, the value went into arithmetic and must stay what it was.
+    """
 
     expr: Expr
-    axis: Axis
+    axis: Axis | int
     place: Place
 
 

@@ -51,6 +51,13 @@ def tie(recorder: Recorder, value: Any, axis: Axis | None) -> None:
         recorder.record.sites.append(Site(expr, axis, place))
 
 
+def watch(recorder: Recorder, value: Any) -> None:
+    """State that `value` went into a computation, so that the cut model must compute it alike."""
+    if isinstance(value, TrackedInt) and not is_literal(value.expr):
+        here = recorder.place()
+        recorder.record.sites.append(Site(value.expr, int(value), Place(recorder.function, here.module, here.where)))
+
+
 def ints(values: Sequence[Any]) -> list[Any]:
     """Sizes given as separate arguments or as one sequence."""
     if len(values) == 1 and isinstance(values[0], (tuple, list)):
@@ -75,15 +82,31 @@ def result_sizes(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, An
         sizes = ints(sizes[:1])
     if not isinstance(result, Tensor) or len(sizes) != result.dim():
         return
+    recorder.made.clear()
     for value, axis in zip(sizes, recorder.axes(result), strict=True):
         tie(recorder, value, axis)
 
 
-@handles("arange")
-def arange(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
-    """The integer counts the positions."""
-    if len(args) == 1 and isinstance(args[0], int):
-        tie(recorder, args[0], recorder.axes(result)[0])
+@handles("chunk", "tensor_split")
+def chunk(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Pieces are equal, or a cut would move their borders."""
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    if len({piece.shape[dim] for piece in result}) > 1:
+        lock(recorder.axes(args[0])[dim], recorder.reason("cut into pieces of unequal size"))
+
+
+@handles("pad")
+def pad(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """The amounts must stay what they were."""
+    for amount in args[1] if len(args) > 1 else kwargs["pad"]:
+        watch(recorder, amount)
+
+
+def arithmetic(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Any other call: integers that came from sizes or attributes must keep their value."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, TrackedInt):
+            watch(recorder, value)
 
 
 @handles("unflatten")

@@ -300,3 +300,41 @@ def test_masks_have_exact_counts_and_no_certificate_is_needed(tmp_path):
 def test_wrong_requests(arguments, error, text):
     with pytest.raises(error, match=text):
         sc.plan(net(), example(), **arguments)
+
+
+def fake_latency(monkeypatch, noise=0.0):
+    """A clock that reads the multiply-accumulates: what is timed is real, only the time is not."""
+    from secateur.planning import cuts
+    from secateur.types import Latency
+
+    seen = []
+
+    def timed(models, x, *, rounds, warmup):
+        ms = {name: macs(m, x) / 1e5 * (1 + noise * (rounds > cuts.ROUNDS)) for name, m in models.items()}
+        seen.append((rounds, ms["cut"]))
+        return {name: Latency(v, v, v, rounds) for name, v in ms.items()}
+
+    monkeypatch.setattr(cuts, "latency", timed)
+    return seen
+
+
+def test_latency_target_is_met_by_a_final_measurement(monkeypatch):
+    model, x = net(), example()
+    dense = macs(model, x) / 1e5
+    seen = fake_latency(monkeypatch, noise=0.05)
+    plan = sc.plan(model, x, target={"latency_ms": 0.6 * dense})
+    assert seen[-1][1] <= 0.6 * dense, "the longer, slower measurement holds"
+    assert macs(plan.apply(model), x) / 1e5 <= 0.6 * dense
+    assert len(seen) < 20, "a bisection, not a scan"
+    with pytest.raises(TargetError, match="latency_ms"):
+        sc.plan(model, x, target={"latency_ms": 1e-3})
+
+
+def test_several_targets_hold_together(monkeypatch):
+    model, x = net(), example()
+    fake_latency(monkeypatch)
+    dense = macs(model, x) / 1e5
+    plan = sc.plan(model, x, target={"latency_ms": 0.8 * dense, "params": 0.3, "sparsity": 0.1})
+    assert plan.cost["params"][1] <= 0.3 * plan.cost["params"][0]
+    assert plan.units["sparsity"] >= 0.1
+    assert plan.cost["macs"][1] <= 0.8 * plan.cost["macs"][0]

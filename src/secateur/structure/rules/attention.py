@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from secateur.structure.axes import Axis, Conflict
 from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, broadcast, register
+
+
+def _heads(call: Call, queries: Axis, keys: Axis) -> None:
+    """As many query heads as key heads, or groups of them (the kernel repeats the keys)."""
+    try:
+        outer, _ = call.recorder.space.split_product(queries, keys.size)
+        call.recorder.space.unify(outer, keys)
+    except Conflict:
+        for axis in (queries, keys):
+            call.lock(axis, "query heads and key heads do not line up")
 
 
 @register(
@@ -15,9 +26,10 @@ def attention(call: Call) -> list[Axes]:
     """Q [b, h, l, e], k [b, h, s, e], v [b, h, s, ev] -> [b, h, l, ev]; the scale follows e unless it is given."""
     q, k, v = call.args[:3]
     axes_q, axes_k, axes_v = call.axes(q), call.axes(k), call.axes(v)
+    call.unify(axes_q[0], axes_k[0])
     for d in (0, 1):
-        call.unify(axes_q[d], axes_k[d])
         call.unify(axes_k[d], axes_v[d])
+    _heads(call, axes_q[1], axes_k[1])
     call.unify(axes_k[2], axes_v[2])
     call.unify(axes_q[3], axes_k[3])
     out = (axes_q[0], axes_q[1], axes_q[2], axes_v[3])

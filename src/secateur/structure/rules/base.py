@@ -93,6 +93,7 @@ class Call:
         self.contracted: list[tuple[int, int, Axis]] = []
         self.restricted: Restrict | None = None
         self.cost: list[Axes] = []
+        self.positions: dict[int, list[Axis]] = {}
 
     def get(self, name: str, default: Any = None) -> Any:
         """Argument by name, wherever it was passed."""
@@ -149,6 +150,7 @@ class Call:
 
 def apply(call: Call) -> list[Axes]:
     """Axes of every result of the call, by its rule or as a barrier."""
+    _lock_used_positions(call)
     rule = _find(call.func)
     if not call.results:
         if rule is None:
@@ -160,6 +162,14 @@ def apply(call: Call) -> list[Axes]:
         return [tuple(call.fresh(n, why) for n in t.shape) for t in call.results]
     axes = rule(call)
     return axes if isinstance(axes, list) else [axes] * len(call.results)
+
+
+def _lock_used_positions(call: Call) -> None:
+    """Positions (of a maximum, say) are numbers that a cut would change: harmless until somebody reads them."""
+    known = call.recorder.positions
+    for tensor in call.tensors() if known else ():
+        for axis in known.get(call.number(tensor), ()):
+            call.lock(axis, "positions of this dimension are read as numbers")
 
 
 def _lock_all(call: Call, why: str) -> None:
@@ -183,7 +193,10 @@ def broadcast(call: Call, shapes: Sequence[Axes]) -> Axes:
 
 def pointwise(call: Call) -> Axes | list[Axes]:
     """Every element depends on the elements at the same place of the operands."""
-    return broadcast(call, [call.axes(t) for t in call.tensors()])
+    out = broadcast(call, [call.axes(t) for t in call.tensors()])
+    if all(t.dim() == len(out) for t in call.results):
+        return out
+    return [out if t.dim() == len(out) else tuple(call.fresh(n, "bookkeeping") for n in t.shape) for t in call.results]
 
 
 register(
@@ -191,12 +204,14 @@ register(
     "native_dropout", "dropout", "bernoulli", "tril", "triu", "masked_fill", "uniform", "normal", "zeros_like",
     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_prelu_kernel", "rrelu_with_noise",
     "_conj", "_neg_view", "clamp", "where", "nan_to_num", "real", "imag", "polar", "complex", "isnan", "isinf",
-    "scalar_tensor", "lerp", "addcmul", "addcdiv", "glu_jvp", "exponential", "rrelu", "relu", "relu6", "hardtanh",
+    "scalar_tensor", "hardswish", "log_sigmoid_forward", "floor_divide", "lerp", "addcmul", "addcdiv", "glu_jvp", "exponential", "rrelu", "relu", "relu6", "hardtanh",
 )(pointwise)  # fmt: skip
 
 
 def follow_source(call: Call, produced: list[int]) -> None:
     """A moved parameter is still that parameter: remember which of its dimensions went where."""
+    for result, axes in call.positions.items():
+        call.recorder.positions[produced[result]] = axes
     if base_name(call.func) not in MOVED or not call.args or not produced:
         return
     source = call.recorder.sources.get(call.number(call.args[0]))

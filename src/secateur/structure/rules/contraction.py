@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.structure.axes import Axis, Conflict, product
-from secateur.structure.record import Axes
+from secateur.structure.axes import ONE, Axis, Conflict, product
+from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, broadcast, register
 
 
@@ -39,6 +39,24 @@ def bmm(call: Call) -> Axes:
     return _with_addend(call, out) if "badd" in _name(call) else out
 
 
+@register("_grouped_mm")
+def grouped_mm(call: Call) -> Axes:
+    """[tokens, k] x [experts, k, n], the tokens sorted by expert; other layouts are a barrier."""
+    a, b, bias = call.get("self"), call.get("mat2"), call.get("bias")
+    axes_a, axes_b = call.axes(a), call.axes(b)
+    if a.dim() != 2 or b.dim() != 3:
+        for axis in (*axes_a, *axes_b):
+            call.lock(axis, "a grouped product of this layout")
+        return tuple(call.fresh(n, "a grouped product of this layout") for n in call.results[0].shape)
+    call.lock(axes_b[0], "experts are addressed by number")
+    call.unify(axes_a[1], axes_b[1])
+    call.contract(a, -1)
+    call.contract(b, -2)
+    call.cost.append((*axes_a, axes_b[2]))
+    out = (axes_a[0], axes_b[2])
+    return broadcast(call, [out, call.axes(bias)[-1:]]) if isinstance(bias, Tensor) else out
+
+
 @register("linear")
 def linear(call: Call) -> Axes:
     """X [..., k] times weight [n, k] plus bias [n]."""
@@ -51,6 +69,34 @@ def linear(call: Call) -> Axes:
         call.unify(call.axes(bias)[0], rows)
     call.cost.append((*axes, rows))
     return (*axes[:-1], rows)
+
+
+@register("_trilinear")
+def trilinear(call: Call) -> Axes:
+    """Three tensors, spread to a common shape, multiplied and summed over some dimensions (nn.Bilinear)."""
+    spread = []
+    for tensor, where in zip(call.args[:3], call.args[3:6], strict=True):
+        axes = list(call.axes(tensor))
+        dims = list(range(len(axes)))
+        for d in sorted(where):
+            axes.insert(d, ONE)
+            dims.insert(d, -1)
+        spread.append((tensor, tuple(axes), dims))
+    summed = set(call.get("sumdim"))
+    out = broadcast(call, [axes for _, axes, _ in spread])
+    for tensor, _, dims in spread:
+        call.contract(tensor, *(dims[d] for d in summed if dims[d] >= 0))
+    return tuple(axis for d, axis in enumerate(out) if d not in summed)
+
+
+@register("_cdist_forward", "_euclidean_dist")
+def cdist(call: Call) -> Axes:
+    """Distances between the rows of two batches: the last dimension is mixed and vanishes."""
+    a, b = call.args[:2]
+    axes_a, axes_b = call.axes(a), call.axes(b)
+    call.unify(axes_a[-1], axes_b[-1])
+    call.restricted = Restrict([(call.number(t), t.dim() - 1, call.axes(t)[-1]) for t in (a, b)])
+    return (*broadcast(call, [axes_a[:-2], axes_b[:-2]]), axes_a[-2], axes_b[-2])
 
 
 def _name(call: Call) -> str:

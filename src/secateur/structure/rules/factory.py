@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from secateur.structure.record import Axes
-from secateur.structure.rules.base import Call, register
+from secateur.structure.rules.base import Call, base_name, register
+
+CONSTANT = frozenset(
+    ["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
+     "empty_strided", "scalar_tensor", "_efficientzerotensor"]
+)  # fmt: skip
 
 
 @register(
@@ -12,5 +17,9 @@ from secateur.structure.rules.base import Call, register
     "triu_indices", "range", "hann_window", "scalar_tensor", "_efficientzerotensor",
 )  # fmt: skip
 def factory(call: Call) -> list[Axes]:
-    """Fresh dimensions, free until something ties them to a literal or to a parameter."""
-    return [tuple(call.fresh(n) for n in t.shape) for t in call.results]
+    """Fresh dimensions; those of constants are free until something ties them to a literal or to a parameter."""
+    constant = base_name(call.func) in CONSTANT
+    axes = [tuple(call.fresh(n, "" if constant else "its values depend on positions") for n in t.shape) for t in call.results]
+    if constant:
+        call.recorder.made += axes
+    return axes

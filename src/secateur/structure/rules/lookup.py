@@ -69,6 +69,15 @@ def _masked(call: Call, axes: Axes, indices: list[Tensor | None]) -> Axes:
     return (*lead, *rest)
 
 
+@register("bucketize", "searchsorted")
+def bucketize(call: Call) -> Axes:
+    """Every value is replaced by the number of its interval."""
+    values, table = (call.args[0], call.args[1]) if "bucket" in call.func._schema.name else call.args[1::-1]
+    for axis in call.axes(table):
+        call.lock(axis, BY_NUMBER)
+    return call.axes(values) if isinstance(values, Tensor) else ()
+
+
 @register("gather", "take_along_dim")
 def gather(call: Call) -> Axes:
     """One position per element of the index along a dimension."""

@@ -228,6 +228,35 @@ def split(call: Call) -> list[Axes]:
     return out
 
 
+@register("glu")
+def glu(call: Call) -> Axes:
+    """One half of a dimension times the sigmoid of the other."""
+    axes = list(call.axes(call.args[0]))
+    dim = call.get("dim", -1) % len(axes)
+    axes[dim] = interval(call, axes[dim], 0, axes[dim].size // 2)
+    return tuple(axes)
+
+
+@register("view_as_real", "view_as_complex")
+def complex_view(call: Call) -> Axes:
+    """Pairs of numbers in a last dimension become complex numbers, or the other way round."""
+    axes = call.axes(call.args[0])
+    if call.results[0].is_complex():
+        call.lock(axes[-1], "real and imaginary part")
+        return axes[:-1]
+    return (*axes, call.fresh(2, "real and imaginary part"))
+
+
+@register("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fft(call: Call) -> Axes:
+    """Fourier transforms mix the dimensions that they run over: those are locked."""
+    axes = list(call.axes(call.args[0]))
+    for d in call.get("dim"):
+        call.lock(axes[d], "a Fourier transform runs over this dimension")
+        axes[d] = call.fresh(call.results[0].shape[d], "frequencies")
+    return tuple(axes)
+
+
 @register("cat", "concat", "_cat")
 def cat(call: Call) -> Axes:
     """Concatenation: an ordered sum along one dimension, equality along the others."""
@@ -319,6 +348,16 @@ def shuffle(call: Call) -> Axes:
         call.lock(channels, "a shuffle does not follow the structure of the channels")
         new = call.fresh(result.shape[-3], "shuffled channels")
     return (*lead, new, *(call.fresh(n, "a spatial dimension") for n in result.shape[-2:]))
+
+
+@register("view_as_complex", "view_as_real")
+def pairs(call: Call) -> Axes:
+    """The last dimension holds real and imaginary part."""
+    axes = call.axes(call.args[0])
+    if call.func._schema.name.endswith("real"):
+        return (*axes, call.fresh(2, "real and imaginary part"))
+    call.lock(axes[-1], "real and imaginary part")
+    return axes[:-1]
 
 
 @register("diagonal", "as_strided")

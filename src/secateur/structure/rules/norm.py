@@ -20,10 +20,10 @@ def mixed(call: Call, dims: list[int]) -> None:
 
 
 @register("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp")
-def along(call: Call) -> Axes:
+def along(call: Call) -> list[Axes]:
     """Mixes one dimension and keeps it."""
     mixed(call, [call.get("dim")])
-    return call.axes(call.args[0])
+    return [call.axes(call.args[0])] * len(call.results)
 
 
 @register(
@@ -38,6 +38,8 @@ def along(call: Call) -> Axes:
 def batch_norm(call: Call) -> list[Axes]:
     """Each channel by itself; parameters and statistics follow the channels (dimension 1)."""
     axes = call.axes(call.get("input"))
+    if call.get("training"):  # statistics of this very tensor: every other dimension is mixed
+        mixed(call, [d for d in range(len(axes)) if d != 1])
     for other in call.tensors()[1:]:
         if other.dim() == 1 and other.shape[0] == axes[1].size:
             call.unify(axes[1], call.axes(other)[0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from secateur.structure.axes import ONE
 from secateur.structure.record import Axes, Restrict
-from secateur.structure.rules.base import Call, register
+from secateur.structure.rules.base import Call, broadcast, register
+from secateur.structure.rules.norm import along
 
 
 @register(
@@ -34,15 +35,23 @@ def _reduced(axes: Axes, chosen: set[int], *, keep: bool) -> Axes:
     return tuple(axis for d, axis in enumerate(axes) if d not in chosen)
 
 
-@register("prod", "any", "all", "argmax", "argmin", "max", "min", "median", "mode", "kthvalue", "aminmax")
+@register("max", "min", "median", "nanmedian", "cummax", "cummin")
+def extreme(call: Call) -> list[Axes] | Axes:
+    """Values and their positions along one dimension; the values are those of what is kept."""
+    if call.get("dim") is None or len(call.results) != 2:
+        return ordered(call)
+    found = along(call) if len(call.results[0].shape) and "cum" in call.func._schema.name else reduction(call)
+    axes = call.axes(call.args[0])
+    call.positions[1] = [axes[call.get("dim")]] if axes else []
+    return found
+
+
+@register("prod", "any", "all", "argmax", "argmin", "mode", "kthvalue", "aminmax")
 def ordered(call: Call) -> Axes | list[Axes]:
     """The result holds positions, or depends on an order: the reduced dimension is locked."""
     tensors = call.tensors()
     if len(tensors) == 2 and call.get("other") is not None:
-        shape = [call.axes(t) for t in tensors]
-        from secateur.structure.rules.base import broadcast
-
-        return broadcast(call, shape)
+        return broadcast(call, [call.axes(t) for t in tensors])
     axes = call.axes(call.args[0])
     chosen = _dims(call.get("dim"), len(axes))
     for d in chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.select.granularity import Granularity, Weight, register
+from secateur.selection.granularity import Granularity, Weight, register
 from secateur.types import Group
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError, RecipeError
-from secateur.select.granularity import Granularity, Weight, positive, register
+from secateur.selection.granularity import Granularity, Weight, positive, register
 from secateur.types import Group
 
 

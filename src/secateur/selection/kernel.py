@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.select.granularity import Granularity, Weight, register
+from secateur.selection.granularity import Granularity, Weight, register
 from secateur.types import Group
 
 

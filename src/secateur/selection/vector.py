@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from secateur.criteria.base import one_of
-from secateur.select.granularity import Granularity, Weight, positive, register
+from secateur.selection.granularity import Granularity, Weight, positive, register
 from secateur.types import Group
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from secateur.allocate.base import allocate, apportion, require_reachable, round_half_up
 from secateur.criteria.base import require_finite, suggestion
 from secateur.errors import InputError, RecipeError
-from secateur.select.granularity import STRUCTURAL, Granularity, is_within, names, parse
-from secateur.select.nm import NM, keep_pattern
+from secateur.selection.granularity import STRUCTURAL, Granularity, is_within, names, parse
+from secateur.selection.nm import NM, keep_pattern
 from secateur.types import Group
 
 Scores = Mapping[str, Tensor]

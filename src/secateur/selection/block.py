@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from secateur.errors import RecipeError
-from secateur.select.granularity import Granularity, Weight, positive, register
+from secateur.selection.granularity import Granularity, Weight, positive, register
 from secateur.types import Group
 
 

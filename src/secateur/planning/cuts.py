@@ -1,0 +1,250 @@
+"""Plans that remove slices: the ordered list of removals under one or several targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.cut import cut_copy
+from secateur.apply.verify import certify
+from secateur.criteria.base import Context, Criterion
+from secateur.errors import RecipeError, TargetError, UnsupportedError
+from secateur.measure.latency import latency
+from secateur.planning.plan import Evidence, Plan, fingerprint
+from secateur.selection.budget import Counts, RemovalOrder, removal_order, removals_for
+from secateur.structure.attributes import edits
+from secateur.structure.axes import kept
+from secateur.structure.capture import capture
+from secateur.structure.cost import CostModel
+from secateur.structure.groups import Structure, structure
+from secateur.structure.provenance import Attribute
+from secateur.types import Group
+
+FLOOR = 0.1  # of each group stays under a global ranking, so that no layer is emptied by its scale
+AMOUNTS = ("sparsity", "count", "threshold")
+COSTS = ("params", "macs", "memory_bytes", "latency_ms")
+ROUNDS, WARMUP = 15, 3  # of every latency measurement while searching
+STEP = 0.02  # of the units: how far the list is walked on where the final measurement misses the target
+
+
+def cut_plan(
+    model: nn.Module,
+    example: Any,
+    rule: Criterion,
+    granularity: str,
+    request: Mapping[str, Any],
+    context: Mapping[str, Any],
+    *,
+    dtype: str,
+    tolerance: float | None,
+) -> Plan:
+    """Decide which slices go; see `make_plan` for the arguments and errors."""
+    _check_request(request)
+    record = capture(model, example)
+    found = structure(model, record, request["protect"])
+    groups = found.free(granularity)
+    if not groups:
+        raise UnsupportedError(
+            f"Nothing of {type(model).__name__} can be cut at granularity {granularity!r}.",
+            why=_locked_summary(found),
+            hint="See `secateur inspect` for what is locked, by which line, and what to do about it.",
+        )
+    scores = rule.score(Context(model, groups, capture=record, **context))
+    search = _Search(model, example, found, groups, CostModel(model, record), request)
+    relative = request["scope"] == "global" and not rule.comparable
+    ranked = {name: _relative(score) for name, score in scores.items()} if relative else scores
+    keep = search.choose(ranked, scores)
+    decision = search.decision(keep)
+    total, gone = sum(g.size for g in groups), sum(int((~mask).sum()) for mask in keep.values())
+    return Plan(
+        fingerprint=fingerprint(model),
+        model=type(model).__name__,
+        request=request,
+        groups={
+            g.name: {
+                "granularity": g.granularity,
+                "size": g.size,
+                "removed": torch.nonzero(~keep[g.name]).flatten().tolist(),
+            }
+            for g in groups
+        },
+        cuts=decision.cuts,
+        attributes=decision.attributes,
+        masks={},
+        units={"what": granularity, "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
+        cost=search.costs(decision.counts),
+        evidence=Evidence(
+            model,
+            groups,
+            scores,
+            keep,
+            found,
+            lambda a, b: certify(a, b, example, record, decision.atoms, dtype=dtype, tolerance=tolerance),
+        ),
+    )
+
+
+def _check_request(request: Mapping[str, Any]) -> None:
+    unknown = sorted(set(request["target"]) - {*AMOUNTS, *COSTS})
+    if unknown:
+        raise RecipeError(f"unknown target {unknown[0]!r}", hint=f"targets of cuts: {', '.join(AMOUNTS + COSTS)}")
+    if not request["target"]:
+        raise RecipeError("The target is empty.", hint=f"say one or several of {', '.join(AMOUNTS + COSTS)}")
+    if request["scope"] not in ("global", "local"):
+        raise RecipeError(f"scope {request['scope']!r} belongs to masks.", hint="Use scope global or local for cuts.")
+    if request["allocation"] not in ("global", "uniform"):
+        raise RecipeError(
+            f"allocation {request['allocation']!r} belongs to masks.", hint="Use global or uniform for cuts."
+        )
+
+
+def _relative(score: Tensor) -> Tensor:
+    """Scores in units of their group's mean size: weights before a normalisation have no scale of their own."""
+    scale = score.abs().double().mean()
+    return (score.double() / scale if float(scale) > 0 else score.double()).float()
+
+
+def _locked_summary(found: Structure) -> str:
+    reasons: dict[str, int] = {}
+    for group in found.groups:
+        for reason in group.locks[:1]:
+            text = f"{reason.reason} ({reason.where})" if reason.where else reason.reason
+            reasons[text] = reasons.get(text, 0) + 1
+    kinds = sorted({g.granularity for g in found.groups if not g.locks})
+    free = f"free are only: {', '.join(kinds)}" if kinds else "everything is locked"
+    return "; ".join([free, *sorted(reasons, key=lambda r: -reasons[r])[:3]])
+
+
+@dataclass(frozen=True, eq=False)
+class _Decision:
+    """Keep masks in every form that somebody needs."""
+
+    atoms: dict[int, np.ndarray[Any, np.dtype[np.bool_]]]
+    counts: dict[int, int]
+    cuts: dict[str, dict[int, Tensor]]
+    attributes: dict[Attribute, int]
+
+
+class _Search:
+    """Finds the shortest list of removals that meets every target."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        found: Structure,
+        groups: Sequence[Group],
+        cost: CostModel,
+        request: Mapping[str, Any],
+    ) -> None:
+        self.model, self.example, self.found, self.cost, self.request = model, example, found, cost, request
+        self.groups = groups
+        self.ids = {g.name: found.atoms[g.name].id for g in groups}
+        self.timed: dict[tuple[int, ...], float] = {}
+
+    def choose(self, ranked: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Kept units per group; `ranked` orders them, a threshold compares `scores`."""
+        scope = "local" if self.request["allocation"] == "uniform" else self.request["scope"]
+        floors = {g.name: _floor(g.size, self.request["min_keep"], scope) for g in self.groups}
+        order = removal_order(ranked, scope=scope, min_keep=floors, round_to=self.request["round_to"])
+        target: Mapping[str, float] = self.request["target"]
+        needed = max(
+            [0, *(self._removals(order, scores, what, float(v)) for what, v in target.items() if what != "latency_ms")]
+        )
+        if "latency_ms" in target:
+            needed = max(needed, self._removals_for_latency(order, float(target["latency_ms"])))
+        return order.keep(needed)
+
+    def decision(self, keep: Mapping[str, Tensor]) -> _Decision:
+        """Slices and attributes of a choice."""
+        atoms = {self.ids[name]: mask.numpy() for name, mask in keep.items() if not bool(mask.all())}
+        counts = {i: int(mask.sum()) for i, mask in atoms.items()}
+        cuts: dict[str, dict[int, Tensor]] = {}
+        for name, axes in self.found.tensors.items():
+            for d, axis in enumerate(axes):
+                stays = kept(axis, atoms)
+                if not stays.all():
+                    cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
+        return _Decision(atoms, counts, cuts, edits(self.model, self.found.record, counts))
+
+    def costs(self, counts: Mapping[int, int]) -> dict[str, list[int]]:
+        """Parameters and multiply-accumulates before and after."""
+        return {
+            "params": [self.cost.params({}), self.cost.params(counts)],
+            "macs": [self.cost.macs({}), self.cost.macs(counts)],
+        }
+
+    def _removals(self, order: RemovalOrder, scores: Mapping[str, Tensor], what: str, limit: float) -> int:
+        if what == "threshold":
+            return _below(order, scores, limit)
+        if what in ("sparsity", "count"):
+            return self._exactly(order, what, limit)
+        measures: dict[str, Callable[[Mapping[int, int]], int]] = {
+            "macs": self.cost.macs,
+            "params": self.cost.params,
+            "memory_bytes": self.cost.bytes,
+        }
+        measure = measures[what]
+        bound = limit if what == "memory_bytes" else floor(limit * measure({}))
+        return removals_for(order, lambda c: measure(self._by_atom(c)), bound, what)
+
+    def _by_atom(self, counts: Counts) -> dict[int, int]:
+        return {self.ids[name]: n for name, n in counts.items()}
+
+    def _exactly(self, order: RemovalOrder, what: str, limit: float) -> int:
+        total = int(order.sizes.sum())
+        removed = int(limit) if what == "count" else floor(limit * total + 0.5)
+        if removed > len(order.group):
+            raise TargetError(
+                f"The target {what} {limit:g} cannot be reached.",
+                why=f"at most {len(order.group)} of {total} units can go, sparsity {len(order.group) / total:.3f}",
+                hint="Ask for less, lower min_keep, or use scope local.",
+            )
+        if self.request["round_to"] == 1:
+            return removed
+        return removals_for(order, lambda c: sum(c.values()), total - removed, f"kept units for {what}")
+
+    def _removals_for_latency(self, order: RemovalOrder, limit: float) -> int:
+        """Bisection over measured latencies, then a longer measurement of the result that must hold."""
+        needed = removals_for(order, lambda c: self._latency(order, c, ROUNDS), limit, "latency_ms")
+        while self._latency(order, order.kept_counts(needed), 2 * ROUNDS, fresh=True) > limit:
+            needed += max(1, int(STEP * len(order.group)))
+            if needed > len(order.group):
+                raise TargetError(
+                    f"The target latency_ms <= {limit:g} was reached once but does not hold.",
+                    why="the machine's latency varies more than the cut changes it",
+                    hint="Ask for a little more time, or measure on an idle machine.",
+                )
+        return needed
+
+    def _latency(self, order: RemovalOrder, counts: Counts, rounds: int, *, fresh: bool = False) -> float:
+        """Median latency of the model that these counts leave; which units stay makes no difference to it."""
+        key = tuple(counts[name] for name in order.names)
+        if fresh or key not in self.timed:
+            keep = {
+                name: torch.arange(int(size)) < counts[name]
+                for name, size in zip(order.names, order.sizes, strict=True)
+            }
+            choice = self.decision(keep)
+            model = cut_copy(self.model, choice.cuts, choice.attributes)
+            timed = latency({"cut": model}, self.example, rounds=rounds, warmup=WARMUP)
+            self.timed[key] = timed["cut"].median
+        return self.timed[key]
+
+
+def _floor(size: int, min_keep: int, scope: str) -> int:
+    share = ceil(FLOOR * size) if scope == "global" else 1
+    return min(size, max(min_keep, share))
+
+
+def _below(order: RemovalOrder, scores: Mapping[str, Tensor], limit: float) -> int:
+    values = np.concatenate([scores[name].double().numpy().reshape(-1) for name in order.names])
+    starts = np.concatenate([[0], np.cumsum(order.sizes)[:-1]])
+    below = np.flatnonzero(values[starts[order.group] + order.unit] < limit)
+    return int(below[-1]) + 1 if len(below) else 0

@@ -1,0 +1,212 @@
+"""reduce_spans against brute force, the registry, and that scoring leaves no trace."""
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from secateur.criteria import Context, Criterion, Magnitude, get, names, reduce_spans, register
+from secateur.criteria.base import named_tensors, require_finite, suggestion, untouched
+from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.testing import tiny_scene
+from secateur.types import Group, Span
+
+
+def brute_force(values, group, how):
+    owned = {unit: [] for unit in range(group.size)}
+    for span in group.spans:
+        value = values[span.tensor].numpy().astype(np.float64)
+        index = np.broadcast_to(span.index.numpy(), value.shape)
+        for place in itertools.product(*map(range, value.shape)):
+            if index[place] >= 0:
+                owned[index[place]].append(value[place])
+    join = {"sum": sum, "mean": np.mean, "max": max}[how]
+    return np.array([join(v) if v else 0.0 for v in owned.values()]).reshape(group.shape)
+
+
+@st.composite
+def groups_with_values(draw):
+    units = draw(st.integers(1, 5))
+    spans, values = [], {}
+    for number in range(draw(st.integers(1, 3))):
+        shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+        thin = [size if draw(st.booleans()) else 1 for size in shape]
+        seed = draw(st.integers(0, 2**16))
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randint(-1, units, thin, generator=generator)
+        values[f"t{number}"] = torch.randn(shape, generator=generator)
+        spans.append(Span(f"t{number}", index, draw(st.sampled_from(["out", "in", "bias"]))))
+    return Group("g", "channel", (units,), tuple(spans)), values
+
+
+@settings(max_examples=150, deadline=None)
+@given(groups_with_values(), st.sampled_from(["sum", "mean", "max"]))
+def test_reduce_spans_is_brute_force(case, how):
+    group, values = case
+    np.testing.assert_allclose(reduce_spans(values, group, how).numpy(), brute_force(values, group, how), atol=1e-6)
+
+
+def test_roles_choose_what_counts():
+    group = Group(
+        "g",
+        "channel",
+        (2,),
+        (
+            Span("a", torch.tensor([[0], [1]]), "out"),
+            Span("b", torch.tensor([0, 1]), "scale"),
+            Span("s", torch.tensor([0, 1]), "state"),
+        ),
+    )
+    values = {"a": torch.ones(2, 3), "b": torch.tensor([10.0, 20.0]), "s": torch.full((2,), 100.0)}
+    assert reduce_spans(values, group).tolist() == [13, 23]
+    assert reduce_spans(values, group, roles=frozenset({"out"})).tolist() == [3, 3]
+    assert reduce_spans(values, group, "mean").tolist() == [13 / 4, 23 / 4]
+    with pytest.raises(InputError, match="no tensor of group 'g'"):
+        reduce_spans({}, group)
+
+
+def test_elements_are_taken_as_they_are():
+    value = torch.randn(2, 3)
+    group = Group("w", "element", (2, 3), (Span("w", None, "self"),))
+    assert torch.equal(reduce_spans({"w": value}, group), value)
+
+
+def test_sums_do_not_lose_small_terms():
+    value = torch.cat([torch.tensor([1e8]), torch.full((1000,), 1.0)]).view(1, -1)
+    group = Group("w", "vector", (1,), (Span("w", torch.zeros(1, 1, dtype=torch.long), "self"),))
+    assert reduce_spans({"w": value}, group).item() == 1e8 + 1000
+
+
+def test_registry_suggests_the_nearest():
+    assert "magnitude" in names()
+    assert get("magnitude") == Magnitude()
+    assert get("magnitude", {"norm": "l1"}) == Magnitude(norm="l1")
+    with pytest.raises(RecipeError, match="did you mean 'magnitude'"):
+        get("magnitud")
+    with pytest.raises(RecipeError, match="did you mean 'norm'"):
+        get("magnitude", {"nrom": "l1"})
+    with pytest.raises(RecipeError, match="not with an object"):
+        get(Magnitude(), {"norm": "l1"})
+    assert suggestion("zzz", ["a", "b"]) == "known: 'a', 'b'"
+
+
+def test_register_refuses_incomplete_and_double_names():
+    @dataclass(frozen=True, kw_only=True)
+    class Impostor(Magnitude):
+        name: ClassVar[str] = "magnitude"
+
+    with pytest.raises(TypeError, match="two criteria"):
+        register(Impostor)
+
+    class Nameless(Criterion):
+        pass
+
+    with pytest.raises(TypeError, match="name is empty"):
+        register(Nameless)
+    assert get("magnitude").__class__ is Magnitude
+
+
+def test_a_criterion_without_a_body_says_so():
+    class Empty(Criterion):
+        name = "empty"
+
+    scene = tiny_scene("element")
+    with pytest.raises(TypeError, match="neither contributions nor _score"):
+        Empty().score(scene.context())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_untouched_restores_everything(fails):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout())
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    grad = model[0].bias.grad = torch.ones(3)
+    mean = model[1].running_mean.clone()
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        with untouched(model, seed=3):
+            assert model[0].bias.grad is None
+            model.train()
+            model[0].register_forward_hook(lambda *_: None)
+            model.requires_grad_(True)
+            model(torch.randn(8, 3)).sum().backward()
+            random.random(), np.random.rand()  # noqa: NPY002
+            assert not torch.equal(model[1].running_mean, mean)
+            if fails:
+                raise KeyError("half way")
+    except KeyError:
+        assert fails
+    assert [m.training for m in model] == [True, False, True]
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+    assert model[0].bias.grad is grad
+    assert torch.equal(grad, torch.ones(3))
+    assert model[1].weight.grad is None
+    assert torch.equal(model[1].running_mean, mean)
+    assert not model[0]._forward_hooks
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_seed_decides_what_is_random():
+    class Noise(Criterion):
+        name = "noise"
+
+        def contributions(self, context):
+            return {n: torch.rand(w.shape) for n, w in self.weights(context).items()}
+
+    scene = tiny_scene("element")
+    first, again, other = (Noise().score(scene.context(seed=s))["fc2.weight"] for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_score_checks_shape_and_finiteness():
+    class Wrong(Criterion):
+        name = "wrong"
+
+        def _score(self, context):
+            return {g.name: torch.zeros(1) for g in context.groups}
+
+    class Overflow(Criterion):
+        name = "overflow"
+
+        def _score(self, context):
+            return {g.name: torch.full(g.shape, 1e300, dtype=torch.float64) for g in context.groups}
+
+    scene = tiny_scene("channel")
+    with pytest.raises(TypeError, match="not \\(4,\\)"):
+        Wrong().score(scene.context())
+    with pytest.raises(NonFiniteError, match="overflow"):
+        Overflow().score(scene.context())
+
+
+def test_require_finite_names_the_first_index():
+    tensor = torch.zeros(2, 3)
+    tensor[1, 2] = float("-inf")
+    with pytest.raises(NonFiniteError, match=r"'w' holds -inf at index \(1, 2\)"):
+        require_finite(tensor, "w")
+    with pytest.raises(InputError, match="no values yet"):
+        require_finite(torch.empty(2, device="meta"), "w")
+    require_finite(torch.empty(0), "empty")
+    require_finite(torch.full((2,), 6e4, dtype=torch.float16), "large but finite")
+
+
+def test_named_tensors_keep_the_first_name():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    model[1].weight = model[0].weight
+    assert "1.weight" not in named_tensors(model)
+    assert {"0.weight", "2.running_mean"} <= set(named_tensors(model))
+
+
+def test_context_is_small_by_default():
+    context = Context(nn.Linear(1, 1), [])
+    assert context.data is None
+    assert Magnitude().score(context) == {}

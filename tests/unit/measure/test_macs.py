@@ -1,0 +1,97 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from secateur.errors import ForwardError
+from secateur.measure import macs, macs_by_module
+
+
+class Run(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_convolution_by_the_hand_formula(batch, groups, per_in, per_out, stride, bias):
+    c_in, c_out, k, size = groups * per_in, groups * per_out, 3, 9
+    conv = nn.Conv2d(c_in, c_out, k, stride=stride, groups=groups, bias=bias)
+    side = (size - k) // stride + 1
+    assert macs(conv, torch.zeros(batch, c_in, size, size)) == batch * side**2 * c_out * (c_in // groups) * k**2
+
+
+def test_transposed_convolution():
+    conv = nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2)
+    assert macs(conv, torch.zeros(2, 4, 7, 7)) == 2 * 7 * 7 * 4 * 3 * 9
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3)])
+def test_linear_for_every_number_of_dimensions(shape):
+    assert macs(nn.Linear(3, 4), torch.zeros(shape)) == torch.Size(shape).numel() * 4
+
+
+def test_attention_is_counted_although_the_kernel_is_fused():
+    batch, heads, length, dim = 2, 2, 5, 4
+    q = torch.randn(batch, heads, length, dim)
+    attend = Run(lambda x: functional.scaled_dot_product_attention(x, x, x))
+    assert macs(attend, q) == 2 * batch * heads * length**2 * dim
+    width = heads * dim
+    layer = nn.MultiheadAttention(width, heads, batch_first=True)
+    x = torch.randn(batch, length, width)
+    projections = 4 * batch * length * width**2
+    assert macs(layer, (x, x, x)) == projections + 2 * batch * heads * length**2 * dim
+    encoder = nn.TransformerEncoderLayer(width, heads, 16, batch_first=True)
+    assert macs(encoder, x) == macs(layer, (x, x, x)) + 2 * batch * length * width * 16
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers(kind, gates):
+    batch, length, width, hidden = 2, 5, 3, 4
+    both = kind(width, hidden, batch_first=True, bidirectional=True)
+    expected = 2 * batch * length * gates * hidden * (width + hidden)
+    assert macs(both, torch.randn(batch, length, width)) == expected
+
+
+def test_products_without_a_formula_in_torch():
+    assert macs(Run(torch.mv), (torch.zeros(4, 3), torch.zeros(3))) == 12
+    assert macs(Run(torch.dot), (torch.zeros(3), torch.zeros(3))) == 3
+    assert macs(nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4))) == 2 * 3 * 4 * 5
+
+
+def test_breakdown_adds_up_and_names_modules():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(18, 4)))
+    x = torch.zeros(1, 1, 5, 5)
+    assert macs_by_module(model, x) == {"": 162 + 72, "0": 162, "1": 72, "1.1": 72}
+
+
+def test_a_used_twice_layer_counts_twice():
+    layer = nn.Linear(4, 4)
+    assert macs(nn.Sequential(layer, layer), torch.zeros(1, 4)) == 32
+
+
+def test_model_is_left_as_it_was():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5)).train()
+    model[2].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x, fast = torch.randn(2, 1, 5, 5), torch.backends.mha.get_fastpath_enabled()
+    state = torch.get_rng_state()
+    macs(model, x)
+    assert [module.training for module in model] == [True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_failing_forward_is_the_users_error():
+    with pytest.raises(ForwardError, match="cannot be multiplied"):
+        macs(nn.Linear(3, 4), torch.zeros(1, 5))
+    assert torch.backends.mha.get_fastpath_enabled()
