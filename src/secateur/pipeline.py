@@ -72,7 +72,7 @@ def prune(
     run = _Run(progress)
     with run.stage("plan"):
         before = snapshot(model, example, evaluate=evaluate)
-        plan = _plan(model, example, settings, data if calibration is None else calibration, loss)
+        plan = plan_by(model, example, settings, data if calibration is None else calibration, loss)
     with run.stage("apply"):
         pruned = plan.apply(model)
     with run.stage("quality"):
@@ -140,7 +140,10 @@ def _example(example: Any, data: Data | None) -> Any:
     raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
 
 
-def _plan(model: nn.Module, example: Any, recipe: Recipe, data: Data | None, loss: Loss | None) -> Plan:
+def plan_by(
+    model: nn.Module, example: Any, recipe: Recipe, data: Data | None = None, loss: Loss | None = None
+) -> Plan:
+    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`."""
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
         model,
@@ -178,7 +181,7 @@ def _recover(
         model,
         data,
         loss,
-        optimizer=step.optimizer.model_dump(),
+        optimizer=_options(step.optimizer),
         schedule=step.schedule,
         warmup_steps=step.warmup_steps,
         steps=step.steps,
@@ -188,6 +191,12 @@ def _recover(
         seed=seed,
     )
     return [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in history.records]
+
+
+def _options(optimizer: Any) -> dict[str, Any]:
+    """What the optimizer's constructor takes: momentum belongs to SGD alone."""
+    own = {"name", "lr", "weight_decay"} | ({"momentum", "nesterov"} if optimizer.name == "sgd" else set())
+    return {key: value for key, value in optimizer.model_dump().items() if key in own}
 
 
 def _latency(model: nn.Module, pruned: nn.Module, example: Any, recipe: Recipe, progress: Step) -> dict[str, Any]:

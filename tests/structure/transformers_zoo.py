@@ -299,7 +299,8 @@ def cut_and_prove(model: nn.Module, inputs: Any, ratio: float = 0.3, seed: int =
     for group in found.groups:
         if group.locks or group.granularity not in KINDS:
             continue
-        stays = max(1, group.size - round(ratio * group.size))
+        multiple = group.attributes.get("multiple", 1)
+        stays = max(1, -(-(group.size - round(ratio * group.size)) // multiple)) * multiple
         mask = np.zeros(group.size, bool)
         mask[generator.permutation(group.size)[:stays]] = True
         keep[found.atoms[group.name].id] = mask

@@ -8,13 +8,14 @@ run on the kept coordinates only. Whatever the cut model returns must agree at e
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.apply.tape import Entry, Tape, fits, numbers
 from secateur.call import call, outputs
 from secateur.errors import CertificateError
 from secateur.structure.axes import Axis, Keep, kept, size_after, touched
@@ -32,10 +33,12 @@ class Replay:
         record: the run of the original model.
         tensors: its parameters and buffers by name.
         keep: atom id -> bool array, True = kept; absent atoms are whole.
+        tape: plain numbers of the cut model's run, used where its calls are the same.
     """
 
-    def __init__(self, record: Record, tensors: Mapping[str, Tensor], keep: Keep) -> None:
+    def __init__(self, record: Record, tensors: Mapping[str, Tensor], keep: Keep, tape: Sequence[Entry] = ()) -> None:
         self.record, self.tensors, self.keep = record, tensors, keep
+        self.tape = tape if fits(record.steps, tape) else ()
         self.cut = {i for i, mask in keep.items() if not mask.all()}
         self.counts = {i: int(mask.sum()) for i, mask in keep.items()}
         self.values: dict[int, Tensor] = {}
@@ -54,7 +57,7 @@ class Replay:
         wanted = set(self.record.outputs)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for i, step in enumerate(self.record.steps):
-                self._run_step(step)
+                self._run_step(step, self.tape[i] if self.tape else None)
                 for n in {*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs}:
                     if self.last_use[n] == i and n not in wanted:
                         self.values.pop(n, None)
@@ -91,7 +94,7 @@ class Replay:
                 tensor = tensor.index_select(d, self._indices(axis, removed=False))
         return tensor
 
-    def _run_step(self, step: Step) -> None:
+    def _run_step(self, step: Step, entry: Entry | None) -> None:
         local: dict[int, Tensor] = {}
         for number, d, axis in step.contracted:
             if touched(axis, self.cut):
@@ -99,7 +102,7 @@ class Replay:
                 local[number] = source.index_fill(d, self._removed(axis), 0)
         restrict = step.restrict
         narrowed = restrict is not None and any(touched(a, self.cut) for _, _, a in restrict.inputs)
-        args = list(step.args)
+        args, kwargs = (list(step.args), step.kwargs) if entry is None else numbers(step, entry)
         if restrict is not None and narrowed:
             for number, d, axis in restrict.inputs:
                 if touched(axis, self.cut):
@@ -111,7 +114,7 @@ class Replay:
                     if isinstance(size, tuple)
                     else size_after(size, self.counts)
                 )
-        result = step.func(*self._filled(args, local), **self._filled(step.kwargs, local))
+        result = step.func(*self._filled(args, local), **self._filled(kwargs, local))
         produced = tensors_of(result)
         if restrict is not None and narrowed:
             for position, d, axis in restrict.outputs:
@@ -172,11 +175,11 @@ def certify(
         model, cut, example = (_doubled(x) for x in (model, cut, example))
         record = capture(model, example)  # the same calls in the same order: the same atoms
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    replay = Replay(record, named, keep)
+    with quiet(cut), torch.no_grad(), Tape() as tape:
+        found = [t.detach() for t in outputs(call(cut, example))]
+    replay = Replay(record, named, keep, tape.entries)
     _same_slices(replay, {**dict(cut.named_parameters()), **dict(cut.named_buffers())})
     expected = replay.run()
-    with quiet(cut), torch.no_grad():
-        found = [t.detach() for t in outputs(call(cut, example))]
     if len(found) != len(expected):
         raise CertificateError(
             "The cut model returns another number of tensors than the original.",

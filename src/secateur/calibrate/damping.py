@@ -1,4 +1,4 @@
-"""Damping chosen by the data: the one whose predictions come true on samples that it has not seen."""
+"""Damping chosen by the data: the one whose removals, with their updates, cost least on unseen samples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from secateur.calibrate.inverse import Curvature
 from secateur.types import Batch, Loss
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-REMOVED = 0.02
-REMOVALS = 4
+FRACTIONS = (0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class Trial:
     true: tuple[float, ...]
 
     @property
-    def error(self) -> float:
-        """Sum of the absolute differences; infinite where the loss blew up."""
-        total = sum(abs(p - t) for p, t in zip(self.predicted, self.true, strict=True))
+    def cost(self) -> float:
+        """Sum of the true changes; infinite where the loss blew up."""
+        total = sum(self.true)
         return total if total == total else float("inf")
 
 
@@ -47,10 +46,11 @@ def choose_damping(
     loss: Loss,
     names: Sequence[str],
     kept: Sequence[tuple[Batch, int]],
-    *,
-    seed: int = 0,
 ) -> tuple[float, tuple[Trial, ...]]:
-    """Try dampings on a few small random removals, each with its update of the survivors.
+    """Try dampings at the work itself: remove what each scores lowest, update the rest, look at the loss.
+
+    Choosing by the distance between predicted and true changes was tried too and chose worse: a damping far
+    too large predicts its own poor updates well. The predictions are kept in the trials all the same.
 
     Args:
         builder: absolute damping -> inverse curvature.
@@ -61,25 +61,28 @@ def choose_damping(
         loss: ``loss(model, batch) -> scalar``.
         names: parameters, in the order of the vector.
         kept: held-out (batch, samples) pairs.
-        seed: of the removals.
 
     Returns:
-        The damping relative to `mean` with the smallest error (the larger one of equals), and all trials.
+        The damping relative to `mean` whose removals of 25 and 50 % of the living weights cost least (the
+        larger one of equals), and all trials.
 
     Cost:
-        Grid x removals forward passes over the held-out samples (6 x 4), and as many removals.
+        Thirteen forward passes over the held-out samples; six factorisations and twelve removals.
     """
-    generator = torch.Generator().manual_seed(seed)
-    keeps = []
-    for _ in range(REMOVALS):
-        drawn = torch.rand(len(weights_d), generator=generator).to(weights_d.device)
-        keeps.append((drawn >= max(REMOVED, 1.0 / len(weights_d))) & alive_d)
     before = mean_loss(model, loss, kept, {})
+    alive = int(alive_d.sum())
     trials = []
     for damping in GRID:
         curvature = builder(damping * mean)
-        outcomes = [curvature.remove(weights_d, keep_d) for keep_d in keeps]
-        true = [mean_loss(model, loss, kept, unflatten(new, model, names)) - before for new, _ in outcomes]
-        trials.append(Trial(damping, tuple(predicted for _, predicted in outcomes), tuple(true)))
-    best = min(reversed(trials), key=lambda trial: trial.error)
+        scores = weights_d.to(torch.float64).square() / curvature.inverse_diagonal()
+        order = torch.argsort(torch.where(alive_d, scores, -1.0), stable=True)
+        predicted, true = [], []
+        for fraction in FRACTIONS:
+            keep_d = alive_d.clone()
+            keep_d[order[: len(order) - alive + round(fraction * alive)]] = False
+            new, cost = curvature.remove(weights_d, keep_d)
+            predicted.append(cost)
+            true.append(mean_loss(model, loss, kept, unflatten(new, model, names)) - before)
+        trials.append(Trial(damping, tuple(predicted), tuple(true)))
+    best = min(reversed(trials), key=lambda trial: trial.cost)
     return best.damping, tuple(trials)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -178,7 +179,7 @@ def gauss_newton_diagonal(
     total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in held.items()}
     generator = torch.Generator().manual_seed(seed)
     generic = _vmapped_squares if batching_pays(model) else _looped_squares
-    count, pick = 0, _picker(draws, generator)
+    count, pick = 0, root_picker(draws, generator)
     for number, (batch, size) in enumerate(batches(model, data)):
         with exact_derivatives(model):
             if number == 0:
@@ -267,7 +268,7 @@ def _gauss_newton_form(output: Tensor, slope: Tensor, leaf: Tensor, vector: Tens
 Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _picker(draws: int | None, generator: torch.Generator) -> Pick:
+def root_picker(draws: int | None, generator: torch.Generator) -> Pick:
     """All roots, or random-sign sums of them: E[(sum_k s_k r_k)(...)^T] = sum_k r_k r_k^T."""
 
     def pick(sign: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,37 +309,65 @@ def require_output_only(model: nn.Module, loss: Loss, batch: Batch, held: Tensor
             )
 
 
-def _taped_squares(
-    model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, total: Tensors, pick: Pick
-) -> frozenset[str]:
-    """Add the squares of all parameters that can be read off their layers; returns their names."""
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """The roots of the output curvature of one batch, pulled back to the outputs of the layers.
+
+    Args:
+        tape: has the layers' inputs.
+        names: parameters whose gradients can be read off, confirmed on the first sample.
+        sign: [B, K], float64.
+        slopes: in the order of ``tape.outputs(names)``: [B, K, ...].
+    """
+
+    tape: Tape
+    names: tuple[str, ...]
+    sign: Tensor
+    slopes: list[Tensor | None]
+
+
+def pull_back(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, pick: Pick) -> Pulled | None:
+    """Pull all roots of a batch back together, as far as layers can be read off; None where none can."""
     tape = Tape(model, held)
     if not tape.owner:
-        return frozenset()
+        return None
     leaves = {name: held[name].clone().requires_grad_() for name in tape.owner}
     with tape.recording():
         output, value = output_and_loss(model, loss, batch, leaves)
     require_finite_loss(value, 0)
     names = tape.covered(size)
     if not names or not output.requires_grad:
-        return frozenset()
+        return None
     sign, root = pick(*roots(output, value, size))
     if root.shape[1] == 0:
-        return frozenset(names)
+        return Pulled(tape, tuple(names), sign, [None] * len(tape.outputs(names)))
     slopes = _slopes(output, tape.outputs(names), root)
     probe = _one_pull(model, loss, batch, size, {name: held[name] for name in names}, root)
-    done = set()
-    for name, read in tape.gradients(names, slopes):
-        apart = (read(slice(0, 1))[0, 0] - probe[name]).norm()
-        if bool(apart > AGREE * probe[name].norm() + 1e-12):
-            continue
-        done.add(name)
-        step = max(1, CHUNK_NUMBERS // max(root.shape[1] * held[name].numel(), 1))
+    wrong = {
+        name
+        for name, read in tape.gradients(names, slopes)
+        if bool((read(slice(0, 1))[0, 0] - probe[name]).norm() > AGREE * probe[name].norm() + 1e-12)
+    }
+    layers = [id(layer) for layer in tape.outputs(names)]
+    good = [name for name in names if name not in wrong]
+    kept = [slopes[layers.index(id(layer))] for layer in tape.outputs(good)]
+    return Pulled(tape, tuple(good), sign, kept)
+
+
+def _taped_squares(
+    model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, total: Tensors, pick: Pick
+) -> frozenset[str]:
+    """Add the squares of all parameters that can be read off their layers; returns their names."""
+    pulled = pull_back(model, loss, batch, size, held, pick)
+    if pulled is None:
+        return frozenset()
+    for name, read in pulled.tape.gradients(pulled.names, pulled.slopes):
+        step = max(1, CHUNK_NUMBERS // max(pulled.sign.shape[1] * held[name].numel(), 1))
         for start in range(0, size, step):
             some = slice(start, start + step)
             squares = read(some).to(torch.float64).square()
-            total[name] += torch.einsum("bk...,bk->...", squares, sign[some])
-    return frozenset(done)
+            total[name] += torch.einsum("bk...,bk->...", squares, pulled.sign[some])
+    return frozenset(pulled.names)
 
 
 def _slopes(output: Tensor, layers: list[Tensor], root: Tensor) -> list[Tensor | None]:

@@ -64,6 +64,8 @@ class NormScale(Criterion):
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "channels of networks trained with an L1 penalty on the batch-norm scales"
     source: ClassVar[str] = "Liu et al. 2017"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
 
     reduce: Literal["l2", "mean", "max", "sum"] = "l2"
     missing: Literal["error", "keep"] = "error"

@@ -266,6 +266,8 @@ class GateScore(LossCriterion):
     speed: ClassVar[str] = "medium: less than one epoch over the scoring data"
     best_for: ClassVar[str] = "channels, heads and neurons of networks without batch norm"
     source: ClassVar[str] = "Liu et al. 2017; Molchanov et al. 2019"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     by: Literal["magnitude", "gradient", "per-sample"] = "per-sample"
     frozen: Literal["error", "score"] = "score"
@@ -281,6 +283,8 @@ class GateScore(LossCriterion):
         if self.by == "magnitude":
             return {g.name: self._checked({g.name: self._size(gates, g)}, g) for g in context.groups}
         gated = bool(gates.values)
+        if not gated:
+            self._check(context)
         groups = [self._gated(gates, g) if gated else _only(g, _gated_spans(g, "consumer")) for g in context.groups]
         model = context.model
         if gated:

@@ -58,6 +58,7 @@ class Gradient(CoupledCriterion):
     speed: ClassVar[str] = "medium: one epoch over the scoring data"
     best_for: ClassVar[str] = "growing weights back; as a control of taylor"
     source: ClassVar[str] = "Evci et al. 2020"
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 
     norm: Literal["l1", "l2"] = "l1"
     reduce: Literal["sum", "mean"] = "sum"

@@ -74,6 +74,8 @@ class Grasp(CoupledCriterion):
     speed: ClassVar[str] = "medium: three to five epochs over the scoring data"
     best_for: ClassVar[str] = "pruning before training"
     source: ClassVar[str] = "Wang et al. 2020; Frankle et al. 2021"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 
     keep: Literal["published", "largest"] = "published"
 

@@ -66,6 +66,8 @@ class HeadImportance(LossCriterion):
     speed: ClassVar[str] = "medium: less than one epoch over the scoring data"
     best_for: ClassVar[str] = "attention heads"
     source: ClassVar[str] = "Michel et al. 2019"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
     granularities: ClassVar[tuple[str, ...]] = ("head", "neuron", "channel")
 
     reduce: Literal["per-sample", "per-batch", "signed"] = "per-sample"

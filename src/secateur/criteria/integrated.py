@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibrate.functional import exact_derivatives, loss_value, require_finite_loss
-from secateur.criteria.base import Context, counts, one_of, register
+from secateur.criteria.base import Context, one_of, register
 from secateur.criteria.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -46,7 +46,8 @@ class IntegratedGradients(CoupledCriterion):
         steps: nodes of the Gauss-Legendre quadrature, at least 1; n nodes are exact where the slope along
             the way is a polynomial of degree 2 n - 1.
         path: what shrinks together: "unit", "group" or "joint".
-        sign: "keep" a negative score (removal is predicted to help), "clip" it to 0, or take "abs".
+        negative: what becomes of a negative score, which says that the loss will fall: "keep" ranks it first
+            for removal, "clip" makes it 0, "abs" distrusts changes of either sign.
         coupled: "all" weights that go with the unit, "out" the producing ones, "in" the consuming ones.
         normalize: "none" compares changes of the loss; "mean" and "l2" divide by the group's mean |score| and
             L2 norm.
@@ -86,16 +87,18 @@ class IntegratedGradients(CoupledCriterion):
     speed: ClassVar[str] = "slow: eight epochs per group over the scoring data"
     best_for: ClassVar[str] = "small models; the true change per unit as an oracle (path 'unit')"
     source: ClassVar[str] = "Sundararajan et al. 2017"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 
     steps: int = 8
     path: Literal["unit", "group", "joint"] = "group"
-    sign: Literal["keep", "clip", "abs"] = "keep"
+    negative: Literal["keep", "clip", "abs"] = "keep"
 
     def __post_init__(self) -> None:
         """Refuse unknown words."""
         super().__post_init__()
         one_of("path", self.path, ("unit", "group", "joint"))
-        one_of("sign", self.sign, ("keep", "clip", "abs"))
+        one_of("negative", self.negative, ("keep", "clip", "abs"))
         if self.steps < 1:
             raise RecipeError(f"steps={self.steps} of the integral", hint="use at least 1")
 
@@ -111,15 +114,15 @@ class IntegratedGradients(CoupledCriterion):
         return {g.name: self.finish(self._signed(scores[g.name])).view(g.shape) for g in context.groups}
 
     def _signed(self, values: Tensor) -> Tensor:
-        if self.sign == "keep":
+        if self.negative == "keep":
             return values
-        return values.clamp(min=0) if self.sign == "clip" else values.abs()
+        return values.clamp(min=0) if self.negative == "clip" else values.abs()
 
     def _ways(
         self, context: Context, weights: Mapping[str, Tensor]
     ) -> Iterator[tuple[dict[str, Tensor], str, int | None]]:
         """What shrinks together (weight name -> bool tensor), and the group and unit that are scored by it."""
-        owned = {g.name: _units_of(g, weights, None) for g in context.groups}
+        owned = {g.name: _units_of(g, weights) for g in context.groups}
         if self.path == "joint":
             together: dict[str, Tensor] = {}
             for spans in owned.values():
@@ -172,10 +175,10 @@ def _quadrature(steps: int) -> Steps:
     return [((float(x) + 1) / 2, float(s) / 2) for x, s in zip(nodes, shares, strict=True)]
 
 
-def _units_of(group: Group, weights: Mapping[str, Tensor], roles: frozenset[str] | None) -> list[tuple[str, Tensor]]:
+def _units_of(group: Group, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     found = []
     for span in group.spans:
-        if span.tensor in weights and counts(span.role, roles):
+        if span.tensor in weights:
             weight = weights[span.tensor]
             unit = torch.arange(weight.numel()).view(weight.shape) if span.index is None else span.index
             found.append((span.tensor, unit.to(weight.device).expand(weight.shape)))

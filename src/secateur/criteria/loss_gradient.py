@@ -55,10 +55,6 @@ class LossCriterion(Criterion):
         one_of("frozen", self.frozen, ("error", "score"))
         one_of("unused", self.unused, ("error", "zero"))
 
-    def score(self, context: Context) -> dict[str, Tensor]:
-        """As `Criterion.score`; without a loss, that of (input, target) batches is taken."""
-        return super().score(replace(context, loss=context.loss or default_loss))
-
     def finish(self, values: Tensor) -> Tensor:
         """Normalise the scores of a group."""
         if self.normalize == "none":
@@ -149,6 +145,7 @@ class CoupledCriterion(LossCriterion):
 
     def score(self, context: Context) -> dict[str, Tensor]:
         """As `Criterion.score`, of the weights that count."""
+        self._check(context)
         return super().score(replace(context, groups=[focused(g, self.coupled) for g in context.groups]))
 
 

@@ -145,6 +145,7 @@ class Movement(CoupledCriterion):
     speed: ClassVar[str] = "medium: one epoch over the scoring data; free inside your own training loop"
     best_for: ClassVar[str] = "fine-tuning a pretrained model, at high sparsity"
     source: ClassVar[str] = "Sanh et al. 2020"
+    comparable: ClassVar[bool] = True
 
     accumulator: MovementAccumulator | None = None
     steps: int | None = None

@@ -75,8 +75,8 @@ class OptimalBrainSurgeon(Criterion):
         gradients: N, number of per-sample gradients, taken evenly over the data.
         block_size: weights per block.
         damping: relative to the mean of the curvature's diagonal. "auto" tries 1e-4, 1e-3, ... 10 and takes
-            the one whose predicted loss changes are nearest to the true ones, on held-out samples, for a
-            few random removals of 2 % of the weights with their updates. Large damping ranks as magnitude.
+            the one with the lowest loss on held-out samples after the removal of what it scores lowest (25
+            and 50 % of the weights) with its own update. Large damping ranks as magnitude does.
         first_order: count the slope too (for a loss that is not at its minimum): scores and updates start
             from the Newton step.
         coupled: "all" counts every weight that goes with the unit, "out" only those that produce it. Counted
@@ -91,7 +91,7 @@ class OptimalBrainSurgeon(Criterion):
 
     Cost:
         N backward passes, N^2 d operations, N d numbers ("low-rank"); d b^2 and d b ("block"). Automatic
-        damping: about 24 forward passes over the held-out samples, and as many removals.
+        damping: 13 forward passes over the held-out samples, 6 inverses, 12 removals.
 
     Source:
         Hassibi, Stork 1992, equation 5; Singh, Alistarh, "WoodFisher", 2020, sections 3 and 4 (blocks, first
@@ -216,9 +216,7 @@ class OptimalBrainSurgeon(Criterion):
         trials: tuple[Trial, ...] = ()
         if self.damping == "auto":
             kept = found.held_out or ((next(iter(data)), 1),)
-            chosen, trials = choose_damping(
-                builder, mean, weights_d, alive_d, model, loss, names, kept, seed=context.seed
-            )
+            chosen, trials = choose_damping(builder, mean, weights_d, alive_d, model, loss, names, kept)
         else:
             chosen = self.damping
         curvature = builder(chosen * mean)

@@ -51,6 +51,8 @@ class Random(Criterion):
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "comparisons: what removal costs when nothing is known"
     source: ClassVar[str] = "control; Gale et al. 2019; Blalock et al. 2020"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset()
 
     seed: int | None = None
 

@@ -61,6 +61,8 @@ class Snip(CoupledCriterion):
     speed: ClassVar[str] = "fast: one batch is enough"
     best_for: ClassVar[str] = "pruning before training, at moderate sparsity"
     source: ClassVar[str] = "Lee et al. 2019"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     reduce: Literal["abs", "signed"] = "abs"
     share: bool = False

@@ -85,6 +85,8 @@ class SynFlow(Criterion):
     speed: ClassVar[str] = "fast: no data"
     best_for: ClassVar[str] = "pruning before training, at high sparsity"
     source: ClassVar[str] = "Tanaka et al. 2020"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     rounds: int = 1
     sparsity: float | None = None

@@ -93,6 +93,8 @@ class Taylor(CoupledCriterion):
     speed: ClassVar[str] = "medium: one epoch over the scoring data"
     best_for: ClassVar[str] = "channels, heads and neurons of a trained network, across layers"
     source: ClassVar[str] = "Molchanov et al. 2017; 2019"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
 
     reduce: Literal["auto", "signed", "abs", "mean", "squared", "per-sample", "per-batch"] = "auto"
     coupled: Literal["all", "out", "in"] = "in"

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from secateur.errors import InputError, ResourceError
+from secateur.files.safe import save_tensors
 
 
 def num_params(model: nn.Module) -> int:
@@ -49,35 +48,10 @@ def size_bytes(model: nn.Module) -> int:
         InputError: a tensor cannot be stored, for example one on the meta device.
         ResourceError: the temporary folder has no room.
     """
-    return _file_bytes(_state(model))
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    seen: set[tuple[object, ...]] = set()
-    for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor) or _identity(value) in seen:
-            continue
-        seen.add(_identity(value))
-        state[name] = value.detach().contiguous()
-    return state
-
-
-def _file_bytes(state: dict[str, Tensor]) -> int:
-    # Views of one storage are distinct tensors in the file, and safetensors refuses to guess that.
-    storages: set[int] = set()
-    for name, tensor in state.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        state[name] = tensor.clone() if pointer in storages else tensor
-        storages.add(pointer)
+    state = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "model.safetensors"
-        try:
-            save_file(state, path)
-        except OSError as error:
-            raise ResourceError("no room to measure the size of the weight file", why=str(error)) from error
-        except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:
-            raise InputError("the model's weights cannot be stored as safetensors", why=str(error)) from error
+        save_tensors(path, state)
         return path.stat().st_size
 
 

@@ -9,7 +9,7 @@ The cost of every step depends on the number of terms, never on the width of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from math import lcm, prod
 from typing import TypeAlias
 
 import numpy as np
@@ -30,13 +30,14 @@ class Conflict(Exception):
 class Atom:
     """A set of `size` indices; after union or refinement it points to what it became."""
 
-    __slots__ = ("bound", "id", "locks", "size")
+    __slots__ = ("bound", "id", "locks", "multiple", "size")
 
     def __init__(self, id_: int, size: int) -> None:
         self.id = id_
         self.size: int = size
         self.bound: Axis | None = None
         self.locks: list[Lock] = []
+        self.multiple = 1  # of which the number of kept indices has to be a multiple
 
 
 class Prod:
@@ -137,6 +138,7 @@ class Space:
     def _bind(self, atom: Atom, node: Axis) -> None:
         atom.bound = node
         for leaf in leaves(node):
+            leaf.multiple = lcm(leaf.multiple, atom.multiple)
             for reason in atom.locks:
                 add_lock(leaf, reason)
 

@@ -28,6 +28,7 @@ from secateur.structure.provenance import Dim, TrackedInt, tracked_attributes
 from secateur.structure.record import Axes, Place, Record, Ref, Restrict, Step
 from secateur.types import Lock
 
+COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
 TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent.parent)
 
@@ -344,6 +345,8 @@ class _Functions(TorchFunctionMode):
                 handler(recorder, args, kwargs, result)
             else:
                 sites.arithmetic(recorder, args, kwargs, result)
+            if name not in COUNTED and tensors_of((args, kwargs)):
+                recorder.made.clear()  # sizes that torch itself computed from its arguments follow them
             recorder.settle_made()
         finally:
             recorder.function = outer

@@ -82,8 +82,9 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
         name = base if used[base] == 1 else f"{base}#{used[base]}"
         locks = list(atom.locks)
         locks += [reason for place, reason in guarded.items() if place in {s.tensor for s in spans if s.role == "out"}]
+        constraints = {"multiple": atom.multiple} if atom.multiple > 1 else {}
         found.atoms[name] = atom
-        found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks)))
+        found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks), constraints))
     return found
 
 

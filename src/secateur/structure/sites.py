@@ -102,8 +102,16 @@ def pad(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], resul
         watch(recorder, amount)
 
 
+SCALARS = frozenset(
+    ["add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply", "div", "rdiv",
+     "truediv", "rtruediv", "itruediv", "true_divide", "divide", "pow", "rpow"]
+)  # fmt: skip  # numbers that scale values: the cut model computes them anew, and its replay uses what it computed
+
+
 def arithmetic(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     """Any other call: integers that came from sizes or attributes must keep their value."""
+    if recorder.function.strip("_") in SCALARS:
+        return
     for value in (*args, *kwargs.values()):
         if isinstance(value, TrackedInt):
             watch(recorder, value)

@@ -1,11 +1,14 @@
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
 from torch import nn
 
 from secateur.errors import InputError
+from secateur.files.safe import save_tensors
 from secateur.measure import num_nonzero, num_params, size_bytes
 
 
@@ -42,15 +45,24 @@ def test_nonzero_counts_what_is_not_zero(kept):
     assert num_params(layer) == 12
 
 
+def payload(model):
+    """Bytes of the file that `save_tensors` leaves, less its header: the format's first 8 bytes tell its length."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        save_tensors(path, dict(model.state_dict(keep_vars=True)))
+        assert size_bytes(model) == path.stat().st_size
+        return path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
+
+
 def test_buffers_are_no_parameters_but_are_in_the_file():
     norm = nn.BatchNorm2d(6)
     assert num_params(norm) == 12
-    assert size_bytes(norm) == len(save(dict(norm.state_dict())))
+    assert payload(norm) == 4 * 6 * 4 + 8
 
 
 def test_size_is_that_of_the_file_with_tied_weights_once():
     model = Tied()
-    assert size_bytes(model) == len(save({"embed.weight": model.embed.weight.detach()}))
+    assert payload(model) == 7 * 3 * 4
 
 
 def test_size_follows_dtype_and_layout():
@@ -68,9 +80,9 @@ def test_views_of_one_storage_are_stored_each():
 
     model = Views()
     assert num_params(model) == 10
-    assert size_bytes(model) == len(save({"a": torch.zeros(6), "b": torch.zeros(4)}))
+    assert payload(model) == 10 * 4
 
 
 def test_weights_that_cannot_be_stored_are_refused():
-    with pytest.raises(InputError, match="safetensors"):
+    with pytest.raises(InputError, match="meta"):
         size_bytes(nn.Linear(2, 2, device="meta"))

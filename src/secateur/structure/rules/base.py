@@ -204,7 +204,8 @@ register(
     "native_dropout", "dropout", "bernoulli", "tril", "triu", "masked_fill", "uniform", "normal", "zeros_like",
     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_prelu_kernel", "rrelu_with_noise",
     "_conj", "_neg_view", "clamp", "where", "nan_to_num", "real", "imag", "polar", "complex", "isnan", "isinf",
-    "scalar_tensor", "hardswish", "log_sigmoid_forward", "floor_divide", "lerp", "addcmul", "addcdiv", "glu_jvp", "exponential", "rrelu", "relu", "relu6", "hardtanh",
+    "scalar_tensor", "hardswish", "log_sigmoid_forward", "floor_divide",
+    "lerp", "addcmul", "addcdiv", "glu_jvp", "exponential", "rrelu", "relu", "relu6", "hardtanh",
 )(pointwise)  # fmt: skip
 
 

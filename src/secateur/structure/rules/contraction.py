@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import lcm
+
 from torch import Tensor
 
-from secateur.structure.axes import ONE, Axis, Conflict, product
+from secateur.structure.axes import ONE, Axis, Conflict, leaves, product
 from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, broadcast, register
 
@@ -53,6 +55,9 @@ def grouped_mm(call: Call) -> Axes:
     call.contract(a, -1)
     call.contract(b, -2)
     call.cost.append((*axes_a, axes_b[2]))
+    for axis in (axes_a[1], axes_b[1] if b.stride(1) == 1 else axes_b[2]):  # rows start at multiples of 16 bytes
+        for atom in leaves(axis):
+            atom.multiple = lcm(atom.multiple, max(1, 16 // a.element_size()))
     out = (axes_a[0], axes_b[2])
     return broadcast(call, [out, call.axes(bias)[-1:]]) if isinstance(bias, Tensor) else out
 

@@ -19,7 +19,10 @@ CONSTANT = frozenset(
 def factory(call: Call) -> list[Axes]:
     """Fresh dimensions; those of constants are free until something ties them to a literal or to a parameter."""
     constant = base_name(call.func) in CONSTANT
-    axes = [tuple(call.fresh(n, "" if constant else "its values depend on positions") for n in t.shape) for t in call.results]
+    axes = [
+        tuple(call.fresh(n, "" if constant else "its values depend on positions") for n in t.shape)
+        for t in call.results
+    ]
     if constant:
         call.recorder.made += axes
     return axes

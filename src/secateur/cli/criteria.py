@@ -1,0 +1,55 @@
+"""``secateur criteria list``: the rules that say what matters least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from secateur.cli import options
+from secateur.cli.console import emit, table
+
+app = typer.Typer(help="The rules that say what matters least.", add_completion=False)
+
+
+@app.callback()
+def _root() -> None:
+    """The rules that say what matters least."""
+
+
+@app.command("list")
+def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
+    """List all criteria with what they need, what they score and where they come from."""
+    found = [_facts(name) for name in _names()]
+    if json:
+        emit({"schema": 1, "criteria": found})
+        return 0
+    rows = [
+        (f["name"], f["summary"], ", ".join(f["needs"]) or "nothing", ", ".join(f["granularities"]), f["best_for"])
+        for f in found
+    ]
+    table(("name", "idea", "needs", "scores", "best for"), rows)
+    return 0
+
+
+def _names() -> list[str]:
+    from secateur import criteria
+
+    return criteria.names()
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from secateur import criteria
+
+    rule = criteria.get(name)
+    return {
+        "name": rule.name,
+        "summary": rule.summary,
+        "needs": sorted(rule.needs),
+        "granularities": list(rule.granularities),
+        "options": rule.options(),
+        "complexity": rule.complexity,
+        "speed": rule.speed,
+        "best_for": rule.best_for,
+        "source": rule.source,
+    }

@@ -1,0 +1,138 @@
+"""``secateur demo``: train, prune, prove, recover, measure, save, and load again, on real digits."""
+
+from __future__ import annotations
+
+import json as json_
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from secateur.cli import options
+from secateur.cli.console import write
+from secateur.errors import CertificateError, SecateurError
+
+if TYPE_CHECKING:
+    from secateur.cli.job import Job
+    from secateur.recipe import Recipe
+
+MODEL, DATA = "demo:convnet", "demo:mnist"
+CUT = ("channel", "neuron", "head", "head_dim", "conv_group")
+# One image is over before a clock can tell two networks apart; 64 at once are what a server would run.
+TIMED = ("measure.batch_size=64", "measure.rounds=40")
+RELOAD_TOLERANCE = 1e-5
+
+
+def demo(
+    granularity: Annotated[str, typer.Option("--granularity", help="channel, element, 2:4, vector, kernel, block.")] = (
+        "channel"
+    ),
+    sparsity: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--sparsity", help="Fraction removed, in [0, 1); channels go to half of the MACs without it."),
+    ] = None,
+    out: options.Out = Path("runs/demo"),
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data, first and again after.")] = 3,
+    set_: options.Sets = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Train a small network on 4,000 real digits, prune it, recover, measure, save and load it again."""
+    from secateur.cli import job as jobs
+    from secateur.cli.prune import finish, run, show_plan
+    from secateur.files import seed_everything
+
+    settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed)
+    jobs.require_free(out, force=force)
+    jobs.use_threads(threads)
+    with seed_everything(settings.seed):
+        work = jobs.resolve(MODEL, DATA, seed=settings.seed)
+        if dry_run:
+            write(
+                f"would train {MODEL} on {DATA} for {epochs} epochs; this plan is for its random weights\n" * (not json)
+            )
+            return show_plan(work, settings, as_json=json)
+        train(work, epochs, settings.seed)
+        result = run(work, settings, title="demo: MNIST digits", command=_command(granularity, sparsity, settings, out))
+        result.save(out, force=force)
+    reloaded = reload(work, result.model, out)
+    code = finish(result, out, as_json=json, more={"reload": reloaded})
+    if not json:
+        write(f"loaded again in a fresh process: same outputs (largest difference {reloaded['max_abs_error']:.1e}), "
+              f"accuracy {reloaded['quality']['accuracy']:.1%}\n")  # fmt: skip
+    return code
+
+
+def recipe_for(granularity: str, sparsity: float | None, epochs: int, more: list[str]) -> tuple[str, list[str]]:
+    """The bundled recipe behind a granularity, and what the demo changes in it."""
+    again = f"epochs={epochs}"
+    if granularity in CUT:
+        target = "{macs: 0.5}" if sparsity is None else f"{{sparsity: {sparsity}}}"
+        return "channel-half-macs", [
+            f"granularity={granularity}",
+            f"target={target}",
+            f"recover.1.{again}",
+            *TIMED,
+            *more,
+        ]
+    default = _fixed_by_pattern(granularity) or (0.9 if granularity == "element" else 0.5)
+    target = f"target.sparsity={default if sparsity is None else sparsity}"
+    return "element-90", [f"granularity={granularity}", target, f"recover.0.{again}", *TIMED, *more]
+
+
+def _fixed_by_pattern(granularity: str) -> float | None:
+    kept, colon, of = granularity.partition(":")
+    if not (colon and kept.isdecimal() and of.isdecimal() and int(of)):
+        return None
+    return 1 - int(kept) / int(of)
+
+
+def train(work: Job, epochs: int, seed: int) -> None:
+    """Train the dense network in place."""
+    from secateur.cli.progress import Stages
+    from secateur.sources import train_demo
+
+    assert work.data is not None
+    with Stages() as stages:
+        train_demo(work.model, work.data.train, epochs, progress=stages.of("train the dense network"), seed=seed)
+
+
+def reload(work: Job, network: Any, folder: Path) -> dict[str, Any]:
+    """Load the folder in a fresh Python process, and compare outputs and quality with the network in memory.
+
+    Raises:
+        CertificateError: they differ.
+    """
+    import torch
+
+    from secateur.cli.reload import facts
+
+    threads = str(torch.get_num_threads())
+    words = ["reload-check", str(folder), "--model", MODEL, "--data", DATA, "--threads", threads, "--json"]
+    done = subprocess.run([sys.executable, "-m", "secateur.cli", *words], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise SecateurError(f"loading {folder} in a fresh process failed", why=done.stderr.strip()[-2000:])
+    theirs, ours = json_.loads(done.stdout), json_.loads(json_.dumps(facts(work, network)))
+    flat = [[value for row in one["outputs"] for value in row] for one in (theirs, ours)]
+    error = max((abs(a - b) for a, b in zip(*flat, strict=True)), default=0.0)
+    if error > RELOAD_TOLERANCE or theirs["quality"] != ours["quality"]:
+        raise CertificateError(
+            "The network that was saved is not the one that was measured.",
+            why=f"outputs differ by {error:.1e}, quality {theirs['quality']} against {ours['quality']}",
+            hint="Please report it with the output folder.",
+        )
+    return {"max_abs_error": error, "quality": theirs["quality"]}
+
+
+def _command(granularity: str, sparsity: float | None, settings: Recipe, out: Path) -> str:
+    import shlex
+
+    words = ["secateur", "demo", "--granularity", granularity]
+    words += [] if sparsity is None else ["--sparsity", str(sparsity)]
+    return shlex.join([*words, "--seed", str(settings.seed), "--out", f"{out}-again"])

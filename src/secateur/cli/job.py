@@ -1,0 +1,144 @@
+"""What a command line asks for, as objects: model, data, recipe, example, evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli.console import say
+from secateur.errors import FileRefusedError, ForwardError, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.recipe import Recipe
+    from secateur.sources import DataSet, Source
+    from secateur.types import Evaluate
+
+DEFAULT_RECIPE = "channel-half-macs"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A resolved command line.
+
+    Args:
+        source: the model and where it came from.
+        data: its loaders, or None.
+        example: forward inputs, or None where neither model nor data give any.
+        evaluate: accuracy on the test part where there are labels, else None.
+    """
+
+    source: Source
+    data: DataSet | None
+    example: Any
+    evaluate: Evaluate | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The module."""
+        return self.source.model
+
+    def needed_example(self) -> Any:
+        """The example; an error says how to give one."""
+        if self.example is None:
+            raise InputError(
+                f"{self.source.name} brings no example input.",
+                hint="Give --data, or let the py: factory return (model, example).",
+            )
+        return self.example
+
+
+def read_recipe(recipe: str | None, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
+    """The recipe with its overrides; the criterion is looked up at once, before anything long starts."""
+    from secateur.planning.build import is_structured, rule_of
+    from secateur.recipe import load_recipe
+    from secateur.selection import parse
+
+    changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
+    found = load_recipe(recipe or DEFAULT_RECIPE, changes)
+    plain = found.model_dump(by_alias=True)
+    rule_of(plain["criterion"])
+    if not is_structured(plain["granularity"]):
+        parse(plain["granularity"])
+    return found
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's number of threads, if one is asked for."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def resolve(model: str, data: str | None, *, seed: int = 0) -> Job:
+    """Turn MODEL and DATA words into objects, and check that they fit each other."""
+    from secateur.measure import accuracy_on
+    from secateur.sources import resolve_data, resolve_model
+
+    source = resolve_model(model, seed=seed)
+    found = None if data is None else resolve_data(data, seed=seed, tokenizer=source.tokenizer)
+    example = source.example
+    if found is not None and found.example is not None:
+        if source.example is not None:
+            _check_fit(source, found)
+        example = found.example
+    labelled = found is not None and found.test is not None and found.num_classes is not None
+    evaluate = accuracy_on(found.test) if labelled and found is not None and found.test is not None else None
+    return Job(source, found, example, evaluate)
+
+
+def warn_untrained(job: Job) -> None:
+    """A network with random weights is pruned like any other, and says nothing about quality."""
+    if not job.source.trained:
+        say(f"note: {job.source.name} has random weights; `secateur demo` trains it first", style="yellow")
+
+
+def _check_fit(source: Source, data: DataSet) -> None:
+    """Where the model runs on its own example and fails on the data's, the data are what does not fit."""
+    import torch
+
+    from secateur.call import call, describe, evaluating
+
+    with evaluating(source.model), torch.no_grad():
+        call(source.model, source.example)
+        try:
+            call(source.model, data.example)
+        except ForwardError as error:
+            raise InputError(
+                f"{data.name} does not fit {source.name}: a sample is {describe(data.example)}, "
+                f"the model's own example {describe(source.example)}.",
+                why=error.why,
+                hint="Bring the data to the shape that the forward takes.",
+            ) from error
+
+
+def require_free(path: Path, *, force: bool) -> None:
+    """Refuse an output folder that is in the way, before the long work and not after it.
+
+    Raises:
+        FileRefusedError: it exists, or its parent may not be written.
+    """
+    from secateur.files.atomic import _absolute, _require_free
+
+    target = _absolute(path)
+    _require_free(target, force=force)
+    _require_writable(target)
+
+
+def require_free_file(path: Path, *, force: bool) -> None:
+    """The same for a single file."""
+    if os.path.lexists(path) and (path.is_dir() or not force):
+        hint = "choose another name" if path.is_dir() else "choose another name, or use --force to replace it"
+        raise FileRefusedError(f"{path} exists already", why="an output is never overwritten unless asked", hint=hint)
+    _require_writable(path.absolute())
+
+
+def _require_writable(target: Path) -> None:
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise FileRefusedError(f"{target} cannot be written", why=f"{parent} is no folder that may be written")

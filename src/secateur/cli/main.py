@@ -1,0 +1,82 @@
+"""The entry point: parse, run one command, turn every error into words and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import secateur
+from secateur.cli import criteria, demo, doctor, estimate, export, inspect, measure, prune, recipes, reload
+from secateur.cli.console import err
+from secateur.cli.failures import interrupted, told
+from secateur.errors import EXIT_INTERRUPTED, EXIT_OK
+
+EXITS = (
+    "Exit codes: 0 ok, 1 bug, 2 usage or recipe, 3 input refused, 4 model unsupported, 5 target not reached, "
+    "6 resources, 7 finished but degraded, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune any PyTorch model, prove that the result is right, and measure what it brings.",
+    epilog=EXITS,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("demo")(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.command("estimate")(estimate.estimate)
+app.command("prune")(prune.prune)
+app.command("measure")(measure.measure)
+app.command("export")(export.export)
+app.command("doctor")(doctor.doctor)
+app.command("reload-check", hidden=True)(reload.reload_check)
+app.add_typer(criteria.app, name="criteria")
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"secateur {secateur.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Prune any PyTorch model, prove that the result is right, and measure what it brings."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; default those of the process.
+
+    Returns:
+        the exit code; nothing is raised but SystemExit of Python itself.
+    """
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    flags = args[: args.index("--")] if "--" in args else args
+    as_json, verbose = "--json" in flags, not {"-v", "--verbose"}.isdisjoint(flags)
+    try:
+        result = typer.main.get_command(app).main(args=args, prog_name="secateur", standalone_mode=False)
+    except KeyboardInterrupt:
+        result = EXIT_INTERRUPTED
+    except Exception as error:
+        return told(error, args, as_json=as_json, verbose=verbose)
+    code = result if isinstance(result, int) else EXIT_OK
+    if code == EXIT_INTERRUPTED:
+        interrupted(err(), as_json=as_json)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

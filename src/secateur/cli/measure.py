@@ -1,0 +1,96 @@
+"""``secateur measure``: parameters, MACs, size, latency and quality of a model or an output folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from secateur.cli import options
+from secateur.cli.console import emit, table
+from secateur.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.cli.job import Job
+    from secateur.types import Snapshot
+
+
+def measure(
+    what: Annotated[str, typer.Argument(metavar="PATH|MODEL", help=f"An output folder, or {options.MODEL_WORDS}.")],
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", metavar="MODEL", help="Where PATH is an output folder: the model it was made from."),
+    ] = None,
+    data: options.Data = None,
+    rounds: options.Rounds = 30,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Count parameters, MACs and bytes, time the forward pass, and evaluate on the test part of --data."""
+    from secateur.cli import job as jobs
+    from secateur.cli.progress import Stages
+    from secateur.files import seed_everything
+    from secateur.measure import latency, snapshot
+
+    jobs.use_threads(threads)
+    with seed_everything(seed or 0), Stages() as stages:
+        work, network = load(what, model, data, seed=seed or 0)
+        example = work.needed_example()
+        stages("latency", 0, 0)
+        timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
+        stages("quality", 0, 0)
+        found = snapshot(network, example, evaluate=work.evaluate, latency_ms=timed)
+    if json:
+        emit({"schema": 1, "what": what, "model": work.source.name, "data": data or "", **asdict(found)})
+    else:
+        table((what, ""), rows(found))
+    return 0
+
+
+def load(what: str, model: str | None, data: str | None, *, seed: int) -> tuple[Job, nn.Module]:
+    """The job and the network to look at: of a MODEL word itself, or of an output folder replayed onto it."""
+    import secateur as sc
+    from secateur.cli import job as jobs
+    from secateur.sources.models import MODEL_KINDS
+
+    kind, colon, _ = what.partition(":")
+    if colon and kind in MODEL_KINDS and not Path(what).exists():
+        if model is not None:
+            raise RecipeError("--model goes with an output folder.", hint=f"Leave it out to measure {what}.")
+        work = jobs.resolve(what, data, seed=seed)
+        return work, work.model
+    if model is None:
+        raise RecipeError(
+            f"{what!r} is an output folder, and its files hold no code." if Path(what).is_dir() else
+            f"{what!r} is neither an output folder nor a MODEL word.",
+            hint=f"Give --model, the model that was pruned: {options.MODEL_WORDS}.",
+        )  # fmt: skip
+    work = jobs.resolve(model, data, seed=seed)
+    return work, sc.load(what, model=work.model)
+
+
+def rows(found: Snapshot) -> list[tuple[str, str]]:
+    """A snapshot as lines of words."""
+    from secateur.report.text import count, significant, size
+    from secateur.report.verdict import score
+
+    time = found.latency_ms
+    lines = [("parameters", count(found.params)), ("non-zero parameters", count(found.nonzero))]
+    lines.append(("MACs", "not counted" if found.macs is None else count(found.macs)))
+    lines.append(("size", size(found.size_bytes)))
+    if time is not None:
+        lines.append(
+            (
+                "latency",
+                f"{significant(time.median)} ms (p10-p90 {significant(time.p10)}-{significant(time.p90)}, "
+                f"{time.threads} threads, batch {time.batch_size}, {time.rounds} rounds)",
+            )
+        )
+    return [*lines, *((name, score(name, value)) for name, value in found.quality.items())]

@@ -1,0 +1,105 @@
+"""``secateur prune``: a network goes in, a smaller one comes out."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli import options
+from secateur.cli.console import emit, out, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from secateur.cli.job import Job
+    from secateur.recipe import Recipe
+    from secateur.result import Result
+
+
+def prune(
+    model: options.Model,
+    out: options.Out,
+    data: options.Data = None,
+    recipe: options.RecipeName = None,
+    set_: options.Sets = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Prune MODEL by a recipe, prove the result, recover, measure, and write an output folder."""
+    from secateur.cli import job as jobs
+    from secateur.files import seed_everything
+
+    settings = jobs.read_recipe(recipe, set_, seed)
+    jobs.require_free(out, force=force)
+    jobs.use_threads(threads)
+    with seed_everything(settings.seed):
+        work = jobs.resolve(model, data, seed=settings.seed)
+        jobs.warn_untrained(work)
+        if dry_run:
+            return show_plan(work, settings, as_json=json)
+        command = command_line(model, data, settings, out)
+        result = run(work, settings, title=model, command=command)
+        result.save(out, force=force)
+    return finish(result, out, as_json=json)
+
+
+def run(work: Job, settings: Recipe, *, title: str, command: str) -> Result:
+    """Prune with progress on standard error."""
+    import secateur as sc
+    from secateur.cli.progress import Stages
+
+    with Stages() as stages:
+        return sc.prune(
+            work.model,
+            work.needed_example(),
+            data=None if work.data is None else work.data.train,
+            calibration=None if work.data is None else work.data.calibration,
+            recipe=settings,
+            evaluate=work.evaluate,
+            progress=stages,
+            title=title,
+            command=command,
+        )
+
+
+def show_plan(work: Job, settings: Recipe, *, as_json: bool) -> int:
+    """Print what would be removed; nothing is changed or written."""
+    from secateur.pipeline import plan_by
+    from secateur.recipe import dump_recipe
+
+    plan = plan_by(work.model, work.needed_example(), settings, None if work.data is None else work.data.calibration)
+    plan.certify()
+    if as_json:
+        emit({"dry_run": True, "plan": json.loads(plan.to_json()), "recipe": settings.model_dump(mode="json")})
+        return 0
+    write(f"{plan.explain()}\n\nrecipe:\n{dump_recipe(settings)}\ndry run: nothing was changed or written\n")
+    return 0
+
+
+def finish(result: Result, folder: Path, *, as_json: bool, more: dict[str, Any] | None = None) -> int:
+    """Print the report and where it lies; the exit code says how the run ended."""
+    from secateur.report import render
+
+    if as_json:
+        emit({**json.loads(result.report.to_json()), "out": str(folder), **(more or {})})
+    else:
+        render(result.report, console=out(), files=files_of(folder))
+    return result.report.exit_code
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """What lies where in an output folder, for the reader."""
+    names = {"report": "report.html", "data": "report.json", "plan": "plan.json", "weights": "model.safetensors"}
+    return {what: str(folder / name) for what, name in names.items()}
+
+
+def command_line(model: str, data: str | None, settings: Recipe, folder: Path) -> str:
+    """The shell line that gives the same run again, from the recipe in the output folder."""
+    import shlex
+
+    words = ["secateur", "prune", model, *(["--data", data] if data else [])]
+    return shlex.join([*words, "--recipe", str(folder / "recipe.yaml"), "--out", f"{folder}-again"])

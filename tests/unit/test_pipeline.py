@@ -1,0 +1,136 @@
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import FileRefusedError, InputError, NonFiniteError, PlanMismatchError, RecipeError
+from secateur.measure import accuracy_on, macs, size_bytes
+from secateur.recipe import bundled
+
+sys.path.insert(0, str(Path(__file__).parent / "planning"))
+from nets import Net, net
+
+QUICK = {"measure": {"rounds": 2, "warmup": 0}}
+
+
+def batches(seed=0, count=4, size=16):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, size, 1, 12, 12, generator=g)
+    y = torch.randint(0, 10, (count, size), generator=g)
+    return list(zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_every_bundled_recipe_runs_saves_and_loads(name, tmp_path):
+    model, data = net(), batches()
+    before = copy.deepcopy(model.state_dict())
+    result = sc.prune(model, data=data, recipe=name, overrides=["measure.rounds=2"], evaluate=accuracy_on(data))
+    assert result.report.status == "ok"
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    folder = result.save(tmp_path / "out")
+    loaded = sc.load(folder, model=Net).eval()
+    x = data[0][0]
+    torch.testing.assert_close(loaded(x), result.model.eval()(x), atol=0, rtol=0)
+    assert result.report.after.size_bytes == (folder / "model.safetensors").stat().st_size == size_bytes(loaded)
+    assert result.report.after.macs == macs(loaded, x)
+    for parameter, mask in result.plan.masks.items():
+        assert not torch.any(loaded.get_parameter(parameter)[~mask]), "masks are held through fine-tuning"
+
+
+def test_the_report_says_what_happened(tmp_path):
+    data = batches()
+    recipe = {
+        "target": {"macs": 0.5},
+        "recover": [{"method": "bn_refresh", "batches": 2}, {"method": "finetune", "steps": 3}],
+        **QUICK,
+    }
+    result = sc.prune(net(), data=data, recipe=recipe, evaluate=accuracy_on(data))
+    record = result.report
+    assert record.before.macs == result.plan.cost["macs"][0]
+    assert record.achieved["macs"] == pytest.approx(record.after.macs / record.before.macs)
+    assert record.certificate.max_abs_error <= record.certificate.tolerance
+    assert len(record.training) == 3
+    assert record.after_cut_quality.keys() == record.after.quality.keys() == {"accuracy"}
+    assert {layer.name for layer in record.layers} == set(result.plan.groups)
+    assert "out" in {locked.name for locked in record.locked}
+    masked = sc.prune(net(), data=data, recipe={"granularity": "element", "target": {"sparsity": 0.5}, **QUICK})
+    assert any("no speed expected" in warning for warning in masked.report.warnings)
+    assert masked.report.certificate is None
+    assert masked.report.certificate_reason
+
+
+def test_two_runs_give_the_same_weights_and_plan(tmp_path):
+    recipe = {"target": {"macs": 0.5}, "recover": [{"method": "finetune", "steps": 4}], "seed": 3, **QUICK}
+    for name in "ab":
+        sc.prune(net(), data=batches(), recipe=recipe).save(tmp_path / name)
+    for file in ("plan.json", "model.safetensors", "recipe.yaml"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def nan_weight(model):
+    model.block.c1.weight.data[1, 2, 0, 0] = float("nan")
+    return model
+
+
+def nan_activation(model):
+    model.out.register_forward_hook(lambda *_: torch.full((16, 10), float("nan")))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "error", "text"),
+    [
+        (nan_weight, {"data": batches()}, NonFiniteError, "block.c1.weight"),
+        (nan_activation, {"data": batches()}, NonFiniteError, "NaN"),
+        (None, {"data": []}, InputError, "no batch"),
+        (None, {"data": iter(batches())}, InputError, "once"),
+        (None, {}, RecipeError, "needs data"),
+        (None, {"data": batches(), "recipe": {"target": {"sparsity": 50}}}, RecipeError, "0.5"),
+        (
+            None,
+            {"data": batches(), "recipe": {"target": {"sparsity": 0.5}, "criterium": "x"}},
+            RecipeError,
+            "criterion",
+        ),
+        (None, {"data": batches(), "overrides": ["granularity=chanel"]}, RecipeError, "chanel"),
+        (None, {"data": batches(), "loss": lambda m, b: m(b[0]).sum() * float("inf")}, NonFiniteError, "loss"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_changes_nothing(model, arguments, error, text):
+    subject = net() if model is None else model(net())
+    before = {k: v.clone() for k, v in subject.state_dict().items()}
+    with pytest.raises(error, match=text):
+        sc.prune(subject, **arguments)
+    for name, value in subject.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=0, rtol=0, equal_nan=True)
+
+
+def test_loading_refuses_another_model_and_damaged_weights(tmp_path):
+    folder = sc.prune(net(), data=batches(), recipe={"target": {"macs": 0.5}, **QUICK}).save(tmp_path / "out")
+    with pytest.raises(PlanMismatchError):
+        sc.load(folder, model=nn.Linear(3, 3))
+    with pytest.raises(RecipeError):
+        sc.load(folder, model=lambda: 3)
+    weights = folder / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
+    with pytest.raises(FileRefusedError):
+        sc.load(folder, model=Net)
+    weights.write_bytes(good[: len(good) // 2])
+    with pytest.raises(FileRefusedError):
+        sc.load(folder, model=Net)
+    (folder / "plan.json").unlink()
+    with pytest.raises(FileRefusedError):
+        sc.load(folder, model=Net)
+
+
+def test_saving_refuses_to_overwrite(tmp_path):
+    result = sc.prune(net(), data=batches(), recipe={"target": {"macs": 0.5}, **QUICK})
+    result.save(tmp_path / "out")
+    with pytest.raises(FileRefusedError, match="force"):
+        result.save(tmp_path / "out")
+    result.save(tmp_path / "out", force=True)
