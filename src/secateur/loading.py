@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.cut import cut_model
 from secateur.errors import PlanMismatchError, RecipeError
 from secateur.files.safe import load_json, load_tensors
 from secateur.planning.plan import Plan
@@ -41,7 +40,7 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Mod
     if not isinstance(fresh, nn.Module):
         raise RecipeError(f"load() needs a module or a function that returns one, not {type(fresh).__name__}.")
     plan.validate(fresh)
-    cut_model(fresh, plan.cuts, plan.attributes)
+    plan.replay(fresh)
     fill(fresh, tensors)
     return fresh
 

@@ -55,7 +55,7 @@ class Result:
             FileRefusedError: the folder exists, or is no output folder of secateur.
             ResourceError: the disk is full; nothing is left behind.
         """
-        if self.plan.cuts and self.plan.certificate is None:
+        if self.plan.removes and self.plan.certificate is None:
             raise CertificateError("The plan has no certificate, so nothing is saved.")
         with publish_dir(path, force=force) as folder:
             self._write(folder)

@@ -125,7 +125,9 @@ def _draw(found: Structure, kinds: Sequence[str], ratio: float, seed: int) -> di
         if group.locks or group.granularity not in kinds:
             continue
         mask = np.zeros(group.size, bool)
-        mask[rng.permutation(group.size)[: max(1, group.size - round(ratio * group.size))]] = True
+        step = int(group.attributes.get("multiple", 1))
+        count = max(1, group.size - round(ratio * group.size))
+        mask[rng.permutation(group.size)[: -(-count // step) * step]] = True
         keep[group.name] = mask
     return keep
 
@@ -183,9 +185,20 @@ def _count(model: nn.Module) -> int:
 
 
 def _macs(model: nn.Module, example: Any) -> int:
-    with quiet(model), FlopCounterMode(display=False) as counter:
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten.mv: lambda a, b, **_: 2 * a[0] * a[1],
+        torch.ops.aten.vdot: lambda a, b, **_: 2 * a[0],
+        torch.ops.aten.dot: lambda a, b, **_: 2 * a[0],
+    }
+    with quiet(model), FlopCounterMode(display=False, custom_mapping=attention) as counter:
         _run(model, example)
     return counter.get_total_flops() // 2
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    b, heads, length, size = q
+    return 2 * b * heads * length * k[2] * (size + v[3])
 
 
 def _sizes_agree(model: nn.Module) -> None:

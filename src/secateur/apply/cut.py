@@ -142,8 +142,16 @@ def finish(model: nn.Module, attributes: Mapping[Attribute, int]) -> None:
 
 def sync_sizes(model: nn.Module) -> None:
     """Make `in_features`, `num_features` and the like of standard modules agree with their tensors."""
-    for module in model.modules():
-        _sync(module)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False  # reading a parametrized weight in training may change its buffers
+        with torch.no_grad():
+            for module, _ in modes:
+                _sync(module)
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _sync(module: nn.Module) -> None:
@@ -157,6 +165,8 @@ def _sync(module: nn.Module) -> None:
             module.num_features = known.shape[0]
     elif isinstance(module, nn.RNNBase):
         _sync_recurrent(module)
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         if module.weight is not None:
             module.normalized_shape = tuple(module.weight.shape)

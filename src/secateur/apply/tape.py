@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure import rules
 from secateur.structure.record import Ref, Step
+from secateur.structure.rules.base import MOVED, base_name
 
 Entry = tuple[Any, tuple[Any, ...], dict[str, Any]]
 MADE = "lift_fresh"  # torch.tensor(number) inside a forward
@@ -45,11 +46,21 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
-def fits(steps: Sequence[Step], entries: Sequence[Entry]) -> bool:
-    """Whether two runs made the same calls in the same order."""
-    return len(steps) == len(entries) and all(
-        step.func is entry[0] and len(step.args) == len(entry[1]) for step, entry in zip(steps, entries, strict=True)
-    )
+def align(steps: Sequence[Step], entries: Sequence[Entry]) -> list[Entry | None]:
+    """The call of the other run for every step, or nothing if the runs differ.
+
+    Calls that only move data are left out: whether a product copies its operands depends on their sizes.
+    """
+    mine = [i for i, step in enumerate(steps) if base_name(step.func) not in MOVED]
+    theirs = [entry for entry in entries if base_name(entry[0]) not in MOVED]
+    found: list[Entry | None] = [None] * len(steps)
+    if len(mine) != len(theirs):
+        return []
+    for i, entry in zip(mine, theirs, strict=True):
+        if steps[i].func is not entry[0] or len(steps[i].args) != len(entry[1]):
+            return []
+        found[i] = entry
+    return found
 
 
 def numbers(step: Step, entry: Entry) -> tuple[list[Any], dict[str, Any]]:

@@ -33,8 +33,8 @@ from secateur.calibrate.functional import (
 )
 from secateur.calibrate.hessian import Diagonal, Progress, signs
 from secateur.calibrate.layers import Tape
-from secateur.calibrate.per_sample import AGREE, CHUNK_NUMBERS, batching_pays, hessian_operator
-from secateur.errors import RecipeError, ResourceError, UnsupportedError
+from secateur.calibrate.per_sample import CHUNK_NUMBERS, batching_pays, disagreeing, hessian_operator
+from secateur.errors import ResourceError, UnsupportedError
 from secateur.types import Batch, Data, Loss
 
 TAPED = 16  # samples at a time: all roots of all of them are pulled back together
@@ -157,7 +157,7 @@ def gauss_newton_diagonal(
         data: batches.
         names: parameters.
         draws: None is exact; a number replaces the m columns by that many random-sign sums of them per
-            sample (unbiased, for a loss that is convex in the outputs).
+            sample (unbiased).
         seed: of the signs.
         progress: called with the number of batches done (total 0: unknown).
 
@@ -274,13 +274,13 @@ def root_picker(draws: int | None, generator: torch.Generator) -> Pick:
     def pick(sign: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
         if draws is None:
             return sign, root
-        if bool((sign < 0).any()):
-            raise RecipeError(
-                "the loss is not convex in the outputs: draws cannot be used",
-                hint="leave draws out for the exact Gauss-Newton diagonal",
-            )
-        mix = signs(root.new_empty(root.shape[0], draws, root.shape[1]), generator) * sign[:, None, :]
-        return root.new_ones(root.shape[0], draws), mix @ root / draws**0.5
+        mix = signs(root.new_empty(root.shape[0], draws, root.shape[1]), generator)
+        up, down = (mix * (way * sign > 0)[:, None, :] @ root / draws**0.5 for way in (1, -1))
+        one = root.new_ones(root.shape[0], draws)
+        if not bool((sign < 0).any()):
+            return one, up
+        # Directions of negative curvature are summed by themselves: their squares count with a minus.
+        return torch.cat([one, -one], 1), torch.cat([up, down], 1)
 
     return pick
 
@@ -315,7 +315,7 @@ class Pulled:
 
     Args:
         tape: has the layers' inputs.
-        names: parameters whose gradients can be read off, confirmed on the first sample.
+        names: parameters whose gradients can be read off, confirmed on one sample.
         sign: [B, K], float64.
         slopes: in the order of ``tape.outputs(names)``: [B, K, ...].
     """
@@ -342,12 +342,12 @@ def pull_back(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tenso
     if root.shape[1] == 0:
         return Pulled(tape, tuple(names), sign, [None] * len(tape.outputs(names)))
     slopes = _slopes(output, tape.outputs(names), root)
-    probe = _one_pull(model, loss, batch, size, {name: held[name] for name in names}, root)
-    wrong = {
-        name
-        for name, read in tape.gradients(names, slopes)
-        if bool((read(slice(0, 1))[0, 0] - probe[name]).norm() > AGREE * probe[name].norm() + 1e-12)
-    }
+    chosen = int(root[:, -1].norm(dim=1).argmax())
+    here = slice(chosen, chosen + 1)
+    sample = samples_of(batch, size, here)
+    probe = _one_pull(model, loss, sample, {name: held[name] for name in names}, root[chosen, -1])
+    own = {name: read(here)[0, -1] for name, read in tape.gradients(names, slopes)}
+    wrong = disagreeing(own, {name: probe[name] for name in own})
     layers = [id(layer) for layer in tape.outputs(names)]
     good = [name for name in names if name not in wrong]
     kept = [slopes[layers.index(id(layer))] for layer in tape.outputs(good)]
@@ -386,11 +386,11 @@ def _slopes(output: Tensor, layers: list[Tensor], root: Tensor) -> list[Tensor |
         ]
 
 
-def _one_pull(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, root: Tensor) -> Tensors:
-    """The first sample's first root pulled back by a backward pass of its own."""
+def _one_pull(model: nn.Module, loss: Loss, sample: Batch, held: Tensors, root_m: Tensor) -> Tensors:
+    """One root of one sample pulled back by a backward pass of its own."""
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in held.items()}
-    output, _ = output_and_loss(model, loss, samples_of(batch, size, slice(0, 1)), leaves)
-    row = root[0, 0].to(output.dtype).view(output.shape)
+    output, _ = output_and_loss(model, loss, sample, leaves)
+    row = root_m.to(output.dtype).view(output.shape)
     found = torch.autograd.grad(output, list(leaves.values()), row, allow_unused=True)
     return {
         name: torch.zeros_like(held[name]) if gradient is None else gradient

@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.calibrate.notes import note
 from secateur.errors import InputError
 
-RAISES = 8  # times that damping may be multiplied by ten before the matrix is refused
+BOUND = 1e3  # times the mean diagonal: damping is raised to this and no further
 SOLVE_NUMBERS = 2**23
 ROUNDING = 1e-14  # 1 - |V_q|^2 is positive; cancellation in float64 must not make it zero
 
@@ -38,23 +38,23 @@ def damped_cholesky(matrix: Tensor, damping: float, what: str, *, scale: float =
         The lower factors and the damping used.
 
     Raises:
-        InputError: it still fails after eight raises.
+        InputError: it fails up to 1000 times the mean of the diagonal.
 
     Warns:
         CurvatureWarning: the damping was raised.
     """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     size = float(matrix.diagonal(dim1=-2, dim2=-1).abs().mean()) / scale if matrix.numel() else 0.0
-    wanted = damping
-    for _ in range(RAISES + 1):
-        factor, info = torch.linalg.cholesky_ex(matrix + damping * scale * identity)
+    used, limit = damping, max(BOUND * size, damping)
+    while used <= limit:
+        factor, info = torch.linalg.cholesky_ex(matrix + used * scale * identity)
         if not bool((info > 0).any()) and bool(torch.isfinite(factor).all()):
-            if damping != wanted:
-                note(f"{what} is not positive definite: damping was raised from {wanted:.3g} to {damping:.3g}")
-            return factor, damping
-        damping = max(10 * damping, 1e-8 * size, 1e-30)
+            if used != damping:
+                note(f"{what} is not positive definite: damping was raised from {damping:.3g} to {used:.3g}")
+            return factor, used
+        used = max(10 * used, 1e-8 * size, 1e-30)
     raise InputError(
-        f"{what} cannot be factorised, even with damping {damping / 10:.3g}",
+        f"{what} cannot be factorised, with damping up to {limit:.3g}",
         hint="check the data for NaN or Inf, or give a larger damping",
     )
 

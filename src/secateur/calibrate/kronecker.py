@@ -21,6 +21,7 @@ from secateur.calibrate.functional import Tensors, batches, exact_derivatives, p
 from secateur.calibrate.gauss_newton import TAPED, Pick, Pulled, output_and_loss, pull_back, root_picker
 from secateur.calibrate.hessian import Progress
 from secateur.calibrate.layers import Tape, unfolded
+from secateur.calibrate.per_sample import disagreeing, per_sample_gradients
 from secateur.errors import UnsupportedError
 from secateur.types import Batch, Data, Loss
 
@@ -139,10 +140,11 @@ def _pulls(
             size = min(TAPED, whole - start)
             part = samples_of(batch, whole, slice(start, start + size))
             with exact_derivatives(model):
-                if slopes == "data":
-                    pulled = _pull_loss(model, loss, part, size, held)
-                else:
-                    pulled = pull_back(model, loss, part, size, held, pick)
+                pulled = (
+                    _pull_loss(model, loss, part, size, held)
+                    if slopes == "data"
+                    else pull_back(model, loss, part, size, held, pick)
+                )
             missing = [name for name in held if pulled is None or name not in pulled.names]
             if missing or pulled is None:
                 raise UnsupportedError(
@@ -161,7 +163,13 @@ def _pull_loss(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tens
     names = tape.covered(size)
     found = torch.autograd.grad(value * size, tape.outputs(names), allow_unused=True)
     rows = [None if slope is None else slope.unsqueeze(1) for slope in found]
-    return Pulled(tape, tuple(names), torch.ones(size, 1, dtype=torch.float64, device=value.device), rows)
+    first = samples_of(batch, size, slice(0, 1))
+    exact = per_sample_gradients(model, loss, first, names, way="loop")
+    own = {name: read(slice(0, 1))[0, 0] for name, read in tape.gradients(names, rows)}
+    wrong = disagreeing(own, {name: exact[name][0] for name in own})
+    names = [name for name in names if name not in wrong]
+    sign = torch.ones(size, 1, dtype=torch.float64, device=value.device)
+    return Pulled(tape, tuple(names), sign, [*rows])
 
 
 def _layers(pulled: Pulled, bias_of: dict[str, str]) -> Iterable[tuple[str, Tensor, Tensor]]:
@@ -178,7 +186,8 @@ def _layers(pulled: Pulled, bias_of: dict[str, str]) -> Iterable[tuple[str, Tens
         else:
             continue
         if d is None:
-            d = a.new_zeros(len(a), 1, a.shape[1], module.weight.shape[0] // a.shape[1], a.shape[3])
+            rows = module.weight.shape[0] // a.shape[1]
+            d = a.new_zeros(len(a), pulled.sign.shape[1], a.shape[1], rows, a.shape[3])
         if bias_of[name]:
             a = torch.cat([a, a.new_ones(*a.shape[:2], 1, a.shape[3])], 2)
         yield name, a, d
@@ -191,7 +200,7 @@ def _moments(a_BGJP: Tensor, d_BKGOP: Tensor, sign_BK: Tensor) -> tuple[Tensor, 
     s_sum = a_BGJP.new_zeros(groups, rows, rows, dtype=torch.float64)
     for a_GJP, d_KGOP, sign_K in zip(a_BGJP, d_BKGOP, sign_BK, strict=True):
         a_sum += a_GJP @ a_GJP.mT
-        signed = d_KGOP * sign_K.to(d_KGOP.dtype)[: len(d_KGOP), None, None, None]
+        signed = d_KGOP * sign_K.to(d_KGOP.dtype)[:, None, None, None]
         s_sum += torch.einsum("kgop,kgqp->goq", signed, d_KGOP)
     return a_sum, s_sum
 
@@ -202,5 +211,5 @@ def _rotated_squares(a_BGJP: Tensor, d_BKGOP: Tensor, sign_BK: Tensor, qa_GJJ: T
     qa, qs = qa_GJJ.to(a_BGJP.dtype), qs_GOO.to(a_BGJP.dtype)
     for a_GJP, d_KGOP, sign_K in zip(a_BGJP, d_BKGOP, sign_BK, strict=True):
         gradient = (qs.mT @ d_KGOP) @ (qa.mT @ a_GJP).mT
-        total += torch.einsum("kgoj,k->goj", gradient.to(torch.float64).square(), sign_K[: len(d_KGOP)])
+        total += torch.einsum("kgoj,k->goj", gradient.to(torch.float64).square(), sign_K)
     return total

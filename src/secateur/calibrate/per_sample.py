@@ -196,11 +196,23 @@ def _taped(model: nn.Module, loss: Loss, batch: Batch, held: Tensors, size: int,
     largest = int(torch.stack(list(norms.values())).square().sum(0).argmax())
     some = sorted({0, largest})
     checked, _ = _looped(model, loss, samples_of(batch, size, some), {name: held[name] for name in found}, len(some))
-    for name, exact in checked.items():
-        apart = (found[name][some] - exact).flatten(1).norm(dim=1)
-        if bool((apart > AGREE * exact.flatten(1).norm(dim=1) + 1e-2 * AGREE * norms[name].max()).any()):
-            del found[name]
+    for name in disagreeing({n: g[some] for n, g in found.items()}, checked):
+        del found[name]
     return found
+
+
+def disagreeing(found: Tensors, exact: Tensors) -> list[str]:
+    """Names of gradients that differ by more than rounding from what backward passes of their own gave.
+
+    Rounding is relative to the gradient, or to the largest one of all where a gradient is zero by symmetry.
+    """
+    size = max((float(tensor.norm()) for tensor in exact.values()), default=0.0)
+    wrong = []
+    for name, tensor in exact.items():
+        floor = 64 * torch.finfo(tensor.dtype).eps * size
+        if float((found[name] - tensor).norm()) > AGREE * float(tensor.norm()) + floor:
+            wrong.append(name)
+    return wrong
 
 
 def batching_pays(model: nn.Module) -> bool:

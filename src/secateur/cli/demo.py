@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from secateur.cli import options
-from secateur.cli.console import write
+from secateur.cli.console import say, write
 from secateur.errors import CertificateError, SecateurError
 
 if TYPE_CHECKING:
     from secateur.cli.job import Job
-    from secateur.recipe import Recipe
 
 MODEL, DATA = "demo:convnet", "demo:mnist"
 CUT = ("channel", "neuron", "head", "head_dim", "conv_group")
@@ -37,7 +36,9 @@ def demo(
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data, first and again after.")] = 3,
     set_: options.Sets = None,
     seed: options.Seed = None,
-    threads: options.Threads = None,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="CPU threads; a network so small gains little from more than one.")
+    ] = 1,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -54,12 +55,11 @@ def demo(
     with seed_everything(settings.seed):
         work = jobs.resolve(MODEL, DATA, seed=settings.seed)
         if dry_run:
-            write(
-                f"would train {MODEL} on {DATA} for {epochs} epochs; this plan is for its random weights\n" * (not json)
-            )
+            say(f"would train {MODEL} on {DATA} for {epochs} epochs first; this plan is of its random weights")
             return show_plan(work, settings, as_json=json)
         train(work, epochs, settings.seed)
-        result = run(work, settings, title="demo: MNIST digits", command=_command(granularity, sparsity, settings, out))
+        command = _command(granularity, sparsity, epochs, set_ or [], settings.seed)
+        result = run(work, settings, title="demo: MNIST digits", command=command)
         result.save(out, force=force)
     reloaded = reload(work, result.model, out)
     code = finish(result, out, as_json=json, more={"reload": reloaded})
@@ -130,9 +130,9 @@ def reload(work: Job, network: Any, folder: Path) -> dict[str, Any]:
     return {"max_abs_error": error, "quality": theirs["quality"]}
 
 
-def _command(granularity: str, sparsity: float | None, settings: Recipe, out: Path) -> str:
+def _command(granularity: str, sparsity: float | None, epochs: int, more: list[str], seed: int) -> str:
     import shlex
 
-    words = ["secateur", "demo", "--granularity", granularity]
+    words = ["secateur", "demo", "--granularity", granularity, "--epochs", str(epochs), "--seed", str(seed)]
     words += [] if sparsity is None else ["--sparsity", str(sparsity)]
-    return shlex.join([*words, "--seed", str(settings.seed), "--out", f"{out}-again"])
+    return shlex.join([*words, *(word for change in more for word in ("--set", change)), "--force"])

@@ -26,13 +26,14 @@ class Gate(nn.Module):
         group: name of the group.
         z: one factor per unit; the same parameter in all gates of a group.
         index: unit of every element, as in a `Span`; None for single weights.
+        order: names of the layer's parameters in their order, to be restored when the gate leaves.
     """
 
     index: Tensor | None
 
-    def __init__(self, group: str, z: nn.Parameter, index: Tensor | None) -> None:
+    def __init__(self, group: str, z: nn.Parameter, index: Tensor | None, order: tuple[str, ...]) -> None:
         super().__init__()
-        self.group, self.z = group, z
+        self.group, self.z, self.order = group, z, order
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -86,8 +87,14 @@ class Gates:
             original = stack.original
             with torch.no_grad():
                 values[id(original)] = (original, getattr(module, key).detach().clone())
+        orders = {path: gate.order for path, _, gate in self._found()}
         for path, key in places:
-            parametrize.remove_parametrizations(self._model.get_submodule(path), key, leave_parametrized=False)
+            module = self._model.get_submodule(path)
+            _own_class(module)
+            parametrize.remove_parametrizations(module, key, leave_parametrized=False)
+        for path, order in orders.items():
+            held = self._model.get_submodule(path)._parameters
+            held.update({key: held.pop(key) for key in order})
         if folded:
             with torch.no_grad():
                 for original, value in values.values():
@@ -157,19 +164,28 @@ def insert_gates(model: nn.Module, groups: Sequence[Group], *, at: Place = "cons
         for span in spans:
             if span.tensor not in owners:
                 raise InputError(f"the model has no parameter {span.tensor!r}", hint=suggestion(span.tensor, owners))
+    order = {id(m): tuple(m._parameters) for homes in owners.values() for m, _ in homes}
+    order |= {id(model.get_submodule(path)): gate.order for path, _, gate in gates_of(model)._found()}
     for group, spans in chosen:
         first = getattr(*owners[spans[0].tensor][0])
         z = nn.Parameter(torch.ones(group.shape, dtype=first.dtype, device=first.device))
         for span in spans:
             index = None if span.index is None else span.index.to(first.device)
             for module, key in owners[span.tensor]:
-                parametrize.register_parametrization(module, key, Gate(group.name, z, index))
+                parametrize.register_parametrization(module, key, Gate(group.name, z, index, order[id(module)]))
     return Gates(model)
 
 
 def gates_of(model: nn.Module) -> Gates:
     """The gates that a model has; without any, `values` is empty."""
     return Gates(model)
+
+
+def _own_class(module: nn.Module) -> None:
+    """A copied module shares the generated class, and removal would take the weight from the other one too."""
+    shared = type(module)
+    body = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)
 
 
 def _stack(module: nn.Module, key: str) -> parametrize.ParametrizationList:

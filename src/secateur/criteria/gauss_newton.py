@@ -27,7 +27,7 @@ class GaussNewton(DiagonalCriterion):
 
     Args:
         draws: None is exact, one backward pass per output and sample; a number uses that many random-sign
-            sums of the outputs' curvature roots instead (unbiased, for a loss convex in the outputs).
+            sums of the outputs' curvature roots instead (unbiased).
         coupled: see `DiagonalCriterion`.
 
     Raises:

@@ -109,7 +109,7 @@ class HeadImportance(LossCriterion):
             reached |= gradient
             product = {name: value * weights[name] for name, value in gradient.items()}
             for group in context.groups:
-                unit = unit_values(product, group, self.roles) if product else total[group.name] * 0
+                unit = unit_values(product, group, self.roles)
                 total[group.name] += size * (unit.abs() if self.reduce == "per-batch" else unit)
         self.complete(reached, parameters)
         return {name: value.abs() / samples for name, value in total.items()}

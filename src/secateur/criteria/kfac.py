@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.calibrate.functional import Tensors
 from secateur.calibrate.inverse import damped_cholesky
 from secateur.calibrate.kronecker import Factors, kronecker_factors
 from secateur.criteria.base import Context, Criterion, counts, one_of, register

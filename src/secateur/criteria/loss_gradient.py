@@ -106,8 +106,7 @@ class LossCriterion(Criterion):
             NonFiniteError: the loss or a gradient is NaN or Inf.
         """
         for number, (batch, size) in enumerate(walk(context)):
-            with exact_derivatives(context.model):
-                checked_loss(context, batch, number).backward()  # type: ignore[no-untyped-call]
+            backward(context, batch, number)
             gradient = {n: accumulable(p.grad) for n, p in parameters.items() if p.grad is not None}
             for parameter in parameters.values():
                 parameter.grad = None
@@ -165,26 +164,23 @@ def walk(context: Context) -> Iterator[tuple[Batch, int]]:
             context.progress(number, max(total, number))
 
 
-def checked_loss(context: Context, batch: Batch, number: int) -> Tensor:
-    """The loss of a batch.
+def backward(context: Context, batch: Batch, number: int) -> None:
+    """Add the gradient of a batch's loss to those of the parameters that it depends on.
 
     Raises:
-        InputError: it is not a differentiable scalar.
+        InputError: the loss is not a scalar.
         NonFiniteError: it is NaN or Inf.
     """
-    loss = loss_of(context)(context.model, batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise InputError(
-            f"the loss returned {describe(loss)}, not a scalar",
-            hint="loss(model, batch) must return the mean over the samples as a tensor with one element",
-        )
-    if not loss.requires_grad:
-        raise InputError(
-            "the loss depends on no parameter that is scored",
-            hint="do not detach it, and do not compute it under no_grad",
-        )
-    require_finite_loss(loss, number)
-    return loss.reshape(())
+    with exact_derivatives(context.model):
+        loss = loss_of(context)(context.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise InputError(
+                f"the loss returned {describe(loss)}, not a scalar",
+                hint="loss(model, batch) must return the mean over the samples as a tensor with one element",
+            )
+        require_finite_loss(loss, number)
+        if loss.requires_grad:
+            loss.reshape(()).backward()  # type: ignore[no-untyped-call]
 
 
 def loss_of(context: Context) -> Loss:
@@ -233,7 +229,7 @@ def unit_values(
     spans = [s for s in group.spans if s.tensor in values and counts(s.role, roles)]
     if spans and spans[0].index is None:
         return values[spans[0].tensor].flatten(lead)
-    samples = next(iter(values.values())).shape[:lead]
+    samples = next(iter(values.values())).shape[:1] if batch else ()
     total = torch.zeros(*samples, group.size, dtype=torch.float64)
     for span in spans:
         assert span.index is not None
@@ -257,7 +253,7 @@ def refuse_unused(names: Sequence[str]) -> None:
         raise InputError(
             f"the loss does not depend on {listed(names)}",
             why="no batch gave these parameters a gradient",
-            hint="protect them, or set unused='zero' if that is what they are worth",
+            hint="protect them, do not detach the loss, or set unused='zero' if that is what they are worth",
         )
 
 

@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateur.calibrate.functional import exact_derivatives
 from secateur.criteria.base import Context, register
 from secateur.criteria.loss_gradient import (
     CoupledCriterion,
     accumulable,
-    checked_loss,
+    backward,
     listed,
     refuse_unused,
     require_finite_gradient,
@@ -179,8 +178,7 @@ class Movement(CoupledCriterion):
         own = replace(context, model=model)
         for number, batch in enumerate(_endless(own, self.steps)):
             optimizer.zero_grad()
-            with exact_derivatives(model):
-                checked_loss(own, batch, number).backward()  # type: ignore[no-untyped-call]
+            backward(own, batch, number)
             accumulator.observe()
             optimizer.step()
         refuse_unused([n for n in names if n not in accumulator.sums] if self.unused == "error" else [])

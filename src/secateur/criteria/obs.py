@@ -84,7 +84,7 @@ class OptimalBrainSurgeon(Criterion):
 
     Raises:
         RecipeError: an unknown word, a number out of range, curvature "hessian" with form "low-rank".
-        InputError: the matrix cannot be factorised even with damping raised 1e8 times.
+        InputError: the matrix cannot be factorised, with damping up to 1000 times its mean diagonal.
 
     Warns:
         CurvatureWarning: damping had to be raised, or all gradients are zero.

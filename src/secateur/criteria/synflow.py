@@ -163,43 +163,40 @@ class _Flow:
 
     def scores(self) -> dict[str, Tensor]:
         """|w| dR/d|w| by parameter name; layers are normalised if R leaves the range of float64."""
-        found, total = self._scores()
+        found, total = self._scores(self._weights)
         if 0 < total < torch.inf and all(bool(torch.isfinite(s).all()) for s in found.values()):
             return found
-        kept = {name: weight.clone() for name, weight in self._model.named_parameters()}
-        for weight in self._model.parameters():
-            if weight.dim() > 1 and bool(weight.any()):
-                weight.mul_(weight.shape[0] / weight.sum())  # the mean output of a layer on ones becomes 1
-        found, total = self._scores()
-        for name, weight in self._model.named_parameters():
+        layers = {n: p for n, p in self._model.named_parameters() if bool(p.any())}
+        kept = {name: weight.clone() for name, weight in layers.items()}
+        for weight in layers.values():
+            weight.mul_(weight.shape[0] / weight.sum())  # the mean output of a layer on ones becomes 1
+        found, total = self._scores(self._weights | layers)
+        for name, weight in layers.items():
             weight.copy_(kept[name])
         if not total > 0:
             raise InputError(
                 "no path leads from the input to the output", hint="lower the sparsity; check for zero weights"
             )
-        layers = [float(s.sum()) / total for n, s in found.items() if self._weights[n].dim() > 1]
-        if not all(abs(share - 1) < 1e-6 for share in layers):
+        if any(abs(float(found[name].sum()) / total - 1) > 1e-6 for name in layers):
             raise NonFiniteError(
                 "the synaptic flow leaves the range of float64",
                 why="layers of a network with branches cannot be normalised without changing the order",
                 hint="scale the weights of the network down, or use another criterion",
             )
-        return found
+        return {name: found[name] for name in self._weights}
 
-    def _scores(self) -> tuple[dict[str, Tensor], float]:
-        self._model.requires_grad_(False)
-        for weight in self._weights.values():
+    def _scores(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        for weight in weights.values():
             weight.requires_grad_(True)
         total = self._run(self._ones)
-        wanted = list(self._weights.values())
-        grads: Iterable[Tensor | None] = [None] * len(wanted)
+        grads: Iterable[Tensor | None] = [None] * len(weights)
         if total.requires_grad:
-            grads = torch.autograd.grad(total, wanted, allow_unused=True)
-        scores = {
-            name: torch.zeros_like(weight) if g is None else g * weight.detach()
-            for (name, weight), g in zip(self._weights.items(), grads, strict=True)
-        }
+            grads = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         self._model.requires_grad_(False)
+        scores = {
+            name: torch.zeros_like(weight) if g is None else g * weight
+            for (name, weight), g in zip(weights.items(), grads, strict=True)
+        }
         return scores, float(total.detach())
 
     def _run(self, example: Any) -> Tensor:

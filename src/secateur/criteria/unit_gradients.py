@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from secateur.calibrate.functional import exact_derivatives, samples_of
+from secateur.calibrate.functional import samples_of
 from secateur.calibrate.per_sample import Way, iterate_per_sample_gradients
 from secateur.criteria.base import Context, counts
 from secateur.criteria.loss_gradient import (
     accumulable,
-    checked_loss,
+    backward,
     loss_of,
     refuse_unused,
     require_finite_gradient,
@@ -153,8 +153,8 @@ def _tapped(context: Context, taps: Sequence[Tap], batch: Batch, size: int, numb
     if not taps:
         return {}
     listener = Listener(taps, size)
-    with listener.listening(), exact_derivatives(context.model):
-        checked_loss(context, batch, number).backward()  # type: ignore[no-untyped-call]
+    with listener.listening():
+        backward(context, batch, number)
     if not listener.fits:
         return None
     # A mean over the batch divided every sample's share by the number of samples.
@@ -195,8 +195,7 @@ def _still_unreached(context: Context, names: Sequence[str], batch: Batch, size:
         waiting = {name: context.model.get_parameter(name) for name in left}
         for parameter in waiting.values():
             parameter.requires_grad_(True)
-        with exact_derivatives(context.model):
-            checked_loss(context, part, number).backward()  # type: ignore[no-untyped-call]
+        backward(context, part, number)
         left = [name for name, parameter in waiting.items() if parameter.grad is None]
         for parameter in waiting.values():
             parameter.grad = None

@@ -12,6 +12,8 @@ from secateur.apply.mask import expand
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.planning.cuts import AMOUNTS, cut_plan
+from secateur.planning.layer_scores import layer_rule
+from secateur.planning.layers import layer_groups, layer_plan
 from secateur.planning.plan import Evidence, Plan, fingerprint
 from secateur.selection.granularity import Granularity, parse
 from secateur.selection.nm import NM
@@ -53,8 +55,9 @@ def make_plan(
         target: one or several of sparsity, count, threshold (what goes, in units of the granularity) and params,
             macs (fraction kept at most), memory_bytes (weights at most).
         criterion: name, {"name": ..., options} or object.
-        granularity: channel, neuron, head, head_dim, conv_group (removed physically), or element, vector, kernel,
-            block, "2:4" (masks).
+        granularity: channel, neuron, head, head_dim, conv_group, layer (removed physically), or element, vector,
+            kernel, block, "2:4" (masks). Layers also know the criteria every, block_influence, angular_distance and
+            loss_increase.
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
         scope: "global" (all units compete) or "local" (every group shrinks alike); masks also know "row".
@@ -74,7 +77,8 @@ def make_plan(
         TargetError: the target cannot be reached.
         UnsupportedError: nothing of the model can be cut at this granularity; says what is locked.
     """
-    rule = rule_of(criterion)
+    in_depth = layer_rule(criterion) if granularity == "layer" else None
+    rule = rule_of(criterion) if in_depth is None else in_depth
     request = {
         "criterion": {"name": rule.name, **rule.options()},
         "granularity": granularity if isinstance(granularity, (str, Mapping)) else granularity.options(),
@@ -87,6 +91,9 @@ def make_plan(
         "seed": seed,
     }
     context = {"data": data, "loss": loss, "example": example, "seed": seed}
+    if granularity == "layer":
+        return layer_plan(model, example, rule, request, context, dtype=dtype, tolerance=tolerance)
+    assert isinstance(rule, Criterion)
     if is_structured(granularity):
         assert isinstance(granularity, str)
         return cut_plan(model, example, rule, granularity, request, context, dtype=dtype, tolerance=tolerance)
@@ -100,13 +107,15 @@ def grouped(
     protect: Sequence[str] = (),
 ) -> tuple[list[Group], Record | None]:
     """The groups of a granularity, and the record they were found in (None for masks)."""
-    if not is_structured(granularity):
+    if granularity != "layer" and not is_structured(granularity):
         return _parse(granularity).groups(model, protect), None
     assert isinstance(granularity, str)
     if example is None:
         raise RecipeError(
             f"granularity {granularity!r} needs an example.", hint="Pass example=the inputs of one forward pass."
         )
+    if granularity == "layer":
+        return layer_groups(model, example, protect), None
     record = capture(model, example)
     return structure(model, record, protect).free(granularity), record
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.apply.cut import Cuts, check, cut_copy, cut_model, named_tensors
+from secateur.apply.layers import Layers, check_layers, drop_copy, drop_layers
 from secateur.apply.mask import mask_model
 from secateur.errors import CertificateError, FileRefusedError, PlanMismatchError
 from secateur.files.atomic import atomic_write
@@ -62,6 +63,7 @@ class Plan:
         cost: {"params": [before, after], "macs": [before, after]} where cuts are made.
         certificate: the proof, once made.
         evidence: scores and groups, while the process that made the plan lives.
+        layers: path of a stack -> {"size", "removed": places, "lists": [[owner, name]] that are shortened alike}.
     """
 
     fingerprint: str
@@ -75,6 +77,7 @@ class Plan:
     cost: Mapping[str, list[int]]
     certificate: Certificate | None = None
     evidence: Evidence | None = field(default=None, repr=False)
+    layers: Layers = field(default_factory=dict)
 
     # -- doing --------------------------------------------------------------------------------------------
 
@@ -99,16 +102,33 @@ class Plan:
         Cost: one copy of what is kept; certification adds about three forward passes.
         """
         self.validate(model)
-        result = cut_copy(model, self.cuts, self.attributes)
+        result = self._copy(model)
         known = self.evidence
-        if self.cuts and known is not None and known.certify is not None and model is known.model:
+        if self.removes and known is not None and known.certify is not None and model is known.model:
             self.certificate = known.certify(model, result)
         if inplace:
-            cut_model(model, self.cuts, self.attributes, optimizer)
+            self.replay(model, optimizer)
             result = model
         if self.masks:
             mask_model(result, self.masks)
         return result
+
+    @property
+    def removes(self) -> bool:
+        """Whether something goes physically, which needs a certificate."""
+        return bool(self.cuts or self.layers)
+
+    def _copy(self, model: nn.Module) -> nn.Module:
+        if self.layers:
+            return drop_copy(model, self.layers, self.attributes)
+        return cut_copy(model, self.cuts, self.attributes)
+
+    def replay(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Remove slices and layers in place, without a new proof and without masks."""
+        if self.layers:
+            drop_layers(model, self.layers, self.attributes, optimizer)
+        else:
+            cut_model(model, self.cuts, self.attributes, optimizer)
 
     def validate(self, model: nn.Module) -> None:
         """Check that the plan fits a model.
@@ -123,6 +143,7 @@ class Plan:
                 hint="Pass a freshly built model of the same architecture and size, not one that is already cut.",
             )
         check(named_tensors(model), self.cuts)
+        check_layers(model, self.layers)
         for attribute in self.attributes:
             _require_int(model, attribute)
 
@@ -180,6 +201,7 @@ class Plan:
                 {"owner": a.owner, "name": a.name, "item": a.item, "value": v} for a, v in self.attributes.items()
             ],
             "masks": {name: pack(mask) for name, mask in self.masks.items()},
+            "layers": {path: dict(entry) for path, entry in self.layers.items()},
             "units": self.units,
             "cost": self.cost,
             "certificate": asdict(self.certificate) if self.certificate else None,
@@ -192,7 +214,7 @@ class Plan:
         Raises:
             CertificateError: the proof fails, or the plan was loaded and has none.
         """
-        if not self.cuts or self.certificate is not None:
+        if not self.removes or self.certificate is not None:
             return
         if self.evidence is None:
             raise CertificateError("The plan has no certificate.", hint="Make it anew with secateur.plan().")
@@ -225,6 +247,9 @@ class Plan:
                 why=f"schema is {data.get('schema')!r}" if isinstance(data, dict) else "it is not a JSON object",
             )
         try:
+            layers = {_text(path): _layer_entry(entry) for path, entry in data.get("layers", {}).items()}
+            if layers and (data["cuts"] or data["masks"]):
+                raise ValueError("layers stand beside cuts or masks")
             return cls(
                 fingerprint=_text(data["fingerprint"]),
                 model=_text(data["model"]),
@@ -238,13 +263,16 @@ class Plan:
                     for name, dims in data["cuts"].items()
                 },
                 attributes={
-                    Attribute(_text(a["owner"]), _text(a["name"]), _item(a["item"])): _size(a["value"])
+                    Attribute(_text(a["owner"]), _text(a["name"]), _item(a["item"])): _size(
+                        a["value"], least=0 if layers else 1
+                    )
                     for a in data["attributes"]
                 },
                 masks={name: unpack(mask, name) for name, mask in data["masks"].items()},
                 units=dict(data["units"]),
                 cost=dict(data["cost"]),
                 certificate=Certificate(**data["certificate"]) if data["certificate"] else None,
+                layers=layers,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileRefusedError(
@@ -289,10 +317,20 @@ def _text(value: Any) -> str:
     return value
 
 
-def _size(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r} is not a positive integer")
+def _size(value: Any, *, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r} is not an integer of at least {least}")
     return value
+
+
+def _layer_entry(entry: Any) -> dict[str, Any]:
+    size, removed, lists = _size(entry["size"], least=2), entry["removed"], entry["lists"]
+    if not isinstance(removed, list) or not isinstance(lists, list) or set(entry) != {"size", "removed", "lists"}:
+        raise ValueError("an entry of layers is malformed")
+    places = [_size(i, least=0) for i in removed]
+    if places != sorted(set(places)) or not 0 < len(places) < size or places[-1] >= size:
+        raise ValueError("places of layers are out of order or out of range")
+    return {"size": size, "removed": places, "lists": [[_text(owner), _text(name)] for owner, name in lists]}
 
 
 def _item(value: Any) -> int | None:

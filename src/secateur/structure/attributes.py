@@ -1,47 +1,230 @@
 """Which attributes follow a cut, and which dimensions must stay because a size in the code would not follow.
 
-Every `Site` says: this expression is the size of that dimension. Where the expression is an attribute by itself, the
-attribute takes the dimension's new size. All other sites must then come out right by arithmetic; an atom whose change
-breaks one of them is locked, with the line of code as the reason.
+Every `Site` says: this expression is the size of that dimension. An attribute that stands alone in a site takes the
+dimension's new size; one that appears only in quotients or products is solved for. All sites must then come out right
+by arithmetic. Where they do not, dimensions of equal size that shrink together may still satisfy them (a width that is
+read from one tensor and used for another, a head count shared by all layers): these are made one index set. An atom
+that even this does not help is locked, with the line of code as the reason.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from secateur.structure.axes import Atom, Axis, add_lock, leaves, size_after
-from secateur.structure.provenance import (
-    Apply,
-    Attribute,
-    Dim,
-    Expr,
-    attributes_in,
-    evaluate,
-    read,
-)
+from secateur.structure.axes import Atom, Axis, Prod, Sum, add_lock, leaves, resolve, size_after
+from secateur.structure.provenance import Apply, Attribute, Dim, Expr, attributes_in, evaluate, read
 from secateur.structure.record import Record, Site
 from secateur.types import Lock
 
+MAX_TOGETHER = 64  # atoms that are tried together before an atom is locked
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """How an attribute follows: it is the size of `axis`, times or divided by `other`."""
+
+    axis: Axis
+    op: str = ""
+    other: Expr | None = None
+
+
+class Sizes:
+    """The sites of a record, and what they become under a cut."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.present = record.values
+        self.definitions = _definitions(record)
+        self.readers: dict[Attribute, list[Site]] = defaultdict(list)
+        for site in record.sites:
+            for attribute in attributes_in(site.expr):
+                self.readers[attribute].append(site)
+        self.by_atom = self._by_atom()
+
+    def _by_atom(self) -> dict[int, dict[int, Site]]:
+        found: dict[int, dict[int, Site]] = defaultdict(dict)
+        for site in self.record.sites:
+            related = self._related(site)
+            sized = [] if isinstance(site.axis, int) else [site.axis]
+            for axis in (*sized, *_dims(site.expr)):
+                for atom in leaves(axis):
+                    found[atom.id].update(related)
+        return found
+
+    def _related(self, site: Site) -> dict[int, Site]:
+        """The site and all that read an attribute which follows it."""
+        found, todo = {id(site): site}, [site]
+        while todo:
+            for attribute in attributes_in(todo.pop().expr):
+                for other in self.readers[attribute] if attribute in self.definitions else ():
+                    if id(other) not in found:
+                        found[id(other)] = other
+                        todo.append(other)
+        return found
+
+    def value(self, attribute: Attribute, counts: Mapping[int, int]) -> int:
+        """What an attribute becomes (-1: nothing that would fit)."""
+        definition = self.definitions.get(attribute)
+        if definition is None:
+            return self.present[attribute]
+        size = size_after(definition.axis, counts)
+        if definition.other is None:
+            return size
+        other = self.evaluate(definition.other, counts)
+        if definition.op == "floordiv":
+            return size * other
+        return size // other if other > 0 and size % other == 0 else -1
+
+    def evaluate(self, expr: Expr, counts: Mapping[int, int]) -> int:
+        """Value of an expression after the cut."""
+        return evaluate(expr, counts, {a: self.value(a, counts) for a in set(attributes_in(expr))})
+
+    def broken(self, sites: Iterable[Site], counts: Mapping[int, int]) -> Site | None:
+        """The first site that would not come out right."""
+        for site in sites:
+            wanted = site.axis if isinstance(site.axis, int) else size_after(site.axis, counts)
+            if self.evaluate(site.expr, counts) != wanted:
+                return site
+        return None
+
+    def axes(self, site: Site) -> Iterator[Axis]:
+        """Dimensions that a site ties together."""
+        if not isinstance(site.axis, int):
+            yield site.axis
+        yield from _dims(site.expr)
+        for attribute in attributes_in(site.expr):
+            for reader in self.readers[attribute]:
+                if reader.expr is not site.expr and not isinstance(reader.axis, int):
+                    yield reader.axis
+            definition = self.definitions.get(attribute)
+            if definition is not None:
+                yield definition.axis
+
+
+def _definitions(record: Record) -> dict[Attribute, Definition]:
+    found: dict[Attribute, Definition] = {}
+    for site in record.sites:
+        if isinstance(site.expr, Attribute) and not isinstance(site.axis, int):
+            found.setdefault(site.expr, Definition(site.axis))
+    for site in record.sites:
+        for attribute, definition in _solved(site, record.values):
+            if not any(a in found for a in (attribute,)) and attribute not in _reads(definition.other, found):
+                found[attribute] = definition
+    return found
+
+
+def _solved(site: Site, values: Mapping[Attribute, int]) -> Iterator[tuple[Attribute, Definition]]:
+    """Attributes that a quotient or product determines, if it does so now without remainder."""
+    expr = site.expr
+    if isinstance(expr, Apply) and expr.op == "eq" and site.axis == 1:
+        for one, other in ((expr.left, expr.right), (expr.right, expr.left)):
+            if isinstance(one, Attribute) and isinstance(other, Dim):
+                yield one, Definition(other.axis)
+        return
+    if isinstance(site.axis, int) or not isinstance(expr, Apply) or expr.op not in ("floordiv", "mul"):
+        return
+    pairs = [(expr.left, expr.right)] if expr.op == "floordiv" else [(expr.left, expr.right), (expr.right, expr.left)]
+    for one, other in pairs:
+        if not isinstance(one, Attribute) or one in set(attributes_in(other)):
+            continue
+        rest = evaluate(other, {}, values)
+        exact = site.axis.size * rest == values[one] if expr.op == "floordiv" else rest * values[one] == site.axis.size
+        if exact:
+            yield one, Definition(site.axis, expr.op, other)
+
+
+def _reads(expr: Expr | None, definitions: Mapping[Attribute, Definition]) -> set[Attribute]:
+    """Every attribute that an expression depends on, through definitions too."""
+    found: set[Attribute] = set()
+    todo = [] if expr is None else [expr]
+    while todo:
+        for attribute in attributes_in(todo.pop()):
+            if attribute not in found:
+                found.add(attribute)
+                definition = definitions.get(attribute)
+                if definition is not None and definition.other is not None:
+                    todo.append(definition.other)
+    return found
+
+
+def _dims(expr: Expr) -> Iterator[Axis]:
+    if isinstance(expr, Dim):
+        yield expr.axis
+    elif isinstance(expr, Apply):
+        yield from _dims(expr.left)
+        yield from _dims(expr.right)
+
 
 def settle(record: Record, atoms: Iterable[Atom]) -> None:
-    """Lock every atom that some size in the code would not follow.
+    """Lock every atom that some size in the code would not follow; unite atoms that have to shrink together.
 
-    Each free atom is changed by itself, once by one and once by half, and the sites that read or size it are
-    evaluated with the attributes that follow directly.
+    Each free atom is changed, once by one and once by half, and the sites that read or size it are evaluated with the
+    attributes that follow.
     """
-    by_atom = _sites_by_atom(record)
-    direct = _direct(record)
-    for atom in atoms:
-        if atom.locks:
+    sizes = Sizes(record)
+    for atom in sorted(atoms, key=lambda a: a.id):
+        if atom.locks or atom.bound is not None or atom.id not in sizes.by_atom:
             continue
-        for count in {atom.size - 1, max(1, atom.size // 2)}:
-            broken = _first_broken(by_atom.get(atom.id, []), direct, {atom.id: count})
-            if broken is not None:
-                add_lock(atom, _reason(broken))
+        together = [atom]
+        site = _extend(sizes, together)
+        if site is not None:
+            add_lock(atom, _reason(site))
+            continue
+        for other in together[1:]:
+            sizes.by_atom[atom.id].update(sizes.by_atom.get(other.id, {}))
+            record.space.unify(atom, other)
+            root = resolve(atom)
+            assert isinstance(root, Atom)
+            sizes.by_atom[root.id] = sizes.by_atom[atom.id]
+            atom = root
+
+
+def _extend(sizes: Sizes, together: list[Atom]) -> Site | None:
+    """Add the atoms that have to shrink along; returns the site that nothing helps, or None."""
+    size = together[0].size
+    for count in sorted({size - 1, max(1, size // 2)}, reverse=True):
+        while True:
+            counts = {atom.id: count for atom in together}
+            sites: dict[int, Site] = {}
+            for atom in together:
+                sites.update(sizes.by_atom.get(atom.id, {}))
+            site = sizes.broken(sites.values(), counts)
+            if site is None:
                 break
+            more = _partners(sizes, site, together)
+            if not more or len(together) + len(more) > MAX_TOGETHER:
+                return site
+            together += more
+    return None
+
+
+def _partners(sizes: Sizes, site: Site, together: list[Atom]) -> list[Atom]:
+    """Free atoms of the same size in the dimensions that the site ties, one per dimension."""
+    ids = {atom.id for atom in together}
+    found: dict[int, Atom] = {}
+    for axis in (term for axis in sizes.axes(site) for term in _terms(axis)):
+        below = list(leaves(axis))
+        if any(atom.id in ids for atom in below):
+            continue  # its factors are not each other's partners
+        same = [atom for atom in below if atom.size == together[0].size and not atom.locks]
+        if len({atom.id for atom in same}) == 1 and not _nested(axis, same[0]):
+            found[same[0].id] = same[0]
+    return list(found.values())
+
+
+def _terms(axis: Axis) -> Sequence[Axis]:
+    node = resolve(axis)
+    return node.parts if isinstance(node, Sum) else (node,)
+
+
+def _nested(axis: Axis, atom: Atom) -> bool:
+    """Whether the atom is a factor that occurs several times."""
+    node = resolve(axis)
+    return isinstance(node, Prod) and sum(resolve(part) is atom for part in node.parts) > 1
 
 
 def _reason(site: Site) -> Lock:
@@ -55,72 +238,12 @@ def _reason(site: Site) -> Lock:
     )
 
 
-def _sites_by_atom(record: Record) -> dict[int, list[Site]]:
-    found: dict[int, dict[int, Site]] = defaultdict(dict)
-    readers: dict[Attribute, list[Site]] = defaultdict(list)
-    for site in record.sites:
-        for attribute in attributes_in(site.expr):
-            readers[attribute].append(site)
-    for site in record.sites:
-        related = [site]
-        if isinstance(site.expr, Attribute):
-            related += readers[site.expr]
-        sized = [] if isinstance(site.axis, int) else [site.axis]
-        for axis in (*sized, *_dims(site.expr)):
-            for atom in leaves(axis):
-                for one in related:
-                    found[atom.id][id(one)] = one
-    return {atom: list(sites.values()) for atom, sites in found.items()}
-
-
-def _dims(expr: Expr) -> Iterable[Axis]:
-    if isinstance(expr, Dim):
-        yield expr.axis
-    elif isinstance(expr, Apply):
-        yield from _dims(expr.left)
-        yield from _dims(expr.right)
-
-
-def _direct(record: Record) -> dict[Attribute, list[Axis]]:
-    """Dimensions of which an attribute is the size."""
-    found: dict[Attribute, list[Axis]] = defaultdict(list)
-    for site in record.sites:
-        if isinstance(site.expr, Attribute) and not isinstance(site.axis, int):
-            found[site.expr].append(site.axis)
-    return found
-
-
-def _first_broken(
-    sites: Iterable[Site], direct: Mapping[Attribute, list[Axis]], counts: Mapping[int, int]
-) -> Site | None:
-    for site in sites:
-        values: dict[Attribute, int] = {}
-        for attribute in attributes_in(site.expr):
-            wanted = {size_after(axis, counts) for axis in direct.get(attribute, [])}
-            if len(wanted) > 1:
-                return site
-            values[attribute] = wanted.pop() if wanted else UNKNOWN
-        before, after = _sizes(site.axis, counts)
-        if UNKNOWN in values.values():
-            if before != after:
-                return site
-        elif evaluate(site.expr, counts, values) != after:
-            return site
-    return None
-
-
-def _sizes(axis: Axis | int, counts: Mapping[int, int]) -> tuple[int, int]:
-    return (axis, axis) if isinstance(axis, int) else (axis.size, size_after(axis, counts))
-
-
-UNKNOWN = -1
-
-
 def edits(model: nn.Module, record: Record, counts: Mapping[int, int]) -> dict[Attribute, int]:
     """Attributes that change when the atoms keep `counts`, with their new values."""
+    sizes = Sizes(record)
     changed: dict[Attribute, int] = {}
-    for attribute, axes in _direct(record).items():
-        value = size_after(axes[0], counts)
+    for attribute in sizes.definitions:
+        value = sizes.value(attribute, counts)
         if value != read(model, attribute):
             changed[attribute] = value
     return changed

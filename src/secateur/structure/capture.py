@@ -24,8 +24,8 @@ from secateur.call import call, outputs
 from secateur.errors import ForwardError
 from secateur.structure import rules, sites
 from secateur.structure.axes import Axis, Conflict, lock
-from secateur.structure.provenance import Dim, TrackedInt, tracked_attributes
-from secateur.structure.record import Axes, Place, Record, Ref, Restrict, Step
+from secateur.structure.provenance import Dim, Expr, TrackedInt, is_literal, tracked_attributes
+from secateur.structure.record import Axes, Place, Record, Ref, Restrict, Site, Step
 from secateur.types import Lock
 
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
@@ -55,7 +55,7 @@ def capture(model: nn.Module, example: Any) -> Record:
     recorder.add_inputs(example)
     with ExitStack() as stack:
         stack.enter_context(quiet(model))
-        stack.enter_context(tracked_attributes(model))
+        stack.enter_context(tracked_attributes(model, recorder.record.values, recorder.equality))
         stack.enter_context(recorder.modules_named(model))
         stack.enter_context(recorder.buffers_kept())
         stack.enter_context(torch.no_grad())
@@ -105,6 +105,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module) -> None:
         self.record = Record()
+        self.modules = dict(model.named_modules())
         self.space = self.record.space
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.live: dict[int, Axes] = {}
@@ -250,6 +251,12 @@ class Recorder:
         if external and number not in self.changed and not tensor.is_meta:
             self.changed[number] = (tensor, tensor.clone())
 
+    def equality(self, expr: Expr) -> None:
+        """The code compared two sizes, found them equal and went on accordingly."""
+        here = self.place()
+        if not is_literal(expr):
+            self.record.sites.append(Site(expr, 1, Place("==", here.module, here.where)))
+
     def settle_made(self) -> None:
         """Lock the dimensions of tensors made in this call whose sizes no handler could account for."""
         for axes in self.made:
@@ -343,8 +350,6 @@ class _Functions(TorchFunctionMode):
             handler = sites.HANDLERS.get(name)
             if handler is not None:
                 handler(recorder, args, kwargs, result)
-            else:
-                sites.arithmetic(recorder, args, kwargs, result)
             if name not in COUNTED and tensors_of((args, kwargs)):
                 recorder.made.clear()  # sizes that torch itself computed from its arguments follow them
             recorder.settle_made()
@@ -356,8 +361,8 @@ class _Functions(TorchFunctionMode):
         axes = self.recorder.axes(args[0])
         if isinstance(plain, int):
             dim = args[1] if len(args) > 1 else kwargs["dim"]
-            return TrackedInt(plain, Dim(axes[dim]))
-        return torch.Size([TrackedInt(n, Dim(axis)) for n, axis in zip(plain, axes, strict=True)])
+            return TrackedInt(plain, Dim(axes[dim]), self.recorder.equality)
+        return torch.Size([TrackedInt(n, Dim(axis), self.recorder.equality) for n, axis in zip(plain, axes, strict=True)])
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

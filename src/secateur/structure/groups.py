@@ -48,7 +48,8 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
     Args:
         model: the captured model.
         record: from `capture`.
-        protect: patterns of module or parameter names, or "type:ClassName", whose outputs must not shrink.
+        protect: patterns of module or parameter names, or "type:ClassName", that nothing is cut from:
+            neither outputs nor inputs.
 
     Returns:
         the groups, largest producers first named after the module that makes the units.
@@ -57,6 +58,7 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
         RecipeError: a pattern of `protect` matches nothing.
     """
     tensors = record.tensors()
+    settle(record, {a.id: a for axes in tensors.values() for axis in axes for a in leaves(axis)}.values())
     places: dict[int, list[tuple[str, int]]] = defaultdict(list)
     atoms: dict[int, Atom] = {}
     for name, axes in tensors.items():
@@ -67,13 +69,12 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
                     places[atom.id].append((name, d))
     found = Structure(record, tensors=tensors)
     atoms = {i: a for i, a in atoms.items() if not any(KERNEL in r.reason for r in a.locks)}
-    settle(record, atoms.values())
     guarded = _protected(model, tensors, protect)
     heads = {a.id for axis in record.heads for a in leaves(axis)}
     inner = {a.id for axis in record.inner for a in leaves(axis)} - heads
     used: Counter[str] = Counter()
     order = {name: i for i, (name, _) in enumerate([*model.named_parameters(), *model.named_buffers()])}
-    for atom in sorted(atoms.values(), key=lambda a: min(order[n] for n, _ in places[a.id])):
+    for atom in sorted(atoms.values(), key=lambda a: (min(order[n] for n, _ in places[a.id]), bool(a.locks))):
         spans = _spans(record, tensors, places[atom.id], atom)
         kind = _kind(tensors, places[atom.id], atom, heads, inner, spans)
         base = _title(spans)
@@ -81,7 +82,7 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
         used[base] += 1
         name = base if used[base] == 1 else f"{base}#{used[base]}"
         locks = list(atom.locks)
-        locks += [reason for place, reason in guarded.items() if place in {s.tensor for s in spans if s.role == "out"}]
+        locks += [reason for place, reason in guarded.items() if place in {s.tensor for s in spans}]
         constraints = {"multiple": atom.multiple} if atom.multiple > 1 else {}
         found.atoms[name] = atom
         found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks), constraints))
@@ -177,5 +178,7 @@ def _is_outer(axis: object, atom: Atom) -> bool:
 
 def _title(spans: Sequence[Span]) -> str:
     first = next((s for s in spans if s.role == "out"), spans[0])
-    module, _, leaf = first.tensor.rpartition(".")
+    module, _, leaf = first.tensor.replace("parametrizations.", "").rpartition(".")
+    if leaf.startswith("original"):
+        module, _, leaf = module.rpartition(".")
     return module if leaf in ("weight", "original1", "original0") and module else first.tensor

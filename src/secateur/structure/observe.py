@@ -71,8 +71,9 @@ def whole_record(model: nn.Module, example: Any) -> Record:
     recorder.live = recorder.record.axes
     recorder.add_inputs(example)
     with ExitStack() as stack:
-        for context in (quiet(model), tracked_attributes(model), recorder.modules_named(model)):
-            stack.enter_context(context)
+        stack.enter_context(quiet(model))
+        stack.enter_context(tracked_attributes(model, recorder.record.values, recorder.equality))
+        stack.enter_context(recorder.modules_named(model))
         stack.enter_context(recorder.buffers_kept())
         stack.enter_context(torch.no_grad())
         stack.enter_context(_Dispatch(recorder))
@@ -110,14 +111,14 @@ class Flow:
         """Numbers of the tensors that a call reads."""
         return [*numbers_in(step.args), *numbers_in(step.kwargs)]
 
-    def source(self, number: int) -> tuple[str, list[Step]]:
-        """The parameter or buffer that a tensor is a view or copy of, and the calls that made it so."""
-        chain: list[Step] = []
+    def source(self, number: int) -> tuple[str, list[tuple[Step, int]]]:
+        """The parameter or buffer that a tensor is a view or copy of; calls and positions of their results."""
+        chain: list[tuple[Step, int]] = []
         while number not in self.record.names:
             step = self.made.get(number)
             if step is None or base_name(step.func) not in _MOVES or number in self.activations:
                 return "", []
-            chain.append(step)
+            chain.append((step, step.outputs.index(number)))
             number = step.args[0].number
         return self.record.names[number], chain[::-1]
 
@@ -256,8 +257,8 @@ def distinct(record: Record, sites: Iterable[Site]) -> list[Site]:
     return list(kept.values())
 
 
-class _Stop(Exception):
-    """Everything that was asked for has been seen."""
+class _Stop(BaseException):
+    """Everything that was asked for has been seen; no `except Exception` on the way may catch it."""
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -303,10 +304,6 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     call(self._model, example)
             except _Stop:
                 return
-            except Exception as error:
-                if isinstance(error.__cause__, _Stop):
-                    return
-                raise
         if self._seen != len(self._expected):
             self._differs(f"it makes {self._seen} of {len(self._expected)} calls of the operators that are watched")
 
@@ -362,3 +359,12 @@ def _operand(step: Step, number: int, args: tuple[Any, ...], kwargs: dict[str, A
         if isinstance(recorded, Ref) and recorded.number == number and isinstance(kwargs.get(name), Tensor):
             return kwargs[name]  # type: ignore[no-any-return]
     raise UnsupportedError(f"{step.place.op} takes its operands in another order than on the example")
+
+
+def argument(step: Step, name: str, default: Any = None) -> Any:
+    """Argument of a recorded call by the name in the operator's schema."""
+    if name in step.kwargs:
+        return step.kwargs[name]
+    names = [a.name for a in step.func._schema.arguments]  # type: ignore[attr-defined]
+    position = names.index(name) if name in names else len(step.args)
+    return step.args[position] if position < len(step.args) else default

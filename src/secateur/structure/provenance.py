@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +20,14 @@ from torch import nn
 
 from secateur.structure.axes import Axis, size_after
 
+CONTAINERS = (dict, OrderedDict, list, set)
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "eq": operator.eq,
 }
 
 
@@ -60,17 +64,32 @@ class Apply:
 
 
 Expr = Attribute | Dim | Const | Apply
+Watch = Callable[[Expr], None]
 
 
 class TrackedInt(int):
     """An int with an expression; every other use sees a plain int."""
 
     expr: Expr
+    watch: Watch | None
 
-    def __new__(cls, value: int, expr: Expr) -> TrackedInt:  # noqa: D102
+    def __new__(cls, value: int, expr: Expr, watch: Watch | None = None) -> TrackedInt:  # noqa: D102
         self = super().__new__(cls, value)
         self.expr = expr
+        self.watch = watch
         return self
+
+    def __eq__(self, other: object) -> bool:
+        equal = int.__eq__(self, other)
+        if equal is True and self.watch is not None and isinstance(other, int) and other is not self:
+            self.watch(Apply("eq", self.expr, expr_of(other)))
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    __hash__ = int.__hash__
 
     def __deepcopy__(self, memo: object) -> int:
         return int(self)
@@ -91,12 +110,12 @@ def _binary(name: str, *, swapped: bool) -> Callable[[TrackedInt, Any], Any]:
         if type(other) is not int and not isinstance(other, TrackedInt):
             return NotImplemented
         a, b = (other, self) if swapped else (self, other)
-        return TrackedInt(function(int(a), int(b)), Apply(name, expr_of(a), expr_of(b)))
+        return TrackedInt(function(int(a), int(b)), Apply(name, expr_of(a), expr_of(b)), self.watch)
 
     return method
 
 
-for _name in OPERATORS:
+for _name in set(OPERATORS) - {"eq"}:
     setattr(TrackedInt, f"__{_name}__", _binary(_name, swapped=False))
     setattr(TrackedInt, f"__r{_name}__", _binary(_name, swapped=True))
 
@@ -176,20 +195,49 @@ def write(model: nn.Module, attribute: Attribute, value: int) -> None:
 
 
 @contextmanager
-def tracked_attributes(model: nn.Module) -> Iterator[None]:
-    """Replace integer attributes by tracked ones; every attribute is put back on exit."""
-    saved: list[tuple[dict[str, Any], str, Any]] = []
+def tracked_attributes(model: nn.Module, values: dict[Attribute, int], watch: Watch) -> Iterator[None]:
+    """Replace integer attributes by tracked ones and note their `values`; all is put back on exit.
+
+    Args:
+        model: its modules and their configs get tracked integers.
+        values: is filled with the attributes as they are.
+        watch: is told every equality that the forward relies on.
+    """
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    held: list[tuple[Any, Any]] = []
     for path, owner in owners(model):
         store = vars(owner)
+        saved.append((store, dict(store)))
+        held += [(value, copy(value)) for value in store.values() if type(value) in CONTAINERS]
         for name, value in list(store.items()):
             if type(value) is int:
-                saved.append((store, name, value))
-                store[name] = TrackedInt(value, Attribute(path, name))
+                values[Attribute(path, name)] = value
+                store[name] = TrackedInt(value, Attribute(path, name), watch)
             elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-                saved.append((store, name, value))
-                store[name] = type(value)(TrackedInt(v, Attribute(path, name, i)) for i, v in enumerate(value))
+                values.update({Attribute(path, name, i): v for i, v in enumerate(value)})
+                store[name] = type(value)(TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
     try:
         yield
     finally:
-        for store, name, value in saved:
-            store[name] = value
+        for store, before in saved:
+            store.clear()
+            store.update(before)
+        for container, before in held:  # caches that a forward fills would outlive the cut
+            if not _same(container, before):
+                _refill(container, before)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(key in b and b[key] is value for key, value in a.items())
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _refill(container: Any, before: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(before)
+    else:
+        container.update(before)

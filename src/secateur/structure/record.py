@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from secateur.structure.axes import Axis, Space
-from secateur.structure.provenance import Expr
+from secateur.structure.provenance import Attribute, Expr
 
 Axes = tuple[Axis, ...]
 
@@ -95,6 +95,7 @@ class Record:
         inputs, outputs: tensor numbers.
         heads, inner: ids of atoms seen as batch, and as inner, dimension of products of two activations.
         aliases: every other name of a tied tensor -> its first name.
+        values: attributes as they were during the run.
     """
 
     space: Space = field(default_factory=Space)
@@ -109,6 +110,7 @@ class Record:
     heads: list[Axis] = field(default_factory=list)
     inner: list[Axis] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
+    values: dict[Attribute, int] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Axes]:
         """Name -> dimensions of every parameter and buffer that the run used."""

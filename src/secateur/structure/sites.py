@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import TrackedInt, expr_of, is_literal
@@ -144,7 +144,7 @@ def repeat_interleave(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[st
     value = args[1] if len(args) > 1 else kwargs.get("repeats")
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
     if isinstance(value, int) and isinstance(dim, int) and value > 1:
-        tie(recorder, value, _factor(recorder, recorder.axes(result)[dim], value, outer=False))
+        tie(recorder, value, _factor(recorder, recorder.axes(result)[dim], int(value), outer=False))
 
 
 def _factor(recorder: Recorder, axis: Axis, count: int, *, outer: bool) -> Axis | None:
@@ -168,7 +168,7 @@ def split(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], res
         return
     wanted = [sizes] * len(pieces) if isinstance(sizes, int) else list(sizes)
     for value, axis in zip(wanted, pieces, strict=True):
-        if axis.size == value:
+        if axis.size == int(value):
             tie(recorder, value, axis)
 
 
@@ -193,6 +193,8 @@ def getitem(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], r
     for item in items:
         if item is Ellipsis:
             d += len(axes) - given
+        elif isinstance(item, slice) and item.step not in (None, 1):
+            d += 1  # the rule of the operator has judged a strided slice
         elif isinstance(item, slice):
             _slice_bounds(recorder, item, axes[d])
             d += 1
@@ -224,34 +226,12 @@ def _bound(recorder: Recorder, bound: int, axis: Axis) -> None:
 
 
 def _tie_side(recorder: Recorder, value: int, axis: Axis, at: int, *, before: bool) -> None:
-    if size_divides(axis.size, at):
-        try:  # equal pieces already share one index set: tie the set, not the side
-            _, inner = recorder.space.split_product(axis, axis.size // _common(axis.size, at))
-        except Conflict:
-            lock(axis, recorder.reason("a slice does not follow the structure of this dimension"))
-            return
-        if at == inner.size or axis.size - at == inner.size:
-            tie(recorder, value, inner if (at if before else axis.size - at) == inner.size else None)
-            if (at if before else axis.size - at) == inner.size:
-                return
     try:
         low, high = recorder.space.split_sum(axis, at)
     except Conflict:
         lock(axis, recorder.reason("a slice does not follow the structure of this dimension"))
         return
     tie(recorder, value, low if before else high)
-
-
-def size_divides(size: int, at: int) -> bool:
-    """Whether a cut at `at` falls between few equal pieces, as `interval` takes them."""
-    piece = _common(size, at)
-    return piece > 1 and size // piece <= 16
-
-
-def _common(size: int, at: int) -> int:
-    from math import gcd
-
-    return gcd(size, at)
 
 
 @handles("layer_norm", "rms_norm")
@@ -261,6 +241,14 @@ def normalized_shape(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str
     axes = recorder.axes(result)
     for value, axis in zip(shape, axes[len(axes) - len(shape) :], strict=True):
         tie(recorder, value, axis)
+
+
+@handles("instance_norm", "batch_norm")
+def num_features(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    """A norm without parameters keeps its width in an attribute only."""
+    owner = recorder.modules.get(recorder.module)
+    if isinstance(owner, nn.modules.batchnorm._NormBase):
+        tie(recorder, owner.num_features, recorder.axes(args[0])[1])
 
 
 @handles("group_norm")

@@ -1,6 +1,6 @@
 """Micro-models by family; importing this package registers all of them."""
 
-from micro import chains, concats
+from micro import attention, chains, concats, living, movement, norms, recurrent
 from micro.base import CASES
 
-__all__ = ["CASES", "chains", "concats"]
+__all__ = ["CASES", "attention", "chains", "concats", "living", "movement", "norms", "recurrent"]

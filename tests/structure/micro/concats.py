@@ -163,7 +163,7 @@ class ShuffleUnit(nn.Module):
         return self.head(F.relu(self.end(y)))
 
 
-@case(image(), free="first first/conv_group#2 second last", share=0.3)
+@case(image(), free="first first/conv_group second last", share=0.3)
 class GroupShuffle(nn.Module):
     """ShuffleNet V1: grouped convolution, shuffle, grouped convolution."""
 

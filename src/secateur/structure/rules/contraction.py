@@ -11,7 +11,7 @@ from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, broadcast, register
 
 
-@register("mm", "addmm", "mv", "addmv", "_addmm_activation", "dot", "_int_mm")
+@register("mm", "addmm", "mv", "addmv", "_addmm_activation", "dot", "vdot", "_int_mm")
 def mm(call: Call) -> Axes:
     """[m, k] x [k, n], with an addend broadcast to the result."""
     a, b = [t for t in call.tensors() if t is not call.get("self")] if "addm" in _name(call) else call.tensors()

@@ -31,8 +31,16 @@ def index_select(call: Call) -> Axes:
     axes = list(call.axes(call.args[0]))
     dim = call.get("dim") % len(axes)
     call.lock(axes[dim], BY_NUMBER)
+    _lock_constant(call, call.get("index"))
     axes[dim] = call.fresh(call.results[0].shape[dim], BY_NUMBER)
     return tuple(axes)
+
+
+def _lock_constant(call: Call, index: Tensor) -> None:
+    """A stored list of positions stays as it is."""
+    if not call.is_activation(index):
+        for axis in call.axes(index):
+            call.lock(axis, "a stored list of positions")
 
 
 @register("index", "_unsafe_index")
@@ -47,6 +55,7 @@ def index(call: Call) -> Axes:
     looked_up = broadcast(call, [call.axes(i) for i in indices if i is not None])
     for d in where:
         call.lock(axes[d], BY_NUMBER)
+        _lock_constant(call, indices[d])
     adjacent = where == list(range(where[0], where[-1] + 1))
     first = where[0] if adjacent else 0
     rest = [axis for d, axis in enumerate(axes) if d not in where]

@@ -139,7 +139,7 @@ def slice_(call: Call) -> Axes:
     dim = call.get("dim", 0) % len(axes)
     size, length = source.shape[dim], call.results[0].shape[dim]
     start = min(max(_wrap(call.get("start") or 0, size), 0), size)
-    axes[dim] = interval(call, axes[dim], start, length, call.get("step", 1))
+    axes[dim] = interval(call, axes[dim], start, length, call.get("step", 1), apart=True)
     return tuple(axes)
 
 

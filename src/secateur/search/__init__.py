@@ -1,0 +1,5 @@
+"""Studies over many runs: the fair comparison of criteria, and advice on what to try first."""
+
+from secateur.search.compare import Comparison, compare
+
+__all__ = ["Comparison", "compare"]

@@ -1,0 +1,290 @@
+"""The fair comparison of criteria on the user's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.call import device_of, require_reiterable, to_example, with_batch_size
+from secateur.errors import InputError, RecipeError
+from secateur.measure import quality
+from secateur.report import environment
+from secateur.search.compare_cells import SeedRun, planned
+from secateur.search.compare_protocol import (
+    Choice,
+    Entry,
+    Protocol,
+    Steps,
+    among,
+    check_steps,
+    hash_batches,
+    make_entries,
+    make_levels,
+    make_match,
+    make_recoveries,
+    plain_granularity,
+)
+from secateur.search.compare_report import publish
+from secateur.search.compare_statistics import require_scipy
+from secateur.search.compare_store import Store
+from secateur.search.compare_summary import summarise
+from secateur.selection.granularity import Granularity
+from secateur.types import Batch, Data, Evaluate, Loss
+
+Models = nn.Module | Sequence[nn.Module] | Mapping[int, nn.Module] | Callable[[int], nn.Module]
+Progress = Callable[[str, int, int], None]
+LOWER_IS_BETTER = ("loss", "error", "perplexity", "ppl", "mse", "mae", "nll")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a comparison found.
+
+    Args:
+        rows: one mapping per run, also of runs that were refused or diverged (``status``, ``why``).
+        summary: curves, differences, tests, costs: what the report shows.
+        protocol: what was held fixed.
+        manifest: protocol, hashes, environment; enough to repeat it.
+        out: the folder with results.csv, summary.json, manifest.json, compare.html and compare.md.
+        reused: runs whose results were there already.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    summary: dict[str, Any]
+    protocol: Protocol
+    manifest: dict[str, Any]
+    out: Path
+    reused: int
+
+
+def compare(
+    models: Models,
+    data: Data | None = None,
+    *,
+    criteria: Sequence[Choice],
+    evaluate: Evaluate,
+    out: str | Path,
+    granularity: str | Mapping[str, Any] | Granularity = "channel",
+    levels: Sequence[float] | None = None,
+    match: str = "auto",
+    seeds: int | Sequence[int] = 3,
+    calibration: Data | None = None,
+    calibration_batches: int = 8,
+    example: Any = None,
+    loss: Loss | None = None,
+    recover: Steps | Mapping[str, Steps] | None = None,
+    recover_levels: Sequence[float] | None = None,
+    ablation_levels: Sequence[float] | None = None,
+    scratch: Steps = (),
+    scope: str = "global",
+    allocation: str = "global",
+    protect: Sequence[str] = (),
+    metric: str | None = None,
+    maximize: bool | None = None,
+    rounds: int = 30,
+    confidence: float = 0.95,
+    tag: str = "",
+    title: str = "",
+    command: str = "",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare criteria fairly: same base models, samples, batches and budget for all of them.
+
+    For every seed all criteria score the same base model with the same samples in the same order, and are recovered
+    with the same steps on the same batches (hashed, and compared afterwards). Levels are matched exactly. Always run
+    with them are: magnitude, the reference of all differences; random scores; the dense model, also with the same
+    extra training; and at the middle level every criterion's own scores, shuffled within the layers and inverted.
+    A bad choice for picking a winner from one seed: with one there is no test, and the report says so.
+
+    Args:
+        models: a trained model (the seeds then vary scoring and recovery only), one per seed, or a function
+            ``seed -> model``. Never changed.
+        data: training batches for recovery; also for scores where `calibration` is left out.
+        criteria: names, {"name": ..., options} or objects.
+        evaluate: ``evaluate(model) -> number or mapping``, on samples that neither scoring nor training sees.
+        out: folder of the results. Runs that are there already are not done again, so the same call goes on after
+            a kill, and more levels, seeds or criteria may be added later.
+        granularity: as in a recipe.
+        levels: fractions removed; default six: geometric in what is left for masks, 20 to 85 % of the
+            multiply-accumulates for cuts.
+        match: what levels count: "units" (exact counts), "macs" or "params"; "auto" is macs for cuts.
+        seeds: how many, or which. Three cannot separate differences below 2.5 standard deviations.
+        calibration: batches to score with.
+        calibration_batches: batches taken from `data` where `calibration` is left out.
+        example: forward inputs; default the first sample of the scoring data.
+        loss: ``loss(model, batch) -> scalar``; default from the batches.
+        recover: recovery steps as in a recipe, or several named lists of them. Without recovery is always run.
+        recover_levels: levels at which recovery is run; default all.
+        ablation_levels: levels of the shuffled and inverted controls; default the middle one.
+        scratch: steps that train the equal-size network (magnitude's choice) from new weights; left out = not run.
+        scope: where units compete.
+        allocation: how a global amount is spread.
+        protect: names or patterns that stay whole.
+        metric: which quality is compared; default the first that `evaluate` names.
+        maximize: whether higher is better; default by the name: loss, error, perplexity and the like are lower.
+        rounds: timed forward passes of each cut model, in turns with the dense one; 0 = none.
+        confidence: of intervals; tests are at 1 - confidence.
+        tag: free text that joins the addresses of the results: change it when `evaluate` or `loss` change.
+        title: what the report calls the comparison.
+        command: the command line that repeats it.
+        progress: called as ``progress("compare", done, total)`` after every run.
+
+    Returns:
+        rows, summary and where the files lie.
+
+    Raises:
+        RecipeError: an unknown name, a level out of range, a wrong step.
+        InputError: no data where it is needed.
+        UnsupportedError: scipy is missing and there is more than one seed.
+
+    Cost: per seed and criterion one scoring; per level one plan, one evaluation, and each recovery.
+
+    Source: Blalock et al., "What is the State of Neural Network Pruning?", 2020, section 6 (protocol); Frankle et
+    al., "Pruning Neural Networks at Initialization", 2021, section 5 (shuffled and inverted scores).
+    """
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
+    if not chosen:
+        raise RecipeError("there is no seed", hint="seeds=3")
+    if len(chosen) > 1:
+        require_scipy()
+    if not 0 < confidence < 1:
+        raise RecipeError(f"confidence={confidence} is no probability", hint="for example 0.95")
+    matched = make_match(match, granularity)
+    strengths = make_levels(levels, matched, granularity)
+    recoveries = make_recoveries(recover)
+    recovering = among("recover_levels", strengths if recover_levels is None else recover_levels, strengths)
+    middle = (strengths[(len(strengths) - 1) // 2],)
+    ablating = among("ablation_levels", middle if ablation_levels is None else ablation_levels, strengths)
+    entries = make_entries(criteria)
+    batches = _scoring_batches(data, calibration, calibration_batches)
+    if (len(recoveries) > 1 or scratch) and data is None:
+        raise RecipeError("recovery needs training data", hint="pass data")
+    if data is not None and (len(recoveries) > 1 or scratch):
+        require_reiterable(data, "it is read once for every recovery")
+    example = _example(example, batches)
+    build = _builder(models, chosen)
+    first = build(chosen[0])
+    measured = quality(first, evaluate)
+    name = _metric(metric, measured)
+    protocol = Protocol(
+        granularity=plain_granularity(granularity),
+        match=matched,
+        levels=strengths,
+        recoveries=recoveries,
+        recover_levels=recovering if len(recoveries) > 1 or scratch else (),
+        ablation_levels=ablating,
+        scope=scope,
+        allocation=allocation,
+        protect=tuple(protect),
+        seeds=chosen,
+        metric=name,
+        maximize=not any(word in name.lower() for word in LOWER_IS_BETTER) if maximize is None else maximize,
+        rounds=rounds,
+        confidence=confidence,
+        scratch=check_steps(scratch) if scratch else (),
+        tag=tag,
+    )
+    store = Store(out)
+    total, done, reused = len(planned(protocol, entries)), 0, 0
+    rows: list[dict[str, Any]] = []
+    for seed in chosen:
+        base = first if seed == chosen[0] else build(seed)
+        run = SeedRun(
+            protocol, entries, seed=seed, base=base, batches=batches, train=data, example=example,
+            evaluate=evaluate, loss=loss, store=store,
+        )  # fmt: skip
+        for cell in run.cells():
+            row, known = run.result(cell)
+            rows.append(row)
+            done, reused = done + 1, reused + known
+            if progress is not None:
+                progress("compare", done, total)
+    summary = summarise(rows, protocol)
+    manifest = _manifest(protocol, entries, batches, rows, first, title=title, command=command)
+    publish(store.folder, rows, summary, manifest)
+    return Comparison(tuple(rows), summary, protocol, manifest, store.folder, reused)
+
+
+def _scoring_batches(data: Data | None, calibration: Data | None, limit: int) -> list[Batch]:
+    """The scoring samples, held in memory: every criterion gets the very same objects in the same order."""
+    if calibration is not None:
+        batches = list(calibration)
+    elif data is not None:
+        if limit < 1:
+            raise RecipeError(f"calibration_batches is {limit}", hint="give at least 1")
+        require_reiterable(data, "it serves for scores and for recovery")
+        batches = list(islice(iter(data), limit))
+    else:
+        batches = []
+    if not batches:
+        raise InputError("there is no batch to score with", hint="pass data, or calibration")
+    return batches
+
+
+def _example(example: Any, batches: Sequence[Batch]) -> Any:
+    return with_batch_size(to_example(batches[0]), 1) if example is None else example
+
+
+def _builder(models: Models, seeds: Sequence[int]) -> Callable[[int], nn.Module]:
+    if isinstance(models, nn.Module):
+        return lambda _: models
+    if isinstance(models, Mapping):
+        known: Mapping[int, nn.Module] = models
+        missing = [seed for seed in seeds if seed not in known]
+        if missing:
+            raise RecipeError(f"there is no model for seed {missing[0]}", hint=f"models are for {sorted(known)}")
+        return known.__getitem__
+    if isinstance(models, Sequence):
+        if len(models) != len(seeds):
+            raise RecipeError(f"there are {len(models)} models and {len(seeds)} seeds", hint="give one per seed")
+        return dict(zip(seeds, models, strict=True)).__getitem__
+    return models
+
+
+def _metric(wanted: str | None, measured: Mapping[str, float]) -> str:
+    if not measured:
+        raise InputError("evaluate(model) names no quality", hint="return a number, or a mapping of numbers")
+    if wanted is None:
+        return next(iter(measured))
+    if wanted not in measured:
+        raise RecipeError(f"evaluate(model) has no {wanted!r}", hint=f"it has: {', '.join(measured)}")
+    return wanted
+
+
+def _manifest(
+    protocol: Protocol,
+    entries: Sequence[Entry],
+    batches: Sequence[Batch],
+    rows: Sequence[Mapping[str, Any]],
+    model: nn.Module,
+    *,
+    title: str,
+    command: str,
+) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "title": title or type(model).__name__,
+        "command": command,
+        "model": type(model).__name__,
+        "protocol": asdict(protocol),
+        "criteria": [{"label": entry.label, "control": entry.control, **entry.identity} for entry in entries],
+        "scoring": {
+            "batches": len(batches),
+            "samples": sum(_samples(b) for b in batches),
+            "hash": hash_batches(batches),
+        },
+        "bases": {str(row["seed"]): row["base"] for row in rows},
+        "runs": {"total": len(rows), "ok": sum(row["status"] == "ok" for row in rows)},
+        "environment": environment(device=str(device_of(model)), seed=protocol.seeds[0]).model_dump(mode="json"),
+    }
+
+
+def _samples(batch: Batch) -> int:
+    from secateur.call import batch_size_of
+
+    return batch_size_of(to_example(batch))

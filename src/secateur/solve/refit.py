@@ -1,0 +1,286 @@
+"""After a cut, refit the layers that lost inputs so that they give the outputs of the original again.
+
+Legend: g groups of a convolution, N rows (samples and positions), k columns of the cut weight (one more for the
+bias), n outputs that are kept. X is what the cut model feeds the layer, Y what the original's layer returns, so
+errors of earlier cuts are corrected too. Everything in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.cut import Cuts
+from secateur.calibrate.activations import LEARN, finite
+from secateur.calibrate.functional import batches
+from secateur.calibrate.gram import Geometry, Sampler, geometry
+from secateur.call import require_reiterable, to_example, with_batch_size
+from secateur.criteria.base import suggestion
+from secateur.errors import RecipeError, UnsupportedError
+from secateur.solve.shortcut import Shortcut, find_shortcut
+from secateur.structure.observe import Flow, Observer, Site, argument, whole_record
+from secateur.structure.record import Record, Ref
+from secateur.types import Data
+
+
+@dataclass(eq=False)
+class _Layer:
+    """One layer to refit: where to look in both runs, and the sums so far."""
+
+    weight: str
+    bias: str
+    geometry: Geometry
+    outputs: Tensor | None
+    original: list[Site]
+    cut: list[Site]
+    shortcuts: list[Shortcut | None]
+    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
+    cross: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+def refit_consumers(
+    original: nn.Module,
+    cut: nn.Module,
+    data: Data,
+    *,
+    cuts: Cuts,
+    names: Iterable[str] | None = None,
+    ridge: float = 1e-4,
+    positions: int | None = 16,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Refit the weights and biases of layers that lost inputs, in closed form; changes `cut` in place.
+
+    The idea: min over W', b' of ||Y - X W'^T - b'||^2 + ridge ||W' - W||^2, layer by layer from the input to
+    the output, each behind layers that are refitted already. Where the layer's output is added to a shortcut
+    (directly or behind a batch norm), what the cut changed in the shortcut is made good as well. A bad choice
+    with fewer rows of data than columns of the weight: it then fits the sample; give more data or more ridge.
+
+    Args:
+        original: the whole model.
+        cut: the cut model; its weights are replaced, everything else stays as it is.
+        data: unlabelled batches, read once per layer.
+        cuts: tensor name -> dimension -> kept indices, as in a plan.
+        names: weights to refit; default is every linear layer and convolution that lost inputs.
+        ridge: pull towards the cut weights, relative to the mean square of the inputs; 0 is plain least squares
+            (of least change, where the inputs are dependent).
+        positions: places in space taken per image and convolution; None takes all.
+        seed: of the places.
+        progress: called as ``progress(done, total)`` after every batch.
+
+    Returns:
+        Name of every changed weight and bias -> its new value.
+
+    Raises:
+        RecipeError: a name that is no weight of a linear layer or convolution of the cut model, or a bad number.
+        UnsupportedError: a named layer that cannot be refitted, or batches on which the models do other things.
+        NonFiniteError: an activation is NaN or Inf.
+
+    Cost:
+        Per layer one forward pass of both models up to it, N k^2 + N k n and k^3 multiplications.
+
+    Source:
+        He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equation 2 and
+        section 3.2 (shortcuts).
+    """
+    if not ridge >= 0 or (positions is not None and positions < 1):
+        raise RecipeError(f"ridge={ridge!r}, positions={positions!r}: ridge must be >= 0, positions above 0 or None")
+    wanted = None if names is None else list(names)
+    require_reiterable(data, "the refit, one pass for every layer,")
+    layers: list[_Layer] | None = None
+    records: tuple[Record, Record] | None = None
+    before = {name: p.detach().clone() for name, p in cut.named_parameters()}
+    changed: dict[str, Tensor] = {}
+    try:
+        done = 0
+        while layers is None or done < len(layers):
+            sampler = Sampler(positions, seed)
+            for number, (batch, size) in enumerate(batches(original, data), start=1):
+                if layers is None or records is None:
+                    example = with_batch_size(to_example(batch), min(size, LEARN))
+                    records = whole_record(original, example), whole_record(cut, example)
+                    layers = _layers(cut, records, cuts, wanted)
+                    if not layers:
+                        return {}
+                _add_batch((original, cut), records, layers[done], sampler, to_example(batch))
+                if progress is not None:
+                    total = len(data) if isinstance(data, Sized) else number
+                    progress(done * total + number, len(layers) * total)
+            assert layers is not None
+            changed.update(_solve(cut, layers[done], ridge))
+            done += 1
+    except BaseException:
+        with torch.no_grad():
+            for name, parameter in cut.named_parameters():
+                parameter.copy_(before[name])
+        raise
+    return changed
+
+
+def _layers(cut: nn.Module, records: tuple[Record, Record], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
+    """The layers in the order in which they run."""
+    flows = Flow(records[0]), Flow(records[1])
+    uses = [_uses(flow) for flow in flows]
+    for name in wanted or ():
+        if name not in uses[1]:
+            raise RecipeError(f"{name!r} is no weight that multiplies an activation", hint=suggestion(name, uses[1]))
+    found = []
+    for name, steps in uses[1].items():
+        if wanted is not None and name not in wanted:
+            continue
+        try:
+            shape = geometry(flows[1], records[1].steps[steps[0]])
+        except UnsupportedError:
+            if wanted is not None:
+                raise
+            continue
+        rows = 1 if shape.turned else 0
+        if wanted is None and not any(d == 1 - rows for d in cuts.get(name, {})):
+            continue
+        if len(uses[0].get(name, ())) != len(steps):
+            raise UnsupportedError(f"{name!r} is used {len(steps)} times after the cut and another number before")
+        found.append(_layer(cut, flows, name, shape, cuts.get(name, {}).get(rows), (uses[0][name], steps)))
+    return found
+
+
+def _uses(flow: Flow) -> dict[str, list[int]]:
+    uses: dict[str, list[int]] = {}
+    for i, step in enumerate(flow.record.steps):
+        name = flow.weight(step) if step.contracted else ""
+        if name:
+            uses.setdefault(name, []).append(i)
+    return uses
+
+
+def _layer(
+    cut: nn.Module,
+    flows: tuple[Flow, Flow],
+    name: str,
+    shape: Geometry,
+    outputs: Tensor | None,
+    steps: tuple[list[int], list[int]],
+) -> _Layer:
+    before, after = flows[0].record.steps, flows[1].record.steps
+    addend = argument(after[steps[1][0]], "self" if not shape.kernel else "bias")
+    addend = argument(after[steps[1][0]], "bias", addend)
+    bias = flows[1].source(addend.number)[0] if isinstance(addend, Ref) else ""
+    shortcuts = [
+        find_shortcut(flows, (a, b), outputs, dict(cut.named_buffers()) | dict(cut.named_parameters()))
+        for a, b in zip(*steps, strict=True)
+    ]
+    return _Layer(
+        name,
+        bias if bias in dict(cut.named_parameters()) else "",
+        shape,
+        outputs,
+        [Site(i, before[i].outputs[0], 0, result=True, weight=name) for i in steps[0]],
+        [Site(i, n, 0, weight=name) for i in steps[1] for n, *_ in after[i].contracted if n in flows[1].activations],
+        shortcuts,
+    )
+
+
+def _add_batch(
+    models: tuple[nn.Module, nn.Module],
+    records: tuple[Record, Record],
+    layer: _Layer,
+    sampler: Sampler,
+    example: Any,
+) -> None:
+    """Add one batch to the sums of a layer: first the cut model, where the rows are drawn, then the original."""
+    shape, rows, where = layer.geometry, {}, {}
+    aside = {s.cut: i for i, s in enumerate(layer.shortcuts) if s is not None}
+    moved: dict[int, Tensor] = {}
+
+    def see_cut(site: Site, value: Tensor) -> None:
+        if site in aside:
+            moved[aside[site]] = -shape.targets(value, where[aside[site]])
+            return
+        i = layer.cut.index(site)
+        where[i] = shape.places(value, sampler)
+        rows[i] = shape.rows(value, where[i])
+
+    Observer(models[1], records[1], [*layer.cut, *aside], last=True).run(example, see_cut)
+    goals: dict[int, Tensor] = {}
+    before = {s.original: i for i, s in enumerate(layer.shortcuts) if s is not None}
+
+    def see_original(site: Site, value: Tensor) -> None:
+        i = before[site] if site in before else layer.original.index(site)
+        taken = shape.targets(value, where[i])
+        taken = taken if layer.outputs is None else taken[:, layer.outputs.to(taken.device)]
+        if site in before:
+            moved[i] = moved[i] + taken
+        else:
+            goals[i] = taken
+
+    Observer(models[0], records[0], [*layer.original, *before], last=True).run(example, see_original)
+    for i, shortcut in enumerate(layer.shortcuts):
+        goal = goals[i] if shortcut is None else goals[i] + moved[i] * shortcut.factor.to(goals[i].device)
+        _accumulate(layer, rows[i], goal)
+
+
+def _accumulate(layer: _Layer, rows_gNk: Tensor, goal_Nn: Tensor) -> None:
+    if layer.bias:
+        rows_gNk = torch.cat([rows_gNk, torch.ones_like(rows_gNk[..., :1])], -1)
+    goal_gNn = goal_Nn.reshape(len(goal_Nn), rows_gNk.shape[0], -1).transpose(0, 1)
+    layer.gram = layer.gram.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ rows_gNk
+    layer.cross = layer.cross.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ goal_gNn
+
+
+def _solve(cut: nn.Module, layer: _Layer, ridge: float) -> dict[str, Tensor]:
+    """Solve for the change of a layer and write it into the model."""
+    finite(layer.gram.diagonal(dim1=-2, dim2=-1).flatten())
+    finite(layer.cross.flatten())
+    weight = cut.get_parameter(layer.weight)
+    now_gnk = layer.geometry.matrix(weight)
+    columns = now_gnk.shape[2]
+    if layer.bias:
+        offset = cut.get_parameter(layer.bias).detach().double().reshape(now_gnk.shape[0], -1, 1)
+        now_gnk = torch.cat([now_gnk, offset], -1)
+    missing = layer.cross - layer.gram @ now_gnk.transpose(1, 2)
+    new_gnk = now_gnk + least_squares(layer.gram, missing, ridge=ridge, columns=columns).transpose(1, 2)
+    changed = {layer.weight: layer.geometry.weight(new_gnk[..., :columns], weight)}
+    if layer.bias:
+        bias = cut.get_parameter(layer.bias)
+        changed[layer.bias] = new_gnk[..., columns].reshape(bias.shape).to(bias)
+    with torch.no_grad():
+        for name, value in changed.items():
+            cut.get_parameter(name).copy_(value)
+    return changed
+
+
+def least_squares(gram: Tensor, cross: Tensor, *, ridge: float = 0.0, columns: int | None = None) -> Tensor:
+    """argmin_B ||Y - X B||^2 + lam ||B||^2 from second moments, lam = ridge times the mean diagonal.
+
+    Args:
+        gram: X^T X, float64 [..., k, k].
+        cross: X^T Y, float64 [..., k, n].
+        ridge: relative; 0 gives the solution of least norm.
+        columns: the first columns are damped, the others (a bias) hardly; default all.
+
+    Returns:
+        B, float64 [..., k, n].
+
+    Example:
+        >>> least_squares(torch.eye(2).double() * 4, torch.tensor([[8.0], [4.0]]).double()).flatten().tolist()
+        [2.0, 1.0]
+    """
+    size = gram.shape[-1]
+    columns = size if columns is None else columns
+    level = gram.diagonal(dim1=-2, dim2=-1)[..., :columns].mean(-1, keepdim=True)
+    damping = torch.full((size,), 1e-12, dtype=gram.dtype, device=gram.device)
+    damping[:columns] = ridge
+    if ridge > 0:
+        factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed((level * damping).clamp(min=1e-300)))
+        if not bool(info.any()):
+            return torch.cholesky_solve(cross, factor)
+    # Least norm: the null directions of the inputs keep what they have.
+    values, vectors = torch.linalg.eigh(gram + torch.diag_embed(level * damping * (ridge > 0)))
+    usable = values > values[..., -1:] * size * 1e-14
+    inverse = torch.where(usable, 1 / torch.where(usable, values, 1.0), 0.0)
+    solution: Tensor = vectors @ (inverse[..., None] * (vectors.transpose(-1, -2) @ cross))
+    return solution

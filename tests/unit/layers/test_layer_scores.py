@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from stacks import Deep, deep, example, resnet
+from torch import nn
+
+import secateur as sc
+from secateur.errors import InputError, NonFiniteError
+from secateur.planning.layer_scores import AngularDistance, BlockInfluence, Every, LossIncrease, mean_loss
+from secateur.structure.layers import find_stacks
+
+
+def states(model: Deep, x):
+    """Inputs and outputs of every block as float64 arrays."""
+    hidden, pairs = model.stem(x), []
+    for i, block in enumerate(model.layers):
+        start = hidden * model.layer_scales[i]
+        end = block(start)
+        pairs.append((start.detach().double().numpy(), end.detach().double().numpy()))
+        hidden = end / model.layer_scales[i]
+    return pairs
+
+
+def cosines(pairs):
+    return [(a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1) for a, b in pairs]
+
+
+def score(rule, model, x, data=None, loss=None):
+    return rule.score(model, find_stacks(model, x).stacks, x, data, loss)
+
+
+def test_block_influence_and_angle_from_their_definitions():
+    model, x = deep(), example()
+    cos = cosines(states(model, x))
+    assert np.allclose(score(BlockInfluence(), model, x)["layers"], [(1 - c).mean() for c in cos], atol=1e-6)
+    angles = [(np.arccos(c) / np.pi).mean() for c in cos]
+    assert np.allclose(score(AngularDistance(), model, x)["layers"], angles, atol=1e-6)
+
+
+def test_influence_averages_over_the_data_whatever_the_batches():
+    model, x = deep(), torch.randn(8, 5, 4)
+    whole = score(BlockInfluence(), model, x)["layers"]
+    parts = score(BlockInfluence(), model, x, data=[x[:3], x[3:]])["layers"]
+    assert torch.allclose(whole, parts, atol=1e-9)
+
+
+def test_influence_of_images_is_over_channels():
+    model, x = resnet(), torch.randn(2, 3, 8, 8)
+    found = score(BlockInfluence(), model, x)["0"]
+    start = model[0][0](x)
+    end = model[0][1](start.clone())
+    a, b = start.detach().double().numpy(), end.detach().double().numpy()
+    cos = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-8)
+    assert found[1] == pytest.approx(float((1 - cos).mean()), abs=1e-6)
+
+
+def test_an_identity_block_goes_first():
+    model, x = deep(), example()
+    with torch.no_grad():
+        model.layers[3].inner[2].weight.zero_()
+        model.layers[3].inner[2].bias.zero_()
+    data = [(x, torch.zeros(3, 5, 3))]
+    for rule in ("block_influence", "angular_distance", "loss_increase", LossIncrease(greedy=True)):
+        plan = sc.plan(model, x, granularity="layer", criterion=rule, data=data, target={"count": 1})
+        removed = plan.layers["layers"]["removed"]
+        if rule == "loss_increase" or isinstance(rule, LossIncrease):
+            best = min(mean_loss(model, data, None, without=[f"layers.{i}"]) for i in range(6))
+            assert mean_loss(model, data, None, without=[f"layers.{removed[0]}"]) == best
+        else:
+            assert removed == [3]
+
+
+def test_loss_increase_is_the_measured_difference():
+    model, x = deep(), example()
+    data = [(x, torch.randn(3, 5, 3)), (x + 1, torch.randn(3, 5, 3))]
+    found = score(LossIncrease(), model, x, data)["layers"]
+
+    def loss(net):
+        return np.mean([float(nn.functional.mse_loss(net(a), b)) for a, b in data])
+
+    with torch.no_grad():
+        whole = loss(model)
+        for i in range(6):
+            plan = sc.plan(model, x, granularity="layer", target={"count": 5}, protect=[f"layers.{i}"])
+            assert plan.layers["layers"]["removed"] == [j for j in range(6) if j != i]
+            one = sc.plan(
+                model, x, granularity="layer", target={"count": 1},
+                protect=[f"layers.{j}" for j in range(6) if j != i],
+            ).apply(model)  # fmt: skip
+            assert float(found[i]) == pytest.approx(loss(one) - whole, abs=1e-6)
+
+
+def test_greedy_order_is_the_brute_force_one():
+    model, x = deep(4), example()
+    data = [(x, torch.randn(3, 5, 3))]
+    found = score(LossIncrease(greedy=True), model, x, data)["layers"]
+    gone = []
+    for turn in range(4):
+        rest = [i for i in range(4) if i not in gone]
+        losses = {i: mean_loss(model, data, None, without=[f"layers.{j}" for j in (*gone, i)]) for i in rest}
+        best = min(rest, key=losses.__getitem__)
+        assert int(found[best]) == turn
+        gone.append(best)
+
+
+@pytest.mark.parametrize(("k", "removed"), [(2, [1, 3, 5]), (3, [2, 5]), (1, list(range(1, 6)))])
+def test_every(k, removed):
+    model, x = deep(), example()
+    plan = sc.plan(model, x, granularity="layer", criterion=Every(k=k), target={"count": len(removed)})
+    assert plan.layers["layers"]["removed"] == removed
+
+
+def test_magnitude_scores_the_weights_of_blocks():
+    model, x = deep(), example()
+    found = sc.score(model, x, granularity="layer", criterion={"name": "magnitude", "norm": "l1"})["layers"]
+    assert np.allclose(found, [sum(float(p.abs().sum()) for p in b.parameters()) for b in model.layers], rtol=1e-5)
+
+
+def test_bad_data():
+    model, x = deep(), example()
+    with pytest.raises(NonFiniteError):
+        score(BlockInfluence(), model, x, data=[x * float("nan")])
+    with pytest.raises(InputError, match="no batch"):
+        score(LossIncrease(), model, x, data=[])
+    assert not [m for m in model.modules() if "forward" in vars(m) or m._forward_hooks]
