@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur import report
+from secateur.calibrate.notes import CurvatureWarning
 from secateur.call import device_of, require_reiterable, to_example
+from secateur.criteria import StationaryWarning
 from secateur.criteria.base import named_tensors, require_finite
 from secateur.errors import InputError, RecipeError
 from secateur.measure import latency, quality, snapshot
@@ -70,7 +73,7 @@ def prune(
     _check(model, data, settings)
     example = _example(example, data)
     run = _Run(progress)
-    with run.stage("plan"):
+    with run.stage("plan"), run.noticed():
         before = snapshot(model, example, evaluate=evaluate)
         plan = plan_by(model, example, settings, data if calibration is None else calibration, loss)
     with run.stage("apply"):
@@ -101,6 +104,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.log: list[dict[str, Any]] = []
         self.degradations: list[Degradation] = []
+        self.doubts: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -110,6 +114,20 @@ class _Run:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 4)
         self.log.append({"stage": name, "seconds": self.seconds[name]})
+
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for one in caught:
+            if issubclass(one.category, CurvatureWarning):
+                self.degradations.append(Degradation("score", str(one.message)))
+            elif issubclass(one.category, StationaryWarning):
+                self.doubts.append(str(one.message))
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
     def step(self, name: str) -> Step:
         def report_step(done: int, total: int) -> None:
@@ -140,9 +158,7 @@ def _example(example: Any, data: Data | None) -> Any:
     raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
 
 
-def plan_by(
-    model: nn.Module, example: Any, recipe: Recipe, data: Data | None = None, loss: Loss | None = None
-) -> Plan:
+def plan_by(model: nn.Module, example: Any, recipe: Recipe, data: Data | None = None, loss: Loss | None = None) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`."""
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
@@ -259,6 +275,7 @@ def _report(
         layers=list(_layers(model, plan)),
         locked=list(_locked(model, plan)),
         training=training,
+        warnings=run.doubts,
         command=command,
         recipe=plain,
     )

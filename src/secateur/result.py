@@ -13,11 +13,14 @@ from secateur.errors import CertificateError
 from secateur.files.atomic import publish_dir
 from secateur.files.safe import save_tensors
 from secateur.files.seeds import canonical_json
+from secateur.integrations.transformers import config_files, copy_tokenizer, express, is_transformers
 from secateur.loading import MANIFEST, PLAN, WEIGHTS
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe, dump_recipe
 from secateur.report import Record, render_html
 from secateur.types import Degradation
+
+LOAD_WITH_US = "No Hugging Face config expresses these widths: load the folder with secateur.load(), or plan with expressible=True."
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,9 @@ class Result:
         """Write the output folder, whole or not at all.
 
         It holds plan.json, model.safetensors, recipe.yaml, report.json, report.html, environment.json, log.jsonl and
-        manifest.json (SHA-256 of every file); for Hugging Face models also config.json.
+        manifest.json (SHA-256 of every file). For Hugging Face models also config.json and the tokenizer's files: where
+        a config can express the result `from_pretrained` loads the folder natively; else config.json is the original's,
+        and the report says that secateur.load() is needed.
 
         Args:
             path: the folder.
@@ -62,20 +67,34 @@ class Result:
         return Path(path)
 
     def _write(self, folder: Path) -> None:
+        native, told = self._native()
         texts = {
             PLAN: self.plan.to_json(),
             "recipe.yaml": dump_recipe(self.recipe),
-            "report.json": self.report.to_json(),
-            "report.html": render_html(self.report),
+            "report.json": told.to_json(),
+            "report.html": render_html(told),
             "environment.json": canonical_json(self.report.environment.model_dump(mode="json")),
             "log.jsonl": "".join(canonical_json(event).replace("\n", "") + "\n" for event in self.log),
         }
-        to_json = getattr(getattr(self.model, "config", None), "to_json_string", None)
-        if callable(to_json):
-            texts["config.json"] = str(to_json())
+        texts.update(native)
         hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        if native:
+            copied = copy_tokenizer(self.model, folder)
+            hashes.update({name: sha256((folder / name).read_bytes()).hexdigest() for name in copied})
         for name, text in texts.items():
             (folder / name).write_bytes(text.encode())
         tensors = {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
         hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
         (folder / MANIFEST).write_text(canonical_json(hashes))
+
+    def _native(self) -> tuple[dict[str, str], Record]:
+        """Config files of a Hugging Face model, and the report with a word on how the folder is loaded."""
+        if not is_transformers(self.model):
+            return {}, self.report
+        known = self.plan.evidence
+        config = express(self.model, self.model, None if known is None else known.example)
+        if config is not None:
+            return config_files(self.model, config), self.report
+        whole = self.model if known is None else known.model
+        warnings = (*self.report.warnings, LOAD_WITH_US)
+        return config_files(whole, whole.config), self.report.model_copy(update={"warnings": warnings})

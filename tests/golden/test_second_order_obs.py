@@ -358,7 +358,7 @@ def test_update_of_survivors_and_chunks_lower_the_loss(trained):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-def test_chosen_damping_costs_no_more_than_the_worst_and_is_reported(trained):
+def test_chosen_damping_is_reported_with_its_trials(trained):
     model, data = trained
     context = Context(model, elements(model), data=data, loss=default_loss)
     surgery = OptimalBrainSurgeon().fit(context)

@@ -1,4 +1,4 @@
-"""One function that takes a model through everything a cut must survive, with truths that do not come from the engine."""
+"""One function that takes a model through all that a cut must survive; its truths do not come from the engine."""
 
 from __future__ import annotations
 

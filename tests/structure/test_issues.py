@@ -8,16 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import secateur as sc
 import torch
 from harness import Expect, check, enliven
 from micro import CASES
 from micro.base import conv, conv_bn, head
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import secateur as sc
 from secateur.errors import UnsupportedError
 from secateur.structure.capture import capture
 from secateur.structure.groups import structure
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 SAME_AS = {
     "tp-146-concat-of-the-same-tensor-twice": "SameTensorTwice",

@@ -134,3 +134,23 @@ def test_saving_refuses_to_overwrite(tmp_path):
     with pytest.raises(FileRefusedError, match="force"):
         result.save(tmp_path / "out")
     result.save(tmp_path / "out", force=True)
+
+
+def test_fallbacks_of_a_criterion_degrade_the_run_and_doubts_are_repeated(monkeypatch):
+    import warnings
+
+    from secateur.calibrate.notes import CurvatureWarning
+    from secateur.criteria import Magnitude, StationaryWarning
+
+    real = Magnitude.score
+
+    def noisy(self, context):
+        warnings.warn("damping was raised to 0.1", CurvatureWarning, stacklevel=1)
+        warnings.warn("first-order scores are magnitudes here", StationaryWarning, stacklevel=1)
+        return real(self, context)
+
+    monkeypatch.setattr(Magnitude, "score", noisy)
+    result = sc.prune(net(), data=batches(), recipe={"target": {"macs": 0.5}, **QUICK})
+    assert result.report.status == "degraded"
+    assert [d.what for d in result.degradations] == ["damping was raised to 0.1"]
+    assert "first-order scores are magnitudes here" in result.report.warnings

@@ -167,6 +167,12 @@ def _sync(module: nn.Module) -> None:
         _sync_recurrent(module)
     elif isinstance(module, nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+    elif isinstance(module, nn.MultiheadAttention):
+        packed: Tensor | None = module.in_proj_weight
+        apart: list[Any] = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+        weights = apart if packed is None else [packed] * 3
+        module.embed_dim, module.kdim, module.vdim = (weight.shape[1] for weight in weights)
+        module.head_dim = module.embed_dim // module.num_heads
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         if module.weight is not None:
             module.normalized_shape = tuple(module.weight.shape)

@@ -187,7 +187,7 @@ def _as_identity(block: nn.Module) -> Iterator[None]:
         before = hidden.clone()
         return _replaced(original(*args, **kwargs), before)
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
     try:
         yield
     finally:
@@ -202,9 +202,9 @@ def _replaced(output: Any, hidden: Tensor) -> Any:
         return hidden
     if isinstance(output, Mapping):
         key = next(k for k, v in output.items() if first_tensor(v) is not None)
-        result = copy.copy(output)
-        result[key] = _replaced(output[key], hidden)  # type: ignore[index]
-        return result
+        changed: Any = copy.copy(output)
+        changed[key] = _replaced(output[key], hidden)
+        return changed
     if is_dataclass(output) and not isinstance(output, type):
         key = next(k for k, v in vars(output).items() if first_tensor(v) is not None)
         result = copy.copy(output)
@@ -289,7 +289,7 @@ def compare(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: floa
     if worst > limit * scale:
         raise CertificateError(
             "The model without the blocks differs from the model with identity in their place.",
-            why=f"largest error {worst:.3g}, allowed {limit:.0e} x {scale:.3g}: other code counts or numbers the blocks",
+            why=f"largest error {worst:.3g}, allowed {limit:.0e} x {scale:.3g}: other code counts the blocks",
             hint="Protect the blocks that are special; nothing was changed or saved.",
         )
     return Certificate(worst, limit, str(precision).removeprefix("torch."), "identity", len(found))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibrate.functional import batches
-from secateur.call import to_example, with_batch_size
+from secateur.call import to_example
 from secateur.errors import NonFiniteError
 from secateur.structure.observe import Observer, Site, is_whole, whole_record
 from secateur.structure.record import Record
@@ -72,7 +72,7 @@ def gather(
         example = to_example(batch)
         if observer is None:
             if record is None or not is_whole(record):
-                record = whole_record(model, with_batch_size(example, min(size, LEARN)))
+                record = whole_record(model, few_samples(example, size))
             sites = list(find(record))
             found.update({site: make(site) for site in sites})
             observer = Observer(model, record, sites, last=True)
@@ -81,6 +81,26 @@ def gather(
             progress(number, max(total, number))
     assert record is not None
     return record, found
+
+
+def few_samples(example: Any, size: int) -> Any:
+    """The first samples of an example; what is one tensor stays one (attention asks whether keys are values).
+
+    Args:
+        example: what the model is called with.
+        size: number of its samples.
+    """
+    known: dict[int, Tensor] = {}
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            trim = value.dim() > 0 and value.shape[0] == size
+            return known.setdefault(id(value), value[:LEARN] if trim else value)
+        if isinstance(value, Mapping):
+            return {key: cut(item) for key, item in value.items()}
+        return tuple(map(cut, value)) if isinstance(value, (tuple, list)) else value
+
+    return cut(example)
 
 
 def others(value: Tensor, dim: int) -> list[int]:
@@ -132,9 +152,9 @@ class Zeros(Statistic):
 
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch."""
-        alive = value if self.bound == 0.0 else ~(value.abs() <= self.bound)
         count = value.numel() // max(value.shape[dim], 1)
-        zeros = count - torch.count_nonzero(alive, dim=others(value, dim))
+        small = value == 0 if self.bound == 0.0 else value.abs() <= self.bound
+        zeros = small.sum(others(value, dim))
         self.zeros = zeros if self.zeros is None else self.zeros + zeros
         self.count += count
 
@@ -150,12 +170,13 @@ class Moments(Statistic):
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch (Chan, Golub, LeVeque 1979, equation 2.1)."""
         value = value.to(torch.promote_types(value.dtype, torch.float32))
-        var, mean = torch.var_mean(value, others(value, dim), correction=0)
-        var, mean = var.double(), mean.double()
+        centre = value.mean(others(value, dim), keepdim=True)
+        spread = torch.linalg.vector_norm(value - centre, 2, others(value, dim)).double()
+        mean = centre.flatten().double()
         n = value.numel() // max(value.shape[dim], 1)
         total = self.count + n
         delta = mean - self.mean.to(mean.device)
-        self.squares = self.squares.to(mean.device) + n * var + delta.square() * (self.count * n / total)
+        self.squares = self.squares.to(mean.device) + spread.square() + delta.square() * (self.count * n / total)
         self.mean = self.mean.to(mean.device) + delta * (n / total)
         self.count = total
 

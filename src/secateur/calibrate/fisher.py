@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from secateur import call
 from secateur.calibrate.functional import Tensors, batches, exact_derivatives, parameters
-from secateur.calibrate.gauss_newton import output_and_loss
 from secateur.calibrate.hessian import Diagonal, Progress
 from secateur.calibrate.notes import note
+from secateur.calibrate.output_curvature import output_and_loss
 from secateur.calibrate.per_sample import iterate_per_sample_gradients
 from secateur.errors import UnsupportedError
 from secateur.types import Batch, Data, Loss
@@ -199,17 +199,18 @@ def _gaussian(
             hint="labels='model' needs float targets of the output's shape; or use labels='data'",
         )
     trial = _replace(batch, (output + noise).to(output.dtype))
-    slope = _slope(model, loss, trial)[1].to(torch.float64)
+    slope = _slope(model, loss, trial)[1]
     curvature = _require_likelihood(slope, -noise, size, "squared error") * size
     return _replace(batch, (output + noise / curvature**0.5).to(output.dtype)), torch.ones(size).double()
 
 
 def _require_likelihood(slope: Tensor, ideal: Tensor, size: int, name: str) -> float:
     """The factor in slope = factor * ideal, one for the batch."""
+    precision = torch.finfo(slope.dtype).eps
     slope, ideal = slope.reshape(size, -1).to(torch.float64), ideal.reshape(size, -1)
     factor = float((slope * ideal).sum() / ideal.square().sum().clamp(min=1e-300))
     apart = float((slope - factor * ideal).norm())
-    if factor <= 0 or apart > MATCH * float(slope.norm()) + 1e-12:
+    if factor <= 0 or apart > max(MATCH, 16 * precision) * float(slope.norm()) + 1e-12:
         raise UnsupportedError(
             f"labels='model' cannot draw targets: the loss is not the {name} of the output",
             hint="use labels='data', criterion gauss-newton, or a plain cross entropy or squared error",

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibrate.functional import Tensors, batches, exact_derivatives, parameters, samples_of
-from secateur.calibrate.gauss_newton import TAPED, Pick, Pulled, output_and_loss, pull_back, root_picker
+from secateur.calibrate.gauss_newton import TAPED, Pulled, pull_back
 from secateur.calibrate.hessian import Progress
 from secateur.calibrate.layers import Tape, unfolded
+from secateur.calibrate.output_curvature import Pick, output_and_loss, root_picker
 from secateur.calibrate.per_sample import disagreeing, per_sample_gradients
 from secateur.errors import UnsupportedError
 from secateur.types import Batch, Data, Loss
@@ -107,6 +108,8 @@ def kronecker_factors(
     biases = {id(module): n for n, (module, slot) in owner.items() if slot == "bias"}
     bias_of = {name: biases.get(id(owner[name][0]), "") for name in weights}
     held = {name: held[name] for name in weights}
+    if not held:
+        return {}
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     count, positions = 0, dict.fromkeys(weights, 0)
     picks = root_picker(1 if slopes == "sampled" else None, torch.Generator().manual_seed(seed))

@@ -209,8 +209,9 @@ def disagreeing(found: Tensors, exact: Tensors) -> list[str]:
     size = max((float(tensor.norm()) for tensor in exact.values()), default=0.0)
     wrong = []
     for name, tensor in exact.items():
-        floor = 64 * torch.finfo(tensor.dtype).eps * size
-        if float((found[name] - tensor).norm()) > AGREE * float(tensor.norm()) + floor:
+        precision = torch.finfo(tensor.dtype).eps
+        room = max(AGREE, 8 * precision) * float(tensor.norm()) + 64 * precision * size
+        if float((found[name] - tensor).norm()) > room:
             wrong.append(name)
     return wrong
 
@@ -234,7 +235,8 @@ def _vmapped(
         return loss_value(model, loss, rebuild([leaf.unsqueeze(0) for leaf in sample]), weights)
 
     try:
-        return vmap(grad_and_value(one), in_dims=(None, 0), randomness="different")(held, leaves)
+        with torch.no_grad():  # else parameters that are not asked for would put a graph behind the result
+            return vmap(grad_and_value(one), in_dims=(None, 0), randomness="different")(held, leaves)
     except torch.OutOfMemoryError as error:
         raise ResourceError("memory ran out in per-sample gradients", hint="use a smaller chunk") from error
     except Exception:

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 import secateur
-from secateur.cli import criteria, demo, doctor, estimate, export, inspect, measure, prune, recipes, reload
+from secateur.cli import (
+    advise,
+    compare,
+    criteria,
+    demo,
+    doctor,
+    estimate,
+    export,
+    inspect,
+    measure,
+    prune,
+    recipes,
+    reload,
+)
 from secateur.cli.console import err
 from secateur.cli.failures import interrupted, told
 from secateur.errors import EXIT_INTERRUPTED, EXIT_OK
@@ -31,6 +44,8 @@ app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("estimate")(estimate.estimate)
 app.command("prune")(prune.prune)
+app.command("advise")(advise.advise)
+app.command("compare")(compare.compare)
 app.command("measure")(measure.measure)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)

@@ -12,6 +12,8 @@ from secateur.criteria.base import Context, Criterion, one_of, reduce_spans, reg
 from secateur.errors import RecipeError
 from secateur.types import Group
 
+_KEPT = 1e30  # above every gamma, and sums of it stay within float32
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class NormScale(Criterion):
             standard deviation of a sum of independent normalised branches; "mean", "max" and "sum" are of
             |gamma|. With one gamma all are the same.
         missing: what to do with units that no norm scales. "error" refuses them, because no number of theirs
-            would be comparable; "keep" gives them the largest float32, so that a global ranking keeps them
+            would be comparable; "keep" gives them 1e30, so that a global ranking keeps them
             (a ranking within such a group is then by index alone: protect it instead).
 
     Raises:
@@ -94,16 +96,15 @@ class NormScale(Criterion):
         return {g.name: self._of(g, scales, absent[g.name]) for g in context.groups}
 
     def _of(self, group: Group, scales: dict[str, Tensor], absent: Tensor) -> Tensor:
-        largest = torch.finfo(torch.float32).max
         if bool(absent.all()):
-            return torch.full(group.shape, largest)
+            return torch.full(group.shape, _KEPT)
         values = {name: scale.to(torch.float64).abs() for name, scale in scales.items()}
         if self.reduce == "l2":
             squares = {name: value.square() for name, value in values.items()}
             score = reduce_spans(squares, group, "sum", roles=self.roles).sqrt()
         else:
             score = reduce_spans(values, group, self.reduce, roles=self.roles)
-        return score.masked_fill(absent.to(score.device), largest)
+        return score.masked_fill(absent.to(score.device), _KEPT)
 
 
 def _without(group: Group, scales: dict[str, Tensor]) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,8 +52,7 @@ class DiagonalCriterion(Criterion):
             Values, methods and standard errors per parameter.
         """
         self._check(context)
-        with untouched(context.model, seed=context.seed):
-            context.model.eval()
+        with at_rest(context):
             return self._diagonal(context, list(self.weights(context)))
 
     def contributions(self, context: Context) -> dict[str, Tensor]:
@@ -61,16 +62,24 @@ class DiagonalCriterion(Criterion):
         return {n: values[n] * w.to(torch.float64).square() / 2 for n, w in weights.items()}
 
 
+@contextmanager
+def at_rest(context: Context) -> Iterator[None]:
+    """The model in eval mode, given back as it was; as inside `Criterion.score`."""
+    with untouched(context.model, seed=context.seed), torch.inference_mode(False):
+        context.model.eval()
+        yield
+
+
 def data_and_loss(context: Context, why: str) -> tuple[Data, Loss]:
-    """Data and loss of a context that `Criterion.score` has checked; the data can be read again.
+    """Data and loss of a context that `Criterion.score` has checked, the default loss where there is none.
 
     Raises:
         InputError: the data is a one-shot iterator.
     """
-    if context.data is None or context.loss is None:
-        raise TypeError("the criterion does not declare that it needs data and labels")
+    if context.data is None:
+        raise TypeError("the criterion does not declare that it needs data")
     call.require_reiterable(context.data, why)
-    return context.data, context.loss
+    return context.data, context.loss or call.default_loss
 
 
 def mean_gradient(context: Context, names: list[str]) -> dict[str, Tensor]:

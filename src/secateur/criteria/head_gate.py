@@ -68,7 +68,7 @@ class HeadImportance(LossCriterion):
     source: ClassVar[str] = "Michel et al. 2019"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
-    granularities: ClassVar[tuple[str, ...]] = ("head", "neuron", "channel")
+    granularities: ClassVar[tuple[str, ...]] = ("head", "head_dim", "neuron", "channel")
 
     reduce: Literal["per-sample", "per-batch", "signed"] = "per-sample"
     normalize: Literal["none", "mean", "l2"] = "l2"

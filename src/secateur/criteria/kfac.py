@@ -76,9 +76,11 @@ class KroneckerCurvature(Criterion):
     summary: ClassVar[str] = "rise of the loss for whole units from Kronecker-factored curvature"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
     complexity: ClassVar[str] = "outputs x samples backward passes; a small product per unit"
-    speed: ClassVar[str] = "slow: one epoch per output class; slopes='sampled' about two epochs"
+    speed: ClassVar[str] = "slow: about one epoch per output; slopes='sampled' or 'data': five"
     best_for: ClassVar[str] = "filters, neurons and heads, whose weights act together"
     source: ClassVar[str] = "Martens, Grosse 2015; Wang et al. 2019"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     form: Literal["obd", "obs", "ekfac"] = "obd"
     slopes: Literal["exact", "sampled", "data"] = "exact"

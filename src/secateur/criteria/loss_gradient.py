@@ -145,13 +145,19 @@ class CoupledCriterion(LossCriterion):
     def score(self, context: Context) -> dict[str, Tensor]:
         """As `Criterion.score`, of the weights that count."""
         self._check(context)
-        return super().score(replace(context, groups=[focused(g, self.coupled) for g in context.groups]))
+        groups = [focused(context.model, group, self.coupled) for group in context.groups]
+        return super().score(replace(context, groups=groups))
 
 
-def focused(group: Group, coupled: str) -> Group:
-    """A group with the spans that count; all of them where the group has none of the wanted kind."""
-    wanted = tuple(s for s in group.spans if counts(s.role, ROLES[coupled]))
-    return replace(group, spans=wanted or tuple(s for s in group.spans if counts(s.role, None)))
+def focused(model: nn.Module, group: Group, coupled: str) -> Group:
+    """A group with the spans that count; all of them where the group has none of the wanted kind.
+
+    Buffers that go with a unit (a table of positions) have no gradient and do not count, unless there is nothing else.
+    """
+    parameters = dict(model.named_parameters())
+    every = [s for s in group.spans if counts(s.role, None)]
+    trained = [s for s in every if s.tensor in parameters] or every
+    return replace(group, spans=tuple([s for s in trained if counts(s.role, ROLES[coupled])] or trained))
 
 
 def walk(context: Context) -> Iterator[tuple[Batch, int]]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from secateur.calibrate.functional import Tensors, batches, parameters
-from secateur.calibrate.gauss_newton import gauss_newton_diagonal, output_width, same_layer_exact
+from secateur.calibrate.gauss_newton import gauss_newton_diagonal, same_layer_exact
 from secateur.calibrate.hessian import Diagonal, exact_diagonal, hutchinson_diagonal, quadratic_forms
 from secateur.calibrate.notes import note
+from secateur.calibrate.output_curvature import output_width
 from secateur.criteria.base import Context, counts, one_of, reduce_spans, register
 from secateur.criteria.diagonal import DiagonalCriterion, data_and_loss, mean_gradient
 from secateur.errors import RecipeError
@@ -83,9 +84,11 @@ class OptimalBrainDamage(DiagonalCriterion):
     summary: ClassVar[str] = "rise of the loss from the true Hessian diagonal: h w^2 / 2"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
     complexity: ClassVar[str] = "outputs x samples backward passes (ReLU nets), else Hessian products"
-    speed: ClassVar[str] = "slow: several to many epochs over the scoring data"
+    speed: ClassVar[str] = "slow: 1.5 epochs per output for ReLU nets; else 2.5 per probe"
     best_for: ClassVar[str] = "trained networks, labels at hand, little or no fine-tuning afterwards"
     source: ClassVar[str] = "LeCun, Denker, Solla 1989"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 
     method: Literal["auto", "exact", "gauss-newton", "hutchinson"] = "auto"
     joint: bool = False

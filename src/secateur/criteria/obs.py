@@ -16,8 +16,8 @@ from secateur.calibrate.gradient_rows import flatten, gradient_rows, unflatten
 from secateur.calibrate.hessian import hessian_blocks
 from secateur.calibrate.inverse import Blocks, Curvature, LowRank, gram
 from secateur.calibrate.notes import note
-from secateur.criteria.base import Context, Criterion, counts, one_of, register, untouched
-from secateur.criteria.diagonal import data_and_loss, mean_gradient
+from secateur.criteria.base import Context, Criterion, counts, one_of, register
+from secateur.criteria.diagonal import at_rest, data_and_loss, mean_gradient
 from secateur.errors import RecipeError
 from secateur.types import Group
 
@@ -69,7 +69,8 @@ class OptimalBrainSurgeon(Criterion):
 
     Args:
         form: "low-rank": damping I + G^T G / N over all weights at once, by an N x N system; "block": dense
-            blocks of consecutive weights of a tensor, no interaction between blocks.
+            blocks of consecutive weights of a tensor, no interaction between blocks (so the order of the
+            weights matters).
         curvature: "fisher" (per-sample gradients), or "hessian", the true Hessian's blocks (form "block";
             one Hessian-vector product per weight and batch: small networks and tests).
         gradients: N, number of per-sample gradients, taken evenly over the data.
@@ -103,9 +104,11 @@ class OptimalBrainSurgeon(Criterion):
     summary: ClassVar[str] = "rise of the loss after the best update of the others: w^2 / (2 [F^-1]_qq)"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
     complexity: ClassVar[str] = "N per-sample gradients, N^2 x weights operations"
-    speed: ClassVar[str] = "slow: memory for N gradients"
+    speed: ClassVar[str] = "medium to slow: seconds for the gradients, then algebra; memory for N gradients"
     best_for: ClassVar[str] = "one-shot pruning of elements without fine-tuning, with its weight update"
     source: ClassVar[str] = "Hassibi, Stork 1992; Singh, Alistarh 2020; Frantar et al. 2021"
+    comparable: ClassVar[bool] = True
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     form: Literal["low-rank", "block"] = "low-rank"
     curvature: Literal["fisher", "hessian"] = "fisher"
@@ -145,8 +148,7 @@ class OptimalBrainSurgeon(Criterion):
             What `score_units` and `update` read from; valid until the weights change.
         """
         self._check(context)
-        with untouched(context.model, seed=context.seed):
-            context.model.eval()
+        with at_rest(context):
             return self._fit(context)
 
     def update(

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Reduction, one_of, reduce_spans, register
+from secateur.criteria.base import Context, Reduction, one_of, reduce_spans, register, untouched
 from secateur.criteria.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -110,15 +110,17 @@ class Taylor(CoupledCriterion):
             kinds.setdefault(self._kind(group), []).append(group)
         values: dict[str, Tensor] = {}
         for kind, groups in kinds.items():
-            part = replace(context, groups=groups)
-            parameters = self.trainable(part)
-            if kind == "per-sample":
-                values |= mean_over_samples(part, None, list(parameters), torch.square, unused=self.unused)
-            elif kind == "per-batch":
-                values |= self._per_batch(part, parameters)
-            else:
-                values |= self._of_mean_gradient(part, parameters)
+            with untouched(context.model):  # each kind finds the parameters as the user left them
+                values |= self._of_kind(kind, replace(context, groups=groups))
         return {g.name: self.finish(values[g.name]).view(g.shape) for g in context.groups}
+
+    def _of_kind(self, kind: str, context: Context) -> dict[str, Tensor]:
+        parameters = self.trainable(context)
+        if kind == "per-sample":
+            return mean_over_samples(context, None, list(parameters), torch.square, unused=self.unused)
+        if kind == "per-batch":
+            return self._per_batch(context, parameters)
+        return self._of_mean_gradient(context, parameters)
 
     def _kind(self, group: Group) -> str:
         if self.reduce != "auto":

@@ -46,6 +46,7 @@ def make_plan(
     seed: int = 0,
     dtype: str = "float32",
     tolerance: float | None = None,
+    expressible: bool = False,
 ) -> Plan:
     """Decide what goes. Nothing is changed; `Plan.apply` does it.
 
@@ -68,6 +69,9 @@ def make_plan(
         seed: of everything random.
         dtype: precision of the certificate, "float32" or "float64".
         tolerance: of the certificate; default by dtype.
+        expressible: for Hugging Face models: cut so that a config describes the result, which `save_pretrained` and
+            `from_pretrained` then handle without secateur. Groups of one config field keep equal counts, amounts are
+            met to within one unit of each of them, and groups without a field stay whole.
 
     Returns:
         the plan, not yet certified.
@@ -89,11 +93,14 @@ def make_plan(
         "min_keep": min_keep,
         "round_to": round_to,
         "seed": seed,
+        **({"expressible": True} if expressible else {}),
     }
     context = {"data": data, "loss": loss, "example": example, "seed": seed}
     if granularity == "layer":
         return layer_plan(model, example, rule, request, context, dtype=dtype, tolerance=tolerance)
     assert isinstance(rule, Criterion)
+    if expressible and not is_structured(granularity):
+        raise RecipeError("expressible=True belongs to cuts; masks leave every shape as it is.")
     if is_structured(granularity):
         assert isinstance(granularity, str)
         return cut_plan(model, example, rule, granularity, request, context, dtype=dtype, tolerance=tolerance)
@@ -176,7 +183,7 @@ def _mask_plan(
         masks={name: mask.clone() for name, mask in expand(groups, keep, model=model).items()},
         units={"what": kind.name, "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
         cost={},
-        evidence=Evidence(model, groups, scores, keep),
+        evidence=Evidence(model, groups, scores, keep, example=context["example"]),
     )
 
 

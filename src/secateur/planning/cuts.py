@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, lcm
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
 from secateur.structure.provenance import Attribute
-from secateur.types import Group
+from secateur.types import Certificate, Group
 
 FLOOR = 0.1  # of each group stays under a global ranking, so that no layer is emptied by its scale
 AMOUNTS = ("sparsity", "count", "threshold")
@@ -55,13 +55,22 @@ def cut_plan(
             why=_locked_summary(found),
             hint="See `secateur inspect` for what is locked, by which line, and what to do about it.",
         )
+    search = _search(model, example, found, groups, CostModel(model, record), request)
+    groups = list(search.members)
     scores = rule.score(Context(model, groups, capture=record, **context))
-    search = _Search(model, example, found, groups, CostModel(model, record), request)
     relative = request["scope"] == "global" and not rule.comparable
     ranked = {name: _relative(score) for name, score in scores.items()} if relative else scores
     keep = search.choose(ranked, scores)
     decision = search.decision(keep)
+    native = search.native(decision.counts)
     total, gone = sum(g.size for g in groups), sum(int((~mask).sum()) for mask in keep.values())
+
+    def prove(whole: nn.Module, cut: nn.Module) -> Certificate:
+        proof = certify(whole, cut, example, record, decision.atoms, dtype=dtype, tolerance=tolerance)
+        if request.get("expressible"):
+            _require_native(cut, example)
+        return proof
+
     return Plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
@@ -75,7 +84,7 @@ def cut_plan(
             for g in groups
         },
         cuts=decision.cuts,
-        attributes=decision.attributes,
+        attributes={**decision.attributes, **native},
         masks={},
         units={"what": granularity, "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
         cost=search.costs(decision.counts),
@@ -85,9 +94,24 @@ def cut_plan(
             scores,
             keep,
             found,
-            lambda a, b: certify(a, b, example, record, decision.atoms, dtype=dtype, tolerance=tolerance),
+            prove,
+            example,
         ),
     )
+
+
+def _search(model: nn.Module, example: Any, found: Structure, groups: Sequence[Group], *rest: Any) -> Search:
+    if not rest[-1].get("expressible"):
+        return Search(model, example, found, groups, *rest)
+    from secateur.planning.expressible import UniformSearch
+
+    return UniformSearch(model, example, found, groups, *rest)
+
+
+def _require_native(cut: nn.Module, example: Any) -> None:
+    from secateur.planning.expressible import require_native
+
+    require_native(cut, example)
 
 
 def _check_request(request: Mapping[str, Any]) -> None:
@@ -122,7 +146,7 @@ def _locked_summary(found: Structure) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Decision:
+class Decision:
     """Keep masks in every form that somebody needs."""
 
     atoms: dict[int, np.ndarray[Any, np.dtype[np.bool_]]]
@@ -131,7 +155,7 @@ class _Decision:
     attributes: dict[Attribute, int]
 
 
-class _Search:
+class Search:
     """Finds the shortest list of removals that meets every target."""
 
     def __init__(
@@ -144,15 +168,18 @@ class _Search:
         request: Mapping[str, Any],
     ) -> None:
         self.model, self.example, self.found, self.cost, self.request = model, example, found, cost, request
-        self.groups = groups
+        self.groups = self.members = groups
         self.ids = {g.name: found.atoms[g.name].id for g in groups}
         self.timed: dict[tuple[int, ...], float] = {}
+        self.rounded = False
 
     def choose(self, ranked: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Kept units per group; `ranked` orders them, a threshold compares `scores`."""
         scope = "local" if self.request["allocation"] == "uniform" else self.request["scope"]
         floors = {g.name: _floor(g.size, self.request["min_keep"], scope) for g in self.groups}
-        order = removal_order(ranked, scope=scope, min_keep=floors, round_to=self.request["round_to"])
+        steps = {g.name: lcm(self.request["round_to"], g.attributes.get("multiple", 1)) for g in self.groups}
+        self.rounded = max(steps.values()) > 1
+        order = removal_order(ranked, scope=scope, min_keep=floors, round_to=steps)
         target: Mapping[str, float] = self.request["target"]
         needed = max(
             [0, *(self._removals(order, scores, what, float(v)) for what, v in target.items() if what != "latency_ms")]
@@ -161,7 +188,7 @@ class _Search:
             needed = max(needed, self._removals_for_latency(order, float(target["latency_ms"])))
         return order.keep(needed)
 
-    def decision(self, keep: Mapping[str, Tensor]) -> _Decision:
+    def decision(self, keep: Mapping[str, Tensor]) -> Decision:
         """Slices and attributes of a choice."""
         atoms = {self.ids[name]: mask.numpy() for name, mask in keep.items() if not bool(mask.all())}
         counts = {i: int(mask.sum()) for i, mask in atoms.items()}
@@ -171,7 +198,11 @@ class _Search:
                 stays = kept(axis, atoms)
                 if not stays.all():
                     cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
-        return _Decision(atoms, counts, cuts, edits(self.model, self.found.record, counts))
+        return Decision(atoms, counts, cuts, edits(self.model, self.found.record, counts))
+
+    def native(self, counts: Mapping[int, int]) -> dict[Attribute, int]:
+        """What a config is told beside the integers that the forward reads: nothing."""
+        return {}
 
     def costs(self, counts: Mapping[int, int]) -> dict[str, list[int]]:
         """Parameters and multiply-accumulates before and after."""
@@ -206,7 +237,7 @@ class _Search:
                 why=f"at most {len(order.group)} of {total} units can go, sparsity {len(order.group) / total:.3f}",
                 hint="Ask for less, lower min_keep, or use scope local.",
             )
-        if self.request["round_to"] == 1:
+        if not self.rounded:
             return removed
         return removals_for(order, lambda c: sum(c.values()), total - removed, f"kept units for {what}")
 

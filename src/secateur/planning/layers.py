@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.layers import Layers, certify_layers, compare, dropped, identity_outputs
+from secateur.apply.layers import Layers, block_names, certify_layers, compare, dropped, identity_outputs
 from secateur.call import call, outputs
 from secateur.criteria.base import Context, Criterion, named_tensors
 from secateur.errors import CertificateError, ForwardError, RecipeError, TargetError, UnsupportedError
+from secateur.integrations.transformers import shapes_of
 from secateur.planning.cuts import AMOUNTS, _below, _relative
+from secateur.planning.expressible import require_native, require_transformers, searched
 from secateur.planning.layer_scores import Rule
 from secateur.planning.plan import Evidence, Plan, fingerprint
 from secateur.selection.budget import RemovalOrder, removal_order
 from secateur.structure.capture import quiet
 from secateur.structure.layers import Stack, find_stacks
 from secateur.structure.provenance import Attribute, owners
-from secateur.types import Group, Lock, Span
+from secateur.types import Certificate, Group, Lock, Span
 
 TARGETS = (*AMOUNTS, "params", "macs", "memory_bytes")
 INDEX = re.compile(r"(^|_)(idx|index|id|layer|block|number|num|no|i|depth)s?($|_)")
@@ -59,7 +62,17 @@ def layer_plan(
     choice = _Choice(used, costs, request)
     keep = choice.choose({n: _relative(s) if relative else s for n, s in scores.items()}, scores)
     layers, attributes = decision(model, example, used, keep)
+    decided = copy.deepcopy(layers)
+    if request.get("expressible"):
+        attributes = {**attributes, **_native(model, layers, attributes)}
     total, gone = sum(g.size for g in groups), sum(int((~mask).sum()) for mask in keep.values())
+
+    def prove(whole: nn.Module, cut: nn.Module) -> Certificate:
+        proof = certify_layers(whole, cut, example, decided, dtype=dtype, tolerance=tolerance)
+        if request.get("expressible"):
+            require_native(cut, example)
+        return proof
+
     return Plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
@@ -83,10 +96,18 @@ def layer_plan(
             scores,
             keep,
             None,
-            lambda a, b: certify_layers(a, b, example, layers, dtype=dtype, tolerance=tolerance),
+            prove,
+            example,
         ),
         layers=layers,
     )
+
+
+def _native(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int]) -> dict[Attribute, int]:
+    require_transformers(model)
+    with dropped(model, layers, attributes):
+        shapes = shapes_of(model)
+    return searched(model, shapes)
 
 
 def layer_groups(model: nn.Module, example: Any, protect: Sequence[str] = ()) -> list[Group]:
@@ -163,7 +184,9 @@ class _Costs:
 
     def of(self, what: str, keep: Mapping[str, Tensor]) -> int:
         """Parameters, bytes or multiply-accumulates of what is left."""
-        parts = ((part, stays) for n, mask in keep.items() for part, stays in zip(self.parts[what][n], mask, strict=True))
+        parts = (
+            (part, stays) for n, mask in keep.items() for part, stays in zip(self.parts[what][n], mask, strict=True)
+        )
         return self.whole[what] - sum(part for part, stays in parts if not stays)
 
 
@@ -324,12 +347,23 @@ def edits_of(
 def decision(
     model: nn.Module, example: Any, stacks: Sequence[Stack], keep: Mapping[str, Tensor]
 ) -> tuple[Layers, dict[Attribute, int]]:
-    """The removals and what follows them; the place numbers of the blocks stay where the forward computes with them."""
+    """The removals and what follows them; the place numbers of the blocks stay where the forward computes with them.
+
+    Raises:
+        UnsupportedError: either way the result is not the model with identity blocks.
+    """
     layers, attributes = edits_of(model, stacks, keep, renumber=True)
     if not layers or _fault(model, example, layers, attributes) is None:
         return layers, attributes
     kept_numbers = edits_of(model, stacks, keep, renumber=False)
-    return kept_numbers if _fault(model, example, *kept_numbers) is None else (layers, attributes)
+    fault = _fault(model, example, *kept_numbers)
+    if fault is not None:
+        raise UnsupportedError(
+            "The model without these blocks is not the model with identity in their place.",
+            why=f"{', '.join(block_names(model, layers))}: {fault.why or fault.what}",
+            hint="Each of them can go by itself; ask for less, or protect the ones that other code depends on.",
+        )
+    return kept_numbers
 
 
 def probe(model: nn.Module, example: Any, stacks: Sequence[Stack]) -> list[Stack]:
@@ -348,7 +382,9 @@ def probe(model: nn.Module, example: Any, stacks: Sequence[Stack]) -> list[Stack
             continue
         middle = free[len(free) // 2]
         odd = {i for i in free if _signature(model, stack, i) != _signature(model, stack, middle)}
-        reasons = {i: lock for i in sorted({free[0], middle, free[-1], *odd}) if (lock := _trial(model, example, stack, i))}
+        reasons = {
+            i: lock for i in sorted({free[0], middle, free[-1], *odd}) if (lock := _trial(model, example, stack, i))
+        }
         if middle in reasons:
             rest = {i: lock for i in free if i not in reasons and (lock := _trial(model, example, stack, i))}
             reasons = {**reasons, **rest}
@@ -364,12 +400,12 @@ def _trial(model: nn.Module, example: Any, stack: Stack, index: int) -> Lock | N
     stays = torch.ones(stack.size, dtype=torch.bool)
     stays[index] = False
     name = stack.path or type(model).__name__
-    layers, attributes = decision(model, example, [stack], {name: stays})
-    error = _fault(model, example, layers, attributes)
-    if error is None:
-        return None
-    reason = "without the block the forward fails" if isinstance(error, ForwardError) else "other code depends on the block"
-    return Lock(f"{reason}: {error.why or error.what}", module=stack.blocks[index].name)
+    try:
+        decision(model, example, [stack], {name: stays})
+    except UnsupportedError as error:
+        reason = f"other code depends on the block; without it: {error.why.partition(': ')[2]}"
+        return Lock(reason, module=stack.blocks[index].name)
+    return None
 
 
 def _fault(

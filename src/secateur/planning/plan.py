@@ -37,6 +37,7 @@ class Evidence:
         keep: group name -> bool, True = keep.
         structure: what the engine found, for cuts.
         certify: (original, cut model) -> certificate, for cuts.
+        example: the forward inputs that the plan was made with.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Evidence:
     keep: Mapping[str, Tensor]
     structure: Structure | None = None
     certify: Callable[[nn.Module, nn.Module], Certificate] | None = None
+    example: Any = None
 
 
 @dataclass(eq=False)
@@ -301,7 +303,8 @@ def _require_int(model: nn.Module, attribute: Attribute) -> None:
     except (KeyError, IndexError, TypeError) as error:
         where = f"{attribute.owner}.{attribute.name}"
         raise PlanMismatchError(f"The plan sets {where}, which this model does not have.") from error
-    if type(value) is not int:
+    default = value is None and not isinstance(owner_at(model, attribute.owner), nn.Module)
+    if type(value) is not int and not default:
         raise PlanMismatchError(f"The plan sets {attribute.owner}.{attribute.name}, which is not an integer.")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.call import device_of, require_reiterable, to_example, with_batch_size
+from secateur.call import batch_size_of, device_of, require_reiterable, to_example, with_batch_size
 from secateur.errors import InputError, RecipeError
 from secateur.measure import quality
 from secateur.report import environment
@@ -147,37 +147,24 @@ def compare(
     Source: Blalock et al., "What is the State of Neural Network Pruning?", 2020, section 6 (protocol); Frankle et
     al., "Pruning Neural Networks at Initialization", 2021, section 5 (shuffled and inverted scores).
     """
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
-    if not chosen:
-        raise RecipeError("there is no seed", hint="seeds=3")
-    if len(chosen) > 1:
-        require_scipy()
-    if not 0 < confidence < 1:
-        raise RecipeError(f"confidence={confidence} is no probability", hint="for example 0.95")
-    matched = make_match(match, granularity)
-    strengths = make_levels(levels, matched, granularity)
-    recoveries = make_recoveries(recover)
-    recovering = among("recover_levels", strengths if recover_levels is None else recover_levels, strengths)
-    middle = (strengths[(len(strengths) - 1) // 2],)
-    ablating = among("ablation_levels", middle if ablation_levels is None else ablation_levels, strengths)
-    entries = make_entries(criteria)
+    entries, chosen = make_entries(criteria), _seeds(seeds)
     batches = _scoring_batches(data, calibration, calibration_batches)
-    if (len(recoveries) > 1 or scratch) and data is None:
-        raise RecipeError("recovery needs training data", hint="pass data")
-    if data is not None and (len(recoveries) > 1 or scratch):
-        require_reiterable(data, "it is read once for every recovery")
-    example = _example(example, batches)
+    example = with_batch_size(to_example(batches[0]), 1) if example is None else example
     build = _builder(models, chosen)
     first = build(chosen[0])
-    measured = quality(first, evaluate)
-    name = _metric(metric, measured)
+    name = _metric(metric, quality(first, evaluate))
+    matched, recoveries = make_match(match, granularity), make_recoveries(recover)
+    strengths, training = make_levels(levels, matched, granularity), len(recoveries) > 1 or bool(scratch)
+    if training:
+        _require_training_data(data)
+    middle = [strengths[(len(strengths) - 1) // 2]]
     protocol = Protocol(
         granularity=plain_granularity(granularity),
         match=matched,
         levels=strengths,
         recoveries=recoveries,
-        recover_levels=recovering if len(recoveries) > 1 or scratch else (),
-        ablation_levels=ablating,
+        recover_levels=among("recover_levels", recover_levels or strengths, strengths) if training else (),
+        ablation_levels=among("ablation_levels", middle if ablation_levels is None else ablation_levels, strengths),
         scope=scope,
         allocation=allocation,
         protect=tuple(protect),
@@ -189,25 +176,56 @@ def compare(
         scratch=check_steps(scratch) if scratch else (),
         tag=tag,
     )
-    store = Store(out)
-    total, done, reused = len(planned(protocol, entries)), 0, 0
+    store, count = Store(out), _Counter(len(planned(protocol, entries)), progress)
     rows: list[dict[str, Any]] = []
     for seed in chosen:
         base = first if seed == chosen[0] else build(seed)
         run = SeedRun(
-            protocol, entries, seed=seed, base=base, batches=batches, train=data, example=example,
-            evaluate=evaluate, loss=loss, store=store,
-        )  # fmt: skip
-        for cell in run.cells():
-            row, known = run.result(cell)
-            rows.append(row)
-            done, reused = done + 1, reused + known
-            if progress is not None:
-                progress("compare", done, total)
+            protocol,
+            entries,
+            seed=seed,
+            base=base,
+            batches=batches,
+            train=data,
+            example=example,
+            evaluate=evaluate,
+            loss=loss,
+            store=store,
+        )
+        rows += [count(*run.result(cell)) for cell in run.cells()]
     summary = summarise(rows, protocol)
     manifest = _manifest(protocol, entries, batches, rows, first, title=title, command=command)
     publish(store.folder, rows, summary, manifest)
-    return Comparison(tuple(rows), summary, protocol, manifest, store.folder, reused)
+    return Comparison(tuple(rows), summary, protocol, manifest, store.folder, count.reused)
+
+
+class _Counter:
+    """Counts the runs as they come in, and passes that on."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total, self.progress = total, progress
+        self.done = self.reused = 0
+
+    def __call__(self, row: dict[str, Any], known: bool) -> dict[str, Any]:
+        self.done, self.reused = self.done + 1, self.reused + known
+        if self.progress is not None:
+            self.progress("compare", self.done, self.total)
+        return row
+
+
+def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
+    if not chosen:
+        raise RecipeError("there is no seed", hint="seeds=3")
+    if len(chosen) > 1:
+        require_scipy()
+    return chosen
+
+
+def _require_training_data(data: Data | None) -> None:
+    if data is None:
+        raise RecipeError("recovery needs training data", hint="pass data")
+    require_reiterable(data, "it is read once for every recovery")
 
 
 def _scoring_batches(data: Data | None, calibration: Data | None, limit: int) -> list[Batch]:
@@ -224,10 +242,6 @@ def _scoring_batches(data: Data | None, calibration: Data | None, limit: int) ->
     if not batches:
         raise InputError("there is no batch to score with", hint="pass data, or calibration")
     return batches
-
-
-def _example(example: Any, batches: Sequence[Batch]) -> Any:
-    return with_batch_size(to_example(batches[0]), 1) if example is None else example
 
 
 def _builder(models: Models, seeds: Sequence[int]) -> Callable[[int], nn.Module]:
@@ -275,16 +289,10 @@ def _manifest(
         "criteria": [{"label": entry.label, "control": entry.control, **entry.identity} for entry in entries],
         "scoring": {
             "batches": len(batches),
-            "samples": sum(_samples(b) for b in batches),
+            "samples": sum(batch_size_of(to_example(batch)) for batch in batches),
             "hash": hash_batches(batches),
         },
         "bases": {str(row["seed"]): row["base"] for row in rows},
         "runs": {"total": len(rows), "ok": sum(row["status"] == "ok" for row in rows)},
         "environment": environment(device=str(device_of(model)), seed=protocol.seeds[0]).model_dump(mode="json"),
     }
-
-
-def _samples(batch: Batch) -> int:
-    from secateur.call import batch_size_of
-
-    return batch_size_of(to_example(batch))

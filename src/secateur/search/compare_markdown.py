@@ -25,7 +25,7 @@ def signed(value: float | None) -> str:
     return f"{'+' if value >= 0 else '-'}{significant(abs(value), 3)}"
 
 
-def words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+def words(summary: Mapping[str, Any]) -> list[str]:
     """The findings as sentences, cautions first."""
     seeds = len(summary["seeds"])
     lines = []
@@ -55,17 +55,19 @@ def words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
 
 def _verdicts(summary: Mapping[str, Any], recovery: str) -> list[str]:
     """One sentence: who differs from magnitude over the whole curve, or at the one level that there is."""
-    lines: Sequence[Row] = summary["curve_means"][recovery] or next(
-        (board["lines"] for board in summary["boards"] if board["recovery"] == recovery), []
-    )
+    lines: Sequence[Row] = summary["curve_means"][recovery]
+    where = "over the whole curve"
     if not lines:
-        return []
+        board = next((board for board in summary["boards"] if board["recovery"] == recovery and board["lines"]), None)
+        if board is None:
+            return []
+        lines, where = board["lines"], f"with {board['level']:g} removed"
     by: dict[str, list[str]] = {}
     for line in lines:
         by.setdefault(line["verdict"], []).append(clean(line["criterion"]))
     when = "Without recovery" if recovery == NO_RECOVERY else f"With recovery '{clean(recovery)}'"
     parts = [f"{verdict}: {', '.join(by[verdict])}" for verdict in (BETTER, SAME, WORSE, UNTESTED) if verdict in by]
-    return [f"{when}, over the whole curve and against magnitude: {'; '.join(parts)}."] if parts else []
+    return [f"{when}, {where} and against magnitude: {'; '.join(parts)}."] if parts else []
 
 
 def markdown(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
@@ -73,7 +75,7 @@ def markdown(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     protocol = manifest["protocol"]
     parts = [
         f"# {_text(manifest['title'])}: criteria compared",
-        *(f"- {_text(line)}" for line in words(summary, manifest)),
+        *(f"- {_text(line)}" for line in words(summary)),
     ]
     for recovery in summary["curves"]:
         parts += ["", f"## {'Without recovery' if recovery == NO_RECOVERY else f'Recovery: {_text(recovery)}'}", ""]
@@ -103,8 +105,9 @@ def _curve_table(summary: Mapping[str, Any], recovery: str, protocol: Mapping[st
         rows.append([_text(label), *cells])
     dense = number(summary["dense"][recovery]["mean"])
     note = (
-        f"{_text(summary['metric'])}, mean over seeds and standard deviation, by the fraction of the {protocol['match']} "
-        f"removed; dense {dense}. + and -: differs from magnitude (paired t test, Holm); *: cannot be told from the best."
+        f"{_text(summary['metric'])}, mean over seeds and standard deviation, by the fraction of the "
+        f"{protocol['match']} removed; dense {dense}. + and -: differs from magnitude (paired t test, Holm); "
+        "*: cannot be told from the best."
     )
     return "\n".join([note, "", table(head, rows)])
 
@@ -117,9 +120,16 @@ def _quality(line: Row) -> str:
 
 def _mean_table(summary: Mapping[str, Any], recovery: str) -> str:
     rows = [
-        [_text(line["criterion"]), number(line["mean"]), signed(line["difference"]), _interval(line), _p(line["p_holm"]), line["verdict"]]
+        [
+            _text(line["criterion"]),
+            number(line["mean"]),
+            signed(line["difference"]),
+            _interval(line),
+            _p(line["p_holm"]),
+            line["verdict"],
+        ]
         for line in summary["curve_means"][recovery]
-    ]  # fmt: skip
+    ]
     if not rows:
         return ""
     head = ["criterion", "mean over the curve", "minus magnitude", "interval", "p (Holm)", "verdict"]
@@ -128,10 +138,14 @@ def _mean_table(summary: Mapping[str, Any], recovery: str) -> str:
 
 def _ablation_table(summary: Mapping[str, Any]) -> str:
     rows = [
-        [_text(line["criterion"]), f"{line['level']:g}", number(line["as is"]), number(line["shuffled"]), number(line["inverted"]),
-         f"{signed(line['over_shuffled']['difference'])}{_half(line['over_shuffled']['half'])}"]
+        [
+            _text(line["criterion"]),
+            f"{line['level']:g}",
+            *(number(line[variant]) for variant in ("as is", "shuffled", "inverted")),
+            f"{signed(line['over_shuffled']['difference'])}{_half(line['over_shuffled']['half'])}",
+        ]
         for line in summary["ablations"]
-    ]  # fmt: skip
+    ]
     head = ["criterion", "level", "as is", "shuffled within layers", "inverted within layers", "as is minus shuffled"]
     return table(head, rows)
 
@@ -146,9 +160,7 @@ def _scoring_table(summary: Mapping[str, Any]) -> str:
         ]
         for line in summary["scoring"]
     ]
-    note = (
-        "One epoch is a forward and backward pass over the scoring data. Memory is what was needed above the model's."
-    )
+    note = "One epoch is a forward and backward pass over the scoring data. Memory is what scoring added."
     return "\n".join([note, "", table(["criterion", "time", "epochs", "peak memory"], rows)])
 
 

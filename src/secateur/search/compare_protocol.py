@@ -74,6 +74,9 @@ class Protocol:
         confidence: of the intervals; 1 - confidence is the level of the tests.
         scratch: steps with which the equal-size network is trained from new weights; empty = not run.
         tag: free text for what cannot be hashed (the loss and evaluate functions).
+
+    Raises:
+        RecipeError: a confidence that is no probability.
     """
 
     granularity: str | dict[str, Any]
@@ -92,6 +95,11 @@ class Protocol:
     confidence: float
     scratch: tuple[dict[str, Any], ...] = ()
     tag: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a confidence that is none."""
+        if not 0 < self.confidence < 1:
+            raise RecipeError(f"confidence={self.confidence} is no probability", hint="for example 0.95")
 
     def of_cell(self) -> dict[str, Any]:
         """The part that decides about a single cell: levels and seeds may be added later without losing cells."""

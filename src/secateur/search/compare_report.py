@@ -16,7 +16,6 @@ from secateur.files.seeds import canonical_json
 from secateur.report.html import _json_block, _plotly, _policy
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size
 from secateur.search.compare_markdown import markdown, number, signed, words
-from secateur.search.compare_protocol import NO_RECOVERY
 
 _HERE = Path(__file__).parent
 _STYLE = _HERE.parent / "report" / "report.css"
@@ -99,7 +98,7 @@ def to_html(summary: Mapping[str, Any], manifest: Mapping[str, Any], *, charts: 
     return environment.get_template("compare_page.html").render(
         summary=summary,
         manifest=manifest,
-        words=words(summary, manifest),
+        words=words(summary),
         protocol=canonical_json(manifest),
         style=Markup(_STYLE.read_text(encoding="utf-8")),  # noqa: S704
         policy=_policy(scripts),
@@ -192,6 +191,3 @@ def _layout(x: str, y: str, shapes: list[dict[str, Any]]) -> dict[str, Any]:
 def _page_script() -> str:
     text = (_HERE / "compare_charts.html").read_text(encoding="utf-8")
     return text[text.index(_SCRIPT) + len(_SCRIPT) : text.rindex(_END)]
-
-
-__all__ = ["NO_RECOVERY", "figures", "publish", "to_csv", "to_html"]

@@ -28,14 +28,14 @@ class RemovalOrder:
         group: [n] position of each removal's group in `names`.
         unit: [n] the unit's number in its group.
         sizes: units of each group.
-        round_to: kept counts are rounded up to multiples of this (never above the group's size).
+        round_to: kept counts of each group are rounded up to multiples of this (never above the group's size).
     """
 
     names: tuple[str, ...]
     group: npt.NDArray[np.int64]
     unit: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
-    round_to: int = 1
+    round_to: npt.NDArray[np.int64]
 
     def kept_counts(self, removals: int) -> dict[str, int]:
         """How many units every group keeps after the first `removals` removals, rounded."""
@@ -57,7 +57,11 @@ class RemovalOrder:
 
 
 def removal_order(
-    scores: Mapping[str, Tensor], *, scope: str = "global", min_keep: Mapping[str, int] | int = 1, round_to: int = 1
+    scores: Mapping[str, Tensor],
+    *,
+    scope: str = "global",
+    min_keep: Mapping[str, int] | int = 1,
+    round_to: Mapping[str, int] | int = 1,
 ) -> RemovalOrder:
     """Order all units by what they are worth; ties by group name, then by number.
 
@@ -66,6 +70,9 @@ def removal_order(
         scope: "global" ranks by score; "local" by the rank within the group, so all groups shrink alike.
         min_keep: units that stay in every group: the best ones, whatever their score.
         round_to: kept counts are multiples of this.
+
+    Returns:
+        the list; every group's best units are not in it.
 
     Cost: one sort of all units.
     """
@@ -81,7 +88,10 @@ def removal_order(
         sizes.append(len(score))
     group, unit = np.concatenate(groups or [np.zeros(0, int)]), np.concatenate(units or [np.zeros(0, int)])
     by_worth = np.argsort(np.concatenate(keys or [np.zeros(0)]), kind="stable")
-    return RemovalOrder(names, group[by_worth], unit[by_worth], np.asarray(sizes, np.int64), round_to)
+    steps = [round_to if isinstance(round_to, int) else round_to.get(name, 1) for name in names]
+    return RemovalOrder(
+        names, group[by_worth], unit[by_worth], np.asarray(sizes, np.int64), np.asarray(steps, np.int64)
+    )
 
 
 def removals_for(order: RemovalOrder, cost: Callable[[Counts], float], limit: float, what: str) -> int:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.cut import Cuts
-from secateur.calibrate.activations import LEARN, finite
+from secateur.calibrate.activations import few_samples, finite
 from secateur.calibrate.functional import batches
 from secateur.calibrate.gram import Geometry, Sampler, geometry
-from secateur.call import require_reiterable, to_example, with_batch_size
+from secateur.call import require_reiterable, to_example
 from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.solve.shortcut import Shortcut, find_shortcut
@@ -102,7 +102,7 @@ def refit_consumers(
             sampler = Sampler(positions, seed)
             for number, (batch, size) in enumerate(batches(original, data), start=1):
                 if layers is None or records is None:
-                    example = with_batch_size(to_example(batch), min(size, LEARN))
+                    example = few_samples(to_example(batch), size)
                     records = whole_record(original, example), whole_record(cut, example)
                     layers = _layers(cut, records, cuts, wanted)
                     if not layers:
@@ -192,7 +192,9 @@ def _add_batch(
     example: Any,
 ) -> None:
     """Add one batch to the sums of a layer: first the cut model, where the rows are drawn, then the original."""
-    shape, rows, where = layer.geometry, {}, {}
+    shape = layer.geometry
+    rows: dict[int, Tensor] = {}
+    where: dict[int, Tensor | None] = {}
     aside = {s.cut: i for i, s in enumerate(layer.shortcuts) if s is not None}
     moved: dict[int, Tensor] = {}
 

@@ -25,11 +25,10 @@ MAX_TOGETHER = 64  # atoms that are tried together before an atom is locked
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """How an attribute follows: it is the size of `axis`, times or divided by `other`."""
+    """How an attribute follows: it is the size of `axis`, changed by `steps` of arithmetic one after the other."""
 
     axis: Axis
-    op: str = ""
-    other: Expr | None = None
+    steps: tuple[tuple[str, Expr], ...] = ()
 
 
 class Sizes:
@@ -71,13 +70,10 @@ class Sizes:
         definition = self.definitions.get(attribute)
         if definition is None:
             return self.present[attribute]
-        size = size_after(definition.axis, counts)
-        if definition.other is None:
-            return size
-        other = self.evaluate(definition.other, counts)
-        if definition.op == "floordiv":
-            return size * other
-        return size // other if other > 0 and size % other == 0 else -1
+        value = size_after(definition.axis, counts)
+        for op, expr in definition.steps:
+            value = _undo(op, value, self.evaluate(expr, counts))
+        return value
 
     def evaluate(self, expr: Expr, counts: Mapping[int, int]) -> int:
         """Value of an expression after the cut."""
@@ -112,42 +108,65 @@ def _definitions(record: Record) -> dict[Attribute, Definition]:
             found.setdefault(site.expr, Definition(site.axis))
     for site in record.sites:
         for attribute, definition in _solved(site, record.values):
-            if not any(a in found for a in (attribute,)) and attribute not in _reads(definition.other, found):
+            if attribute not in found and attribute not in _reads(definition.steps, found):
                 found[attribute] = definition
     return found
 
 
+def _undo(op: str, value: int, other: int) -> int:
+    """The operand x of `x op other == value` (-1: there is none)."""
+    if op == "floordiv":
+        return value * other
+    if op == "mul":
+        return value // other if other > 0 and value % other == 0 else -1
+    return value - other if op == "add" else value + other
+
+
 def _solved(site: Site, values: Mapping[Attribute, int]) -> Iterator[tuple[Attribute, Definition]]:
-    """Attributes that a quotient or product determines, if it does so now without remainder."""
+    """Attributes that sums, products and quotients determine, if they do so now without remainder."""
     expr = site.expr
     if isinstance(expr, Apply) and expr.op == "eq" and site.axis == 1:
         for one, other in ((expr.left, expr.right), (expr.right, expr.left)):
             if isinstance(one, Attribute) and isinstance(other, Dim):
                 yield one, Definition(other.axis)
+    if isinstance(site.axis, int) or not isinstance(expr, Apply):
         return
-    if isinstance(site.axis, int) or not isinstance(expr, Apply) or expr.op not in ("floordiv", "mul"):
-        return
-    pairs = [(expr.left, expr.right)] if expr.op == "floordiv" else [(expr.left, expr.right), (expr.right, expr.left)]
-    for one, other in pairs:
-        if not isinstance(one, Attribute) or one in set(attributes_in(other)):
-            continue
-        rest = evaluate(other, {}, values)
-        exact = site.axis.size * rest == values[one] if expr.op == "floordiv" else rest * values[one] == site.axis.size
-        if exact:
-            yield one, Definition(site.axis, expr.op, other)
+    for attribute, steps in _isolated(expr):
+        value = site.axis.size
+        for op, other in steps:
+            value = _undo(op, value, evaluate(other, {}, values))
+        if value == values[attribute]:
+            yield attribute, Definition(site.axis, steps)
 
 
-def _reads(expr: Expr | None, definitions: Mapping[Attribute, Definition]) -> set[Attribute]:
-    """Every attribute that an expression depends on, through definitions too."""
+def _isolated(expr: Expr) -> Iterator[tuple[Attribute, tuple[tuple[str, Expr], ...]]]:
+    """Every attribute that occurs once, with the operations to undo, outermost first."""
+    if isinstance(expr, Attribute):
+        yield expr, ()
+    if not isinstance(expr, Apply) or expr.op not in ("add", "sub", "mul", "floordiv"):
+        return
+    sides = [(expr.left, expr.right)]
+    if expr.op in ("add", "mul"):
+        sides.append((expr.right, expr.left))
+    for one, other in sides:
+        rest = set(attributes_in(other))
+        for attribute, steps in _isolated(one):
+            if attribute not in rest:
+                yield attribute, ((expr.op, other), *steps)
+
+
+def _reads(
+    steps: Iterable[tuple[str, Expr]], definitions: Mapping[Attribute, Definition]
+) -> set[Attribute]:
+    """Every attribute that the arithmetic depends on, through definitions too."""
     found: set[Attribute] = set()
-    todo = [] if expr is None else [expr]
+    todo = [expr for _, expr in steps]
     while todo:
         for attribute in attributes_in(todo.pop()):
             if attribute not in found:
                 found.add(attribute)
-                definition = definitions.get(attribute)
-                if definition is not None and definition.other is not None:
-                    todo.append(definition.other)
+                if attribute in definitions:
+                    todo += [expr for _, expr in definitions[attribute].steps]
     return found
 
 
@@ -210,10 +229,30 @@ def _partners(sizes: Sizes, site: Site, together: list[Atom]) -> list[Atom]:
         below = list(leaves(axis))
         if any(atom.id in ids for atom in below):
             continue  # its factors are not each other's partners
-        same = [atom for atom in below if atom.size == together[0].size and not atom.locks]
-        if len({atom.id for atom in same}) == 1 and not _nested(axis, same[0]):
-            found[same[0].id] = same[0]
+        same = {atom.id: atom for atom in below if atom.size == together[0].size and not atom.locks}
+        if len(same) > 1:
+            same = {atom.id: atom for atom in _counterparts(sizes, site, ids, axis) if atom.id in same}
+        if len(same) == 1:
+            (atom,) = same.values()
+            if not _nested(axis, atom):
+                found[atom.id] = atom
     return list(found.values())
+
+
+def _counterparts(sizes: Sizes, site: Site, ids: set[int], axis: Axis) -> Iterator[Atom]:
+    """Factors of `axis` in the places that atoms `ids` have in dimensions of the same form."""
+    factors = _factors(axis)
+    for other in (term for one in sizes.axes(site) for term in _terms(one)):
+        theirs = _factors(other)
+        if [f.size for f in theirs] == [f.size for f in factors]:
+            for mine, their in zip(factors, theirs, strict=True):
+                if isinstance(their, Atom) and their.id in ids and isinstance(mine, Atom):
+                    yield mine
+
+
+def _factors(axis: Axis) -> list[Axis]:
+    node = resolve(axis)
+    return [resolve(part) for part in node.parts] if isinstance(node, Prod) else [node]
 
 
 def _terms(axis: Axis) -> Sequence[Axis]:

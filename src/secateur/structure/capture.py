@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, cast
@@ -82,12 +83,13 @@ def _forward(model: nn.Module, example: Any) -> Any:
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Eval mode, slow path of attention, no oneDNN fusion of recurrent layers; all restored."""
-    training = [(module, module.training) for module in model.modules()]
+    training = [module for module in model.modules() if module.training]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     onednn = torch._C._get_mkldnn_enabled()  # the public switch warns about TF32 on some machines
     try:
-        model.eval()
+        for module in training:
+            module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=[]):
             if recurrent:
@@ -96,8 +98,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
     finally:
         torch._C._set_mkldnn_enabled(onednn)
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in training:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 class Recorder:
@@ -114,6 +116,7 @@ class Recorder:
         self.named: dict[int, str] = {}
         self.stored: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
         self.originals: dict[str, Tensor] = {}
+        self.by_name: dict[str, int] = {}
         self.changed: dict[int, tuple[Tensor, Tensor]] = {}
         self.module_stack: list[str] = []
         self.function = ""
@@ -148,11 +151,11 @@ class Recorder:
         return self._add_named(tensor, name)
 
     def _add_named(self, tensor: Tensor, name: str) -> int:
-        for number, known in self.record.names.items():
-            if known == name:
-                self.numbers[tensor] = number
-                return number
-        number = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
+        known = self.by_name.get(name)
+        if known is not None:
+            self.numbers[tensor] = known
+            return known
+        number = self.by_name[name] = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
         self.record.names[number] = name
         self.record.axes[number] = self.live[number]
         self.sources[number] = (name, tuple(range(tensor.dim())))
@@ -253,6 +256,8 @@ class Recorder:
 
     def equality(self, expr: Expr) -> None:
         """The code compared two sizes, found them equal and went on accordingly."""
+        if self.function:  # inside torch, where sizes are plain numbers; the function's handler knows better
+            return
         here = self.place()
         if not is_literal(expr):
             self.record.sites.append(Site(expr, 1, Place("==", here.module, here.where)))
@@ -394,6 +399,12 @@ def _storage_key(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]
 _INTERNAL: dict[CodeType, bool] = {}
 
 
+@cache
+def _short(filename: str) -> str:
+    path = Path(filename)
+    return f"{path.parent.name}/{path.name}"
+
+
 def user_line() -> str:
     """`file:line` of the innermost frame outside torch and secateur's engine."""
     frame: FrameType | None = sys._getframe(1)
@@ -404,8 +415,7 @@ def user_line() -> str:
             internal = code.co_filename.startswith((TORCH, HERE)) or code.co_filename.startswith("<")
             _INTERNAL[code] = internal
         if not internal:
-            path = Path(code.co_filename)
-            return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+            return f"{_short(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 

@@ -18,8 +18,8 @@ from secateur.structure.capture import quiet, tensors_of
 from secateur.structure.groups import _protected
 from secateur.types import Lock
 
-MIXING = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "conv", "scaled_dot_product", "embedding", "lstm")
-MIXING += ("gru", "rnn", "grouped_mm", "einsum", "addmv", "mv", "dot")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "einsum", "grouped_mm")
+MIXING = (*PRODUCTS, "convolution", "conv", "scaled_dot_product", "embedding", "lstm", "gru", "rnn")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,15 +12,15 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from secateur.structure.axes import Axis, size_after
 
 CONTAINERS = (dict, OrderedDict, list, set)
+PLAIN = frozenset([*CONTAINERS, bool, int, float, str, tuple, type(None)])
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -162,7 +162,7 @@ def owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_config(value: object) -> bool:
-    if isinstance(value, (nn.Module, type)) or not hasattr(value, "__dict__"):
+    if type(value) in PLAIN or isinstance(value, (nn.Module, type)) or not hasattr(value, "__dict__"):
         return False
     name = type(value).__name__
     if name.endswith(("Config", "Args", "Arguments", "Namespace")):
@@ -181,7 +181,8 @@ def owner_at(model: nn.Module, path: str) -> Any:
 def read(model: nn.Module, attribute: Attribute) -> int:
     """Current value of an attribute."""
     value = vars(owner_at(model, attribute.owner))[attribute.name]
-    return int(value if attribute.item is None else value[attribute.item])
+    value = value if attribute.item is None else value[attribute.item]
+    return cast(int, value if value is None else int(value))  # None: a config's "the default"
 
 
 def write(model: nn.Module, attribute: Attribute, value: int) -> None:
@@ -207,9 +208,11 @@ def tracked_attributes(model: nn.Module, values: dict[Attribute, int], watch: Wa
     held: list[tuple[Any, Any]] = []
     for path, owner in owners(model):
         store = vars(owner)
-        saved.append((store, dict(store)))
-        held += [(value, copy(value)) for value in store.values() if type(value) in CONTAINERS]
-        for name, value in list(store.items()):
+        before = dict(store)
+        saved.append((store, before))
+        for name, value in before.items():
+            if type(value) in CONTAINERS:
+                held.append((value, value.copy() if value else ()))
             if type(value) is int:
                 values[Attribute(path, name)] = value
                 store[name] = TrackedInt(value, Attribute(path, name), watch)
@@ -220,11 +223,14 @@ def tracked_attributes(model: nn.Module, values: dict[Attribute, int], watch: Wa
         yield
     finally:
         for store, before in saved:
-            store.clear()
-            store.update(before)
-        for container, before in held:  # caches that a forward fills would outlive the cut
-            if not _same(container, before):
-                _refill(container, before)
+            for name in [name for name in store if name not in before]:
+                del store[name]
+            for name, value in before.items():
+                if store.get(name) is not value:
+                    store[name] = value
+        for container, content in held:  # caches that a forward fills would outlive the cut
+            if (container or content) and not _same(container, content):
+                _refill(container, content)
 
 
 def _same(a: Any, b: Any) -> bool:

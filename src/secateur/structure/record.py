@@ -38,11 +38,13 @@ class Restrict:
         inputs: (tensor number, dimension, axis) of everything that is cut before the operation.
         outputs: (position among the tensor results, dimension, axis) of what is spread out again.
         sizes: positional argument -> axis or axes whose kept size replaces the integer(s) there.
+        aligned: positions in `inputs` of dimensions that meet index by index: they must keep the same coordinates.
     """
 
     inputs: list[tuple[int, int, Axis]]
     outputs: list[tuple[int, int, Axis]] = field(default_factory=list)
     sizes: dict[int, Axis | tuple[Axis, ...]] = field(default_factory=dict)
+    aligned: list[tuple[int, ...]] = field(default_factory=list)
 
 
 @dataclass(eq=False)

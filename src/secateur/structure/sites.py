@@ -270,15 +270,23 @@ def conv_groups(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @handles("multi_head_attention_forward")
 def multi_head_attention(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """nn.MultiheadAttention derives its head size from the width of its input: none of the two can change alone."""
-    weights = [kwargs.get("in_proj_weight"), *args[5:6], *(kwargs.get(f"{n}_proj_weight") for n in "qkv")]
-    reason = recorder.reason(
-        "nn.MultiheadAttention ties heads, head size and width together (embed_dim = heads x head size)",
-        "use a module with separate projections, or remove whole layers",
-    )
+    """nn.MultiheadAttention takes embed_dim = heads x head size for granted, so its input width is that product.
+
+    Whole heads then go with their share of the width, or the same coordinates of every head with theirs.
+    """
     query = args[0] if args else kwargs["query"]
-    lock(recorder.axes(query)[-1], reason)
-    for weight in weights:
-        if isinstance(weight, Tensor):
-            for axis in recorder.axes(weight):
-                lock(axis, reason)
+    width, embed_dim, heads = recorder.axes(query)[-1], *args[3:5]
+    packed = args[5] if len(args) > 5 else kwargs.get("in_proj_weight")
+    separate = [kwargs.get(f"{name}_proj_weight") for name in "qkv"]
+    inner = [recorder.axes(weight)[0] for weight in separate if isinstance(weight, Tensor)]
+    try:
+        if isinstance(packed, Tensor) and not inner:
+            inner = [recorder.space.split_product(recorder.axes(packed)[0], 3)[1]]
+        for axis in inner:
+            recorder.space.unify(width, axis)
+        tie(recorder, heads, recorder.space.split_product(width, int(heads))[0])
+    except Conflict:
+        reason = recorder.reason("the width of nn.MultiheadAttention does not follow its heads")
+        for axis in (width, *inner):
+            lock(axis, reason)
+    tie(recorder, embed_dim, width)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from micro.base import case, floats, several, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from micro.base import case, floats, several, tokens
 
 
 @case(floats(2, 5, 8), free="embed attention.qkv/head attention.qkv/head_dim fc1",
@@ -195,22 +196,63 @@ class CrossAttention(nn.Module):
         return self.out(torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2))
 
 
-@case(floats(2, 5, 16), free="", share=0.0, zeroing=False,
-      locked={"in_proj_weight": "embed_dim = heads x head size"})  # fmt: skip
+class SelfAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention over itself."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x)[0]
+
+
+@case(floats(2, 5, 16), free="", share=0.0, zeroing=False, locked={"in_proj_weight/head": "model's input"})
 def native_attention() -> nn.Module:
-    """nn.MultiheadAttention derives its head size from the width of its input."""
-
-    class SelfOnly(nn.MultiheadAttention):
-        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            return super().forward(x, x, x)[0]
-
-    return SelfOnly(16, 4, batch_first=True)
+    """The width of the input is heads x head size: an input that stays holds both."""
+    return SelfAttention(16, 4, batch_first=True)
 
 
-@case(floats(2, 5, 16), free="linear1", share=0.15, zeroing=False)
-def native_encoder_layer() -> nn.Module:
-    """The feed-forward part of nn.TransformerEncoderLayer is free although its attention stays."""
-    return nn.TransformerEncoderLayer(16, 4, 40, batch_first=True, dropout=0.0)
+@case(floats(2, 5, 8), free="0/head 0/head_dim 1.out_proj", share=0.3, zeroing=False)
+def native_attention_inside() -> nn.Module:
+    """Where the width is free it follows the heads, and the sizes of the heads."""
+    return nn.Sequential(nn.Linear(8, 24), SelfAttention(24, 4, batch_first=True), nn.LayerNorm(24), nn.Linear(24, 3))
+
+
+@case(floats(2, 5, 8), free="0/head 0/head_dim 1.linear1 2.linear1", share=0.4, zeroing=False, double=True)
+def native_encoder_layers() -> nn.Module:
+    """Two nn.TransformerEncoderLayer share one width, so they share heads and sizes of heads."""
+    layers = [nn.TransformerEncoderLayer(24, 4, 40, batch_first=True, dropout=0.0, norm_first=n) for n in (True, False)]
+    return nn.Sequential(nn.Linear(8, 24), *layers, nn.Linear(24, 3))
+
+
+@case(
+    several(floats(2, 4, 12), floats(2, 7, 10)),
+    free="inner/head inner/head_dim memory attention.out_proj",
+    share=0.3,
+    zeroing=False,
+)
+class NativeCrossAttention(nn.Module):
+    """Keys and values of another width keep that width to themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.memory, self.out = nn.Linear(12, 18), nn.Linear(10, 14), nn.Linear(18, 4)
+        self.attention = nn.MultiheadAttention(18, 3, kdim=14, vdim=14, batch_first=True, add_bias_kv=True)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        memory = self.memory(memory)
+        return self.out(self.attention(self.inner(x), memory, memory, need_weights=False)[0])
+
+
+@case(several(floats(2, 4, 12), floats(2, 7, 12)), free="inner/head inner/head_dim feed.linear1", share=0.3,
+      zeroing=False)  # fmt: skip
+class NativeDecoder(nn.Module):
+    """nn.TransformerDecoderLayer: one packed weight serves queries of one sequence and keys of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(12, 18), nn.Linear(18, 4)
+        self.feed = nn.TransformerDecoderLayer(18, 3, 30, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return self.out(self.feed(self.inner(x), self.inner(memory)))
 
 
 @case(tokens(2, 6), free="tokens blocks.0.attention.qkv/head blocks.0.attention.qkv/head_dim blocks.0.up"
@@ -250,7 +292,12 @@ class ShiftedWindows(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.window, self.embed, self.attention, self.head = 4, nn.Linear(12, 18), FusedAttention(18, 3), nn.Linear(18, 5)
+        self.window, self.embed, self.attention, self.head = (
+            4,
+            nn.Linear(12, 18),
+            FusedAttention(18, 3),
+            nn.Linear(18, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -270,7 +317,9 @@ class GatedLinearUnits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up, self.gate, self.down = nn.Linear(16, 30), nn.Linear(16, 30), nn.Linear(30, 16)
-        self.fused, self.back, self.wide, self.end = (nn.Linear(i, o) for i, o in [(16, 24), (12, 16), (16, 20), (10, 4)])
+        self.fused, self.back, self.wide, self.end = (
+            nn.Linear(i, o) for i, o in [(16, 24), (12, 16), (16, 20), (10, 4)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.down(F.silu(self.gate(x)) * self.up(x))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from micro.base import case, conv, conv_bn, floats, head, image, several, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from micro.base import case, conv, conv_bn, floats, head, image, several, tokens
 
 
 @case(image(), free="a b", share=0.25)
@@ -218,7 +219,7 @@ class Conv1D(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) / 4), nn.Parameter(torch.zeros(nf))
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.size()[:-1] + (self.nf,)
+        size = (*x.size()[:-1], self.nf)
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
 
 
@@ -276,3 +277,44 @@ class Flags(nn.Module):
         for number in which:
             x = F.relu(self.blocks[number](x))
         return self.head(x)
+
+
+@case(tokens(3, 5), free="means maxima fc", share=0.3, zeroing=False)
+class BagsOfWords(nn.Module):
+    """nn.EmbeddingBag by mean and by maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means, self.maxima = nn.EmbeddingBag(20, 12, mode="mean"), nn.EmbeddingBag(20, 10, mode="max")
+        self.fc, self.out = nn.Linear(22, 14), nn.Linear(14, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        both = torch.cat([self.means(ids), self.maxima(ids)], 1)
+        return self.out(F.relu(self.fc(both)))
+
+
+@case(several(floats(4, 8), tokens(4, vocabulary=3)), free="a", share=0.2, zeroing=True)
+class LossInside(nn.Module):
+    """The forward returns a loss with the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 14), nn.Linear(14, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.b(F.relu(self.a(x)))
+        return F.cross_entropy(logits, labels), logits
+
+
+@case(floats(4, 8), free="encode code", share=0.3, zeroing=True)
+class Reconstruction(nn.Module):
+    """An autoencoder that returns its own errors: losses over a dimension that stays and one that goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.code, self.decode = nn.Linear(8, 14), nn.Linear(14, 10), nn.Linear(10, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        code = self.code(F.relu(self.encode(x)))
+        y = self.decode(code)
+        return F.mse_loss(y, x) + F.smooth_l1_loss(y, x), y

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from micro.base import case, conv, conv_bn, floats, head, image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from micro.base import case, conv, conv_bn, floats, head, image
 
 
 @case(image(), free="stem up out", share=0.3, double=True)
@@ -190,7 +191,12 @@ class Mixer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.norm, self.mix, self.back = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(6, 14), nn.Linear(14, 6)
+        self.embed, self.norm, self.mix, self.back = (
+            nn.Linear(8, 16),
+            nn.LayerNorm(16),
+            nn.Linear(6, 14),
+            nn.Linear(14, 6),
+        )
         self.head = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -309,7 +315,9 @@ class Resampled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.stem(x)), 2) + F.adaptive_max_pool2d(F.relu(self.stem(x)), 8)
         x = F.interpolate(F.relu(self.mid(x)), size=(10, 12), mode="bilinear", align_corners=False)
-        grid = F.affine_grid(torch.eye(2, 3)[None].expand(x.shape[0], -1, -1), [x.shape[0], 1, 6, 6], align_corners=False)
+        grid = F.affine_grid(
+            torch.eye(2, 3)[None].expand(x.shape[0], -1, -1), [x.shape[0], 1, 6, 6], align_corners=False
+        )
         x = F.grid_sample(x, grid, align_corners=False)
         return self.head(F.relu(self.end(F.interpolate(x, scale_factor=2.0, mode="bicubic"))))
 

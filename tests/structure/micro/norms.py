@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from micro.base import case, conv, floats, head, image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from micro.base import case, conv, floats, head, image
 
 
 @case(image(), free="0/conv_group 0 3/conv_group 3", share=0.4, zeroing=False, double=True)
@@ -36,7 +37,13 @@ def group_norm_over_grouped_convolution() -> nn.Module:
 @case(image(), free="0 3", share=0.4)
 def instance_norms() -> nn.Module:
     return nn.Sequential(
-        conv(3, 12), nn.InstanceNorm2d(12, affine=True), nn.ReLU(), conv(12, 10), nn.InstanceNorm2d(10), nn.ReLU(), head(10)
+        conv(3, 12),
+        nn.InstanceNorm2d(12, affine=True),
+        nn.ReLU(),
+        conv(12, 10),
+        nn.InstanceNorm2d(10),
+        nn.ReLU(),
+        head(10),
     )
 
 

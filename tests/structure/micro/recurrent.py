@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from micro.base import case, floats, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from micro.base import case, floats, tokens
 
 
 class Last(nn.Module):

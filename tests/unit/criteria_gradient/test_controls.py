@@ -136,7 +136,7 @@ def test_channels_without_a_norm_are_refused_or_kept():
     half = Group("cat", "channel", (12,), (Span("bn1.weight", torch.arange(6), "scale"),))
     with pytest.raises(RecipeError, match="'cat'"):
         NormScale().score(Context(model, [half]))
-    assert float(NormScale(missing="keep").score(Context(model, [half]))["cat"][6:].min()) > 1e30
+    assert float(NormScale(missing="keep").score(Context(model, [half]))["cat"][6:].min()) > 1e29
 
 
 def test_equal_scales_tie():

@@ -15,6 +15,7 @@ from secateur.criteria.movement import Movement
 from secateur.criteria.snip import Snip
 from secateur.criteria.taylor import Taylor
 from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.types import Group, Span
 
 ALL = [
     Gradient,
@@ -106,6 +107,26 @@ def test_buffers_have_no_gradient():
         Gradient().score(Context(Buffered(), group, data=[torch.ones(1)], loss=lambda m, b: m.weight.sum()))
 
 
+def test_buffers_beside_parameters_do_not_count():
+    """A table of positions goes with the units of a stream; the scores are those of the weights."""
+
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+            self.register_buffer("table", torch.ones(4))
+
+        def forward(self, x):
+            return self.layer(x) + self.table
+
+    torch.manual_seed(0)
+    model, data = Stream(), [(torch.randn(4, 3), torch.arange(4))]
+    spans = (Span("layer.weight", torch.arange(4).view(4, 1), "out"), Span("table", torch.arange(4), "out"))
+    whole, bare = (Group("layer", "neuron", (4,), spans[:n]) for n in (2, 1))
+    scores = Snip().score(Context(model, [whole], data=data))["layer"]
+    assert torch.equal(scores, Snip().score(Context(model, [bare], data=data))["layer"])
+
+
 def test_gradient_norms_are_those_of_the_gradient():
     torch.manual_seed(0)
     model, data = Attention(), tokens(samples=6, batch=6)
@@ -163,3 +184,17 @@ def test_numbers_out_of_range_are_refused():
     for make in (lambda: IntegratedGradients(steps=0), lambda: Movement(steps=0), lambda: Movement(lr=0.0)):
         with pytest.raises(RecipeError):
             make()
+
+
+def test_taylor_scores_units_of_several_kinds_in_one_call():
+    """Kernels of a layer with one input channel lie along one dimension, the others along two."""
+    import secateur as sc
+
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3)
+    )
+    data = [(torch.randn(5, 1, 6, 6), torch.randint(0, 3, (5,)))]
+    together = sc.score(model, criterion="taylor", granularity="kernel", data=data)
+    alone = sc.score(model, criterion="taylor", granularity="kernel", data=data, protect=["0"])
+    torch.testing.assert_close(together["2.weight"], alone["2.weight"])
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -71,7 +71,9 @@ def resnet() -> nn.Sequential:
     torch.manual_seed(0)
     stage1 = nn.Sequential(ConvBlock(3, 8), ConvBlock(8, 8), ConvBlock(8, 8))
     stage2 = nn.Sequential(ConvBlock(8, 12), ConvBlock(12, 12), ConvBlock(12, 12), ConvBlock(12, 12))
-    return nn.Sequential(stage1, nn.MaxPool2d(2), stage2, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)).eval()
+    return nn.Sequential(
+        stage1, nn.MaxPool2d(2), stage2, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)
+    ).eval()
 
 
 def deep(depth: int = 6, seed: int = 0) -> Deep:

@@ -39,7 +39,7 @@ def attention(call: Call) -> list[Axes]:
     call.recorder.record.heads.append(axes_q[1])
     call.recorder.record.inner += [axes_q[3], axes_v[3]]
     inputs = [(call.number(t), 3, call.axes(t)[3]) for t in (q, k, v)]
-    call.restricted = Restrict(inputs, [(0, 3, axes_v[3])])
+    call.restricted = Restrict(inputs, [(0, 3, axes_v[3])], aligned=[(0, 1)])
     call.cost += [(*axes_q, axes_k[2]), (*axes_q[:3], axes_k[2], axes_v[3])]
     others = [tuple(call.fresh(n, "bookkeeping of attention") for n in t.shape) for t in call.results[1:]]
     return [out, *others]

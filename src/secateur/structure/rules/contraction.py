@@ -100,7 +100,7 @@ def cdist(call: Call) -> Axes:
     a, b = call.args[:2]
     axes_a, axes_b = call.axes(a), call.axes(b)
     call.unify(axes_a[-1], axes_b[-1])
-    call.restricted = Restrict([(call.number(t), t.dim() - 1, call.axes(t)[-1]) for t in (a, b)])
+    call.restricted = Restrict([(call.number(t), t.dim() - 1, call.axes(t)[-1]) for t in (a, b)], aligned=[(0, 1)])
     return (*broadcast(call, [axes_a[:-2], axes_b[:-2]]), axes_a[-2], axes_b[-2])
 
 

@@ -87,6 +87,24 @@ def bucketize(call: Call) -> Axes:
     return call.axes(values) if isinstance(values, Tensor) else ()
 
 
+@register("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> list[Axes]:
+    """Sums, means or maxima of rows of a table."""
+    rows, columns = call.axes(call.args[0])
+    call.lock(rows, "the vocabulary of a table", "rows are addressed by number")
+    name, dims = call.recorder.sources.get(call.number(call.args[0]), ("", ()))
+    if name:
+        call.recorder.record.roles.setdefault((name, dims[1]), "out")
+    bags, *others = call.results
+    weights = call.get("per_sample_weights")
+    for axis in call.axes(weights) if isinstance(weights, Tensor) else ():
+        call.lock(axis, BY_NUMBER)
+    return [
+        (call.fresh(bags.shape[0], BY_NUMBER), columns),
+        *(tuple(columns if n == columns.size else call.fresh(n, BY_NUMBER) for n in t.shape) for t in others),
+    ]
+
+
 @register("gather", "take_along_dim")
 def gather(call: Call) -> Axes:
     """One position per element of the index along a dimension."""

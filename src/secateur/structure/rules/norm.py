@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.structure.axes import Axis, Conflict, product
+from secateur.structure.axes import Axis, Conflict
 from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, register
 
@@ -66,6 +66,7 @@ def layer_norm(call: Call) -> list[Axes]:
             own = call.axes(affine)
             for i in range(count):
                 call.unify(axes[first + i], own[i])
+            restrict.aligned += [(i, len(restrict.inputs) + i) for i in range(count)]
             restrict.inputs += [(call.number(affine), i, own[i]) for i in range(count)]
     restrict.sizes[call.position("normalized_shape")] = axes[first:]
     statistics = [
@@ -81,16 +82,16 @@ def group_norm(call: Call) -> list[Axes]:
     axes = call.axes(x)
     channels: Axis = axes[1]
     try:
-        group, inner = call.recorder.space.split_product(channels, groups)
+        group, _ = call.recorder.space.split_product(channels, groups)
     except Conflict:
         call.lock(channels, "normalisation groups do not follow the structure of the channels")
-        group, inner = call.fresh(groups, "fixed groups"), call.fresh(channels.size // groups)
-    channels = product([group, inner]) if channels.size == group.size * inner.size else channels
+        group = call.fresh(groups, "fixed groups")
     restrict = Restrict([(call.number(x), 1, axes[1])], [(0, 1, axes[1])])
     for name in ("weight", "bias"):
         affine = call.get(name)
         if isinstance(affine, Tensor):
             call.unify(channels, call.axes(affine)[0])
+            restrict.aligned.append((0, len(restrict.inputs)))
             restrict.inputs.append((call.number(affine), 0, call.axes(affine)[0]))
     restrict.sizes[call.position("C")] = axes[1]
     restrict.sizes[call.position("group")] = group

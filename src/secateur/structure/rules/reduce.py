@@ -46,6 +46,19 @@ def extreme(call: Call) -> list[Axes] | Axes:
     return found
 
 
+@register("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss")
+def distance(call: Call) -> Axes:
+    """An error per element, then its mean or sum."""
+    axes = broadcast(call, [call.axes(t) for t in call.tensors()])
+    if call.results[0].dim() == len(axes):
+        return axes
+    call.restricted = Restrict([(call.number(t), d, call.axes(t)[d]) for t in call.tensors() for d in range(t.dim())])
+    rank = len(axes)
+    if all(t.dim() == rank for t in call.tensors()):
+        call.restricted.aligned = [tuple(d + rank * i for i in range(len(call.tensors()))) for d in range(rank)]
+    return ()
+
+
 @register("prod", "any", "all", "argmax", "argmin", "mode", "kthvalue", "aminmax")
 def ordered(call: Call) -> Axes | list[Axes]:
     """The result holds positions, or depends on an order: the reduced dimension is locked."""

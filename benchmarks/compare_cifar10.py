@@ -1,0 +1,327 @@
+"""All criteria on a ResNet-20-like network and CIFAR-10, compared fairly; can be stopped and started again.
+
+    python benchmarks/compare_cifar10.py --data PATH_TO_CIFAR10 --out runs/cifar10 [--threads 1] [--only base]
+
+PATH_TO_CIFAR10 holds train.parquet and test.parquet as Hugging Face data sets write them. Base models go to
+``OUT/base``, every single run to ``OUT/channel/cells`` and ``OUT/element/cells``; whatever lies there is not done
+again. At the end (and with ``--only report`` at any time) the page docs/benchmarks/criteria-cifar10.md is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import secateur.criteria
+from secateur.files import atomic_write, load_tensors, save_tensors
+from secateur.measure import accuracy, accuracy_on, macs, num_params
+from secateur.recover import finetune
+from secateur.search.compare import compare
+from secateur.search.compare_markdown import markdown
+from secateur.sources import DataSet, TensorData, resolve_data
+
+LEVELS = {"channel": (0.2, 0.35, 0.5, 0.65, 0.75, 0.85), "element": (0.5, 0.67, 0.8, 0.9, 0.95, 0.98)}
+RECOVER_LEVELS = {"channel": (0.5, 0.75), "element": (0.8, 0.95)}
+RECOVERY = (
+    {"method": "bn_refresh", "batches": 10},
+    {
+        "method": "finetune",
+        "steps": 60,
+        "optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
+        "schedule": "cosine",
+    },
+)
+# What is left out of "all": the control that is always there, scores of heads and layers, and the path integral,
+# which costs eight epochs per group.
+LEFT_OUT = {"random", "head-importance", "integrated"}
+FINE = {"fisher", "obd", "obs", "gauss-newton", "kfac", "grasp", "taylor"}
+BATCH = 128
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        same = stride == 1 and inputs == outputs
+        project = [nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)]
+        self.shortcut = nn.Identity() if same else nn.Sequential(*project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.norm1(self.conv1(x)))
+        return self.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """The CIFAR ResNet with 20 layers, of any width (16 in the paper), with projections at the stage borders."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        blocks, inputs = [], width
+        for stage in range(3):
+            outputs = width * 2**stage
+            for place in range(3):
+                blocks.append(Block(inputs, outputs, 2 if stage and not place else 1))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.classify = nn.Linear(inputs, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class Augmented:
+    """Random shifts of up to four pixels and mirror images; the same for the same seed and epoch."""
+
+    def __init__(self, data: TensorData, seed: int) -> None:
+        self.data, self.seed, self.epoch = data, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.data.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = np.random.default_rng([self.seed, self.epoch, 7])
+        for x, y in self.data:
+            top, left = (int(v) for v in rng.integers(0, 9, 2))
+            x = nn.functional.pad(x, (4, 4, 4, 4))[:, :, top : top + 32, left : left + 32]
+            mirrored = torch.from_numpy(rng.random(len(x)) < 0.5)
+            yield fast(torch.where(mirrored[:, None, None, None], x.flip(3), x)), y
+
+
+class Fast:
+    """The same batches in the memory format that convolutions on a CPU like best."""
+
+    def __init__(self, data: TensorData) -> None:
+        self.data = data
+
+    @property
+    def epoch(self) -> int:
+        return self.data.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.data.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in self.data:
+            yield fast(x), y
+
+
+def fast(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def subset(data: TensorData, count: int, *, batch_size: int = BATCH, shuffle: bool = False) -> TensorData:
+    order = torch.randperm(data.num_samples, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return TensorData(
+        data.inputs[order],
+        data.targets[order],
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=0,
+        normalize=data.normalize,
+    )
+
+
+def base_model(args: argparse.Namespace, data: DataSet, seed: int) -> nn.Module:
+    """Train the dense network of a seed, or read it; a note of what it cost lies beside it."""
+    torch.manual_seed(seed)
+    model = ResNet20(args.width).to(memory_format=torch.channels_last)
+    name = f"w{args.width}-e{args.epochs}-n{args.images}-s{seed}"
+    path = args.out / "base" / f"{name}.safetensors"
+    if path.exists():
+        model.load_state_dict(load_tensors(path))
+        return model.to(memory_format=torch.channels_last)
+    print(f"training {name}", flush=True)
+    train = Augmented(subset(data.train, args.images, shuffle=True), seed)
+    train.data.seed = seed
+    started = time.perf_counter()
+
+    def show(done: int, total: int) -> None:
+        if done % 50 == 0:
+            spent = time.perf_counter() - started
+            print(f"  {done}/{total} steps, {spent:.0f} s, {spent / done * (total - done):.0f} s left", flush=True)
+
+    history = finetune(
+        model,
+        train,
+        optimizer={"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
+        schedule="cosine",
+        warmup_steps=100,
+        epochs=args.epochs,
+        progress=show,
+        seed=seed,
+    )
+    found = {"accuracy": accuracy(model, Fast(data.test)), "seconds": history.seconds, "loss": history.losses[-1]}
+    print(f"  {found}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()})
+    atomic_write(path.with_suffix(".json"), json.dumps(found))
+    return model
+
+
+def run(args: argparse.Namespace, data: DataSet, granularity: str, command: str) -> None:
+    """One comparison; every criterion that cannot score these units is named in the report with its reason."""
+    names = args.criteria.split(",") if args.criteria else [n for n in secateur.criteria.names() if n not in LEFT_OUT]
+    started = time.perf_counter()
+
+    def show(stage: str, done: int, total: int) -> None:
+        if done % 10 == 0 or done == total:
+            print(f"  {granularity}: {done}/{total} runs, {time.perf_counter() - started:.0f} s", flush=True)
+
+    compare(
+        lambda seed: base_model(args, data, seed),
+        Fast(subset(data.train, args.images, shuffle=True)),
+        criteria=names,
+        evaluate=accuracy_on(Fast(subset(data.test, args.test, batch_size=250))),
+        out=args.out / granularity,
+        granularity=granularity,
+        levels=LEVELS[granularity],
+        seeds=args.seeds,
+        calibration=Fast(subset(data.train, args.calibration, batch_size=64)),
+        example=fast(data.example),
+        recover=RECOVERY,
+        recover_levels=RECOVER_LEVELS[granularity],
+        rounds=args.rounds,
+        tag=f"cifar10 test={args.test}",
+        title=f"ResNet-20, width {args.width}, CIFAR-10, {granularity}",
+        command=command,
+        progress=show,
+    )
+
+
+def report(args: argparse.Namespace, command: str) -> None:
+    """The page and the picture, from whatever comparisons are finished."""
+    docs = Path(__file__).parent.parent / "docs" / "benchmarks"
+    done = [g for g in LEVELS if (args.out / g / "summary.json").exists()]
+    if not done:
+        print("no comparison is finished yet: nothing to report", file=sys.stderr)
+        return
+    docs.mkdir(parents=True, exist_ok=True)
+    found = {g: tuple(read(args.out / g / f"{part}.json") for part in ("summary", "manifest")) for g in done}
+    atomic_write(docs / "criteria-cifar10.md", page(args, found, command))
+    for granularity, (summary, _) in found.items():
+        atomic_write(docs / f"criteria-cifar10-{granularity}.svg", picture(summary, granularity))
+    print(f"wrote {docs / 'criteria-cifar10.md'}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dict[str, Any]]], command: str) -> str:
+    bases = [
+        read(path) for path in sorted((args.out / "base").glob(f"w{args.width}-e{args.epochs}-n{args.images}-s*.json"))
+    ]
+    model, accuracies = ResNet20(args.width), ", ".join(f"{base['accuracy']:.3f}" for base in bases)
+    lines = [
+        "# Criteria on CIFAR-10",
+        "",
+        f"A ResNet-20 of width {args.width} ({num_params(model):,} parameters, {macs(model, torch.zeros(1, 3, 32, 32)):,} "
+        f"multiply-accumulates; the paper's network has width 16), trained for {args.epochs} epochs on {args.images:,} "
+        f"images with shifts and mirror images, once per seed. Accuracy on the {args.test:,} test images: {accuracies}; "
+        f"training took {', '.join(f'{base["seconds"] / 60:.0f}' for base in bases)} minutes.",
+        "",
+        f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
+        f"recovery is the same for all: batch-norm refresh on 10 batches, then {RECOVERY[1]['steps']} steps of SGD on "
+        f"batches of {BATCH}. Scoring costs are in the tables and not subtracted. Three seeds cannot separate differences "
+        "below 2.5 standard deviations of the paired differences.",
+        "",
+    ]
+    for granularity, (summary, manifest) in found.items():
+        text = markdown(summary, {**manifest, "title": granularity.capitalize(), "command": ""})
+        lines += [text.replace("\n## ", "\n### ").replace("# ", "## ", 1)]
+        lines += [f"![accuracy over the fraction removed](criteria-cifar10-{granularity}.svg)", ""]
+    return "\n".join([*lines, f"Command: `{command}`", ""])
+
+
+def picture(summary: Mapping[str, Any], granularity: str) -> str:
+    """The curves as SVG, without recovery on the left and with it on the right."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "secateur", "font.size": 9})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(summary["curves"]), figsize=(12, 5), sharey=True, squeeze=False)
+    labels = list(dict.fromkeys(label for curves in summary["curves"].values() for label in curves))
+    colours = {label: pyplot.get_cmap("tab20")(place % 20) for place, label in enumerate(labels)}
+    for axis, (recovery, curves) in zip(axes[0], summary["curves"].items(), strict=True):
+        for label, points in curves.items():
+            x, y = [p["level"] for p in points], [p["mean"] for p in points]
+            style = ":" if label == "random" else "-"
+            axis.errorbar(
+                x, y, yerr=[p["sd"] or 0 for p in points], label=label, color=colours[label], ls=style, lw=1.2
+            )
+        axis.set_title("without recovery" if recovery == "none" else "with recovery")
+        axis.set_xlabel(f"fraction removed ({'MACs' if granularity == 'channel' else 'weights'})")
+    axes[0][0].set_ylabel("accuracy")
+    axes[0][0].legend(fontsize=7, ncol=2)
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+    return stream.getvalue()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--data", required=True, help="folder with train.parquet and test.parquet")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--images", type=int, default=50_000, help="training images that are used")
+    parser.add_argument("--test", type=int, default=5_000, help="test images that are used")
+    parser.add_argument("--calibration", type=int, default=512, help="images to score with")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--criteria", default="", help="comma-separated; default all that apply")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of the latency")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=("all", "base", "channel", "element", "report"), default="all")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    for module in pkgutil.iter_modules(secateur.criteria.__path__):
+        importlib.import_module(f"secateur.criteria.{module.name}")
+    words = [word for word in sys.argv[1:] if word not in ("--only", args.only)]
+    command = shlex.join(["python", "benchmarks/compare_cifar10.py", *words])
+    if args.only != "report":
+        data = resolve_data(f"parquet:{args.data}", batch_size=BATCH)
+        for seed in range(args.seeds):
+            base_model(args, data, seed)
+        for granularity in LEVELS:
+            if args.only in ("all", granularity):
+                run(args, data, granularity, command)
+    report(args, command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""``secateur advise``: what to try first on this model, why, and the recipe for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from secateur.cli import options
+from secateur.cli.console import emit, say, write
+
+Budget = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--budget", metavar="SECONDS", help="Time for training the pruned model again; default no limit."),
+]
+
+
+def advise(
+    model: options.Model,
+    data: options.Data = None,
+    budget: Budget = None,
+    labels: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--labels/--no-labels", help="Whether the labels may be used; default: if there are any."),
+    ] = None,
+    protect: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--protect", metavar="PATTERN", help="A module or parameter that stays whole; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="FILE", help="Write the recipe, for `secateur prune --recipe FILE`."),
+    ] = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Recommend a criterion, a granularity and a schedule for MODEL, with reasons and a recipe."""
+    from secateur.cli import job as jobs
+    from secateur.files import atomic_write
+    from secateur.search import advise as ask
+
+    jobs.use_threads(threads)
+    if out is not None:
+        jobs.require_free_file(out, force=force)
+    work = jobs.resolve(model, data, seed=seed or 0)
+    found = ask(
+        work.model,
+        work.example,
+        data=None if work.data is None else work.data.train,
+        labels=labels,
+        budget_seconds=budget,
+        protect=protect or (),
+    )
+    if out is not None:
+        atomic_write(out, found.to_yaml())
+        say(f"wrote {out}; next: secateur prune {model} {f'--data {data} ' if data else ''}--recipe {out} --out DIR")
+    if json:
+        emit(found.to_dict())
+    else:
+        write(f"{found}\n" if out is not None else f"{found}\n\n{found.to_yaml()}")
+    return 0

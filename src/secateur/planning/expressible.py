@@ -1,0 +1,316 @@
+"""Cuts that a Hugging Face config can express: groups that one field sizes shrink together, to one width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.cut import cut_copy
+from secateur.errors import CertificateError, RecipeError, UnsupportedError
+from secateur.integrations.transformers import (
+    Edits,
+    Field,
+    Shapes,
+    build_shapes,
+    edited,
+    fields_of,
+    is_native,
+    is_transformers,
+    scaled_value,
+    shapes_of,
+    solutions,
+)
+from secateur.planning.cuts import Search
+from secateur.selection.budget import Counts, RemovalOrder, removals_for
+from secateur.structure.axes import leaves, size_after
+from secateur.structure.cost import CostModel
+from secateur.structure.groups import Structure
+from secateur.structure.provenance import Attribute
+from secateur.types import Group
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Groups whose size one or two config fields set.
+
+    Args:
+        fields: the fields.
+        size: units of every member.
+        groups: names of the members.
+    """
+
+    fields: tuple[Field, ...]
+    size: int
+    groups: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The fields in words."""
+        return "+".join(".".join(map(str, field)) for field in self.fields)
+
+
+def require_transformers(model: nn.Module) -> None:
+    """Refuse models without a config that rebuilds them.
+
+    Raises:
+        RecipeError: it is no Hugging Face model.
+        UnsupportedError: its config does not give its shapes, as after an earlier cut.
+    """
+    if not is_transformers(model):
+        raise RecipeError(
+            f"expressible=True needs a Hugging Face model; {type(model).__name__} has no config.",
+            hint="Leave it out: any model is loaded again with secateur.load().",
+        )
+    if build_shapes(model, model.config) != shapes_of(model):
+        raise UnsupportedError(
+            f"{type(model).__name__} built from its config has other shapes than this model.",
+            hint="Start from a model as from_pretrained returns it.",
+        )
+
+
+def families(
+    model: nn.Module, found: Structure, groups: Sequence[Group], same: Callable[[Sequence[str], int, Edits], bool]
+) -> list[Family]:
+    """Find which groups the fields of the config size, by building the model anew with one or two fields changed.
+
+    Args:
+        model: the original.
+        found: its structure.
+        groups: the groups that may belong to a family.
+        same: whether the model with these groups cut to this count is the one that these edits build: shapes can agree
+            by accident, and a scale or a table of angles can depend on a field too.
+
+    Cost: one model on the meta device per integer of the config that has to do with the size of a group; one trial
+    cut per family.
+    """
+    result: list[Family] = []
+    places = {g.name: _places(found, g) for g in groups}
+    for size in sorted({g.size for g in groups}):
+        names = [g.name for g in groups if g.size == size]
+        mine = set().union(*(places[n] for n in names))
+        for wanted in dict.fromkeys(n for n in (size // 2, size - 1) if n >= 1):
+            for edits, shapes in _trials(model, size, wanted, mine):
+                left = [n for n in names if not any(n in f.groups for f in result)]
+                members = _explained(model, found, left, places, shapes, wanted)
+                if members and same(members, wanted, edits):
+                    result.append(Family(tuple(edits), size, tuple(members)))
+    return result
+
+
+def _places(found: Structure, group: Group) -> set[tuple[str, int]]:
+    atom = found.atoms[group.name].id
+    return {
+        (name, d)
+        for name, axes in found.tensors.items()
+        for d, axis in enumerate(axes)
+        if any(leaf.id == atom for leaf in leaves(axis))
+    }
+
+
+def _trials(
+    model: nn.Module, size: int, wanted: int, mine: set[tuple[str, int]]
+) -> Iterator[tuple[Edits, dict[str, tuple[int, ...]]]]:
+    """Builds with one field, then with two fields, scaled as the size of the groups is."""
+    whole = shapes_of(model)
+    useful: list[Edits] = []
+    for field, value in fields_of(model.config):
+        if value is not None and value % size:
+            continue
+        scaled = scaled_value(field, value, size, wanted)
+        if scaled is None or scaled == value:
+            continue
+        shapes = build_shapes(model, edited(model.config, {field: scaled}))
+        if shapes is None:
+            useful.append({field: scaled})
+            continue
+        changed = _changed(whole, shapes)
+        if changed and changed <= mine | _elsewhere(mine, changed):
+            useful.append({field: scaled})
+            yield {field: scaled}, shapes
+    for two in combinations(useful, 2):
+        shapes = build_shapes(model, edited(model.config, {**two[0], **two[1]}))
+        if shapes is not None:
+            yield {**two[0], **two[1]}, shapes
+
+
+def _elsewhere(mine: set[tuple[str, int]], changed: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Changed dimensions of names that the record does not list: second names of tied tensors, unused ones."""
+    known = {name for name, _ in mine}
+    return {place for place in changed if place[0] not in known} if changed & mine else set()
+
+
+def _changed(before: Shapes, after: Shapes) -> set[tuple[str, int]]:
+    if before.keys() != after.keys() or any(len(before[n]) != len(after[n]) for n in before):
+        return set()
+    return {(n, d) for n in before for d, (a, b) in enumerate(zip(before[n], after[n], strict=True)) if a != b}
+
+
+def _explained(
+    model: nn.Module,
+    found: Structure,
+    names: Sequence[str],
+    places: Mapping[str, set[tuple[str, int]]],
+    shapes: Shapes,
+    wanted: int,
+) -> list[str]:
+    """The groups that, cut to `wanted` units each, give exactly these shapes; empty where none do."""
+    changed = _changed(shapes_of(model), shapes)
+    members = [n for n in names if places[n] and places[n] <= changed]
+    counts = {found.atoms[n].id: wanted for n in members}
+    return members if members and predicted(model, found, counts) == shapes else []
+
+
+def predicted(model: nn.Module, found: Structure, counts: Mapping[int, int]) -> dict[str, tuple[int, ...]]:
+    """State dict shapes after a cut that leaves `counts` of every atom."""
+    result = {}
+    for name, shape in shapes_of(model).items():
+        axes = found.tensors.get(found.record.aliases.get(name, name))
+        result[name] = shape if axes is None else tuple(size_after(axis, counts) for axis in axes)
+    return result
+
+
+class UniformSearch(Search):
+    """The search for a list of removals in which the groups of a family lose one unit each at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        found: Structure,
+        groups: Sequence[Group],
+        cost: CostModel,
+        request: Mapping[str, Any],
+    ) -> None:
+        require_transformers(model)
+        if "threshold" in request["target"]:
+            raise RecipeError(
+                "target 'threshold' and expressible=True exclude each other.",
+                why="a threshold gives every group its own width",
+                hint="Ask for a sparsity, or for params or macs.",
+            )
+        super().__init__(model, example, found, groups, cost, request)
+        self.families: dict[str, Family] = {}
+        self.families = {f.name: f for f in families(model, found, groups, self._same)}
+        members = {name for family in self.families.values() for name in family.groups}
+        if not members:
+            raise UnsupportedError(
+                f"No field of {type(model.config).__name__} sizes the groups of this granularity.",
+                why="from_pretrained builds equal widths only, from its config",
+                hint="Cut neurons (intermediate_size), or leave expressible out and load with secateur.load().",
+            )
+        self.members = [g for g in groups if g.name in members]
+        # The parent searches over groups; here each family stands as one of them, whose units are ranks.
+        kind = request["granularity"]
+        self.groups = [Group(f.name, str(kind), (f.size,), ()) for f in self.families.values()]
+
+    def choose(self, ranked: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Kept units per group; the unit that goes from a group is its worst, the family's worth the mean of these."""
+        ladders = {
+            f.name: torch.stack([ranked[n].double().cpu().sort(stable=True).values for n in f.groups]).mean(0)
+            for f in self.families.values()
+        }
+        by_rank = super().choose(ladders, ladders)
+        keep = {}
+        for family in self.families.values():
+            for name in family.groups:
+                order = ranked[name].double().cpu().argsort(stable=True)
+                mask = torch.ones(family.size, dtype=torch.bool)
+                mask[order[~by_rank[family.name]]] = False
+                keep[name] = mask
+        return keep
+
+    def decision(self, keep: Mapping[str, Tensor]) -> Any:
+        """Slices and attributes of a choice, of groups or of ranks in families."""
+        expanded = {}
+        for name, mask in keep.items():
+            family = self.families.get(name)
+            expanded.update({name: mask} if family is None else dict.fromkeys(family.groups, mask))
+        return super().decision(expanded)
+
+    def native(self, counts: Mapping[int, int]) -> dict[Attribute, int]:
+        """Integers of the config that follow a choice.
+
+        Raises:
+            UnsupportedError: the architecture refuses the sizes.
+        """
+        values = dict(fields_of(self.model.config))
+        edits: Edits = {}
+        for family in self.families.values():
+            kept = counts.get(self.ids[family.groups[0]], family.size)
+            for field in family.fields:
+                old = edits.get(field, values[field])
+                edits[field] = (family.size if old is None else old) * kept // family.size
+        edits = {field: value for field, value in edits.items() if value != (values[field] or -1)}
+        if build_shapes(self.model, edited(self.model.config, edits)) != predicted(self.model, self.found, counts):
+            raise _unbuilt(self.model)
+        return attributes_of(self.model, edits)
+
+    def _same(self, names: Sequence[str], count: int, edits: Edits) -> bool:
+        generator = torch.Generator().manual_seed(count)
+        size = next(g.size for g in self.groups if g.name == names[0])
+        keep = {name: torch.randperm(size, generator=generator) < count for name in names}
+        choice = super().decision(keep)
+        cut = cut_copy(self.model, choice.cuts, {**choice.attributes, **attributes_of(self.model, edits)})
+        return is_native(cut, cut.config, self.example)
+
+    def _by_atom(self, counts: Counts) -> dict[int, int]:
+        return {self.ids[name]: n for family, n in counts.items() for name in self.families[family].groups}
+
+    def _exactly(self, order: RemovalOrder, what: str, limit: float) -> int:
+        weights = {f.name: len(f.groups) for f in self.families.values()}
+        total = sum(f.size * weights[f.name] for f in self.families.values())
+        removed = int(limit) if what == "count" else int(limit * total + 0.5)
+
+        def left(counts: Counts) -> float:
+            return sum(n * weights[name] for name, n in counts.items())
+
+        return removals_for(order, left, total - removed, f"kept units for {what}")
+
+
+def attributes_of(model: nn.Module, edits: Mapping[Field, int]) -> dict[Attribute, int]:
+    """Edits of the config as attributes of the model."""
+    result = {}
+    for field, value in edits.items():
+        path = [str(part) for part in field if isinstance(part, str)]
+        item = field[-1] if isinstance(field[-1], int) else None
+        result[Attribute(".".join(["config", *path[:-1]]), path[-1], item)] = value
+    return result
+
+
+def searched(model: nn.Module, wanted: Shapes) -> dict[Attribute, int]:
+    """Integers of the config to set, so that `from_pretrained` builds these shapes.
+
+    Raises:
+        UnsupportedError: no edit of the config does.
+    """
+    edits = next(solutions(model, wanted), None)
+    if edits is None:
+        raise _unbuilt(model)
+    return attributes_of(model, edits)
+
+
+def _unbuilt(model: nn.Module) -> UnsupportedError:
+    return UnsupportedError(
+        f"No {type(model.config).__name__} builds the shapes of this cut.",
+        why="the architecture wants some sizes to be multiples of others",
+        hint="Use round_to (for example 8), or leave expressible out and load with secateur.load().",
+    )
+
+
+def require_native(cut: nn.Module, example: Any) -> None:
+    """Refuse a cut model whose config rebuilds another function.
+
+    Raises:
+        CertificateError: it does, although all shapes agree.
+    """
+    if not is_native(cut, cut.config, example):
+        raise CertificateError(
+            f"{type(cut).__name__} built from the new config gives other outputs than the cut model.",
+            why="something beside the shapes depends on what was cut, such as a table of angles made from head_dim",
+            hint="Choose another granularity, or leave expressible out and load with secateur.load().",
+        )

@@ -1,0 +1,120 @@
+"""Progress of stages, and the exit code of a run that ends degraded or misses its target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.cli.demo import recipe_for
+from secateur.cli.progress import Stages
+from secateur.cli.prune import finish
+from secateur.recipe import load_recipe
+from secateur.report import Fallback
+from secateur.result import Result
+
+SLOW = Fallback(stage="apply", what="slow path")
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    recipe = {"target": {"sparsity": 0.5}, "measure": {"latency": False}}
+    return sc.prune(net, torch.zeros(1, 4), recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "lead"),
+    [
+        ({}, 0, "Pruned"),
+        (
+            {"status": "degraded", "degradations": (Fallback(stage="apply", what="slow path"),)},
+            7,
+            "Finished but degraded",
+        ),
+        ({"status": "target_missed"}, 5, "Target missed"),
+    ],
+)
+def test_the_exit_code_says_how_it_ended(
+    result: Result, change: dict[str, Any], code: int, lead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = result.report.model_copy(update=change)
+    ended = Result(result.model, result.plan, record, result.recipe)
+    assert finish(ended, Path("out"), as_json=False) == code
+    assert capsys.readouterr().out.startswith(lead)
+    assert finish(ended, Path("out"), as_json=True) == code
+
+
+def test_progress_is_plain_lines_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from secateur import report
+
+    seconds = iter(range(0, 1000, 3))
+
+    def timed(stage: str, total: int | None, *, console: Any, interval: float) -> Any:
+        return bar(stage, total, console=console, interval=interval, clock=lambda: float(next(seconds)))
+
+    bar = report.progress
+    monkeypatch.setattr(report, "progress", timed)
+    with Stages() as stages:
+        stages("plan", 0, 0)
+        step = stages.of("finetune")
+        for done in (1, 2, 4):
+            step(done, 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("finetune: 2/4 (50 %)") and "left" in line for line in lines)
+    assert any(line.startswith("finetune: done in") for line in lines)
+
+
+def test_stages_end_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur import report
+
+    ended = []
+
+    @contextmanager
+    def bar(*_: Any, **__: Any) -> Iterator[Any]:
+        try:
+            yield lambda done, total: None
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(report, "progress", bar)
+
+    def fails() -> None:
+        with Stages() as stages:
+            stages("plan", 0, 0)
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fails()
+    assert ended == [True]
+
+
+@pytest.mark.parametrize(
+    ("granularity", "sparsity", "target"),
+    [
+        ("channel", None, {"macs": 0.5}),
+        ("channel", 0.25, {"sparsity": 0.25}),
+        ("element", None, {"sparsity": 0.9}),
+        ("element", 0.8, {"sparsity": 0.8}),
+        ("2:4", None, {"sparsity": 0.5}),
+        ("1:4", None, {"sparsity": 0.75}),
+        ("vector", None, {"sparsity": 0.5}),
+    ],
+)
+def test_what_the_demo_asks_for(granularity: str, sparsity: float | None, target: dict[str, float]) -> None:
+    name, changes = recipe_for(granularity, sparsity, 2, ["min_keep=2"])
+    recipe = load_recipe(name, changes)
+    assert recipe.target.given() == target
+    assert recipe.granularity == granularity
+    assert recipe.min_keep == 2
+    assert recipe.recover[-1].epochs == 2  # type: ignore[union-attr]
+    assert recipe.measure.batch_size == 64
+    assert recipe.round_to == (8 if granularity == "channel" else 1)

@@ -1,0 +1,269 @@
+"""Refitting consumers: closed forms, numpy least squares, shortcuts, and a model that stays whole on errors."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
+from secateur.planning.build import make_plan
+from secateur.solve.refit import least_squares, refit_consumers
+
+
+def cut_of(model, example, *, keep=None, **options):
+    plan = make_plan(
+        model, example, **{"target": {"sparsity": 0.5}, "granularity": "channel", "scope": "local"} | options
+    )
+    return plan.apply(model), plan.cuts
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 3))
+def test_least_squares_is_that_of_numpy(seed, columns, outputs):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(20, columns)), rng.normal(size=(20, outputs))
+    gram, cross = torch.from_numpy(x.T @ x), torch.from_numpy(x.T @ y)
+    np.testing.assert_allclose(least_squares(gram, cross), np.linalg.lstsq(x, y, rcond=None)[0], rtol=1e-8, atol=1e-9)
+    damping = 0.3 * np.trace(x.T @ x) / columns
+    ridge = np.linalg.solve(x.T @ x + damping * np.eye(columns), x.T @ y)
+    np.testing.assert_allclose(least_squares(gram, cross, ridge=0.3), ridge, rtol=1e-8, atol=1e-9)
+
+
+def test_dependent_inputs_give_the_solution_of_least_norm():
+    x, y = np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([[5.0], [10.0]])
+    found = least_squares(torch.from_numpy(x.T @ x), torch.from_numpy(x.T @ y))
+    np.testing.assert_allclose(found, [[1.0], [2.0]], atol=1e-9)
+
+
+def duplicate(layer):
+    """Two units, the second twice the first (T8)."""
+    with torch.no_grad():
+        layer.weight[1], layer.bias[1] = 2 * layer.weight[0], 2 * layer.bias[0]
+
+
+def test_a_duplicate_is_made_good_exactly():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 4)).double().eval()
+    duplicate(model[0])
+    model[2].weight.data[:, 1] = model[2].weight.data[:, 0]
+    x = torch.randn(30, 3).double()
+    cut, cuts = cut_of(model, x, criterion="magnitude")
+    assert cuts["2.weight"][1].tolist() == [1]
+    changed = refit_consumers(model, cut, [x[:7], x[7:]], cuts=cuts, ridge=0.0)
+    assert set(changed) == {"2.weight", "2.bias"}
+    torch.testing.assert_close(cut[2].weight.detach(), 1.5 * model[2].weight.detach()[:, 1:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(cut(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda: nn.Conv2d(8, 5, 3, stride=2, padding=1),
+        lambda: nn.Conv2d(8, 6, 3, dilation=2, groups=2),
+        lambda: nn.Conv2d(8, 5, (1, 2), bias=False),
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)),
+    ],
+)
+def test_the_consumer_gets_the_least_squares_weights(reader):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), reader()).double().eval()
+    x = torch.randn(20, 3, 6, 6).double()
+    cut, cuts = cut_of(model, x[:2])
+    before = copy.deepcopy(cut)
+    with torch.no_grad():
+        error = (cut(x) - model(x)).square().sum()
+        changed = refit_consumers(model, cut, [x[:3], x[3:]], cuts=cuts, ridge=0.0, positions=None)
+        best = (cut(x) - model(x)).square().sum()
+        assert best < 0.9 * error
+        for name in changed:  # a minimum: every direction leads upwards
+            for sign in (1e-3, -1e-3):
+                other = copy.deepcopy(cut)
+                other.get_parameter(name).add_(sign * torch.randn_like(other.get_parameter(name)))
+                assert (other(x) - model(x)).square().sum() > best
+    same = [n for n, p in cut.named_parameters() if n not in changed]
+    assert all(torch.equal(cut.get_parameter(n), before.get_parameter(n)) for n in same)
+
+
+class Residual(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.norm, self.out = (nn.BatchNorm2d(8) if norm else nn.Identity()), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        h = F.relu(self.stem(x))
+        self.h = h + self.norm(self.b(F.relu(self.a(h))))
+        return self.out(self.h)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_branch_makes_good_what_the_shortcut_lost(norm):
+    """A shortcut whose weights are damaged: the branch that is added to it is refitted to the sum."""
+    torch.manual_seed(0)
+    model = Residual(norm).double().eval()
+    if norm:
+        nn.init.uniform_(model.norm.weight, -2.0, 2.0)
+        nn.init.uniform_(model.norm.running_var, 0.3, 2.0)
+    x = torch.randn(16, 3, 5, 5).double()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.stem.weight.add_(0.2 * torch.randn_like(other.stem.weight))
+    refit_consumers(model, other, [x], cuts={}, names=["b.weight"], ridge=0.0, positions=None)
+    with torch.no_grad():
+        model(x), other(x)
+        rows = F.relu(other.a(F.relu(other.stem(x)))).movedim(1, -1).flatten(0, 2)
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+        scale = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt() if norm else torch.ones(8)
+        rest = model.h - F.relu(other.stem(x))  # what the branch should give
+        shift = model.norm.bias - model.norm.running_mean * scale if norm else torch.zeros(8)
+        goal = (rest.movedim(1, -1).flatten(0, 2) - shift) / scale
+        wanted = torch.linalg.lstsq(rows, goal).solution.T
+    found = torch.cat([other.b.weight.detach().flatten(1), other.b.bias.detach()[:, None]], 1)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
+
+
+class Token(nn.Module):
+    """A transformer's feed-forward block with a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x):
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+def test_neurons_of_a_feed_forward_block():
+    torch.manual_seed(0)
+    model, x = Token().double().eval(), torch.randn(40, 7, 6).double()
+    cut, cuts = cut_of(model, x[:2], granularity="neuron")
+    with torch.no_grad():
+        error = (cut(x) - model(x)).norm()
+        changed = refit_consumers(model, cut, [x[:9], x[9:]], cuts=cuts, ridge=0.0)
+        h = F.gelu(cut.up(cut.norm(x))).flatten(0, 1)
+        h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
+        goal = (model(x) - x).flatten(0, 1)
+        best = (h @ torch.linalg.lstsq(h, goal).solution - goal).norm()
+        assert float((cut(x) - model(x)).norm()) == pytest.approx(float(best), rel=1e-6)
+    assert set(changed) == {"down.weight", "down.bias"}
+    assert best < 0.7 * error
+
+
+def test_several_layers_correct_each_other():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(16, 16), nn.ReLU())], nn.Linear(16, 3)).double()
+    x = torch.randn(400, 16).double()
+    cut, cuts = cut_of(model.eval(), x[:2], target={"sparsity": 0.3})
+    with torch.no_grad():
+        error = (cut(x) - model(x)).norm()
+        changed = refit_consumers(model, cut, [x], cuts=cuts)
+        assert (cut(x) - model(x)).norm() < 0.75 * error
+    assert list(changed) == ["2.weight", "2.bias", "4.weight", "4.bias", "6.weight", "6.bias"]
+
+
+def test_batches_do_not_matter():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double().eval()
+    x = torch.randn(12, 3, 9, 9).double()
+    found = []
+    for data in ([x], [x[:1], x[1:]], list(x.split(5))):
+        cut, cuts = cut_of(model, x[:2])
+        found.append(refit_consumers(model, cut, data, cuts=cuts, positions=4))
+    for other in found[1:]:
+        for name, value in other.items():
+            torch.testing.assert_close(value, found[0][name], rtol=1e-8, atol=1e-10)
+
+
+def test_inputs_that_never_vary_keep_their_weights():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(4))
+        model[0].bias.copy_(torch.tensor([0.0, 0.0, -1e3, 0.0]))  # the third is dead
+    cut = copy.deepcopy(model)
+    refit_consumers(model, cut, [torch.randn(20, 4).double()], cuts={}, names=["2.weight"], ridge=0.0)
+    torch.testing.assert_close(cut[2].weight, model[2].weight, rtol=1e-9, atol=1e-9)
+
+
+def test_dtype_and_grad_flags_stay():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).bfloat16().eval()
+    x = torch.randn(64, 4).bfloat16()
+    cut, cuts = cut_of(model, x, dtype="float32")
+    cut[2].weight.requires_grad_(False)
+    refit_consumers(model, cut, [x], cuts=cuts)
+    assert cut[2].weight.dtype == torch.bfloat16
+    assert not cut[2].weight.requires_grad
+    assert cut[0].weight.requires_grad
+
+
+def test_nothing_was_lost_nothing_is_done():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert refit_consumers(model, copy.deepcopy(model), [torch.randn(5, 3)], cuts={}) == {}
+
+
+# Refusals leave the model as it was
+
+
+class Broken:
+    """Fails at the start of the second pass, after the first layer was written."""
+
+    def __init__(self, batch):
+        self.batch, self.passes = batch, 0
+
+    def __iter__(self):
+        self.passes += 1
+        if self.passes > 1:
+            raise OSError("the disk is gone")
+        yield self.batch
+
+
+def test_a_failure_half_way_restores_the_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(64, 4)
+    cut, cuts = cut_of(model, x)
+    before = copy.deepcopy(cut.state_dict())
+    with pytest.raises(OSError, match="disk"):
+        refit_consumers(model, cut, Broken(x), cuts=cuts)
+    assert all(torch.equal(value, before[name]) for name, value in cut.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"ridge": -1.0}, {"ridge": float("nan")}, {"positions": 0}, {"names": ["2.wait"]}])
+def test_bad_options_are_refused(options):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(RecipeError):
+        refit_consumers(model, copy.deepcopy(model), [torch.randn(5, 3)], cuts={}, **options)
+
+
+def test_data_that_cannot_be_refitted_on_are_refused():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(5, 3)
+    cut, cuts = cut_of(model, x)
+    with pytest.raises(InputError, match="only once"):
+        refit_consumers(model, cut, iter([x]), cuts=cuts)
+    with pytest.raises(InputError):
+        refit_consumers(model, cut, [], cuts=cuts)
+    with pytest.raises(NonFiniteError):
+        refit_consumers(model, cut, [x * float("inf")], cuts=cuts)
+
+
+def test_a_layer_that_cannot_be_refitted_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 2, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    cut, cuts = cut_of(model, x)
+    with pytest.raises(UnsupportedError, match="reconstructed"):
+        refit_consumers(model, cut, [x], cuts=cuts, names=["1.weight"])
+    assert refit_consumers(model, cut, [x], cuts=cuts) == {}
+
+
+def test_progress_counts_up_to_its_total():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(8, 3)
+    cut, cuts = cut_of(model, x)
+    seen = []
+    refit_consumers(model, cut, [x, x], cuts=cuts, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]

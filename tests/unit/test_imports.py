@@ -1,0 +1,93 @@
+"""The direction of the house: a stage imports earlier stages only, and the command line's help imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import secateur
+
+ROOT = Path(secateur.__file__).parent
+# A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
+ORDER = (
+    "types", "errors", "call", "files", "recipe", "measure", "structure", "calibrate", "criteria", "allocate",
+    "selection", "apply", "solve", "planning", "recover", "report", "loading", "result", "pipeline", "api", "sources",
+    "search", "deploy", "integrations", "testing", "cli",
+)  # fmt: skip
+RANK = {stage: number for number, stage in enumerate(ORDER)}
+# The package itself only names where its public names live, and imports them when they are asked for.
+SURFACE = "__init__"
+
+
+def stage_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(stage, line) of every import of secateur in a file, those inside functions and for type checkers included."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            inside = node.module == "secateur"
+            names = [f"secateur.{alias.name}" for alias in node.names] if inside else [node.module or ""]
+        for name in names:
+            if name.startswith("secateur."):
+                yield name.split(".")[1], node.lineno
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if stage_of(path) != SURFACE)
+
+
+def violations(path: Path) -> list[str]:
+    here = stage_of(path)
+    found = [(stage, line) for stage, line in imports(path) if stage in RANK]
+    return [f"{path.name}:{line}: {here} imports {stage}" for stage, line in found if RANK[stage] > RANK[here]]
+
+
+def test_every_stage_has_a_place() -> None:
+    assert {stage_of(path) for path in FILES} <= set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_stage_imports_earlier_stages_only(path: Path) -> None:
+    assert violations(path) == []
+
+
+def test_a_wrong_direction_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "files").mkdir()
+    wrong = tmp_path / "files" / "x.py"
+    wrong.write_text("def f():\n    from secateur.report import build\n    import secateur.cli.main\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert violations(wrong) == ["x.py:2: files imports report", "x.py:3: files imports cli"]
+
+
+@pytest.mark.parametrize(
+    "module", ["secateur", "secateur.errors", "secateur.cli.main", "secateur.recipe", "secateur.files"]
+)
+def test_help_and_recipes_need_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_changes_nothing() -> None:
+    code = """
+import os, sys, torch
+def state():
+    found = torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed(), torch.get_num_threads()
+    return found, dict(os.environ)
+before = state()
+import secateur, secateur.pipeline, secateur.criteria, secateur.sources
+assert state() == before
+assert not {"transformers", "timm", "torchvision", "onnx", "mlxtend", "plotly"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
