@@ -46,7 +46,6 @@ RECOVERY = (
 # What is left out of "all": the control that is always there, scores of heads and layers, and the path integral,
 # which costs eight epochs per group.
 LEFT_OUT = {"random", "head-importance", "integrated"}
-FINE = {"fisher", "obd", "obs", "gauss-newton", "kfac", "grasp", "taylor"}
 BATCH = 128
 
 
@@ -216,7 +215,7 @@ def run(args: argparse.Namespace, data: DataSet, granularity: str, command: str)
 
 def report(args: argparse.Namespace, command: str) -> None:
     """The page and the picture, from whatever comparisons are finished."""
-    docs = Path(__file__).parent.parent / "docs" / "benchmarks"
+    docs = args.docs
     done = [g for g in LEVELS if (args.out / g / "summary.json").exists()]
     if not done:
         print("no comparison is finished yet: nothing to report", file=sys.stderr)
@@ -234,22 +233,24 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dict[str, Any]]], command: str) -> str:
-    bases = [
-        read(path) for path in sorted((args.out / "base").glob(f"w{args.width}-e{args.epochs}-n{args.images}-s*.json"))
-    ]
-    model, accuracies = ResNet20(args.width), ", ".join(f"{base['accuracy']:.3f}" for base in bases)
+    pattern = f"w{args.width}-e{args.epochs}-n{args.images}-s*.json"
+    bases = [read(path) for path in sorted((args.out / "base").glob(pattern))]
+    accuracies = ", ".join(f"{base['accuracy']:.3f}" for base in bases)
+    minutes = ", ".join(f"{base['seconds'] / 60:.0f}" for base in bases)
+    model = ResNet20(args.width)
+    size, work = num_params(model), macs(model, torch.zeros(1, 3, 32, 32))
     lines = [
         "# Criteria on CIFAR-10",
         "",
-        f"A ResNet-20 of width {args.width} ({num_params(model):,} parameters, {macs(model, torch.zeros(1, 3, 32, 32)):,} "
-        f"multiply-accumulates; the paper's network has width 16), trained for {args.epochs} epochs on {args.images:,} "
-        f"images with shifts and mirror images, once per seed. Accuracy on the {args.test:,} test images: {accuracies}; "
-        f"training took {', '.join(f'{base["seconds"] / 60:.0f}' for base in bases)} minutes.",
+        f"A ResNet-20 of width {args.width} ({size:,} parameters, {work:,} multiply-accumulates; the paper's network "
+        f"has width 16), trained for {args.epochs} epochs on {args.images:,} images with shifts and mirror images, once "
+        f"per seed. Accuracy on all test images: {accuracies}; training took {minutes} minutes. The comparison uses "
+        f"{args.test:,} test images.",
         "",
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
         f"recovery is the same for all: batch-norm refresh on 10 batches, then {RECOVERY[1]['steps']} steps of SGD on "
-        f"batches of {BATCH}. Scoring costs are in the tables and not subtracted. Three seeds cannot separate differences "
-        "below 2.5 standard deviations of the paired differences.",
+        f"batches of {BATCH}. What scoring costs is in the tables, and not taken off the recovery. With "
+        f"{len(bases)} seeds small differences cannot be told apart; the intervals say which.",
         "",
     ]
     for granularity, (summary, manifest) in found.items():
@@ -276,9 +277,8 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
         for label, points in curves.items():
             x, y = [p["level"] for p in points], [p["mean"] for p in points]
             style = ":" if label == "random" else "-"
-            axis.errorbar(
-                x, y, yerr=[p["sd"] or 0 for p in points], label=label, color=colours[label], ls=style, lw=1.2
-            )
+            bars = [p["sd"] or 0 for p in points]
+            axis.errorbar(x, y, yerr=bars, label=label, color=colours[label], ls=style, lw=1.2)
         axis.set_title("without recovery" if recovery == "none" else "with recovery")
         axis.set_xlabel(f"fraction removed ({'MACs' if granularity == 'channel' else 'weights'})")
     axes[0][0].set_ylabel("accuracy")
@@ -287,6 +287,14 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
     return stream.getvalue()
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """What repeats the run; where the data and results lie is the reader's own business."""
+    words = ["python", "benchmarks/compare_cifar10.py", "--data", "PATH_TO_CIFAR10", "--out", "runs/cifar10"]
+    for name in ("width", "epochs", "images", "test", "calibration", "seeds", "threads"):
+        words += [f"--{name}", str(getattr(args, name))]
+    return shlex.join([*words, *(["--criteria", args.criteria] if args.criteria else [])])
 
 
 def arguments() -> argparse.Namespace:
@@ -302,6 +310,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--criteria", default="", help="comma-separated; default all that apply")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of the latency")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parent.parent / "docs" / "benchmarks")
     parser.add_argument("--only", choices=("all", "base", "channel", "element", "report"), default="all")
     return parser.parse_args()
 
@@ -311,8 +320,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     for module in pkgutil.iter_modules(secateur.criteria.__path__):
         importlib.import_module(f"secateur.criteria.{module.name}")
-    words = [word for word in sys.argv[1:] if word not in ("--only", args.only)]
-    command = shlex.join(["python", "benchmarks/compare_cifar10.py", *words])
+    command = command_line(args)
     if args.only != "report":
         data = resolve_data(f"parquet:{args.data}", batch_size=BATCH)
         for seed in range(args.seeds):

@@ -24,6 +24,7 @@ from secateur.planning.plan import fingerprint
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover import finetune, refresh_batchnorm
 from secateur.result import Result
+from secateur.solve.refit import refit_consumers
 from secateur.types import Data, Degradation, Evaluate, Loss, Snapshot
 
 Progress = Callable[[str, int, int], None]
@@ -83,6 +84,9 @@ def prune(
     training: list[report.TrainingPoint] = []
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
+            if step.method == "refit":
+                _refit(model, pruned, step, plan, calibration or data, settings.seed, run.step("refit"))
+                continue
             training += _recover(pruned, step, data, loss, plan.masks, settings.seed, run.step(step.method))
     with run.stage("measure"):
         timed = _latency(model, pruned, example, settings, run.step("latency"))
@@ -177,6 +181,19 @@ def plan_by(model: nn.Module, example: Any, recipe: Recipe, data: Data | None = 
         seed=recipe.seed,
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
+    )
+
+
+def _refit(
+    model: nn.Module, pruned: nn.Module, step: Any, plan: Plan, data: Data | None, seed: int, progress: Step
+) -> None:
+    if not plan.cuts:
+        raise RecipeError(
+            "recover: refit needs a cut.", why="masks leave every input in place", hint="Use finetune for masks."
+        )
+    assert data is not None
+    refit_consumers(
+        model, pruned, data, cuts=plan.cuts, ridge=step.ridge, positions=step.positions, seed=seed, progress=progress
     )
 
 

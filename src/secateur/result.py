@@ -20,7 +20,7 @@ from secateur.recipe import Recipe, dump_recipe
 from secateur.report import Record, render_html
 from secateur.types import Degradation
 
-LOAD_WITH_US = "No Hugging Face config expresses these widths: load the folder with secateur.load(), or plan with expressible=True."
+LOAD_WITH_US = "No config expresses these widths: load with secateur.load(), or plan with expressible=True."
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import secateur as sc
 from secateur.apply.cut import cut_copy
 from secateur.apply.verify import Replay, certify
-from secateur.errors import CertificateError, SecateurError
+from secateur.errors import CertificateError, SecateurError, UnsupportedError
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture
@@ -171,6 +171,20 @@ def test_a_model_that_fails_after_the_cut_is_refused_and_nothing_changes() -> No
 
     net = Stubborn()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(SecateurError, match="conv|eight|free|locked"):
+    with pytest.raises(SecateurError, match=r"conv|eight|free|locked"):
         sc.plan(net, image()(), target={"sparsity": 0.5}).apply(net)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+
+
+def test_complex_models_are_cut_and_certified() -> None:
+    net = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 3)).to(torch.complex64)
+    x = torch.randn(2, 6, dtype=torch.complex64)
+    cut = _keep(net, x, "0", np.array([1, 2, 5, 7]))
+    expected = net[0](x)[:, [1, 2, 5, 7]] @ net[1].weight[:, [1, 2, 5, 7]].t() + net[1].bias
+    torch.testing.assert_close(cut(x), expected)
+
+
+def test_torchscript_is_refused_by_name() -> None:
+    net = torch.jit.trace(nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randn(2, 6))
+    with pytest.raises(UnsupportedError, match="TorchScript"):
+        sc.plan(net, torch.randn(2, 6), target={"sparsity": 0.5}).apply(net)

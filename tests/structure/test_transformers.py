@@ -11,7 +11,8 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from transformers_zoo import CASES, build, cut_and_prove
+from transformers_cut import cut_and_prove
+from transformers_zoo import CASES, build
 
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 FAST = (
     "LlamaForCausalLM", "Qwen3ForCausalLM:eager", "GPT2LMHeadModel", "MixtralForCausalLM", "DeepseekV3ForCausalLM",
-    "MambaForCausalLM", "BertForSequenceClassification", "AlbertForSequenceClassification", "FunnelForSequenceClassification",
+    "MambaForCausalLM", "BertForSequenceClassification", "AlbertForSequenceClassification",
+    "FunnelForSequenceClassification",
     "T5ForConditionalGeneration", "ViTForImageClassification", "SwinForImageClassification",
     "SegformerForSemanticSegmentation", "ResNetForImageClassification", "WhisperForConditionalGeneration",
     "Wav2Vec2ForCTC", "CLIPModel",

@@ -9,21 +9,10 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-
-from secateur.apply.cut import cut_copy
-from secateur.apply.verify import certify
-from secateur.call import outputs
-from secateur.structure.attributes import edits
-from secateur.structure.axes import kept
-from secateur.structure.capture import capture
-from secateur.structure.cost import CostModel
-from secateur.structure.groups import Structure, structure
 
 TEXT = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -31,7 +20,8 @@ TEXT = {
     "n_head": 4, "n_positions": 64, "n_ctx": 64, "n_layers": 2, "n_heads": 4, "dim": 32, "hidden_dim": 72,
     "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 72, "decoder_ffn_dim": 72, "num_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 72,
-    "ffn_dim": 72, "word_embed_proj_dim": 32, "embedding_size": 16, "emb_dim": 32, "n_inner": 72, "num_decoder_layers": 2,
+    "ffn_dim": 72, "word_embed_proj_dim": 32, "embedding_size": 16, "emb_dim": 32, "n_inner": 72,
+    "num_decoder_layers": 2,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_experts": 4, "num_local_experts": 4,
     "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 56,
     "attention_dropout": 0.0, "attention_heads": 4, "relative_attention_num_buckets": 8, "state_size": 8,
@@ -61,130 +51,175 @@ class Case:
     attention: str | None = None
 
 
-def _text(names: str) -> dict[str, Case]:
-    """`Llama:CausalLM` style entries, lower-cased keys."""
-    return {name: Case(name, "text") for name in names.split()}
-
-
-CASES: dict[str, Case] = {
-    # decoders
-    **_text("LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM GemmaForCausalLM Gemma2ForCausalLM "
-            "Gemma3ForCausalLM PhiForCausalLM Phi3ForCausalLM GPT2LMHeadModel GPTNeoXForCausalLM "
-            "OPTForCausalLM BloomForCausalLM FalconForCausalLM StableLmForCausalLM OlmoForCausalLM "
-            "Olmo2ForCausalLM CohereForCausalLM Cohere2ForCausalLM Starcoder2ForCausalLM GraniteForCausalLM "
-            "GlmForCausalLM Glm4ForCausalLM SmolLM3ForCausalLM PersimmonForCausalLM "
-            "NemotronForCausalLM HeliumForCausalLM Ernie4_5ForCausalLM Exaone4ForCausalLM XGLMForCausalLM "
-            "BioGptForCausalLM CTRLLMHeadModel OpenAIGPTLMHeadModel GPTBigCodeForCausalLM ArceeForCausalLM "
-            "SeedOssForCausalLM ModernBertDecoderForCausalLM MixtralForCausalLM Qwen2MoeForCausalLM "
-            "Qwen3MoeForCausalLM OlmoeForCausalLM GraniteMoeForCausalLM PhimoeForCausalLM GptOssForCausalLM "
-            "DiffLlamaForCausalLM BitNetForCausalLM HunYuanDenseV1ForCausalLM"),
-    "GPTNeoForCausalLM": Case("GPTNeoForCausalLM", "text", {"attention_types": [[["global", "local"], 1]], "window_size": 4}),
-    "GPTJForCausalLM": Case("GPTJForCausalLM", "text", {"rotary_dim": 4}),
-    "CodeGenForCausalLM": Case("CodeGenForCausalLM", "text", {"rotary_dim": 4}),
-    "MptForCausalLM": Case("MptForCausalLM", "text", {"expansion_ratio": 2}),
-    "DeepseekV2ForCausalLM": Case("DeepseekV2ForCausalLM", "text", {
+PLAIN = {
+    "text": (
+        "LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM GemmaForCausalLM "
+        "Gemma2ForCausalLM Gemma3ForCausalLM PhiForCausalLM Phi3ForCausalLM GPT2LMHeadModel "
+        "GPTNeoXForCausalLM OPTForCausalLM BloomForCausalLM FalconForCausalLM StableLmForCausalLM "
+        "OlmoForCausalLM Olmo2ForCausalLM CohereForCausalLM Cohere2ForCausalLM Starcoder2ForCausalLM "
+        "GraniteForCausalLM GlmForCausalLM Glm4ForCausalLM SmolLM3ForCausalLM PersimmonForCausalLM "
+        "NemotronForCausalLM HeliumForCausalLM Ernie4_5ForCausalLM Exaone4ForCausalLM XGLMForCausalLM "
+        "BioGptForCausalLM CTRLLMHeadModel OpenAIGPTLMHeadModel GPTBigCodeForCausalLM ArceeForCausalLM "
+        "SeedOssForCausalLM ModernBertDecoderForCausalLM MixtralForCausalLM Qwen2MoeForCausalLM "
+        "Qwen3MoeForCausalLM OlmoeForCausalLM GraniteMoeForCausalLM PhimoeForCausalLM GptOssForCausalLM "
+        "DiffLlamaForCausalLM BitNetForCausalLM HunYuanDenseV1ForCausalLM BertForSequenceClassification "
+        "RobertaForSequenceClassification DistilBertForSequenceClassification AlbertForSequenceClassification "
+        "ElectraForSequenceClassification DebertaForSequenceClassification DebertaV2ForSequenceClassification "
+        "XLMForSequenceClassification XLMRobertaForTokenClassification ErnieForSequenceClassification "
+        "FunnelForSequenceClassification ModernBertForSequenceClassification CamembertForMaskedLM "
+        "ConvBertForSequenceClassification MobileBertForSequenceClassification "
+        "NystromformerForSequenceClassification RoFormerForSequenceClassification "
+        "FNetForSequenceClassification RemBertForSequenceClassification LayoutLMForSequenceClassification "
+        "MegatronBertForSequenceClassification IBertForSequenceClassification XLNetForSequenceClassification "
+        "FlaubertForSequenceClassification BertForMaskedLM "
+    ),
+    "seq2seq": (
+        "T5ForConditionalGeneration MT5ForConditionalGeneration UMT5ForConditionalGeneration "
+        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration "
+        "MarianMTModel M2M100ForConditionalGeneration BlenderbotForConditionalGeneration "
+        "BlenderbotSmallForConditionalGeneration PLBartForConditionalGeneration MvpForConditionalGeneration "
+        "LongT5ForConditionalGeneration SwitchTransformersForConditionalGeneration "
+        "PegasusXForConditionalGeneration "
+    ),
+    "image": (
+        "ViTForImageClassification DeiTForImageClassification BeitForImageClassification "
+        "Dinov2ForImageClassification ViTMSNForImageClassification IJepaForImageClassification "
+        "Dinov2WithRegistersForImageClassification Data2VecVisionForImageClassification "
+    ),
+    "audio": (
+        "Wav2Vec2ForCTC HubertForCTC WavLMForCTC UniSpeechForCTC UniSpeechSatForCTC Data2VecAudioForCTC "
+        "Wav2Vec2ConformerForCTC "
+    ),
+    "pair": ("SiglipModel "),
+    "vilt": ("ViltForQuestionAnswering "),
+}
+# (class, inputs, what its config needs beyond the common sizes)
+SPECIAL: list[tuple[str, str, dict[str, Any]]] = [
+    ("GPTNeoForCausalLM", "text", {"attention_types": [[["global", "local"], 1]], "window_size": 4}),
+    ("GPTJForCausalLM", "text", {"rotary_dim": 4}),
+    ("CodeGenForCausalLM", "text", {"rotary_dim": 4}),
+    ("MptForCausalLM", "text", {"expansion_ratio": 2}),
+    ("DeepseekV2ForCausalLM", "text", {
         "kv_lora_rank": 12, "q_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
         "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 4,
         "num_key_value_heads": 4, "n_group": 1, "topk_group": 1}),
-    "DeepseekV3ForCausalLM": Case("DeepseekV3ForCausalLM", "text", {
+    ("DeepseekV3ForCausalLM", "text", {
         "kv_lora_rank": 12, "q_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
         "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
         "num_key_value_heads": 4, "head_dim": 4}),
-    "Lfm2ForCausalLM": Case("Lfm2ForCausalLM", "text", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 72}),
-    # state spaces
-    "MambaForCausalLM": Case("MambaForCausalLM", "text", {"time_step_rank": 6}),
-    "Mamba2ForCausalLM": Case("Mamba2ForCausalLM", "text", {"head_dim": 16, "num_heads": 4, "n_groups": 2, "chunk_size": 4}),
-    "FalconMambaForCausalLM": Case("FalconMambaForCausalLM", "text", {"time_step_rank": 6}),
-    "RwkvForCausalLM": Case("RwkvForCausalLM", "text", {"attention_hidden_size": 32, "use_cache": False}),
-    # encoders
-    **_text("BertForSequenceClassification RobertaForSequenceClassification DistilBertForSequenceClassification "
-            "AlbertForSequenceClassification ElectraForSequenceClassification DebertaForSequenceClassification "
-            "DebertaV2ForSequenceClassification XLMForSequenceClassification "
-            "XLMRobertaForTokenClassification ErnieForSequenceClassification FunnelForSequenceClassification "
-            "ModernBertForSequenceClassification CamembertForMaskedLM ConvBertForSequenceClassification "
-            "MobileBertForSequenceClassification "
-            "NystromformerForSequenceClassification RoFormerForSequenceClassification FNetForSequenceClassification "
-            "RemBertForSequenceClassification LayoutLMForSequenceClassification MegatronBertForSequenceClassification "
-            "IBertForSequenceClassification XLNetForSequenceClassification FlaubertForSequenceClassification "
-            "BertForMaskedLM"),
-    "MPNetForSequenceClassification": Case("MPNetForSequenceClassification", "text", {"pad_token_id": 1, "relative_attention_num_buckets": 32}),
-    "SqueezeBertForSequenceClassification": Case("SqueezeBertForSequenceClassification", "text", {"embedding_size": 32}),
-    "EsmForSequenceClassification": Case("EsmForSequenceClassification", "text", {"position_embedding_type": "rotary"}),
-    "LongformerForSequenceClassification": Case("LongformerForSequenceClassification", "text", {"attention_window": 4}),
-    "BigBirdForSequenceClassification": Case("BigBirdForSequenceClassification", "text", {"attention_type": "original_full"}),
-    # encoder-decoders
-    **{name: Case(name, "seq2seq") for name in (
-        "T5ForConditionalGeneration", "MT5ForConditionalGeneration", "UMT5ForConditionalGeneration",
-        "BartForConditionalGeneration", "MBartForConditionalGeneration", "PegasusForConditionalGeneration",
-        "MarianMTModel", "M2M100ForConditionalGeneration",
-        "BlenderbotForConditionalGeneration", "BlenderbotSmallForConditionalGeneration",
-        "PLBartForConditionalGeneration", "MvpForConditionalGeneration", "LongT5ForConditionalGeneration",
-        "SwitchTransformersForConditionalGeneration", "PegasusXForConditionalGeneration")},
-    "LEDForConditionalGeneration": Case("LEDForConditionalGeneration", "seq2seq", {"attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}),
-    "ProphetNetForConditionalGeneration": Case("ProphetNetForConditionalGeneration", "seq2seq", {"num_encoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "num_buckets": 8, "ngram": 2}),
-    # vision
-    **{name: Case(name, "image") for name in (
-        "ViTForImageClassification", "DeiTForImageClassification", "BeitForImageClassification",
-        "Dinov2ForImageClassification", "ViTMSNForImageClassification", "IJepaForImageClassification",
-        "Dinov2WithRegistersForImageClassification",  "Data2VecVisionForImageClassification")},
-    "SwinForImageClassification": Case("SwinForImageClassification", "image", {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 2}),
-    "Swinv2ForImageClassification": Case("Swinv2ForImageClassification", "image", {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 2}),
-    "ConvNextForImageClassification": Case("ConvNextForImageClassification", "image", {**STAGES, "patch_size": 4}),
-    "ConvNextV2ForImageClassification": Case("ConvNextV2ForImageClassification", "image", {**STAGES, "patch_size": 4}),
-    "SegformerForSemanticSegmentation": Case("SegformerForSemanticSegmentation", "image", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 20, "patch_sizes": [7, 3, 3, 3], "image": 64}),
-    "PvtForImageClassification": Case("PvtForImageClassification", "image", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "image_size": 64, "patch_sizes": [4, 2, 2, 2], "image": 64}),
-    "PvtV2ForImageClassification": Case("PvtV2ForImageClassification", "image", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "image_size": 64, "image": 64}),
-    "PoolFormerForImageClassification": Case("PoolFormerForImageClassification", "image", {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1], "image": 64}),
-    "ResNetForImageClassification": Case("ResNetForImageClassification", "image", {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [2, 2, 1, 1]}),
-    "RegNetForImageClassification": Case("RegNetForImageClassification", "image", {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [2, 2, 1, 1], "groups_width": 8}),
-    "MobileNetV1ForImageClassification": Case("MobileNetV1ForImageClassification", "image", {"depth_multiplier": 0.25}),
-    "MobileNetV2ForImageClassification": Case("MobileNetV2ForImageClassification", "image", {"depth_multiplier": 0.35}),
-    "MobileViTForImageClassification": Case("MobileViTForImageClassification", "image", {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 40], "patch_size": 2, "image_size": 64, "image": 64}),
-    "MobileViTV2ForImageClassification": Case("MobileViTV2ForImageClassification", "image", {"width_multiplier": 0.25, "patch_size": 2, "image_size": 64, "image": 64}),
-    "LevitForImageClassification": Case("LevitForImageClassification", "image", {"hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 3, 4], "depths": [2, 2, 2], "key_dim": [8, 8, 8], "image_size": 64, "image": 64, "patch_size": 16}),
-    "EfficientNetForImageClassification": Case("EfficientNetForImageClassification", "image", {"width_coefficient": 0.25, "depth_coefficient": 0.25, "image_size": 64, "image": 64, "hidden_dim": 320}),
-    "YolosForObjectDetection": Case("YolosForObjectDetection", "image", {"image_size": [32, 32], "num_detection_tokens": 5}),
-    "DPTForDepthEstimation": Case("DPTForDepthEstimation", "image", {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [12, 16, 20, 24], "fusion_hidden_size": 16, "is_hybrid": False, "reassemble_factors": [4, 2, 1, 0.5]}),
-    "GLPNForDepthEstimation": Case("GLPNForDepthEstimation", "image", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 16, "image": 64}),
-    "CvtForImageClassification": Case("CvtForImageClassification", "image", {"embed_dim": [16, 24, 32], "num_heads": [1, 2, 4], "depth": [1, 2, 3], "image": 64}),
-    "FocalNetForImageClassification": Case("FocalNetForImageClassification", "image", {"embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [2, 2], "focal_windows": [3, 3], "patch_size": 4}),
-    "HieraForImageClassification": Case("HieraForImageClassification", "image", {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "image_size": [32, 32], "patch_size": [7, 7], "patch_stride": [4, 4], "masked_unit_size": [4, 4], "query_stride": [2, 2], "num_query_pool": 2}),
-    "BitForImageClassification": Case("BitForImageClassification", "image", {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1], "num_groups": 4}),
-    "SwiftFormerForImageClassification": Case("SwiftFormerForImageClassification", "image", {"depths": [1, 1, 1, 1], "embed_dims": [16, 24, 32, 40], "image_size": 64, "image": 64}),
-    "DetrForObjectDetection": Case("DetrForObjectDetection", "image", {"backbone_config": "resnet", "num_queries": 5, "image": 64}),
-    "DeformableDetrForObjectDetection": Case("DeformableDetrForObjectDetection", "image", {"backbone_config": "resnet4", "num_queries": 5, "image": 64, "num_feature_levels": 4}),
-    "ConditionalDetrForObjectDetection": Case("ConditionalDetrForObjectDetection", "image", {"backbone_config": "resnet", "num_queries": 5, "image": 64}),
-    "UperNetForSemanticSegmentation": Case("UperNetForSemanticSegmentation", "image", {"backbone_config": "convnext", "hidden_size": 16, "auxiliary_channels": 12, "auxiliary_in_channels": 32, "image": 64}),
-    "VideoMAEForVideoClassification": Case("VideoMAEForVideoClassification", "video", {"num_frames": 4}),
-    "TimesformerForVideoClassification": Case("TimesformerForVideoClassification", "video", {"num_frames": 4}),
-    "VivitForVideoClassification": Case("VivitForVideoClassification", "video", {"num_frames": 4, "tubelet_size": [2, 8, 8]}),
-    # audio
-    **{name: Case(name, "audio") for name in (
-        "Wav2Vec2ForCTC", "HubertForCTC", "WavLMForCTC", "UniSpeechForCTC", "UniSpeechSatForCTC", "Data2VecAudioForCTC",
-        "Wav2Vec2ConformerForCTC")},
-    "SEWForCTC": Case("SEWForCTC", "audio", {"squeeze_factor": 2}),
-    "SEWDForCTC": Case("SEWDForCTC", "audio", {"squeeze_factor": 2, "position_buckets": 8, "max_position_embeddings": 64}),
-    "WhisperForConditionalGeneration": Case("WhisperForConditionalGeneration", "whisper", {"num_mel_bins": 12, "max_source_positions": 20, "max_target_positions": 30}),
-    "Speech2TextForConditionalGeneration": Case("Speech2TextForConditionalGeneration", "speech", {"input_feat_per_channel": 12, "conv_channels": 20, "num_conv_layers": 2, "conv_kernel_sizes": [5, 5], "max_source_positions": 60, "max_target_positions": 30}),
-    "ASTForAudioClassification": Case("ASTForAudioClassification", "spectrogram", {"max_length": 24, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8}),
-    "Wav2Vec2BertForCTC": Case("Wav2Vec2BertForCTC", "features", {"feature_projection_input_dim": 16, "conv_depthwise_kernel_size": 5}),
-    # pairs
-    "CLIPModel": Case("CLIPModel", "pair", {"projection_dim": 24}),
-    "SiglipModel": Case("SiglipModel", "pair"),
-    "ChineseCLIPModel": Case("ChineseCLIPModel", "pair", {"projection_dim": 24}),
-    "BlipForImageTextRetrieval": Case("BlipForImageTextRetrieval", "pair", {"projection_dim": 24, "image_text_hidden_size": 20}),
-    "ViltForQuestionAnswering": Case("ViltForQuestionAnswering", "vilt", {}),
-    "CLIPTextModelWithProjection": Case("CLIPTextModelWithProjection", "text", {"projection_dim": 24}),
-    "CLIPVisionModelWithProjection": Case("CLIPVisionModelWithProjection", "image", {"projection_dim": 24}),
-    # series
-    "PatchTSTForPrediction": Case("PatchTSTForPrediction", "series", {"num_input_channels": 3, "context_length": 32, "patch_length": 4, "patch_stride": 4, "prediction_length": 6, "ffn_dim": 72, "d_model": 32}),
-    "PatchTSMixerForPrediction": Case("PatchTSMixerForPrediction", "series", {"num_input_channels": 3, "context_length": 32, "patch_length": 4, "patch_stride": 4, "prediction_length": 6, "d_model": 16}),
-    # the same under eager attention
-    **{f"{name}:eager": Case(name, kind, {}, "eager") for name, kind in (
-        ("LlamaForCausalLM", "text"), ("Qwen3ForCausalLM", "text"), ("GPT2LMHeadModel", "text"),
-        ("BertForSequenceClassification", "text"), ("ViTForImageClassification", "image"),
-        ("BartForConditionalGeneration", "seq2seq"), ("MixtralForCausalLM", "text"))},
-}  # fmt: skip
+    ("Lfm2ForCausalLM", "text", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 72}),
+    ("MambaForCausalLM", "text", {"time_step_rank": 6}),
+    ("Mamba2ForCausalLM", "text", {"head_dim": 16, "num_heads": 4, "n_groups": 2, "chunk_size": 4}),
+    ("FalconMambaForCausalLM", "text", {"time_step_rank": 6}),
+    ("RwkvForCausalLM", "text", {"attention_hidden_size": 32, "use_cache": False}),
+    ("MPNetForSequenceClassification", "text", {"pad_token_id": 1, "relative_attention_num_buckets": 32}),
+    ("SqueezeBertForSequenceClassification", "text", {"embedding_size": 32}),
+    ("EsmForSequenceClassification", "text", {"position_embedding_type": "rotary"}),
+    ("LongformerForSequenceClassification", "text", {"attention_window": 4}),
+    ("BigBirdForSequenceClassification", "text", {"attention_type": "original_full"}),
+    ("CLIPTextModelWithProjection", "text", {"projection_dim": 24}),
+    ("LEDForConditionalGeneration", "seq2seq", {
+        "attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}),
+    ("ProphetNetForConditionalGeneration", "seq2seq", {
+        "num_encoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4,
+        "num_buckets": 8, "ngram": 2}),
+    ("SwinForImageClassification", "image", {
+        "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 2}),
+    ("Swinv2ForImageClassification", "image", {
+        "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 2}),
+    ("ConvNextForImageClassification", "image", {**STAGES, "patch_size": 4}),
+    ("ConvNextV2ForImageClassification", "image", {**STAGES, "patch_size": 4}),
+    ("SegformerForSemanticSegmentation", "image", {
+        "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4],
+        "decoder_hidden_size": 20, "patch_sizes": [7, 3, 3, 3], "image": 64}),
+    ("PvtForImageClassification", "image", {
+        "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4],
+        "image_size": 64, "patch_sizes": [4, 2, 2, 2], "image": 64}),
+    ("PvtV2ForImageClassification", "image", {
+        "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4],
+        "image_size": 64, "image": 64}),
+    ("PoolFormerForImageClassification", "image", {**STAGES, "image": 64}),
+    ("ResNetForImageClassification", "image", {
+        "embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [2, 2, 1, 1]}),
+    ("RegNetForImageClassification", "image", {
+        "embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [2, 2, 1, 1], "groups_width": 8}),
+    ("MobileNetV1ForImageClassification", "image", {"depth_multiplier": 0.25}),
+    ("MobileNetV2ForImageClassification", "image", {"depth_multiplier": 0.35}),
+    ("MobileViTForImageClassification", "image", {
+        "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 40], "patch_size": 2,
+        "image_size": 64, "image": 64}),
+    ("MobileViTV2ForImageClassification", "image", {
+        "width_multiplier": 0.25, "patch_size": 2, "image_size": 64, "image": 64}),
+    ("LevitForImageClassification", "image", {
+        "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 3, 4], "depths": [2, 2, 2], "key_dim": [8, 8, 8],
+        "image_size": 64, "image": 64, "patch_size": 16}),
+    ("EfficientNetForImageClassification", "image", {
+        "width_coefficient": 0.25, "depth_coefficient": 0.25, "image_size": 64, "image": 64, "hidden_dim": 320}),
+    ("YolosForObjectDetection", "image", {"image_size": [32, 32], "num_detection_tokens": 5}),
+    ("DPTForDepthEstimation", "image", {
+        "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [12, 16, 20, 24],
+        "fusion_hidden_size": 16, "is_hybrid": False, "reassemble_factors": [4, 2, 1, 0.5]}),
+    ("GLPNForDepthEstimation", "image", {
+        "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4],
+        "decoder_hidden_size": 16, "image": 64}),
+    ("CvtForImageClassification", "image", {
+        "embed_dim": [16, 24, 32], "num_heads": [1, 2, 4], "depth": [1, 2, 3], "image": 64}),
+    ("FocalNetForImageClassification", "image", {
+        "embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [2, 2],
+        "focal_windows": [3, 3], "patch_size": 4}),
+    ("HieraForImageClassification", "image", {
+        "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "image_size": [32, 32], "patch_size": [7, 7],
+        "patch_stride": [4, 4], "masked_unit_size": [4, 4], "query_stride": [2, 2], "num_query_pool": 2}),
+    ("BitForImageClassification", "image", {
+        "embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1], "num_groups": 4}),
+    ("SwiftFormerForImageClassification", "image", {
+        "depths": [1, 1, 1, 1], "embed_dims": [16, 24, 32, 40], "image_size": 64, "image": 64}),
+    ("DetrForObjectDetection", "image", {"backbone_config": "resnet", "num_queries": 5, "image": 64}),
+    ("DeformableDetrForObjectDetection", "image", {
+        "backbone_config": "resnet4", "num_queries": 5, "image": 64, "num_feature_levels": 4}),
+    ("ConditionalDetrForObjectDetection", "image", {"backbone_config": "resnet", "num_queries": 5, "image": 64}),
+    ("UperNetForSemanticSegmentation", "image", {
+        "backbone_config": "convnext", "hidden_size": 16, "auxiliary_channels": 12, "auxiliary_in_channels": 32,
+        "image": 64}),
+    ("CLIPVisionModelWithProjection", "image", {"projection_dim": 24}),
+    ("VideoMAEForVideoClassification", "video", {"num_frames": 4}),
+    ("TimesformerForVideoClassification", "video", {"num_frames": 4}),
+    ("VivitForVideoClassification", "video", {"num_frames": 4, "tubelet_size": [2, 8, 8]}),
+    ("SEWForCTC", "audio", {"squeeze_factor": 2}),
+    ("SEWDForCTC", "audio", {"squeeze_factor": 2, "position_buckets": 8, "max_position_embeddings": 64}),
+    ("WhisperForConditionalGeneration", "whisper", {
+        "num_mel_bins": 12, "max_source_positions": 20, "max_target_positions": 30}),
+    ("Speech2TextForConditionalGeneration", "speech", {
+        "input_feat_per_channel": 12, "conv_channels": 20, "num_conv_layers": 2, "conv_kernel_sizes": [5, 5],
+        "max_source_positions": 60, "max_target_positions": 30}),
+    ("ASTForAudioClassification", "spectrogram", {
+        "max_length": 24, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8}),
+    ("Wav2Vec2BertForCTC", "features", {"feature_projection_input_dim": 16, "conv_depthwise_kernel_size": 5}),
+    ("CLIPModel", "pair", {"projection_dim": 24}),
+    ("ChineseCLIPModel", "pair", {"projection_dim": 24}),
+    ("BlipForImageTextRetrieval", "pair", {"projection_dim": 24, "image_text_hidden_size": 20}),
+    ("PatchTSTForPrediction", "series", {
+        "num_input_channels": 3, "context_length": 32, "patch_length": 4, "patch_stride": 4, "prediction_length": 6,
+        "ffn_dim": 72, "d_model": 32}),
+    ("PatchTSMixerForPrediction", "series", {
+        "num_input_channels": 3, "context_length": 32, "patch_length": 4, "patch_stride": 4, "prediction_length": 6,
+        "d_model": 16}),
+]  # fmt: skip
+EAGER = {  # the same under eager attention
+    "LlamaForCausalLM": "text",
+    "Qwen3ForCausalLM": "text",
+    "GPT2LMHeadModel": "text",
+    "BertForSequenceClassification": "text",
+    "ViTForImageClassification": "image",
+    "BartForConditionalGeneration": "seq2seq",
+    "MixtralForCausalLM": "text",
+}
+
+CASES: dict[str, Case] = {
+    **{name: Case(name, kind) for kind, names in PLAIN.items() for name in names.split()},
+    **{name: Case(name, kind, options) for name, kind, options in SPECIAL},
+    **{f"{name}:eager": Case(name, kind, {}, "eager") for name, kind in EAGER.items()},
+}
 
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -266,80 +301,3 @@ def example(case: Case) -> dict[str, Tensor]:
         "vilt": lambda: {"input_ids": ids, "pixel_values": pixels},
         "series": lambda: {"past_values": torch.randn(2, 32, 3)},
     }[case.inputs]()
-
-
-KINDS = ("channel", "neuron", "head")
-
-
-@dataclass
-class Outcome:
-    """What happened to one architecture."""
-
-    share: float = 0.0
-    error: float = 0.0
-    seconds: float = 0.0
-    locks: dict[str, int] = field(default_factory=dict)
-
-
-def cut_and_prove(model: nn.Module, inputs: Any, ratio: float = 0.3, seed: int = 0) -> Outcome:
-    """Cut random units of every free group, certify, and train the result for one step.
-
-    Returns:
-        the share of parameters that went, the certificate's error, and how many parameters each reason locks.
-
-    Raises:
-        AssertionError: the predicted number of parameters is wrong, or a parameter that had a gradient has none.
-        SecateurError: the engine refuses, or the proof fails.
-    """
-    generator = np.random.default_rng(seed)
-    start = perf_counter()
-    record = capture(model, inputs)
-    found = structure(model, record)
-    keep: dict[int, Any] = {}
-    for group in found.groups:
-        if group.locks or group.granularity not in KINDS:
-            continue
-        multiple = group.attributes.get("multiple", 1)
-        stays = max(1, -(-(group.size - round(ratio * group.size)) // multiple)) * multiple
-        mask = np.zeros(group.size, bool)
-        mask[generator.permutation(group.size)[:stays]] = True
-        keep[found.atoms[group.name].id] = mask
-    counts = {i: int(mask.sum()) for i, mask in keep.items()}
-    cuts: dict[str, dict[int, Tensor]] = {}
-    for name, axes in found.tensors.items():
-        for d, axis in enumerate(axes):
-            stays_here = kept(axis, keep)
-            if not stays_here.all():
-                cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays_here))
-    smaller = cut_copy(model, cuts, edits(model, record, counts))
-    proof = certify(model, smaller, inputs, record, keep)
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, smaller))
-    assert after == CostModel(model, record).params(counts)
-    train_step(smaller, inputs)
-    return Outcome(1 - after / before, proof.max_abs_error, perf_counter() - start, locked(model, found))
-
-
-def locked(model: nn.Module, found: Structure) -> dict[str, int]:
-    """Reason with its place -> elements of the producers that it locks."""
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    out: dict[str, int] = {}
-    for group in found.groups:
-        if group.locks:
-            lock = group.locks[0]
-            key = f"{lock.reason} @{lock.where} [{lock.op}]"
-            out[key] = out.get(key, 0) + sum(sizes.get(t, 0) for t in {s.tensor for s in group.spans})
-    return dict(sorted(out.items(), key=lambda item: -item[1]))
-
-
-def train_step(model: nn.Module, inputs: Any) -> None:
-    """Forward, backward and one optimizer step; every gradient must be finite."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    loss = sum(t.float().pow(2).mean() for t in outputs(model(**inputs)) if t.is_floating_point() and t.requires_grad)
-    assert isinstance(loss, Tensor)
-    loss.backward()
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    assert grads
-    assert all(bool(torch.isfinite(g).all()) for g in grads)
-    optimizer.step()
-    with torch.no_grad():
-        outputs(model(**inputs))

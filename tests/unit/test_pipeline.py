@@ -154,3 +154,17 @@ def test_fallbacks_of_a_criterion_degrade_the_run_and_doubts_are_repeated(monkey
     assert result.report.status == "degraded"
     assert [d.what for d in result.degradations] == ["damping was raised to 0.1"]
     assert "first-order scores are magnitudes here" in result.report.warnings
+
+
+def test_refit_brings_the_outputs_back_towards_the_original():
+    model, data = net(), batches()
+    cut = {"target": {"macs": 0.6}, "criterion": "structured-obs", **QUICK}
+    outputs = []
+    for steps in ([], [{"method": "refit"}]):
+        result = sc.prune(model, data=data, recipe={**cut, "recover": steps})
+        with torch.no_grad():
+            outputs.append(sum(float((result.model(x) - model(x)).square().sum()) for x, _ in data))
+    assert outputs[1] < 0.7 * outputs[0]
+    with pytest.raises(RecipeError, match="needs a cut"):
+        recipe = {"granularity": "element", "target": {"sparsity": 0.5}, "recover": [{"method": "refit"}]}
+        sc.prune(model, data=data, recipe=recipe)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import PlanMismatchError
+from secateur.errors import PlanMismatchError, UnsupportedError
 from secateur.structure.provenance import Attribute, read, write
 
 Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
@@ -48,7 +48,8 @@ def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) 
     """
     tensors = named_tensors(model)
     check(tensors, cuts)
-    memo: dict[int, Any] = {}
+    refuse_scripted(model, cuts)
+    memo = _computed(model)
     for name, dims in cuts.items():
         old = tensors[name]
         new = cut_tensor(old, dims)
@@ -56,6 +57,27 @@ def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) 
     result = copy.deepcopy(model, memo)
     finish(result, attributes)
     return result
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """Copies of weights that old-style hooks compute before each forward: deepcopy refuses such tensors."""
+    kept = (value for module in model.modules() for value in vars(module).values())
+    return {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
+
+
+def refuse_scripted(model: nn.Module, cuts: Cuts) -> None:
+    """Compiled TorchScript holds its own copy of every size.
+
+    Raises:
+        UnsupportedError: a cut tensor belongs to a scripted or traced module.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and any(tensor.startswith(name) for tensor in cuts):
+            raise UnsupportedError(
+                f"{name or type(model).__name__} is a TorchScript module, which cannot be cut.",
+                why="its code is compiled and holds its sizes",
+                hint="Cut the original nn.Module, then script or trace the result.",
+            )
 
 
 def cut_model(
@@ -74,6 +96,7 @@ def cut_model(
     """
     tensors = named_tensors(model)
     check(tensors, cuts)
+    refuse_scripted(model, cuts)
     new = {name: cut_tensor(tensors[name], dims) for name, dims in cuts.items()}
     grads = {name: cut_tensor(grad, cuts[name]) for name in cuts if (grad := tensors[name].grad) is not None}
     states = _cut_states(tensors, cuts, optimizer)
@@ -154,7 +177,15 @@ def sync_sizes(model: nn.Module) -> None:
             module.training = mode
 
 
+def _recompute(module: nn.Module) -> None:
+    """Old-style weight_norm, spectral_norm and pruning hooks keep a computed weight that has the old shape."""
+    for hook in module._forward_pre_hooks.values():
+        if any(kind.__module__.startswith("torch.nn.utils.") for kind in type(hook).__mro__):
+            hook(module, ())
+
+
 def _sync(module: nn.Module) -> None:
+    _recompute(module)
     if isinstance(module, nn.modules.conv._ConvNd):
         rows, columns = module.weight.shape[:2]
         a, b = rows, columns * module.groups

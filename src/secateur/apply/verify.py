@@ -77,7 +77,7 @@ class Replay:
 
     def _poisoned(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
         out = tensor.clone()
-        if out.is_floating_point():
+        if _can_be_nan(out):
             for d, axis in enumerate(axes):
                 if touched(axis, self.cut):
                     out.index_fill_(d, self._removed(axis), float("nan"))
@@ -146,7 +146,7 @@ class Replay:
     def _spread(self, tensor: Tensor, d: int, axis: Axis) -> Tensor:
         shape = list(tensor.shape)
         shape[d] = axis.size
-        blank = float("nan") if tensor.is_floating_point() else 0
+        blank = float("nan") if _can_be_nan(tensor) else 0
         out = torch.full(shape, blank, dtype=tensor.dtype, device=tensor.device)
         return out.index_copy_(d, self._indices(axis, removed=False), tensor)
 
@@ -162,7 +162,7 @@ class Replay:
 
 
 def _sums_in_full(step: Step) -> bool:
-    """Whether removed positions can be left out of both operands, rather than be zeros in them: the same sum, faster."""
+    """Whether both operands can go without the removed positions, rather than with zeros there (the same, faster)."""
     numbers = [number for number, _, _ in step.contracted]
     if len(numbers) != 2 or numbers[0] == numbers[1]:
         return False
@@ -261,7 +261,13 @@ def _doubled(value: Any) -> Any:
     return value
 
 
+def _can_be_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _compare(i: int, expected: Tensor, found: Tensor) -> tuple[float, float]:
+    if expected.is_complex() and found.is_complex():
+        expected, found = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(found.resolve_conj())
     if expected.shape != found.shape:
         raise CertificateError(
             f"Output {i} of the cut model has another shape than its replayed plan.",

@@ -45,6 +45,7 @@ class APoZ(Criterion):
         Architectures", 2016, equation 1.
 
     Example:
+        >>> import torch
         >>> from secateur.types import Group, Span
         >>> net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
         >>> inputs = Group("inputs", "neuron", (2,), (Span("1.weight", torch.tensor([[0, 1]]), "in"),))

@@ -208,6 +208,7 @@ def build_shapes(model: nn.Module, config: Any) -> dict[str, tuple[int, ...]] | 
     """Shapes of a model freshly built from a config; None where it cannot be built."""
     try:
         with _silent(), torch.device("meta"):
+            type(config).from_dict(config.to_dict())  # the checks that from_pretrained will make
             return shapes_of(type(model)(copy.deepcopy(config)))
     except Exception:  # any size may be refused by the architecture's own checks, in its own way
         return None

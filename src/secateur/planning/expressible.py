@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from math import lcm
 from typing import Any
 
 import torch
@@ -25,13 +26,15 @@ from secateur.integrations.transformers import (
     shapes_of,
     solutions,
 )
-from secateur.planning.cuts import Search
+from secateur.planning.cuts import Decision, Search
 from secateur.selection.budget import Counts, RemovalOrder, removals_for
 from secateur.structure.axes import leaves, size_after
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
 from secateur.types import Group
+
+MOST = 130  # tried steps of a width
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +45,22 @@ class Family:
         fields: the fields.
         size: units of every member.
         groups: names of the members.
+        step: units that go at a time, as the architecture wants multiples.
     """
 
     fields: tuple[Field, ...]
     size: int
     groups: tuple[str, ...]
+    step: int = 1
+
+    @property
+    def chunks(self) -> int:
+        """How often something can go; where the step does not divide the size, the odd rest goes first."""
+        return -(-self.size // self.step)
+
+    def units(self, chunks: int) -> int:
+        """Units that so many chunks hold."""
+        return self.size if chunks == self.chunks else chunks * self.step
 
     @property
     def name(self) -> str:
@@ -98,8 +112,20 @@ def families(
                 left = [n for n in names if not any(n in f.groups for f in result)]
                 members = _explained(model, found, left, places, shapes, wanted)
                 if members and same(members, wanted, edits):
-                    result.append(Family(tuple(edits), size, tuple(members)))
+                    step = _step(model, found, members, edits, size)
+                    result.append(Family(tuple(edits), size, tuple(members), step))
     return result
+
+
+def _step(model: nn.Module, found: Structure, members: Sequence[str], edits: Edits, size: int) -> int:
+    """The least number of units that may go: some sizes must be multiples of others."""
+    values = dict(fields_of(model.config))
+    for step in range(1, min(size, MOST)):
+        counts = {found.atoms[n].id: size - step for n in members}
+        new = {field: (values[field] or size) * (size - step) // size for field in edits}
+        if build_shapes(model, edited(model.config, new)) == predicted(model, found, counts):
+            return step
+    return size // 2
 
 
 def _places(found: Structure, group: Group) -> set[tuple[str, int]]:
@@ -206,30 +232,32 @@ class UniformSearch(Search):
         self.members = [g for g in groups if g.name in members]
         # The parent searches over groups; here each family stands as one of them, whose units are ranks.
         kind = request["granularity"]
-        self.groups = [Group(f.name, str(kind), (f.size,), ()) for f in self.families.values()]
+        self.families = {n: replace(f, step=lcm(f.step, request["round_to"])) for n, f in self.families.items()}
+        self.groups = [Group(f.name, str(kind), (f.chunks,), ()) for f in self.families.values()]
+        self.request = {**request, "round_to": 1}
 
     def choose(self, ranked: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Kept units per group; the unit that goes from a group is its worst, the family's worth the mean of these."""
-        ladders = {
-            f.name: torch.stack([ranked[n].double().cpu().sort(stable=True).values for n in f.groups]).mean(0)
-            for f in self.families.values()
-        }
-        by_rank = super().choose(ladders, ladders)
+        ladders = {f.name: _ladder(f, ranked) for f in self.families.values()}
+        left = super().choose(ladders, ladders)
         keep = {}
         for family in self.families.values():
+            gone = family.size - family.units(int(left[family.name].sum()))
             for name in family.groups:
-                order = ranked[name].double().cpu().argsort(stable=True)
-                mask = torch.ones(family.size, dtype=torch.bool)
-                mask[order[~by_rank[family.name]]] = False
-                keep[name] = mask
+                keep[name] = torch.ones(family.size, dtype=torch.bool)
+                keep[name][ranked[name].double().cpu().argsort(stable=True)[:gone]] = False
         return keep
 
-    def decision(self, keep: Mapping[str, Tensor]) -> Any:
-        """Slices and attributes of a choice, of groups or of ranks in families."""
+    def decision(self, keep: Mapping[str, Tensor]) -> Decision:
+        """Slices and attributes of a choice, of groups or of chunks of families."""
         expanded = {}
         for name, mask in keep.items():
             family = self.families.get(name)
-            expanded.update({name: mask} if family is None else dict.fromkeys(family.groups, mask))
+            if family is None:
+                expanded[name] = mask
+            else:
+                units = torch.arange(family.size) < family.units(int(mask.sum()))
+                expanded.update(dict.fromkeys(family.groups, units))
         return super().decision(expanded)
 
     def native(self, counts: Mapping[int, int]) -> dict[Attribute, int]:
@@ -259,7 +287,8 @@ class UniformSearch(Search):
         return is_native(cut, cut.config, self.example)
 
     def _by_atom(self, counts: Counts) -> dict[int, int]:
-        return {self.ids[name]: n for family, n in counts.items() for name in self.families[family].groups}
+        chosen = [(self.families[name], n) for name, n in counts.items()]
+        return {self.ids[name]: family.units(n) for family, n in chosen for name in family.groups}
 
     def _exactly(self, order: RemovalOrder, what: str, limit: float) -> int:
         weights = {f.name: len(f.groups) for f in self.families.values()}
@@ -267,9 +296,17 @@ class UniformSearch(Search):
         removed = int(limit) if what == "count" else int(limit * total + 0.5)
 
         def left(counts: Counts) -> float:
-            return sum(n * weights[name] for name, n in counts.items())
+            return sum(self.families[name].units(n) * weights[name] for name, n in counts.items())
 
         return removals_for(order, left, total - removed, f"kept units for {what}")
+
+
+def _ladder(family: Family, ranked: Mapping[str, Tensor]) -> Tensor:
+    """Worth of the chunks of a family: the mean of the scores that go together, the worst first."""
+    scores = torch.stack([ranked[n].double().cpu().sort(stable=True).values for n in family.groups]).mean(0)
+    first = family.size - (family.chunks - 1) * family.step
+    sizes = [first] + [family.step] * (family.chunks - 1)
+    return torch.stack([part.mean() for part in torch.split(scores, sizes)])
 
 
 def attributes_of(model: nn.Module, edits: Mapping[Field, int]) -> dict[Attribute, int]:
@@ -282,13 +319,13 @@ def attributes_of(model: nn.Module, edits: Mapping[Field, int]) -> dict[Attribut
     return result
 
 
-def searched(model: nn.Module, wanted: Shapes) -> dict[Attribute, int]:
-    """Integers of the config to set, so that `from_pretrained` builds these shapes.
+def searched(model: nn.Module, wanted: Shapes, start: Any) -> dict[Attribute, int]:
+    """Integers of the config `start` to set, so that `from_pretrained` builds these shapes.
 
     Raises:
         UnsupportedError: no edit of the config does.
     """
-    edits = next(solutions(model, wanted), None)
+    edits = next(solutions(model, wanted, start=start), None)
     if edits is None:
         raise _unbuilt(model)
     return attributes_of(model, edits)

@@ -106,8 +106,8 @@ def layer_plan(
 def _native(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int]) -> dict[Attribute, int]:
     require_transformers(model)
     with dropped(model, layers, attributes):
-        shapes = shapes_of(model)
-    return searched(model, shapes)
+        shapes, start = shapes_of(model), copy.deepcopy(model.config)
+    return searched(model, shapes, start)
 
 
 def layer_groups(model: nn.Module, example: Any, protect: Sequence[str] = ()) -> list[Group]:

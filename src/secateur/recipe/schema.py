@@ -98,6 +98,17 @@ class BatchNormRefresh(Part):
     """Batches to run."""
 
 
+class Refit(Part):
+    """Fit the layers behind a cut anew, in closed form, to give what they gave before; needs no labels."""
+
+    method: Literal["refit"]
+    """``refit``."""
+    ridge: Annotated[float, Field(ge=0)] = 1e-4
+    """Pull towards the cut weights, relative to the mean square of the inputs."""
+    positions: Count = 16
+    """Places in space taken per image and convolution."""
+
+
 class Finetune(Part):
     """Train the pruned model on."""
 
@@ -153,7 +164,7 @@ class Verify(Part):
     """Largest absolute difference allowed; left out: chosen from dtype and size of the outputs."""
 
 
-Step = Annotated[BatchNormRefresh | Finetune, Field(discriminator="method")]
+Step = Annotated[BatchNormRefresh | Refit | Finetune, Field(discriminator="method")]
 
 
 class Recipe(Part):

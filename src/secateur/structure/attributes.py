@@ -155,9 +155,7 @@ def _isolated(expr: Expr) -> Iterator[tuple[Attribute, tuple[tuple[str, Expr], .
                 yield attribute, ((expr.op, other), *steps)
 
 
-def _reads(
-    steps: Iterable[tuple[str, Expr]], definitions: Mapping[Attribute, Definition]
-) -> set[Attribute]:
+def _reads(steps: Iterable[tuple[str, Expr]], definitions: Mapping[Attribute, Definition]) -> set[Attribute]:
     """Every attribute that the arithmetic depends on, through definitions too."""
     found: set[Attribute] = set()
     todo = [expr for _, expr in steps]
@@ -225,7 +223,7 @@ def _partners(sizes: Sizes, site: Site, together: list[Atom]) -> list[Atom]:
     """Free atoms of the same size in the dimensions that the site ties, one per dimension."""
     ids = {atom.id for atom in together}
     found: dict[int, Atom] = {}
-    for axis in (term for axis in sizes.axes(site) for term in _terms(axis)):
+    for axis in (term for one in sizes.axes(site) for term in _terms(one)):
         below = list(leaves(axis))
         if any(atom.id in ids for atom in below):
             continue  # its factors are not each other's partners

@@ -367,7 +367,9 @@ class _Functions(TorchFunctionMode):
         if isinstance(plain, int):
             dim = args[1] if len(args) > 1 else kwargs["dim"]
             return TrackedInt(plain, Dim(axes[dim]), self.recorder.equality)
-        return torch.Size([TrackedInt(n, Dim(axis), self.recorder.equality) for n, axis in zip(plain, axes, strict=True)])
+        return torch.Size(
+            [TrackedInt(n, Dim(axis), self.recorder.equality) for n, axis in zip(plain, axes, strict=True)]
+        )
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -170,3 +171,17 @@ def spectral_normed() -> nn.Module:
     """The estimate of the norm keeps one number per row and per column, which follow."""
     wrap = nn.utils.parametrizations.spectral_norm
     return nn.Sequential(wrap(conv(3, 12)), nn.ReLU(), wrap(conv(12, 10)), nn.ReLU(), head(10))
+
+
+@case(floats(2, 6), free="0.weight_v 2.weight_orig", share=0.4, zeroing=False)
+def old_style_weight_and_spectral_norm() -> nn.Module:
+    """Hooks compute the weight before every forward; the computed one is no parameter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(
+            nn.utils.weight_norm(nn.Linear(6, 16)),
+            nn.ReLU(),
+            nn.utils.spectral_norm(nn.Linear(16, 12)),
+            nn.ReLU(),
+            nn.Linear(12, 3),
+        )

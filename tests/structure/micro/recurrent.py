@@ -126,3 +126,17 @@ class ConvolutionsIntoLSTM(nn.Module):
         y = F.relu(self.conv(x))
         y = y.permute(0, 3, 1, 2).reshape(y.shape[0], y.shape[3], -1)
         return self.out(F.relu(self.fc(self.lstm(y)[0])))
+
+
+@case(floats(2, 5, 6), free="embed lstm.weight_ih_l0", share=0.4, zeroing=False)
+class PackedSequences(nn.Module):
+    """Sequences of unequal length, packed for the LSTM and padded again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.out = nn.Linear(6, 10), nn.LSTM(10, 12, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(x), torch.tensor([5, 3]), batch_first=True)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        return self.out(y)

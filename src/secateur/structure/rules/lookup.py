@@ -105,6 +105,16 @@ def embedding_bag(call: Call) -> list[Axes]:
     ]
 
 
+@register("_pack_padded_sequence")
+def pack(call: Call) -> list[Axes]:
+    """Steps of all sequences one after the other: [time, batch, ...] -> [steps, ...], and how many at each time."""
+    axes = call.axes(call.args[0])
+    for axis in axes[:2]:
+        call.lock(axis, BY_NUMBER)
+    data, sizes = call.results
+    return [(call.fresh(data.shape[0], BY_NUMBER), *axes[2:]), (call.fresh(sizes.shape[0], BY_NUMBER),)]
+
+
 @register("gather", "take_along_dim")
 def gather(call: Call) -> Axes:
     """One position per element of the index along a dimension."""

@@ -360,9 +360,24 @@ def pairs(call: Call) -> Axes:
     return axes[:-1]
 
 
+def _in_order(call: Call) -> bool:
+    """Whether the call only rewrites the strides of dimensions of size one (adaptive pooling to one position does)."""
+    axes, size, stride = call.axes(call.args[0]), call.get("size"), call.get("stride")
+    if size is None or list(size) != [axis.size for axis in axes] or call.get("storage_offset"):
+        return False
+    step, wanted = 1, []
+    for n in reversed(size):
+        wanted.append(step)
+        step *= n
+    dense = call.args[0].untyped_storage().nbytes() == step * call.args[0].element_size()
+    return dense and all(n == 1 or s == w for n, s, w in zip(size, stride, reversed(wanted), strict=True))
+
+
 @register("diagonal", "as_strided")
 def strided(call: Call) -> Axes:
-    """Other strides over the same storage: the touched dimensions are locked."""
+    """Other strides over the same storage: the touched dimensions are locked, unless the elements stay in order."""
+    if _in_order(call):
+        return call.axes(call.args[0])
     for axis in call.axes(call.args[0]):
         call.lock(axis, "accessed through explicit strides")
     return tuple(call.fresh(n, "accessed through explicit strides") for n in call.results[0].shape)

@@ -46,7 +46,14 @@ def extreme(call: Call) -> list[Axes] | Axes:
     return found
 
 
-@register("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss")
+@register(
+    "mse_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "soft_margin_loss",
+)
 def distance(call: Call) -> Axes:
     """An error per element, then its mean or sum."""
     axes = broadcast(call, [call.axes(t) for t in call.tensors()])

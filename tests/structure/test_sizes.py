@@ -1,0 +1,216 @@
+"""Integers of the user's code: which attributes follow a cut, which dimensions shrink together, what stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers_cut import cut_and_prove
+
+from secateur.structure.attributes import edits
+from secateur.structure.capture import capture
+from secateur.structure.groups import Structure, structure
+from secateur.structure.provenance import Attribute
+
+
+def look(model: nn.Module, **inputs: Tensor) -> Structure:
+    return structure(model.eval(), capture(model, inputs))
+
+
+def followed(model: nn.Module, found: Structure, group: str, count: int) -> dict[str, int]:
+    changed = edits(model, found.record, {found.atoms[group].id: count})
+    return {f"{a.owner}.{a.name}".strip("."): value for a, value in changed.items()}
+
+
+class Quotient(nn.Module):
+    """The head size is computed as width // heads; the width is used nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.heads = 24, 4
+        self.q, self.k, self.v = (nn.Linear(10, 24) for _ in range(3))
+        self.out = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            f(x).view(*x.shape[:2], self.heads, self.width // self.heads).transpose(1, 2)
+            for f in (self.q, self.k, self.v)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_an_attribute_is_solved_for_where_only_its_quotient_is_used() -> None:
+    model, x = Quotient(), torch.randn(2, 3, 10)
+    found = look(model, x=x)
+    (heads,) = (g for g in found.groups if g.granularity == "head")
+    assert not heads.locks
+    assert followed(model, found, heads.name, 3) == {"heads": 3, "width": 18}
+    assert cut_and_prove(model, {"x": x}).share > 0.2
+
+
+class Borrowed(nn.Module):
+    """A width read before a layer sizes its result: both widths must shrink alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        n, c = y.shape
+        return self.out(torch.relu(self.second(y)).reshape(n, c, 1).squeeze(-1))
+
+
+def test_widths_that_one_number_sizes_shrink_together() -> None:
+    model, x = Borrowed(), torch.randn(4, 6)
+    found = look(model, x=x)
+    free = [g for g in found.groups if not g.locks]
+    assert [g.size for g in free] == [12]
+    assert {s.tensor for s in free[0].spans} >= {"first.weight", "second.weight", "out.weight"}
+    assert cut_and_prove(model, {"x": x}).share > 0.2
+
+
+class Guarded(nn.Module):
+    """Raises when a width is not the one it knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 8
+        self.first, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        if y.shape[-1] != self.channels:
+            raise ValueError("another number of channels")
+        return self.out(y)
+
+
+def test_an_attribute_that_is_compared_with_a_width_follows_it() -> None:
+    model, x = Guarded(), torch.randn(4, 5)
+    found = look(model, x=x)
+    assert followed(model, found, "first", 5) == {"channels": 5}
+    assert cut_and_prove(model, {"x": x}).share > 0.2
+
+
+class LiteralGuard(Guarded):
+    """Raises when a width is not a number from the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        if y.shape[-1] != 8:
+            raise ValueError("another number of channels")
+        return self.out(y)
+
+
+class Numbered(Guarded):
+    """Weighs the channels by their position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return self.out(y * torch.arange(y.shape[-1]))
+
+
+class Unequal(Guarded):
+    """Chunks of eight into three pieces are 3, 3 and 2 wide."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.cat(torch.relu(self.first(x)).chunk(3, -1), -1))
+
+
+class PaddedUp(Guarded):
+    """Pads a width up to a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return self.out(functional.pad(y, (0, self.channels - y.shape[-1])))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (LiteralGuard, "would not follow"),
+        (Numbered, "depend on positions"),
+        (Unequal, "unequal size"),
+    ],
+)
+def test_what_could_not_follow_is_locked_with_its_line(kind: type[nn.Module], reason: str) -> None:
+    (group,) = (g for g in look(kind(), x=torch.randn(4, 5)).groups if g.name == "first")
+    assert any(reason in lock.reason for lock in group.locks)
+    assert all("test_sizes.py" in lock.where for lock in group.locks)
+
+
+def test_an_amount_of_padding_stays() -> None:
+    model, x = PaddedUp(), torch.randn(4, 5)
+    found = look(model, x=x)
+    (group,) = (g for g in found.groups if g.name == "first")
+    if not group.locks:  # the attribute may follow the width, so that nothing is padded
+        assert followed(model, found, "first", 5) == {"channels": 5}
+    cut_and_prove(model, {"x": x})
+
+
+class Stateful(nn.Module):
+    """A forward that fills a cache, stores sizes and adds a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.cache: dict[str, Tensor] = {}
+        self.last = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.first.bias * 1.5
+            self.out.register_forward_hook(lambda *_: None)
+        y = torch.relu(self.first(x) + self.cache["bias"])
+        self.last, self.added = y.shape[-1], y
+        return self.out(y)
+
+
+def test_capture_leaves_no_trace_in_the_model() -> None:
+    model, x = Stateful(), torch.randn(4, 5)
+    capture(model.eval(), {"x": x})
+    assert model.cache == {}
+    assert model.last == 0
+    assert type(model.last) is int
+    assert not hasattr(model, "added")
+    assert not model.out._forward_hooks
+    assert cut_and_prove(model, {"x": x}).share > 0.2
+
+
+class Shared(nn.Module):
+    """Two layers read one number of heads from one config."""
+
+    class Config:
+        def __init__(self) -> None:
+            self.heads, self.size = 3, 4
+
+    class Layer(nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.config = config
+            self.qkv, self.out = nn.Linear(6, 36), nn.Linear(12, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).view(*x.shape[:2], self.config.heads, -1).transpose(1, 2).chunk(3, -1)
+            return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = self.Config()
+        self.a, self.b = self.Layer(config), self.Layer(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)))
+
+
+def test_a_number_in_a_shared_config_makes_one_unit_of_all_its_uses() -> None:
+    model, x = Shared(), torch.randn(2, 5, 6)
+    found = look(model, x=x)
+    (heads,) = (g for g in found.groups if g.granularity == "head")
+    assert {s.tensor for s in heads.spans} >= {"a.qkv.weight", "b.qkv.weight"}
+    assert edits(model, found.record, {found.atoms[heads.name].id: 2}) == {Attribute("a.config", "heads"): 2}
+    assert cut_and_prove(model, {"x": x}).share > 0.1
