@@ -91,7 +91,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of one forward pass in milliseconds over interleaved rounds."""
+    """Latency of one forward pass in milliseconds over interleaved rounds.
+
+    Args:
+        median, p10, p90: of the rounds.
+        rounds: how many there were.
+        threads: CPU threads.
+        batch_size: samples in the timed input.
+        ratio: median, p10 and p90 of this model's time over that of the first model in the same round: what both
+            suffer from a busy machine cancels. None for the first model.
+    """
 
     median: float
     p10: float
@@ -99,6 +108,7 @@ class Latency:
     rounds: int
     threads: int = 1
     batch_size: int = 1
+    ratio: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

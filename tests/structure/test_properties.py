@@ -176,6 +176,7 @@ def test_a_model_that_fails_after_the_cut_is_refused_and_nothing_changes() -> No
     assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
 def test_complex_models_are_cut_and_certified() -> None:
     net = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 3)).to(torch.complex64)
     x = torch.randn(2, 6, dtype=torch.complex64)

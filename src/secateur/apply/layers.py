@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.apply.cut import finish
+from secateur.apply.cut import _computed, finish
 from secateur.apply.verify import TOLERANCE, _compare, _doubled
 from secateur.call import call, outputs
 from secateur.errors import CertificateError, PlanMismatchError
@@ -149,7 +149,7 @@ def drop_copy(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, i
         PlanMismatchError: the removals do not fit this model.
     """
     check_layers(model, layers)
-    memo: dict[int, Any] = {}
+    memo = _computed(model)
     for path, entry in layers.items():
         container = _container(model, path)
         assert container is not None
@@ -224,6 +224,27 @@ def block_names(model: nn.Module, layers: Layers) -> list[str]:
             if i in entry["removed"]:
                 names.append(f"{path}.{name}" if path else name)
     return names
+
+
+def new_names(model: nn.Module, layers: Layers) -> Callable[[str], str | None]:
+    """How names of parameters change when blocks go: a function of the old name, None for what is gone."""
+    moves: dict[str, str | None] = {}
+    for path, entry in layers.items():
+        container = _container(model, path)
+        assert container is not None
+        old = [name for i, name in enumerate(container._modules) if i not in entry["removed"]]
+        fresh = dict(zip(old, _kept(container._modules, set(entry["removed"])), strict=True))
+        for name in container._modules:
+            start = f"{path}." if path else ""
+            moves[f"{start}{name}."] = f"{start}{fresh[name]}." if name in fresh else None
+
+    def renamed(name: str) -> str | None:
+        for prefix, target in moves.items():
+            if name.startswith(prefix):
+                return None if target is None else target + name[len(prefix) :]
+        return name
+
+    return renamed
 
 
 def certify_layers(

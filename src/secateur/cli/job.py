@@ -123,10 +123,10 @@ def require_free(path: Path, *, force: bool) -> None:
     Raises:
         FileRefusedError: it exists, or its parent may not be written.
     """
-    from secateur.files.atomic import _absolute, _require_free
+    from secateur.files.atomic import absolute, require_free
 
-    target = _absolute(path)
-    _require_free(target, force=force)
+    target = absolute(path)
+    require_free(target, force=force)
     _require_writable(target)
 
 

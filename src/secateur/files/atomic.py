@@ -110,11 +110,11 @@ def publish_dir(path: str | Path, *, force: bool = False) -> Iterator[Path]:
 
     Cost: one fsync per file and folder. For a moment old and new need disk space together.
     """
-    target = _absolute(Path(path))
+    target = absolute(Path(path))
     with disk.disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
-        _require_free(target, force=force)
+        require_free(target, force=force)
     temp, fd = partial_path(target), None
     try:
         with disk.disk_errors(target):
@@ -132,12 +132,13 @@ def publish_dir(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
+    """The path without links in its folders; a link in its last part stays as it is."""
     full = path.absolute()
     return full.resolve() if full.name in {"", ".."} else full.parent.resolve() / full.name
 
 
-def _require_free(target: Path, *, force: bool) -> None:
+def require_free(target: Path, *, force: bool) -> None:
     """Refuse a target that may not be (over)written."""
     if not os.path.lexists(target):
         return
@@ -188,7 +189,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _commit(temp: Path, target: Path, *, force: bool) -> None:
     """Put ``temp`` in place; afterwards ``temp`` is gone or holds what was there before."""
-    _require_free(target, force=force)
+    require_free(target, force=force)
     replaces = os.path.lexists(target)
     if replaces:
         _swap(temp, target)

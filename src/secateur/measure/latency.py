@@ -44,7 +44,8 @@ def latency(
         timer: a clock in seconds.
 
     Returns:
-        Name -> median, 10th and 90th percentile in milliseconds.
+        Name -> median, 10th and 90th percentile in milliseconds, and the same of the ratio to the first model,
+        round by round.
 
     Raises:
         InputError: there is no model.
@@ -70,7 +71,11 @@ def latency(
                 if number >= 0:
                     seconds[name].append(taken)
     size = batch_size_of(example)
-    return {name: _summary(values, used, size) for name, values in seconds.items()}
+    first = next(iter(seconds))
+    return {
+        name: _summary(values, used, size, None if name == first else seconds[first])
+        for name, values in seconds.items()
+    }
 
 
 def _time(model: nn.Module, example: Any, timer: Timer) -> float:
@@ -87,9 +92,13 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _summary(seconds: list[float], threads: int, batch_size: int) -> Latency:
+def _summary(seconds: list[float], threads: int, batch_size: int, first: list[float] | None) -> Latency:
     p10, median, p90 = (float(value) for value in np.percentile(np.array(seconds) * 1e3, [10, 50, 90]))
-    return Latency(median, p10, p90, len(seconds), threads, batch_size)
+    ratio = None
+    if first is not None and min(first) > 0:
+        low, middle, high = (float(v) for v in np.percentile(np.array(seconds) / np.array(first), [10, 50, 90]))
+        ratio = (middle, low, high)
+    return Latency(median, p10, p90, len(seconds), threads, batch_size, ratio)
 
 
 @contextmanager

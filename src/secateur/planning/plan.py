@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.apply.cut import Cuts, check, cut_copy, cut_model, named_tensors
+from secateur.apply.ema import Averages, migration
 from secateur.apply.layers import Layers, check_layers, drop_copy, drop_layers
 from secateur.apply.mask import mask_model
 from secateur.errors import CertificateError, FileRefusedError, PlanMismatchError
@@ -83,7 +84,14 @@ class Plan:
 
     # -- doing --------------------------------------------------------------------------------------------
 
-    def apply(self, model: nn.Module, *, inplace: bool = False, optimizer: Optimizer | None = None) -> nn.Module:
+    def apply(
+        self,
+        model: nn.Module,
+        *,
+        inplace: bool = False,
+        optimizer: Optimizer | None = None,
+        ema: Averages | None = None,
+    ) -> nn.Module:
         """Remove for real (or write zeros, where the plan holds masks), and prove it.
 
         A plan that was made in this process certifies the cut against the replay of the original before anything
@@ -93,6 +101,8 @@ class Plan:
             model: the model that the plan was made for, or a fresh one of the same architecture.
             inplace: change `model` itself; parameters keep their identity.
             optimizer: with `inplace`, its state is cut alike.
+            ema: averaged weights that are cut (or masked) alike: an `AveragedModel`, or a mapping of parameter names
+                to tensors, changed in place.
 
         Returns:
             the smaller model, an ordinary module.
@@ -108,12 +118,23 @@ class Plan:
         known = self.evidence
         if self.removes and known is not None and known.certify is not None and model is known.model:
             self.certificate = known.certify(model, result)
+        follow = None if ema is None else self._migration(model, ema)
         if inplace:
             self.replay(model, optimizer)
             result = model
         if self.masks:
             mask_model(result, self.masks)
+        if follow is not None:
+            follow()
         return result
+
+    def _migration(self, model: nn.Module, ema: Averages) -> Callable[[], None]:
+        def replay(averaged: nn.Module) -> None:
+            self.replay(averaged)
+            if self.masks:
+                mask_model(averaged, self.masks)
+
+        return migration(model, ema, replay, cuts=self.cuts, layers=self.layers, masks=self.masks)
 
     @property
     def removes(self) -> bool:

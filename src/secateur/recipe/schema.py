@@ -130,8 +130,6 @@ class Finetune(Part):
     """How the learning rate falls from its peak."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises to its peak."""
-    batch_size: Count | None = None
-    """Samples per step; left out: what the data gives."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -51,6 +51,8 @@ class Timing(Part):
     rounds: Count
     threads: Count = 1
     batch_size: Count = 1
+    ratio: tuple[Amount, Amount, Amount] | None = None
+    """Median, p10 and p90 of this time over that before, round by round."""
 
     @check(mode="after")
     def _ordered(self) -> Self:

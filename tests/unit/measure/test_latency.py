@@ -3,6 +3,8 @@ import gc
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from secateur.errors import ForwardError, InputError, RecipeError
@@ -100,3 +102,14 @@ def test_options_out_of_range(option):
 def test_nothing_to_measure():
     with pytest.raises(InputError):
         latency({}, torch.zeros(1))
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 10), st.floats(0.001, 10)), min_size=1, max_size=12))
+def test_the_ratio_is_taken_round_by_round(rounds):
+    before, after = zip(*rounds, strict=True)
+    models, timer, _ = pair(before, after)
+    measured = latency(models, torch.zeros(1), rounds=len(rounds), warmup=0, timer=timer)
+    first, second = measured.values()
+    shares = np.array(after) / np.array(before)
+    assert first.ratio is None
+    np.testing.assert_allclose(second.ratio, [np.median(shares), *np.percentile(shares, [10, 90])], rtol=1e-6)

@@ -17,7 +17,7 @@ from secateur.search.compare_protocol import Protocol
 from secateur.search.compare_report import to_csv, to_html
 from secateur.search.compare_summary import summarise
 
-EVIL = '</script><script>alert(1)</script>|<b>"\'`[x](y)\x1b[31m'
+EVIL = "</script><script>alert(1)</script>|<b>\"'`[x](y)\x1b[31m"
 
 
 def protocol(**changes: Any) -> Protocol:
@@ -51,7 +51,11 @@ def rows() -> list[dict[str, Any]]:
         found.append(row(EVIL, seed, 0.5, 0.4, variant="shuffled"))
         found.append(row(EVIL, seed, 0.5, 0.2, variant="inverted"))
         for label in ("magnitude", EVIL):
-            shared = {"recovery": EVIL, "recovery_hash": "h" if label == EVIL else f"h{seed // 2}", "recovery_batches": 4}
+            shared = {
+                "recovery": EVIL,
+                "recovery_hash": "h" if label == EVIL else f"h{seed // 2}",
+                "recovery_batches": 4,
+            }
             found.append(row(label, seed, 0.5, 0.9, **shared))
         found.append(row("dense", seed, 0.0, 0.95, scoring=None, control=True))
     found.append(row("broken", 0, 0.5, 0.0, status="refused", why=EVIL))

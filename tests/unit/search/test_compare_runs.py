@@ -180,9 +180,7 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("calls", [1, 4, 9])
-def test_a_killed_comparison_goes_on(
-    models: list[nn.Module], train: TensorData, tmp_path: Path, calls: int
-) -> None:
+def test_a_killed_comparison_goes_on(models: list[nn.Module], train: TensorData, tmp_path: Path, calls: int) -> None:
     left = [calls]
 
     def interrupted(model: nn.Module) -> float:
@@ -255,9 +253,7 @@ def test_one_base_for_all_seeds_is_said(models: list[nn.Module], train: TensorDa
 
 
 def test_lower_is_better_where_the_name_says_so(models: list[nn.Module], train: TensorData, tmp_path: Path) -> None:
-    found = small(
-        models, train, tmp_path, seeds=3, evaluate=lambda model: {"loss": -kept_mass(model)}, metric="loss"
-    )
+    found = small(models, train, tmp_path, seeds=3, evaluate=lambda model: {"loss": -kept_mass(model)}, metric="loss")
     assert line_of(found.summary["curve_means"]["none"], "random")["verdict"] == "worse"
     assert found.summary["curve_means"]["none"][0]["criterion"] == "magnitude"
 
