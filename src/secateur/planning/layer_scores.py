@@ -78,7 +78,7 @@ class BlockInfluence(_Rule):
     equation 1.
     """
 
-    name: str = field(default="block_influence", init=False)
+    name: str = field(default="block-influence", init=False)
 
     def score(self, model: nn.Module, stacks: Sequence[Stack], example: Any, data: Data | None, loss: Any) -> Scores:
         """The influence of every block."""
@@ -97,7 +97,7 @@ class AngularDistance(_Rule):
     Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", 2024, equation 6, for one layer.
     """
 
-    name: str = field(default="angular_distance", init=False)
+    name: str = field(default="angular-distance", init=False)
 
     def score(self, model: nn.Module, stacks: Sequence[Stack], example: Any, data: Data | None, loss: Any) -> Scores:
         """The angle of every block."""
@@ -120,12 +120,12 @@ class LossIncrease(_Rule):
     """
 
     greedy: bool = False
-    name: str = field(default="loss_increase", init=False)
+    name: str = field(default="loss-increase", init=False)
 
     def score(self, model: nn.Module, stacks: Sequence[Stack], example: Any, data: Data | None, loss: Any) -> Scores:
         """The rise of every free block; with greedy the order of removal."""
         if data is None:
-            raise RecipeError("criterion 'loss_increase' needs data", hint="pass data=, an iterable of batches")
+            raise RecipeError("criterion 'loss-increase' needs data", hint="pass data=, an iterable of batches")
         found = {stack.path: torch.zeros(stack.size, dtype=torch.float64) for stack in stacks}
         free = [(stack.path, i, stack.blocks[i].name) for stack in stacks for i in stack.free]
         if not self.greedy:
@@ -145,9 +145,9 @@ class LossIncrease(_Rule):
 Rule = Every | BlockInfluence | AngularDistance | LossIncrease
 RULES: Mapping[str, Callable[..., Rule]] = {
     "every": Every,
-    "block_influence": BlockInfluence,
-    "angular_distance": AngularDistance,
-    "loss_increase": LossIncrease,
+    "block-influence": BlockInfluence,
+    "angular-distance": AngularDistance,
+    "loss-increase": LossIncrease,
 }
 
 

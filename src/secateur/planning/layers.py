@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.apply.layers import Layers, block_names, certify_layers, compare, dropped, identity_outputs
 from secateur.call import call, outputs
-from secateur.criteria.base import Context, Criterion, named_tensors
+from secateur.criteria.base import Context, Criterion, named_tensors, require_finite
 from secateur.errors import CertificateError, ForwardError, RecipeError, TargetError, UnsupportedError
 from secateur.integrations.transformers import shapes_of
 from secateur.planning.cuts import AMOUNTS, _below, _relative
@@ -46,6 +46,8 @@ def layer_plan(
 ) -> Plan:
     """Decide which blocks go; see `make_plan` for the arguments and errors."""
     _check_request(request)
+    for name, tensor in named_tensors(model).items():
+        require_finite(tensor, name)
     depth = find_stacks(model, example, request["protect"])
     stacks = probe(model, example, depth.stacks)
     used = [stack for stack in stacks if stack.free]

@@ -22,7 +22,7 @@ from secateur.errors import (
     UnsupportedError,
 )
 from secateur.files.seeds import seed_everything
-from secateur.measure import latency, snapshot
+from secateur.measure import latency, macs, num_nonzero, num_params, quality
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import grouped, is_structured
 from secateur.recover import finetune, refresh_batchnorm
@@ -168,8 +168,8 @@ class SeedRun:
         if cell.label == SCRATCH:
             reinitialise(model, self.seed)
         facts |= self._recover(model, cell, masks)
-        state = snapshot(model, self.example, evaluate=self.evaluate)
-        facts |= {"params": state.params, "nonzero": state.nonzero, "macs": state.macs, "quality": dict(state.quality)}
+        facts |= {"params": num_params(model), "nonzero": num_nonzero(model), "macs": macs(model, self.example)}
+        facts["quality"] = quality(model, self.evaluate)
         if cell.recovery == NO_RECOVERY and cell.variant == AS_IS and not masks and cell.label != DENSE:
             facts |= self._latency(model)
         return facts

@@ -58,7 +58,7 @@ def metered(work: Callable[[], Any], device: torch.device) -> tuple[Any, Cost]:
 
 def _resident_now() -> int:
     """Bytes of the resident set, with its high-water mark set back to them; 0 where the system cannot."""
-    gc.collect()
+    gc.collect(1)
     try:
         # Freed memory that the C library keeps would hide what the next call needs.
         ctypes.CDLL(None).malloc_trim(0)

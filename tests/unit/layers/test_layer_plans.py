@@ -93,7 +93,7 @@ def test_stages_and_in_place_relu():
     model, x = resnet(), torch.randn(2, 3, 8, 8)
     found = {s.path: s.free for s in find_stacks(model, x).stacks}
     assert found == {"0": [1, 2], "2": [1, 2, 3]}
-    plan = plan_for(model, x, target={"sparsity": 0.99 * 3 / 7}, criterion="block_influence")
+    plan = plan_for(model, x, target={"sparsity": 0.99 * 3 / 7}, criterion="block-influence")
     cut = plan.apply(model)
     assert len(cut[0]) + len(cut[2]) == 4
     gone = [plan.layers.get(str(s), {"removed": []})["removed"] for s in (0, 2)]
@@ -207,7 +207,7 @@ def test_wrong_requests():
     with pytest.raises(RecipeError, match="k is 0"):
         plan_for(model, x, criterion={"name": "every", "k": 0})
     with pytest.raises(RecipeError, match="needs data"):
-        plan_for(model, x, criterion="loss_increase")
+        plan_for(model, x, criterion="loss-increase")
 
 
 def test_explain_diff_and_replay(tmp_path):
@@ -264,7 +264,7 @@ def test_save_and_load(tmp_path):
         x,
         recipe={
             "granularity": "layer",
-            "criterion": "block_influence",
+            "criterion": "block-influence",
             "target": {"sparsity": 0.5},
             "measure": {"latency": False},
         },

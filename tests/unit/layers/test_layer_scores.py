@@ -60,10 +60,10 @@ def test_an_identity_block_goes_first():
         model.layers[3].inner[2].weight.zero_()
         model.layers[3].inner[2].bias.zero_()
     data = [(x, torch.zeros(3, 5, 3))]
-    for rule in ("block_influence", "angular_distance", "loss_increase", LossIncrease(greedy=True)):
+    for rule in ("block-influence", "angular-distance", "loss-increase", LossIncrease(greedy=True)):
         plan = sc.plan(model, x, granularity="layer", criterion=rule, data=data, target={"count": 1})
         removed = plan.layers["layers"]["removed"]
-        if rule == "loss_increase" or isinstance(rule, LossIncrease):
+        if rule == "loss-increase" or isinstance(rule, LossIncrease):
             best = min(mean_loss(model, data, None, without=[f"layers.{i}"]) for i in range(6))
             assert mean_loss(model, data, None, without=[f"layers.{removed[0]}"]) == best
         else:
@@ -124,3 +124,11 @@ def test_bad_data():
     with pytest.raises(InputError, match="no batch"):
         score(LossIncrease(), model, x, data=[])
     assert not [m for m in model.modules() if "forward" in vars(m) or m._forward_hooks]
+    with torch.no_grad():
+        model.head.bias[1] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"head\.bias"):
+        sc.plan(model, x, granularity="layer", criterion="every", target={"count": 1})
+    with torch.device("meta"):
+        shell = Deep()
+    with pytest.raises(InputError, match="no values yet"):
+        sc.plan(shell, x, granularity="layer", criterion="every", target={"count": 1})

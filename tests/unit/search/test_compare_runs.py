@@ -287,7 +287,7 @@ def test_recovery_needs_data(models: list[nn.Module], tmp_path: Path) -> None:
     batches = [torch.randn(4, 1, 6, 6)]
     with pytest.raises(RecipeError, match="training data"):
         small(models[:2], None, tmp_path, calibration=batches, recover=RECOVER)  # type: ignore[arg-type]
-    assert len(small(models[:2], None, tmp_path, calibration=batches).rows) == 18  # type: ignore[arg-type]
+    assert len(small(models[:2], None, tmp_path, calibration=batches).rows) == 14  # type: ignore[arg-type]
 
 
 def test_scores_come_from_the_same_samples_in_the_same_order(
