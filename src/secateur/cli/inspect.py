@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -20,6 +21,10 @@ def inspect(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--protect", metavar="PATTERN", help="Leave these names whole; may be repeated."),
     ] = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--html", metavar="FILE", help="Write the tree of groups as a page as well."),
+    ] = None,
     seed: options.Seed = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -32,6 +37,8 @@ def inspect(
     with seed_everything(seed or 0):
         work = jobs.resolve(model, data, seed=seed or 0)
         view = sc.inspect(work.model, work.needed_example(), protect=tuple(protect or ()))
+    if html is not None:
+        _page(view, html)
     if json:
         emit({"schema": 1, **view.to_dict()})
     elif out().is_terminal:
@@ -39,6 +46,16 @@ def inspect(
     else:
         write(f"{view}\n")
     return 0
+
+
+def _page(view: View, path: Path) -> None:
+    from secateur.errors import FileRefusedError
+    from secateur.files.atomic import atomic_write
+    from secateur.report import render_structure_html
+
+    if path.exists():
+        raise FileRefusedError(f"{path} exists already", hint="choose another file, or remove this one")
+    atomic_write(path, render_structure_html(view.to_dict()))
 
 
 def _tables(view: View) -> None:

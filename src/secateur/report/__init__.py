@@ -2,7 +2,7 @@
 
 from secateur.report.build import build, environment
 from secateur.report.histogram import histogram, near_zero
-from secateur.report.html import render_html
+from secateur.report.html import render_html, render_structure_html
 from secateur.report.progress import progress
 from secateur.report.record import (
     Choice,
@@ -45,5 +45,6 @@ __all__ = [
     "progress",
     "render",
     "render_html",
+    "render_structure_html",
     "verdict",
 ]

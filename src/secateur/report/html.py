@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,22 @@ def render_html(report: Report, *, charts: bool = True) -> str:
         Two hashes and one copy of plotly.js; the charts grow with the number of layers.
     """
     scripts = [_plotly(), _page_script()] if charts else []
+    environment = _environment()
+    return environment.get_template("report.html").render(
+        report=report,
+        verdict=verdict(report),
+        rows=rows(report),
+        proof=proof_line(report),
+        score=score,
+        recipe=json.dumps(report.recipe, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False),
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        policy=_policy(scripts),
+        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        data=_json_block(figures(report)) if charts else None,
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -60,18 +76,42 @@ def render_html(report: Report, *, charts: bool = True) -> str:
         "significant": significant,
     }
     environment.filters.update(filters)
-    return environment.get_template("report.html").render(
-        report=report,
-        verdict=verdict(report),
-        rows=rows(report),
-        proof=proof_line(report),
-        score=score,
-        recipe=json.dumps(report.recipe, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False),
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
-        policy=_policy(scripts),
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
-        data=_json_block(figures(report)) if charts else None,
+    return environment
+
+
+def render_structure_html(view: Mapping[str, Any]) -> str:
+    """Render what `inspect` found as one self-contained page: the tree of groups, and what is locked and why.
+
+    Args:
+        view: `View.to_dict()`; every string in it is untrusted.
+
+    Returns:
+        The text of the page, without any script; write it as UTF-8.
+    """
+    return (
+        _environment()
+        .get_template("structure.html")
+        .render(
+            view=view,
+            tree=_tree(view["groups"]),
+            locked=sorted(view["locked"], key=lambda group: -group["params"]),
+            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+            policy=_policy([]),
+        )
     )
+
+
+def _tree(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Groups by the parts of their names: {"groups": [...], "children": {part: tree}, "params": total}."""
+    root: dict[str, Any] = {"groups": [], "children": {}, "params": 0}
+    for group in groups:
+        node = root
+        for part in group["name"].split(".")[:-1]:
+            node["params"] += group["params"]
+            node = node["children"].setdefault(part, {"groups": [], "children": {}, "params": 0})
+        node["params"] += group["params"]
+        node["groups"].append(group)
+    return root
 
 
 def _json_block(data: Any) -> Markup:

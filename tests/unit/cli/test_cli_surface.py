@@ -15,7 +15,7 @@ COMMON = {"--json", "--verbose", "-v", "--help"}
 FLAGS = {
     "demo": COMMON
     | {"--granularity", "--sparsity", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run"},
-    "inspect": COMMON | {"--data", "--protect", "--seed"},
+    "inspect": COMMON | {"--data", "--html", "--protect", "--seed"},
     "estimate": COMMON | {"--data", "--recipe", "--set", "--seed", "--threads"},
     "prune": COMMON | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
     "measure": COMMON | {"--model", "--data", "--rounds", "--batch-size", "--seed", "--threads"},

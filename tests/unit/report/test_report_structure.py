@@ -1,0 +1,36 @@
+from html.parser import HTMLParser
+
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.report import render_structure_html
+
+
+class Texts(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_shows_groups_and_locks_and_runs_nothing():
+    net = nn.Sequential()
+    net.add_module("body", nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3)))
+    net.add_module("</title><script>alert(1)</script>", nn.Conv2d(6, 4, 1))
+    view = sc.inspect(net, torch.zeros(1, 3, 8, 8))
+    page = render_structure_html(view.to_dict())
+    parser = Texts()
+    parser.feed(page)
+    assert not [tag for tag, _ in parser.tags if tag == "script"]
+    assert not [a for _, attrs in parser.tags for a in attrs.values() if a and a.startswith(("http", "//"))]
+    text = " ".join(parser.text)
+    for group in view.groups:
+        assert group.name in text
+    assert "a dimension of the model's output" in text
+    assert "<script>alert(1)</script>" in text, "shown as it is written"
