@@ -30,7 +30,7 @@ from secateur.types import Certificate, Group, Lock, Span
 TARGETS = (*AMOUNTS, "params", "macs", "memory_bytes")
 INDEX = re.compile(r"(^|_)(idx|index|id|layer|block|number|num|no|i|depth)s?($|_)")
 LENGTH = re.compile(r"(^|_)(n_?)?(layers?|blocks?|depths?)$")
-PER_LAYER = re.compile(r"(^|_)(layers?|blocks?)(_|$)")
+PER_LAYER = re.compile(r"(^|_)(layers?|blocks?|attention_window)(_|$)")
 SIDES = ("encoder", "decoder")
 
 

@@ -39,13 +39,16 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(16)
+        self.heads, self.norm = 4, nn.LayerNorm(16)
         self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
         self.up, self.down, self.classify = nn.Linear(16, 64), nn.Linear(64, 16), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
-        q, k, v = (layer(self.norm(x)).view(batch, tokens, 4, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(self.norm(x)).view(batch, tokens, self.heads, -1).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
         mixed = torch.softmax(q @ k.transpose(2, 3) / 2.0, -1) @ v
         x = x + self.o(mixed.transpose(1, 2).reshape(batch, tokens, -1))
         x = x + self.down(nn.functional.gelu(self.up(x)))
@@ -121,8 +124,9 @@ def test_a_short_budget_buys_no_training_and_another_criterion(train: TensorData
 def facts(**changes: Any) -> Facts:
     plain: dict[str, Any] = {
         "model": "M", "params": 1000, "macs": 1000, "norms": ("batch",), "activations": ("relu",),
-        "piecewise_linear": True, "units": {"channel": 64}, "shares": {"channel": 0.9}, "widest": 64, "data": "labelled",
-        "batches": 10, "seconds_per_batch": 1.0, "budget_seconds": None, "device": "cpu", "sparse_tensor_cores": False,
+        "piecewise_linear": True, "units": {"channel": 64}, "shares": {"channel": 0.9}, "widest": 64,
+        "data": "labelled", "batches": 10, "seconds_per_batch": 1.0, "budget_seconds": None, "device": "cpu",
+        "sparse_tensor_cores": False,
     }  # fmt: skip
     return Facts(**{**plain, **changes})
 

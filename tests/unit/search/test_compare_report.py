@@ -33,7 +33,8 @@ def protocol(**changes: Any) -> Protocol:
 def row(label: str, seed: int, level: float, value: float, **changes: Any) -> dict[str, Any]:
     plain = {
         "seed": seed, "criterion": label, "variant": "as is", "level": level, "recovery": "none", "status": "ok",
-        "why": "", "control": label == "random", "options": {"norm": EVIL}, "base": f"b{seed}", "key": f"{label}{seed}{level}",
+        "why": "", "control": label == "random", "options": {"norm": EVIL}, "base": f"b{seed}",
+        "key": f"{label}{seed}{level}",
         "quality": {"accuracy": value}, "params": 10, "nonzero": 9, "macs": 100, "sparsity": level, "least_kept": 0.25,
         "units_removed": 1, "units_total": 2, "emptied": 0, "certificate": None, "kept": {"a": 0.5},
         "scoring": {"seconds": 0.1, "epochs": None, "peak_bytes": 4096}, "recovery_seconds": 0.0,

