@@ -14,7 +14,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.call import call, outputs
-from secateur.errors import UnsupportedError
+from secateur.errors import CertificateError, UnsupportedError
 from secateur.files.safe import load_tensors, save_tensors
 from secateur.loading import fill
 
@@ -35,9 +35,11 @@ def write(name: str, build: Build, folder: Path) -> bool:
     for kind in KINDS:
         try:
             plan = sc.plan(model, example, granularity=kind, target={"sparsity": 0.3}, scope="local")
+            cut = plan.apply(model).eval()
+        except CertificateError:
+            raise
         except UnsupportedError:
             continue
-        cut = plan.apply(model).eval()
         folder.mkdir()
         plan.save(folder / "plan.json")
         save_tensors(folder / "weights.safetensors", dict(cut.state_dict(keep_vars=True)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.apply.tape import Entry, Tape, align, numbers
 from secateur.call import call, outputs
-from secateur.errors import CertificateError
+from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touched
 from secateur.structure.capture import capture, quiet, tensors_of
 from secateur.structure.record import Record, Ref, Restrict, Step, numbers_in
@@ -206,6 +206,7 @@ def certify(
         the certificate with the largest error found.
 
     Raises:
+        UnsupportedError: the cut model does not run.
         CertificateError: shapes differ, a removed part reached an output, or the error is above the tolerance.
 
     Cost: about two forward passes of the original and one of the cut model.
@@ -215,7 +216,7 @@ def certify(
         record = capture(model, example)  # the same calls in the same order: the same atoms
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with quiet(cut), torch.no_grad(), Tape() as tape:
-        answer = call(cut, example)
+        answer = _run(cut, example)
     found = [t.detach() for t in outputs(answer)]
     replay = Replay(record, named, keep, tape.entries)
     _same_slices(replay, {**dict(cut.named_parameters()), **dict(cut.named_buffers())})
@@ -240,6 +241,17 @@ def certify(
                 hint="Please report the model; nothing was changed or saved.",
             )
     return Certificate(worst, limit, str(precision).removeprefix("torch."), "replay", len(found))
+
+
+def _run(cut: nn.Module, example: Any) -> Any:
+    try:
+        return call(cut, example)
+    except ForwardError as error:
+        raise UnsupportedError(
+            f"{type(cut).__name__} does not run after this cut; nothing was changed or saved.",
+            why=error.why,
+            hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
+        ) from error
 
 
 def _same_slices(replay: Replay, cut: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from secateur.measure.latency import latency
 from secateur.measure.macs import macs, macs_by_module
 from secateur.measure.quality import accuracy, accuracy_on, quality
 from secateur.measure.snapshot import snapshot
+from secateur.measure.staircase import width_grid
 
 __all__ = [
     "accuracy",
@@ -17,4 +18,5 @@ __all__ = [
     "quality",
     "size_bytes",
     "snapshot",
+    "width_grid",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from secateur import criteria
 from secateur.apply.mask import expand
+from secateur.call import device_of
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, UnsupportedError
+from secateur.measure.staircase import width_grid
 from secateur.planning.cuts import AMOUNTS, cut_plan
 from secateur.planning.layer_scores import layer_rule
 from secateur.planning.layers import layer_groups, layer_plan
@@ -42,7 +44,7 @@ def make_plan(
     allocation: str = "global",
     protect: Sequence[str] = (),
     min_keep: int = 1,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     seed: int = 0,
     dtype: str = "float32",
     tolerance: float | None = None,
@@ -65,7 +67,8 @@ def make_plan(
         allocation: "global", "uniform", "erk" or "lamp": how a global amount is spread.
         protect: names or patterns, or "type:ClassName", that stay whole.
         min_keep: units that every group keeps at least; global structured rankings keep 10 % of each group anyway.
-        round_to: kept counts of structured groups are multiples of this.
+        round_to: kept counts of structured groups are multiples of this; "auto" takes the width grid that is
+            measured on the model's device. With any grid but 1 a sparsity is met from above, not exactly.
         seed: of everything random.
         dtype: precision of the certificate, "float32" or "float64".
         tolerance: of the certificate; default by dtype.
@@ -91,7 +94,7 @@ def make_plan(
         "target": dict(target),
         "protect": list(protect),
         "min_keep": min_keep,
-        "round_to": round_to,
+        "round_to": width_grid(str(device_of(model))) if round_to == "auto" else round_to,
         "seed": seed,
         **({"expressible": True} if expressible else {}),
     }

@@ -186,8 +186,8 @@ class Recipe(Part):
     """Names not to touch: shell patterns of module or parameter names, or type:ClassName."""
     min_keep: Count = 1
     """Units that every group keeps at least."""
-    round_to: Count = 1
-    """Kept units per group are a multiple of this."""
+    round_to: Count | Literal["auto"] = 1
+    """Kept units per group are a multiple of this; ``auto`` measures the width grid of this machine."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
     recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()

@@ -239,8 +239,8 @@ class SeedRun:
         )
         scores, cost = score(rule, context)
         unit = self._epoch[0]
-        epochs = None if not unit else cost.seconds / unit
-        return scores, {"seconds": cost.seconds, "epochs": epochs, "peak_bytes": cost.peak_bytes}
+        epochs = None if not unit else cost.work_seconds / unit
+        return scores, {**asdict(cost), "epochs": epochs}
 
     def _recover(self, model: nn.Module, cell: Cell, masks: Mapping[str, Tensor]) -> Row:
         steps = self.protocol.scratch if cell.recovery == SCRATCH else self.protocol.recoveries[cell.recovery]

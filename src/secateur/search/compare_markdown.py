@@ -160,7 +160,7 @@ def _scoring_table(summary: Mapping[str, Any]) -> str:
         ]
         for line in summary["scoring"]
     ]
-    note = "One epoch is a forward and backward pass over the scoring data. Memory is what scoring added."
+    note = "One epoch is the work of a forward and backward pass over the scoring data. Memory is what scoring added."
     return "\n".join([note, "", table(["criterion", "time", "epochs", "peak memory"], rows)])
 
 

@@ -26,10 +26,12 @@ class Cost:
 
     Args:
         seconds: wall-clock time.
+        work_seconds: time that a busy machine does not stretch: that of the processor, or the clock's on CUDA.
         peak_bytes: memory above what was held before, or None where the system does not tell.
     """
 
     seconds: float
+    work_seconds: float
     peak_bytes: int | None
 
 
@@ -45,15 +47,19 @@ def metered(work: Callable[[], Any], device: torch.device) -> tuple[Any, Cost]:
         before = torch.cuda.memory_allocated(device)
     else:
         before = _resident_now()
-    start = time.perf_counter()
+    start, start_work = time.perf_counter(), _clock(device)()
     result = work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
+    seconds, worked = time.perf_counter() - start, _clock(device)() - start_work
     if device.type == "cuda":
-        return result, Cost(seconds, max(0, torch.cuda.max_memory_allocated(device) - before))
+        return result, Cost(seconds, worked, max(0, torch.cuda.max_memory_allocated(device) - before))
     peak = _status("VmHWM") if before else 0
-    return result, Cost(seconds, max(0, peak - before) if peak else None)
+    return result, Cost(seconds, worked, max(0, peak - before) if peak else None)
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def _resident_now() -> int:
@@ -78,17 +84,17 @@ def _status(field: str) -> int:
 
 
 def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None) -> float | None:
-    """Seconds of one forward and backward pass over the scoring data, the unit of scoring costs.
+    """Work seconds (see `Cost`) of one forward and backward pass over the scoring data: the unit of scoring costs.
 
     The second of two passes counts: the first one pays for what torch sets up once. None where the batches have no
     target and no loss was given.
     """
     rule, device = loss or default_loss, device_of(model)
-    taken = None
+    taken, clock = None, _clock(device)
     with untouched(model, seed=0):
         model.eval()
         for _ in range(2):
-            started = time.perf_counter()
+            started = clock()
             for batch in batches:
                 try:
                     value = rule(model, to_device(batch, device))
@@ -98,7 +104,7 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
                 model.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken = time.perf_counter() - started
+            taken = clock() - started
     return taken
 
 

@@ -11,6 +11,7 @@ import re
 from html import unescape
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from secateur.search.compare_markdown import markdown, number, signed, words
@@ -107,6 +108,8 @@ def test_names_stay_in_their_place(page: str) -> None:
     assert set(figures) == {"curves-0", "curves-1", "scoring"}
     names = [curve["name"] for curve in figures["curves-0"]["data"]]
     assert all("<" not in name for name in names)
+    for figure in figures.values():
+        go.Figure(figure)  # plotly refuses what it does not know
     assert figures["curves-0"]["data"][0]["y"] == pytest.approx([0.685, 0.61])
 
 
