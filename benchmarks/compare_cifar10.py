@@ -34,7 +34,7 @@ from secateur.sources import DataSet, TensorData, resolve_data
 
 LEVELS = {"channel": (0.2, 0.35, 0.5, 0.65, 0.75, 0.85), "element": (0.5, 0.67, 0.8, 0.9, 0.95, 0.98)}
 RECOVER_LEVELS = {"channel": (0.5, 0.75), "element": (0.8, 0.95)}
-RECOVERY = (
+TRAIN = (
     {"method": "bn_refresh", "batches": 10},
     {
         "method": "finetune",
@@ -43,6 +43,8 @@ RECOVERY = (
         "schedule": "cosine",
     },
 )
+REFIT = ({"method": "refit"}, {"method": "bn_refresh", "batches": 10})  # needs no labels and no training
+RECOVERIES = {"channel": {"trained": TRAIN, "refitted": REFIT}, "element": {"trained": TRAIN}}
 # What is left out of "all": the control that is always there, scores of heads and layers, and the path integral,
 # which costs eight epochs per group.
 LEFT_OUT = {"random", "head-importance", "integrated"}
@@ -203,7 +205,7 @@ def run(args: argparse.Namespace, data: DataSet, granularity: str, command: str)
         seeds=args.seeds,
         calibration=Fast(subset(data.train, args.calibration, batch_size=64)),
         example=fast(data.example),
-        recover=RECOVERY,
+        recover=RECOVERIES[granularity],
         recover_levels=RECOVER_LEVELS[granularity],
         rounds=args.rounds,
         tag=f"cifar10 test={args.test}",
@@ -248,8 +250,8 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         f"accuracies on {args.test:,} test images.",
         "",
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
-        f"recovery is the same for all: batch-norm refresh on 10 batches, then {RECOVERY[1]['steps']} steps of SGD on "
-        f"batches of {BATCH}. What scoring costs is in the tables, and not taken off the recovery. With "
+        f"recovery is the same for all: batch-norm refresh on 10 batches, then {TRAIN[1]['steps']} steps of SGD on "
+        f"batches of {BATCH} ('trained'), or a refit in closed form on the scoring images ('refitted'). What scoring costs is in the tables, and not taken off the recovery. With "
         f"{len(bases)} seeds small differences cannot be told apart; the intervals say which.",
         "",
     ]
@@ -279,7 +281,7 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
             style = ":" if label == "random" else "-"
             bars = [p["sd"] or 0 for p in points]
             axis.errorbar(x, y, yerr=bars, label=label, color=colours[label], ls=style, lw=1.2)
-        axis.set_title("without recovery" if recovery == "none" else "with recovery")
+        axis.set_title("without recovery" if recovery == "none" else recovery)
         axis.set_xlabel(f"fraction removed ({'MACs' if granularity == 'channel' else 'weights'})")
     axes[0][0].set_ylabel("accuracy")
     axes[0][0].legend(fontsize=7, ncol=2)

@@ -178,6 +178,7 @@ def plan_by(model: nn.Module, example: Any, recipe: Recipe, data: Data | None = 
         protect=recipe.protect,
         min_keep=recipe.min_keep,
         round_to=recipe.round_to,
+        expressible=recipe.expressible,
         seed=recipe.seed,
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
@@ -265,7 +266,7 @@ def _report(
     title: str,
     command: str,
 ) -> report.Record:
-    cut = bool(plan.cuts) or not plan.masks
+    cut = not plan.masks
     achieved = _achieved(plan, before, after, recipe)
     plain = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
     return report.build(
@@ -322,6 +323,9 @@ def _layers(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
     known = plan.evidence
     assert known is not None
     tensors = named_tensors(model)
+    if plan.layers:
+        yield from _stacks(model, plan)
+        return
     for group in known.groups:
         span = next((s for s in group.spans if s.role in ("out", "self")), group.spans[0])
         weight, keep = tensors[span.tensor], known.keep[group.name]
@@ -329,6 +333,29 @@ def _layers(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
             len(plan.cuts.get(span.tensor, {}).get(d, range(n))) for d, n in enumerate(weight.shape)
         ).numel()
         yield report.Layer.measure(group.name, weight, params_after=after, scores=known.scores[group.name], keep=keep)
+
+
+def _stacks(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
+    """One row for each stack of blocks: its parameters are those of all its blocks."""
+    known = plan.evidence
+    assert known is not None
+    for name, stack in plan.layers.items():
+        blocks = [list(model.get_submodule(f"{name}.{i}").parameters()) for i in range(stack["size"])]
+        sizes = [sum(p.numel() for p in block) for block in blocks]
+        everything = [p for block in blocks for p in block]
+        near = sum(report.near_zero(p) * p.numel() for p in everything) / max(sum(sizes), 1)
+        gone = len(stack["removed"])
+        yield report.Layer(
+            name=name,
+            shape=(stack["size"],),
+            params_before=sum(sizes),
+            params_after=sum(size for i, size in enumerate(sizes) if i not in stack["removed"]),
+            removed=gone,
+            total=stack["size"],
+            sparsity=gone / stack["size"],
+            near_zero=near,
+            score_histogram=report.histogram(known.scores[name]) if name in known.scores else None,
+        )
 
 
 def _locked(model: nn.Module, plan: Plan) -> Iterator[report.Locked]:

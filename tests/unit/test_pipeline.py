@@ -165,6 +165,43 @@ def test_refit_brings_the_outputs_back_towards_the_original():
         with torch.no_grad():
             outputs.append(sum(float((result.model(x) - model(x)).square().sum()) for x, _ in data))
     assert outputs[1] < 0.7 * outputs[0]
+    recipe = {"granularity": "element", "target": {"sparsity": 0.5}, "recover": [{"method": "refit"}]}
     with pytest.raises(RecipeError, match="needs a cut"):
-        recipe = {"granularity": "element", "target": {"sparsity": 0.5}, "recover": [{"method": "refit"}]}
         sc.prune(model, data=data, recipe=recipe)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(12, 8)
+        self.blocks = nn.ModuleList([Residual() for _ in range(4)])
+        self.out = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x.mean((1, 2)))
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)
+
+
+def test_layers_are_removed_reported_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    recipe = {"granularity": "layer", "criterion": "block-influence", "target": {"count": 1}, **QUICK}
+
+    result = sc.prune(Stack(), data=batches(), recipe=recipe)
+    assert len(result.model.blocks) == 3
+    (row,) = result.report.layers
+    assert (row.name, row.removed, row.total) == ("blocks", 1, 4)
+    assert row.params_after * 4 == row.params_before * 3
+    loaded = sc.load(result.save(tmp_path / "out"), model=Stack)
+    x = batches()[0][0]
+    torch.testing.assert_close(loaded.eval()(x), result.model.eval()(x), atol=0, rtol=0)

@@ -49,7 +49,7 @@ def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) 
     tensors = named_tensors(model)
     check(tensors, cuts)
     refuse_scripted(model, cuts)
-    memo = _computed(model)
+    memo = computed_tensors(model)
     for name, dims in cuts.items():
         old = tensors[name]
         new = cut_tensor(old, dims)
@@ -59,7 +59,7 @@ def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) 
     return result
 
 
-def _computed(model: nn.Module) -> dict[int, Any]:
+def computed_tensors(model: nn.Module) -> dict[int, Any]:
     """Copies of weights that old-style hooks compute before each forward: deepcopy refuses such tensors."""
     kept = (value for module in model.modules() for value in vars(module).values())
     return {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}

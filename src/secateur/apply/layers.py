@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.apply.cut import _computed, finish
-from secateur.apply.verify import TOLERANCE, _compare, _doubled
+from secateur.apply.cut import computed_tensors, finish
+from secateur.apply.verify import TOLERANCE, compare_outputs, doubled
 from secateur.call import call, outputs
 from secateur.errors import CertificateError, PlanMismatchError
 from secateur.structure.capture import quiet
@@ -149,7 +149,7 @@ def drop_copy(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, i
         PlanMismatchError: the removals do not fit this model.
     """
     check_layers(model, layers)
-    memo = _computed(model)
+    memo = computed_tensors(model)
     for path, entry in layers.items():
         container = _container(model, path)
         assert container is not None
@@ -276,7 +276,7 @@ def certify_layers(
     Cost: one forward pass of each.
     """
     if dtype == "float64":
-        model, cut, example = (_doubled(x) for x in (model, cut, example))
+        model, cut, example = (doubled(x) for x in (model, cut, example))
     expected = identity_outputs(model, example, layers)
     with quiet(cut), torch.no_grad():
         found = [t.detach() for t in outputs(call(cut, example))]
@@ -303,7 +303,7 @@ def compare(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: floa
         )
     worst, scale, precision = 0.0, 1.0, torch.float32
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        error, size = _compare(i, a, b)
+        error, size = compare_outputs(i, a, b)
         precision = a.dtype if a.is_floating_point() else precision
         worst, scale = max(worst, error), max(scale, size)
     limit = TOLERANCE.get(precision, 1e-5) if tolerance is None else tolerance

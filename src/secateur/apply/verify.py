@@ -212,7 +212,7 @@ def certify(
     Cost: about two forward passes of the original and one of the cut model.
     """
     if dtype == "float64":
-        model, cut, example = (_doubled(x) for x in (model, cut, example))
+        model, cut, example = (doubled(x) for x in (model, cut, example))
         record = capture(model, example)  # the same calls in the same order: the same atoms
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with quiet(cut), torch.no_grad(), Tape() as tape:
@@ -228,7 +228,7 @@ def certify(
         )
     worst, limit, precision = 0.0, tolerance or TOLERANCE[torch.float32], torch.float32
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        error, size = _compare(i, a, b)
+        error, size = compare_outputs(i, a, b)
         if a.is_floating_point():
             precision = a.dtype
             limit = TOLERANCE.get(precision, limit) if tolerance is None else tolerance
@@ -267,16 +267,16 @@ def _same_slices(replay: Replay, cut: Mapping[str, Tensor]) -> None:
                 )
 
 
-def _doubled(value: Any) -> Any:
+def doubled(value: Any) -> Any:
     """A copy in float64: of a module, or of the tensors in an example."""
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).double()
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
-        return type(value)(_doubled(item) for item in value)
+        return type(value)(doubled(item) for item in value)
     if isinstance(value, dict):
-        return {key: _doubled(item) for key, item in value.items()}
+        return {key: doubled(item) for key, item in value.items()}
     return value
 
 
@@ -284,7 +284,8 @@ def _can_be_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _compare(i: int, expected: Tensor, found: Tensor) -> tuple[float, float]:
+def compare_outputs(i: int, expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Largest error and largest value of one output; refuses other shapes and removed parts that reach it."""
     if expected.is_complex() and found.is_complex():
         expected, found = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(found.resolve_conj())
     if expected.shape != found.shape:

@@ -51,4 +51,4 @@ def _share(best: Mapping[int, float], step: int) -> float:
     """Time per column at multiples of `step` over that at all other widths."""
     on = [value for n, value in best.items() if n % step == 0]
     off = [value for n, value in best.items() if n % step]
-    return float(np.median(on) / np.median(off))
+    return float(np.mean(on) / np.mean(off))

@@ -59,7 +59,7 @@ def cut_plan(
     groups = list(search.members)
     scores = rule.score(Context(model, groups, capture=record, **context))
     relative = request["scope"] == "global" and not rule.comparable
-    ranked = {name: _relative(score) for name, score in scores.items()} if relative else scores
+    ranked = {name: relative_scores(score) for name, score in scores.items()} if relative else scores
     keep = search.choose(ranked, scores)
     decision = search.decision(keep)
     native = search.native(decision.counts)
@@ -128,7 +128,7 @@ def _check_request(request: Mapping[str, Any]) -> None:
         )
 
 
-def _relative(score: Tensor) -> Tensor:
+def relative_scores(score: Tensor) -> Tensor:
     """Scores in units of their group's mean size: weights before a normalisation have no scale of their own."""
     scale = score.abs().double().mean()
     return (score.double() / scale if float(scale) > 0 else score.double()).float()
@@ -213,7 +213,7 @@ class Search:
 
     def _removals(self, order: RemovalOrder, scores: Mapping[str, Tensor], what: str, limit: float) -> int:
         if what == "threshold":
-            return _below(order, scores, limit)
+            return below(order, scores, limit)
         if what in ("sparsity", "count"):
             return self._exactly(order, what, limit)
         measures: dict[str, Callable[[Mapping[int, int]], int]] = {
@@ -274,7 +274,8 @@ def _floor(size: int, min_keep: int, scope: str) -> int:
     return min(size, max(min_keep, share))
 
 
-def _below(order: RemovalOrder, scores: Mapping[str, Tensor], limit: float) -> int:
+def below(order: RemovalOrder, scores: Mapping[str, Tensor], limit: float) -> int:
+    """Removals of the list that reach every unit with a score below a limit."""
     values = np.concatenate([scores[name].double().numpy().reshape(-1) for name in order.names])
     starts = np.concatenate([[0], np.cumsum(order.sizes)[:-1]])
     below = np.flatnonzero(values[starts[order.group] + order.unit] < limit)

@@ -14,7 +14,7 @@ from secateur.apply.layers import Layers, certify_layers, dropped
 from secateur.criteria.base import Context, Criterion, named_tensors, require_finite
 from secateur.errors import RecipeError, TargetError, UnsupportedError
 from secateur.integrations.transformers import shapes_of
-from secateur.planning.cuts import AMOUNTS, _below, _relative
+from secateur.planning.cuts import AMOUNTS, below, relative_scores
 from secateur.planning.expressible import require_native, require_transformers, searched
 from secateur.planning.followers import decision, probe
 from secateur.planning.layer_scores import Rule
@@ -55,7 +55,7 @@ def layer_plan(
     relative = isinstance(rule, Criterion) and request["scope"] == "global" and not rule.comparable
     costs = _Costs(model, used, depth.macs)
     choice = _Choice(used, costs, request)
-    keep = choice.choose({n: _relative(s) if relative else s for n, s in scores.items()}, scores)
+    keep = choice.choose({n: relative_scores(s) if relative else s for n, s in scores.items()}, scores)
     layers, attributes = decision(model, example, used, keep)
     decided = copy.deepcopy(layers)
     if request.get("expressible"):
@@ -207,7 +207,7 @@ class _Choice:
     def _removals(self, order: RemovalOrder, scores: Mapping[str, Tensor], what: str, limit: float) -> int:
         most = len(order.group)
         if what == "threshold":
-            return _below(order, scores, limit)
+            return below(order, scores, limit)
         if what in ("sparsity", "count"):
             total = int(order.sizes.sum())
             wanted = int(limit) if what == "count" else floor(limit * total + 0.5)

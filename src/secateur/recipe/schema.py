@@ -188,6 +188,8 @@ class Recipe(Part):
     """Units that every group keeps at least."""
     round_to: Count | Literal["auto"] = 1
     """Kept units per group are a multiple of this; ``auto`` measures the width grid of this machine."""
+    expressible: bool = False
+    """For Hugging Face models: cut so that a config describes the result and ``from_pretrained`` loads it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
     recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()

@@ -42,7 +42,7 @@ def render_html(report: Report, *, charts: bool = True) -> str:
     Cost:
         Two hashes and one copy of plotly.js; the charts grow with the number of layers.
     """
-    scripts = [_plotly(), _page_script()] if charts else []
+    scripts = [plotly_script(), _page_script()] if charts else []
     environment = _environment()
     return environment.get_template("report.html").render(
         report=report,
@@ -52,9 +52,9 @@ def render_html(report: Report, *, charts: bool = True) -> str:
         score=score,
         recipe=json.dumps(report.recipe, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False),
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
-        policy=_policy(scripts),
+        policy=policy_for(scripts),
         scripts=[Markup(script) for script in scripts],  # noqa: S704
-        data=_json_block(figures(report)) if charts else None,
+        data=json_block(figures(report)) if charts else None,
     )
 
 
@@ -96,7 +96,7 @@ def render_structure_html(view: Mapping[str, Any]) -> str:
             tree=_tree(view["groups"]),
             locked=sorted(view["locked"], key=lambda group: -group["params"]),
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
-            policy=_policy([]),
+            policy=policy_for([]),
         )
     )
 
@@ -114,7 +114,7 @@ def _tree(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return root
 
 
-def _json_block(data: Any) -> Markup:
+def json_block(data: Any) -> Markup:
     """Write JSON that cannot end the script element it stands in."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     for char in "<>&":
@@ -122,7 +122,8 @@ def _json_block(data: Any) -> Markup:
     return Markup(text)  # noqa: S704
 
 
-def _policy(scripts: list[str]) -> str:
+def policy_for(scripts: list[str]) -> str:
+    """Content security policy that allows the given scripts by hash and nothing else."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{one}'" for one in hashes) or "'none'"
     return (
@@ -131,7 +132,8 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
-def _plotly() -> str:
+def plotly_script() -> str:
+    """plotly.js as the text of a script element."""
     from plotly.offline import get_plotlyjs
 
     script = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")

@@ -155,7 +155,8 @@ def compare(
     name = _metric(metric, quality(first, evaluate))
     matched, recoveries = make_match(match, granularity), make_recoveries(recover)
     strengths, training = make_levels(levels, matched, granularity), len(recoveries) > 1 or bool(scratch)
-    if training:
+    steps = [*scratch, *(step for recovery in recoveries.values() for step in recovery)]
+    if any(step["method"] != "refit" for step in steps):
         _require_training_data(data)
     middle = [strengths[(len(strengths) - 1) // 2]]
     protocol = Protocol(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +25,6 @@ from secateur.files.seeds import seed_everything
 from secateur.measure import latency, macs, num_nonzero, num_params, quality
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import grouped, is_structured
-from secateur.recover import finetune, refresh_batchnorm
 from secateur.search.compare_protocol import (
     DENSE,
     NO_RECOVERY,
@@ -39,6 +38,7 @@ from secateur.search.compare_protocol import (
     hash_model,
     key_of,
 )
+from secateur.search.compare_recover import Damage, recover, reinitialise
 from secateur.search.compare_scoring import epoch_seconds, fixed, inverted, score, shuffled
 from secateur.search.compare_store import Store
 from secateur.types import Batch, Data, Evaluate, Loss
@@ -160,17 +160,17 @@ class SeedRun:
         if cell.label == DENSE:
             model = copy.deepcopy(self.base)
             facts: Row = {"scoring": None, "least_kept": 1.0, "units_removed": 0, "sparsity": 0.0}
-            masks: Mapping[str, Tensor] = {}
+            damage = Damage(self.base, {}, {})
         else:
             plan, pruned, scoring = self._pruned(cell)
-            model, masks = copy.deepcopy(pruned), plan.masks
+            model, damage = copy.deepcopy(pruned), Damage(self.base, plan.cuts, plan.masks)
             facts = {"scoring": scoring, **_decision(plan)}
         if cell.label == SCRATCH:
             reinitialise(model, self.seed)
-        facts |= self._recover(model, cell, masks)
+        facts |= self._recover(model, cell, damage)
         facts |= {"params": num_params(model), "nonzero": num_nonzero(model), "macs": macs(model, self.example)}
         facts["quality"] = quality(model, self.evaluate)
-        if cell.recovery == NO_RECOVERY and cell.variant == AS_IS and not masks and cell.label != DENSE:
+        if cell.recovery == NO_RECOVERY and cell.variant == AS_IS and not damage.masks and cell.label != DENSE:
             facts |= self._latency(model)
         return facts
 
@@ -242,15 +242,14 @@ class SeedRun:
         epochs = None if not unit else cost.work_seconds / unit
         return scores, {**asdict(cost), "epochs": epochs}
 
-    def _recover(self, model: nn.Module, cell: Cell, masks: Mapping[str, Tensor]) -> Row:
+    def _recover(self, model: nn.Module, cell: Cell, damage: Damage) -> Row:
         steps = self.protocol.scratch if cell.recovery == SCRATCH else self.protocol.recoveries[cell.recovery]
         if not steps:
             return {"recovery_seconds": 0.0, "recovery_batches": 0, "recovery_hash": ""}
-        if self.train is None:
-            raise RecipeError("recovery needs training data", hint="pass data")
-        watched, started = Watched(self.train), time.perf_counter()
+        # A refit reads the scoring samples alone, so it needs no training data.
+        watched, started = Watched(() if self.train is None else self.train), time.perf_counter()
         for step in steps:
-            recover(model, step, watched, loss=self.loss, masks=masks, seed=self.seed)
+            recover(model, step, damage, train=watched, scoring=self.batches, loss=self.loss, seed=self.seed)
         seconds = time.perf_counter() - started
         return {"recovery_seconds": seconds, "recovery_batches": watched.batches, "recovery_hash": watched.seen}
 
@@ -259,55 +258,6 @@ class SeedRun:
             return {}
         timed = latency({"dense": self.base, "cut": model}, self.example, rounds=self.protocol.rounds)
         return {"latency_ms": asdict(timed["cut"]), "dense_latency_ms": asdict(timed["dense"])}
-
-
-def recover(
-    model: nn.Module,
-    step: Mapping[str, Any],
-    data: Data,
-    *,
-    loss: Loss | None,
-    masks: Mapping[str, Tensor],
-    seed: int,
-) -> None:
-    """Run one recovery step of a recipe in place."""
-    if step["method"] == "bn_refresh":
-        refresh_batchnorm(model, data, step["batches"])
-        return
-    finetune(
-        model,
-        data,
-        loss,
-        optimizer=step["optimizer"],
-        schedule=step["schedule"],
-        warmup_steps=step["warmup_steps"],
-        steps=step.get("steps"),
-        epochs=step.get("epochs"),
-        masks=masks or None,
-        seed=seed,
-    )
-
-
-def reinitialise(model: nn.Module, seed: int) -> None:
-    """New weights of the same shapes, by every module's own ``reset_parameters``.
-
-    Raises:
-        UnsupportedError: a parameter that no module knows how to start; it is named.
-    """
-    known: set[int] = set()
-    with seed_everything(seed):
-        for module in model.modules():
-            reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-                known |= {id(parameter) for parameter in module.parameters()}
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in known:
-            raise UnsupportedError(
-                f"the scratch control cannot start {name!r} anew",
-                why="its module has no reset_parameters()",
-                hint="give the module one, or leave scratch out",
-            )
 
 
 def _decision(plan: Plan) -> Row:

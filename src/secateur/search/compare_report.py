@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from secateur.files.atomic import atomic_write
 from secateur.files.seeds import canonical_json
-from secateur.report.html import _json_block, _plotly, _policy
+from secateur.report.html import json_block, plotly_script, policy_for
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size
 from secateur.search.compare_markdown import markdown, number, signed, words
 
@@ -80,7 +80,7 @@ def to_html(summary: Mapping[str, Any], manifest: Mapping[str, Any], *, charts: 
         manifest: of the comparison.
         charts: False leaves plotly.js and the curves out.
     """
-    scripts = [_plotly(), _page_script()] if charts else []
+    scripts = [plotly_script(), _page_script()] if charts else []
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -101,9 +101,9 @@ def to_html(summary: Mapping[str, Any], manifest: Mapping[str, Any], *, charts: 
         words=words(summary),
         protocol=canonical_json(manifest),
         style=Markup(_STYLE.read_text(encoding="utf-8")),  # noqa: S704
-        policy=_policy(scripts),
+        policy=policy_for(scripts),
         scripts=[Markup(script) for script in scripts],  # noqa: S704
-        data=_json_block(figures(summary, manifest)) if charts else None,
+        data=json_block(figures(summary, manifest)) if charts else None,
         recoveries=list(summary["curves"]),
     )
 

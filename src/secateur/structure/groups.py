@@ -69,7 +69,7 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
                     places[atom.id].append((name, d))
     found = Structure(record, tensors=tensors)
     atoms = {i: a for i, a in atoms.items() if not any(KERNEL in r.reason for r in a.locks)}
-    guarded = _protected(model, tensors, protect)
+    guarded = protected_tensors(model, tensors, protect)
     heads = {a.id for axis in record.heads for a in leaves(axis)}
     inner = {a.id for axis in record.inner for a in leaves(axis)} - heads
     used: Counter[str] = Counter()
@@ -89,7 +89,8 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
     return found
 
 
-def _protected(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:
+def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:
+    """The tensors that patterns protect, with the reason; refuses a pattern that matches nothing."""
     from secateur.errors import RecipeError
 
     types = {name: type(module).__name__ for name, module in model.named_modules()}

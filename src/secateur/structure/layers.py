@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.call import call
 from secateur.measure.macs import macs_by_module
 from secateur.structure.capture import quiet, tensors_of
-from secateur.structure.groups import _protected
+from secateur.structure.groups import protected_tensors
 from secateur.types import Lock
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "einsum", "grouped_mm")
@@ -110,7 +110,7 @@ def find_stacks(model: nn.Module, example: Any, protect: Sequence[str] = ()) -> 
     with quiet(model), torch.no_grad(), watch.hooks(), watch:
         call(model, example)
     costs = macs_by_module(model, example)
-    guarded = _protected(model, dict(model.named_parameters()), protect)
+    guarded = protected_tensors(model, dict(model.named_parameters()), protect)
     names = {id(module): name for name, module in model.named_modules()}
     held = _holders(model)
     stacks = []

@@ -12,7 +12,6 @@ from torch import nn
 
 from secateur.criteria import Context, Magnitude
 from secateur.errors import FileRefusedError, RecipeError, UnsupportedError
-from secateur.search.compare_cells import reinitialise
 from secateur.search.compare_protocol import (
     Watched,
     hash_batches,
@@ -22,6 +21,7 @@ from secateur.search.compare_protocol import (
     make_match,
     make_recoveries,
 )
+from secateur.search.compare_recover import reinitialise
 from secateur.search.compare_scoring import epoch_seconds, fixed, inverted, metered, shuffled
 from secateur.search.compare_store import Store
 from secateur.search.compare_study import Limited, parse_criterion, sample

@@ -241,6 +241,30 @@ def test_a_recovery_that_diverges_is_no_result(models: list[nn.Module], train: T
     assert {row["status"] for row in found.rows if row["recovery"] == "none"} == {"ok"}
 
 
+def test_several_recoveries_side_by_side(
+    models: list[nn.Module], train: TensorData, test: TensorData, tmp_path: Path
+) -> None:
+    adam = {"method": "finetune", "steps": 8, "optimizer": {"name": "adam", "lr": 0.01}}
+    named = {"refitted": [{"method": "refit"}, {"method": "bn_refresh"}], "trained": [{"method": "bn_refresh"}, adam]}
+    found = small(
+        models[:1], train, tmp_path, seeds=1, levels=[0.5], granularity="channel", rounds=0, recover=named,
+        evaluate=accuracy_on(test), calibration_batches=8,
+    )  # fmt: skip
+    assert {row["status"] for row in found.rows} == {"ok"}
+    quality = {
+        recovery: rows_of(found, criterion="magnitude", recovery=recovery, variant="as is")[0]["quality"]["accuracy"]
+        for recovery in ("none", "refitted", "trained")
+    }
+    assert quality["none"] < quality["refitted"]
+    assert quality["none"] < quality["trained"]
+    dense = {row["quality"]["accuracy"] for row in rows_of(found, criterion="dense")}
+    assert max(dense) > 0.8
+    masks = small(models[:1], train, tmp_path, seeds=1, levels=[0.5], recover=[{"method": "refit"}])
+    assert {r["why"] for r in rows_of(masks, criterion="random", recovery="recovered")} == {
+        "refit needs a cut masks leave every input in place"
+    }
+
+
 def test_one_seed_is_no_test(models: list[nn.Module], train: TensorData, tmp_path: Path) -> None:
     found = small(models[0], train, tmp_path, seeds=1)
     assert {line["verdict"] for line in found.summary["curve_means"]["none"]} == {"reference", "not tested"}
