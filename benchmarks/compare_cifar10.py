@@ -3,7 +3,7 @@
     python benchmarks/compare_cifar10.py --data PATH_TO_CIFAR10 --out runs/cifar10 [--threads 1] [--only base]
 
 PATH_TO_CIFAR10 holds train.parquet and test.parquet as Hugging Face data sets write them. Base models go to
-``OUT/base``, every single run to ``OUT/channel/cells`` and ``OUT/element/cells``; whatever lies there is not done
+``OUT/base``, every single run to ``OUT/channel/cells`` and the like; whatever lies there is not done
 again. At the end (and with ``--only report`` at any time) the page docs/benchmarks/criteria-cifar10.md is written.
 """
 
@@ -32,6 +32,9 @@ from secateur.search.compare import compare
 from secateur.search.compare_markdown import markdown
 from secateur.sources import DataSet, TensorData, resolve_data
 
+# Name of a comparison -> granularity and scope: with scope local all layers shrink alike, and only the order of the
+# units within a layer differs between criteria.
+STUDIES = {"channel": ("channel", "global"), "channel-local": ("channel", "local"), "element": ("element", "global")}
 LEVELS = {"channel": (0.2, 0.35, 0.5, 0.65, 0.75, 0.85), "element": (0.5, 0.67, 0.8, 0.9, 0.95, 0.98)}
 RECOVER_LEVELS = {"channel": (0.5, 0.75), "element": (0.8, 0.95)}
 TRAIN = (
@@ -185,22 +188,24 @@ def base_model(args: argparse.Namespace, data: DataSet, seed: int) -> nn.Module:
     return model
 
 
-def run(args: argparse.Namespace, data: DataSet, granularity: str, command: str) -> None:
+def run(args: argparse.Namespace, data: DataSet, study: str, command: str) -> None:
     """One comparison; every criterion that cannot score these units is named in the report with its reason."""
+    granularity, scope = STUDIES[study]
     names = args.criteria.split(",") if args.criteria else [n for n in secateur.criteria.names() if n not in LEFT_OUT]
     started = time.perf_counter()
 
     def show(stage: str, done: int, total: int) -> None:
         if done % 10 == 0 or done == total:
-            print(f"  {granularity}: {done}/{total} runs, {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"  {study}: {done}/{total} runs, {time.perf_counter() - started:.0f} s", flush=True)
 
     compare(
         lambda seed: base_model(args, data, seed),
         Fast(subset(data.train, args.images, shuffle=True)),
         criteria=names,
         evaluate=accuracy_on(Fast(subset(data.test, args.test, batch_size=250))),
-        out=args.out / granularity,
+        out=args.out / study,
         granularity=granularity,
+        scope=scope,
         levels=LEVELS[granularity],
         seeds=args.seeds,
         calibration=Fast(subset(data.train, args.calibration, batch_size=64)),
@@ -209,7 +214,7 @@ def run(args: argparse.Namespace, data: DataSet, granularity: str, command: str)
         recover_levels=RECOVER_LEVELS[granularity],
         rounds=args.rounds,
         tag=f"cifar10 test={args.test}",
-        title=f"ResNet-20, width {args.width}, CIFAR-10, {granularity}",
+        title=f"ResNet-20, width {args.width}, CIFAR-10, {study}",
         command=command,
         progress=show,
     )
@@ -218,15 +223,15 @@ def run(args: argparse.Namespace, data: DataSet, granularity: str, command: str)
 def report(args: argparse.Namespace, command: str) -> None:
     """The page and the picture, from whatever comparisons are finished."""
     docs = args.docs
-    done = [g for g in LEVELS if (args.out / g / "summary.json").exists()]
+    done = [study for study in STUDIES if (args.out / study / "summary.json").exists()]
     if not done:
         print("no comparison is finished yet: nothing to report", file=sys.stderr)
         return
     docs.mkdir(parents=True, exist_ok=True)
-    found = {g: tuple(read(args.out / g / f"{part}.json") for part in ("summary", "manifest")) for g in done}
+    found = {s: (read(args.out / s / "summary.json"), read(args.out / s / "manifest.json")) for s in done}
     atomic_write(docs / "criteria-cifar10.md", page(args, found, command))
-    for granularity, (summary, _) in found.items():
-        atomic_write(docs / f"criteria-cifar10-{granularity}.svg", picture(summary, granularity))
+    for study, (summary, _) in found.items():
+        atomic_write(docs / f"criteria-cifar10-{study}.svg", picture(summary, STUDIES[study][0]))
     print(f"wrote {docs / 'criteria-cifar10.md'}")
 
 
@@ -251,14 +256,16 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         "",
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
         f"recovery is the same for all: batch-norm refresh on 10 batches, then {TRAIN[1]['steps']} steps of SGD on "
-        f"batches of {BATCH} ('trained'), or a refit in closed form on the scoring images ('refitted'). What scoring costs is in the tables, and not taken off the recovery. With "
+        f"batches of {BATCH} ('trained'), or a refit in closed form on the scoring images ('refitted'). What scoring "
+        "costs is in the tables, and not taken off the recovery. With "
         f"{len(bases)} seeds small differences cannot be told apart; the intervals say which.",
         "",
     ]
-    for granularity, (summary, manifest) in found.items():
-        text = markdown(summary, {**manifest, "title": granularity.capitalize(), "command": ""})
+    for study, (summary, manifest) in found.items():
+        title = f"{STUDIES[study][0].capitalize()}, scope {STUDIES[study][1]}"
+        text = markdown(summary, {**manifest, "title": title, "command": ""})
         lines += [text.replace("\n## ", "\n### ").replace("# ", "## ", 1)]
-        lines += [f"![accuracy over the fraction removed](criteria-cifar10-{granularity}.svg)", ""]
+        lines += [f"![accuracy over the fraction removed](criteria-cifar10-{study}.svg)", ""]
     return "\n".join([*lines, f"Command: `{command}`", ""])
 
 
@@ -313,7 +320,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of the latency")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--docs", type=Path, default=Path(__file__).parent.parent / "docs" / "benchmarks")
-    parser.add_argument("--only", choices=("all", "base", "channel", "element", "report"), default="all")
+    parser.add_argument("--only", choices=("all", "base", *STUDIES, "report"), default="all")
     return parser.parse_args()
 
 
@@ -327,9 +334,9 @@ def main() -> None:
         data = resolve_data(f"parquet:{args.data}", batch_size=BATCH)
         for seed in range(args.seeds):
             base_model(args, data, seed)
-        for granularity in LEVELS:
-            if args.only in ("all", granularity):
-                run(args, data, granularity, command)
+        for study in STUDIES:
+            if args.only in ("all", study):
+                run(args, data, study, command)
     report(args, command)
 
 

@@ -124,13 +124,14 @@ def main() -> None:
             cut, train, optimizer={"name": "adamw", "lr": 3e-5}, schedule="linear", epochs=args.recover_epochs, seed=1
         )
         recovered = accuracy(cut, dev)
+        layers = [g["size"] - len(g["removed"]) for g in plan.groups.values()]
         print(
             f"{criterion}: {plan.units['removed']} of {plan.units['total']} heads removed in {planned:.1f} s; accuracy"
             f" {after:.4f} after the cut, {recovered:.4f} after {args.recover_epochs} epoch(s)"
             f" ({100 * (recovered - before):+.2f} points); {num_params(cut):,} parameters, {macs(cut, example):,} MACs;"
             f" latency {timed['before'].median:.1f} -> {timed['after'].median:.1f} ms; certificate"
             f" {plan.certificate.max_abs_error:.1e}; kept per layer"
-            f" {[g['size'] - len(g['removed']) for g in plan.groups.values()]}",
+            f" {layers}",
             flush=True,
         )
 

@@ -43,6 +43,15 @@ TRIM = "Network Trimming, VGG-16: 1.96x fewer parameters by APoZ: 68.4 to 71.1 %
 WANDA = "SmolLM2-135M at 50 %, WikiText-2 perplexity: magnitude 501.8, Wanda 41.2, dense 21.3 (measured, CPU)"
 SPARSE_GPU = "sparse tensor cores pay from about 256 channels on (TensorRT#4065)"
 REFRESH = "batch-norm statistics belong to the uncut network; new ones need samples, no labels (Wu and Johnson 2021)"
+REFIT = (
+    "He et al. 2017 refit the next layer in closed form, without labels: VGG-16 at 4x loses 1.0 points of top-5 with "
+    "fine-tuning after it"
+)
+GLOBAL_TAYLOR = (
+    "measured on demo:convnet, MNIST, half of the multiply-accumulates, three seeds: after the same short recovery "
+    "Taylor gives 0.87 with equal shares per layer and 0.41 with one global ranking, which takes all but the floor of "
+    "one layer"
+)
 SAME_UNIT = "exact: a change of the loss has the same unit in every layer"
 LONG = (
     "PruningBench, ViT-S at 2x: 78.6 to 69.3 with the best of 12 criteria, 68.8 with random: the budget was too short"
@@ -183,6 +192,9 @@ def _scope(facts: Facts, draft: Draft, criterion: str, *, cuts: bool, retrained:
     elif plain:
         chosen, because = "global", "training repairs what a global ranking makes thin"
         evidence = BENCH if cuts else ELEMENT
+    elif cuts:
+        because = "units of a wide layer matter little one by one, and much together"
+        chosen, evidence = "local", GLOBAL_TAYLOR
     else:
         chosen, because, evidence = "global", "these scores estimate one loss, so layers may compete", SAME_UNIT
     draft.recipe["scope"] = chosen
@@ -221,6 +233,8 @@ def _finetuning(facts: Facts) -> dict[str, int]:
 
 def _schedule(facts: Facts, draft: Draft, length: dict[str, int], *, cuts: bool) -> None:
     recover: list[dict[str, Any]] = []
+    if cuts and facts.data != NONE and not length and not facts.attention:
+        recover.append({"method": "refit"})
     if cuts and _normed(facts) and facts.data != NONE:
         recover.append({"method": "bn_refresh", "batches": 20})
     if length:
@@ -239,13 +253,21 @@ def _schedule_reason(facts: Facts, length: dict[str, int], recover: list[dict[st
     if length:
         return "training again decides more than the criterion; the rate starts high and falls", RETRAIN
     if facts.data == LABELLED:
-        return f"the budget pays for fewer than {FEWEST_STEPS} training steps", REFRESH if recover else RETRAIN
+        return f"the budget pays for fewer than {FEWEST_STEPS} training steps", _evidence(
+            recover
+        ) if recover else RETRAIN
     if recover:
-        return "without labels only statistics can be repaired", REFRESH
+        return "without labels only outputs and statistics can be repaired", _evidence(recover)
     return "there is nothing to train with, or no norm to refresh", COLLAPSE
 
 
+def _evidence(recover: list[dict[str, Any]]) -> str:
+    return "; ".join({"refit": REFIT, "bn_refresh": REFRESH}[step["method"]] for step in recover)
+
+
 def _step_words(step: dict[str, Any]) -> str:
+    if step["method"] == "refit":
+        return "a refit of the layers behind the cuts"
     if step["method"] == "bn_refresh":
         return "batch-norm refresh"
     unit = "epochs" if "epochs" in step else "steps"

@@ -65,7 +65,7 @@ def reasons(found: Advice) -> dict[str, tuple[str, str, str]]:
 
 def test_convolutions_with_batch_norm_and_labels(train: TensorData) -> None:
     found = advise(Net(), data=train)
-    assert (found.recipe.criterion, found.recipe.granularity, found.recipe.scope) == ("taylor", "channel", "global")
+    assert (found.recipe.criterion, found.recipe.granularity, found.recipe.scope) == ("taylor", "channel", "local")
     assert [step.method for step in found.recipe.recover] == ["bn_refresh", "finetune"]
     assert found.recipe.target.given() == {"macs": 0.5}
     assert found.facts.norms == ("batch",)
@@ -78,7 +78,8 @@ def test_convolutions_without_batch_norm_and_without_labels() -> None:
     found = advise(Plain(), data=[torch.randn(4, 1, 6, 6)])
     assert found.recipe.criterion == "apoz"
     assert found.recipe.scope == "local"
-    assert found.recipe.recover == ()
+    assert [step.method for step in found.recipe.recover] == ["refit"]
+    assert "He et al." in reasons(found)["schedule"][2]
     assert found.facts.data == "unlabelled"
     assert "Network Trimming" in reasons(found)["criterion"][2]
 
@@ -86,7 +87,7 @@ def test_convolutions_without_batch_norm_and_without_labels() -> None:
 def test_labels_that_may_not_be_used_are_not(train: TensorData) -> None:
     found = advise(Net(), data=train, labels=False)
     assert found.recipe.criterion == {"name": "magnitude", "norm": "l2", "reduce": "mean"}
-    assert [step.method for step in found.recipe.recover] == ["bn_refresh"]
+    assert [step.method for step in found.recipe.recover] == ["refit", "bn_refresh"]
 
 
 def test_no_data() -> None:
@@ -116,7 +117,7 @@ def test_transformer() -> None:
 def test_a_short_budget_buys_no_training_and_another_criterion(train: TensorData) -> None:
     found = advise(Net(), data=train, budget_seconds=1e-6)
     assert found.recipe.criterion == "gauss-newton"
-    assert [step.method for step in found.recipe.recover] == ["bn_refresh"]
+    assert [step.method for step in found.recipe.recover] == ["refit", "bn_refresh"]
     assert "fewer than 20" in reasons(found)["schedule"][1]
     assert found.facts.seconds_per_batch > 0
 
@@ -202,6 +203,14 @@ def test_prune_takes_the_advice(model: type[nn.Module], train: TensorData) -> No
     result = prune(net, data=train, recipe=load_recipe(found.to_yaml(), [*quick, "measure.latency=false"]))
     assert result.plan.cost["macs"][1] <= 0.5 * result.plan.cost["macs"][0]
     assert result.plan.certificate is not None
+
+
+def test_prune_takes_the_advice_without_labels() -> None:
+    data = [torch.randn(32, 1, 6, 6) for _ in range(3)]
+    torch.manual_seed(0)
+    net = Net()
+    result = prune(net, data=data, recipe=load_recipe(advise(net, data=data).recipe, ["measure.latency=false"]))
+    assert result.plan.cost["macs"][1] <= 0.8 * result.plan.cost["macs"][0]
 
 
 def test_protected_layers_and_targets_out_of_reach() -> None:
