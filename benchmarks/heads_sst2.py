@@ -108,9 +108,8 @@ def main() -> None:
     example = {k: v for k, v in dev[len(dev) // 2].items() if k != "labels"}
     calibration = train[:32]
     before = accuracy(model, dev)
-    print(
-        f"dense: accuracy {before:.4f}, {num_params(model):,} parameters, {macs(model, example):,} MACs on a batch of 64"
-    )
+    size = f"{num_params(model):,} parameters, {macs(model, example):,} MACs on a batch of 64"
+    print(f"dense: accuracy {before:.4f}, {size}", flush=True)
     for criterion in args.criteria:
         started = time.perf_counter()
         plan = sc.plan(
