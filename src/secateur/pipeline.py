@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,6 +288,7 @@ def _report(
         certificate_reason="" if plan.certificate else "zeros were written; no slice was cut",
         target=recipe.target.given(),
         achieved=achieved,
+        target_missed=achieved.get("latency_ms", 0.0) > (recipe.target.latency_ms or math.inf),
         after_cut_quality=after_cut,
         degradations=run.degradations,
         seconds=run.seconds,
@@ -314,6 +316,8 @@ def _achieved(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> 
     }
     if before.macs and after.macs is not None:
         found["macs"] = after.macs / before.macs
+    if after.latency_ms is not None:
+        found["latency_ms"] = after.latency_ms.median
     if recipe.target.threshold is not None:
         found["threshold"] = recipe.target.threshold
     return {name: found[name] for name in recipe.target.given() if name in found}

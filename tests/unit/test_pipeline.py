@@ -12,7 +12,7 @@ from secateur.measure import accuracy_on, macs, size_bytes
 from secateur.recipe import bundled
 
 sys.path.insert(0, str(Path(__file__).parent / "planning"))
-from nets import Net, net
+from nets import Net, example, net
 
 QUICK = {"measure": {"rounds": 2, "warmup": 0}}
 
@@ -76,6 +76,11 @@ def nan_weight(model):
     return model
 
 
+def infinite_activation(model):
+    model.out.register_forward_hook(lambda *_: torch.full((16, 10), float("inf")))
+    return model
+
+
 def nan_activation(model):
     model.out.register_forward_hook(lambda *_: torch.full((16, 10), float("nan")))
     return model
@@ -86,6 +91,7 @@ def nan_activation(model):
     [
         (nan_weight, {"data": batches()}, NonFiniteError, "block.c1.weight"),
         (nan_activation, {"data": batches()}, NonFiniteError, "NaN"),
+        (infinite_activation, {"data": batches()}, NonFiniteError, "Inf"),
         (None, {"data": []}, InputError, "no batch"),
         (None, {"data": iter(batches())}, InputError, "once"),
         (None, {}, RecipeError, "needs data"),
@@ -205,3 +211,18 @@ def test_layers_are_removed_reported_saved_and_loaded(tmp_path):
     loaded = sc.load(result.save(tmp_path / "out"), model=Stack)
     x = batches()[0][0]
     torch.testing.assert_close(loaded.eval()(x), result.model.eval()(x), atol=0, rtol=0)
+
+
+def test_a_latency_that_does_not_hold_at_the_end_is_a_missed_target(monkeypatch):
+    """The plan met it; a machine that is slower when the report measures must be said to have missed it."""
+    from secateur import pipeline
+    from secateur.planning import cuts
+    from secateur.types import Latency
+
+    monkeypatch.setattr(cuts, "latency", lambda models, x, **_: {name: Latency(1, 1, 1, 30) for name in models})
+    slow = {"before": Latency(5, 5, 5, 30), "after": Latency(4, 4, 4, 30)}
+    monkeypatch.setattr(pipeline, "latency", lambda *_, **__: slow)
+    recipe = {"target": {"latency_ms": 2.0, "macs": 0.9}}
+    report = sc.prune(net(), example(), recipe=recipe).report
+    assert (report.status, report.exit_code) == ("target_missed", 5)
+    assert report.achieved["latency_ms"] == 4

@@ -35,7 +35,7 @@ def snapshot(
         The snapshot.
 
     Raises:
-        NonFiniteError: an output on the example is NaN, or a quality is not finite.
+        NonFiniteError: an output on the example is NaN or infinite, or a quality is not finite.
         ForwardError: the forward fails on the example.
 
     Cost: a forward pass on the example, one write of the weights, and what ``evaluate`` takes.
@@ -49,10 +49,11 @@ def snapshot(
     if example is not None:
         multiplications, _, output = count(model, example)
         for number, tensor in enumerate(outputs(output)):
-            if tensor.isnan().any():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                found = "NaN" if bool(tensor.isnan().any()) else "Inf"
                 raise NonFiniteError(
-                    f"output {number} of the model, {describe(tensor)}, has NaN on the example",
-                    hint="check the weights and the example for NaN and Inf",
+                    f"output {number} of the model, {describe(tensor)}, has {found} on the example",
+                    hint="check the weights and the example for NaN, Inf and values that overflow",
                 )
     return Snapshot(
         params=num_params(model),
