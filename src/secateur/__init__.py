@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
+    from secateur.search.advise import advise
+    from secateur.search.compare import compare
     from secateur.selection import select
 
 __version__ = "0.1.0.dev0"
@@ -25,6 +27,8 @@ _HOME = {
     "Recipe": "secateur.recipe:Recipe",
     "Result": "secateur.result:Result",
     "SecateurError": "secateur.errors:SecateurError",
+    "advise": "secateur.search.advise:advise",
+    "compare": "secateur.search.compare:compare",
     "criteria": "secateur.criteria",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
@@ -42,6 +46,8 @@ __all__ = [
     "Result",
     "SecateurError",
     "__version__",
+    "advise",
+    "compare",
     "criteria",
     "inspect",
     "load",

@@ -25,10 +25,19 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
         emit({"schema": 1, "criteria": found})
         return 0
     rows = [
-        (f["name"], f["summary"], ", ".join(f["needs"]) or "nothing", ", ".join(f["granularities"]), f["best_for"])
+        (
+            f["name"],
+            f["summary"],
+            ", ".join(f["needs"]) or "nothing",
+            ", ".join(f["granularities"]),
+            f["complexity"],
+            f["speed"],
+            f["best_for"],
+            f["source"],
+        )
         for f in found
     ]
-    table(("name", "idea", "needs", "scores", "best for"), rows)
+    table(("name", "idea", "needs", "scores", "cost", "speed", "best for", "source"), rows)
     return 0
 
 

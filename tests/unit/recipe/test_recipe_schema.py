@@ -90,3 +90,9 @@ def test_yaml_snippets_of_the_reference_page_load():
     assert len(snippets) >= 2
     for snippet in snippets:
         load_recipe(snippet)
+
+
+def test_the_published_schema_is_the_one_of_the_code():
+    """Made anew with: python -m secateur.recipe > docs/reference/recipe.schema.json."""
+    page = Path(__file__).parents[3] / "docs" / "reference" / "recipe.schema.json"
+    assert json.loads(page.read_text()) == json_schema()
