@@ -42,15 +42,15 @@ def build(name: str) -> nn.Module:
 
 
 def ours(model: nn.Module, x: torch.Tensor, target: dict[str, float]) -> dict[str, float]:
-    """Seconds of secateur, verification apart."""
+    """Seconds of secateur, in place as Torch-Pruning works; verification apart."""
+    original = copy.deepcopy(model)
     started = time.perf_counter()
     plan = sc.plan(model, x, target=target)
-    certify, evidence = plan.evidence.certify, plan.evidence
+    certify = plan.evidence.certify
     plan.evidence = None  # the cut alone
-    cut = plan.apply(model)
+    plan.apply(model, inplace=True)
     middle = time.perf_counter()
-    certificate = certify(model, cut)
-    plan.evidence = evidence
+    certificate = certify(original, model)
     ended = time.perf_counter()
     assert certificate.max_abs_error < 1e-2
     return {"secateur": middle - started, "secateur verification": ended - middle}
@@ -106,7 +106,11 @@ def main() -> None:
         seconds: dict[str, list[float]] = {}
         for number in range(args.rounds + 1):  # the first round warms up and is not counted
             for tool in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
-                timed = ours(model, x, {"sparsity": 0.3}) if tool == "ours" else theirs(copy.deepcopy(model), x, 0.3)
+                timed = (
+                    ours(copy.deepcopy(model), x, {"sparsity": 0.3})
+                    if tool == "ours"
+                    else theirs(copy.deepcopy(model), x, 0.3)
+                )
                 for key, value in timed.items():
                     seconds.setdefault(key, []).append(value)
         medians = {key: statistics.median(values[1:]) for key, values in seconds.items()}

@@ -28,6 +28,7 @@ from secateur.types import Data, Group, Loss
 Reduction = Literal["sum", "mean", "max"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
 PROMISES = frozenset({"permutation", "batch_split", "zero_lowest"})
+TINY = 1e-15  # below it the squares of float32 numbers begin to vanish
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -96,6 +97,11 @@ class Criterion(ABC):
         return "sum"
 
     @property
+    def squared(self) -> bool:
+        """Whether the squares of the contributions are reduced."""
+        return False
+
+    @property
     def roles(self) -> frozenset[str] | None:
         """Roles of the spans that count; None stands for all but "state"."""
         return None
@@ -148,7 +154,10 @@ class Criterion(ABC):
 
     def _score(self, context: Context) -> dict[str, Tensor]:
         values = self.contributions(context)
-        return {g.name: self.finish(reduce_spans(values, g, self.reduction, roles=self.roles)) for g in context.groups}
+        return {
+            g.name: self.finish(reduce_spans(values, g, self.reduction, roles=self.roles, squared=self.squared))
+            for g in context.groups
+        }
 
     def _check(self, context: Context) -> None:
         for group in context.groups:
@@ -293,6 +302,7 @@ def reduce_spans(
     how: Reduction = "sum",
     *,
     roles: frozenset[str] | None = None,
+    squared: bool = False,
 ) -> Tensor:
     """Reduce element values to one value per unit.
 
@@ -302,6 +312,7 @@ def reduce_spans(
         group: the units and where they live.
         how: "sum", "mean" over the counted elements of the unit, or "max". A unit without any gets 0.
         roles: roles of the spans that count; None stands for all but "state".
+        squared: reduce the squares of the values (sum or mean), which are never stored.
 
     Returns:
         Tensor of ``group.shape`` on the device of the values: float64, or for granularity element (a span
@@ -320,7 +331,8 @@ def reduce_spans(
             hint="choose another criterion, or count every coupled tensor",
         )
     if spans[0].index is None:
-        return values[spans[0].tensor].reshape(group.shape)
+        whole = values[spans[0].tensor].reshape(group.shape)
+        return whole.to(torch.float64).square() if squared else whole
     # Units are gathered on the CPU: atomics on a GPU add in changing order, and plans must be reproducible.
     total = torch.full((group.size,), -torch.inf if how == "max" else 0.0, dtype=torch.float64)
     count = torch.zeros(group.size, dtype=torch.float64)
@@ -329,8 +341,7 @@ def reduce_spans(
         index = (span.index if span.index is not None else torch.arange(value.numel()).view(value.shape)).cpu()
         dims = [d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1]
         times = float(np.prod([value.shape[d] for d in dims]))
-        if dims:
-            value = value.amax(dims, True) if how == "max" else value.sum(dims, True, dtype=torch.float64)
+        value = _along(value, dims, how, squared=squared)
         flat, unit = value.cpu().to(torch.float64).flatten(), index.flatten()
         if bool((unit < 0).any()):
             flat, unit = flat[unit >= 0], unit[unit >= 0]
@@ -343,6 +354,19 @@ def reduce_spans(
         total /= count.clamp(min=1)
     total[count == 0] = 0.0
     return total.view(group.shape).to(values[spans[0].tensor].device)
+
+
+def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> Tensor:
+    """Reduce the dimensions that no unit depends on."""
+    if squared:
+        wide = value.to(torch.float32) if value.dtype in (torch.float16, torch.bfloat16) else value
+        norm = torch.linalg.vector_norm(wide, 2, dims, True).to(torch.float64) if dims else wide.to(torch.float64)
+        if dims and not bool(torch.isfinite(norm).all() & (norm > TINY).all()):  # squares that leave float32
+            norm = torch.linalg.vector_norm(wide.to(torch.float64), 2, dims, True)
+        return norm.square()
+    if not dims:
+        return value
+    return value.amax(dims, True) if how == "max" else value.sum(dims, True, dtype=torch.float64)
 
 
 @contextmanager

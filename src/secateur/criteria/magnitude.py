@@ -79,15 +79,20 @@ class Magnitude(Criterion):
         return "max" if self.norm == "linf" else self.reduce
 
     @property
+    def squared(self) -> bool:
+        """For the L2 norm."""
+        return self.norm == "l2"
+
+    @property
     def roles(self) -> frozenset[str] | None:
         """The producing weights, or all."""
         return frozenset({"out", "self"}) if self.coupled == "out" else None
 
     def contributions(self, context: Context) -> dict[str, Tensor]:
-        """|w|, or w squared for the L2 norm (float64: the square of a float32 fits)."""
+        """|w|, or w itself for the L2 norm, whose squares are summed without being stored."""
         weights = self.weights(context)
         if self.norm == "l2":
-            return {name: weight.to(torch.float64).square() for name, weight in weights.items()}
+            return weights
         return {name: weight.abs().to(torch.float32) for name, weight in weights.items()}
 
     def finish(self, values: Tensor) -> Tensor:

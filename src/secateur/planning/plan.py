@@ -114,10 +114,11 @@ class Plan:
         Cost: one copy of what is kept; certification adds about three forward passes.
         """
         self.validate(model)
-        result = self._copy(model)
         known = self.evidence
-        if self.removes and known is not None and known.certify is not None and model is known.model:
-            self.certificate = known.certify(model, result)
+        proof = known.certify if known is not None and self.removes and model is known.model else None
+        result = model if inplace and proof is None else self._copy(model)
+        if proof is not None:
+            self.certificate = proof(model, result)
         follow = None if ema is None else self._migration(model, ema)
         if inplace:
             self.replay(model, optimizer)
