@@ -14,6 +14,7 @@ from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.measure.staircase import width_grid
 from secateur.planning.cuts import AMOUNTS, cut_plan
+from secateur.planning.experts import expert_groups, expert_plan
 from secateur.planning.layer_scores import layer_rule
 from secateur.planning.layers import layer_groups, layer_plan
 from secateur.planning.plan import Evidence, Plan, fingerprint
@@ -58,8 +59,8 @@ def make_plan(
         target: one or several of sparsity, count, threshold (what goes, in units of the granularity) and params,
             macs (fraction kept at most), memory_bytes (weights at most).
         criterion: name, {"name": ..., options} or object.
-        granularity: channel, neuron, head, head_dim, conv_group, layer (removed physically), or element, vector,
-            kernel, block, "2:4" (masks). Layers also know the criteria every, block-influence, angular-distance and
+        granularity: channel, neuron, head, head_dim, conv_group, expert, layer (removed physically), or element,
+            vector, kernel, block, "2:4" (masks). Layers also know the criteria every, block-influence, angular-distance and
             loss-increase.
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
@@ -104,6 +105,8 @@ def make_plan(
     assert isinstance(rule, Criterion)
     if expressible and not is_structured(granularity):
         raise RecipeError("expressible=True belongs to cuts; masks leave every shape as it is.")
+    if granularity == "expert":
+        return expert_plan(model, example, rule, request, context, dtype=dtype, tolerance=tolerance)
     if is_structured(granularity):
         assert isinstance(granularity, str)
         return cut_plan(model, example, rule, granularity, request, context, dtype=dtype, tolerance=tolerance)
@@ -127,6 +130,8 @@ def grouped(
     if granularity == "layer":
         return layer_groups(model, example, protect), None
     record = capture(model, example)
+    if granularity == "expert":
+        return expert_groups(model, record, protect), record
     return structure(model, record, protect).free(granularity), record
 
 

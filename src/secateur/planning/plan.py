@@ -171,6 +171,27 @@ class Plan:
         for attribute in self.attributes:
             _require_int(model, attribute)
 
+    def then(self, following: Plan, model: nn.Module) -> Plan:
+        """This plan and one that was made for its result, as one plan for the original model.
+
+        Iterative pruning (cut, train, cut again) ends in a plan that `load` can replay onto the constructor:
+        ``first.then(second, model)``.
+
+        Args:
+            following: a plan for the model that this plan leaves.
+            model: the original, or a fresh one; only its names, shapes and dtypes matter.
+
+        Returns:
+            the composed plan; certified with the sum of the errors where both are certified.
+
+        Raises:
+            PlanMismatchError: the plans do not follow each other.
+            UnsupportedError: one of them removes layers, whose names then mean something else.
+        """
+        from secateur.planning.compose import compose
+
+        return compose(self, following, model)
+
     # -- reading ------------------------------------------------------------------------------------------
 
     def explain(self) -> str:

@@ -74,6 +74,8 @@ def _pattern(value: str) -> str:
         raise problem("a pattern has 1 to 200 printable characters")
     if value.startswith("type:") and not re.fullmatch(_TYPE, value):
         raise problem(f"{value!a} is no class name: write type:Linear, without dots")
+    if value.startswith("tag:") and not re.fullmatch(r"tag:[\w-]+", value):
+        raise problem(f"{value!a} is no tag: write tag:word")
     return value
 
 

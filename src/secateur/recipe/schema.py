@@ -183,7 +183,7 @@ class Recipe(Part):
     target: Target
     """What must be reached."""
     protect: Patterns = ()
-    """Names not to touch: shell patterns of module or parameter names, or type:ClassName."""
+    """Names not to touch: shell patterns of module or parameter names, type:ClassName, or tag:WORD."""
     min_keep: Count = 1
     """Units that every group keeps at least."""
     round_to: Count | Literal["auto"] = 1

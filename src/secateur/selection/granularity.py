@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from secateur.criteria.base import build, option_names, suggestion
 from secateur.errors import InputError, RecipeError
+from secateur.protect import protected
 from secateur.types import Group, Span
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -81,8 +82,8 @@ class Granularity(ABC):
 
         Args:
             model: the model.
-            protect: names of parameters or modules, with shell wildcards, or "type:ClassName" for all modules
-                of a class, that are left out.
+            protect: names of parameters or modules, with shell wildcards, "type:ClassName" for all modules
+                of a class, or "tag:WORD" for modules with that tag, that are left out.
 
         Raises:
             RecipeError: a pattern of `protect` matches nothing.
@@ -101,15 +102,14 @@ def prunable_weights(model: nn.Module, protect: Collection[str] = ()) -> list[We
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    _check_protect(model, protect)
-    spared = {id(p) for m in model.modules() if _is_type(m, protect) for p in m.parameters()} | embedded
+    spared = embedded.union(protected(model, protect))
     weights: dict[str, Weight] = {}
     for parameter, transposed in _candidates(model):
         names = aliases[id(parameter)]
         name = names[0]
         if isinstance(parameter, UninitializedParameter):
             raise InputError(f"{name!r} has no shape yet", hint="run one forward pass before pruning")
-        if id(parameter) not in spared and not any(is_within(n, protect) for n in names):
+        if id(parameter) not in spared:
             weights.setdefault(name, Weight(name, tuple(parameter.shape), transposed))
     return list(weights.values())
 
@@ -140,22 +140,6 @@ def _candidates(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
             parameter = module._parameters.get(attribute)
             if parameter is not None:
                 yield parameter, conv1d or isinstance(module, TRANSPOSED)
-
-
-def _is_type(module: nn.Module, patterns: Collection[str]) -> bool:
-    return any(f"type:{cls.__name__}" in patterns for cls in type(module).__mro__)
-
-
-def _check_protect(model: nn.Module, protect: Collection[str]) -> None:
-    if isinstance(protect, str):
-        raise RecipeError(f"protect={protect!r} is one word", hint=f"write a list: [{protect!r}]")
-    known = [name for name, _ in model.named_modules() if name]
-    known += [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    known += [f"type:{type(module).__name__}" for module in model.modules()]
-    for pattern in protect:
-        matched = any(fnmatchcase(name, pattern) for name in known)
-        if not matched and not any(_is_type(module, [pattern]) for module in model.modules()):
-            raise RecipeError(f"protect: {pattern!r} matches no module or parameter", hint=suggestion(pattern, known))
 
 
 _REGISTRY: dict[str, type[Granularity]] = {}

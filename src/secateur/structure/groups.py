@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
+from secateur.protect import protected
 from secateur.structure.attributes import settle
 from secateur.structure.axes import Atom, leaves, resolve, unit_index
 from secateur.structure.record import Axes, Record
 from secateur.types import Group, Lock, Span
 
-STRUCTURED = ("channel", "neuron", "head", "head_dim", "conv_group")
+STRUCTURED = ("channel", "neuron", "head", "head_dim", "conv_group", "expert")
 KERNEL = "the kernel's extent"
 SCALES = ("running_mean", "running_var")
 
@@ -91,28 +91,9 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
 
 def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:
     """The tensors that patterns protect, with the reason; refuses a pattern that matches nothing."""
-    from secateur.errors import RecipeError
-
-    types = {name: type(module).__name__ for name, module in model.named_modules()}
-    out: dict[str, Lock] = {}
-    for pattern in patterns:
-        hits = 0
-        for tensor in tensors:
-            module = tensor.rpartition(".")[0]
-            parents = [module[:i] for i, c in enumerate(module) if c == "."] + [module]
-            if pattern.startswith("type:"):
-                match = any(types.get(p) == pattern[5:] for p in parents)
-            else:
-                match = any(fnmatchcase(candidate, pattern) for candidate in (*parents, tensor))
-            if match:
-                hits += 1
-                out[tensor] = Lock(f"protected by {pattern!r}")
-        if not hits:
-            raise RecipeError(
-                f"protect: {pattern!r} matches no module or parameter.",
-                hint="Patterns are names as in model.named_modules(), with * and ?, or type:ClassName.",
-            )
-    return out
+    found = protected(model, patterns)
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: Lock(f"protected by {found[id(named[name])]!r}") for name in tensors if id(named[name]) in found}
 
 
 def _spans(record: Record, tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]], atom: Atom) -> list[Span]:
