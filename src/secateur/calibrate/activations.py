@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from secateur.calibrate.functional import batches
 from secateur.call import to_example
 from secateur.errors import NonFiniteError
-from secateur.structure.observe import Observer, Site, is_whole, whole_record
+from secateur.structure.capture import capture
+from secateur.structure.observe import Observer, Site
 from secateur.structure.record import Record
 from secateur.types import Data, Group
 
@@ -71,8 +72,8 @@ def gather(
     for number, (batch, size) in enumerate(batches(model, data), start=1):
         example = to_example(batch)
         if observer is None:
-            if record is None or not is_whole(record):
-                record = whole_record(model, few_samples(example, size))
+            if record is None:
+                record = capture(model, few_samples(example, size))
             sites = list(find(record))
             found.update({site: make(site) for site in sites})
             observer = Observer(model, record, sites, last=True)

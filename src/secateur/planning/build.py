@@ -60,8 +60,8 @@ def make_plan(
             macs (fraction kept at most), memory_bytes (weights at most).
         criterion: name, {"name": ..., options} or object.
         granularity: channel, neuron, head, head_dim, conv_group, expert, layer (removed physically), or element,
-            vector, kernel, block, "2:4" (masks). Layers also know the criteria every, block-influence, angular-distance and
-            loss-increase.
+            vector, kernel, block, "2:4" (masks). Layers also know the criteria every, block-influence,
+            angular-distance and loss-increase. Of experts every block loses equally many.
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
         scope: "global" (all units compete) or "local" (every group shrinks alike); masks also know "row".

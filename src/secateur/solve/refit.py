@@ -22,7 +22,8 @@ from secateur.call import require_reiterable, to_example
 from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.solve.shortcut import Shortcut, find_shortcut
-from secateur.structure.observe import Flow, Observer, Site, argument, whole_record
+from secateur.structure.capture import capture
+from secateur.structure.observe import Flow, Observer, Site, argument
 from secateur.structure.record import Record, Ref
 from secateur.types import Data
 
@@ -103,7 +104,7 @@ def refit_consumers(
             for number, (batch, size) in enumerate(batches(original, data), start=1):
                 if layers is None or records is None:
                     example = few_samples(to_example(batch), size)
-                    records = whole_record(original, example), whole_record(cut, example)
+                    records = capture(original, example), capture(cut, example)
                     layers = _layers(cut, records, cuts, wanted)
                     if not layers:
                         return {}

@@ -110,7 +110,7 @@ class Recorder:
         self.modules = dict(model.named_modules())
         self.space = self.record.space
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.live: dict[int, Axes] = {}
+        self.live: dict[int, Axes] = self.record.axes
         self.sources: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.positions: dict[int, list[Axis]] = {}
         self.named: dict[int, str] = {}
@@ -157,7 +157,6 @@ class Recorder:
             return known
         number = self.by_name[name] = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
         self.record.names[number] = name
-        self.record.axes[number] = self.live[number]
         self.sources[number] = (name, tuple(range(tensor.dim())))
         return number
 
@@ -165,7 +164,6 @@ class Recorder:
         reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.module)
         number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
         self.record.constants[number] = tensor
-        self.record.axes[number] = self.live[number]
         return number
 
     def assign(self, tensor: Tensor, axes: Axes) -> int:
@@ -187,7 +185,6 @@ class Recorder:
             reason = Lock("a dimension of the model's input")
             number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
             self.record.constants[number] = tensor
-            self.record.axes[number] = self.live[number]
             self.record.inputs.append(number)
 
     def add_outputs(self, result: Any) -> None:
@@ -195,7 +192,6 @@ class Recorder:
         for tensor in outputs(result):
             number = self.number(tensor)
             self.record.outputs.append(number)
-            self.record.axes[number] = self.live[number]
             for axis in (*self.live[number], *self.positions.get(number, ())):
                 lock(axis, Lock("a dimension of the model's output", hint="outputs are protected by default"))
 

@@ -8,7 +8,6 @@ nothing is copied. Batch and spatial sizes may differ from those of the record.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +19,7 @@ from secateur.call import call
 from secateur.errors import UnsupportedError
 from secateur.structure import rules
 from secateur.structure.axes import Atom, Axis, leaves, unit_index
-from secateur.structure.capture import Recorder, _Dispatch, _Functions, quiet, tensors_of
-from secateur.structure.provenance import tracked_attributes
+from secateur.structure.capture import quiet, tensors_of
 from secateur.structure.record import Record, Ref, Step, numbers_in
 from secateur.structure.rules.base import base_name
 from secateur.types import Group
@@ -53,39 +51,6 @@ class Site:
     group: str = ""
     unit: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     weight: str = ""
-
-
-def whole_record(model: nn.Module, example: Any) -> Record:
-    """Capture with the dimensions of every tensor, also of those in between.
-
-    Args:
-        model: any module that runs on the example.
-        example: a tensor, a tuple of positional or a mapping of keyword arguments.
-
-    Raises:
-        ForwardError: the forward fails on the example.
-
-    Cost: one forward pass on the example plus about 0.1 ms per operation.
-    """
-    recorder = Recorder(model)
-    recorder.live = recorder.record.axes
-    recorder.add_inputs(example)
-    with ExitStack() as stack:
-        stack.enter_context(quiet(model))
-        stack.enter_context(tracked_attributes(model, recorder.record.values, recorder.equality))
-        stack.enter_context(recorder.modules_named(model))
-        stack.enter_context(recorder.buffers_kept())
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_Dispatch(recorder))
-        stack.enter_context(_Functions(recorder))
-        result = call(model, example)
-    recorder.add_outputs(result)
-    return recorder.record
-
-
-def is_whole(record: Record) -> bool:
-    """Whether a record has the dimensions of every tensor."""
-    return all(n in record.axes for step in record.steps for n in step.outputs)
 
 
 class Flow:

@@ -91,7 +91,7 @@ class Record:
         steps: the executed calls, in order.
         names: tensor number -> name, for parameters and buffers.
         constants: tensor number -> tensor, for inputs and tensors that the model holds elsewhere.
-        axes: tensor number -> dimensions, for parameters, buffers, constants and outputs.
+        axes: tensor number -> dimensions, of every tensor of the run.
         roles: (name, dimension) -> "in" or "out", from the contractions in which a parameter took part.
         sites: integers to watch.
         inputs, outputs: tensor numbers.

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from secateur.calibrate.gram import Geometry, Reading, Sampler, geometry, readings, unit_gram
 from secateur.errors import InputError, ResourceError, UnsupportedError
+from secateur.structure.capture import capture
 from secateur.structure.groups import structure
-from secateur.structure.observe import Flow, weight_sites, whole_record
+from secateur.structure.observe import Flow, weight_sites
 
 LAYERS = {
     "linear": (nn.Linear(3, 4), (5, 3)),
@@ -22,7 +23,7 @@ LAYERS = {
 
 
 def geometry_of(layer, x):
-    record = whole_record(layer, x)
+    record = capture(layer, x)
     [site] = weight_sites(record, ["weight"])
     return geometry(Flow(record), record.steps[site.step])
 
@@ -57,7 +58,7 @@ def test_a_turned_weight_is_turned_back():
 @pytest.mark.parametrize("layer", [nn.ConvTranspose2d(3, 4, 2), nn.MultiheadAttention(4, 2)])
 def test_other_layers_are_refused(layer):
     attention = isinstance(layer, nn.MultiheadAttention)
-    record = whole_record(layer, (torch.randn(2, 3, 4),) * 3 if attention else torch.randn(2, 3, 4, 4))
+    record = capture(layer, (torch.randn(2, 3, 4),) * 3 if attention else torch.randn(2, 3, 4, 4))
     step = next(step for step in record.steps if step.contracted and (not attention or "bmm" in str(step.func)))
     with pytest.raises(UnsupportedError, match="cannot be reconstructed"):
         geometry(Flow(record), step)
@@ -90,7 +91,7 @@ class Two(nn.Module):
 def test_unit_moments_are_those_of_the_contributions():
     torch.manual_seed(0)
     model, x = Two().eval(), torch.randn(3, 2, 5, 5)
-    record = whole_record(model, x)
+    record = capture(model, x)
     groups = [g for g in structure(model, record).groups if g.name == "a"]
     found = readings(model, [x[:1], x[1:]], groups, positions=None)["a"]
     assert [r.weight for r in found] == ["b.weight", "c.weight"]
@@ -116,14 +117,14 @@ def test_columns_without_unit_are_left_out():
 def test_a_huge_gram_matrix_is_refused():
     model = nn.Sequential(nn.Linear(2, 9000), nn.Linear(9000, 1))
     x = torch.randn(2, 2)
-    groups = [g for g in structure(model, whole_record(model, x)).groups if g.name == "0"]
+    groups = [g for g in structure(model, capture(model, x)).groups if g.name == "0"]
     with pytest.raises(ResourceError, match="9000"):
         readings(model, [x], groups)
 
 
 def test_no_data_is_refused():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    groups = structure(model, whole_record(model, torch.randn(2, 2))).groups
+    groups = structure(model, capture(model, torch.randn(2, 2))).groups
     with pytest.raises(InputError):
         readings(model, [], groups[:1])
 

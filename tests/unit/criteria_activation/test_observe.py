@@ -6,15 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import UnsupportedError
+from secateur.structure.capture import capture
 from secateur.structure.groups import structure
 from secateur.structure.observe import (
     Observer,
     consumer_sites,
     distinct,
-    is_whole,
     result_sites,
     weight_sites,
-    whole_record,
 )
 from secateur.types import Group, Span
 
@@ -43,8 +42,8 @@ def zoo():
     torch.manual_seed(0)
     model = Zoo().eval()
     example = torch.randn(2, 3, 6, 6)
-    record = whole_record(model, example)
-    groups = {g.name: g for g in structure(model, whole_record(model, example)).groups if not g.locks}
+    record = capture(model, example)
+    groups = {g.name: g for g in structure(model, capture(model, example)).groups if not g.locks}
     return model, record, groups
 
 
@@ -54,8 +53,9 @@ def read(model, record, sites, batch):
     return seen
 
 
-def test_a_whole_record_knows_every_tensor(zoo):
-    assert is_whole(zoo[1])
+def test_a_record_knows_the_dimensions_of_every_tensor(zoo):
+    record = zoo[1]
+    assert all(number in record.axes for step in record.steps for number in step.outputs)
 
 
 def test_the_operand_is_what_the_consumer_reads(zoo):
@@ -110,7 +110,7 @@ class Shared(nn.Module):
 
 def test_a_tensor_that_several_consumers_read_is_listed_once():
     model = Shared().eval()
-    record = whole_record(model, torch.randn(2, 4))
+    record = capture(model, torch.randn(2, 4))
     group = next(g for g in structure(model, record).groups if g.name == "first")
     sites = consumer_sites(record, [group])
     assert [site.weight for site in sites] == ["q.weight", "k.weight", "v.weight"]
@@ -121,7 +121,7 @@ def test_heads_own_their_features():
     torch.manual_seed(0)
     model = nn.MultiheadAttention(12, 3, batch_first=True).eval()
     example = (torch.randn(2, 5, 12),) * 3
-    record = whole_record(model, example)
+    record = capture(model, example)
     group = next(g for g in structure(model, record).groups if g.granularity == "head")
     sites = [s for s in consumer_sites(record, [group]) if s.weight == "out_proj.weight"]
     assert [s.unit.tolist() for s in sites] == [[0] * 4 + [1] * 4 + [2] * 4]
@@ -129,7 +129,7 @@ def test_heads_own_their_features():
 
 def test_a_group_that_nothing_sums_over_is_refused():
     model = nn.Sequential(nn.Linear(3, 4))
-    record = whole_record(model, torch.randn(1, 3))
+    record = capture(model, torch.randn(1, 3))
     out = Group("out", "neuron", (4,), (Span("0.weight", torch.arange(4).view(4, 1), "out"),))
     with pytest.raises(UnsupportedError, match="'out'"):
         consumer_sites(record, [out])
@@ -148,7 +148,7 @@ class Branches(nn.Module):
 @pytest.mark.parametrize(("first", "then"), [(2, 5), (5, 2)])
 def test_a_forward_that_does_something_else_is_refused(first, then):
     model = Branches().eval()
-    record = whole_record(model, torch.randn(first, 3))
+    record = capture(model, torch.randn(first, 3))
     sites = weight_sites(record, ["a.weight"])
     with pytest.raises(UnsupportedError, match="other things with this batch"):
         read(model, record, sites, torch.randn(then, 3))
@@ -166,7 +166,7 @@ class Choice(nn.Module):
 
 def test_the_operator_that_differs_is_named():
     model = Choice().eval()
-    record = whole_record(model, torch.randn(4, 3))
+    record = capture(model, torch.randn(4, 3))
     with pytest.raises(UnsupportedError, match=r"call 1 is aten.addmm.default, expected was aten.convolution"):
         read(model, record, weight_sites(record, ["a.weight", "flat.weight"]), torch.randn(2, 3))
 
