@@ -86,11 +86,10 @@ def test_batch_size_is_the_one_asked_for():
     assert result["a"].batch_size == 5
 
 
-def test_a_larger_layer_takes_longer_on_the_real_clock():
-    models = {"small": nn.Linear(512, 8), "large": nn.Linear(512, 4096)}
-    result = latency(models, torch.zeros(64, 512), rounds=9)
-    assert 0 < result["small"].p10 <= result["small"].median <= result["small"].p90
-    assert result["small"].median < result["large"].median
+def test_the_real_clock_gives_positive_times_in_order():
+    result = latency({"a": nn.Linear(64, 8), "b": nn.Linear(64, 16)}, torch.zeros(4, 64), rounds=9)
+    for one in result.values():
+        assert 0 < one.p10 <= one.median <= one.p90
 
 
 @pytest.mark.parametrize("option", [{"rounds": 0}, {"warmup": -1}, {"threads": -2}])
