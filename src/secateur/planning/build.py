@@ -189,7 +189,12 @@ def _mask_plan(
         cuts={},
         attributes={},
         masks={name: mask.clone() for name, mask in expand(groups, keep, model=model).items()},
-        units={"what": kind.name, "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
+        units={
+            "what": f"{kind.n}:{kind.m}" if isinstance(kind, NM) else kind.name,
+            "removed": gone,
+            "total": total,
+            "sparsity": gone / max(total, 1),
+        },
         cost={},
         evidence=Evidence(model, groups, scores, keep, example=context["example"]),
     )
