@@ -41,13 +41,17 @@ def build():
 """
 
 
+def listen_to_ctrl_c() -> None:
+    """A suite that was started in the background ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     (folder / "e2e_slow.py").write_text(SLOW)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     argv = [sys.executable, "-m", "secateur.cli", "prune", "py:e2e_slow:build", "--data", "npz:d.npz", "--threads", "1"]
-    return subprocess.Popen(
-        [*argv, *words], cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*argv, *words], cwd=folder, env=env, text=True, preexec_fn=listen_to_ctrl_c, **pipes)
 
 
 def wait_until_begun(folder: Path, process: subprocess.Popen[str]) -> None:
