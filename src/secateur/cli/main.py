@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default those of the process.
 
     Returns:
-        the exit code; nothing is raised but SystemExit of Python itself.
+        the exit code; nothing is raised but SystemExit of Python itself. An interrupted process ends here.
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     flags = args[: args.index("--")] if "--" in args else args
@@ -90,6 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = result if isinstance(result, int) else EXIT_OK
     if code == EXIT_INTERRUPTED:
         interrupted(err(), as_json=as_json)
+        if argv is None:
+            # Python remembers an interrupt that passed through generated code and would end itself by SIGINT.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     return code
 
 
