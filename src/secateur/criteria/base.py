@@ -359,7 +359,7 @@ def reduce_spans(
 def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> Tensor:
     """Reduce the dimensions that no unit depends on."""
     if squared:
-        wide = value.to(torch.float32) if value.dtype in (torch.float16, torch.bfloat16) else value
+        wide = value if value.dtype in (torch.float32, torch.float64) else value.to(torch.float32)
         norm = torch.linalg.vector_norm(wide, 2, dims, True).to(torch.float64) if dims else wide.to(torch.float64)
         if dims and not bool(torch.isfinite(norm).all() & (norm > TINY).all()):  # squares that leave float32
             norm = torch.linalg.vector_norm(wide.to(torch.float64), 2, dims, True)

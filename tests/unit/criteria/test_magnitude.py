@@ -78,3 +78,14 @@ def test_unknown_words_are_refused():
         Magnitude(reduce="max")
     with pytest.raises(RecipeError, match="coupled"):
         Magnitude(coupled="in")
+
+
+def test_a_coupled_buffer_of_bools_counts_as_numbers():
+    """Transformers keep masks of bools as buffers; some are sliced with the units that they belong to."""
+    layer = torch.nn.Linear(2, 2, bias=False)
+    layer.weight.data.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    layer.register_buffer("mask", torch.tensor([False, True]))
+    index = torch.arange(2)
+    spans = (Span("weight", index.view(2, 1), "out"), Span("mask", index, "out"))
+    scores = Magnitude(norm="l2").score(Context(layer, [Group("rows", "channel", (2,), spans)]))
+    torch.testing.assert_close(scores["rows"], torch.tensor([5.0, 1.0]))
