@@ -47,6 +47,27 @@ def test_experts_are_cut(name: str, kind: str, tmp_path: Path) -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("kind", ["grouped_mm", "eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_reap_is_what_one_expert_alone_adds(name: str, kind: str) -> None:
+    model, example = build(name)
+    model.config._experts_implementation = kind
+    scores = sc.score(model, example, criterion="reap", granularity="expert", data=[example])
+    heard = {}
+    for group in scores:
+        experts = model.get_submodule(group.removesuffix("/expert")).experts
+        experts.register_forward_hook(lambda m, args, _, group=group: heard.update({group: (m, *args)}))
+    with torch.no_grad():
+        model(**example)
+        for group, (experts, hidden, chosen, weights) in heard.items():
+            experts._forward_hooks.clear()
+            for number in range(4):
+                mine = chosen == number
+                sizes = experts(hidden, chosen, weights * mine).flatten(0, -2).norm(dim=-1)[mine.any(-1).flatten()]
+                wanted = sizes.double().mean().float() if len(sizes) else torch.tensor(0.0)
+                torch.testing.assert_close(scores[group][number], wanted, rtol=1e-4, atol=1e-7)
+
+
 def test_the_config_describes_the_result(tmp_path: Path) -> None:
     model, example = build("MixtralForCausalLM")
     plan = sc.plan(model, example, granularity="expert", target={"params": 0.7}, expressible=True)

@@ -21,6 +21,7 @@ from secateur.criteria.movement import Movement, MovementAccumulator
 from secateur.criteria.obd import OptimalBrainDamage
 from secateur.criteria.obs import OptimalBrainSurgeon
 from secateur.criteria.random_control import Random
+from secateur.criteria.reap import Reap
 from secateur.criteria.ria import RIA
 from secateur.criteria.snip import Snip
 from secateur.criteria.structured_obs import StructuredOBS
@@ -55,6 +56,7 @@ __all__ = [
     "OptimalBrainSurgeon",
     "RIA",
     "Random",
+    "Reap",
     "Snip",
     "StationaryWarning",
     "StructuredOBS",

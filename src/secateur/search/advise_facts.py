@@ -12,8 +12,9 @@ from torch import nn
 
 from secateur.call import default_loss, device_of, require_reiterable, to_device, to_target
 from secateur.criteria.base import untouched
-from secateur.errors import InputError
+from secateur.errors import InputError, UnsupportedError
 from secateur.measure import num_params
+from secateur.planning.experts import expert_groups
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure
@@ -110,6 +111,12 @@ def look(
         if not group.locks:
             kinds.setdefault(group.granularity, []).append(group)
     ran = _functions(record)
+    units = {kind: sum(group.size for group in groups) for kind, groups in sorted(kinds.items())}
+    shares = {
+        kind: (whole - cost.params({found.atoms[group.name].id: 0 for group in groups})) / max(whole, 1)
+        for kind, groups in sorted(kinds.items())
+    }
+    units |= _experts(model, record, protect)
     kind, batch, batches = _data(data, labels, loss)
     device = device_of(model)
     return Facts(
@@ -119,11 +126,8 @@ def look(
         norms=_norms(model),
         activations=ran,
         piecewise_linear=any(name in PIECEWISE for name in ran) and not any(name in SMOOTH for name in ran),
-        units={kind: sum(group.size for group in groups) for kind, groups in sorted(kinds.items())},
-        shares={
-            kind: (whole - cost.params({found.atoms[group.name].id: 0 for group in groups})) / max(whole, 1)
-            for kind, groups in sorted(kinds.items())
-        },
+        units=units,
+        shares=shares,
         widest=max((m.in_features for m in model.modules() if isinstance(m, nn.Linear)), default=0),
         data=kind,
         batches=batches,
@@ -132,6 +136,14 @@ def look(
         device=device.type,
         sparse_tensor_cores=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
     )
+
+
+def _experts(model: nn.Module, record: Record, protect: Sequence[str]) -> dict[str, int]:
+    """{"expert": how many can go one by one}, or nothing. The record is of no other use afterwards."""
+    try:
+        return {"expert": sum(group.size for group in expert_groups(model, record, protect))}
+    except UnsupportedError:
+        return {}
 
 
 def _functions(record: Record) -> tuple[str, ...]:

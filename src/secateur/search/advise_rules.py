@@ -53,6 +53,7 @@ GLOBAL_TAYLOR = (
     "one layer"
 )
 SAME_UNIT = "exact: a change of the loss has the same unit in every layer"
+EXPERTS = "less memory at the same work per token, as the router uses as many experts as before (REAP, 2025)"
 LONG = (
     "PruningBench, ViT-S at 2x: 78.6 to 69.3 with the best of 12 criteria, 68.8 with random: the budget was too short"
 )
@@ -109,6 +110,9 @@ def decide(facts: Facts, known: Collection[str]) -> Draft:
 
 
 def _granularity(facts: Facts, draft: Draft) -> str:
+    if facts.units.get("expert"):
+        rule = "magnitude" if facts.data == NONE else "reap"
+        draft.alternatives.append(f"granularity expert ({facts.units['expert']} units), criterion {rule}: {EXPERTS}")
     free = {kind: share for kind in CUTS if (share := facts.shares.get(kind, 0.0)) > 0}
     if free:
         chosen = max(CUTS, key=lambda kind: free.get(kind, 0.0))

@@ -75,6 +75,34 @@ class TinyNet(nn.Module):
         return logits
 
 
+class TinyMixture(nn.Module):
+    """Four experts of which each token uses two, in a residual block, and a linear layer (141 weights)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts, self.head = nn.Linear(6, 4, bias=False), TinyExperts(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 3) of tokens (N, 6)."""
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        logits: Tensor = self.head(x + self.experts(x, chosen, weights))
+        return logits
+
+
+class TinyExperts(nn.Module):
+    """Fused weights of four experts, two layers each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(4, 2, 6) / 2)
+        self.down = nn.Parameter(torch.randn(4, 6, 2) / 2)
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum (N, 6) of the chosen experts of every token."""
+        inner = torch.einsum("nh,nkwh->nkw", x, self.up[chosen]).relu()
+        return torch.einsum("nkw,nkhw,nk->nh", inner, self.down[chosen], weights)
+
+
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """Mean cross-entropy of (inputs, labels)."""
     inputs, labels = batch
@@ -82,16 +110,19 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
 
 
 def tiny_scene(kind: str) -> Scene:
-    """A `TinyNet` with units of one granularity.
+    """A `TinyNet` with units of one granularity, or a `TinyMixture` with its experts.
 
     Args:
-        kind: "element", "vector", "kernel", "block", "n:m", "channel" or "neuron".
+        kind: "element", "vector", "kernel", "block", "n:m", "channel", "neuron" or "expert".
 
     Raises:
         KeyError: another granularity; pass a scene maker of your own to the suite then.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if kind == "expert":
+            data = [(torch.randn(8, 6), torch.arange(8) % 3) for _ in range(2)]
+            return Scene(TinyMixture().eval(), [_experts()], data, cross_entropy)
         model = TinyNet()
         data = [(torch.randn(8, 2, 5, 5), torch.arange(8) % 3) for _ in range(2)]
         # Unequal scales and running statistics, as a trained network has them.
@@ -114,6 +145,13 @@ def groups_of(model: nn.Module, kind: str) -> list[Group]:
     if kind == "neuron":
         return [_coupled("fc1", kind, 6, (), ("fc2.weight", 2))]
     return parse(KINDS[kind]).groups(model)
+
+
+def _experts() -> Group:
+    number = torch.arange(4)
+    names = ("experts.up", "experts.down", "router.weight")
+    spans = (Span(name, number.view(-1, *[1] * (1 if name.startswith("router") else 2)), "out") for name in names)
+    return Group("experts/expert", "expert", (4,), tuple(spans))
 
 
 def _coupled(name: str, kind: str, units: int, norms: tuple[str, ...], reader: tuple[str, int]) -> Group:

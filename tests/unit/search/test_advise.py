@@ -19,6 +19,7 @@ from secateur.search import Advice, advise
 from secateur.search.advise_facts import Facts
 from secateur.search.advise_rules import decide
 from secateur.sources import TensorData
+from secateur.testing.scenes import TinyMixture
 
 
 class Plain(nn.Module):
@@ -112,6 +113,15 @@ def test_transformer() -> None:
     alone = advise(Encoder(), TOKENS)
     assert alone.recipe.scope == "local"
     assert "T5" in reasons(alone)["scope"][2]
+
+
+def test_mixtures_of_experts_are_told_of_reap() -> None:
+    tokens = torch.randn(8, 6)
+    told = advise(TinyMixture(), data=[(tokens, torch.zeros(8, dtype=torch.int64))])
+    assert told.facts.units["expert"] == 4
+    assert any("criterion reap" in text for text in told.alternatives)
+    assert any("expert (4 units), criterion magnitude" in text for text in advise(TinyMixture(), tokens).alternatives)
+    assert not any("expert" in text for text in advise(Plain(), IMAGE).alternatives)
 
 
 def test_a_short_budget_buys_no_training_and_another_criterion(train: TensorData) -> None:
