@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from secateur.apply.verify import TOLERANCE, compare_outputs, doubled
 from secateur.call import call, outputs
 from secateur.errors import CertificateError, PlanMismatchError
 from secateur.structure.capture import quiet
-from secateur.structure.layers import first_tensor, hidden_of
+from secateur.structure.layers import bypassed
 from secateur.structure.provenance import Attribute, owner_at, read
 from secateur.types import Certificate
 
@@ -163,56 +162,6 @@ def drop_copy(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, i
 
 
 # -- identity --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def bypassed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let modules hand on their hidden state unchanged, in the form in which they return it.
-
-    What a block returns beside the hidden state (attention maps, biases for others) is computed as ever.
-    """
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(_as_identity(model.get_submodule(name)))
-        yield
-
-
-@contextmanager
-def _as_identity(block: nn.Module) -> Iterator[None]:
-    original, own = block.forward, vars(block).get("forward")
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = hidden_of(args, kwargs)
-        assert hidden is not None
-        before = hidden.clone()
-        return _replaced(original(*args, **kwargs), before)
-
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
-
-
-def _replaced(output: Any, hidden: Tensor) -> Any:
-    """`output` with its first tensor replaced."""
-    if isinstance(output, Tensor):
-        return hidden
-    if isinstance(output, Mapping):
-        key = next(k for k, v in output.items() if first_tensor(v) is not None)
-        changed: Any = copy.copy(output)
-        changed[key] = _replaced(output[key], hidden)
-        return changed
-    if is_dataclass(output) and not isinstance(output, type):
-        key = next(k for k, v in vars(output).items() if first_tensor(v) is not None)
-        result = copy.copy(output)
-        object.__setattr__(result, key, _replaced(getattr(output, key), hidden))
-        return result
-    place = next(i for i, item in enumerate(output) if first_tensor(item) is not None)
-    items = [_replaced(item, hidden) if i == place else item for i, item in enumerate(output)]
-    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
 def block_names(model: nn.Module, layers: Layers) -> list[str]:

@@ -1,9 +1,12 @@
 """Criteria: weights and statistics in, scores out (higher = keep). One per file, each registered here."""
 
 from secateur.criteria.activation_variance import ActivationVariance
+from secateur.criteria.angular_distance import AngularDistance
 from secateur.criteria.apoz import APoZ
 from secateur.criteria.base import Context, Criterion, get, names, reduce_spans, register
+from secateur.criteria.block_influence import BlockInfluence
 from secateur.criteria.bn_scale import NormScale
+from secateur.criteria.every import Every
 from secateur.criteria.fisher import Fisher
 from secateur.criteria.gates import Gate, Gates, GateScore, gates_of, insert_gates
 from secateur.criteria.gauss_newton import GaussNewton
@@ -15,6 +18,7 @@ from secateur.criteria.integrated import IntegratedGradients
 from secateur.criteria.kfac import KroneckerCurvature
 from secateur.criteria.lasso import Lasso
 from secateur.criteria.loss_gradient import StationaryWarning
+from secateur.criteria.loss_increase import LossIncrease
 from secateur.criteria.magnitude import Magnitude
 from secateur.criteria.mean_activation import MeanActivation
 from secateur.criteria.movement import Movement, MovementAccumulator
@@ -33,8 +37,11 @@ from secateur.criteria.wanda import Wanda
 __all__ = [
     "APoZ",
     "ActivationVariance",
+    "AngularDistance",
+    "BlockInfluence",
     "Context",
     "Criterion",
+    "Every",
     "Fisher",
     "Gate",
     "GateScore",
@@ -47,6 +54,7 @@ __all__ = [
     "IntegratedGradients",
     "KroneckerCurvature",
     "Lasso",
+    "LossIncrease",
     "Magnitude",
     "MeanActivation",
     "Movement",

@@ -1,64 +1,47 @@
-"""Block influence: how much repeated blocks (transformer layers) change the hidden state."""
+"""Block influence: how far a block (transformer layer) turns the hidden state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from secateur import call
 from secateur.calibrate.functional import batches
-from secateur.criteria.base import one_of, suggestion, untouched
-from secateur.errors import NonFiniteError, RecipeError, UnsupportedError
-from secateur.types import Data
+from secateur.criteria.base import Context, Criterion, register, require_finite
+from secateur.structure.layers import first_tensor, hidden_of
+from secateur.types import Group
 
 TINY = 1e-12
 
 
-def block_influence(
-    model: nn.Module,
-    blocks: str | Sequence[str],
-    data: Data,
-    *,
-    measure: Literal["cosine", "angular"] = "cosine",
-    span: int = 1,
-) -> Tensor:
-    """Score repeated blocks by how much each turns the hidden state; blocks that hardly do can be left out.
+@register
+@dataclass(frozen=True, kw_only=True)
+class BlockInfluence(Criterion):
+    """Score a block by 1 - the mean cosine of the hidden state before and after it.
 
-    The idea: in deep residual networks late blocks add little, and input and output point the same way. A bad
-    choice for blocks in series without shortcuts, and for the first and last ones, which change the scale and
-    matter more than the angle says: compare with leaving each out. Blocks are scored alone: leaving out several
-    neighbours costs more than the sum.
+    The idea: in deep residual networks late blocks add little, and input and output point the same way. A bad choice
+    for early blocks that write rarely used but needed features, and for the last ones, which change the scale and
+    matter more than the angle says: measure the loss where labels are at hand. Blocks are scored alone: leaving out
+    several neighbours costs more than the sum.
 
-    Args:
-        model: any module; left as it is.
-        blocks: name of an nn.ModuleList or nn.Sequential whose children are the blocks, or their names in the
-            order in which they run. Every block takes its hidden state first and returns one of the same shape
-            (alone or first in a tuple).
-        data: unlabelled batches.
-        measure: "cosine" is 1 - E cos(x_i, x_{i+span}); "angular" is E arccos(cos) / pi. The expectation runs
-            over all positions (tokens, pixels) of all samples; the last dimension is the feature of sequences,
-            the second that of images.
-        span: how many neighbouring blocks are left out together; the score is that of the first of them.
-
-    Returns:
-        float32 [number of blocks - span + 1], higher = keep.
+    Formula: BI_i = 1 - E cos(x_i, x_{i+1}) over all positions (tokens, pixels) of all samples; the feature is the
+    last dimension of sequences and the second of images. A block that may not go scores as the best of the others.
 
     Raises:
-        RecipeError: no such blocks, an unknown measure, or a span that does not fit.
-        UnsupportedError: a block that does not run exactly once, or changes the shape of its hidden state.
+        RecipeError: another granularity than layer, or no data.
         NonFiniteError: a hidden state is NaN or Inf.
-        InputError: the data holds no batch.
 
     Cost:
-        One forward pass over the data; hidden states of one batch are kept.
+        One forward pass over the data; hidden states of one block are kept.
 
     Source:
-        Men, Xu, Zhang, Wang, Lin, Lu, Han, Chen, "ShortGPT: Layers in Large Language Models are More Redundant
-        Than You Expect", 2024, equation 1; Gromov, Tirumala, Shapourian, Glorioso, Roberts, "The Unreasonable
-        Ineffectiveness of the Deeper Layers", 2024, equation 4 (angular distance).
+        Men, Xu, Zhang, Wang, Lin, Lu, Han, Chen, "ShortGPT: Layers in Large Language Models are More Redundant Than
+        You Expect", 2024, equation 1.
 
     Example:
         The first block turns the plane by 90 degrees, the second does nothing.
@@ -66,83 +49,95 @@ def block_influence(
         >>> turn, nothing = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
         >>> _ = turn.weight.data.copy_(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))
         >>> _ = nothing.weight.data.copy_(torch.eye(2))
-        >>> block_influence(nn.Sequential(turn, nothing), ["0", "1"], [torch.tensor([[1.0, 2.0]])]).round(decimals=6)
+        >>> blocks = {"blocks": ("0", "1"), "free": (True, True), "channel_dim": (-1, -1)}
+        >>> group = Group("blocks", "layer", (2,), (), attributes=blocks)
+        >>> context = Context(nn.Sequential(turn, nothing), [group], data=[torch.tensor([[1.0, 2.0]])])
+        >>> BlockInfluence().score(context)["blocks"].round(decimals=6)
         tensor([1., 0.])
     """
-    one_of("measure", measure, ("cosine", "angular"))
-    names = _names(model, blocks)
-    if not 1 <= span <= len(names):
-        raise RecipeError(f"span={span!r} does not fit {len(names)} blocks")
-    total = torch.zeros(len(names) - span + 1, dtype=torch.float64)
-    count = torch.zeros_like(total)
-    with untouched(model), torch.inference_mode(False), torch.no_grad():
-        model.eval()
-        for batch, _ in batches(model, data):
-            states = _states(model, names, call.to_example(batch))
-            for i in range(len(total)):
-                distances = _distance(states[i], states[i + span], measure, names[i])
-                total[i] += distances.sum()
-                count[i] += distances.numel()
-    return (total / count).float()
+
+    name: ClassVar[str] = "block-influence"
+    summary: ClassVar[str] = "blocks that hardly turn the hidden state matter least: 1 - mean cosine"
+    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    complexity: ClassVar[str] = "one forward pass over the data"
+    speed: ClassVar[str] = "fast: a forward pass, no labels"
+    best_for: ClassVar[str] = "layers of deep transformers, and data without labels"
+    source: ClassVar[str] = "Men et al. 2024 (ShortGPT)"
+    comparable: ClassVar[bool] = True
+    granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    promises: ClassVar[frozenset[str]] = frozenset({"batch_split", "zero_lowest"})
+
+    def _score(self, context: Context) -> dict[str, Tensor]:
+        turns = mean_over_positions(context, lambda cosine: 1 - cosine)
+        return {group.name: best_where_locked(group, turns[group.name]) for group in context.groups}
 
 
-def _names(model: nn.Module, blocks: str | Sequence[str]) -> list[str]:
-    modules = dict(model.named_modules())
-    if isinstance(blocks, str):
-        if blocks not in modules:
-            raise RecipeError(f"the model has no module {blocks!r}", hint=suggestion(blocks, modules))
-        return [f"{blocks}.{name}".lstrip(".") for name, _ in modules[blocks].named_children()]
-    for name in blocks:
-        if name not in modules:
-            raise RecipeError(f"the model has no module {name!r}", hint=suggestion(name, modules))
-    return list(blocks)
+def best_where_locked(group: Group, scores: Tensor) -> Tensor:
+    """Scores in which the blocks that may not go are as good as the best of the others."""
+    free = torch.tensor(group.attributes["free"][: group.size])
+    return torch.where(free, scores, scores[free].max() if bool(free.any()) else scores)
 
 
-def _states(model: nn.Module, names: Sequence[str], example: Any) -> list[Tensor]:
-    """Hidden state before every block and after the last."""
-    order: list[str] = []
-    states: list[Tensor] = []
-    last: list[Tensor] = []
+def mean_over_positions(context: Context, measure: Callable[[Tensor], Tensor], *, span: int = 1) -> dict[str, Tensor]:
+    """Mean over all positions of a measure of the cosine between the input of a block and the output of a later one.
 
-    def before(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            order.append(name)
-            states.append(given[0].detach().clone() if given else torch.zeros(0))  # blocks may add in place
+    Args:
+        context: groups of layers, and the data.
+        measure: cosines to values, element by element.
+        span: how many neighbouring free blocks lie between input and output; 1 = the block alone.
+
+    Returns:
+        Group name -> float64 [blocks], at the place of the first of the blocks; NaN where such a run does not exist.
+    """
+    assert context.data is not None
+    paths = {group.name: _Path(group, measure, span) for group in context.groups}
+    with torch.no_grad(), ExitStack() as hooks:
+        for path in paths.values():
+            path.listen(context.model, hooks)
+        for batch, _ in batches(context.model, context.data):
+            call.call(context.model, call.to_example(batch))
+    return {name: path.sums / path.counts for name, path in paths.items()}
+
+
+class _Path:
+    """The hidden state on its way through one stack."""
+
+    def __init__(self, group: Group, measure: Callable[[Tensor], Tensor], span: int) -> None:
+        self.group, self.measure, self.span = group, measure, span
+        self.sums = torch.zeros(group.size, dtype=torch.float64)
+        self.counts = torch.zeros(group.size, dtype=torch.float64)
+        self._before: dict[int, Tensor] = {}
+
+    def listen(self, model: nn.Module, hooks: ExitStack) -> None:
+        """Put hooks on the free blocks, to be removed when the stack closes."""
+        names: Sequence[str] = self.group.attributes["blocks"]
+        for place, free in enumerate(self.group.attributes["free"][: self.group.size]):
+            if free:
+                block = model.get_submodule(names[place])
+                hooks.callback(block.register_forward_pre_hook(self._enter(place), with_kwargs=True).remove)
+                hooks.callback(block.register_forward_hook(self._leave(place)).remove)
+
+    def _enter(self, place: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            hidden = hidden_of(args, kwargs)
+            assert hidden is not None
+            self._before[place] = hidden.detach().clone()  # blocks may add in place
 
         return hook
 
-    def after(_: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        found = call.outputs(result)[0]
-        if found.shape != states[-1].shape:
-            why = f"{call.describe(states[-1])} -> {call.describe(found)}"
-            raise UnsupportedError(f"block {order[-1]!r} changes the shape of its hidden state", why=why)
-        last[:] = [found.detach()]
+    def _leave(self, place: int) -> Callable[..., None]:
+        dim = self.group.attributes["channel_dim"][place]
+        free = self.group.attributes["free"]
 
-    modules = [(name, model.get_submodule(name)) for name in names]
-    handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in modules]
-    handles += [module.register_forward_hook(after) for _, module in modules]
-    try:
-        call.call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if order != list(names):
-        raise UnsupportedError(
-            "the blocks do not run once each in the given order",
-            why=f"they ran as {order[:8]}",
-            hint="name the blocks of one stack in the order in which they run",
-        )
-    return [*states, *last]
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            first = place - self.span + 1
+            start, hidden = self._before.pop(first, None), first_tensor(output)
+            if start is None or hidden is None or not all(free[first : place + 1]):
+                return
+            require_finite(hidden, self.group.attributes["blocks"][place], what="the hidden state after")
+            x, y = start.double(), hidden.double()
+            cosine = (x * y).sum(dim) / (x.norm(dim=dim) * y.norm(dim=dim)).clamp(min=TINY)
+            self.sums[first] += self.measure(cosine.clamp(-1, 1)).sum().cpu()
+            self.counts[first] += cosine.numel()
 
-
-def _distance(before: Tensor, after: Tensor, measure: str, name: str) -> Tensor:
-    """Distance of the directions at every position, float64."""
-    dim = 1 if before.dim() == 4 else -1
-    x, y = before.double(), after.double()
-    cosine = (x * y).sum(dim) / (x.norm(dim=dim) * y.norm(dim=dim)).clamp(min=TINY)
-    if not bool(torch.isfinite(cosine).all()):
-        raise NonFiniteError(f"the hidden state at block {name!r} is NaN or Inf", hint="check the data and the weights")
-    cosine = cosine.clamp(-1, 1)
-    distance: Tensor = 1 - cosine if measure == "cosine" else cosine.arccos() / torch.pi
-    return distance.cpu()
+        return hook

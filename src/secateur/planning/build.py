@@ -15,21 +15,20 @@ from secateur.errors import RecipeError, UnsupportedError
 from secateur.measure.staircase import width_grid
 from secateur.planning.cuts import AMOUNTS, cut_plan
 from secateur.planning.experts import expert_groups, expert_plan
-from secateur.planning.layer_scores import layer_rule
 from secateur.planning.layers import layer_groups, layer_plan
 from secateur.planning.plan import Evidence, Plan, fingerprint
-from secateur.selection.granularity import Granularity, parse
+from secateur.selection.granularity import STRUCTURAL, Granularity, parse
 from secateur.selection.nm import NM
 from secateur.selection.select import select
 from secateur.structure.capture import capture
-from secateur.structure.groups import STRUCTURED, structure
+from secateur.structure.groups import structure
 from secateur.structure.record import Record
 from secateur.types import Data, Group, Loss
 
 
 def is_structured(granularity: str | Mapping[str, Any] | Granularity) -> bool:
     """Whether units of this granularity are removed physically."""
-    return isinstance(granularity, str) and granularity in STRUCTURED
+    return isinstance(granularity, str) and granularity in STRUCTURAL
 
 
 def make_plan(
@@ -60,8 +59,7 @@ def make_plan(
             macs (fraction kept at most), memory_bytes (weights at most).
         criterion: name, {"name": ..., options} or object.
         granularity: channel, neuron, head, head_dim, conv_group, expert, layer (removed physically), or element,
-            vector, kernel, block, "2:4" (masks). Layers also know the criteria every, block-influence,
-            angular-distance and loss-increase. Of experts every block loses equally many.
+            vector, kernel, block, "2:4" (masks). Of experts every block loses equally many.
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
         scope: "global" (all units compete) or "local" (every group shrinks alike); masks also know "row".
@@ -85,8 +83,7 @@ def make_plan(
         TargetError: the target cannot be reached.
         UnsupportedError: nothing of the model can be cut at this granularity; says what is locked.
     """
-    in_depth = layer_rule(criterion) if granularity == "layer" else None
-    rule = rule_of(criterion) if in_depth is None else in_depth
+    rule = rule_of(criterion)
     request = {
         "criterion": {"name": rule.name, **rule.options()},
         "granularity": granularity if isinstance(granularity, (str, Mapping)) else granularity.options(),
@@ -102,7 +99,6 @@ def make_plan(
     context = {"data": data, "loss": loss, "example": example, "seed": seed}
     if granularity == "layer":
         return layer_plan(model, example, rule, request, context, dtype=dtype, tolerance=tolerance)
-    assert isinstance(rule, Criterion)
     if expressible and not is_structured(granularity):
         raise RecipeError("expressible=True belongs to cuts; masks leave every shape as it is.")
     if granularity == "expert":
@@ -120,7 +116,7 @@ def grouped(
     protect: Sequence[str] = (),
 ) -> tuple[list[Group], Record | None]:
     """The groups of a granularity, and the record they were found in (None for masks)."""
-    if granularity != "layer" and not is_structured(granularity):
+    if not is_structured(granularity):
         return _parse(granularity).groups(model, protect), None
     assert isinstance(granularity, str)
     if example is None:
@@ -205,7 +201,7 @@ def _parse(granularity: str | Mapping[str, Any] | Granularity) -> Granularity:
         return parse(granularity)
     except RecipeError as error:
         raise RecipeError(
-            error.what, why=error.why, hint=f"{error.hint}; removed for real: {', '.join(STRUCTURED)}"
+            error.what, why=error.why, hint=f"{error.hint}; removed for real: {', '.join(STRUCTURAL)}"
         ) from error
 
 

@@ -17,7 +17,6 @@ from secateur.integrations.transformers import shapes_of
 from secateur.planning.cuts import AMOUNTS, below, relative_scores
 from secateur.planning.expressible import require_native, require_transformers, searched
 from secateur.planning.followers import decision, probe
-from secateur.planning.layer_scores import Rule
 from secateur.planning.plan import Evidence, Plan, fingerprint
 from secateur.selection.budget import RemovalOrder, removal_order
 from secateur.structure.layers import Stack, find_stacks
@@ -30,7 +29,7 @@ TARGETS = (*AMOUNTS, "params", "macs", "memory_bytes")
 def layer_plan(
     model: nn.Module,
     example: Any,
-    rule: Criterion | Rule,
+    rule: Criterion,
     request: Mapping[str, Any],
     context: Mapping[str, Any],
     *,
@@ -51,8 +50,8 @@ def layer_plan(
             hint="Removable are elements of a ModuleList or Sequential with a residual path; else cut channels.",
         )
     groups = [_group(model, stack) for stack in used]
-    scores = _scores(model, rule, used, groups, context)
-    relative = isinstance(rule, Criterion) and request["scope"] == "global" and not rule.comparable
+    scores = rule.score(Context(model, groups, **context))
+    relative = request["scope"] == "global" and not rule.comparable
     costs = _Costs(model, used, depth.macs)
     choice = _Choice(used, costs, request)
     keep = choice.choose({n: relative_scores(s) if relative else s for n, s in scores.items()}, scores)
@@ -130,27 +129,19 @@ def _locked_summary(stacks: Sequence[Stack]) -> str:
 
 
 def _group(model: nn.Module, stack: Stack) -> Group:
-    """Blocks as units: every weight of a block belongs to its unit."""
+    """Blocks as units: every weight of a block belongs to its unit. What runs is named for criteria that watch it."""
     tensors = dict(model.named_parameters())
     spans = [
         Span(name, torch.full([1] * tensors[name].dim(), block.index), "self")
         for block in stack.blocks
         for name in block.parameters
     ]
-    return Group(stack.path or type(model).__name__, "layer", (stack.size,), tuple(spans))
-
-
-def _scores(
-    model: nn.Module,
-    rule: Criterion | Rule,
-    stacks: Sequence[Stack],
-    groups: Sequence[Group],
-    context: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    if isinstance(rule, Criterion):
-        return rule.score(Context(model, groups, **context))
-    found = rule.score(model, stacks, context["example"], context["data"], context["loss"])
-    return {group.name: found[stack.path].float() for group, stack in zip(groups, stacks, strict=True)}
+    known = {
+        "blocks": tuple(block.name for block in stack.blocks),
+        "free": tuple(not block.locks for block in stack.blocks),
+        "channel_dim": tuple(block.channel_dim for block in stack.blocks),
+    }
+    return Group(stack.path or type(model).__name__, "layer", (stack.size,), tuple(spans), attributes=known)
 
 
 # -- how many --------------------------------------------------------------------------------------------------

@@ -112,7 +112,8 @@ def compare(
         granularity: as in a recipe.
         levels: fractions removed; default six: geometric in what is left for masks, 20 to 85 % of the
             multiply-accumulates for cuts.
-        match: what levels count: "units" (exact counts), "macs" or "params"; "auto" is macs for cuts.
+        match: what levels count: "units" (exact counts), "macs" or "params"; "auto" is macs for cuts,
+            params for experts.
         seeds: how many, or which. Three cannot separate differences below 2.5 standard deviations.
         calibration: batches to score with.
         calibration_batches: batches taken from `data` where `calibration` is left out.

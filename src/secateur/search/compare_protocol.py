@@ -193,7 +193,7 @@ def among(name: str, chosen: Sequence[float], levels: Sequence[float]) -> tuple[
 
 
 def make_match(match: str, granularity: str | Mapping[str, Any] | Granularity) -> str:
-    """What levels count: "auto" is macs for cuts, units for masks.
+    """What levels count: "auto" is macs for cuts (params for experts, which leave the work as it is), units for masks.
 
     Raises:
         RecipeError: an unknown word, or costs that masks do not change.
@@ -202,7 +202,7 @@ def make_match(match: str, granularity: str | Mapping[str, Any] | Granularity) -
     if not cuts:
         parse(granularity)
     if match == "auto":
-        return "macs" if cuts else "units"
+        return "params" if granularity == "expert" else "macs" if cuts else "units"
     if match not in MATCHES:
         raise RecipeError(f"match={match!r} is not known", hint=f"known: auto, {', '.join(MATCHES)}")
     if match != "units" and not cuts:

@@ -15,7 +15,6 @@ from secateur.structure.axes import Atom, leaves, resolve, unit_index
 from secateur.structure.record import Axes, Record
 from secateur.types import Group, Lock, Span
 
-STRUCTURED = ("channel", "neuron", "head", "head_dim", "conv_group", "expert")
 KERNEL = "the kernel's extent"
 SCALES = ("running_mean", "running_var")
 

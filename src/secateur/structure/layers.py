@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -288,3 +289,53 @@ def first_tensor(value: Any) -> Tensor | None:
     elif is_dataclass(value) and not isinstance(value, type):
         items = [getattr(value, entry.name) for entry in fields(value)]
     return next((found for item in items if (found := first_tensor(item)) is not None), None)
+
+
+@contextmanager
+def bypassed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let modules hand on their hidden state unchanged, in the form in which they return it.
+
+    What a block returns beside the hidden state (attention maps, biases for others) is computed as ever.
+    """
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(_as_identity(model.get_submodule(name)))
+        yield
+
+
+@contextmanager
+def _as_identity(block: nn.Module) -> Iterator[None]:
+    original, own = block.forward, vars(block).get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = hidden_of(args, kwargs)
+        assert hidden is not None
+        before = hidden.clone()
+        return _replaced(original(*args, **kwargs), before)
+
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own
+
+
+def _replaced(output: Any, hidden: Tensor) -> Any:
+    """`output` with its first tensor replaced."""
+    if isinstance(output, Tensor):
+        return hidden
+    if isinstance(output, Mapping):
+        key = next(k for k, v in output.items() if first_tensor(v) is not None)
+        changed: Any = copy.copy(output)
+        changed[key] = _replaced(output[key], hidden)
+        return changed
+    if is_dataclass(output) and not isinstance(output, type):
+        key = next(k for k, v in vars(output).items() if first_tensor(v) is not None)
+        result = copy.copy(output)
+        object.__setattr__(result, key, _replaced(getattr(output, key), hidden))
+        return result
+    place = next(i for i, item in enumerate(output) if first_tensor(item) is not None)
+    items = [_replaced(item, hidden) if i == place else item for i, item in enumerate(output)]
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

@@ -36,7 +36,7 @@ from secateur.testing.tools import (
 from secateur.types import Group, Span
 
 Factory = Callable[[], Criterion]
-KINDS = ("channel", "neuron", "element", "vector", "kernel", "block", "n:m", "expert")
+KINDS = ("channel", "neuron", "element", "vector", "kernel", "block", "n:m", "expert", "layer")
 
 
 class NotApplicable(Exception):
@@ -310,7 +310,7 @@ def _no_grad(stage: Stage) -> None:
 def _permutation(stage: Stage) -> None:
     stage.only_if("permutation" in stage.criterion.promises, "not promised")
     stage.only_if(isinstance(stage.main.model, TinyNet), "written for TinyNet")
-    for kind in (scored for scored in stage.scored if scored not in ("block", "n:m", "expert")):
+    for kind in (scored for scored in stage.scored if scored not in ("block", "n:m", "expert", "layer")):
         scene, turned = stage.scene(kind), stage.scene(kind)
         unit = groups_of(turned.model, "neuron" if kind == "neuron" else "channel")[0]
         order = torch.arange(unit.size).roll(1)

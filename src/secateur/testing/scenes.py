@@ -103,6 +103,36 @@ class TinyExperts(nn.Module):
         return torch.einsum("nkw,nkhw,nk->nh", inner, self.down[chosen], weights)
 
 
+class TinyStack(nn.Module):
+    """Three residual blocks between two linear layers (165 weights)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.blocks = nn.ModuleList(TinyBlock() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 3) of tokens (N, 5)."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class TinyBlock(nn.Module):
+    """A linear layer with ReLU beside the path that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden state (N, 6)."""
+        hidden: Tensor = x + self.inner(x).relu()
+        return hidden
+
+
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """Mean cross-entropy of (inputs, labels)."""
     inputs, labels = batch
@@ -110,10 +140,10 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
 
 
 def tiny_scene(kind: str) -> Scene:
-    """A `TinyNet` with units of one granularity, or a `TinyMixture` with its experts.
+    """A `TinyNet` with units of one granularity, a `TinyMixture` with its experts, or a `TinyStack` with its layers.
 
     Args:
-        kind: "element", "vector", "kernel", "block", "n:m", "channel", "neuron" or "expert".
+        kind: "element", "vector", "kernel", "block", "n:m", "channel", "neuron", "expert" or "layer".
 
     Raises:
         KeyError: another granularity; pass a scene maker of your own to the suite then.
@@ -121,8 +151,11 @@ def tiny_scene(kind: str) -> Scene:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if kind == "expert":
-            data = [(torch.randn(8, 6), torch.arange(8) % 3) for _ in range(2)]
-            return Scene(TinyMixture().eval(), [_experts()], data, cross_entropy)
+            tokens = [(torch.randn(8, 6), torch.arange(8) % 3) for _ in range(2)]
+            return Scene(TinyMixture().eval(), [_experts()], tokens, cross_entropy)
+        if kind == "layer":
+            tokens = [(torch.randn(8, 5), torch.arange(8) % 3) for _ in range(2)]
+            return Scene(TinyStack().eval(), [_layers()], tokens, cross_entropy)
         model = TinyNet()
         data = [(torch.randn(8, 2, 5, 5), torch.arange(8) % 3) for _ in range(2)]
         # Unequal scales and running statistics, as a trained network has them.
@@ -152,6 +185,13 @@ def _experts() -> Group:
     names = ("experts.up", "experts.down", "router.weight")
     spans = (Span(name, number.view(-1, *[1] * (1 if name.startswith("router") else 2)), "out") for name in names)
     return Group("experts/expert", "expert", (4,), tuple(spans))
+
+
+def _layers() -> Group:
+    names = [f"blocks.{i}" for i in range(3)]
+    spans = (Span(f"{name}.inner.weight", torch.full((1, 1), i), "self") for i, name in enumerate(names))
+    known = {"blocks": tuple(names), "free": (True,) * 3, "channel_dim": (-1,) * 3}
+    return Group("blocks", "layer", (3,), tuple(spans), attributes=known)
 
 
 def _coupled(name: str, kind: str, units: int, norms: tuple[str, ...], reader: tuple[str, int]) -> Group:

@@ -12,12 +12,16 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur import criteria
 from secateur.cli.demo import recipe_for
+from secateur.cli.job import read_recipe
 from secateur.cli.progress import Stages
 from secateur.cli.prune import finish
 from secateur.recipe import load_recipe
 from secateur.report import Fallback
 from secateur.result import Result
+from secateur.selection import granularity
+from secateur.selection.granularity import STRUCTURAL
 
 SLOW = Fallback(stage="apply", what="slow path")
 
@@ -118,3 +122,13 @@ def test_what_the_demo_asks_for(granularity: str, sparsity: float | None, target
     assert recipe.recover[-1].epochs == 2  # type: ignore[union-attr]
     assert recipe.measure.batch_size == 64
     assert recipe.round_to == (8 if granularity == "channel" else 1)
+
+
+@pytest.mark.parametrize("name", [*STRUCTURAL, *granularity.names(), "2:4"])
+def test_every_granularity_can_be_asked_for(name: str) -> None:
+    assert read_recipe(None, [f"granularity={name}"], None).granularity == name
+
+
+@pytest.mark.parametrize("criterion", criteria.names())
+def test_every_criterion_can_be_asked_for(criterion: str) -> None:
+    assert read_recipe(None, [f"criterion={criterion}"], None).criterion == criterion

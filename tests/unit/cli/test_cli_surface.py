@@ -20,6 +20,11 @@ FLAGS = {
     "prune": COMMON | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
     "measure": COMMON | {"--model", "--data", "--rounds", "--batch-size", "--seed", "--threads"},
     "export": COMMON | {"--model", "--out", "--format", "--data", "--force", "--dry-run"},
+    "advise": COMMON
+    | {"--data", "--budget", "--labels", "--no-labels", "--protect", "--out", "--seed", "--threads", "--force"},
+    "compare": COMMON
+    | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
+    | {"--recover-levels", "--epochs", "--preset", "--threads"},
     "doctor": COMMON,
     "criteria list": COMMON,
     "recipes list": COMMON,
@@ -57,7 +62,7 @@ def test_every_command_speaks_json_and_shows_tracebacks() -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_flags_are_frozen(name: str) -> None:
     command = commands()[name]
-    options = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("-")}
+    options = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts) if flag.startswith("-")}
     assert options | {"--help"} == FLAGS[name]
 
 

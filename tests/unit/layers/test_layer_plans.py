@@ -93,7 +93,7 @@ def test_stages_and_in_place_relu():
     model, x = resnet(), torch.randn(2, 3, 8, 8)
     found = {s.path: s.free for s in find_stacks(model, x).stacks}
     assert found == {"0": [1, 2], "2": [1, 2, 3]}
-    plan = plan_for(model, x, target={"sparsity": 0.99 * 3 / 7}, criterion="block-influence")
+    plan = plan_for(model, x, target={"sparsity": 0.99 * 3 / 7}, criterion="block-influence", data=[x])
     cut = plan.apply(model)
     assert len(cut[0]) + len(cut[2]) == 4
     gone = [plan.layers.get(str(s), {"removed": []})["removed"] for s in (0, 2)]
@@ -262,6 +262,7 @@ def test_save_and_load(tmp_path):
     result = sc.prune(
         model,
         x,
+        data=[x],
         recipe={
             "granularity": "layer",
             "criterion": "block-influence",

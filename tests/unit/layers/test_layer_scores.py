@@ -5,9 +5,9 @@ from stacks import Deep, deep, example, resnet
 from torch import nn
 
 import secateur as sc
-from secateur.errors import InputError, NonFiniteError
-from secateur.planning.layer_scores import AngularDistance, BlockInfluence, Every, LossIncrease, mean_loss
-from secateur.structure.layers import find_stacks
+from secateur.criteria import AngularDistance, BlockInfluence, Every, LossIncrease
+from secateur.criteria.loss_increase import mean_loss
+from secateur.errors import InputError, NonFiniteError, RecipeError
 
 
 def states(model: Deep, x):
@@ -26,7 +26,8 @@ def cosines(pairs):
 
 
 def score(rule, model, x, data=None, loss=None):
-    return rule.score(model, find_stacks(model, x).stacks, x, data, loss)
+    data = [x] if data is None else data
+    return sc.score(model, x, granularity="layer", criterion=rule, data=data, loss=loss)
 
 
 def test_block_influence_and_angle_from_their_definitions():
@@ -52,6 +53,45 @@ def test_influence_of_images_is_over_channels():
     a, b = start.detach().double().numpy(), end.detach().double().numpy()
     cos = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-8)
     assert found[1] == pytest.approx(float((1 - cos).mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("span", [2, 3])
+def test_the_run_with_the_smallest_angle_goes_as_one(span):
+    model, x = deep(), example()
+    with torch.no_grad():
+        for block in model.layers[2:4]:
+            block.inner[2].weight.mul_(0.01), block.inner[2].bias.mul_(0.01)
+    model.layer_scales = (1.0,) * 6
+    pairs = states(model, x)
+    runs = {
+        i: float(np.mean(np.arccos(cosines([(pairs[i][0], pairs[i + span - 1][1])])[0])) / np.pi)
+        for i in range(7 - span)
+    }
+    found = score(AngularDistance(span=span), model, x)["layers"]
+    for i in range(6):
+        assert found[i] == pytest.approx(min(runs[j] for j in runs if j <= i < j + span), abs=1e-6)
+    plan = sc.plan(
+        model, x, granularity="layer", criterion=AngularDistance(span=span), data=[x], target={"count": span}
+    )
+    best = min(runs, key=runs.__getitem__)
+    assert plan.layers["layers"]["removed"] == list(range(best, best + span))
+
+
+def test_locked_blocks_score_as_the_best():
+    model, x = deep(), example()
+    data = [(x, torch.randn(3, 5, 3))]
+    for rule in (BlockInfluence(), AngularDistance(), AngularDistance(span=2), LossIncrease()):
+        found = sc.score(model, x, granularity="layer", criterion=rule, data=data, protect=["layers.2"])["layers"]
+        assert found[2] == found[[0, 1, 3, 4, 5]].max()
+
+
+def test_wrong_spans_are_refused():
+    model, x = deep(), example()
+    for span in (0, 1.5, True):
+        with pytest.raises(RecipeError, match="span"):
+            AngularDistance(span=span)
+    with pytest.raises(RecipeError, match="does not fit"):
+        score(AngularDistance(span=7), model, x)
 
 
 def test_an_identity_block_goes_first():

@@ -18,6 +18,7 @@ from secateur.measure import accuracy_on
 from secateur.search import Comparison, compare
 from secateur.search import compare_cells as cells
 from secateur.sources import TensorData
+from secateur.testing.scenes import tiny_scene
 
 RECOVER = ({"method": "bn_refresh", "batches": 4}, {"method": "finetune", "steps": 6})
 
@@ -226,6 +227,25 @@ def test_what_cannot_be_scored_is_said_and_the_rest_goes_on(
     assert "cannot score 'element' units" in refused[0]["why"]
     assert all(row["status"] == "ok" for row in found.rows if row["criterion"] != "heads-only")
     assert "cannot score" in (tmp_path / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("scene", "asked", "match"),
+    [("expert", ["reap", "taylor"], "params"), ("layer", ["block-influence", "every"], "macs")],
+)
+def test_experts_and_layers(scene: str, asked: list[str], match: str, tmp_path: Path) -> None:
+    model, data = tiny_scene(scene).model, tiny_scene(scene).data
+    found = compare(
+        model, data, criteria=asked, evaluate=kept_mass, out=tmp_path, granularity=scene, levels=[0.2], seeds=2
+    )
+    assert found.protocol.match == match
+    assert {row["criterion"] for row in found.rows} == {*asked, "magnitude", "random", "dense"}
+    for row in found.rows:
+        assert row["status"] == "ok", row["why"]
+        whole = next(iter(rows_of(found, criterion="dense")))
+        assert row[match] <= (1 - row["level"]) * whole[match]
+        assert row["criterion"] == "dense" or row["units_removed"] >= 1
+    assert all(row["latency_ms"] for row in found.rows if row["variant"] == "as is" and row["criterion"] != "dense")
 
 
 def test_a_level_out_of_reach_is_refused_alone(models: list[nn.Module], train: TensorData, tmp_path: Path) -> None:
