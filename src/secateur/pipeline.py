@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur import report
 from secateur.calibrate.notes import CurvatureWarning
@@ -23,9 +23,8 @@ from secateur.measure import latency, quality, snapshot
 from secateur.planning import Plan, make_plan
 from secateur.planning.plan import fingerprint
 from secateur.recipe import Recipe, load_recipe
-from secateur.recover import finetune, refresh_batchnorm
+from secateur.recover.steps import Damage, recover
 from secateur.result import Result
-from secateur.solve.refit import refit_consumers
 from secateur.types import Data, Degradation, Evaluate, Loss, Snapshot
 
 Progress = Callable[[str, int, int], None]
@@ -85,10 +84,18 @@ def prune(
     training: list[report.TrainingPoint] = []
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
-            if step.method == "refit":
-                _refit(model, pruned, step, plan, calibration or data, settings.seed, run.step("refit"))
-                continue
-            training += _recover(pruned, step, data, loss, plan.masks, settings.seed, run.step(step.method))
+            assert data is not None
+            records = recover(
+                pruned,
+                step.model_dump(exclude_none=True),
+                Damage(model, plan.cuts, plan.masks, plan.layers),
+                train=data,
+                scoring=calibration or data,
+                loss=loss,
+                seed=settings.seed,
+                progress=run.step(step.method),
+            )
+            training += [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
     with run.stage("measure"):
         timed = _latency(model, pruned, example, settings, run.step("latency"))
         after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"))
@@ -184,54 +191,6 @@ def plan_by(model: nn.Module, example: Any, recipe: Recipe, data: Data | None = 
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
     )
-
-
-def _refit(
-    model: nn.Module, pruned: nn.Module, step: Any, plan: Plan, data: Data | None, seed: int, progress: Step
-) -> None:
-    if not plan.cuts:
-        raise RecipeError(
-            "recover: refit needs a cut.", why="masks leave every input in place", hint="Use finetune for masks."
-        )
-    assert data is not None
-    refit_consumers(
-        model, pruned, data, cuts=plan.cuts, ridge=step.ridge, positions=step.positions, seed=seed, progress=progress
-    )
-
-
-def _recover(
-    model: nn.Module,
-    step: Any,
-    data: Data | None,
-    loss: Loss | None,
-    masks: Mapping[str, Tensor],
-    seed: int,
-    progress: Step,
-) -> list[report.TrainingPoint]:
-    assert data is not None
-    if step.method == "bn_refresh":
-        refresh_batchnorm(model, data, step.batches)
-        return []
-    history = finetune(
-        model,
-        data,
-        loss,
-        optimizer=_options(step.optimizer),
-        schedule=step.schedule,
-        warmup_steps=step.warmup_steps,
-        steps=step.steps,
-        epochs=step.epochs,
-        masks=masks or None,
-        progress=progress,
-        seed=seed,
-    )
-    return [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in history.records]
-
-
-def _options(optimizer: Any) -> dict[str, Any]:
-    """What the optimizer's constructor takes: momentum belongs to SGD alone."""
-    own = {"name", "lr", "weight_decay"} | ({"momentum", "nesterov"} if optimizer.name == "sgd" else set())
-    return {key: value for key, value in optimizer.model_dump().items() if key in own}
 
 
 def _latency(model: nn.Module, pruned: nn.Module, example: Any, recipe: Recipe, progress: Step) -> dict[str, Any]:

@@ -109,6 +109,21 @@ class Refit(Part):
     """Places in space taken per image and convolution."""
 
 
+class ObsUpdate(Part):
+    """Move the weights that stay so that they make up for those that go, in one step; needs labels. Comes first."""
+
+    method: Literal["obs_update"]
+    """``obs_update``."""
+    form: Literal["low-rank", "block"] = "low-rank"
+    """Curvature over all weights at once, or in blocks of a tensor."""
+    gradients: Count = 256
+    """Per-sample gradients that the curvature is made of."""
+    block_size: Count = 64
+    """Weights per block, for form block."""
+    damping: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Relative to the mean curvature; ``auto`` tries six and takes the best on held-out samples."""
+
+
 class Finetune(Part):
     """Train the pruned model on."""
 
@@ -162,7 +177,7 @@ class Verify(Part):
     """Largest absolute difference allowed; left out: chosen from dtype and size of the outputs."""
 
 
-Step = Annotated[BatchNormRefresh | Refit | Finetune, Field(discriminator="method")]
+Step = Annotated[BatchNormRefresh | Refit | ObsUpdate | Finetune, Field(discriminator="method")]
 
 
 class Recipe(Part):
@@ -198,6 +213,12 @@ class Recipe(Part):
     """What is measured before and after."""
     verify: Verify = Verify()
     """How the certificate is made."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if any(step.method == "obs_update" for step in self.recover[1:]):
+            raise problem("recover: obs_update starts from the original weights, so it comes first")
+        return self
 
 
 def json_schema() -> dict[str, Any]:

@@ -25,6 +25,7 @@ from secateur.files.seeds import seed_everything
 from secateur.measure import latency, macs, num_nonzero, num_params, quality
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import grouped, is_structured
+from secateur.recover.steps import Damage, recover
 from secateur.search.compare_protocol import (
     DENSE,
     NO_RECOVERY,
@@ -38,8 +39,8 @@ from secateur.search.compare_protocol import (
     hash_model,
     key_of,
 )
-from secateur.search.compare_recover import Damage, recover, reinitialise
 from secateur.search.compare_scoring import epoch_seconds, fixed, inverted, score, shuffled
+from secateur.search.compare_scratch import reinitialise
 from secateur.search.compare_store import Store
 from secateur.types import Batch, Data, Evaluate, Loss
 
@@ -163,7 +164,7 @@ class SeedRun:
             damage = Damage(self.base, {}, {})
         else:
             plan, pruned, scoring = self._pruned(cell)
-            model, damage = copy.deepcopy(pruned), Damage(self.base, plan.cuts, plan.masks)
+            model, damage = copy.deepcopy(pruned), Damage(self.base, plan.cuts, plan.masks, plan.layers)
             facts = {"scoring": scoring, **_decision(plan)}
         if cell.label == SCRATCH:
             reinitialise(model, self.seed)

@@ -449,6 +449,18 @@ def _tied(stage: Stage) -> None:
     require("fc2.weight" in scores and "alias.weight" not in scores, f"scores of {list(scores)}")
 
 
+@check("a GPU gives the scores of the CPU")
+def _gpu(stage: Stage) -> None:
+    stage.only_if(torch.cuda.is_available(), "no CUDA device here")
+    for kind in stage.scored:
+        here, there = stage.scene(kind), stage.scene(kind)
+        # In float64, since convolutions of a GPU may round float32 to TF32.
+        expected = stage.score(replace(here, model=here.model.double(), data=[(x.double(), y) for x, y in here.data]))
+        data = [(x.double().cuda(), y.cuda()) for x, y in there.data]
+        found = stage.score(replace(there, model=there.model.double().cuda(), data=data))
+        expect_same(expected, {name: score.cpu() for name, score in found.items()})
+
+
 # Refusals
 
 

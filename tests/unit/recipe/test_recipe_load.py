@@ -81,9 +81,12 @@ def test_a_mapping_is_not_changed():
         (GOOD + "\nprotect: head", "recipe:2: protect: input should be a valid tuple, not 'head'"),
         (
             GOOD + "\nrecover:\n- method: tune",
-            "recipe:3: recover.0: method must be one of bn_refresh, refit, finetune, not 'tune'",
+            "recipe:3: recover.0: method must be one of bn_refresh, refit, obs_update, finetune, not 'tune'",
         ),
-        (GOOD + "\nrecover:\n- batches: 3", "recipe:3: recover.0: method must be one of bn_refresh, refit, finetune"),
+        (
+            GOOD + "\nrecover:\n- batches: 3",
+            "recipe:3: recover.0: method must be one of bn_refresh, refit, obs_update, finetune",
+        ),
         (GOOD + "\nrecover:\n- method: finetune", "recipe:3: recover.0: give exactly one of epochs and steps"),
         (
             GOOD + "\nrecover:\n- method: finetune\n  steps: 1\n  epochs: 1",

@@ -21,8 +21,8 @@ from secateur.search.compare_protocol import (
     make_match,
     make_recoveries,
 )
-from secateur.search.compare_recover import reinitialise
 from secateur.search.compare_scoring import epoch_seconds, fixed, inverted, metered, shuffled
+from secateur.search.compare_scratch import reinitialise
 from secateur.search.compare_store import Store
 from secateur.search.compare_study import Limited, parse_criterion, sample
 from secateur.sources import TensorData

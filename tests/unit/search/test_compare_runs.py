@@ -281,7 +281,7 @@ def test_several_recoveries_side_by_side(
     assert max(dense) > 0.8
     masks = small(models[:1], train, tmp_path, seeds=1, levels=[0.5], recover=[{"method": "refit"}])
     assert {r["why"] for r in rows_of(masks, criterion="random", recovery="recovered")} == {
-        "refit needs a cut masks leave every input in place"
+        "recover: refit needs a cut. masks leave every input in place"
     }
 
 
