@@ -42,6 +42,9 @@ def compare(
         typer.Option("--recover-levels", metavar="0.5,...", help="Levels with recovery; default all."),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes that train a demo network first.")] = 3,
+    probes: Annotated[
+        int, typer.Option("--probes", min=0, help="Units left out one by one, to see what scores tell; 0 = none.")
+    ] = 64,
     preset: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--preset", help="quick: a few batches of everything, under two minutes."),
@@ -69,6 +72,7 @@ def compare(
         recover=() if recover is None else compare_study.recovery_of(recover),
         recover_levels=numbers("--recover-levels", recover_levels),
         epochs=epochs,
+        probes=probes,
     )
     command = _command(study, out, recover, preset)
     if preset is not None:
@@ -115,7 +119,7 @@ def _command(study: object, out: Path, recover: str | None, preset: str | None) 
     for option, values in (("--levels", study.levels), ("--recover-levels", study.recover_levels)):
         words += [option, ",".join(f"{value:g}" for value in values)] if values else []
     usual = Study(study.model, study.data)
-    for name in ("granularity", "match", "scope", "seeds", "epochs"):
+    for name in ("granularity", "match", "scope", "seeds", "epochs", "probes"):
         if getattr(study, name) != getattr(usual, name):
             words += [f"--{name}", str(getattr(study, name))]
     words += ["--recover", recover] if recover else []

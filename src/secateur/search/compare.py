@@ -87,6 +87,7 @@ def compare(
     metric: str | None = None,
     maximize: bool | None = None,
     rounds: int = 30,
+    probes: int = 64,
     confidence: float = 0.95,
     tag: str = "",
     title: str = "",
@@ -129,6 +130,8 @@ def compare(
         metric: which quality is compared; default the first that `evaluate` names.
         maximize: whether higher is better; default by the name: loss, error, perplexity and the like are lower.
         rounds: timed forward passes of each cut model, in turns with the dense one; 0 = none.
+        probes: units per seed whose removal alone is measured on the scoring samples, to see what each score tells of
+            the loss; one forward pass over them each; 0 = none.
         confidence: of intervals; tests are at 1 - confidence.
         tag: free text that joins the addresses of the results: change it when `evaluate` or `loss` change.
         title: what the report calls the comparison.
@@ -175,11 +178,13 @@ def compare(
         maximize=not any(word in name.lower() for word in LOWER_IS_BETTER) if maximize is None else maximize,
         rounds=rounds,
         confidence=confidence,
+        probes=probes,
         scratch=check_steps(scratch) if scratch else (),
         tag=tag,
     )
     store, count = Store(out), _Counter(len(planned(protocol, entries)), progress)
     rows: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
     for seed in chosen:
         base = first if seed == chosen[0] else build(seed)
         run = SeedRun(
@@ -195,7 +200,8 @@ def compare(
             store=store,
         )
         rows += [count(*run.result(cell)) for cell in run.cells()]
-    summary = summarise(rows, protocol)
+        told.append(run.fidelity())
+    summary = summarise(rows, protocol, told)
     manifest = _manifest(protocol, entries, batches, rows, first, title=title, command=command)
     publish(store.folder, rows, summary, manifest)
     return Comparison(tuple(rows), summary, protocol, manifest, store.folder, count.reused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +27,7 @@ from secateur.measure import latency, macs, num_nonzero, num_params, quality
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import grouped, is_structured
 from secateur.recover.steps import Damage, recover
+from secateur.search.compare_fidelity import agreement, loss_changes, pick
 from secateur.search.compare_protocol import (
     DENSE,
     NO_RECOVERY,
@@ -122,6 +124,29 @@ class SeedRun:
         with seed_everything(self.seed):
             row = self._attempt(cell)
         return self.store.put_cell(cell.key, row), False
+
+    def fidelity(self) -> dict[str, dict[str, float | None]]:
+        """How well every criterion's scores rank the measured changes of the loss; empty where they cannot be had.
+
+        Leaving an expert out is more than zeros in its weights, since the router then chooses others: not measured.
+        """
+        wanted = self.protocol
+        if not wanted.probes or wanted.granularity == "expert":
+            return {}
+        groups, _ = grouped(self.base, self.example, wanted.granularity, wanted.protect)
+        picks = pick(groups, wanted.probes, self.seed)
+        key = key_of(common=self._common, data=self._data_hash, what="changes of the loss", probes=wanted.probes)
+        found = self.store.scores(key)
+        truth = loss_changes(self.base, groups, picks, self.batches, self.loss) if found is None else found[0]
+        if truth is None:
+            return {}
+        if found is None:
+            self.store.put_scores(key, {name: truth[name] for name in picks}, {})
+        told = {}
+        for label in self.entries:
+            with suppress(SecateurError):
+                told[label] = agreement(self._scores(label)[0], picks, truth)
+        return told
 
     # -- addresses ------------------------------------------------------------------------------------------------
 

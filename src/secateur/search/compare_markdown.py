@@ -82,6 +82,8 @@ def markdown(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
         parts += [_curve_table(summary, recovery, protocol), "", _mean_table(summary, recovery)]
     if summary["ablations"]:
         parts += ["", "## Does the order within a layer matter?", "", _ablation_table(summary)]
+    if summary["fidelity"]:
+        parts += ["", "## Does the score tell what the loss will do?", "", _fidelity_table(summary, protocol)]
     parts += ["", "## What scoring costs", "", _scoring_table(summary)]
     if summary["refused"]:
         parts += ["", "## Not compared", ""]
@@ -148,6 +150,19 @@ def _ablation_table(summary: Mapping[str, Any]) -> str:
     ]
     head = ["criterion", "level", "as is", "shuffled within layers", "inverted within layers", "as is minus shuffled"]
     return table(head, rows)
+
+
+FIDELITY = (
+    "Some units, at most {probes} per seed, were left out one by one, and the loss on the scoring samples measured. "
+    "Spearman's rank correlation of score and change, over all of these units and within the layers (mean): 1 is the "
+    "same order, 0 none. It says nothing of units that stand in for each other."
+)
+
+
+def _fidelity_table(summary: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    rows = [[_text(one["criterion"]), signed(one["all"]), signed(one["within"])] for one in summary["fidelity"]]
+    note = FIDELITY.format(probes=protocol["probes"])
+    return "\n".join([note, "", table(["criterion", "over all units", "within layers"], rows)])
 
 
 def _scoring_table(summary: Mapping[str, Any]) -> str:

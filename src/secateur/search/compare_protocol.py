@@ -72,11 +72,12 @@ class Protocol:
         maximize: whether higher is better.
         rounds: timed rounds of the latency of cut models; 0 = not timed.
         confidence: of the intervals; 1 - confidence is the level of the tests.
+        probes: units per seed that are left out one by one, to see what each score tells of the loss; 0 = none.
         scratch: steps with which the equal-size network is trained from new weights; empty = not run.
         tag: free text for what cannot be hashed (the loss and evaluate functions).
 
     Raises:
-        RecipeError: a confidence that is no probability.
+        RecipeError: a confidence that is no probability, or a negative number of probes.
     """
 
     granularity: str | dict[str, Any]
@@ -93,13 +94,16 @@ class Protocol:
     maximize: bool
     rounds: int
     confidence: float
+    probes: int = 0
     scratch: tuple[dict[str, Any], ...] = ()
     tag: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a confidence that is none."""
+        """Refuse a confidence that is none, and a negative count."""
         if not 0 < self.confidence < 1:
             raise RecipeError(f"confidence={self.confidence} is no probability", hint="for example 0.95")
+        if self.probes < 0:
+            raise RecipeError(f"probes={self.probes} is negative", hint="0 measures no units, 64 is the default")
 
     def of_cell(self) -> dict[str, Any]:
         """The part that decides about a single cell: levels and seeds may be added later without losing cells."""

@@ -15,7 +15,7 @@ from secateur.files.atomic import atomic_write
 from secateur.files.seeds import canonical_json
 from secateur.report.html import json_block, plotly_script, policy_for
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size
-from secateur.search.compare_markdown import markdown, number, signed, words
+from secateur.search.compare_markdown import FIDELITY, markdown, number, signed, words
 
 _HERE = Path(__file__).parent
 _STYLE = _HERE.parent / "report" / "report.css"
@@ -105,11 +105,12 @@ def to_html(summary: Mapping[str, Any], manifest: Mapping[str, Any], *, charts: 
         scripts=[Markup(script) for script in scripts],  # noqa: S704
         data=json_block(figures(summary, manifest)) if charts else None,
         recoveries=list(summary["curves"]),
+        fidelity=FIDELITY.format(probes=manifest["protocol"]["probes"]),
     )
 
 
 def figures(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Plotly figures as plain data: one of curves per recovery, one of scoring costs."""
+    """Plotly figures as plain data: one of curves per recovery, of layers, of scoring costs."""
     controls = {entry["label"] for entry in manifest["criteria"] if entry["control"]} | {"scratch"}
     labels = list(dict.fromkeys(label for curves in summary["curves"].values() for label in curves))
     colours = {label: COLOURS[place % len(COLOURS)] for place, label in enumerate(labels)}
@@ -117,7 +118,7 @@ def figures(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str
         f"curves-{place}": _curves(curves, summary, recovery, controls, colours, manifest)
         for place, (recovery, curves) in enumerate(summary["curves"].items())
     }
-    return {**found, "scoring": _scoring(summary)}
+    return {**found, "layers": _layers(summary), "scoring": _scoring(summary)}
 
 
 def _curves(
@@ -153,6 +154,28 @@ def _curves(
         shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense, "line": line})
     matched = manifest["protocol"]["match"]
     return {"data": data, "layout": _layout(f"fraction of the {matched} removed", summary["metric"], shapes)}
+
+
+def _layers(summary: Mapping[str, Any]) -> dict[str, Any]:
+    layers = summary["layers"]
+    labels = [for_plotly(label, limit=40) for label in reversed(layers["kept"])]
+    groups = [for_plotly(name, limit=40) for name in layers["groups"]]
+    layout = _layout("", "", [])
+    layout["yaxis"] = {"automargin": True, "type": "category"}
+    layout["xaxis"] = {"automargin": True, "type": "category", "tickangle": -45}
+    layout["height"] = 170 + 22 * len(labels)
+    shares = {
+        "type": "heatmap",
+        "x": groups,
+        "y": labels,
+        "z": list(reversed(layers["kept"].values())),
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "#7a1f1f"], [0.5, "#e9d8a6"], [1, "#3f86cc"]],
+        "colorbar": {"thickness": 12, "tickformat": ".0%"},
+        "hovertemplate": "%{y}<br>%{x}<br>keeps %{z:.1%}<extra></extra>",
+    }
+    return {"data": [shares], "layout": layout}
 
 
 def _scoring(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import pairwise
+from itertools import groupby, pairwise
+from statistics import correlation
 from typing import Any
 
 from secateur.errors import UnsupportedError
@@ -122,6 +123,31 @@ def kendall(left: Sequence[float], right: Sequence[float]) -> float | None:
     if not left_only or not right_only:
         return None
     return both / math.sqrt(left_only * right_only)
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties sharing their mean rank; None where one of the lists is all ties.
+
+    Source: Spearman, "The Proof and Measurement of Association between Two Things", 1904.
+
+    Example:
+        >>> spearman([1, 2, 3], [10, 20, 30]), spearman([1, 1], [1, 2])
+        (1.0, None)
+    """
+    if len(set(left)) < 2 or len(set(right)) < 2:
+        return None
+    return min(1.0, max(-1.0, correlation(_ranks(left), _ranks(right))))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    for _, tied in groupby(enumerate(order), key=lambda item: values[item[1]]):
+        places = list(tied)
+        middle = (places[0][0] + places[-1][0]) / 2
+        for _, index in places:
+            ranks[index] = middle
+    return ranks
 
 
 def curve_mean(curve: Mapping[float, float]) -> float | None:

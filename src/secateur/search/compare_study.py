@@ -41,6 +41,7 @@ class Study:
         epochs: passes over the data with which base models without weights are trained, one per seed.
         limits: batches of train, calibration and test that are used; None = all.
         rounds: timed rounds of the latency.
+        probes: units whose removal alone is measured; 0 = none.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Study:
     epochs: int = 3
     limits: tuple[int | None, int | None, int | None] = (None, None, None)
     rounds: int = 30
+    probes: int = 64
 
 
 def preset(study: Study, name: str) -> Study:
@@ -76,6 +78,7 @@ def preset(study: Study, name: str) -> Study:
         epochs=2,
         limits=(20, 2, 4),
         rounds=3,
+        probes=min(study.probes, 32),
     )
 
 
@@ -119,6 +122,7 @@ def run(study: Study, out: Path, *, command: str = "", progress: Progress | None
         recover_levels=study.recover_levels if study.recover else None,
         scope=study.scope,
         rounds=study.rounds,
+        probes=study.probes,
         tag=f"{study.model} {study.data} test={study.limits[2]}",
         title=f"{study.model} on {study.data}",
         command=command,

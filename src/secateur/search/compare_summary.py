@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import mean, median, stdev
 from typing import Any
 
 from secateur.search.compare_cells import AS_IS, INVERTED, SHUFFLED
+from secateur.search.compare_fidelity import over_seeds
 from secateur.search.compare_protocol import DENSE, NO_RECOVERY, REFERENCE, SCRATCH, Protocol
 from secateur.search.compare_statistics import Paired, curve_mean, holm, kendall, paired
 
@@ -16,17 +18,18 @@ Row = Mapping[str, Any]
 BETTER, WORSE, SAME, UNTESTED = "better", "worse", "not distinguishable", "not tested"
 
 
-def summarise(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], protocol: Protocol, told: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Everything that the report says, as plain data.
 
     Args:
         rows: results of all runs, also of those that were refused or diverged.
         protocol: of the comparison.
+        told: per seed the agreement of every criterion with measured changes of the loss.
 
     Returns:
         ``dense``, ``curves`` (per recovery and criterion), ``boards`` (per recovery and level, with differences to
-        magnitude), ``curve_means``, ``rank_agreement``, ``ablations``, ``scoring``, ``cost``, ``refused``,
-        ``pairing``.
+        magnitude), ``curve_means``, ``rank_agreement``, ``ablations``, ``fidelity``, ``layers`` (what each
+        criterion leaves of them), ``scoring``, ``cost``, ``refused``, ``pairing``.
     """
     good = [row for row in rows if row["status"] == "ok"]
     plain = [row for row in good if row["variant"] == AS_IS]
@@ -46,6 +49,8 @@ def summarise(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
         "curve_means": {r: _curve_means(plain, protocol, r) for r in recoveries},
         "rank_agreement": {r: _agreement(plain, protocol, r) for r in recoveries},
         "ablations": _ablations(good, protocol),
+        "fidelity": _fidelity(told),
+        "layers": _layers(plain, protocol),
         "scoring": _scoring(plain),
         "cost": _cost(plain, protocol),
         "refused": _refused(rows),
@@ -225,6 +230,30 @@ def _ablations(rows: Sequence[Row], protocol: Protocol) -> list[dict[str, Any]]:
                 line[f"over_{variant}"] = {"difference": test.mean, "half": test.half}
             found.append(line)
     return found
+
+
+def _fidelity(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    labels = dict.fromkeys(label for seed in told for label in seed)
+    lines = [over_seeds(label, [seed[label] for seed in told if label in seed]) for label in labels]
+    return sorted(lines, key=lambda one: (-(one["all"] if one["all"] is not None else -2.0), one["criterion"]))
+
+
+def _layers(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
+    """The share of its units that each group keeps at the middle level, mean over the seeds."""
+    level = protocol.levels[(len(protocol.levels) - 1) // 2]
+    kept: dict[str, list[float]] = {}
+    names: list[str] = []
+    for label in methods(rows):
+        shares = [row["kept"] for row in _where(rows, label, level, NO_RECOVERY)]
+        if shares:
+            names = names or sorted(shares[0], key=_natural)
+            kept[label] = [mean(share[name] for share in shares) for name in names]
+    return {"level": level, "groups": names, "kept": kept}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts block 2 before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _scoring(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ FLAGS = {
     | {"--data", "--budget", "--labels", "--no-labels", "--protect", "--out", "--seed", "--threads", "--force"},
     "compare": COMMON
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
-    | {"--recover-levels", "--epochs", "--preset", "--threads"},
+    | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads"},
     "doctor": COMMON,
     "criteria list": COMMON,
     "recipes list": COMMON,

@@ -68,7 +68,7 @@ def rows() -> list[dict[str, Any]]:
 def manifest() -> dict[str, Any]:
     return {
         "title": EVIL, "command": EVIL, "model": EVIL,
-        "protocol": {"match": "macs", "seeds": [0, 1, 2], "granularity": EVIL, "scope": EVIL},
+        "protocol": {"match": "macs", "seeds": [0, 1, 2], "granularity": EVIL, "scope": EVIL, "probes": 9},
         "criteria": [{"label": EVIL, "control": False}, {"label": "random", "control": True}],
         "scoring": {"batches": 1, "samples": 8, "hash": "0"}, "bases": {}, "runs": {"total": 3, "ok": 2},
         "environment": {"cpu": EVIL, "threads": 1, "device": EVIL, "torch": EVIL, "secateur": EVIL},
@@ -77,7 +77,12 @@ def manifest() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return to_html(summarise(rows(), protocol()), manifest())
+    return to_html(summarise(rows(), protocol(), told()), manifest())
+
+
+def told() -> list[dict[str, Any]]:
+    known = {"magnitude": {"all": 0.25, "within": None}, EVIL: {"all": None, "within": -0.5}}
+    return [known, {"magnitude": {"all": 0.75, "within": None}}]
 
 
 def test_the_page_asks_the_network_for_nothing(page: str) -> None:
@@ -105,7 +110,7 @@ def test_names_stay_in_their_place(page: str) -> None:
     data = re.search(r'<script type="application/json" id="chart-data">(.*?)</script>', page, flags=re.S)
     assert data is not None
     figures = json.loads(data[1])
-    assert set(figures) == {"curves-0", "curves-1", "scoring"}
+    assert set(figures) == {"curves-0", "curves-1", "layers", "scoring"}
     names = [curve["name"] for curve in figures["curves-0"]["data"]]
     assert all("<" not in name for name in names)
     for figure in figures.values():
@@ -118,6 +123,18 @@ def test_a_page_without_charts_is_small_and_holds_the_tables() -> None:
     assert len(text) < 60_000
     assert "<script" not in text
     assert "not distinguishable" in text
+
+
+def test_agreement_with_the_loss_is_the_mean_of_the_seeds_that_know_it() -> None:
+    found = summarise(rows(), protocol(), told())["fidelity"]
+    assert found[0] == {"criterion": "magnitude", "seeds": 2, "all": 0.5, "within": None}
+    assert found[1] == {"criterion": EVIL, "seeds": 1, "all": None, "within": -0.5}
+
+
+def test_layers_are_shown_in_the_order_of_their_numbers() -> None:
+    kept = {"b.10": 0.5, "b.2": 1.0, "a": 0.25}
+    found = summarise([row("magnitude", s, 0.5, 0.8, kept={**kept, "a": 0.25 + s / 4}) for s in (0, 1)], protocol())
+    assert found["layers"] == {"level": 0.5, "groups": ["a", "b.2", "b.10"], "kept": {"magnitude": [0.375, 1.0, 0.5]}}
 
 
 def test_markdown_cannot_be_broken_by_a_name() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from secateur.search.compare_statistics import curve_mean, holm, kendall, paired
+from secateur.search.compare_statistics import curve_mean, holm, kendall, paired, spearman
 
 numbers = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 
@@ -66,6 +66,16 @@ def test_kendall_agrees_with_scipy_with_ties(pairs: list[tuple[int, int]]) -> No
         assert found is None
     else:
         assert found == pytest.approx(stats.kendalltau(left, right).statistic)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9))
+def test_spearman_agrees_with_scipy_with_ties(pairs: list[tuple[int, int]]) -> None:
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    found = spearman(left, right)
+    if len(set(left)) == 1 or len(set(right)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(stats.spearmanr(left, right).statistic, abs=1e-12)
 
 
 def test_curve_mean_of_a_line_in_log_density_is_its_middle() -> None:
