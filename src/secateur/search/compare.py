@@ -201,7 +201,7 @@ def compare(
         )
         rows += [count(*run.result(cell)) for cell in run.cells()]
         told.append(run.fidelity())
-    summary = summarise(rows, protocol, told)
+    summary = summarise(rows, protocol, told, [name for name, _ in first.named_modules()])
     manifest = _manifest(protocol, entries, batches, rows, first, title=title, command=command)
     publish(store.folder, rows, summary, manifest)
     return Comparison(tuple(rows), summary, protocol, manifest, store.folder, count.reused)

@@ -136,7 +136,13 @@ def _curves(
             "name": for_plotly(label, limit=40),
             "x": [point["level"] for point in points],
             "y": [point["mean"] for point in points],
-            "error_y": {"type": "data", "array": [point["sd"] for point in points], "thickness": 1, "width": 3},
+            "error_y": {
+                "type": "data",
+                "array": [point["sd"] for point in points],
+                "color": colours[label],
+                "thickness": 1,
+                "width": 3,
+            },
             "line": {"color": colours[label], "width": 2, "dash": "dot" if label in controls else "solid"},
             "customdata": [
                 f"{for_plotly(label)}<br>removed {point['level']:g}<br>{number(point['mean'])}"
@@ -153,7 +159,9 @@ def _curves(
         line = {"color": "#9aa1ab", "dash": "dash", "width": 1}
         shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense, "line": line})
     matched = manifest["protocol"]["match"]
-    return {"data": data, "layout": _layout(f"fraction of the {matched} removed", summary["metric"], shapes)}
+    layout = _layout(f"fraction of the {matched} removed", summary["metric"], shapes)
+    layout["xaxis"]["range"] = [0, 1]
+    return {"data": data, "layout": layout}
 
 
 def _layers(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +171,8 @@ def _layers(summary: Mapping[str, Any]) -> dict[str, Any]:
     layout = _layout("", "", [])
     layout["yaxis"] = {"automargin": True, "type": "category"}
     layout["xaxis"] = {"automargin": True, "type": "category", "tickangle": -45}
-    layout["height"] = 170 + 22 * len(labels)
+    layout["height"] = 190 + 22 * len(labels)
+    layout["margin"]["t"] = 40
     shares = {
         "type": "heatmap",
         "x": groups,

@@ -18,13 +18,19 @@ Row = Mapping[str, Any]
 BETTER, WORSE, SAME, UNTESTED = "better", "worse", "not distinguishable", "not tested"
 
 
-def summarise(rows: Sequence[Row], protocol: Protocol, told: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[Row],
+    protocol: Protocol,
+    told: Sequence[Mapping[str, Any]] = (),
+    modules: Sequence[str] = (),
+) -> dict[str, Any]:
     """Everything that the report says, as plain data.
 
     Args:
         rows: results of all runs, also of those that were refused or diverged.
         protocol: of the comparison.
         told: per seed the agreement of every criterion with measured changes of the loss.
+        modules: names in the model's order, in which layers are shown.
 
     Returns:
         ``dense``, ``curves`` (per recovery and criterion), ``boards`` (per recovery and level, with differences to
@@ -50,7 +56,7 @@ def summarise(rows: Sequence[Row], protocol: Protocol, told: Sequence[Mapping[st
         "rank_agreement": {r: _agreement(plain, protocol, r) for r in recoveries},
         "ablations": _ablations(good, protocol),
         "fidelity": _fidelity(told),
-        "layers": _layers(plain, protocol),
+        "layers": _layers(plain, protocol, modules),
         "scoring": _scoring(plain),
         "cost": _cost(plain, protocol),
         "refused": _refused(rows),
@@ -238,15 +244,21 @@ def _fidelity(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda one: (-(one["all"] if one["all"] is not None else -2.0), one["criterion"]))
 
 
-def _layers(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
+def _layers(rows: Sequence[Row], protocol: Protocol, modules: Sequence[str]) -> dict[str, Any]:
     """The share of its units that each group keeps at the middle level, mean over the seeds."""
     level = protocol.levels[(len(protocol.levels) - 1) // 2]
+    place = {name: number for number, name in enumerate(modules)}
+
+    def order(name: str) -> tuple[int, list[tuple[int, str]]]:
+        module = name.partition("/")[0]
+        return place.get(module, place.get(module.rpartition(".")[0], len(place))), _natural(name)
+
     kept: dict[str, list[float]] = {}
     names: list[str] = []
     for label in methods(rows):
         shares = [row["kept"] for row in _where(rows, label, level, NO_RECOVERY)]
         if shares:
-            names = names or sorted(shares[0], key=_natural)
+            names = names or sorted(shares[0], key=order)
             kept[label] = [mean(share[name] for share in shares) for name in names]
     return {"level": level, "groups": names, "kept": kept}
 

@@ -133,7 +133,9 @@ def test_agreement_with_the_loss_is_the_mean_of_the_seeds_that_know_it() -> None
 
 def test_layers_are_shown_in_the_order_of_their_numbers() -> None:
     kept = {"b.10": 0.5, "b.2": 1.0, "a": 0.25}
-    found = summarise([row("magnitude", s, 0.5, 0.8, kept={**kept, "a": 0.25 + s / 4}) for s in (0, 1)], protocol())
+    two = [row("magnitude", s, 0.5, 0.8, kept={**kept, "a": 0.25 + s / 4}) for s in (0, 1)]
+    found = summarise(two, protocol())
+    assert summarise(two, protocol(), (), ["b", "b.2", "b.10", "a"])["layers"]["groups"] == ["b.2", "b.10", "a"]
     assert found["layers"] == {"level": 0.5, "groups": ["a", "b.2", "b.10"], "kept": {"magnitude": [0.375, 1.0, 0.5]}}
 
 
