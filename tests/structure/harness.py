@@ -15,13 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from secateur.apply.cut import cut_copy
 from secateur.apply.verify import certify
 from secateur.call import call, outputs
+from secateur.selection.granularity import STRUCTURAL
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture, quiet
 from secateur.structure.cost import CostModel
-from secateur.structure.groups import STRUCTURED, Structure, structure
+from secateur.structure.groups import Structure, structure
 from secateur.types import Certificate, Group
 
+STRUCTURED = tuple(kind for kind in STRUCTURAL if kind != "layer")
 PRODUCERS = ("out", "bias", "scale", "state")
 
 

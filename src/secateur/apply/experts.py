@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.apply.cut import Cuts, cut_tensor, named_tensors
-from secateur.apply.verify import MEANINGFUL, TOLERANCE, compare_outputs, doubled
+from secateur.apply.verify import agreement, doubled, run_cut
 from secateur.call import call, outputs
-from secateur.errors import CertificateError, ForwardError, UnsupportedError
+from secateur.errors import CertificateError, UnsupportedError
 from secateur.structure.axes import Keep, kept
 from secateur.structure.capture import quiet
 from secateur.structure.experts import Mixture
@@ -71,30 +71,34 @@ def certify_experts(
     with quiet(model), torch.no_grad(), _without(tensors, added), _Masked(tensors, gone) as mode:
         expected = [t.detach() for t in outputs(call(model, example))]
     with quiet(cut), torch.no_grad():
-        found = [t.detach() for t in outputs(_run(cut, example))]
+        answer = run_cut(
+            cut,
+            example,
+            when="without these experts",
+            hint="A number of experts is written somewhere that does not follow; protect the block named above.",
+        )
+    found = [t.detach() for t in outputs(answer)]
     if mode.missed:
         raise UnsupportedError(
             f"{sorted(mode.missed)[0]!r} is used in a way that cannot be masked, so the cut cannot be proved.",
             why="the router's logits are not a matrix product with this weight",
             hint="Cut channels inside the experts instead (granularity: channel).",
         )
-    if len(found) != len(expected):
+    expected = _kept_only(expected, record, keep)
+    if any(t.is_floating_point() and bool(torch.isnan(t).any()) for t in expected):
         raise CertificateError(
-            "The cut model returns another number of tensors than the original.",
-            why=f"{len(found)} instead of {len(expected)}",
+            "An output of the original is no number once the router leaves experts out.",
+            why="the router needs all of its experts",
+            hint="Cut channels inside the experts instead (granularity: channel).",
         )
-    return _compare(_kept_only(expected, record, keep), found, tolerance)
-
-
-def _run(cut: nn.Module, example: Any) -> Any:
-    try:
-        return call(cut, example)
-    except ForwardError as error:
-        raise UnsupportedError(
-            f"{type(cut).__name__} does not run without these experts; nothing was changed or saved.",
-            why=error.why,
-            hint="A number of experts is written somewhere that does not follow; protect the block named above.",
-        ) from error
+    return agreement(
+        expected,
+        found,
+        tolerance,
+        method="masked-router",
+        differs="is not that of the original without the removed experts",
+        hint="The router may depend on experts in another way; nothing was changed or saved.",
+    )
 
 
 def _same_slices(model: nn.Module, cut: nn.Module, cuts: Cuts) -> None:
@@ -172,27 +176,3 @@ def _kept_only(expected: Sequence[Tensor], record: Record, keep: Keep) -> list[T
         chosen = {d: torch.from_numpy(k.nonzero()[0]) for d, k in dims.items() if not k.all()}
         cut.append(cut_tensor(tensor, chosen))
     return cut
-
-
-def _compare(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> Certificate:
-    worst, limit, precision = 0.0, tolerance or TOLERANCE[torch.float32], torch.float32
-    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        error, size = compare_outputs(i, a, b)
-        if a.is_floating_point():
-            precision = a.dtype
-            limit = TOLERANCE.get(precision, limit) if tolerance is None else tolerance
-            if a.numel() and bool(torch.isnan(a).any()):
-                raise CertificateError(
-                    f"Output {i} of the original is no number once the router leaves experts out.",
-                    why="the router needs all of its experts",
-                    hint="Cut channels inside the experts instead (granularity: channel).",
-                )
-        worst = max(worst, error)
-        allowed = limit * min(max(1.0, size), MEANINGFUL * size)
-        if error > allowed:
-            raise CertificateError(
-                f"Output {i} of the cut model is not that of the original without the removed experts.",
-                why=f"largest error {error:.3g}, allowed {allowed:.3g}, largest output {size:.3g}",
-                hint="The router may depend on experts in another way; nothing was changed or saved.",
-            )
-    return Certificate(worst, limit, str(precision).removeprefix("torch."), "masked-router", len(found))

@@ -216,11 +216,48 @@ def certify(
         record = capture(model, example)  # the same calls in the same order: the same atoms
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with quiet(cut), torch.no_grad(), Tape() as tape:
-        answer = _run(cut, example)
+        answer = run_cut(
+            cut,
+            example,
+            when="after this cut",
+            hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
+        )
     found = [t.detach() for t in outputs(answer)]
     replay = Replay(record, named, keep, tape.entries)
     _same_slices(replay, {**dict(cut.named_parameters()), **dict(cut.named_buffers())})
     expected = replay.run()
+    return agreement(
+        expected,
+        found,
+        tolerance,
+        method="replay",
+        differs="is not that of its replayed plan",
+        hint="Please report the model; nothing was changed or saved.",
+    )
+
+
+def agreement(
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    tolerance: float | None,
+    *,
+    method: str,
+    differs: str,
+    hint: str,
+) -> Certificate:
+    """The certificate that the outputs of a cut model are the expected ones.
+
+    Args:
+        expected: what the cut model should give.
+        found: what it gives.
+        tolerance: as in `certify`.
+        method: what the certificate calls the proof.
+        differs: says what an output is not, for the error.
+        hint: what to do then.
+
+    Raises:
+        CertificateError: another number of outputs, other shapes, or an error above the tolerance.
+    """
     if len(found) != len(expected):
         raise CertificateError(
             "The cut model returns another number of tensors than the original.",
@@ -236,22 +273,24 @@ def certify(
         worst = max(worst, error)
         if error > allowed:
             raise CertificateError(
-                f"Output {i} of the cut model is not that of its replayed plan.",
+                f"Output {i} of the cut model {differs}.",
                 why=f"largest error {error:.3g}, allowed {allowed:.3g}, largest output {size:.3g}",
-                hint="Please report the model; nothing was changed or saved.",
+                hint=hint,
             )
-    return Certificate(worst, limit, str(precision).removeprefix("torch."), "replay", len(found))
+    return Certificate(worst, limit, str(precision).removeprefix("torch."), method, len(found))
 
 
-def _run(cut: nn.Module, example: Any) -> Any:
+def run_cut(cut: nn.Module, example: Any, *, when: str, hint: str) -> Any:
+    """Run a cut model on the example.
+
+    Raises:
+        UnsupportedError: its forward fails; says `when` and gives the hint.
+    """
     try:
         return call(cut, example)
     except ForwardError as error:
-        raise UnsupportedError(
-            f"{type(cut).__name__} does not run after this cut; nothing was changed or saved.",
-            why=error.why,
-            hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
-        ) from error
+        what = f"{type(cut).__name__} does not run {when}; nothing was changed or saved."
+        raise UnsupportedError(what, why=error.why, hint=hint) from error
 
 
 def _same_slices(replay: Replay, cut: Mapping[str, Tensor]) -> None:

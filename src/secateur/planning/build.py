@@ -16,7 +16,7 @@ from secateur.measure.staircase import width_grid
 from secateur.planning.cuts import AMOUNTS, cut_plan
 from secateur.planning.experts import expert_groups, expert_plan
 from secateur.planning.layers import layer_groups, layer_plan
-from secateur.planning.plan import Evidence, Plan, fingerprint
+from secateur.planning.plan import Evidence, Plan, counted, fingerprint
 from secateur.selection.granularity import STRUCTURAL, Granularity, parse
 from secateur.selection.nm import NM
 from secateur.selection.select import select
@@ -175,8 +175,6 @@ def _mask_plan(
         shapes = {g.name: tuple(tensors[g.spans[0].tensor].shape) for g in groups}
         floor = request["min_keep"] if request["min_keep"] > 1 else 0
         keep = select(scores, **target, **shared, allocation=allocation, min_keep=floor, shapes=shapes)
-    total = sum(k.numel() for k in keep.values())
-    gone = total - sum(int(k.sum()) for k in keep.values())
     return Plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
@@ -185,12 +183,7 @@ def _mask_plan(
         cuts={},
         attributes={},
         masks={name: mask.clone() for name, mask in expand(groups, keep, model=model).items()},
-        units={
-            "what": f"{kind.n}:{kind.m}" if isinstance(kind, NM) else kind.name,
-            "removed": gone,
-            "total": total,
-            "sparsity": gone / max(total, 1),
-        },
+        units=counted(f"{kind.n}:{kind.m}" if isinstance(kind, NM) else kind.name, keep),
         cost={},
         evidence=Evidence(model, groups, scores, keep, example=context["example"]),
     )

@@ -16,7 +16,7 @@ from secateur.apply.verify import certify
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, TargetError, UnsupportedError
 from secateur.measure.latency import latency
-from secateur.planning.plan import Evidence, Plan, fingerprint
+from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
 from secateur.selection.budget import Counts, RemovalOrder, removal_order, removals_for
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
@@ -63,7 +63,6 @@ def cut_plan(
     keep = search.choose(ranked, scores)
     decision = search.decision(keep)
     native = search.native(decision.counts)
-    total, gone = sum(g.size for g in groups), sum(int((~mask).sum()) for mask in keep.values())
 
     def prove(whole: nn.Module, cut: nn.Module) -> Certificate:
         proof = certify(whole, cut, example, record, decision.atoms, dtype=dtype, tolerance=tolerance)
@@ -75,28 +74,13 @@ def cut_plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
         request=request,
-        groups={
-            g.name: {
-                "granularity": g.granularity,
-                "size": g.size,
-                "removed": torch.nonzero(~keep[g.name]).flatten().tolist(),
-            }
-            for g in groups
-        },
+        groups=removals(groups, keep),
         cuts=decision.cuts,
         attributes={**decision.attributes, **native},
         masks={},
-        units={"what": granularity, "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
+        units=counted(granularity, keep),
         cost=search.costs(decision.counts),
-        evidence=Evidence(
-            model,
-            groups,
-            scores,
-            keep,
-            found,
-            prove,
-            example,
-        ),
+        evidence=Evidence(model, groups, scores, keep, found, prove, example),
     )
 
 

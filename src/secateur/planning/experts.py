@@ -14,7 +14,7 @@ from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, TargetError, UnsupportedError
 from secateur.planning.cuts import Decision, Search
 from secateur.planning.expressible import require_native, require_transformers
-from secateur.planning.plan import Evidence, Plan, fingerprint
+from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.experts import Mixture, expert_counts, find_mixtures, split_routers
@@ -46,7 +46,6 @@ def expert_plan(
     scores = rule.score(Context(model, groups, capture=record, **context))
     keep = search.choose(scores, scores)
     decision = search.decision(keep)
-    total, gone = sum(g.size for g in groups), sum(int((~mask).sum()) for mask in keep.values())
 
     def prove(whole: nn.Module, cut: nn.Module) -> Certificate:
         proof = certify_experts(
@@ -60,18 +59,11 @@ def expert_plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
         request=request,
-        groups={
-            g.name: {
-                "granularity": "expert",
-                "size": g.size,
-                "removed": torch.nonzero(~keep[g.name]).flatten().tolist(),
-            }
-            for g in groups
-        },
+        groups=removals(groups, keep),
         cuts=decision.cuts,
         attributes=decision.attributes,
         masks={},
-        units={"what": "expert", "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
+        units=counted("expert", keep),
         cost=search.costs(decision.counts),
         evidence=Evidence(model, groups, scores, keep, found, prove, example),
     )

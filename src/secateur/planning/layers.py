@@ -17,7 +17,7 @@ from secateur.integrations.transformers import shapes_of
 from secateur.planning.cuts import AMOUNTS, below, relative_scores
 from secateur.planning.expressible import require_native, require_transformers, searched
 from secateur.planning.followers import decision, probe
-from secateur.planning.plan import Evidence, Plan, fingerprint
+from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
 from secateur.selection.budget import RemovalOrder, removal_order
 from secateur.structure.layers import Stack, find_stacks
 from secateur.structure.provenance import Attribute
@@ -59,7 +59,6 @@ def layer_plan(
     decided = copy.deepcopy(layers)
     if request.get("expressible"):
         attributes = {**attributes, **_native(model, layers, attributes)}
-    total, gone = sum(g.size for g in groups), sum(int((~mask).sum()) for mask in keep.values())
 
     def prove(whole: nn.Module, cut: nn.Module) -> Certificate:
         proof = certify_layers(whole, cut, example, decided, dtype=dtype, tolerance=tolerance)
@@ -71,28 +70,13 @@ def layer_plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
         request=request,
-        groups={
-            g.name: {
-                "granularity": "layer",
-                "size": g.size,
-                "removed": torch.nonzero(~keep[g.name]).flatten().tolist(),
-            }
-            for g in groups
-        },
+        groups=removals(groups, keep),
         cuts={},
         attributes=attributes,
         masks={},
-        units={"what": "layer", "removed": gone, "total": total, "sparsity": gone / max(total, 1)},
+        units=counted("layer", keep),
         cost={what: [costs.of(what, {}), costs.of(what, keep)] for what in ("params", "macs")},
-        evidence=Evidence(
-            model,
-            groups,
-            scores,
-            keep,
-            None,
-            prove,
-            example,
-        ),
+        evidence=Evidence(model, groups, scores, keep, None, prove, example),
         layers=layers,
     )
 

@@ -325,6 +325,25 @@ class Plan:
             ) from error
 
 
+def removals(groups: Sequence[Group], keep: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What goes of every group, as a plan holds it: group name -> granularity, size, numbers of removed units."""
+    return {
+        g.name: {
+            "granularity": g.granularity,
+            "size": g.size,
+            "removed": (~keep[g.name].flatten()).nonzero().flatten().tolist(),
+        }
+        for g in groups
+    }
+
+
+def counted(what: str, keep: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How many units go, as a plan holds it."""
+    total = sum(mask.numel() for mask in keep.values())
+    gone = total - sum(int(mask.sum()) for mask in keep.values())
+    return {"what": what, "removed": gone, "total": total, "sparsity": gone / max(total, 1)}
+
+
 def fingerprint(model: nn.Module) -> str:
     """Hash of the names, shapes and dtypes of all parameters and buffers."""
     tensors = sorted((n, list(t.shape), str(t.dtype)) for n, t in named_tensors(model).items())
