@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from secateur.calibrate import hessian
+from secateur.calibrate.functional import set_aside
 from secateur.calibrate.hessian import exact_diagonal, hutchinson_diagonal
+from secateur.calibrate.notes import CurvatureWarning
 from secateur.calibrate.per_sample import batch_gradients, per_sample_gradients
 from secateur.call import default_loss
 from secateur.criteria.base import Context
@@ -16,6 +18,7 @@ from secateur.criteria.gauss_newton import GaussNewton
 from secateur.criteria.kfac import KroneckerCurvature
 from secateur.criteria.obd import OptimalBrainDamage
 from secateur.errors import RecipeError
+from secateur.recover import finetune
 from secateur.types import Group, Span
 
 H = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 2.0]], dtype=torch.float64)
@@ -203,6 +206,73 @@ def test_kfac_obs_equals_the_dense_inverse_of_the_kronecker_product():
                         block = torch.linalg.inv(torch.linalg.inv(dense[g])[q][:, q])
                     expected += float(w[g, q] @ block @ w[g, q]) / 2
                 assert float(scores[name].flatten()[number]) == pytest.approx(expected, rel=1e-8)
+
+
+def trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+    x = torch.randn(120, 6)
+    y = (x[:, :3] + 0.5 * torch.randn(120, 3)).argmax(1)
+    finetune(model, [(x, y)], optimizer={"name": "adam", "lr": 0.02}, steps=60)
+    return model, [(x[i : i + 40], y[i : i + 40]) for i in range(0, 120, 40)]
+
+
+@pytest.mark.parametrize("kind", ["element", "rows"])
+def test_automatic_damping_of_kfac_is_the_one_whose_removals_cost_least(kind):
+    model, data = trained()
+    rows = [Group(n, "vector", (r,), (Span(n, torch.arange(r).view(-1, 1), "self"),)) for n, r in (("0.weight", 12),)]
+    groups = elements(model) if kind == "element" else rows
+    # Every fifth sample is held out, spread over all of them: 24 of 120.
+    aside = set(torch.linspace(0, 119, 24, dtype=torch.float64).round().long().tolist())
+    x, y = (torch.cat(part) for part in zip(*data, strict=True))
+    rest = [i for i in range(120) if i not in aside]
+    held = sorted(aside)
+    found, costs = {}, {}
+    for damping in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0):
+        criterion = KroneckerCurvature(form="obs", damping=damping)
+        found[damping] = criterion.score(context_of(model, groups, [(x[rest], y[rest])]))
+        worth = sorted((float(v), g.name, i) for g in groups for i, v in enumerate(found[damping][g.name].flatten()))
+        costs[damping] = 0.0
+        for fraction in (0.25, 0.5):
+            copy = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+            copy.load_state_dict(model.state_dict())
+            with torch.no_grad():
+                for _, name, i in worth[: round(fraction * len(worth))]:
+                    weight = copy.get_parameter(name)
+                    (weight.view(-1) if kind == "element" else weight)[i] = 0.0
+                costs[damping] += float(nn.functional.cross_entropy(copy(x[held]), y[held]))
+    automatic = KroneckerCurvature(form="obs").score(context_of(model, groups, data))
+    assert len({round(cost, 5) for cost in costs.values()}) > 1
+    best = min(reversed(list(costs)), key=lambda damping: round(costs[damping], 5))
+    for name, score in automatic.items():
+        torch.testing.assert_close(score, found[best][name], rtol=1e-4, atol=1e-9)
+
+
+def test_too_few_samples_to_choose_a_damping_are_said_aloud():
+    model, data = trained()
+    few = [(data[0][0][:4], data[0][1][:4])]
+    with pytest.warns(CurvatureWarning, match="too few samples"):
+        automatic = KroneckerCurvature(form="obs").score(context_of(model, data=few))
+    fixed = KroneckerCurvature(form="obs", damping=1e-3).score(context_of(model, data=few))
+    for name, score in automatic.items():
+        torch.testing.assert_close(score, fixed[name])
+
+
+@pytest.mark.parametrize("sizes", [[40, 40], [7, 3, 30], [5], [1, 1, 1, 1, 1, 1]])
+@pytest.mark.parametrize("held", [0, 3, 100])
+def test_samples_are_set_aside_evenly_whatever_the_batches(sizes, held):
+    total = sum(sizes)
+    whole = torch.arange(total).float()[:, None]
+    batches = [(part, part[:, 0].long()) for part in torch.split(whole, sizes)]
+    rest, kept = set_aside(nn.Linear(1, 1), batches, held)
+    numbers = [int(v) for x, _ in rest for v in x[:, 0]]
+    aside = [int(v) for (x, _), size in kept for v in x[:, 0] if len(x) == size]
+    assert sorted(numbers + aside) == list(range(total))
+    assert len(aside) == min(held, total // 5)
+    assert all(torch.equal(x[:, 0].long(), y) for x, y in [*rest, *(batch for batch, _ in kept)])
+    if len(aside) > 1:
+        gaps = [b - a for a, b in itertools.pairwise(aside)]
+        assert max(gaps) - min(gaps) <= 1
 
 
 def test_kfac_of_unknown_layers_is_refused():

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.calibrate.gradient_rows import mean_loss, unflatten
+from secateur.calibrate.functional import Held, mean_loss
+from secateur.calibrate.gradient_rows import unflatten
 from secateur.calibrate.inverse import Curvature
-from secateur.types import Batch, Loss
+from secateur.types import Loss
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FRACTIONS = (0.25, 0.5)
@@ -45,7 +46,7 @@ def choose_damping(
     model: nn.Module,
     loss: Loss,
     names: Sequence[str],
-    kept: Sequence[tuple[Batch, int]],
+    kept: Sequence[Held],
 ) -> tuple[float, tuple[Trial, ...]]:
     """Try dampings at the work itself: remove what each scores lowest, update the rest, look at the loss.
 

@@ -17,6 +17,7 @@ from secateur.errors import InputError, NonFiniteError
 from secateur.types import Batch, Data, Loss
 
 Tensors = dict[str, Tensor]
+Held = tuple[Batch, int]  # a batch and its number of samples
 
 
 class _Whole(nn.Module):
@@ -128,6 +129,47 @@ def samples_of(batch: Batch, size: int, which: Sequence[int] | slice) -> Batch:
     leaves, rebuild = per_sample_leaves(batch, size)
     index = which if isinstance(which, slice) else torch.as_tensor(which, dtype=torch.long)
     return rebuild([leaf[index if isinstance(index, slice) else index.to(leaf.device)] for leaf in leaves])
+
+
+def set_aside(model: nn.Module, data: Data, held: int) -> tuple[list[Batch], list[Held]]:
+    """Hold samples out, evenly spaced over the data, so that data sorted by class is no trap.
+
+    Args:
+        model: the batches come on its device.
+        data: batches; all of them are kept in memory.
+        held: how many samples to hold out; at most a fifth of what there is.
+
+    Returns:
+        The batches without these samples, and the samples.
+
+    Raises:
+        InputError: the data holds no batch.
+    """
+    whole = list(batches(model, data))
+    total = sum(size for _, size in whole)
+    aside = torch.zeros(total, dtype=torch.bool)
+    count = min(held, total // 5)
+    if count:
+        aside[torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()] = True
+    rest, kept, start = [], [], 0
+    for batch, size in whole:
+        here = aside[start : start + size]
+        start += size
+        if not bool(here.all()):
+            rest.append(samples_of(batch, size, (~here).nonzero().flatten().tolist()))
+        if bool(here.any()):
+            kept.append((samples_of(batch, size, here.nonzero().flatten().tolist()), int(here.sum())))
+    return rest, kept
+
+
+def mean_loss(model: nn.Module, loss: Loss, kept: Sequence[Held], weights: Mapping[str, Tensor]) -> float:
+    """Mean loss over some batches with some parameters replaced; float64."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch, size in kept:
+            total += size * float(loss_value(model, loss, batch, weights))
+            count += size
+    return total / count
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur import call
-from secateur.calibrate.functional import batches, loss_value, parameters, samples_of
+from secateur.calibrate.functional import Held, batches, parameters, samples_of
 from secateur.calibrate.per_sample import iterate_per_sample_gradients
-from secateur.types import Batch, Data, Loss
+from secateur.types import Data, Loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class GradientRows:
     """
 
     rows_Nd: Tensor
-    held_out: tuple[tuple[Batch, int], ...]
+    held_out: tuple[Held, ...]
 
 
 def gradient_rows(
@@ -58,7 +58,7 @@ def gradient_rows(
     if apart:
         aside[torch.linspace(0, wanted - 1, apart, dtype=torch.float64).round().long()] = True
     parts: list[Tensor] = []
-    kept: list[tuple[Batch, int]] = []
+    kept: list[Held] = []
     start = 0
     for batch, size in batches(model, data):
         here = (chosen >= start) & (chosen < start + size)
@@ -75,16 +75,6 @@ def gradient_rows(
     rows_Nd = torch.cat(parts)
     wide = rows_Nd if rows_Nd.dtype == torch.float64 else rows_Nd.to(torch.float32)
     return GradientRows(wide, tuple(kept))
-
-
-def mean_loss(model: nn.Module, loss: Loss, kept: Sequence[tuple[Batch, int]], weights: dict[str, Tensor]) -> float:
-    """Mean loss over some batches with some parameters replaced; float64."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for batch, size in kept:
-            total += size * float(loss_value(model, loss, batch, weights))
-            count += size
-    return total / count
 
 
 def flatten(tensors: dict[str, Tensor], names: Sequence[str]) -> Tensor:

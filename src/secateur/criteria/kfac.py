@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from secateur.calibrate.damping import FRACTIONS, GRID
+from secateur.calibrate.functional import Held, mean_loss, set_aside
 from secateur.calibrate.inverse import damped_cholesky
 from secateur.calibrate.kronecker import Factors, kronecker_factors
+from secateur.calibrate.notes import note
 from secateur.criteria.base import Context, Criterion, counts, one_of, register
 from secateur.criteria.diagonal import data_and_loss
 from secateur.errors import RecipeError
-from secateur.types import Group
+from secateur.types import Group, Loss
 
+HELD_OUT = 128  # samples that automatic damping is judged on
 DENSE_LIMIT = 4096  # weights of a unit that is no product of rows and columns
 
 
@@ -40,7 +44,9 @@ class KroneckerCurvature(Criterion):
             eigenvectors of A and S (EigenDamage's rotated importance, put back on the original weights).
         slopes: "exact" all columns of the loss's Hessian in the outputs, "sampled" one random sum of them
             per sample, "data" the slopes of the loss (empirical Fisher).
-        damping: for "obs": both factors get sqrt(damping) times the mean of their own diagonal.
+        damping: for "obs": both factors get sqrt(damping) times the mean of their own diagonal. "auto" tries 1e-4,
+            1e-3, ... 10 and takes the one whose removals, of the 25 and 50 % of the units that it scores lowest, cost
+            least on samples held out (at most 128, and a fifth of the data).
         coupled: "all" counts every weight that goes with the unit, "out" only those that produce it.
 
     Raises:
@@ -52,7 +58,8 @@ class KroneckerCurvature(Criterion):
 
     Cost:
         One forward pass and as many backward passes as outputs ("sampled", "data": one); twice that for
-        "ekfac". Then one small product per unit and layer.
+        "ekfac". Then one small product per unit and layer. Automatic damping: six of these, and thirteen forward
+        passes over the samples held out.
 
     Source:
         Martens, Grosse 2015; Grosse, Martens 2016 (convolutions); Wang, Grosse, Fidler, Zhang, "EigenDamage",
@@ -84,7 +91,7 @@ class KroneckerCurvature(Criterion):
 
     form: Literal["obd", "obs", "ekfac"] = "obd"
     slopes: Literal["exact", "sampled", "data"] = "exact"
-    damping: float = 1e-3
+    damping: float | Literal["auto"] = "auto"
     coupled: Literal["all", "out"] = "all"
 
     def __post_init__(self) -> None:
@@ -92,8 +99,8 @@ class KroneckerCurvature(Criterion):
         one_of("form", self.form, ("obd", "obs", "ekfac"))
         one_of("slopes", self.slopes, ("exact", "sampled", "data"))
         one_of("coupled", self.coupled, ("all", "out"))
-        if not self.damping > 0:
-            raise RecipeError(f"damping={self.damping} is out of range", hint="give a positive number")
+        if self.damping != "auto" and not self.damping > 0:
+            raise RecipeError(f"damping={self.damping} is out of range", hint="give 'auto' or a positive number")
 
     @property
     def roles(self) -> frozenset[str] | None:
@@ -123,9 +130,46 @@ class KroneckerCurvature(Criterion):
         return found
 
     def _score(self, context: Context) -> dict[str, Tensor]:
+        if self.form != "obs" or self.damping != "auto":
+            return self._scores(context, self.factors(context), 1.0 if self.damping == "auto" else self.damping)
+        data, loss = data_and_loss(context, "K-FAC")
+        rest, kept = set_aside(context.model, data, HELD_OUT)
+        factors = self.factors(replace(context, data=rest))
+        if not kept:
+            note("kfac: too few samples to choose the damping by; 1e-3 is taken")
+            return self._scores(context, factors, 1e-3)
+        tried = {damping: self._scores(context, factors, damping) for damping in GRID}
+        costs = {damping: self._cost(context, scores, loss, kept) for damping, scores in tried.items()}
+        return tried[min(reversed(GRID), key=costs.__getitem__)]
+
+    def _scores(self, context: Context, factors: Mapping[str, Factors], damping: float) -> dict[str, Tensor]:
         weights = self.weights(context)
-        layers = [_Layer(f, weights, self) for f in self.factors(context).values()]
+        layers = [_Layer(f, weights, self.form, damping) for f in factors.values()]
         return {group.name: self._of_group(group, layers) for group in context.groups}
+
+    def _cost(self, context: Context, scores: Mapping[str, Tensor], loss: Loss, kept: Sequence[Held]) -> float:
+        """Loss on the samples held out without the units that score lowest, over all groups; summed."""
+        worth, total = torch.cat([scores[g.name].flatten() for g in context.groups]), 0.0
+        order = torch.argsort(worth, stable=True)
+        for fraction in FRACTIONS:
+            gone = torch.zeros(len(worth), dtype=torch.bool)
+            gone[order[: round(fraction * len(worth))]] = True
+            parts = torch.split(gone, [g.size for g in context.groups])
+            found = mean_loss(context.model, loss, kept, self._without(context, parts))
+            total += found if found == found else float("inf")
+        return total
+
+    def _without(self, context: Context, gone: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The counted weights with some units of every group at zero."""
+        weights = self.weights(context)
+        for group, flags in zip(context.groups, gone, strict=True):
+            for span in group.spans:
+                if counts(span.role, self.roles):
+                    w = weights[span.tensor]
+                    unit = torch.arange(w.numel()).view(w.shape) if span.index is None else span.index.cpu()
+                    removed = flags[unit.clamp(min=0)] & (unit >= 0)
+                    weights[span.tensor] = torch.where(removed.to(w.device), torch.zeros_like(w), w)
+        return weights
 
     def _of_group(self, group: Group, layers: list[_Layer]) -> Tensor:
         total = torch.zeros(group.size, dtype=torch.float64)
@@ -139,14 +183,14 @@ class KroneckerCurvature(Criterion):
 class _Layer:
     """One layer's weights as a matrix, its curvature, and saliencies of parts of it."""
 
-    def __init__(self, factors: Factors, weights: Mapping[str, Tensor], options: KroneckerCurvature) -> None:
-        self.form, self.factors = options.form, factors
+    def __init__(self, factors: Factors, weights: Mapping[str, Tensor], form: str, damping: float) -> None:
+        self.form, self.factors = form, factors
         self.w_GOJ = factors.matrix(dict(weights))
         self.shapes = {name: w.shape for name, w in weights.items()}
         self.a, self.s = factors.a_GJJ, factors.s_GOO
         if self.form == "obs":
-            self.a, self.a_inverse = _damped_inverse(self.a, options.damping, f"input factor of {factors.weight}")
-            self.s, self.s_inverse = _damped_inverse(self.s, options.damping, f"output factor of {factors.weight}")
+            self.a, self.a_inverse = _damped_inverse(self.a, damping, f"input factor of {factors.weight}")
+            self.s, self.s_inverse = _damped_inverse(self.s, damping, f"output factor of {factors.weight}")
         if self.form == "ekfac":
             self.qa, self.qs = factors.eigenvectors()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.calibrate.functional import loss_value, parameters
+from secateur.calibrate.functional import mean_loss, parameters
 from secateur.call import batch_size_of, default_loss, device_of, to_device, to_example
 from secateur.criteria.base import untouched
 from secateur.errors import InputError
@@ -58,19 +58,11 @@ def loss_changes(
     Cost: one forward pass over the batches per unit.
     """
     rule, device = loss or default_loss, device_of(model)
-
-    def measured(weights: Mapping[str, Tensor]) -> float:
-        total, count = 0.0, 0
-        for batch in batches:
-            size = batch_size_of(to_example(batch))
-            total += size * loss_value(model, rule, to_device(batch, device), weights).item()
-            count += size
-        return total / count
-
+    kept = [(to_device(batch, device), batch_size_of(to_example(batch))) for batch in batches]
     with untouched(model, seed=0), torch.no_grad():
         model.eval()
         try:
-            whole = measured({})
+            whole = mean_loss(model, rule, kept, {})
         except InputError:
             return None
         found = {}
@@ -78,7 +70,8 @@ def loss_changes(
             units = picks.get(group.name, [])
             spans = [span for span in group.spans if span.role != "state"]
             found[group.name] = torch.tensor(
-                [measured(_without(model, spans, unit)) - whole for unit in units], dtype=torch.float64
+                [mean_loss(model, rule, kept, _without(model, spans, unit)) - whole for unit in units],
+                dtype=torch.float64,
             )
     return found
 

@@ -30,7 +30,7 @@ def obs_update(
 
     The idea: around the original weights w the loss rises by d^T F d / 2, F the empirical Fisher matrix with damping.
     Of all moves d that put the removed weights Q to zero the cheapest is d = -F^-1[:, Q] (F^-1[Q, Q])^-1 w_Q.
-    Weights of every layer that lost something move. A bad choice for large cuts in one go, where the quadratic model
+    Every tensor that lost something moves. A bad choice for large cuts in one go, where the quadratic model
     does not hold (fine-tune, or prune in several rounds), and for networks that fit their data, whose gradients
     vanish.
 
