@@ -47,11 +47,18 @@ TRAIN = (
         "schedule": "cosine",
     },
 )
-REFIT = ({"method": "refit"}, {"method": "bn_refresh", "batches": 10})  # needs no labels and no training
-RECOVERIES = {"channel": {"trained": TRAIN, "refitted": REFIT}, "element": {"trained": TRAIN}}
-# What is left out of "all": the control that is always there, scores of heads and layers, and the path integral,
-# which costs eight epochs per group.
-LEFT_OUT = {"random", "head-importance", "integrated"}
+REFRESH = ({"method": "bn_refresh", "batches": 10},)  # these two need no labels and no training
+REFIT = ({"method": "refit"}, *REFRESH)
+RECOVERIES = {
+    "channel": {"trained": TRAIN, "refitted": REFIT},
+    "element": {"trained": TRAIN, "refreshed": REFRESH},
+}
+# What is left out of "all": the control that is always there, the path integral, which costs eight epochs per group,
+# and scores of heads, layers and experts.
+LEFT_OUT = {"random", "integrated", "head-importance"}
+LEFT_OUT |= {"reap", "block-influence", "angular-distance", "loss-increase", "every"}
+# Options that the criterion's own documentation asks for at this granularity and scope.
+OPTIONS = {"element": {"fpgm": {"reduce": "mean"}}}
 BATCH = 128
 
 
@@ -193,6 +200,7 @@ def run(args: argparse.Namespace, data: DataSet, study: str, command: str) -> No
     """One comparison; every criterion that cannot score these units is named in the report with its reason."""
     granularity, scope = STUDIES[study]
     names = args.criteria.split(",") if args.criteria else [n for n in secateur.criteria.names() if n not in LEFT_OUT]
+    criteria = [{"name": name, **OPTIONS.get(granularity, {}).get(name, {})} for name in names]
     started = time.perf_counter()
 
     def show(stage: str, done: int, total: int) -> None:
@@ -202,7 +210,7 @@ def run(args: argparse.Namespace, data: DataSet, study: str, command: str) -> No
     compare(
         lambda seed: base_model(args, data, seed),
         Fast(subset(data.train, args.images, shuffle=True)),
-        criteria=names,
+        criteria=criteria,
         evaluate=accuracy_on(Fast(subset(data.test, args.test, batch_size=250))),
         out=args.out / study,
         granularity=granularity,
@@ -257,9 +265,9 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         "",
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
         f"recovery is the same for all: batch-norm refresh on 10 batches, then {TRAIN[1]['steps']} steps of SGD on "
-        f"batches of {BATCH} ('trained'), or a refit in closed form on the scoring images ('refitted'). What scoring "
-        "costs is in the tables, and not taken off the recovery. With "
-        f"{len(bases)} seeds small differences cannot be told apart; the intervals say which.",
+        f"batches of {BATCH} ('trained'); the refresh alone ('refreshed'); or a refit in closed form on the scoring "
+        "images with the refresh ('refitted'). What scoring costs is in the tables, and not taken off the recovery. "
+        f"With {len(bases)} seeds small differences cannot be told apart; the intervals say which.",
         "",
     ]
     for study, (summary, manifest) in found.items():
@@ -277,7 +285,7 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "secateur", "font.size": 9})
+    matplotlib.rcParams.update({"svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(summary["curves"]), figsize=(12, 5), sharey=True, squeeze=False)

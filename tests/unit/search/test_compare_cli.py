@@ -89,7 +89,6 @@ def test_numbers() -> None:
         numbers("--levels", "a")
 
 
-@pytest.mark.slow
 def test_quick_preset(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["compare", "demo:convnet", "--data", "demo:mnist", "--preset", "quick", "--out", str(out)]) == 0
@@ -97,3 +96,6 @@ def test_quick_preset(tmp_path: Path) -> None:
     assert len(summary["curves"]["none"]["taylor"]) == 6
     assert summary["seeds"] == [0, 1, 2]
     assert summary["pairing"] == {"checked": 3, "broken": []}
+    assert {line["criterion"] for line in summary["fidelity"]} == {"magnitude", "fpgm", "taylor", "random"}
+    assert summary["layers"]["groups"][0] == "stem.0"
+    assert all(0 < share <= 1 for shares in summary["layers"]["kept"].values() for share in shares)
