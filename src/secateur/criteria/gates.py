@@ -261,7 +261,7 @@ class GateScore(LossCriterion):
 
     Cost:
         None for |z|; else one forward and backward pass over the data, and a copy of the model where it has
-        gates.
+        gates. For single weights "per-sample" forms the gradients of every sample: two to three such passes.
 
     Source:
         |z|: Liu et al. 2017, section 3; "per-sample": Molchanov et al. 2019, equation 8 with gates (section

@@ -82,8 +82,9 @@ def _without(model: nn.Module, spans: Sequence[Span], unit: int) -> dict[str, Te
     for span in spans:
         value = known[span.tensor]
         if span.index is None:
-            value = value.clone()
-            value.view(-1)[unit] = 0
+            flat = value.reshape(-1).clone()  # in logical order, whatever the memory format
+            flat[unit] = 0
+            value = flat.view(value.shape)
         else:
             value = torch.where(span.index.to(value.device) == unit, torch.zeros_like(value), value)
         known[span.tensor] = value

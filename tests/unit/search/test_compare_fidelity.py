@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,20 @@ def silenced(scene: Scene, group: Group, unit: int) -> nn.Module:
         for span in group.spans:
             if span.role == "state":
                 continue
-            flat = model.get_parameter(span.tensor).view(-1)
-            shape = model.get_parameter(span.tensor).shape
-            owner = torch.arange(flat.numel()) if span.index is None else span.index.expand(shape).flatten()
-            for place in range(flat.numel()):
-                if int(owner[place]) == unit:
-                    flat[place] = 0.0
+            weight = model.get_parameter(span.tensor)
+            number = torch.arange(weight.numel()).view(weight.shape) if span.index is None else span.index
+            number = number.expand(weight.shape)
+            for place in product(*(range(size) for size in weight.shape)):
+                if int(number[place]) == unit:
+                    weight[place] = 0.0
     return model
 
 
 @pytest.mark.parametrize("kind", ["channel", "neuron", "element", "vector", "kernel", "block", "layer"])
-def test_changes_are_those_of_a_model_without_the_unit(kind: str) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_changes_are_those_of_a_model_without_the_unit(kind: str, layout: torch.memory_format) -> None:
     scene = tiny_scene(kind)
+    scene.model.to(memory_format=layout)  # type: ignore[call-overload]
     before = copy.deepcopy(scene.model.state_dict())
     picks = pick(scene.groups, 8, seed=3)
     found = loss_changes(scene.model, scene.groups, picks, scene.data, None)
