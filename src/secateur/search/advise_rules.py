@@ -49,8 +49,8 @@ REFIT = (
 )
 GLOBAL_TAYLOR = (
     "measured, Taylor after the same short recovery, equal shares per layer against one global ranking: demo:convnet "
-    "on MNIST 0.87 and 0.41 with half of the multiply-accumulates gone; ResNet-20 on CIFAR-10 0.67 and 0.70 with half and "
-    "0.50 and 0.47 with three quarters gone (three seeds each): the safer of the two, and worth comparing"
+    "on MNIST 0.87 and 0.41 with half of the multiply-accumulates gone; ResNet-20 on CIFAR-10 0.67 and 0.70 with half "
+    "and 0.50 and 0.47 with three quarters gone (three seeds each): the safer of the two, and worth comparing"
 )
 SAME_UNIT = "exact: a change of the loss has the same unit in every layer"
 EXPERTS = "less memory at the same work per token, as the router uses as many experts as before (REAP, 2025)"
