@@ -279,7 +279,7 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
 
 
 def picture(summary: Mapping[str, Any], granularity: str) -> str:
-    """The curves as SVG, without recovery on the left and with it on the right."""
+    """The mean curves as SVG, one panel per recovery; the grey line is the dense network with the same recovery."""
     import io
 
     import matplotlib
@@ -288,19 +288,22 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
     matplotlib.rcParams.update({"svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(summary["curves"]), figsize=(12, 5), sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(1, len(summary["curves"]), figsize=(15, 5), sharey=True, squeeze=False)
     labels = list(dict.fromkeys(label for curves in summary["curves"].values() for label in curves))
-    colours = {label: pyplot.get_cmap("tab20")(place % 20) for place, label in enumerate(labels)}
+    styles = {
+        label: {"color": pyplot.get_cmap("tab10")(place % 10), "ls": ("-", "--", "-.")[place // 10 % 3]}
+        for place, label in enumerate(labels)
+    } | {"random": {"color": "black", "ls": ":", "lw": 2.0}}
     for axis, (recovery, curves) in zip(axes[0], summary["curves"].items(), strict=True):
         for label, points in curves.items():
             x, y = [p["level"] for p in points], [p["mean"] for p in points]
-            style = ":" if label == "random" else "-"
-            bars = [p["sd"] or 0 for p in points]
-            axis.errorbar(x, y, yerr=bars, label=label, color=colours[label], ls=style, lw=1.2)
+            axis.plot(x, y, label=label, marker="o", ms=2.5, **{"lw": 1.2, **styles[label]})
+        if summary["dense"][recovery]["mean"] is not None:
+            axis.axhline(summary["dense"][recovery]["mean"], color="grey", lw=0.8, ls=(0, (1, 3)))
         axis.set_title("without recovery" if recovery == "none" else recovery)
         axis.set_xlabel(f"fraction removed ({'MACs' if granularity == 'channel' else 'weights'})")
     axes[0][0].set_ylabel("accuracy")
-    axes[0][0].legend(fontsize=7, ncol=2)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
