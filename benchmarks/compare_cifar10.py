@@ -221,6 +221,7 @@ def run(args: argparse.Namespace, data: DataSet, study: str, command: str) -> No
         example=fast(data.example),
         recover=RECOVERIES[granularity],
         recover_levels=RECOVER_LEVELS[granularity],
+        scratch=TRAIN[1:] if granularity == "channel" else (),
         rounds=args.rounds,
         tag=f"cifar10 test={args.test}",
         title=f"ResNet-20, width {args.width}, CIFAR-10, {study}",
@@ -266,7 +267,9 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
         f"recovery is the same for all: batch-norm refresh on 10 batches, then {TRAIN[1]['steps']} steps of SGD on "
         f"batches of {BATCH} ('trained'); the refresh alone ('refreshed'); or a refit in closed form on the scoring "
-        "images with the refresh ('refitted'). What scoring costs is in the tables, and not taken off the recovery. "
+        "images with the refresh ('refitted'). 'scratch' is magnitude's network with new weights and the same number "
+        "of training steps: what the inherited weights are worth, not what full training would reach. What scoring "
+        "costs is in the tables, and not taken off the recovery. "
         f"With {len(bases)} seeds small differences cannot be told apart; the intervals say which.",
         "",
     ]
