@@ -21,6 +21,7 @@ _HERE = Path(__file__).parent
 _STYLE = _HERE.parent / "report" / "report.css"
 _SCRIPT, _END = "<script>", "</script>"
 COLOURS = ("#3f86cc", "#d98324", "#2e9e6b", "#a855b5", "#c0453b", "#7a6a58", "#d16ba5", "#6d8f1f", "#1c9aa8", "#8a6fd1")
+DASHES = ("solid", "dash", "longdashdot")
 FIXED = (
     "seed", "criterion", "variant", "control", "level", "recovery", "status", "why", "units_removed", "units_total",
     "sparsity", "least_kept", "emptied", "params", "nonzero", "macs", "certificate", "recovery_seconds",
@@ -129,6 +130,8 @@ def _curves(
     colours: Mapping[str, str],
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
+    # Beyond ten criteria the colours come again, with other dashes.
+    dashes = {label: DASHES[place // len(COLOURS) % len(DASHES)] for place, label in enumerate(colours)}
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
@@ -143,7 +146,7 @@ def _curves(
                 "thickness": 1,
                 "width": 3,
             },
-            "line": {"color": colours[label], "width": 2, "dash": "dot" if label in controls else "solid"},
+            "line": {"color": colours[label], "width": 2, "dash": "dot" if label in controls else dashes[label]},
             "customdata": [
                 f"{for_plotly(label)}<br>removed {point['level']:g}<br>{number(point['mean'])}"
                 f" (sd {number(point['sd'])}, {point['seeds']} seeds)"
@@ -160,7 +163,8 @@ def _curves(
         shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense, "line": line})
     matched = manifest["protocol"]["match"]
     layout = _layout(f"fraction of the {matched} removed", summary["metric"], shapes)
-    layout["xaxis"]["range"] = [0, 1]
+    levels = [point["level"] for points in curves.values() for point in points] or [0.5]
+    layout["xaxis"]["range"] = [max(0.0, min(levels) - 0.05), min(1.0, max(levels) + 0.05)]
     return {"data": data, "layout": layout}
 
 
