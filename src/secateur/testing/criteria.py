@@ -324,8 +324,9 @@ def _batches(stage: Stage) -> None:
     stage.only_if("batch_split" in stage.criterion.promises, "not promised")
     scene = stage.main
     singles = [(x[i : i + 1], y[i : i + 1]) for x, y in scene.data for i in range(len(x))]
-    uneven = [(torch.cat([x for x, _ in scene.data]), torch.cat([y for _, y in scene.data]))]
-    for data in (singles, uneven):
+    x, y = (torch.cat(part) for part in zip(*scene.data, strict=True))
+    uneven = [(x[:3], y[:3]), (x[3:], y[3:])]
+    for data in (singles, uneven, [(x, y)]):
         expect_same(stage.score(scene), stage.score(scene, data=data))
 
 

@@ -79,6 +79,9 @@ def test_scores_that_know_the_changes_agree_fully() -> None:
     assert agreement(scores, picks, truth) == {"all": 1.0, "within": 1.0}
     turned = {name: -score for name, score in scores.items()}
     assert agreement(turned, picks, truth) == {"all": -1.0, "within": -1.0}
+    # Three units of a layer are too few to say anything about its order.
+    few = {**picks, "d": [0, 1, 2]}, {**truth, "d": torch.tensor([3.0, 2.0, 1.0])}
+    assert agreement({**scores, "d": torch.arange(7.0)}, *few)["within"] == 1.0
     # The order within the layers is right, the one between them is not.
     shifted = {"a": scores["a"] + 100, "b": scores["b"], "c": scores["c"]}
     assert agreement(shifted, picks, truth)["within"] == 1.0
