@@ -53,10 +53,8 @@ RECOVERIES = {
     "channel": {"trained": TRAIN, "refitted": REFIT},
     "element": {"trained": TRAIN, "refreshed": REFRESH},
 }
-# What is left out of "all": the control that is always there, the path integral, which costs eight epochs per group,
-# and scores of heads, layers and experts.
-LEFT_OUT = {"random", "integrated", "head-importance"}
-LEFT_OUT |= {"reap", "block-influence", "angular-distance", "loss-increase", "every"}
+# What is left out of "all": the control that is always there, and scores of layers and experts.
+LEFT_OUT = {"random", "reap", "block-influence", "angular-distance", "loss-increase", "every"}
 # Options that the criterion's own documentation asks for at this granularity and scope.
 OPTIONS = {"element": {"fpgm": {"reduce": "mean"}}}
 BATCH = 128
@@ -306,7 +304,8 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
         axis.set_title("without recovery" if recovery == "none" else recovery)
         axis.set_xlabel(f"fraction removed ({'MACs' if granularity == 'channel' else 'weights'})")
     axes[0][0].set_ylabel("accuracy")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8)
+    shown = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
