@@ -268,7 +268,7 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         "images with the refresh ('refitted'). 'scratch' is magnitude's network with new weights and the same number "
         "of training steps: what the inherited weights are worth, not what full training would reach. What scoring "
         "costs is in the tables, and not taken off the recovery. "
-        f"With {len(bases)} seeds small differences cannot be told apart; the intervals say which.",
+        f"With {len(bases)} seeds small differences cannot be told apart; the intervals say which. {args.note}".rstrip(),
         "",
     ]
     for study, (summary, manifest) in found.items():
@@ -331,6 +331,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=512, help="images to score with")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--criteria", default="", help="comma-separated; default all that apply")
+    parser.add_argument("--note", default="", help="a sentence for the page, such as what else the machine did")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of the latency")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--docs", type=Path, default=Path(__file__).parent.parent / "docs" / "benchmarks")

@@ -43,7 +43,7 @@ def compare(
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes that train a demo network first.")] = 3,
     probes: Annotated[
-        int, typer.Option("--probes", min=0, help="Units left out one by one, to see what scores tell; 0 = none.")
+        int, typer.Option("--probes", min=0, help="Units set to zero one by one, to see what scores tell; 0 = none.")
     ] = 64,
     preset: Annotated[
         Optional[str],  # noqa: UP045

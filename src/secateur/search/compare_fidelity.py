@@ -14,7 +14,8 @@ from secateur.call import batch_size_of, default_loss, device_of, to_device, to_
 from secateur.criteria.base import untouched
 from secateur.errors import InputError
 from secateur.search.compare_statistics import spearman
-from secateur.types import Batch, Group, Loss, Span
+from secateur.structure.layers import bypassed
+from secateur.types import Batch, Group, Loss
 
 Picks = dict[str, list[int]]
 FEWEST = 4  # units of a layer whose order says anything
@@ -29,21 +30,24 @@ def pick(groups: Sequence[Group], count: int, seed: int) -> Picks:
         seed: of the choice.
 
     Returns:
-        Group name -> unit numbers in ascending order.
+        Group name -> unit numbers in ascending order; layers that may not go are not among them.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(groups), generator=generator)[:count].sort().values.tolist()
     each = max(1, count // max(1, len(order)))
-    return {
-        groups[place].name: torch.randperm(groups[place].size, generator=generator)[:each].sort().values.tolist()
-        for place in order
-    }
+    found = {}
+    for group in (groups[place] for place in order):
+        free = group.attributes.get("free")
+        units = torch.arange(group.size) if free is None else torch.tensor(free).nonzero().flatten()
+        chosen = torch.randperm(len(units), generator=generator)[:each]
+        found[group.name] = units[chosen].sort().values.tolist()
+    return found
 
 
 def loss_changes(
     model: nn.Module, groups: Sequence[Group], picks: Picks, batches: Sequence[Batch], loss: Loss | None
 ) -> dict[str, Tensor] | None:
-    """Rise of the mean loss when one unit alone is zero in every parameter that it lives in.
+    """Rise of the mean loss without one unit: a whole layer is left out, others are zero wherever they live.
 
     Args:
         model: in eval mode meanwhile; its weights are swapped, never written to.
@@ -67,17 +71,19 @@ def loss_changes(
             return None
         found = {}
         for group in groups:
-            units = picks.get(group.name, [])
-            spans = [span for span in group.spans if span.role != "state"]
-            found[group.name] = torch.tensor(
-                [mean_loss(model, rule, kept, _without(model, spans, unit)) - whole for unit in units],
-                dtype=torch.float64,
-            )
+            changes = []
+            for unit in picks.get(group.name, []):
+                # A block of zeros is no missing block: behind a norm it silences the path around it as well.
+                gone = [group.attributes["blocks"][unit]] if group.granularity == "layer" else []
+                with bypassed(model, gone):
+                    changes.append(mean_loss(model, rule, kept, {} if gone else _without(model, group, unit)) - whole)
+            found[group.name] = torch.tensor(changes, dtype=torch.float64)
     return found
 
 
-def _without(model: nn.Module, spans: Sequence[Span], unit: int) -> dict[str, Tensor]:
+def _without(model: nn.Module, group: Group, unit: int) -> dict[str, Tensor]:
     """The parameters of a unit, with the unit at zero."""
+    spans = [span for span in group.spans if span.role != "state"]
     known = parameters(model, [span.tensor for span in spans])
     for span in spans:
         value = known[span.tensor]

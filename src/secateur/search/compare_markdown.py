@@ -153,7 +153,8 @@ def _ablation_table(summary: Mapping[str, Any]) -> str:
 
 
 FIDELITY = (
-    "Some units, at most {probes} per seed, were left out one by one, and the loss on the scoring samples measured. "
+    "Some units, at most {probes} per seed, were set to zero one by one (whole layers left out), and the loss on the "
+    "scoring samples measured. "
     "Spearman's rank correlation of score and change, over all of these units and within the layers (mean): 1 is the "
     "same order, 0 none. It says nothing of units that stand in for each other, and scores without a sign (|g w|) "
     "cannot tell what lowers the loss from what raises it."

@@ -72,7 +72,7 @@ class Protocol:
         maximize: whether higher is better.
         rounds: timed rounds of the latency of cut models; 0 = not timed.
         confidence: of the intervals; 1 - confidence is the level of the tests.
-        probes: units per seed that are left out one by one, to see what each score tells of the loss; 0 = none.
+        probes: units per seed that are set to zero one by one, to see what each score tells of the loss; 0 = none.
         scratch: steps with which the equal-size network is trained from new weights; empty = not run.
         tag: free text for what cannot be hashed (the loss and evaluate functions).
 

@@ -15,7 +15,7 @@ from secateur.criteria import Context, Criterion
 from secateur.search import compare
 from secateur.search.compare_fidelity import agreement, loss_changes, pick
 from secateur.testing.scenes import Scene, tiny_scene
-from secateur.types import Group
+from secateur.types import Group, Span
 
 
 def mean_loss(model: nn.Module, scene: Scene) -> float:
@@ -128,6 +128,45 @@ def test_a_comparison_says_who_knows_the_loss(tmp_path: Path) -> None:
 def test_leaving_a_block_out_is_what_loss_increase_measures(tmp_path: Path) -> None:
     lines = compared(tiny_scene("layer"), "layer", tmp_path, ["loss-increase"])
     assert next(one for one in lines if one["criterion"] == "loss-increase")["all"] == 1.0
+
+
+class Block(nn.Module):
+    """Ends in a norm: with zero weights it gives zeros, and not what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.inner(x).relu())  # type: ignore[no-any-return]
+
+
+class PostNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(Block() for _ in range(4)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, without: int = -1) -> Tensor:
+        for place, block in enumerate(self.blocks):
+            x = x if place == without else block(x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def test_layers_are_left_out_and_locked_ones_are_not_tried() -> None:
+    torch.manual_seed(0)
+    model, x, y = PostNorm().eval(), torch.randn(32, 6), torch.arange(32) % 3
+    spans = tuple(
+        Span(name, torch.full([1] * p.dim(), int(name.split(".")[1])), "self")
+        for name, p in model.blocks.named_parameters(prefix="blocks")
+    )
+    known = {"blocks": tuple(f"blocks.{i}" for i in range(4)), "free": (True, False, True, True)}
+    group = Group("blocks", "layer", (4,), spans, attributes=known)
+    assert pick([group], 64, seed=0) == {"blocks": [0, 2, 3]}
+    found = loss_changes(model, [group], {"blocks": [0, 2, 3]}, [(x, y)], None)
+    assert found is not None
+    with torch.no_grad():
+        whole, *less = (float(nn.functional.cross_entropy(model(x, i), y)) for i in (-1, 0, 2, 3))
+    assert found["blocks"].tolist() == pytest.approx([value - whole for value in less], abs=1e-6)
 
 
 def test_nothing_is_said_without_a_loss_or_about_experts(tmp_path: Path) -> None:
