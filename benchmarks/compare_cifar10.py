@@ -268,7 +268,8 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         "images with the refresh ('refitted'). 'scratch' is magnitude's network with new weights and the same number "
         "of training steps: what the inherited weights are worth, not what full training would reach. What scoring "
         "costs is in the tables, and not taken off the recovery. "
-        f"With {len(bases)} seeds small differences cannot be told apart; the intervals say which. {args.note}".rstrip(),
+        f"With {len(bases)} seeds small differences cannot be told apart; the intervals say which.",
+        *(["", args.note] if args.note else []),
         "",
     ]
     for study, (summary, manifest) in found.items():
