@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import secateur.criteria
+from secateur.comparison.compare import compare
+from secateur.comparison.markdown import markdown
 from secateur.files import atomic_write, load_tensors, save_tensors
 from secateur.measure import accuracy, accuracy_on, macs, num_params
 from secateur.recover import finetune
-from secateur.search.compare import compare
-from secateur.search.compare_markdown import markdown
 from secateur.sources import DataSet, TensorData, resolve_data
 
 # Name of a comparison -> granularity and scope: with scope local all layers shrink alike, and only the order of the

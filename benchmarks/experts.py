@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.comparison import compare
 from secateur.measure import accuracy_on
 from secateur.recover import finetune
-from secateur.search import compare
 from secateur.sources import TensorData, resolve_data
 
 WIDTH, EXPERTS, USED, INNER = 32, 8, 2, 24

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from compare_cifar10 import ResNet20
-from secateur.call import default_loss
 from secateur.criteria import Context, get
 from secateur.errors import SecateurError
+from secateur.model.call import default_loss
 from secateur.planning.build import grouped
 
 Batches = list[tuple[Tensor, Tensor]]

@@ -76,8 +76,8 @@ def attempt(suite: str, name: str, queue: Any) -> None:
     import torch
 
     import secateur as sc
-    from secateur.call import call, outputs
     from secateur.measure import num_params
+    from secateur.model.call import call, outputs
 
     torch.set_num_threads(2)
     torch.manual_seed(0)

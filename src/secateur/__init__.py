@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur import criteria
+    from secateur.advice.advise import advise
+    from secateur.amounts import select
     from secateur.api import inspect, score
-    from secateur.apply.mask import mask_model
+    from secateur.comparison.compare import compare
     from secateur.errors import SecateurError
     from secateur.loading import load
+    from secateur.masks import mask_model
     from secateur.pipeline import prune
     from secateur.planning import Plan
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
-    from secateur.search.advise import advise
-    from secateur.search.compare import compare
-    from secateur.selection import select
 
 __version__ = "0.1.0.dev0"
 
@@ -27,17 +27,17 @@ _HOME = {
     "Recipe": "secateur.recipe:Recipe",
     "Result": "secateur.result:Result",
     "SecateurError": "secateur.errors:SecateurError",
-    "advise": "secateur.search.advise:advise",
-    "compare": "secateur.search.compare:compare",
+    "advise": "secateur.advice.advise:advise",
+    "compare": "secateur.comparison.compare:compare",
     "criteria": "secateur.criteria",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
     "load_recipe": "secateur.recipe:load_recipe",
-    "mask_model": "secateur.apply.mask:mask_model",
+    "mask_model": "secateur.masks:mask_model",
     "plan": "secateur.planning:make_plan",
     "prune": "secateur.pipeline:prune",
     "score": "secateur.api:score",
-    "select": "secateur.selection:select",
+    "select": "secateur.amounts:select",
 }
 
 __all__ = [

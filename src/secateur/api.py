@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from secateur import criteria
 from secateur.criteria.base import Context, Criterion
+from secateur.kinds.weights.granularity import Granularity
 from secateur.planning.build import grouped, rule_of
-from secateur.selection.granularity import Granularity
 from secateur.structure.view import View, look
 from secateur.types import Data, Group, Loss
 

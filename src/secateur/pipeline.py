@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from secateur import report
-from secateur.calibrate.notes import CurvatureWarning
-from secateur.call import device_of, require_reiterable, to_example
 from secateur.criteria import StationaryWarning
 from secateur.criteria.base import named_tensors, require_finite
 from secateur.errors import InputError, RecipeError
 from secateur.measure import latency, quality, snapshot
+from secateur.model.call import device_of, require_reiterable, to_example
 from secateur.planning import Plan, make_plan
 from secateur.planning.plan import fingerprint
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, recover
 from secateur.result import Result
+from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Data, Degradation, Evaluate, Loss, Snapshot
 
 Progress = Callable[[str, int, int], None]

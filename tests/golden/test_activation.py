@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from secateur.api import score
-from secateur.calibrate.activations import Zeros
-from secateur.criteria.activation_variance import ActivationVariance
-from secateur.criteria.apoz import APoZ
-from secateur.criteria.lasso import Lasso
-from secateur.criteria.mean_activation import MeanActivation
-from secateur.criteria.structured_obs import StructuredOBS
-from secateur.criteria.thinet import ThiNet
+from secateur.criteria.activations.activation_variance import ActivationVariance
+from secateur.criteria.activations.apoz import APoZ
+from secateur.criteria.activations.lasso import Lasso
+from secateur.criteria.activations.mean_activation import MeanActivation
+from secateur.criteria.activations.structured_obs import StructuredOBS
+from secateur.criteria.activations.thinet import ThiNet
 from secateur.planning.build import make_plan
+from secateur.statistics.activations.streams import Zeros
 
 
 def net(channels):

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from secateur.criteria.base import Context
-from secateur.criteria.grasp import Grasp
-from secateur.criteria.integrated import IntegratedGradients
-from secateur.criteria.loss_gradient import StationaryWarning
-from secateur.criteria.movement import Movement
-from secateur.criteria.synflow import SynFlow
-from secateur.criteria.taylor import Taylor
+from secateur.criteria.gradients.grasp import Grasp
+from secateur.criteria.gradients.integrated import IntegratedGradients
+from secateur.criteria.gradients.loss_gradient import StationaryWarning
+from secateur.criteria.gradients.movement import Movement
+from secateur.criteria.gradients.synflow import SynFlow
+from secateur.criteria.gradients.taylor import Taylor
 from secateur.types import Group, Span
 
 H = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 2.0]], dtype=torch.float64)

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from secateur.api import score
-from secateur.calibrate.gram import readings, unit_gram
-from secateur.calibrate.lasso_path import drop_points, lasso_at, lasso_path
-from secateur.criteria.lasso import Lasso
-from secateur.criteria.structured_obs import StructuredOBS
-from secateur.criteria.thinet import ThiNet
+from secateur.criteria.activations.lasso import Lasso
+from secateur.criteria.activations.structured_obs import StructuredOBS
+from secateur.criteria.activations.thinet import ThiNet
 from secateur.planning.build import grouped, make_plan
 from secateur.solve.refit import refit_consumers
+from secateur.statistics.activations.gram import readings, unit_gram
+from secateur.statistics.activations.lasso_path import drop_points, lasso_at, lasso_path
 
 ALL = [Lasso(positions=None), Lasso(positions=None, stages=1), ThiNet(positions=None), StructuredOBS(positions=None)]
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.amounts import select
 from secateur.criteria.base import Context
-from secateur.criteria.bn_scale import NormScale
-from secateur.criteria.gates import GateScore, insert_gates
-from secateur.criteria.geometric_median import GeometricMedian
-from secateur.selection import select
+from secateur.criteria.gradients.gates import GateScore, insert_gates
+from secateur.criteria.weights.bn_scale import NormScale
+from secateur.criteria.weights.geometric_median import GeometricMedian
 from secateur.types import Group, Span
 
 GAMMAS = [1.17, 0.10, 0.29, 0.82]

@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.calibrate import hessian
-from secateur.calibrate.functional import set_aside
-from secateur.calibrate.hessian import exact_diagonal, hutchinson_diagonal
-from secateur.calibrate.notes import CurvatureWarning
-from secateur.calibrate.per_sample import batch_gradients, per_sample_gradients
-from secateur.call import default_loss
 from secateur.criteria.base import Context
-from secateur.criteria.fisher import Fisher
-from secateur.criteria.gauss_newton import GaussNewton
-from secateur.criteria.kfac import KroneckerCurvature
-from secateur.criteria.obd import OptimalBrainDamage
+from secateur.criteria.curvature.fisher import Fisher
+from secateur.criteria.curvature.gauss_newton import GaussNewton
+from secateur.criteria.curvature.kfac import KroneckerCurvature
+from secateur.criteria.curvature.obd import OptimalBrainDamage
 from secateur.errors import RecipeError
+from secateur.model.call import default_loss
 from secateur.recover import finetune
+from secateur.statistics.curvature import hessian
+from secateur.statistics.curvature.hessian import exact_diagonal, hutchinson_diagonal
+from secateur.statistics.gradients.functional import set_aside
+from secateur.statistics.gradients.per_sample import batch_gradients, per_sample_gradients
+from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Group, Span
 
 H = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 2.0]], dtype=torch.float64)

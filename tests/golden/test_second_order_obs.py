@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.calibrate.inverse import Blocks, LowRank, damped_cholesky
-from secateur.calibrate.notes import CurvatureWarning
-from secateur.calibrate.per_sample import per_sample_gradients
-from secateur.call import default_loss
 from secateur.criteria.base import Context
-from secateur.criteria.fisher import Fisher
-from secateur.criteria.kfac import KroneckerCurvature
-from secateur.criteria.magnitude import Magnitude
-from secateur.criteria.obd import OptimalBrainDamage
-from secateur.criteria.obs import OptimalBrainSurgeon, prune_in_chunks
+from secateur.criteria.curvature.fisher import Fisher
+from secateur.criteria.curvature.kfac import KroneckerCurvature
+from secateur.criteria.curvature.obd import OptimalBrainDamage
+from secateur.criteria.curvature.obs import OptimalBrainSurgeon, prune_in_chunks
+from secateur.criteria.weights.magnitude import Magnitude
 from secateur.errors import InputError, RecipeError
+from secateur.model.call import default_loss
+from secateur.statistics.curvature.inverse import Blocks, LowRank, damped_cholesky
+from secateur.statistics.gradients.per_sample import per_sample_gradients
+from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Group, Span
 
 H = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 2.0]], dtype=torch.float64)

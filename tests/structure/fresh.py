@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.call import call, outputs
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.files.safe import load_tensors, save_tensors
 from secateur.loading import fill
+from secateur.model.call import call, outputs
 
 KINDS = ("channel", "head", "head_dim", "conv_group")
 Build = Callable[[str, int], tuple[nn.Module, Any]]  # name and seed -> model, example

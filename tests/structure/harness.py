@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.apply.cut import cut_copy
-from secateur.apply.verify import certify
-from secateur.call import call, outputs
-from secateur.selection.granularity import STRUCTURAL
+from secateur.kinds.slices.cut import cut_copy
+from secateur.kinds.slices.replay import certify
+from secateur.kinds.weights.granularity import STRUCTURAL
+from secateur.model.call import call, outputs
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture, quiet

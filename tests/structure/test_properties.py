@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.apply.cut import cut_copy
-from secateur.apply.verify import Replay, certify
 from secateur.errors import CertificateError, SecateurError, UnsupportedError
+from secateur.kinds.slices.cut import cut_copy
+from secateur.kinds.slices.replay import Replay, certify
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture

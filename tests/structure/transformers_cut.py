@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.cut import cut_copy
-from secateur.apply.verify import certify
-from secateur.call import outputs
+from secateur.kinds.slices.cut import cut_copy
+from secateur.kinds.slices.replay import certify
+from secateur.model.call import outputs
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture

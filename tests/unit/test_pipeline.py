@@ -145,8 +145,8 @@ def test_saving_refuses_to_overwrite(tmp_path):
 def test_fallbacks_of_a_criterion_degrade_the_run_and_doubts_are_repeated(monkeypatch):
     import warnings
 
-    from secateur.calibrate.notes import CurvatureWarning
     from secateur.criteria import Magnitude, StationaryWarning
+    from secateur.statistics.notes import CurvatureWarning
 
     real = Magnitude.score
 

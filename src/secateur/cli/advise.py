@@ -39,9 +39,9 @@ def advise(
     verbose: options.Verbose = False,
 ) -> int:
     """Recommend a criterion, a granularity and a schedule for MODEL, with reasons and a recipe."""
+    from secateur.advice import advise as ask
     from secateur.cli import job as jobs
     from secateur.files import atomic_write
-    from secateur.search import advise as ask
 
     jobs.use_threads(threads)
     if out is not None:

@@ -13,7 +13,7 @@ from secateur.cli.console import emit, say, write
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, RecipeError
 
 if TYPE_CHECKING:
-    from secateur.search import Comparison
+    from secateur.comparison import Comparison
 
 FILES = ("compare.html", "results.csv", "compare.md", "summary.json", "manifest.json")
 
@@ -56,7 +56,7 @@ def compare(
     """Compare criteria on MODEL: same bases, samples, batches and budgets, with controls and tests."""
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
-    from secateur.search import compare_study
+    from secateur.comparison import study as compare_study
 
     # Networks of a preset are so small that threads wait for each other longer than they compute.
     jobs.use_threads(threads or (1 if preset else None))
@@ -112,7 +112,7 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def _command(study: object, out: Path, recover: str | None, preset: str | None) -> str:
-    from secateur.search.compare_study import Study
+    from secateur.comparison.study import Study
 
     assert isinstance(study, Study)
     words = ["secateur", "compare", study.model, "--data", study.data, "--criteria", ",".join(study.criteria)]

@@ -44,9 +44,9 @@ def estimate(
 def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
     """Plan, apply the plan to a copy in memory, certify it, count and time both; nothing is recovered."""
     from secateur import report
-    from secateur.call import device_of
     from secateur.cli.progress import Stages
     from secateur.measure import latency, snapshot
+    from secateur.model.call import device_of
     from secateur.pipeline import plan_by
 
     example, wanted = work.needed_example(), settings.measure

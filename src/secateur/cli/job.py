@@ -54,9 +54,9 @@ class Job:
 
 def read_recipe(recipe: str | None, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
     """The recipe with its overrides; the criterion is looked up at once, before anything long starts."""
+    from secateur.kinds.weights import parse
     from secateur.planning.build import is_structured, rule_of
     from secateur.recipe import load_recipe
-    from secateur.selection import parse
 
     changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or DEFAULT_RECIPE, changes)
@@ -102,7 +102,7 @@ def _check_fit(source: Source, data: DataSet) -> None:
     """Where the model runs on its own example and fails on the data's, the data are what does not fit."""
     import torch
 
-    from secateur.call import call, describe, evaluating
+    from secateur.model.call import call, describe, evaluating
 
     with evaluating(source.model), torch.no_grad():
         call(source.model, source.example)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from secateur.call import default_loss
 from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.model.call import default_loss
 from secateur.types import Data, Group, Loss
 
 Reduction = Literal["sum", "mean", "max"]

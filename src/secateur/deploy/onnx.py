@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.call import call, describe, evaluating, outputs, with_batch_size
 from secateur.errors import CertificateError, FileRefusedError, RecipeError, ResourceError, UnsupportedError
+from secateur.model.call import call, describe, evaluating, outputs, with_batch_size
 
 # protobuf refuses messages of 2 GiB and more; larger weights go to a file beside the model.
 _INLINE_LIMIT = 1_500_000_000
@@ -62,7 +62,7 @@ def export_onnx(
 
     Args:
         model: on the CPU; left as it is.
-        example: what `secateur.call.call` takes; its tensors are the inputs of the graph.
+        example: what `secateur.model.call.call` takes; its tensors are the inputs of the graph.
         path: where the file goes; weights above 1.5 GB go beside it as ``NAME.data``.
         dynamic_batch: leave the first dimension of every input open, and check two batch sizes.
         tolerance: allowed difference, absolute, per 1.0 of the largest output magnitude (at least 1.0).

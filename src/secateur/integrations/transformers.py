@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.layers import compare
-from secateur.call import call, device_of, outputs
 from secateur.errors import CertificateError, ForwardError
+from secateur.kinds.layers.drop import compare
+from secateur.model.call import call, device_of, outputs
 from secateur.structure.capture import quiet
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -49,8 +49,8 @@ def express(model: nn.Module, cut: nn.Module, example: Any = None) -> Any | None
     Args:
         model: the original, whole.
         cut: the cut model.
-        example: what `secateur.call.call` takes: the rebuilt model must give the outputs of the cut one on it. Without
-            it all numbers and buffers that the two models hold must agree, which refuses some that would do.
+        example: what `secateur.model.call.call` takes: the rebuilt model must give the outputs of the cut one on it.
+            Without it all numbers and buffers that the two models hold must agree, which refuses some that would do.
 
     Returns:
         a new config object, or None: widths that differ from layer to layer, or sizes that no config field sets.

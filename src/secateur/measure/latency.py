@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.call import batch_size_of, call, device_of, evaluating, to_device, with_batch_size
 from secateur.errors import InputError, RecipeError
+from secateur.model.call import batch_size_of, call, device_of, evaluating, to_device, with_batch_size
 from secateur.types import Latency
 
 Timer = Callable[[], float]
@@ -36,7 +36,7 @@ def latency(
 
     Args:
         models: name -> model; all take the same example.
-        example: what `secateur.call.call` takes.
+        example: what `secateur.model.call.call` takes.
         rounds: timed forward passes per model, at least 1.
         warmup: untimed rounds before them.
         threads: CPU threads to use; None leaves the setting alone. Put back afterwards.

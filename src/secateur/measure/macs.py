@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.call import call, device_of, evaluating, to_device
+from secateur.model.call import call, device_of, evaluating, to_device
 
 
 def macs(model: nn.Module, example: Any) -> int:
@@ -26,7 +26,7 @@ def macs(model: nn.Module, example: Any) -> int:
 
     Args:
         model: any module.
-        example: what `secateur.call.call` takes; moved to the model's device.
+        example: what `secateur.model.call.call` takes; moved to the model's device.
 
     Returns:
         Multiply-accumulates (FLOPs / 2); 0 where no counted operation runs.

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.call import (
+from secateur.errors import InputError, NonFiniteError
+from secateur.model.call import (
     call,
     describe,
     device_of,
@@ -18,7 +19,6 @@ from secateur.call import (
     to_example,
     to_target,
 )
-from secateur.errors import InputError, NonFiniteError
 from secateur.types import Data, Evaluate
 
 

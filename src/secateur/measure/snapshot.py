@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from secateur.call import describe, outputs
 from secateur.errors import NonFiniteError
 from secateur.measure.counts import num_nonzero, num_params, size_bytes
 from secateur.measure.macs import count
 from secateur.measure.quality import quality
+from secateur.model.call import describe, outputs
 from secateur.types import Evaluate, Latency, Snapshot
 
 
@@ -27,7 +27,7 @@ def snapshot(
 
     Args:
         model: any module; left as it is.
-        example: what `secateur.call.call` takes; None = the forward is not run and ``macs`` is None.
+        example: what `secateur.model.call.call` takes; None = the forward is not run and ``macs`` is None.
         evaluate: ``evaluate(model)`` -> number or mapping of numbers; None = no quality.
         latency_ms: what `latency` measured for this model.
 

@@ -8,18 +8,18 @@ from typing import Any, Literal
 from torch import nn
 
 from secateur import criteria
-from secateur.apply.mask import expand
-from secateur.call import device_of
+from secateur.amounts.select import select
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, UnsupportedError
+from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, parse
+from secateur.kinds.weights.nm import NM
+from secateur.masks import expand
 from secateur.measure.staircase import width_grid
+from secateur.model.call import device_of
 from secateur.planning.cuts import AMOUNTS, cut_plan
 from secateur.planning.experts import expert_groups, expert_plan
 from secateur.planning.layers import layer_groups, layer_plan
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint
-from secateur.selection.granularity import STRUCTURAL, Granularity, parse
-from secateur.selection.nm import NM
-from secateur.selection.select import select
 from secateur.structure.capture import capture
 from secateur.structure.groups import structure
 from secateur.structure.record import Record

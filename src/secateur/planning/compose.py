@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.cut import cut_copy, cut_tensor
 from secateur.errors import PlanMismatchError, UnsupportedError
+from secateur.kinds.slices.cut import cut_copy, cut_tensor
 from secateur.planning.plan import Plan, fingerprint
 from secateur.types import Certificate
 

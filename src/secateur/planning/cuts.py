@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.cut import cut_copy
-from secateur.apply.verify import certify
+from secateur.amounts.order import Counts, RemovalOrder, removal_order, removals_for
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, TargetError, UnsupportedError
+from secateur.kinds.slices.cut import cut_copy
+from secateur.kinds.slices.replay import certify
 from secateur.measure.latency import latency
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
-from secateur.selection.budget import Counts, RemovalOrder, removal_order, removals_for
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture

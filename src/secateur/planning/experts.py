@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.experts import certify_experts
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, TargetError, UnsupportedError
+from secateur.kinds.experts.find import Mixture, expert_counts, find_mixtures, split_routers
+from secateur.kinds.experts.prove import certify_experts
 from secateur.planning.cuts import Decision, Search
 from secateur.planning.expressible import require_native, require_transformers
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
-from secateur.structure.experts import Mixture, expert_counts, find_mixtures, split_routers
 from secateur.structure.groups import Structure, structure
 from secateur.structure.record import Record
 from secateur.types import Certificate, Group

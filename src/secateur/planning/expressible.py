@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.cut import cut_copy
+from secateur.amounts.order import Counts, RemovalOrder, removals_for
 from secateur.errors import CertificateError, RecipeError, UnsupportedError
 from secateur.integrations.transformers import (
     Edits,
@@ -26,8 +26,8 @@ from secateur.integrations.transformers import (
     shapes_of,
     solutions,
 )
+from secateur.kinds.slices.cut import cut_copy
 from secateur.planning.cuts import Decision, Search
-from secateur.selection.budget import Counts, RemovalOrder, removals_for
 from secateur.structure.axes import leaves, size_after
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.layers import Layers, block_names, compare, dropped, identity_outputs
-from secateur.call import call, outputs
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
+from secateur.kinds.layers.drop import Layers, block_names, compare, dropped, identity_outputs
+from secateur.model.call import call, outputs
 from secateur.structure.capture import quiet
-from secateur.structure.layers import Stack
 from secateur.structure.provenance import Attribute, owners
+from secateur.structure.stacks import Stack
 from secateur.types import Lock
 
 INDEX = re.compile(r"(^|_)(idx|index|id|layer|block|number|num|no|i|depth)s?($|_)")

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.layers import Layers, certify_layers, dropped
+from secateur.amounts.order import RemovalOrder, removal_order
 from secateur.criteria.base import Context, Criterion, named_tensors, require_finite
 from secateur.errors import RecipeError, TargetError, UnsupportedError
 from secateur.integrations.transformers import shapes_of
+from secateur.kinds.layers.drop import Layers, certify_layers, dropped
 from secateur.planning.cuts import AMOUNTS, below, relative_scores
 from secateur.planning.expressible import require_native, require_transformers, searched
 from secateur.planning.followers import decision, probe
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
-from secateur.selection.budget import RemovalOrder, removal_order
-from secateur.structure.layers import Stack, find_stacks
 from secateur.structure.provenance import Attribute
+from secateur.structure.stacks import Stack, find_stacks
 from secateur.types import Certificate, Group, Span
 
 TARGETS = (*AMOUNTS, "params", "macs", "memory_bytes")

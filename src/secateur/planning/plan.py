@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.apply.cut import Cuts, check, cut_copy, cut_model, named_tensors
-from secateur.apply.ema import Averages, migration
-from secateur.apply.layers import Layers, check_layers, drop_copy, drop_layers
-from secateur.apply.mask import mask_model
 from secateur.errors import CertificateError, FileRefusedError, PlanMismatchError
 from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json
 from secateur.files.seeds import canonical_json, stable_hash
+from secateur.kinds.layers.drop import Layers, check_layers, drop_copy, drop_layers
+from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model, named_tensors
+from secateur.masks import mask_model
+from secateur.planning.averages import Averages, migration
 from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute, owner_at

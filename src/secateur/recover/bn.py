@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.call import call, device_of, evaluating, to_device, to_example
 from secateur.errors import InputError, NonFiniteError
+from secateur.model.call import call, device_of, evaluating, to_device, to_example
 from secateur.types import Data
 
 
@@ -54,7 +54,7 @@ def refresh_batchnorm(model: nn.Module, data: Data, batches: int = 20) -> int:
 
     Args:
         model: changed in place: ``running_mean``, ``running_var`` and ``num_batches_tracked``.
-        data: batches as in `secateur.call.to_example`; one pass, so a generator will do.
+        data: batches as in `secateur.model.call.to_example`; one pass, so a generator will do.
         batches: at most so many are read.
 
     Returns:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.call import (
+from secateur.errors import ForwardError, InputError, NonFiniteError, RecipeError, SecateurError
+from secateur.model.call import (
     default_loss,
     describe,
     device_of,
@@ -22,7 +23,6 @@ from secateur.call import (
     require_reiterable,
     to_device,
 )
-from secateur.errors import ForwardError, InputError, NonFiniteError, RecipeError, SecateurError
 from secateur.recover.masks import MaskHolder
 from secateur.recover.optimizers import Factory, Schedule, build_optimizer, rate_factor, resolve_schedule
 from secateur.types import Batch, Data, Loss
@@ -81,7 +81,7 @@ def finetune(
         model: changed in place; runs in train mode, its modes and gradients are put back.
         data: batches. Where it has ``set_epoch``, that is called before each pass. More than one pass needs
             data that can be read again.
-        loss: ``loss(model, batch) -> scalar``; None = `secateur.call.default_loss`.
+        loss: ``loss(model, batch) -> scalar``; None = `secateur.model.call.default_loss`.
         optimizer: ``{"name": "sgd"|"adam"|"adamw", "lr": ...}``, a callable ``parameters -> Optimizer``, or
             None for SGD (0.01, momentum 0.9, weight decay 5e-4).
         schedule: "constant", "linear", "cosine" or a callable ``(step, total steps) -> factor``.

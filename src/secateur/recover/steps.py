@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.apply.cut import Cuts
 from secateur.errors import RecipeError
+from secateur.kinds.slices.cut import Cuts
 from secateur.recover.bn import refresh_batchnorm
 from secateur.recover.finetune import Record, finetune
 from secateur.solve.obs_update import obs_update

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.cut import Cuts
 from secateur.criteria.base import Context
-from secateur.criteria.obs import OptimalBrainSurgeon
+from secateur.criteria.curvature.obs import OptimalBrainSurgeon
 from secateur.errors import RecipeError
+from secateur.kinds.slices.cut import Cuts
 from secateur.types import Data, Group, Loss, Span
 
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.cut import Cuts
-from secateur.calibrate.activations import few_samples, finite
-from secateur.calibrate.functional import batches
-from secateur.calibrate.gram import Geometry, Sampler, geometry
-from secateur.call import require_reiterable, to_example
 from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, UnsupportedError
+from secateur.kinds.slices.cut import Cuts
+from secateur.model.call import require_reiterable, to_example
 from secateur.solve.shortcut import Shortcut, find_shortcut
+from secateur.statistics.activations.gram import Geometry, Sampler, geometry
+from secateur.statistics.activations.observe import Flow, Observer, Site, argument
+from secateur.statistics.activations.streams import few_samples, finite
+from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture
-from secateur.structure.observe import Flow, Observer, Site, argument
 from secateur.structure.record import Record, Ref
 from secateur.types import Data
 

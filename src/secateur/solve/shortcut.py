@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.structure.observe import Flow, Site, argument
+from secateur.statistics.activations.observe import Flow, Site, argument
 from secateur.structure.record import Ref, Step
 from secateur.structure.rules.base import base_name
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.call import to_example
 from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.model.call import to_example
 from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
 from secateur.sources.images import LABEL_COLUMNS, load_folder, load_parquet

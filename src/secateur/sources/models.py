@@ -29,7 +29,7 @@ class Source:
     Args:
         name: the word.
         model: the module.
-        example: an input for `secateur.call.call`, or None where the word does not say.
+        example: an input for `secateur.model.call.call`, or None where the word does not say.
         data: DATA word that fits the model, or "".
         trained: whether the weights are more than a random start.
         tokenizer: tokenizer of an hf: model, or None.

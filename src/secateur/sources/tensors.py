@@ -101,7 +101,7 @@ class DataSet:
         train: shuffled batches with targets.
         calibration: batches for statistics and scores, taken from the training samples.
         test: batches that neither training nor calibration has seen; None where the source has none.
-        example: an input for `secateur.call.call`, or None where the source does not say.
+        example: an input for `secateur.model.call.call`, or None where the source does not say.
         num_classes: number of classes, or None where the targets are none.
     """
 

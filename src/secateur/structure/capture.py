@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from secateur.call import call, outputs
 from secateur.errors import ForwardError
+from secateur.model.call import call, outputs
 from secateur.structure import rules, sites
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import Dim, Expr, TrackedInt, is_literal, tracked_attributes

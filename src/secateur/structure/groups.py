@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from secateur.protect import protected
+from secateur.model.protect import protected
 from secateur.structure.attributes import settle
 from secateur.structure.axes import Atom, leaves, resolve, unit_index
 from secateur.structure.record import Axes, Record

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.criteria.base import Context
-from secateur.selection import parse
+from secateur.kinds.weights import parse
 from secateur.types import Group, Loss, Span
 
 KINDS: dict[str, Any] = {

@@ -17,11 +17,11 @@ from secateur.cli.demo import recipe_for
 from secateur.cli.job import read_recipe
 from secateur.cli.progress import Stages
 from secateur.cli.prune import finish
+from secateur.kinds.weights import granularity
+from secateur.kinds.weights.granularity import STRUCTURAL
 from secateur.recipe import load_recipe
 from secateur.report import Fallback
 from secateur.result import Result
-from secateur.selection import granularity
-from secateur.selection.granularity import STRUCTURAL
 
 SLOW = Fallback(stage="apply", what="slow path")
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.amounts import select
 from secateur.criteria import Context, Magnitude
 from secateur.errors import RecipeError
-from secateur.selection import select
 from secateur.testing import tiny_scene
 from secateur.types import Group, Span
 

@@ -47,7 +47,7 @@ def build(kind: str, seed: int = 0):
 
 
 def outputs_of(model, example):
-    from secateur.call import outputs
+    from secateur.model.call import outputs
 
     with torch.no_grad():
         return outputs(model.eval()(**example))

@@ -239,7 +239,7 @@ def test_inplace_cut_keeps_parameters_grads_and_optimizer_alive():
 
 
 def test_a_failing_inplace_cut_rolls_back_bit_for_bit(monkeypatch):
-    from secateur.apply import cut as module
+    from secateur.kinds.slices import cut as module
 
     model, x = net(), example()
     plan = sc.plan(model, x, target={"sparsity": 0.3})

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.apply.mask import mask_model
 from secateur.errors import InputError, RecipeError
+from secateur.masks import mask_model
 from secateur.recipe import load_recipe
 from secateur.recover import finetune
 from secateur.solve.obs_update import obs_update

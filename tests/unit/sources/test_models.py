@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.call import call
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.measure import accuracy, num_params
+from secateur.model.call import call
 from secateur.sources import build_convnet, resolve_data, resolve_model, train_demo
 
 

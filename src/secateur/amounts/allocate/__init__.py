@@ -1,0 +1,23 @@
+"""How much is removed from which group: one allocation per file, each registered here."""
+
+from secateur.amounts.allocate.base import Amounts, Request, allocate, apportion, names, register, round_half_up
+from secateur.amounts.allocate.erk import erk, erk_densities
+from secateur.amounts.allocate.global_ import global_
+from secateur.amounts.allocate.lamp import lamp, lamp_scores
+from secateur.amounts.allocate.uniform import uniform
+
+__all__ = [
+    "Amounts",
+    "Request",
+    "allocate",
+    "apportion",
+    "erk",
+    "erk_densities",
+    "global_",
+    "lamp",
+    "lamp_scores",
+    "names",
+    "register",
+    "round_half_up",
+    "uniform",
+]

@@ -1,1 +1,0 @@
-"""Plan and model in, pruned model out: masks, cuts, replay and verification."""

@@ -1,1 +1,0 @@
-"""Data -> statistics, streamed batch by batch: gradients, curvature, activation moments."""

@@ -1,0 +1,120 @@
+"""Does a score tell what the loss will do? Sampled units are left out one by one, and the loss is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.comparison.statistics import spearman
+from secateur.criteria.base import untouched
+from secateur.errors import InputError
+from secateur.model.call import batch_size_of, default_loss, device_of, to_device, to_example
+from secateur.statistics.gradients.functional import mean_loss, parameters
+from secateur.structure.stacks import bypassed
+from secateur.types import Batch, Group, Loss
+
+Picks = dict[str, list[int]]
+FEWEST = 4  # units of a layer whose order says anything
+
+
+def pick(groups: Sequence[Group], count: int, seed: int) -> Picks:
+    """About `count` units, as many from every group, at random; all of a group that has fewer.
+
+    Args:
+        groups: the units.
+        count: how many in all; with more groups than that, some groups give none.
+        seed: of the choice.
+
+    Returns:
+        Group name -> unit numbers in ascending order; layers that may not go are not among them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(groups), generator=generator)[:count].sort().values.tolist()
+    each = max(1, count // max(1, len(order)))
+    found = {}
+    for group in (groups[place] for place in order):
+        free = group.attributes.get("free")
+        units = torch.arange(group.size) if free is None else torch.tensor(free).nonzero().flatten()
+        chosen = torch.randperm(len(units), generator=generator)[:each]
+        found[group.name] = units[chosen].sort().values.tolist()
+    return found
+
+
+def loss_changes(
+    model: nn.Module, groups: Sequence[Group], picks: Picks, batches: Sequence[Batch], loss: Loss | None
+) -> dict[str, Tensor] | None:
+    """Rise of the mean loss without one unit: a whole layer is left out, others are zero wherever they live.
+
+    Args:
+        model: in eval mode meanwhile; its weights are swapped, never written to.
+        groups: the units.
+        picks: which of them.
+        batches: what was scored with.
+        loss: ``loss(model, batch) -> scalar``; default from the batches.
+
+    Returns:
+        Group name -> float64 [picked units]; None where the batches have no target and no loss was given.
+
+    Cost: one forward pass over the batches per unit.
+    """
+    rule, device = loss or default_loss, device_of(model)
+    kept = [(to_device(batch, device), batch_size_of(to_example(batch))) for batch in batches]
+    with untouched(model, seed=0), torch.no_grad():
+        model.eval()
+        try:
+            whole = mean_loss(model, rule, kept, {})
+        except InputError:
+            return None
+        found = {}
+        for group in groups:
+            changes = []
+            for unit in picks.get(group.name, []):
+                # A block of zeros is no missing block: behind a norm it silences the path around it as well.
+                gone = [group.attributes["blocks"][unit]] if group.granularity == "layer" else []
+                with bypassed(model, gone):
+                    changes.append(mean_loss(model, rule, kept, {} if gone else _without(model, group, unit)) - whole)
+            found[group.name] = torch.tensor(changes, dtype=torch.float64)
+    return found
+
+
+def _without(model: nn.Module, group: Group, unit: int) -> dict[str, Tensor]:
+    """The parameters of a unit, with the unit at zero."""
+    spans = [span for span in group.spans if span.role != "state"]
+    known = parameters(model, [span.tensor for span in spans])
+    for span in spans:
+        value = known[span.tensor]
+        if span.index is None:
+            flat = value.reshape(-1).clone()  # in logical order, whatever the memory format
+            flat[unit] = 0
+            value = flat.view(value.shape)
+        else:
+            value = torch.where(span.index.to(value.device) == unit, torch.zeros_like(value), value)
+        known[span.tensor] = value
+    return known
+
+
+def agreement(scores: Mapping[str, Tensor], picks: Picks, truth: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Spearman's rank correlation of scores with the measured changes.
+
+    Returns:
+        ``all``: over all picked units, which a criterion needs that lets layers compete; ``within``: mean over the
+        layers, which is what it needs where every layer loses as much. None where nothing can be said.
+    """
+    chosen = {name: scores[name].flatten()[units].double().tolist() for name, units in picks.items()}
+    inside = [spearman(chosen[name], truth[name].tolist()) for name in picks if len(picks[name]) >= FEWEST]
+    known = [value for value in inside if value is not None]
+    every = spearman([v for name in picks for v in chosen[name]], [v for name in picks for v in truth[name].tolist()])
+    return {"all": every, "within": mean(known) if known else None}
+
+
+def over_seeds(label: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, for the tables."""
+    out: dict[str, Any] = {"criterion": label, "seeds": len(found)}
+    for key in ("all", "within"):
+        values = [one[key] for one in found if one[key] is not None]
+        out[key] = mean(values) if values else None
+    return out

@@ -1,0 +1,318 @@
+"""From rows to answers: curves, paired differences, groups that cannot be told apart, rank agreement, costs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import mean, median, stdev
+from typing import Any
+
+from secateur.comparison.cells import AS_IS, INVERTED, SHUFFLED
+from secateur.comparison.fidelity import over_seeds
+from secateur.comparison.protocol import DENSE, NO_RECOVERY, REFERENCE, SCRATCH, Protocol
+from secateur.comparison.statistics import Paired, curve_mean, holm, kendall, paired
+
+Row = Mapping[str, Any]
+BETTER, WORSE, SAME, UNTESTED = "better", "worse", "not distinguishable", "not tested"
+
+
+def summarise(
+    rows: Sequence[Row],
+    protocol: Protocol,
+    told: Sequence[Mapping[str, Any]] = (),
+    modules: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Everything that the report says, as plain data.
+
+    Args:
+        rows: results of all runs, also of those that were refused or diverged.
+        protocol: of the comparison.
+        told: per seed the agreement of every criterion with measured changes of the loss.
+        modules: names in the model's order, in which layers are shown.
+
+    Returns:
+        ``dense``, ``curves`` (per recovery and criterion), ``boards`` (per recovery and level, with differences to
+        magnitude), ``curve_means``, ``rank_agreement``, ``ablations``, ``fidelity``, ``layers`` (what each
+        criterion leaves of them), ``scoring``, ``cost``, ``refused``, ``pairing``.
+    """
+    good = [row for row in rows if row["status"] == "ok"]
+    plain = [row for row in good if row["variant"] == AS_IS]
+    recoveries = [*protocol.recoveries]
+    return {
+        "metric": protocol.metric,
+        "maximize": protocol.maximize,
+        "seeds": list(protocol.seeds),
+        "bases": len({row["base"] for row in rows}),
+        "dense": {r: _spread(list(_by_seed(_where(plain, DENSE, 0.0, r), protocol).values())) for r in recoveries},
+        "curves": {r: _curves(plain, protocol, r) for r in recoveries},
+        "boards": [
+            _board(plain, protocol, recovery, level)
+            for recovery in recoveries
+            for level in (protocol.levels if recovery == NO_RECOVERY else protocol.recover_levels)
+        ],
+        "curve_means": {r: _curve_means(plain, protocol, r) for r in recoveries},
+        "rank_agreement": {r: _agreement(plain, protocol, r) for r in recoveries},
+        "ablations": _ablations(good, protocol),
+        "fidelity": _fidelity(told),
+        "layers": _layers(plain, protocol, modules),
+        "scoring": _scoring(plain),
+        "cost": _cost(plain, protocol),
+        "refused": _refused(rows),
+        "pairing": pairing(good),
+    }
+
+
+def pairing(rows: Sequence[Row]) -> dict[str, Any]:
+    """Whether all recoveries of a seed really saw the same batches, by the hashes that were taken of them."""
+    seen: dict[tuple[int, str], set[str]] = {}
+    for row in rows:
+        if row.get("recovery_hash"):
+            seen.setdefault((row["seed"], row["recovery"]), set()).add(row["recovery_hash"])
+    broken = sorted(f"seed {seed}, {recovery}" for (seed, recovery), hashes in seen.items() if len(hashes) > 1)
+    return {"checked": len(seen), "broken": broken}
+
+
+def methods(rows: Sequence[Row]) -> list[str]:
+    """Labels of the criteria, in the order of their first run; the dense control is none of them."""
+    return [label for label in dict.fromkeys(str(row["criterion"]) for row in rows) if label != DENSE]
+
+
+def _where(rows: Sequence[Row], label: str, level: float, recovery: str) -> list[Row]:
+    # Training from scratch stands beside the recovered networks of the same size, whatever these are called.
+    wanted = SCRATCH if label == SCRATCH and recovery != NO_RECOVERY else recovery
+    return [r for r in rows if r["criterion"] == label and r["level"] == level and r["recovery"] == wanted]
+
+
+def _by_seed(rows: Sequence[Row], protocol: Protocol) -> dict[int, float]:
+    return {row["seed"]: float(row["quality"][protocol.metric]) for row in rows}
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "mean": mean(values) if values else None,
+        "sd": stdev(values) if len(values) > 1 else None,
+        "seeds": len(values),
+    }
+
+
+def _curves(rows: Sequence[Row], protocol: Protocol, recovery: str) -> dict[str, list[dict[str, Any]]]:
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for label in methods(rows):
+        points = []
+        for level in protocol.levels:
+            found = _where(rows, label, level, recovery)
+            if found:
+                points.append(
+                    {"level": level, **_spread(list(_by_seed(found, protocol).values())), **_sizes(found)},
+                )
+        if points:
+            curves[label] = points
+    return curves
+
+
+def _sizes(rows: Sequence[Row]) -> dict[str, Any]:
+    sizes = {key: mean(row[key] for row in rows) for key in ("params", "nonzero", "macs", "sparsity", "least_kept")}
+    ratios = [row["latency_ms"]["median"] / row["dense_latency_ms"]["median"] for row in rows if "latency_ms" in row]
+    return {**sizes, "latency_share": median(ratios) if ratios else None}
+
+
+def _board(rows: Sequence[Row], protocol: Protocol, recovery: str, level: float) -> dict[str, Any]:
+    """The ranking at one strength, with every method tested against magnitude and against the best."""
+    values = {label: _by_seed(_where(rows, label, level, recovery), protocol) for label in methods(rows)}
+    values = {label: found for label, found in values.items() if found}
+    reference = values.get(REFERENCE, {})
+    tests = {k: paired(v, reference, confidence=protocol.confidence) for k, v in values.items() if k != REFERENCE}
+    corrected = holm({label: test.p for label, test in tests.items()})
+    order = sorted(values, key=lambda k: (-_sign(protocol) * mean(values[k].values()), k))
+    leading = _tied_with_first(values, order, protocol)
+    return {
+        "recovery": recovery,
+        "level": level,
+        "lines": [
+            {
+                "criterion": label,
+                **_spread(list(values[label].values())),
+                **_tested(tests.get(label), corrected.get(label), protocol),
+                "leading": label in leading,
+            }
+            for label in order
+        ],
+    }
+
+
+def _tied_with_first(values: Mapping[str, Mapping[int, float]], order: Sequence[str], protocol: Protocol) -> set[str]:
+    """The method with the best mean, and all that a corrected paired test cannot tell from it."""
+    if not order:
+        return set()
+    first = order[0]
+    tests = {label: paired(values[label], values[first], confidence=protocol.confidence) for label in order[1:]}
+    corrected = holm({label: test.p for label, test in tests.items()})
+    alpha = 1 - protocol.confidence
+    return {first, *(label for label, p in corrected.items() if p is None or p >= alpha)}
+
+
+def _tested(test: Paired | None, p: float | None, protocol: Protocol) -> dict[str, Any]:
+    if test is None:
+        return {"difference": None, "half": None, "p": None, "p_holm": None, "verdict": "reference"}
+    known = not math.isnan(test.mean)
+    return {
+        "difference": test.mean if known else None,
+        "half": test.half,
+        "p": test.p,
+        "p_holm": p,
+        "verdict": _verdict(test, p, protocol),
+    }
+
+
+def _verdict(test: Paired, p: float | None, protocol: Protocol) -> str:
+    if p is None:
+        return SAME if test.pairs > 1 and test.mean == 0 else UNTESTED
+    if p >= 1 - protocol.confidence:
+        return SAME
+    return BETTER if test.mean * _sign(protocol) > 0 else WORSE
+
+
+def _curve_means(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[dict[str, Any]]:
+    """Area under the curve of quality over log density, per seed, compared in pairs: one test per method."""
+    levels = protocol.levels if recovery == NO_RECOVERY else protocol.recover_levels
+    areas: dict[str, dict[int, float]] = {}
+    for label in methods(rows):
+        for seed in protocol.seeds:
+            points = {level: _by_seed(_where(rows, label, level, recovery), protocol).get(seed) for level in levels}
+            whole = {level: value for level, value in points.items() if value is not None}
+            area = curve_mean(whole) if len(whole) == len(levels) else None
+            if area is not None:
+                areas.setdefault(label, {})[seed] = area
+    reference = areas.get(REFERENCE, {})
+    tests = {k: paired(v, reference, confidence=protocol.confidence) for k, v in areas.items() if k != REFERENCE}
+    corrected = holm({label: test.p for label, test in tests.items()})
+    order = sorted(areas, key=lambda k: (-_sign(protocol) * mean(areas[k].values()), k))
+    return [
+        {
+            "criterion": label,
+            **_spread(list(areas[label].values())),
+            **_tested(tests.get(label), corrected.get(label), protocol),
+        }
+        for label in order
+    ]
+
+
+def _agreement(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[dict[str, Any]]:
+    """Kendall's tau between the rankings at every two strengths."""
+    means: dict[float, dict[str, float]] = {}
+    for level in protocol.levels:
+        for label in methods(rows):
+            found = _by_seed(_where(rows, label, level, recovery), protocol)
+            if found and label != SCRATCH:
+                means.setdefault(level, {})[label] = mean(found.values())
+    pairs = []
+    for low, high in combinations(sorted(means), 2):
+        shared = sorted(set(means[low]) & set(means[high]))
+        tau = kendall([means[low][k] for k in shared], [means[high][k] for k in shared])
+        pairs.append({"levels": [low, high], "tau": tau, "criteria": len(shared)})
+    return pairs
+
+
+def _ablations(rows: Sequence[Row], protocol: Protocol) -> list[dict[str, Any]]:
+    """What the order of the units within each layer is worth: as is, minus shuffled, minus inverted."""
+    found = []
+    for level in protocol.ablation_levels:
+        for label in methods(rows):
+            values = {
+                variant: _by_seed(
+                    _where([r for r in rows if r["variant"] == variant], label, level, NO_RECOVERY), protocol
+                )
+                for variant in (AS_IS, SHUFFLED, INVERTED)
+            }
+            if not values[SHUFFLED]:
+                continue
+            line: dict[str, Any] = {"criterion": label, "level": level}
+            for variant in values:
+                line[variant] = _spread(list(values[variant].values()))["mean"]
+            for variant in (SHUFFLED, INVERTED):
+                test = paired(values[AS_IS], values[variant], confidence=protocol.confidence)
+                line[f"over_{variant}"] = {"difference": test.mean, "half": test.half}
+            found.append(line)
+    return found
+
+
+def _fidelity(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    labels = dict.fromkeys(label for seed in told for label in seed)
+    lines = [over_seeds(label, [seed[label] for seed in told if label in seed]) for label in labels]
+    return sorted(lines, key=lambda one: (-(one["all"] if one["all"] is not None else -2.0), one["criterion"]))
+
+
+def _layers(rows: Sequence[Row], protocol: Protocol, modules: Sequence[str]) -> dict[str, Any]:
+    """The share of its units that each group keeps at the middle level, mean over the seeds."""
+    level = protocol.levels[(len(protocol.levels) - 1) // 2]
+    place = {name: number for number, name in enumerate(modules)}
+
+    def order(name: str) -> tuple[int, list[tuple[int, str]]]:
+        module = name.partition("/")[0]
+        return place.get(module, place.get(module.rpartition(".")[0], len(place))), _natural(name)
+
+    kept: dict[str, list[float]] = {}
+    names: list[str] = []
+    for label in methods(rows):
+        shares = [row["kept"] for row in _where(rows, label, level, NO_RECOVERY)]
+        if shares:
+            names = names or sorted(shares[0], key=order)
+            kept[label] = [mean(share[name] for share in shares) for name in names]
+    return {"level": level, "groups": names, "kept": kept}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts block 2 before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _scoring(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What scoring alone costs, over the seeds."""
+    lines = []
+    for label in methods(rows):
+        costs = {row["seed"]: row["scoring"] for row in rows if row["criterion"] == label and row.get("scoring")}
+        if costs and label != SCRATCH:
+            lines.append({"criterion": label} | {k: _median(costs, k) for k in ("seconds", "epochs", "peak_bytes")})
+    return sorted(lines, key=lambda line: line["seconds"])
+
+
+def _median(costs: Mapping[int, Mapping[str, Any]], key: str) -> float | None:
+    known = [cost[key] for cost in costs.values() if cost[key] is not None]
+    return median(known) if known else None
+
+
+def _cost(rows: Sequence[Row], protocol: Protocol) -> list[dict[str, Any]]:
+    """Scoring and recovery together: what each method really took."""
+    lines = []
+    for recovery in protocol.recoveries:
+        for label in methods(rows):
+            found = [r for r in rows if r["criterion"] == label and r["recovery"] == recovery and r.get("scoring")]
+            if found and recovery != NO_RECOVERY:
+                lines.append(
+                    {
+                        "criterion": label,
+                        "recovery": recovery,
+                        "seconds": median(r["scoring"]["seconds"] + r["recovery_seconds"] for r in found),
+                        "batches": median(r["recovery_batches"] for r in found),
+                    }
+                )
+    return lines
+
+
+def _refused(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Runs without a result, each reason once."""
+    reasons: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            reasons.setdefault((row["criterion"], row["status"], row["why"]), []).append(row)
+    return [
+        {"criterion": label, "status": status, "why": why, "runs": len(found),
+         "levels": sorted({row["level"] for row in found})}
+        for (label, status, why), found in reasons.items()
+    ]  # fmt: skip
+
+
+def _sign(protocol: Protocol) -> int:
+    return 1 if protocol.maximize else -1

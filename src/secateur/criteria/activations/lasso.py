@@ -1,0 +1,139 @@
+"""LASSO channel selection: which inputs does the next layer need to give the output it gives now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateur.criteria.base import Context, Criterion, register
+from secateur.errors import RecipeError
+from secateur.statistics.activations.gram import Reading, readings, unit_gram
+from secateur.statistics.activations.lasso_path import drop_points, ordered_scores
+
+STRUCTURES = ("channel", "neuron", "head", "head_dim", "conv_group")
+
+
+def read(context: Context, positions: int | None) -> Mapping[str, list[Reading]]:
+    """Second moments of what the consumers of the context's groups read."""
+    assert context.data is not None
+    return readings(
+        context.model,
+        context.data,
+        context.groups,
+        positions=positions,
+        seed=context.seed,
+        record=context.capture,
+        progress=context.progress,
+    )
+
+
+def check_positions(positions: int | None) -> None:
+    """Refuse a number of places below one.
+
+    Raises:
+        RecipeError: it is below 1.
+    """
+    if positions is not None and positions < 1:
+        raise RecipeError(f"positions={positions!r} is below 1", hint="None takes every place")
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Lasso(Criterion):
+    """Remove first the units that a LASSO regression of the next layer's output drops first.
+
+    The idea: with Z_u the contribution of unit u to the output Y of its consumers, minimise
+    1/2 ||Y - sum_u beta_u Z_u||^2 + lambda ||beta||_1 and let lambda grow; a unit that others can stand in for
+    is dropped early. It sees redundancy, which no norm does. Refit the consumers after the cut
+    (`solve.refit_consumers`): the selection is made for that. A bad choice without data that look like those
+    of the task, and where consumers have more inputs than there are rows.
+
+    The exact path is followed (all penalties, no grid), so every number of survivors is met. The score is the
+    penalty at which the unit goes, per row and relative to the mean square of Y, raised where it has to be so
+    that the order of removal is strict.
+
+    Args:
+        positions: places in space taken per image and convolution; None takes all.
+        stages: after every stage the survivors' weights are refitted by least squares and the LASSO starts
+            again from them, as published; 1 follows one path to the end.
+
+    Raises:
+        RecipeError: positions or stages below 1, or no data.
+        UnsupportedError: a consumer that is no linear layer or plain convolution.
+        ResourceError: a consumer with more than 8192 columns.
+        NonFiniteError: an activation is NaN or Inf.
+
+    Cost:
+        One forward pass and N k^2 multiplications per consumer (N rows, k columns of its weight); then per
+        group about u^4 / 4 for u units, and k^3 per stage; no further data.
+
+    Source:
+        He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equations 1 to 4.
+    """
+
+    name: ClassVar[str] = "lasso"
+    summary: ClassVar[str] = "units that a LASSO regression of the next layer's output drops first matter least"
+    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    complexity: ClassVar[str] = "one forward pass, Gram matrices k x k, u solves of u x u"
+    speed: ClassVar[str] = "medium: no labels, no gradients"
+    best_for: ClassVar[str] = "channels of convolutional networks that are refitted instead of retrained"
+    source: ClassVar[str] = "He et al. 2017"
+    granularities: ClassVar[tuple[str, ...]] = STRUCTURES
+    promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+
+    positions: int | None = 16
+    stages: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below one."""
+        check_positions(self.positions)
+        if self.stages < 1:
+            raise RecipeError(f"stages={self.stages!r} is below 1", hint="1 follows one path to the end")
+
+    def _score(self, context: Context) -> dict[str, Tensor]:
+        found = read(context, self.positions)
+        return {g.name: _score_group(found[g.name], g.size, self.stages).view(g.shape) for g in context.groups}
+
+
+def _score_group(consumers: Sequence[Reading], units: int, stages: int) -> Tensor:
+    alive = torch.arange(units)
+    matrices = [reading.matrix for reading in consumers]
+    gram, output = _sums(consumers, units, matrices)
+    scale = max(float(output.sum()), 1e-300)
+    order: list[int] = []
+    levels: list[float] = []
+    for stage in range(stages):
+        points = drop_points(gram[alive][:, alive], output[alive]) / scale
+        goes = len(alive) - (units * (stages - 1 - stage)) // stages
+        first = torch.argsort(points, stable=True)
+        order += alive[first[:goes]].tolist()
+        levels += points[first[:goes]].tolist()
+        alive = alive[first[goes:]].sort().values
+        if len(alive) == 0:
+            break
+        matrices = [_refitted(reading, alive, units) for reading in consumers]
+        gram, output = _sums(consumers, units, matrices)
+    return ordered_scores(torch.tensor(order), torch.tensor(levels))
+
+
+def _sums(consumers: Sequence[Reading], units: int, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    pairs = [unit_gram(reading, units, matrix) for reading, matrix in zip(consumers, matrices, strict=True)]
+    return sum((k for k, _ in pairs), torch.zeros(())), sum((b for _, b in pairs), torch.zeros(()))
+
+
+def _refitted(reading: Reading, alive: Tensor, units: int, ridge: float = 1e-9) -> Tensor:
+    """Weights of the columns that survive, so that they give the whole output; zero elsewhere."""
+    out = torch.zeros_like(reading.matrix)
+    kept = torch.zeros(units, dtype=torch.bool).index_fill_(0, alive, True)
+    for g, (gram, matrix, unit) in enumerate(zip(reading.gram, reading.matrix, reading.unit, strict=True)):
+        stays = torch.where(unit >= 0, kept[unit.clamp(min=0)], True)
+        inner = gram[stays][:, stays]
+        damping = ridge * inner.diagonal().mean().clamp(min=1e-300)
+        wanted = gram[stays] @ matrix.T + damping * matrix.T[stays]
+        solution = torch.linalg.solve(inner + damping * torch.eye(len(inner), dtype=torch.float64), wanted)
+        out[g][:, stays] = solution.T
+    return out

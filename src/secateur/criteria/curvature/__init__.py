@@ -1,0 +1,1 @@
+"""Criteria from the second derivative of the loss."""

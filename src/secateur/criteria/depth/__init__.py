@@ -1,0 +1,1 @@
+"""Criteria for whole layers."""

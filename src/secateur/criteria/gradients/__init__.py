@@ -1,0 +1,1 @@
+"""Criteria from the first derivative of the loss."""

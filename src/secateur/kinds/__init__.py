@@ -1,0 +1,1 @@
+"""What can be removed, one room per kind: weights, slices, experts, layers."""

@@ -1,0 +1,1 @@
+"""Whole experts of a mixture."""

@@ -1,0 +1,178 @@
+"""The proof of a cut of whole experts: the original with the removed experts out of reach of its router."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur.errors import CertificateError, UnsupportedError
+from secateur.kinds.experts.find import Mixture
+from secateur.kinds.slices.cut import Cuts, cut_tensor, named_tensors
+from secateur.kinds.slices.replay import agreement, doubled, run_cut
+from secateur.model.call import call, outputs
+from secateur.structure.axes import Keep, kept
+from secateur.structure.capture import quiet
+from secateur.structure.record import Record
+from secateur.structure.rules.base import base_name
+from secateur.types import Certificate
+
+SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
+        "clone", "_to_copy", "to", "contiguous")  # fmt: skip
+FIRST = {"mm": 0, "bmm": 0, "matmul": 0, "mv": 0, "addmm": 1, "baddbmm": 1, "linear": -1}  # place of the left factor
+
+
+def certify_experts(
+    model: nn.Module,
+    cut: nn.Module,
+    example: Any,
+    record: Record,
+    mixtures: Sequence[Mixture],
+    keep: Keep,
+    cuts: Cuts,
+    *,
+    dtype: str = "float32",
+    tolerance: float | None = None,
+) -> Certificate:
+    """Prove that `cut` gives the outputs of `model` whose routers cannot choose the removed experts.
+
+    Args:
+        model: the original, whole; the router's biases change while it runs, then are as before.
+        cut: the model without the experts.
+        example: what `secateur.model.call.call` takes.
+        record: from `capture(model, example)`.
+        mixtures: the blocks of experts.
+        keep: atom id -> bool array of kept experts.
+        cuts: tensor name -> dimension -> kept indices.
+        dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
+        tolerance: as in `secateur.kinds.slices.replay.certify`.
+
+    Returns:
+        the certificate; outputs that list experts (the router's logits) are compared on those that stay.
+
+    Raises:
+        UnsupportedError: the cut model does not run, or the router is no product with its weight.
+        CertificateError: a tensor of the cut model is not what the plan keeps, or outputs differ.
+
+    Cost: one forward pass of each.
+    """
+    _same_slices(model, cut, cuts)
+    if dtype == "float64":
+        model, cut, example = (doubled(x) for x in (model, cut, example))
+    less = [(m, torch.from_numpy(~keep[m.atom.id])) for m in mixtures if m.atom.id in keep]
+    gone = {name: removed for m, removed in less for name in m.routers}
+    added = {name: removed for m, removed in less for name in m.biases}
+    tensors = named_tensors(model)
+    with quiet(model), torch.no_grad(), _without(tensors, added), _Masked(tensors, gone) as mode:
+        expected = [t.detach() for t in outputs(call(model, example))]
+    with quiet(cut), torch.no_grad():
+        answer = run_cut(
+            cut,
+            example,
+            when="without these experts",
+            hint="A number of experts is written somewhere that does not follow; protect the block named above.",
+        )
+    found = [t.detach() for t in outputs(answer)]
+    if mode.missed:
+        raise UnsupportedError(
+            f"{sorted(mode.missed)[0]!r} is used in a way that cannot be masked, so the cut cannot be proved.",
+            why="the router's logits are not a matrix product with this weight",
+            hint="Cut channels inside the experts instead (granularity: channel).",
+        )
+    expected = _kept_only(expected, record, keep)
+    if any(t.is_floating_point() and bool(torch.isnan(t).any()) for t in expected):
+        raise CertificateError(
+            "An output of the original is no number once the router leaves experts out.",
+            why="the router needs all of its experts",
+            hint="Cut channels inside the experts instead (granularity: channel).",
+        )
+    return agreement(
+        expected,
+        found,
+        tolerance,
+        method="masked-router",
+        differs="is not that of the original without the removed experts",
+        hint="The router may depend on experts in another way; nothing was changed or saved.",
+    )
+
+
+def _same_slices(model: nn.Module, cut: nn.Module, cuts: Cuts) -> None:
+    """Every expert of the cut model is the one that the plan keeps: also those that the example does not reach."""
+    whole, small = named_tensors(model), named_tensors(cut)
+    for name, tensor in whole.items():
+        wanted = cut_tensor(tensor, cuts.get(name, {}))
+        if name not in small or wanted.shape != small[name].shape or not torch.equal(wanted, small[name]):
+            raise CertificateError(
+                f"{name!r} of the cut model does not hold the slices that its plan keeps.",
+                why="the plan was changed after it was made, or the model between planning and cutting",
+                hint="Make the plan anew; nothing was changed or saved.",
+            )
+
+
+@contextmanager
+def _without(tensors: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> Iterator[None]:
+    """What is added to the choice of removed experts is minus infinity for a while."""
+    before = {name: tensors[name].detach().clone() for name in gone if tensors[name].is_floating_point()}
+    try:
+        for name in before:
+            if "bias" in name.rpartition(".")[2]:
+                tensor = tensors[name].data
+                tensor.masked_fill_(gone[name].to(tensor.device).view(tensor.shape), -torch.inf)
+        yield
+    finally:
+        for name, value in before.items():
+            tensors[name].data.copy_(value)
+
+
+class _Masked(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Products with a router's weight give minus infinity for the experts that are gone."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.gone = gone
+        self.missed = set(gone)
+        self.weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        for name in gone:
+            self.weights[tensors[name]] = name
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        named = [(i, self._name(a)) for i, a in enumerate(args)]
+        hits = [(i, name) for i, name in named if name is not None]
+        if not hits or not isinstance(result, Tensor):
+            return result
+        i, name = hits[0]
+        kind = base_name(func)
+        if kind in SAME:
+            self.weights[result] = name
+        elif kind in FIRST:
+            result = self._mask(result, name, -2 if i == FIRST[kind] and result.dim() > 1 else -1)
+        return result
+
+    def _name(self, value: Any) -> str | None:
+        found: str | None = self.weights.get(value) if isinstance(value, Tensor) else None  # type: ignore[no-untyped-call]
+        return found
+
+    def _mask(self, result: Tensor, name: str, d: int) -> Tensor:
+        gone = self.gone[name].to(result.device)
+        if result.shape[d] != len(gone):
+            return result
+        self.missed.discard(name)
+        return result.masked_fill(gone.view([-1] + [1] * (-d - 1)), -torch.inf)
+
+
+def _kept_only(expected: Sequence[Tensor], record: Record, keep: Keep) -> list[Tensor]:
+    """Outputs without the experts that are gone."""
+    cut = []
+    for tensor, number in zip(expected, record.outputs, strict=True):
+        dims = {d: kept(axis, keep) for d, axis in enumerate(record.axes[number])}
+        chosen = {d: torch.from_numpy(k.nonzero()[0]) for d, k in dims.items() if not k.all()}
+        cut.append(cut_tensor(tensor, chosen))
+    return cut

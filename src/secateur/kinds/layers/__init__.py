@@ -1,0 +1,1 @@
+"""Whole layers: blocks of a stack."""

@@ -1,0 +1,265 @@
+"""Whole blocks out of a stack: removal, the way back, and the proof against identity blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.errors import CertificateError, PlanMismatchError
+from secateur.kinds.slices.cut import computed_tensors, finish
+from secateur.kinds.slices.replay import TOLERANCE, compare_outputs, doubled
+from secateur.model.call import call, outputs
+from secateur.structure.capture import quiet
+from secateur.structure.provenance import Attribute, owner_at, read
+from secateur.structure.stacks import bypassed
+from secateur.types import Certificate
+
+Layers = Mapping[str, Mapping[str, Any]]  # container path -> {"size": n, "removed": [...], "lists": [[owner, name]]}
+
+
+def check_layers(model: nn.Module, layers: Layers) -> None:
+    """Refuse removals that do not fit the model.
+
+    Raises:
+        PlanMismatchError: names the container or list and what does not fit.
+    """
+    for path, entry in layers.items():
+        container = _container(model, path)
+        if container is None or len(container._modules) != entry["size"]:
+            found = "is no stack of blocks" if container is None else f"holds {len(container._modules)} blocks"
+            raise PlanMismatchError(
+                f"The plan removes blocks of {path!r}, which {found} in this model.",
+                why=f"it was made for {entry['size']} blocks",
+                hint="Load the plan onto the model that it was made for, before any other cut.",
+            )
+        removed = entry["removed"]
+        if len(set(removed)) == entry["size"] or any(not 0 <= i < entry["size"] for i in removed):
+            raise PlanMismatchError(f"The plan removes blocks of {path!r} that do not exist, or all of them.")
+        for owner, name in entry["lists"]:
+            value = _list_at(model, owner, name)
+            if value is None or len(value) != entry["size"]:
+                raise PlanMismatchError(f"The plan shortens {owner}.{name}, which is no list of {entry['size']} items.")
+
+
+def _container(model: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = model
+    for part in path.split(".") if path else []:
+        module = None if module is None else module._modules.get(part)
+    return module if isinstance(module, (nn.ModuleList, nn.Sequential)) else None
+
+
+def _list_at(model: nn.Module, owner: str, name: str) -> list[Any] | tuple[Any, ...] | None:
+    try:
+        value = vars(owner_at(model, owner)).get(name)
+    except (KeyError, TypeError):
+        return None
+    return value if type(value) in (list, tuple) else None
+
+
+def drop_layers(
+    model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int], optimizer: Optimizer | None = None
+) -> Callable[[], None]:
+    """Remove blocks in place: the following ones move up, lists and integers follow.
+
+    Args:
+        model: changed in place; the blocks that stay keep their identity.
+        layers: container path -> {"size", "removed", "lists"}.
+        attributes: integers to set, addressed by the names before the removal.
+        optimizer: forgets the parameters that are gone.
+
+    Returns:
+        a function that takes the removal back (the optimizer's part excepted).
+
+    Raises:
+        PlanMismatchError: the removals do not fit; nothing was changed.
+    """
+    check_layers(model, layers)
+    old_values = _values(model, attributes)
+    containers = {path: container for path in layers if (container := _container(model, path)) is not None}
+    lists = [(vars(owner_at(model, o)), n, path) for path, e in layers.items() for o, n in e["lists"]]
+    old_lists = [(store, name, store[name]) for store, name, _ in lists]
+    old_modules = [(container, dict(container._modules)) for container in containers.values()]
+    finish(model, attributes)
+    for store, name, path in lists:
+        gone = set(layers[path]["removed"])
+        store[name] = type(store[name])(item for i, item in enumerate(store[name]) if i not in gone)
+    for path, container in containers.items():
+        _set_modules(container, _kept(container._modules, set(layers[path]["removed"])))
+    if optimizer is not None:
+        _forget(model, optimizer, [m for _, modules in old_modules for m in modules.values() if m is not None])
+
+    def undo() -> None:
+        for container, modules in old_modules:
+            _set_modules(container, modules)
+        for store, name, value in old_lists:
+            store[name] = value
+        finish(model, old_values)
+
+    return undo
+
+
+def _values(model: nn.Module, attributes: Iterable[Attribute]) -> dict[Attribute, int]:
+    try:
+        return {attribute: read(model, attribute) for attribute in attributes}
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise PlanMismatchError("The plan sets an attribute of a block that it removes.", why=str(error)) from error
+
+
+def _kept(modules: Mapping[str, nn.Module | None], removed: set[int]) -> dict[str, nn.Module | None]:
+    numbered = list(modules) == [str(i) for i in range(len(modules))]
+    stay = [(name, module) for i, (name, module) in enumerate(modules.items()) if i not in removed]
+    return {str(i) if numbered else name: module for i, (name, module) in enumerate(stay)}
+
+
+def _set_modules(container: nn.Module, modules: Mapping[str, nn.Module | None]) -> None:
+    container._modules.clear()
+    container._modules.update(modules)
+
+
+def _forget(model: nn.Module, optimizer: Optimizer, blocks: Sequence[nn.Module]) -> None:
+    here = {id(p) for p in model.parameters()}
+    gone = {id(p): p for block in blocks for p in block.parameters() if id(p) not in here}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+    for parameter in gone.values():
+        optimizer.state.pop(parameter, None)
+
+
+@contextmanager
+def dropped(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int]) -> Iterator[nn.Module]:
+    """The model without some blocks, for the time of a with statement; nothing is copied."""
+    undo = drop_layers(model, layers, attributes)
+    try:
+        yield model
+    finally:
+        undo()
+
+
+def drop_copy(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int]) -> nn.Module:
+    """A new model without the removed blocks, which are never copied.
+
+    Raises:
+        PlanMismatchError: the removals do not fit this model.
+    """
+    check_layers(model, layers)
+    memo = computed_tensors(model)
+    for path, entry in layers.items():
+        container = _container(model, path)
+        assert container is not None
+        for i, block in enumerate(container._modules.values()):
+            if i in entry["removed"]:
+                # Of the block's skeleton only what attributes address is needed, and those die with it.
+                memo[id(block)] = nn.Identity()
+    result = copy.deepcopy(model, memo)
+    drop_layers(result, layers, attributes)
+    return result
+
+
+# -- identity --------------------------------------------------------------------------------------------------
+
+
+def block_names(model: nn.Module, layers: Layers) -> list[str]:
+    """Qualified names of the blocks that are removed."""
+    names = []
+    for path, entry in layers.items():
+        container = _container(model, path)
+        for i, name in enumerate(container._modules if container is not None else ()):
+            if i in entry["removed"]:
+                names.append(f"{path}.{name}" if path else name)
+    return names
+
+
+def new_names(model: nn.Module, layers: Layers) -> Callable[[str], str | None]:
+    """How names of parameters change when blocks go: a function of the old name, None for what is gone."""
+    moves: dict[str, str | None] = {}
+    for path, entry in layers.items():
+        container = _container(model, path)
+        assert container is not None
+        old = [name for i, name in enumerate(container._modules) if i not in entry["removed"]]
+        fresh = dict(zip(old, _kept(container._modules, set(entry["removed"])), strict=True))
+        for name in container._modules:
+            start = f"{path}." if path else ""
+            moves[f"{start}{name}."] = f"{start}{fresh[name]}." if name in fresh else None
+
+    def renamed(name: str) -> str | None:
+        for prefix, target in moves.items():
+            if name.startswith(prefix):
+                return None if target is None else target + name[len(prefix) :]
+        return name
+
+    return renamed
+
+
+def certify_layers(
+    model: nn.Module,
+    cut: nn.Module,
+    example: Any,
+    layers: Layers,
+    *,
+    dtype: str = "float32",
+    tolerance: float | None = None,
+) -> Certificate:
+    """Prove that `cut` gives the outputs of `model` with the removed blocks as identity.
+
+    Args:
+        model: the original, whole; patched while it runs, then as before.
+        cut: the model without the blocks.
+        example: what `secateur.model.call.call` takes.
+        layers: container path -> {"size", "removed", "lists"}.
+        dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
+        tolerance: largest allowed error, relative to max(1, largest output); default by dtype.
+
+    Returns:
+        the certificate with the largest error found.
+
+    Raises:
+        CertificateError: shapes differ or the error is above the tolerance.
+        ForwardError: the cut model does not run.
+
+    Cost: one forward pass of each.
+    """
+    if dtype == "float64":
+        model, cut, example = (doubled(x) for x in (model, cut, example))
+    expected = identity_outputs(model, example, layers)
+    with quiet(cut), torch.no_grad():
+        found = [t.detach() for t in outputs(call(cut, example))]
+    return compare(expected, found, tolerance)
+
+
+def identity_outputs(model: nn.Module, example: Any, layers: Layers) -> list[Tensor]:
+    """Outputs of the whole model with the removed blocks as identity."""
+    with bypassed(model, block_names(model, layers)), quiet(model), torch.no_grad():
+        return [t.detach() for t in outputs(call(model, example))]
+
+
+def compare(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> Certificate:
+    """The certificate of two lists of outputs.
+
+    Raises:
+        CertificateError: they differ.
+    """
+    if len(found) != len(expected):
+        raise CertificateError(
+            "Without the blocks the model returns another number of tensors.",
+            why=f"{len(found)} instead of {len(expected)}: it returns something of every block",
+            hint="Call it so that it returns the result only (for example output_hidden_states=False).",
+        )
+    worst, scale, precision = 0.0, 1.0, torch.float32
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        error, size = compare_outputs(i, a, b)
+        precision = a.dtype if a.is_floating_point() else precision
+        worst, scale = max(worst, error), max(scale, size)
+    limit = TOLERANCE.get(precision, 1e-5) if tolerance is None else tolerance
+    if worst > limit * scale:
+        raise CertificateError(
+            "The model without the blocks differs from the model with identity in their place.",
+            why=f"largest error {worst:.3g}, allowed {limit:.0e} x {scale:.3g}: other code counts the blocks",
+            hint="Protect the blocks that are special; nothing was changed or saved.",
+        )
+    return Certificate(worst, limit, str(precision).removeprefix("torch."), "identity", len(found))

@@ -1,0 +1,1 @@
+"""Slices of coupled tensors: channels, neurons, heads, head dimensions, groups of convolutions."""

@@ -1,0 +1,88 @@
+"""Averaged weights follow a cut: an `AveragedModel`, or a plain mapping of names to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from secateur.errors import PlanMismatchError, RecipeError
+from secateur.kinds.layers.drop import Layers, new_names
+from secateur.kinds.slices.cut import Cuts, cut_tensor
+
+Averages = AveragedModel | MutableMapping[str, Tensor]
+
+
+def averages_after(
+    model: nn.Module, averages: Mapping[str, Tensor], cuts: Cuts, layers: Layers, masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What a mapping of averaged weights becomes; nothing is changed.
+
+    Args:
+        model: before the removal.
+        averages: parameter or buffer name -> average, of the model's shapes; other keys (a step count) are kept.
+        cuts: tensor name -> dimension -> kept indices.
+        layers: container path -> {"size", "removed", "lists"}.
+        masks: parameter name -> bool, True = keep.
+
+    Raises:
+        PlanMismatchError: an average has another shape than its tensor.
+    """
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    first = {id(tensor): name for name, tensor in reversed([*model.named_parameters(), *model.named_buffers()])}
+    names = new_names(model, layers)
+    result: dict[str, Tensor] = {}
+    for name, average in averages.items():
+        if name not in tensors:
+            result[name] = average
+            continue
+        tensor = tensors[name]
+        if not isinstance(average, Tensor) or average.shape != tensor.shape:
+            raise PlanMismatchError(
+                f"The average of {name!r} has not the shape {tuple(tensor.shape)} of its weight.",
+                hint="Pass the averages of this model, from before the cut.",
+            )
+        known = first[id(tensor)]
+        kept = cut_tensor(average, cuts.get(known, {})).to(average.dtype)
+        if known in masks:
+            kept = torch.where(masks[known].to(kept.device), kept, torch.zeros_like(kept))
+        renamed = names(name)
+        if renamed is not None:
+            result[renamed] = kept
+    return result
+
+
+def migration(
+    model: nn.Module,
+    averages: Any,
+    replay: Callable[[nn.Module], None],
+    *,
+    cuts: Cuts,
+    layers: Layers,
+    masks: Mapping[str, Tensor],
+) -> Callable[[], None]:
+    """Check that averages can follow, and return the function that makes them follow.
+
+    Raises:
+        RecipeError: neither an AveragedModel nor a mapping.
+        PlanMismatchError: they belong to another model, or were cut already.
+    """
+    if isinstance(averages, AveragedModel):
+        theirs = {name: tensor.shape for name, tensor in averages.module.named_parameters()}
+        if theirs != {name: tensor.shape for name, tensor in model.named_parameters()}:
+            raise PlanMismatchError("The averaged model has other parameters than the model.")
+        return lambda: replay(averages.module)
+    if not isinstance(averages, MutableMapping):
+        raise RecipeError(
+            f"ema is a {type(averages).__name__}.", hint="Pass an AveragedModel or a dict of names to tensors."
+        )
+    new = averages_after(model, averages, cuts, layers, masks)
+
+    def swap() -> None:
+        averages.clear()
+        averages.update(new)
+
+    return swap

@@ -1,0 +1,1 @@
+"""Data -> statistics, streamed batch by batch: activation moments, gradients, curvature."""

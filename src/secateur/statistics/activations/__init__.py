@@ -1,0 +1,1 @@
+"""What the units see and give: streams of activations, second moments, input norms."""

@@ -1,0 +1,295 @@
+"""Second moments of what a consumer reads, streamed: all that reconstruction of its output needs.
+
+Legend: g groups of a convolution (1 for linear layers), N rows (samples and positions), k columns of the weight
+(input channels times kernel places), n outputs, u units. Y = X W^T, so X^T Y = G W^T with G = X^T X: outputs
+are never stored. Everything in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.errors import ResourceError, UnsupportedError
+from secateur.statistics.activations.input_norms import CONVOLUTIONS
+from secateur.statistics.activations.observe import Flow, Site, argument, consumer_sites
+from secateur.statistics.activations.streams import Statistic, finite, gather
+from secateur.structure.record import Record, Step
+from secateur.structure.rules.base import base_name
+from secateur.types import Data, Group
+
+MAX_COLUMNS = 8192  # 512 MiB per matrix
+_PRODUCTS = ("mm", "addmm", "linear", "_addmm_activation", "mv", "addmv")
+_TURNS = ("t", "transpose", "permute", "alias", "detach", "numpy_T")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a call multiplies windows of its input with a weight.
+
+    Args:
+        turned: the weight lies as [k, n] (as in transformers' Conv1D) instead of [n, k].
+        kernel: sizes of the window, () for linear layers.
+        stride, padding, dilation: per spatial dimension.
+        groups: of the convolution.
+    """
+
+    turned: bool = False
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as float64 [g, n per group, k]."""
+        weight = weight.detach().double()
+        if self.turned:
+            weight = weight.T
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    def weight(self, matrix_gnk: Tensor, like: Tensor) -> Tensor:
+        """Back into the shape, dtype and device of a weight."""
+        shape = like.T.shape if self.turned else like.shape
+        weight = matrix_gnk.reshape(shape)
+        return (weight.T if self.turned else weight).to(like).contiguous()
+
+    def columns(self, per_channel: Tensor) -> Tensor:
+        """Values of input channels -> values of the columns: [g, k]."""
+        return per_channel.view(self.groups, -1).repeat_interleave(prod(self.kernel), 1)
+
+    def rows(self, value: Tensor, where: Tensor | None = None) -> Tensor:
+        """Windows of an input as float64 [g, N, k].
+
+        Args:
+            value: [N, C, *space] or [C, *space] for convolutions, [..., k] for products.
+            where: int64 [samples, P] positions of the output to take per sample; None takes all.
+        """
+        if not self.kernel:
+            return value.to(torch.float64, copy=True).reshape(1, -1, value.shape[-1])
+        spatial = len(self.kernel)
+        value = value if value.dim() == spatial + 2 else value[None]
+        value = F.pad(value, [p for size in reversed(self.padding) for p in (size, size)])
+        for d, (size, stride, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            value = value.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        if where is None:
+            value = value.movedim(1, 1 + spatial).flatten(0, spatial)
+        else:
+            places: tuple[Tensor, ...] = torch.unravel_index(where, value.shape[2 : 2 + spatial])
+            sample = torch.arange(len(value), device=value.device)[:, None]
+            value = value.movedim(1, -1 - spatial)[(sample, *places)].flatten(0, 1)
+        grouped = value.double().reshape(len(value), self.groups, -1)
+        return grouped.transpose(0, 1).contiguous()
+
+    def places(self, value: Tensor, sampler: Sampler) -> Tensor | None:
+        """Positions of the output at which the rows are taken, None for all.
+
+        Args:
+            value: the input of the call.
+            sampler: draws them.
+        """
+        if not self.kernel or value.dim() != len(self.kernel) + 2:
+            return None
+        sizes = zip(value.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        space = prod((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
+        return sampler.draw(value.shape[0], space, value.device)
+
+    def targets(self, result: Tensor, where: Tensor | None = None) -> Tensor:
+        """What the call returned, at the same rows: float64 [N, outputs]."""
+        if not self.kernel:
+            return result.to(torch.float64, copy=True).reshape(-1, result.shape[-1])
+        spatial = len(self.kernel)
+        result = (result if result.dim() == spatial + 2 else result[None]).flatten(2)
+        if where is None:
+            return result.to(torch.float64, copy=True).transpose(1, 2).flatten(0, 1)
+        index = where[:, None, :].expand(-1, result.shape[1], -1)
+        return result.gather(2, index).transpose(1, 2).flatten(0, 1).double()
+
+
+def geometry(flow: Flow, step: Step) -> Geometry:
+    """Geometry of a recorded call.
+
+    Raises:
+        UnsupportedError: neither a plain convolution nor a product with a whole weight; names the call.
+    """
+    operand, dim = next(((n, d) for n, d, _ in step.contracted if n not in flow.activations), (-1, 0))
+    name, chain = flow.source(operand) if operand >= 0 else ("", [])
+    whole = bool(name) and all(base_name(call.func) in _TURNS for call, _ in chain)
+    kind = base_name(step.func)
+    if whole and kind in CONVOLUTIONS and not argument(step, "transposed", False):
+        kernel = tuple(axis.size for axis in flow.record.axes[operand][2:])
+        options = (_pair(argument(step, key), len(kernel)) for key in ("stride", "padding", "dilation"))
+        stride, padding, dilation = options
+        return Geometry(False, kernel, stride, padding, dilation, int(argument(step, "groups", 1)))
+    if whole and kind in _PRODUCTS and len(flow.record.axes[operand]) == 2:
+        turns = sum(base_name(call.func) in ("t", "transpose", "permute", "numpy_T") for call, _ in chain)
+        return Geometry(turned=(dim == 0) == (turns % 2 == 0))
+    raise UnsupportedError(
+        f"{step.place.op} in {step.place.module!r} cannot be reconstructed",
+        why="only linear layers and convolutions that are not transposed, with a weight of their own, are refitted",
+        hint="choose another criterion for this group, or protect it",
+    )
+
+
+def _pair(value: object, rank: int) -> tuple[int, ...]:
+    sizes = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(cast(int, value))]
+    return tuple(sizes * rank if len(sizes) == 1 else sizes)
+
+
+class Sampler:
+    """Places in space that are looked at: as good as random, and the same however the samples are batched.
+
+    Args:
+        positions: places per sample; None takes all.
+        seed: of the draw.
+    """
+
+    def __init__(self, positions: int | None, seed: int) -> None:
+        self.positions, self.seed = positions, seed
+        self.samples = 0
+
+    def draw(self, samples: int, space: int, device: torch.device) -> Tensor | None:
+        """Int64 [samples, P] for the next samples, None for all places."""
+        first, self.samples = self.samples, self.samples + samples
+        if self.positions is None or space <= self.positions:
+            return None
+        start, count = first * self.positions, samples * self.positions
+        mixed = np.arange(start, start + count, dtype=np.uint64).reshape(samples, self.positions)
+        mixed = mixed + np.uint64(self.seed << 40 & (1 << 64) - 1)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        return torch.from_numpy((mixed % np.uint64(space)).astype(np.int64)).to(device)
+
+
+class Gram(Statistic):
+    """X^T X of what one call reads.
+
+    Args:
+        geometry: of the call.
+        sampler: places in space.
+    """
+
+    def __init__(self, geometry: Geometry, sampler: Sampler) -> None:
+        self.geometry, self._sampler = geometry, sampler
+        self.total = torch.zeros(())
+        self.rows = 0
+
+    def add(self, value: Tensor, dim: int) -> None:
+        """Take in one batch."""
+        where = self.geometry.places(value, self._sampler)
+        rows_gNk = self.geometry.rows(value, where)
+        self.total = self.total.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ rows_gNk
+        self.rows += rows_gNk.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One consumer of a group, and the second moments of what it reads.
+
+    Args:
+        weight: name of its weight.
+        gram: X^T X / N, float64 [g, k, k].
+        matrix: the weight, float64 [g, n, k].
+        unit: int64 [g, k], unit of every column, -1 for none.
+    """
+
+    weight: str
+    gram: Tensor
+    matrix: Tensor
+    unit: Tensor
+
+
+def readings(
+    model: nn.Module,
+    data: Data,
+    groups: Iterable[Group],
+    *,
+    positions: int | None = 16,
+    seed: int = 0,
+    record: Record | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Reading]]:
+    """Second moments of what the consumers of every group read.
+
+    Args:
+        model: in eval mode; left as it is.
+        data: batches.
+        groups: the groups.
+        positions: places in space taken per image and convolution, None for all.
+        seed: of the places.
+        record: a whole record of this model, where there is one.
+        progress: called as ``progress(done, total)``.
+
+    Returns:
+        Group name -> its consumers.
+
+    Raises:
+        UnsupportedError: a consumer that is no linear layer or plain convolution.
+        ResourceError: a consumer with more than 8192 columns.
+
+    Cost:
+        One forward pass over the data and N k^2 multiplications per consumer; k^2 numbers of 8 bytes each.
+    """
+    groups = list(groups)
+    where: dict[Site, Geometry] = {}
+
+    def find(record: Record) -> list[Site]:
+        flow = Flow(record)
+        sites = consumer_sites(record, groups)
+        for site in sites:
+            where[site] = geometry(flow, record.steps[site.step])
+            columns = where[site].columns(site.unit).shape[1]
+            if columns > MAX_COLUMNS:
+                raise ResourceError(
+                    f"the Gram matrix of {site.weight!r} would have {columns} columns, the most is {MAX_COLUMNS}",
+                    hint=f"protect group {site.group!r}, or score it with another criterion",
+                )
+        return sites
+
+    def make(site: Site) -> Statistic:
+        return Gram(where[site], Sampler(positions, seed))
+
+    _, found = gather(model, data, find, make, record=record, progress=progress)
+    result: dict[str, list[Reading]] = {group.name: [] for group in groups}
+    for site, statistic in found.items():
+        gram = cast(Gram, statistic)
+        mean = (gram.total / max(gram.rows, 1)).cpu()
+        finite(mean.diagonal(dim1=-2, dim2=-1).flatten())
+        matrix = where[site].matrix(model.get_parameter(site.weight)).cpu()
+        result[site.group].append(Reading(site.weight, mean, matrix, where[site].columns(site.unit)))
+    return result
+
+
+def unit_gram(reading: Reading, units: int, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Second moments of what every unit contributes to the output, and their products with the whole.
+
+    With Z_u the contribution of unit u under the weights `matrix` and Y the sum of the contributions of all
+    units under the original weights: K = <Z_u, Z_v>, b = <Z_u, Y>. Columns without unit are left out of both.
+
+    Args:
+        reading: the consumer.
+        units: number of units.
+        matrix: weights [g, n, k] in place of the original ones.
+
+    Returns:
+        K float64 [u, u] and b float64 [u].
+    """
+    owned = (reading.unit >= 0).double()
+    original = reading.matrix * owned[:, None, :]
+    matrix = original if matrix is None else matrix * owned[:, None, :]
+    products = reading.gram * (matrix.transpose(1, 2) @ matrix)
+    with_output = (matrix * (original @ reading.gram)).sum(1)
+    gram = torch.zeros(units, units, dtype=torch.float64)
+    output = torch.zeros(units, dtype=torch.float64)
+    for part, row, unit in zip(products, with_output, reading.unit.clamp(min=0), strict=True):
+        half = torch.zeros(units, len(unit), dtype=torch.float64).index_add_(0, unit, part)
+        gram.index_add_(1, unit, half)
+        output.index_add_(0, unit, row)
+    return gram, output

@@ -1,0 +1,1 @@
+"""Second-order statistics: Hessian, Gauss-Newton, Fisher, Kronecker factors, their damped inverses."""

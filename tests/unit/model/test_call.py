@@ -1,0 +1,165 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import ForwardError, InputError, UnsupportedError
+from secateur.model.call import (
+    call,
+    default_loss,
+    evaluating,
+    outputs,
+    require_reiterable,
+    to_example,
+    to_target,
+    with_batch_size,
+)
+
+
+class Two(nn.Module):
+    def forward(self, a, b):
+        return a - b
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_three_forms_of_example():
+    a, b = torch.tensor(5.0), torch.tensor(2.0)
+    assert call(Two(), (a, b)) == 3
+    assert call(Two(), [b, a]) == -3
+    assert call(Two(), {"b": a, "a": b}) == -3
+    assert call(nn.Identity(), a) == 5
+
+
+def test_forward_error_names_user_error_module_and_line():
+    with pytest.raises(ForwardError) as caught:
+        call(Broken(), torch.zeros(2, 7))
+    text = str(caught.value)
+    line = Broken.forward.__code__.co_firstlineno + 1
+    assert f"{__file__}:{line}" in text
+    assert "'inner'" in text
+    assert "float32[2, 7]" in text
+    assert "mat1 and mat2 shapes cannot be multiplied" in text
+
+
+def test_batch_to_example_and_target():
+    x, y = torch.zeros(2, 3), torch.ones(2)
+    assert to_example((x, y)) is x
+    assert to_example([x]) is x
+    assert to_example((x, x, y)) == (x, x)
+    assert to_example({"input_ids": x, "labels": y}) == {"input_ids": x}
+    assert to_target((x, y)) is y
+    assert to_target({"input_ids": x, "labels": y}) is y
+    assert to_target(x) is None
+    assert to_target({"input_ids": x}) is None
+    with pytest.raises(InputError, match="str"):
+        to_example("text")
+
+
+def test_outputs_are_flattened_in_order():
+    @dataclass
+    class Out:
+        first: torch.Tensor
+        rest: list
+
+    one, two, three = torch.zeros(1), torch.zeros(2), torch.zeros(3)
+    found = outputs({"a": Out(one, [two, None, 7]), "b": (three,)})
+    assert [tensor.shape[0] for tensor in found] == [1, 2, 3]
+    with pytest.raises(UnsupportedError):
+        outputs({"loss": None})
+
+
+def test_batch_size_is_repeated_and_trimmed_only_where_it_is_the_batch():
+    example = {"x": torch.arange(6).reshape(3, 2), "scale": torch.ones(5), "n": 4}
+    bigger = with_batch_size(example, 4)
+    assert bigger["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    assert bigger["scale"].shape == (5,)
+    assert bigger["n"] == 4
+    assert with_batch_size(example, 1)["x"].tolist() == [[0, 1]]
+
+
+class Counter(nn.Module):
+    """Changes a buffer in place, replaces another, and draws random numbers, even in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(2))
+        self.register_buffer("last", torch.zeros(2))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        self.seen += 1
+        self.last = x.sum(0)
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
+def test_evaluating_puts_back_modes_buffers_and_random_state():
+    model = Counter().train()
+    model.drop.eval()
+    seen, last, state = model.seen, model.last, torch.get_rng_state()
+    with evaluating(model):
+        assert not model.training
+        out = model(torch.ones(3, 2, requires_grad=True))
+        assert not out.requires_grad
+        assert model.seen.tolist() == [1, 1]
+    assert model.training
+    assert not model.drop.training
+    assert model.seen is seen
+    assert seen.tolist() == [0, 0]
+    assert model.last is last
+    assert last.tolist() == [0, 0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_default_loss_is_cross_entropy_or_squared_error():
+    x = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+    y = torch.tensor([1, 0])
+    by_hand = (torch.logsumexp(x, 1) - x[torch.arange(2), y]).mean()
+    assert torch.allclose(default_loss(nn.Identity(), (x, y)), by_hand)
+    target = torch.ones(2, 3)
+    assert torch.allclose(default_loss(nn.Identity(), (x, target)), ((x - 1) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (torch.tensor([1, 7]), "out of bounds"),
+        (torch.tensor([1, 0, 2]), r"int64\[3\]"),
+        (torch.ones(2), r"float32\[2\]"),
+    ],
+)
+def test_default_loss_refuses_targets_that_do_not_fit(target, text):
+    with pytest.raises(InputError, match=text):
+        default_loss(nn.Identity(), (torch.zeros(2, 3), target))
+
+
+def test_default_loss_needs_a_target_or_a_loss_in_the_output():
+    class Hugging(nn.Module):
+        def forward(self, x, labels=None):
+            return {"loss": ((x - labels) ** 2).sum(), "logits": x}
+
+    x = torch.ones(2)
+    assert default_loss(Hugging(), {"x": x, "labels": torch.zeros(2)}) == 2
+    with pytest.raises(InputError, match="no target"):
+        default_loss(nn.Identity(), x)
+    with pytest.raises(InputError, match="no loss"):
+        default_loss(_Named(), {"x": x, "labels": x})
+
+
+class _Named(nn.Module):
+    def forward(self, x, labels):
+        return {"logits": x}
+
+
+def test_one_shot_data_is_refused_where_it_is_read_twice():
+    require_reiterable([1], "2 epochs")
+    with pytest.raises(InputError, match="2 epochs"):
+        require_reiterable((batch for batch in [1]), "2 epochs")
