@@ -12,10 +12,10 @@ from secateur.criteria.base import Context, Criterion
 from secateur.kinds.weights.granularity import Granularity
 from secateur.planning.build import grouped, rule_of
 from secateur.structure.view import View, look
-from secateur.types import Data, Group, Loss
+from secateur.types import Data, Example, Group, Loss
 
 
-def inspect(model: nn.Module, example: Any, *, protect: Sequence[str] = ()) -> View:
+def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) -> View:
     """What can be cut, what goes with it, what is locked, by which line of code, and what that costs.
 
     Args:
@@ -42,7 +42,7 @@ def inspect(model: nn.Module, example: Any, *, protect: Sequence[str] = ()) -> V
 
 def score(
     model: nn.Module,
-    example: Any = None,
+    example: Example = None,
     *,
     criterion: str | Criterion | Mapping[str, Any] = "magnitude",
     granularity: str | Mapping[str, Any] | Granularity = "element",

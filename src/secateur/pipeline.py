@@ -25,7 +25,7 @@ from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, recover
 from secateur.result import Result
 from secateur.statistics.notes import CurvatureWarning
-from secateur.types import Data, Degradation, Evaluate, Loss, Snapshot
+from secateur.types import Data, Degradation, Evaluate, Example, Loss, Snapshot
 
 Progress = Callable[[str, int, int], None]
 Step = Callable[[int, int], None]
@@ -33,7 +33,7 @@ Step = Callable[[int, int], None]
 
 def prune(
     model: nn.Module,
-    example: Any = None,
+    example: Example = None,
     *,
     data: Data | None = None,
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
@@ -159,7 +159,7 @@ def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:
         require_reiterable(data, "it is read for scoring, for recovery and for every epoch")
 
 
-def _example(example: Any, data: Data | None) -> Any:
+def _example(example: Example, data: Data | None) -> Any:
     if example is not None:
         return example
     if data is None:
@@ -170,7 +170,9 @@ def _example(example: Any, data: Data | None) -> Any:
     raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
 
 
-def plan_by(model: nn.Module, example: Any, recipe: Recipe, data: Data | None = None, loss: Loss | None = None) -> Plan:
+def plan_by(
+    model: nn.Module, example: Example, recipe: Recipe, data: Data | None = None, loss: Loss | None = None
+) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`."""
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
@@ -193,7 +195,7 @@ def plan_by(model: nn.Module, example: Any, recipe: Recipe, data: Data | None = 
     )
 
 
-def _latency(model: nn.Module, pruned: nn.Module, example: Any, recipe: Recipe, progress: Step) -> dict[str, Any]:
+def _latency(model: nn.Module, pruned: nn.Module, example: Example, recipe: Recipe, progress: Step) -> dict[str, Any]:
     wanted = recipe.measure
     if not wanted.latency:
         return {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Batch = Any  # a tensor, a tuple or a mapping of tensors
+Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]

@@ -16,7 +16,7 @@ from secateur.model.call import require_reiterable, to_example
 from secateur.planning import make_plan
 from secateur.recipe import Recipe, dump_recipe, load_recipe
 from secateur.report.text import clean
-from secateur.types import Data, Loss
+from secateur.types import Data, Example, Loss
 
 SHARES = (0.6, 0.7, 0.8, 0.9)  # of the MACs, tried in turn where the first target cannot be reached
 
@@ -63,7 +63,7 @@ class Advice:
 
 def advise(
     model: nn.Module,
-    example: Any = None,
+    example: Example = None,
     *,
     data: Data | None = None,
     labels: bool | None = None,
@@ -119,7 +119,7 @@ def advise(
     return Advice(load_recipe(plain), tuple(draft.reasons), tuple(dict.fromkeys(draft.alternatives)), facts)
 
 
-def _example(example: Any, data: Data | None) -> Any:
+def _example(example: Example, data: Data | None) -> Any:
     if example is not None:
         return example
     if data is None:
@@ -130,7 +130,7 @@ def _example(example: Any, data: Data | None) -> Any:
     raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
 
 
-def _reachable(model: nn.Module, example: Any, recipe: dict[str, Any]) -> dict[str, Any]:
+def _reachable(model: nn.Module, example: Example, recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the first target that a trial plan reaches; how far a list goes is the same for all criteria."""
     tried = [recipe["target"], *({"macs": share} for share in SHARES if share > recipe["target"].get("macs", 1.0))]
     for target in tried:

@@ -19,7 +19,7 @@ from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure
 from secateur.structure.record import Record
-from secateur.types import Data, Loss
+from secateur.types import Data, Example, Loss
 
 NORMS = {"_BatchNorm": "batch", "LayerNorm": "layer", "GroupNorm": "group", "RMSNorm": "rms"}
 PIECEWISE = ("relu", "relu_", "leaky_relu", "leaky_relu_", "hardtanh", "hardtanh_", "threshold")
@@ -89,7 +89,7 @@ class Facts:
 
 def look(
     model: nn.Module,
-    example: Any,
+    example: Example,
     *,
     data: Data | None,
     labels: bool | None,

@@ -10,6 +10,7 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, write
+from secateur.types import Example
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +67,7 @@ def _safetensors(network: nn.Module, path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": digest}
 
 
-def _onnx(network: nn.Module, example: Any, path: Path, *, force: bool) -> dict[str, Any]:
+def _onnx(network: nn.Module, example: Example, path: Path, *, force: bool) -> dict[str, Any]:
     from secateur.deploy import export_onnx
 
     written = export_onnx(network, example, path, overwrite=force)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli.console import say
 from secateur.errors import FileRefusedError, ForwardError, InputError
+from secateur.types import Example
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,7 @@ class Job:
 
     source: Source
     data: DataSet | None
-    example: Any
+    example: Example
     evaluate: Evaluate | None
 
     @property

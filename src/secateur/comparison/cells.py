@@ -44,7 +44,7 @@ from secateur.model.call import device_of
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import grouped, is_structured
 from secateur.recover.steps import Damage, recover
-from secateur.types import Batch, Data, Evaluate, Loss
+from secateur.types import Batch, Data, Evaluate, Example, Loss
 
 AS_IS, SHUFFLED, INVERTED = "as is", "shuffled", "inverted"
 Row = dict[str, Any]
@@ -96,7 +96,7 @@ class SeedRun:
         base: nn.Module,
         batches: Sequence[Batch],
         train: Data | None,
-        example: Any,
+        example: Example,
         evaluate: Evaluate,
         loss: Loss | None,
         store: Store,

@@ -34,7 +34,7 @@ from secateur.kinds.weights.granularity import Granularity
 from secateur.measure import quality
 from secateur.model.call import batch_size_of, device_of, require_reiterable, to_example, with_batch_size
 from secateur.report import environment
-from secateur.types import Batch, Data, Evaluate, Loss
+from secateur.types import Batch, Data, Evaluate, Example, Loss
 
 Models = nn.Module | Sequence[nn.Module] | Mapping[int, nn.Module] | Callable[[int], nn.Module]
 Progress = Callable[[str, int, int], None]
@@ -75,7 +75,7 @@ def compare(
     seeds: int | Sequence[int] = 3,
     calibration: Data | None = None,
     calibration_batches: int = 8,
-    example: Any = None,
+    example: Example = None,
     loss: Loss | None = None,
     recover: Steps | Mapping[str, Steps] | None = None,
     recover_levels: Sequence[float] | None = None,

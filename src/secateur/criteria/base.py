@@ -23,7 +23,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.model.call import default_loss
-from secateur.types import Data, Group, Loss
+from secateur.types import Data, Example, Group, Loss
 
 Reduction = Literal["sum", "mean", "max"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
@@ -60,7 +60,7 @@ class Context:
     groups: Sequence[Group]
     data: Data | None = None
     loss: Loss | None = None
-    example: Any = None
+    example: Example = None
     seed: int = 0
     capture: Any = None
     progress: Callable[[int, int], None] | None = None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, FileRefusedError, RecipeError, ResourceError, UnsupportedError
 from secateur.model.call import call, describe, evaluating, outputs, with_batch_size
+from secateur.types import Example
 
 # protobuf refuses messages of 2 GiB and more; larger weights go to a file beside the model.
 _INLINE_LIMIT = 1_500_000_000
@@ -48,7 +49,7 @@ class OnnxExport:
 
 def export_onnx(
     model: nn.Module,
-    example: Any,
+    example: Example,
     path: str | Path,
     *,
     dynamic_batch: bool = True,
@@ -109,7 +110,7 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _arguments(model: nn.Module, example: Any) -> dict[str, Any]:
+def _arguments(model: nn.Module, example: Example) -> dict[str, Any]:
     """The example as forward's named arguments, in the order of the signature."""
     if isinstance(example, Mapping):
         return dict(example)
@@ -122,7 +123,7 @@ def _arguments(model: nn.Module, example: Any) -> dict[str, Any]:
     return dict(zip(names, args, strict=False))
 
 
-def _export(model: nn.Module, example: Any, draft: Path, *, dynamic: bool) -> tuple[str, ...]:
+def _export(model: nn.Module, example: Example, draft: Path, *, dynamic: bool) -> tuple[str, ...]:
     call(model, example)
     named = _arguments(model, example)
     for name, value in named.items():

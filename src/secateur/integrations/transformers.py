@@ -25,6 +25,7 @@ from secateur.errors import CertificateError, ForwardError
 from secateur.kinds.layers.drop import compare
 from secateur.model.call import call, device_of, outputs
 from secateur.structure.capture import quiet
+from secateur.types import Example
 
 Shapes = Mapping[str, tuple[int, ...]]
 Field = tuple[str | int, ...]  # attribute names from the config inwards; an int is a place in a list
@@ -43,7 +44,7 @@ def is_transformers(model: nn.Module) -> bool:
     return callable(getattr(config, "to_json_string", None)) and callable(getattr(model, "save_pretrained", None))
 
 
-def express(model: nn.Module, cut: nn.Module, example: Any = None) -> Any | None:
+def express(model: nn.Module, cut: nn.Module, example: Example = None) -> Any | None:
     """The config from which `type(model)(config)` is the cut model, or None where there is none.
 
     Args:
@@ -228,7 +229,7 @@ def _silent() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def is_native(cut: nn.Module, config: Any, example: Any = None) -> bool:
+def is_native(cut: nn.Module, config: Any, example: Example = None) -> bool:
     """Whether a model that is built from the config and loaded with the weights of `cut` is the same function."""
     try:
         with _silent():

@@ -6,7 +6,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +13,14 @@ from torch import nn
 
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import batch_size_of, call, device_of, evaluating, to_device, with_batch_size
-from secateur.types import Latency
+from secateur.types import Example, Latency
 
 Timer = Callable[[], float]
 
 
 def latency(
     models: Mapping[str, nn.Module],
-    example: Any,
+    example: Example,
     *,
     rounds: int = 30,
     warmup: int = 3,
@@ -78,7 +77,7 @@ def latency(
     }
 
 
-def _time(model: nn.Module, example: Any, timer: Timer) -> float:
+def _time(model: nn.Module, example: Example, timer: Timer) -> float:
     device = device_of(model)
     _synchronize(device)
     start = timer()

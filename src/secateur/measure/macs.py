@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.model.call import call, device_of, evaluating, to_device
+from secateur.types import Example
 
 
-def macs(model: nn.Module, example: Any) -> int:
+def macs(model: nn.Module, example: Example) -> int:
     """Multiply-accumulates of one forward pass on the example, the whole batch of it.
 
     The forward runs once in eval mode without gradients; modes, buffers and random state are as before. It
@@ -43,7 +44,7 @@ def macs(model: nn.Module, example: Any) -> int:
     return count(model, example)[0]
 
 
-def macs_by_module(model: nn.Module, example: Any) -> dict[str, int]:
+def macs_by_module(model: nn.Module, example: Example) -> dict[str, int]:
     """Multiply-accumulates per module name, children included; "" is the whole model.
 
     Args:
@@ -72,7 +73,7 @@ def macs_by_module(model: nn.Module, example: Any) -> dict[str, int]:
     return dict(sorted(result.items()))
 
 
-def count(model: nn.Module, example: Any) -> tuple[int, FlopCounterMode, Any]:
+def count(model: nn.Module, example: Example) -> tuple[int, FlopCounterMode, Any]:
     """Count one forward pass: multiply-accumulates, the counter, and what the forward returned."""
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     with evaluating(model), _unfused(), counter:

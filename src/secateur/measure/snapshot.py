@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from secateur.errors import NonFiniteError
@@ -11,12 +9,12 @@ from secateur.measure.counts import num_nonzero, num_params, size_bytes
 from secateur.measure.macs import count
 from secateur.measure.quality import quality
 from secateur.model.call import describe, outputs
-from secateur.types import Evaluate, Latency, Snapshot
+from secateur.types import Evaluate, Example, Latency, Snapshot
 
 
 def snapshot(
     model: nn.Module,
-    example: Any = None,
+    example: Example = None,
     *,
     evaluate: Evaluate | None = None,
     latency_ms: Latency | None = None,

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import ForwardError, InputError, ResourceError, SecateurError, UnsupportedError
-from secateur.types import Batch
+from secateur.types import Batch, Example
 
 LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
 _TORCH = str(Path(torch.__file__).parent)
 
 
-def call(model: nn.Module, example: Any) -> Any:
+def call(model: nn.Module, example: Example) -> Any:
     """Run the model on an example, and say where it failed if it fails.
 
     Args:
@@ -268,12 +268,12 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def batch_size_of(example: Any) -> int:
+def batch_size_of(example: Example) -> int:
     """Size of the first dimension of the first tensor that has one; 1 where there is none."""
     return next((tensor.shape[0] for tensor in _tensors(example) if tensor.dim()), 1)
 
 
-def with_batch_size(example: Any, size: int) -> Any:
+def with_batch_size(example: Example, size: int) -> Any:
     """Repeat or trim every tensor whose first dimension is the batch to another batch size.
 
     Args:

@@ -23,7 +23,7 @@ from secateur.planning.plan import Evidence, Plan, counted, fingerprint
 from secateur.structure.capture import capture
 from secateur.structure.groups import structure
 from secateur.structure.record import Record
-from secateur.types import Data, Group, Loss
+from secateur.types import Data, Example, Group, Loss
 
 
 def is_structured(granularity: str | Mapping[str, Any] | Granularity) -> bool:
@@ -33,7 +33,7 @@ def is_structured(granularity: str | Mapping[str, Any] | Granularity) -> bool:
 
 def make_plan(
     model: nn.Module,
-    example: Any,
+    example: Example,
     *,
     target: Mapping[str, float],
     criterion: str | Criterion | Mapping[str, Any] = "magnitude",
@@ -111,7 +111,7 @@ def make_plan(
 
 def grouped(
     model: nn.Module,
-    example: Any,
+    example: Example,
     granularity: str | Mapping[str, Any] | Granularity,
     protect: Sequence[str] = (),
 ) -> tuple[list[Group], Record | None]:

@@ -24,7 +24,7 @@ from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, Group
+from secateur.types import Certificate, Example, Group
 
 FLOOR = 0.1  # of each group stays under a global ranking, so that no layer is emptied by its scale
 AMOUNTS = ("sparsity", "count", "threshold")
@@ -35,7 +35,7 @@ STEP = 0.02  # of the units: how far the list is walked on where the final measu
 
 def cut_plan(
     model: nn.Module,
-    example: Any,
+    example: Example,
     rule: Criterion,
     granularity: str,
     request: Mapping[str, Any],
@@ -84,7 +84,7 @@ def cut_plan(
     )
 
 
-def _search(model: nn.Module, example: Any, found: Structure, groups: Sequence[Group], *rest: Any) -> Search:
+def _search(model: nn.Module, example: Example, found: Structure, groups: Sequence[Group], *rest: Any) -> Search:
     if not rest[-1].get("expressible"):
         return Search(model, example, found, groups, *rest)
     from secateur.planning.expressible import UniformSearch
@@ -92,7 +92,7 @@ def _search(model: nn.Module, example: Any, found: Structure, groups: Sequence[G
     return UniformSearch(model, example, found, groups, *rest)
 
 
-def _require_native(cut: nn.Module, example: Any) -> None:
+def _require_native(cut: nn.Module, example: Example) -> None:
     from secateur.planning.expressible import require_native
 
     require_native(cut, example)
@@ -145,7 +145,7 @@ class Search:
     def __init__(
         self,
         model: nn.Module,
-        example: Any,
+        example: Example,
         found: Structure,
         groups: Sequence[Group],
         cost: CostModel,

@@ -20,14 +20,14 @@ from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
 from secateur.structure.record import Record
-from secateur.types import Certificate, Group
+from secateur.types import Certificate, Example, Group
 
 TARGETS = ("sparsity", "count", "params", "macs", "memory_bytes")
 
 
 def expert_plan(
     model: nn.Module,
-    example: Any,
+    example: Example,
     rule: Criterion,
     request: Mapping[str, Any],
     context: Mapping[str, Any],

@@ -32,7 +32,7 @@ from secateur.structure.axes import leaves, size_after
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
-from secateur.types import Group
+from secateur.types import Example, Group
 
 MOST = 130  # tried steps of a width
 
@@ -206,7 +206,7 @@ class UniformSearch(Search):
     def __init__(
         self,
         model: nn.Module,
-        example: Any,
+        example: Example,
         found: Structure,
         groups: Sequence[Group],
         cost: CostModel,
@@ -339,7 +339,7 @@ def _unbuilt(model: nn.Module) -> UnsupportedError:
     )
 
 
-def require_native(cut: nn.Module, example: Any) -> None:
+def require_native(cut: nn.Module, example: Example) -> None:
     """Refuse a cut model whose config rebuilds another function.
 
     Raises:

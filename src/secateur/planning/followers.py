@@ -16,7 +16,7 @@ from secateur.model.call import call, outputs
 from secateur.structure.capture import quiet
 from secateur.structure.provenance import Attribute, owners
 from secateur.structure.stacks import Stack
-from secateur.types import Lock
+from secateur.types import Example, Lock
 
 INDEX = re.compile(r"(^|_)(idx|index|id|layer|block|number|num|no|i|depth)s?($|_)")
 LENGTH = re.compile(r"(^|_)(n_?)?(layers?|blocks?|depths?)$")
@@ -133,7 +133,7 @@ def edits_of(
 
 
 def decision(
-    model: nn.Module, example: Any, stacks: Sequence[Stack], keep: Mapping[str, Tensor]
+    model: nn.Module, example: Example, stacks: Sequence[Stack], keep: Mapping[str, Tensor]
 ) -> tuple[Layers, dict[Attribute, int]]:
     """The removals and what follows them; the place numbers of the blocks stay where the forward computes with them.
 
@@ -154,7 +154,7 @@ def decision(
     return kept_numbers
 
 
-def probe(model: nn.Module, example: Any, stacks: Sequence[Stack]) -> list[Stack]:
+def probe(model: nn.Module, example: Example, stacks: Sequence[Stack]) -> list[Stack]:
     """Try to take blocks out, one at a time, and lock those whose absence is not the same as an identity.
 
     Tried are the first, the middle and the last free block of every stack and those whose parameters are unlike most;
@@ -184,7 +184,7 @@ def _signature(model: nn.Module, stack: Stack, index: int) -> list[tuple[str, to
     return [(name, p.shape) for name, p in model.get_submodule(stack.blocks[index].name).named_parameters()]
 
 
-def _trial(model: nn.Module, example: Any, stack: Stack, index: int) -> Lock | None:
+def _trial(model: nn.Module, example: Example, stack: Stack, index: int) -> Lock | None:
     stays = torch.ones(stack.size, dtype=torch.bool)
     stays[index] = False
     name = stack.path or type(model).__name__
@@ -197,7 +197,7 @@ def _trial(model: nn.Module, example: Any, stack: Stack, index: int) -> Lock | N
 
 
 def _fault(
-    model: nn.Module, example: Any, layers: Layers, attributes: Mapping[Attribute, int]
+    model: nn.Module, example: Example, layers: Layers, attributes: Mapping[Attribute, int]
 ) -> CertificateError | ForwardError | None:
     """Why the model without the blocks is not the model with identity in their place; None if it is."""
     expected = identity_outputs(model, example, layers)

@@ -21,14 +21,14 @@ from secateur.planning.followers import decision, probe
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
 from secateur.structure.provenance import Attribute
 from secateur.structure.stacks import Stack, find_stacks
-from secateur.types import Certificate, Group, Span
+from secateur.types import Certificate, Example, Group, Span
 
 TARGETS = (*AMOUNTS, "params", "macs", "memory_bytes")
 
 
 def layer_plan(
     model: nn.Module,
-    example: Any,
+    example: Example,
     rule: Criterion,
     request: Mapping[str, Any],
     context: Mapping[str, Any],
@@ -88,7 +88,7 @@ def _native(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int
     return searched(model, shapes, start)
 
 
-def layer_groups(model: nn.Module, example: Any, protect: Sequence[str] = ()) -> list[Group]:
+def layer_groups(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> list[Group]:
     """Stacks with free blocks as groups whose units are the blocks."""
     stacks = probe(model, example, find_stacks(model, example, protect).stacks)
     return [_group(model, stack) for stack in stacks if stack.free]

@@ -21,7 +21,7 @@ from secateur.planning.averages import Averages, migration
 from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute, owner_at
-from secateur.types import Certificate, Group
+from secateur.types import Certificate, Example, Group
 
 SCHEMA = 1
 MAX_BYTES = 2**31
@@ -47,7 +47,7 @@ class Evidence:
     keep: Mapping[str, Tensor]
     structure: Structure | None = None
     certify: Callable[[nn.Module, nn.Module], Certificate] | None = None
-    example: Any = None
+    example: Example = None
 
 
 @dataclass(eq=False)

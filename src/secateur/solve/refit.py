@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from secateur.statistics.activations.streams import few_samples, finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture
 from secateur.structure.record import Record, Ref
-from secateur.types import Data
+from secateur.types import Data, Example
 
 
 @dataclass(eq=False)
@@ -190,7 +189,7 @@ def _add_batch(
     records: tuple[Record, Record],
     layer: _Layer,
     sampler: Sampler,
-    example: Any,
+    example: Example,
 ) -> None:
     """Add one batch to the sums of a layer: first the cut model, where the rows are drawn, then the original."""
     shape = layer.geometry

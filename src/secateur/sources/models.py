@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.sources.demo import build_convnet, build_lenet
 from secateur.sources.words import call_factory
+from secateur.types import Example
 
 MODEL_KINDS = ("demo", "hf", "py", "timm", "torchvision")
 _DEMOS = {"convnet": build_convnet, "lenet": build_lenet}
@@ -37,7 +38,7 @@ class Source:
 
     name: str
     model: nn.Module
-    example: Any = None
+    example: Example = None
     data: str = ""
     trained: bool = True
     tokenizer: Any = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError, RecipeError
-from secateur.types import Data
+from secateur.types import Data, Example
 
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
@@ -109,7 +109,7 @@ class DataSet:
     train: Data
     calibration: Data
     test: Data | None
-    example: Any = None
+    example: Example = None
     num_classes: int | None = None
 
 

@@ -27,14 +27,14 @@ from secateur.structure import rules, sites
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import Dim, Expr, TrackedInt, is_literal, tracked_attributes
 from secateur.structure.record import Axes, Place, Record, Ref, Restrict, Site, Step
-from secateur.types import Lock
+from secateur.types import Example, Lock
 
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
 TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent.parent)
 
 
-def capture(model: nn.Module, example: Any) -> Record:
+def capture(model: nn.Module, example: Example) -> Record:
     """Run `model` once on `example` and return the record of its dimensions.
 
     The run is in eval mode without gradients. On meta tensors nothing is computed, which is how models larger
@@ -67,7 +67,7 @@ def capture(model: nn.Module, example: Any) -> Record:
     return recorder.record
 
 
-def _forward(model: nn.Module, example: Any) -> Any:
+def _forward(model: nn.Module, example: Example) -> Any:
     try:
         return call(model, example)
     except ForwardError:
@@ -177,7 +177,7 @@ class Recorder:
         """Dimensions of a tensor."""
         return self.live[self.number(tensor)]
 
-    def add_inputs(self, example: Any) -> None:
+    def add_inputs(self, example: Example) -> None:
         """Inputs are data: their dimensions are never cut."""
         for tensor in outputs(example):
             if id(tensor) in self.named or tensor in self.numbers:

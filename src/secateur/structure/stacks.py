@@ -17,7 +17,7 @@ from secateur.measure.macs import macs_by_module
 from secateur.model.call import call
 from secateur.structure.capture import quiet, tensors_of
 from secateur.structure.groups import protected_tensors
-from secateur.types import Lock
+from secateur.types import Example, Lock
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "einsum", "grouped_mm")
 MIXING = (*PRODUCTS, "convolution", "conv", "scaled_dot_product", "embedding", "lstm", "gru", "rnn")
@@ -85,7 +85,7 @@ class Depth:
     macs: int
 
 
-def find_stacks(model: nn.Module, example: Any, protect: Sequence[str] = ()) -> Depth:
+def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> Depth:
     """Find every stack of removable blocks.
 
     A block is removable where it runs once, its first tensor result has the shape of its first tensor argument, and

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
-from secateur.types import Group
+from secateur.types import Example, Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class View:
         return "\n".join(lines)
 
 
-def look(model: nn.Module, example: Any, protect: Sequence[str] = ()) -> View:
+def look(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> View:
     """Capture a model and describe it.
 
     Raises:

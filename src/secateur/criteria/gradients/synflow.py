@@ -16,7 +16,7 @@ from secateur.criteria.base import Context, Criterion, counts, one_of, register
 from secateur.criteria.gradients.loss_gradient import listed, unit_values
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.model.call import call, describe, outputs, to_example, with_batch_size
-from secateur.types import Group
+from secateur.types import Example, Group
 
 PASSED = frozenset(
     {
@@ -199,7 +199,7 @@ class _Flow:
         }
         return scores, float(total.detach())
 
-    def _run(self, example: Any) -> Tensor:
+    def _run(self, example: Example) -> Tensor:
         with self._mode:
             found = outputs(call(self._model, example))
         sums = [tensor.double().sum() for tensor in found if tensor.is_floating_point()]

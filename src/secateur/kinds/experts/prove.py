@@ -20,7 +20,7 @@ from secateur.structure.axes import Keep, kept
 from secateur.structure.capture import quiet
 from secateur.structure.record import Record
 from secateur.structure.rules.base import base_name
-from secateur.types import Certificate
+from secateur.types import Certificate, Example
 
 SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
         "clone", "_to_copy", "to", "contiguous")  # fmt: skip
@@ -30,7 +30,7 @@ FIRST = {"mm": 0, "bmm": 0, "matmul": 0, "mv": 0, "addmm": 1, "baddbmm": 1, "lin
 def certify_experts(
     model: nn.Module,
     cut: nn.Module,
-    example: Any,
+    example: Example,
     record: Record,
     mixtures: Sequence[Mixture],
     keep: Keep,

@@ -18,7 +18,7 @@ from secateur.model.call import call, outputs
 from secateur.structure.capture import quiet
 from secateur.structure.provenance import Attribute, owner_at, read
 from secateur.structure.stacks import bypassed
-from secateur.types import Certificate
+from secateur.types import Certificate, Example
 
 Layers = Mapping[str, Mapping[str, Any]]  # container path -> {"size": n, "removed": [...], "lists": [[owner, name]]}
 
@@ -199,7 +199,7 @@ def new_names(model: nn.Module, layers: Layers) -> Callable[[str], str | None]:
 def certify_layers(
     model: nn.Module,
     cut: nn.Module,
-    example: Any,
+    example: Example,
     layers: Layers,
     *,
     dtype: str = "float32",
@@ -232,7 +232,7 @@ def certify_layers(
     return compare(expected, found, tolerance)
 
 
-def identity_outputs(model: nn.Module, example: Any, layers: Layers) -> list[Tensor]:
+def identity_outputs(model: nn.Module, example: Example, layers: Layers) -> list[Tensor]:
     """Outputs of the whole model with the removed blocks as identity."""
     with bypassed(model, block_names(model, layers)), quiet(model), torch.no_grad():
         return [t.detach() for t in outputs(call(model, example))]

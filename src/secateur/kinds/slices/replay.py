@@ -22,7 +22,7 @@ from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touch
 from secateur.structure.capture import capture, quiet, tensors_of
 from secateur.structure.record import Record, Ref, Restrict, Step, numbers_in
 from secateur.structure.rules.base import base_name
-from secateur.types import Certificate
+from secateur.types import Certificate, Example
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear"])
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -183,7 +183,7 @@ def _sums_in_full(step: Step) -> bool:
 def certify(
     model: nn.Module,
     cut: nn.Module,
-    example: Any,
+    example: Example,
     record: Record,
     keep: Keep,
     *,
@@ -280,7 +280,7 @@ def agreement(
     return Certificate(worst, limit, str(precision).removeprefix("torch."), method, len(found))
 
 
-def run_cut(cut: nn.Module, example: Any, *, when: str, hint: str) -> Any:
+def run_cut(cut: nn.Module, example: Example, *, when: str, hint: str) -> Any:
     """Run a cut model on the example.
 
     Raises:

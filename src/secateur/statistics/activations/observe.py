@@ -22,7 +22,7 @@ from secateur.structure.axes import Atom, Axis, leaves, unit_index
 from secateur.structure.capture import quiet, tensors_of
 from secateur.structure.record import Record, Ref, Step, numbers_in
 from secateur.structure.rules.base import base_name
-from secateur.types import Group
+from secateur.types import Example, Group
 
 _MOVES = frozenset(["t", "transpose", "permute", "alias", "detach", "clone", "_to_copy", "view", "_unsafe_view",
                     "unsqueeze", "squeeze", "slice", "select", "split", "split_with_sizes", "chunk", "unbind",
@@ -251,7 +251,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen = 0
         self._receive: Receive = lambda site, value: None
 
-    def run(self, example: Any, receive: Receive) -> None:
+    def run(self, example: Example, receive: Receive) -> None:
         """One forward pass.
 
         Args:

@@ -19,7 +19,7 @@ from secateur.statistics.activations.observe import Observer, Site
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture
 from secateur.structure.record import Record
-from secateur.types import Data, Group
+from secateur.types import Data, Example, Group
 
 Find = Callable[[Record], Sequence[Site]]
 LEARN = 2  # samples of the first batch on which the calls are learned
@@ -84,7 +84,7 @@ def gather(
     return record, found
 
 
-def few_samples(example: Any, size: int) -> Any:
+def few_samples(example: Example, size: int) -> Any:
     """The first samples of an example; what is one tensor stays one (attention asks whether keys are values).
 
     Args:
