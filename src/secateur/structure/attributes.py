@@ -17,7 +17,7 @@ from torch import nn
 
 from secateur.structure.axes import Atom, Axis, Prod, Sum, add_lock, leaves, resolve, size_after
 from secateur.structure.provenance import Apply, Attribute, Dim, Expr, attributes_in, evaluate, read
-from secateur.structure.record import Record, Site
+from secateur.structure.trace import Site, Trace
 from secateur.types import Lock
 
 MAX_TOGETHER = 64  # atoms that are tried together before an atom is locked
@@ -32,21 +32,21 @@ class Definition:
 
 
 class Sizes:
-    """The sites of a record, and what they become under a cut."""
+    """The sites of a trace, and what they become under a cut."""
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.present = record.values
-        self.definitions = _definitions(record)
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.present = trace.values
+        self.definitions = _definitions(trace)
         self.readers: dict[Attribute, list[Site]] = defaultdict(list)
-        for site in record.sites:
+        for site in trace.sites:
             for attribute in attributes_in(site.expr):
                 self.readers[attribute].append(site)
         self.by_atom = self._by_atom()
 
     def _by_atom(self) -> dict[int, dict[int, Site]]:
         found: dict[int, dict[int, Site]] = defaultdict(dict)
-        for site in self.record.sites:
+        for site in self.trace.sites:
             related = self._related(site)
             sized = [] if isinstance(site.axis, int) else [site.axis]
             for axis in (*sized, *_dims(site.expr)):
@@ -101,13 +101,13 @@ class Sizes:
                 yield definition.axis
 
 
-def _definitions(record: Record) -> dict[Attribute, Definition]:
+def _definitions(trace: Trace) -> dict[Attribute, Definition]:
     found: dict[Attribute, Definition] = {}
-    for site in record.sites:
+    for site in trace.sites:
         if isinstance(site.expr, Attribute) and not isinstance(site.axis, int):
             found.setdefault(site.expr, Definition(site.axis))
-    for site in record.sites:
-        for attribute, definition in _solved(site, record.values):
+    for site in trace.sites:
+        for attribute, definition in _solved(site, trace.values):
             if attribute not in found and attribute not in _reads(definition.steps, found):
                 found[attribute] = definition
     return found
@@ -176,13 +176,13 @@ def _dims(expr: Expr) -> Iterator[Axis]:
         yield from _dims(expr.right)
 
 
-def settle(record: Record, atoms: Iterable[Atom]) -> None:
+def settle(trace: Trace, atoms: Iterable[Atom]) -> None:
     """Lock every atom that some size in the code would not follow; unite atoms that have to shrink together.
 
     Each free atom is changed, once by one and once by half, and the sites that read or size it are evaluated with the
     attributes that follow.
     """
-    sizes = Sizes(record)
+    sizes = Sizes(trace)
     for atom in sorted(atoms, key=lambda a: a.id):
         if atom.locks or atom.bound is not None or atom.id not in sizes.by_atom:
             continue
@@ -193,7 +193,7 @@ def settle(record: Record, atoms: Iterable[Atom]) -> None:
             continue
         for other in together[1:]:
             sizes.by_atom[atom.id].update(sizes.by_atom.get(other.id, {}))
-            record.space.unify(atom, other)
+            trace.space.unify(atom, other)
             root = resolve(atom)
             assert isinstance(root, Atom)
             sizes.by_atom[root.id] = sizes.by_atom[atom.id]
@@ -275,9 +275,9 @@ def _reason(site: Site) -> Lock:
     )
 
 
-def edits(model: nn.Module, record: Record, counts: Mapping[int, int]) -> dict[Attribute, int]:
+def edits(model: nn.Module, trace: Trace, counts: Mapping[int, int]) -> dict[Attribute, int]:
     """Attributes that change when the atoms keep `counts`, with their new values."""
-    sizes = Sizes(record)
+    sizes = Sizes(trace)
     changed: dict[Attribute, int] = {}
     for attribute in sizes.definitions:
         value = sizes.value(attribute, counts)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import TrackedInt, expr_of, is_literal
-from secateur.structure.record import Place, Site
+from secateur.structure.trace import Place, Site
 from secateur.types import Lock
 
 if TYPE_CHECKING:
@@ -48,14 +48,14 @@ def tie(recorder: Recorder, value: Any, axis: Axis | None) -> None:
             Lock(f"the size {int(value)} is written in the code", place.op, place.module, place.where, hint),
         )
     elif int(value) == axis.size:
-        recorder.record.sites.append(Site(expr, axis, place))
+        recorder.trace.sites.append(Site(expr, axis, place))
 
 
 def watch(recorder: Recorder, value: Any) -> None:
     """State that `value` went into a computation, so that the cut model must compute it alike."""
     if isinstance(value, TrackedInt) and not is_literal(value.expr):
         here = recorder.place()
-        recorder.record.sites.append(Site(value.expr, int(value), Place(recorder.function, here.module, here.where)))
+        recorder.trace.sites.append(Site(value.expr, int(value), Place(recorder.function, here.module, here.where)))
 
 
 def ints(values: Sequence[Any]) -> list[Any]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure import rules
-from secateur.structure.record import Ref, Step
 from secateur.structure.rules.base import MOVED, base_name
+from secateur.structure.trace import Ref, Step
 
 Entry = tuple[Any, tuple[Any, ...], dict[str, Any]]
 MADE = "lift_fresh"  # torch.tensor(number) inside a forward

@@ -83,7 +83,7 @@ class Site:
 
 
 @dataclass(eq=False)
-class Record:
+class Trace:
     """Everything that one execution taught us about a model.
 
     Args:
