@@ -23,10 +23,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import ForwardError
 from secateur.model.call import call, outputs
-from secateur.structure import rules, sites
+from secateur.structure import rules, size_uses
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import Dim, Expr, TrackedInt, is_literal, tracked_attributes
-from secateur.structure.trace import Axes, Place, Ref, Restrict, Site, Step, Trace
+from secateur.structure.trace import Axes, Place, Ref, Restrict, SizeUse, Step, Trace
 from secateur.types import Example, Lock
 
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
@@ -256,7 +256,7 @@ class Recorder:
             return
         here = self.place()
         if not is_literal(expr):
-            self.trace.sites.append(Site(expr, 1, Place("==", here.module, here.where)))
+            self.trace.size_uses.append(SizeUse(expr, 1, Place("==", here.module, here.where)))
 
     def settle_made(self) -> None:
         """Lock the dimensions of tensors made in this call whose sizes no handler could account for."""
@@ -348,7 +348,7 @@ class _Functions(TorchFunctionMode):
         outer, recorder.function = recorder.function, name
         try:
             result = func(*args, **kwargs)
-            handler = sites.HANDLERS.get(name)
+            handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(recorder, args, kwargs, result)
             if name not in COUNTED and tensors_of((args, kwargs)):
