@@ -22,7 +22,7 @@ Entry = tuple[Any, tuple[Any, ...], dict[str, Any]]
 MADE = "lift_fresh"  # torch.tensor(number) inside a forward
 
 
-class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NumberTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every call with its plain arguments, in the order in which the engine records steps."""
 
     def __init__(self) -> None:

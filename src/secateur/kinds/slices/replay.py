@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
-from secateur.kinds.slices.numbers import Entry, Tape, align, numbers
+from secateur.kinds.slices.numbers import Entry, NumberTape, align, numbers
 from secateur.model.call import call, outputs
 from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touched
 from secateur.structure.capture import capture, quiet, tensors_of
@@ -215,7 +215,7 @@ def certify(
         model, cut, example = (doubled(x) for x in (model, cut, example))
         trace = capture(model, example)  # the same calls in the same order: the same atoms
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with quiet(cut), torch.no_grad(), Tape() as tape:
+    with quiet(cut), torch.no_grad(), NumberTape() as tape:
         answer = run_cut(
             cut,
             example,
