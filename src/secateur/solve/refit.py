@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.kinds.slices.cut import Cuts
 from secateur.model.call import require_reiterable, to_example
+from secateur.registry import suggestion
 from secateur.solve.shortcut import Shortcut, find_shortcut
 from secateur.statistics.activations.gram import Geometry, Sampler, geometry
 from secateur.statistics.activations.observe import Flow, Observer, Site, argument

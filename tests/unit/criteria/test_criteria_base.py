@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur.criteria import Context, Criterion, Magnitude, get, names, reduce_spans, register
-from secateur.criteria.base import named_tensors, require_finite, suggestion, untouched
+from secateur.criteria.base import named_tensors, require_finite, untouched
 from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.registry import suggestion
 from secateur.testing import tiny_scene
 from secateur.types import Group, Span
 
