@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
+from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
 from secateur.types import Data, Example, Group, Loss
 
@@ -221,32 +221,6 @@ def get(criterion: str | Criterion, options: Mapping[str, object] | None = None)
             raise RecipeError("options go with the name of a criterion, not with an object")
         return criterion
     return CRITERIA.build(criterion, options)
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by qualified name; tied ones once, under their first name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def require_finite(tensor: Tensor, name: str, *, what: str = "tensor") -> None:
-    """Refuse NaN and Inf.
-
-    Raises:
-        NonFiniteError: names the tensor and the first index.
-        InputError: the tensor has no values yet (meta device, lazy module).
-    """
-    if tensor.is_meta or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-        raise InputError(f"{what} {name!r} has no values yet", hint="load the weights, or run one forward pass")
-    if tensor.numel() == 0 or not tensor.is_floating_point():
-        return
-    low, high = torch.aminmax(tensor.detach())
-    if bool(torch.isfinite(low) & torch.isfinite(high)):
-        return
-    index = tuple(torch.nonzero(~torch.isfinite(tensor.detach()))[0].tolist())
-    value = tensor.detach()[index].item()
-    raise NonFiniteError(
-        f"{what} {name!r} holds {value} at index {index}", hint="repair or reload the weights before pruning"
-    )
 
 
 def counts(role: str, roles: frozenset[str] | None) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.kinds.slices.numbers import Entry, Tape, align, numbers
 from secateur.model.call import call, outputs
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touched
 from secateur.structure.capture import capture, quiet, tensors_of
 from secateur.structure.record import Record, Ref, Restrict, Step, numbers_in
@@ -214,7 +215,7 @@ def certify(
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         record = capture(model, example)  # the same calls in the same order: the same atoms
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
     with quiet(cut), torch.no_grad(), Tape() as tape:
         answer = run_cut(
             cut,
@@ -224,7 +225,7 @@ def certify(
         )
     found = [t.detach() for t in outputs(answer)]
     replay = Replay(record, named, keep, tape.entries)
-    _same_slices(replay, {**dict(cut.named_parameters()), **dict(cut.named_buffers())})
+    _same_slices(replay, named_tensors(cut))
     expected = replay.run()
     return agreement(
         expected,
