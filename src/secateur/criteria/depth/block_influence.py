@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Context, Criterion, register, require_finite
 from secateur.model import call
+from secateur.model.bypass import first_tensor, hidden_of
 from secateur.statistics.gradients.functional import batches
-from secateur.structure.stacks import first_tensor, hidden_of
 from secateur.types import Group
 
 TINY = 1e-12

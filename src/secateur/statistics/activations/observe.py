@@ -84,7 +84,9 @@ class Flow:
             if step is None or base_name(step.func) not in _MOVES or number in self.activations:
                 return "", []
             chain.append((step, step.outputs.index(number)))
-            number = step.args[0].number
+            moved = step.args[0]
+            assert isinstance(moved, Ref)  # what moves data takes the tensor first
+            number = moved.number
         return self.record.names[number], chain[::-1]
 
     def weight(self, step: Step) -> str:
@@ -330,6 +332,6 @@ def argument(step: Step, name: str, default: Any = None) -> Any:
     """Argument of a recorded call by the name in the operator's schema."""
     if name in step.kwargs:
         return step.kwargs[name]
-    names = [a.name for a in step.func._schema.arguments]  # type: ignore[attr-defined]
+    names = [a.name for a in step.func._schema.arguments]
     position = names.index(name) if name in names else len(step.args)
     return step.args[position] if position < len(step.args) else default
