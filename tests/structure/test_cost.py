@@ -89,9 +89,8 @@ def _sizings(monkeypatch, work):
 
 
 def test_work_for_a_view_grows_with_depth_and_not_with_its_square(monkeypatch):
-    few, many = (
-        _sizings(monkeypatch, lambda model=Deep(depth).eval(): look(model, torch.randn(1, 6))) for depth in (4, 16)
-    )
+    x, shallow, deep = torch.randn(1, 6), Deep(4).eval(), Deep(16).eval()
+    few, many = _sizings(monkeypatch, lambda: look(shallow, x)), _sizings(monkeypatch, lambda: look(deep, x))
     assert many <= 4 * few + 8
 
 

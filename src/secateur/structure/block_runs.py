@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.model.bypass import first_tensor, hidden_of
-from secateur.structure.capture import tensors_of
-from secateur.structure.trace import Args, Kwargs, Op
+from secateur.structure.trace import Args, Kwargs, Op, tensors_of
 
 # What ends a residual path: after a product or a lookup, a tensor no longer is the block's input plus something.
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "einsum", "grouped_mm")

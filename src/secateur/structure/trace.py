@@ -123,6 +123,17 @@ class Trace:
         return {name: self.axes[number] for number, name in self.names.items()}
 
 
+def tensors_of(tree: object) -> list[Tensor]:
+    """Tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, (list, tuple)):
+        return [tensor for item in tree for tensor in tensors_of(item)]
+    if isinstance(tree, dict):
+        return [tensor for item in tree.values() for tensor in tensors_of(item)]
+    return []
+
+
 def numbers_in(value: object) -> Sequence[int]:
     """Tensor numbers in an argument tree."""
     if isinstance(value, Ref):

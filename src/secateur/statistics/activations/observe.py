@@ -19,9 +19,9 @@ from secateur.errors import UnsupportedError
 from secateur.model.call import call
 from secateur.structure import rules
 from secateur.structure.axes import Atom, Axis, leaves, unit_index
-from secateur.structure.capture import quiet, tensors_of
+from secateur.structure.capture import quiet
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Ref, Step, Trace, numbers_in
+from secateur.structure.trace import Ref, Step, Trace, numbers_in, tensors_of
 from secateur.types import Example, Group
 
 _MOVES = frozenset(["t", "transpose", "permute", "alias", "detach", "clone", "_to_copy", "view", "_unsafe_view",
