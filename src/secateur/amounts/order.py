@@ -47,12 +47,16 @@ class RemovalOrder:
     def keep(self, removals: int) -> dict[str, Tensor]:
         """Group name -> bool [size], True = kept; within a group the units that go are the first of the list."""
         counts = self.kept_counts(removals)
-        out = {}
-        for i, name in enumerate(self.names):
+        listed = self.group[: max(removals, 0)]
+        by_group = np.argsort(listed, kind="stable")  # stable: within a group the order of the list stays
+        ends = np.cumsum(np.bincount(listed, minlength=len(self.names)))
+        out, start = {}, 0
+        for i, (name, end) in enumerate(zip(self.names, ends.tolist(), strict=True)):
             mask = np.ones(int(self.sizes[i]), bool)
-            order = self.unit[: max(removals, 0)][self.group[:removals] == i]
-            mask[order[: int(self.sizes[i]) - counts[name]]] = False
+            gone = int(self.sizes[i]) - counts[name]  # rounding may keep the last ones of the list
+            mask[self.unit[by_group[start:end][:gone]]] = False
             out[name] = torch.from_numpy(mask)
+            start = end
         return out
 
 
