@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import secateur
 from secateur.criteria.base import Criterion, named_tensors
 from secateur.errors import RecipeError
 from secateur.files.seeds import canonical_json, stable_hash
@@ -20,6 +19,7 @@ from secateur.kinds.weights.nm import NM
 from secateur.planning.build import is_structured, rule_of
 from secateur.recipe import load_recipe
 from secateur.types import Batch, Data
+from secateur.version import __version__
 
 SCHEMA = 1
 REFERENCE = "magnitude"
@@ -109,7 +109,7 @@ class Protocol:
         """The part that decides about a single cell: levels and seeds may be added later without losing cells."""
         return {
             "schema": SCHEMA,
-            "secateur": secateur.__version__,
+            "secateur": __version__,
             "torch": str(torch.__version__).partition("+")[0],
             "granularity": self.granularity,
             "match": self.match,
