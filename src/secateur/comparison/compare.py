@@ -10,23 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from secateur.comparison.cells import SeedRun, planned
-from secateur.comparison.protocol import (
-    Choice,
-    Entry,
-    Protocol,
-    Steps,
-    among,
-    check_steps,
-    hash_batches,
-    make_entries,
-    make_levels,
-    make_match,
-    make_recoveries,
-    plain_granularity,
-)
-from secateur.comparison.report import publish
-from secateur.comparison.statistics import require_scipy
+from secateur.comparison.cells import planned
+from secateur.comparison.contestants import Choice, Contestant, make_contestants
+from secateur.comparison.hashes import hash_batches
+from secateur.comparison.levels import among, make_levels, make_match, plain_granularity
+from secateur.comparison.page import publish
+from secateur.comparison.protocol import Protocol
+from secateur.comparison.recoveries import Steps, check_steps, make_recoveries
+from secateur.comparison.seed_run import SeedRun
+from secateur.comparison.significance import require_scipy
 from secateur.comparison.store import Store
 from secateur.comparison.summary import summarise
 from secateur.errors import InputError, RecipeError
@@ -151,7 +143,7 @@ def compare(
     Source: Blalock et al., "What is the State of Neural Network Pruning?", 2020, section 6 (protocol); Frankle et
     al., "Pruning Neural Networks at Initialization", 2021, section 5 (shuffled and inverted scores).
     """
-    entries, chosen = make_entries(criteria), _seeds(seeds)
+    contestants, chosen = make_contestants(criteria), _seeds(seeds)
     batches = _scoring_batches(data, calibration, calibration_batches)
     example = with_batch_size(to_example(batches[0]), 1) if example is None else example
     build = _builder(models, chosen)
@@ -182,14 +174,14 @@ def compare(
         scratch=check_steps(scratch) if scratch else (),
         tag=tag,
     )
-    store, count = Store(out), _Counter(len(planned(protocol, entries)), progress)
+    store, count = Store(out), _Counter(len(planned(protocol, contestants)), progress)
     rows: list[dict[str, Any]] = []
     told: list[dict[str, Any]] = []
     for seed in chosen:
         base = first if seed == chosen[0] else build(seed)
         run = SeedRun(
             protocol,
-            entries,
+            contestants,
             seed=seed,
             base=base,
             batches=batches,
@@ -202,7 +194,7 @@ def compare(
         rows += [count(*run.result(cell)) for cell in run.cells()]
         told.append(run.fidelity())
     summary = summarise(rows, protocol, told, [name for name, _ in first.named_modules()])
-    manifest = _manifest(protocol, entries, batches, rows, first, title=title, command=command)
+    manifest = _manifest(protocol, contestants, batches, rows, first, title=title, command=command)
     publish(store.folder, rows, summary, manifest)
     return Comparison(tuple(rows), summary, protocol, manifest, store.folder, count.reused)
 
@@ -280,7 +272,7 @@ def _metric(wanted: str | None, measured: Mapping[str, float]) -> str:
 
 def _manifest(
     protocol: Protocol,
-    entries: Sequence[Entry],
+    contestants: Sequence[Contestant],
     batches: Sequence[Batch],
     rows: Sequence[Mapping[str, Any]],
     model: nn.Module,
@@ -294,7 +286,7 @@ def _manifest(
         "command": command,
         "model": type(model).__name__,
         "protocol": asdict(protocol),
-        "criteria": [{"label": entry.label, "control": entry.control, **entry.identity} for entry in entries],
+        "criteria": [{"label": one.label, "control": one.control, **one.identity} for one in contestants],
         "scoring": {
             "batches": len(batches),
             "samples": sum(batch_size_of(to_example(batch)) for batch in batches),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.comparison.statistics import spearman
+from secateur.comparison.significance import spearman
 from secateur.criteria.base import untouched
 from secateur.errors import InputError
 from secateur.model.call import batch_size_of, default_loss, device_of, to_device, to_example
@@ -97,7 +97,7 @@ def _without(model: nn.Module, group: Group, unit: int) -> dict[str, Tensor]:
     return known
 
 
-def agreement(scores: Mapping[str, Tensor], picks: Picks, truth: Mapping[str, Tensor]) -> dict[str, float | None]:
+def score_fidelity(scores: Mapping[str, Tensor], picks: Picks, truth: Mapping[str, Tensor]) -> dict[str, float | None]:
     """Spearman's rank correlation of scores with the measured changes.
 
     Returns:

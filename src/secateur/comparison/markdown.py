@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.comparison.protocol import NO_RECOVERY
+from secateur.comparison.recoveries import NO_RECOVERY
 from secateur.comparison.summary import BETTER, SAME, UNTESTED, WORSE
 from secateur.report.text import clean, seconds, significant, size
 
@@ -111,7 +111,7 @@ def _curve_table(summary: Mapping[str, Any], recovery: str, protocol: Mapping[st
         f"{protocol['match']} removed; dense {dense}. + and -: differs from magnitude (paired t test, Holm); "
         "*: cannot be told from the best."
     )
-    return "\n".join([note, "", table(head, rows)])
+    return "\n".join([note, "", markdown_table(head, rows)])
 
 
 def _quality(line: Row) -> str:
@@ -135,7 +135,7 @@ def _mean_table(summary: Mapping[str, Any], recovery: str) -> str:
     if not rows:
         return ""
     head = ["criterion", "mean over the curve", "minus magnitude", "interval", "p (Holm)", "verdict"]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _ablation_table(summary: Mapping[str, Any]) -> str:
@@ -149,7 +149,7 @@ def _ablation_table(summary: Mapping[str, Any]) -> str:
         for line in summary["ablations"]
     ]
     head = ["criterion", "level", "as is", "shuffled within layers", "inverted within layers", "as is minus shuffled"]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 FIDELITY = (
@@ -164,7 +164,7 @@ FIDELITY = (
 def _fidelity_table(summary: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     rows = [[_text(one["criterion"]), signed(one["all"]), signed(one["within"])] for one in summary["fidelity"]]
     note = FIDELITY.format(probes=protocol["probes"])
-    return "\n".join([note, "", table(["criterion", "over all units", "within layers"], rows)])
+    return "\n".join([note, "", markdown_table(["criterion", "over all units", "within layers"], rows)])
 
 
 def _scoring_table(summary: Mapping[str, Any]) -> str:
@@ -178,7 +178,7 @@ def _scoring_table(summary: Mapping[str, Any]) -> str:
         for line in summary["scoring"]
     ]
     note = "One epoch is the work of a forward and backward pass over the scoring data. Memory is what scoring added."
-    return "\n".join([note, "", table(["criterion", "time", "epochs", "peak memory"], rows)])
+    return "\n".join([note, "", markdown_table(["criterion", "time", "epochs", "peak memory"], rows)])
 
 
 def _footer(manifest: Mapping[str, Any]) -> list[str]:
@@ -193,7 +193,7 @@ def _footer(manifest: Mapping[str, Any]) -> list[str]:
     return [*lines, *([f"Command: `{_text(manifest['command'])}`"] if manifest["command"] else [])]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines)

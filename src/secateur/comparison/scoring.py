@@ -108,7 +108,7 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     return taken
 
 
-def score(rule: Criterion, context: Context) -> tuple[dict[str, Tensor], Cost]:
+def measure_scores(rule: Criterion, context: Context) -> tuple[dict[str, Tensor], Cost]:
     """Scores on the CPU, and their cost."""
     scores, cost = metered(lambda: rule.score(context), device_of(context.model))
     return {name: value.cpu() for name, value in scores.items()}, cost

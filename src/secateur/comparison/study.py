@@ -13,7 +13,8 @@ from torch import nn
 
 from secateur import criteria as known
 from secateur.comparison.compare import Comparison, Progress, compare
-from secateur.comparison.protocol import Choice, key_of
+from secateur.comparison.contestants import Choice
+from secateur.comparison.hashes import key_of
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.files.safe import load_tensors, save_tensors
 from secateur.measure import accuracy_on
@@ -82,7 +83,7 @@ def preset(study: Study, name: str) -> Study:
     )
 
 
-def run(study: Study, out: Path, *, command: str = "", progress: Progress | None = None) -> Comparison:
+def run_study(study: Study, out: Path, *, command: str = "", progress: Progress | None = None) -> Comparison:
     """Resolve the words, train base models where needed, and compare.
 
     Args:
@@ -94,7 +95,7 @@ def run(study: Study, out: Path, *, command: str = "", progress: Progress | None
     Raises:
         InputError: the data have no labels to measure accuracy with, or the model is random and cannot be trained.
     """
-    choices = [parse_criterion(word) for word in expand(study.criteria)]
+    choices = [parse_criterion(word) for word in named_criteria(study.criteria)]
     source = resolve_model(study.model)
     found = resolve_data(study.data, tokenizer=source.tokenizer)
     if found.test is None or found.num_classes is None:
@@ -130,7 +131,7 @@ def run(study: Study, out: Path, *, command: str = "", progress: Progress | None
     )
 
 
-def expand(words: Sequence[str]) -> list[str]:
+def named_criteria(words: Sequence[str]) -> list[str]:
     """The words, with "all" replaced by every known criterion."""
     everything = [name for name in known.names() if name != "random"]
     return [name for word in words for name in (everything if word == EVERYTHING else [word])]

@@ -9,10 +9,12 @@ from itertools import combinations
 from statistics import mean, median, stdev
 from typing import Any
 
-from secateur.comparison.cells import AS_IS, INVERTED, SHUFFLED
+from secateur.comparison.cells import AS_IS, DENSE, INVERTED, SCRATCH, SHUFFLED
+from secateur.comparison.contestants import REFERENCE
 from secateur.comparison.fidelity import over_seeds
-from secateur.comparison.protocol import DENSE, NO_RECOVERY, REFERENCE, SCRATCH, Protocol
-from secateur.comparison.statistics import Paired, curve_mean, holm, kendall, paired
+from secateur.comparison.protocol import Protocol
+from secateur.comparison.recoveries import NO_RECOVERY
+from secateur.comparison.significance import Paired, curve_mean, holm, kendall, paired
 
 Row = Mapping[str, Any]
 BETTER, WORSE, SAME, UNTESTED = "better", "worse", "not distinguishable", "not tested"

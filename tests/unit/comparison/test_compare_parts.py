@@ -10,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from secateur.comparison.protocol import (
-    Watched,
-    hash_batches,
-    hash_model,
-    make_entries,
-    make_levels,
-    make_match,
-    make_recoveries,
-)
+from secateur.comparison.contestants import make_contestants
+from secateur.comparison.hashes import Watched, hash_batches, hash_model
+from secateur.comparison.levels import make_levels, make_match
+from secateur.comparison.recoveries import make_recoveries
 from secateur.comparison.scoring import epoch_seconds, fixed, inverted, metered, shuffled
 from secateur.comparison.scratch import reinitialise
 from secateur.comparison.store import Store
@@ -30,17 +25,17 @@ from secateur.types import Group, Span
 
 
 def test_magnitude_and_random_are_always_there() -> None:
-    entries = make_entries(["taylor", {"name": "magnitude", "norm": "l1"}])
-    assert [(entry.label, entry.control) for entry in entries] == [
+    found = make_contestants(["taylor", {"name": "magnitude", "norm": "l1"}])
+    assert [(one.label, one.control) for one in found] == [
         ("taylor", False), ("magnitude norm=l1", False), ("magnitude", True), ("random", True),
     ]  # fmt: skip
-    assert [e.label for e in make_entries([Magnitude(), "random"])] == ["magnitude", "random"]
+    assert [e.label for e in make_contestants([Magnitude(), "random"])] == ["magnitude", "random"]
 
 
 @pytest.mark.parametrize("criteria", [[], ["magnitude", Magnitude()], ["taylr"]])
 def test_wrong_criteria_are_refused(criteria: list[object]) -> None:
     with pytest.raises(RecipeError):
-        make_entries(criteria)
+        make_contestants(criteria)
 
 
 def test_levels_are_fractions_and_default_to_six() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.comparison import Comparison, cells, compare
+from secateur.comparison import Comparison, compare, seed_run
 from secateur.criteria import Context, Criterion, Magnitude
 from secateur.errors import InputError, RecipeError
 from secateur.measure import accuracy_on
@@ -137,7 +137,7 @@ def test_training_beats_no_training_here(channels: Comparison) -> None:
 
 
 def test_base_models_are_left_alone(models: list[nn.Module], channels: Comparison) -> None:
-    assert {row["base"] for row in channels.rows} == {cells.hash_model(model) for model in models}
+    assert {row["base"] for row in channels.rows} == {seed_run.hash_model(model) for model in models}
 
 
 def test_csv_has_one_line_per_run(channels: Comparison) -> None:
@@ -163,13 +163,13 @@ def test_nothing_is_done_twice(
     first = small(models[:2], train, tmp_path)
     texts = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "score", forbidden)
-        patch.setattr(cells, "make_plan", forbidden)
+        patch.setattr(seed_run, "measure_scores", forbidden)
+        patch.setattr(seed_run, "make_plan", forbidden)
         again = small(models[:2], train, tmp_path)
     assert (first.reused, again.reused) == (0, len(first.rows))
     assert again.rows == first.rows
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == texts
-    monkeypatch.setattr(cells, "score", forbidden)  # a new level needs plans, and no new scores
+    monkeypatch.setattr(seed_run, "measure_scores", forbidden)  # a new level needs plans, and no new scores
     more = small(models[:2], train, tmp_path, levels=[0.5, 0.8, 0.9], ablation_levels=[0.5])
     assert more.reused == len(first.rows)
     assert len(more.rows) == len(first.rows) + 2 * 2

@@ -104,13 +104,13 @@ def to_html(summary: Mapping[str, Any], manifest: Mapping[str, Any], *, charts: 
         style=Markup(_STYLE.read_text(encoding="utf-8")),  # noqa: S704
         policy=policy_for(scripts),
         scripts=[Markup(script) for script in scripts],  # noqa: S704
-        data=json_block(figures(summary, manifest)) if charts else None,
+        data=json_block(comparison_figures(summary, manifest)) if charts else None,
         recoveries=list(summary["curves"]),
         fidelity=FIDELITY.format(probes=manifest["protocol"]["probes"]),
     )
 
 
-def figures(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def comparison_figures(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Plotly figures as plain data: one of curves per recovery, of layers, of scoring costs."""
     controls = {entry["label"] for entry in manifest["criteria"] if entry["control"]} | {"scratch"}
     labels = list(dict.fromkeys(label for curves in summary["curves"].values() for label in curves))

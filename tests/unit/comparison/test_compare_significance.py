@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from secateur.comparison.statistics import curve_mean, holm, kendall, paired, spearman
+from secateur.comparison.significance import curve_mean, holm, kendall, paired, spearman
 
 numbers = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 
