@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import named_tensors
 from secateur.files.seeds import canonical_json, stable_hash
+from secateur.model.tensors import named_tensors
 from secateur.types import Batch, Data
 
 
