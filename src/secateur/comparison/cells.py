@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from secateur.comparison.contestants import Contestant
+from secateur.comparison.contestants import RANDOM, Contestant
 from secateur.comparison.protocol import Protocol
 from secateur.comparison.recoveries import NO_RECOVERY
 
@@ -40,7 +40,11 @@ def planned(protocol: Protocol, contestants: Sequence[Contestant]) -> list[Cell]
 
 
 def cells_of(protocol: Protocol, contestants: Sequence[Contestant], seed: int) -> Iterator[Cell]:
-    """The runs of one seed in order, without keys."""
+    """The runs of one seed, without keys.
+
+    Runs that share a plan stand next to each other, so that only one plan and one cut model are held at a time.
+    """
+    # The dense model gets every recovery too: what extra training does to it is no merit of pruning.
     for recovery in protocol.recoveries:
         yield Cell(seed, DENSE, AS_IS, 0.0, recovery)
     for one in contestants:
@@ -48,7 +52,8 @@ def cells_of(protocol: Protocol, contestants: Sequence[Contestant], seed: int) -
             for recovery in protocol.recoveries:
                 if recovery == NO_RECOVERY or level in protocol.recover_levels:
                     yield Cell(seed, one.label, AS_IS, level, recovery)
-            if level in protocol.ablation_levels and one.rule.name != "random":
+            # Random scores in another random order are random scores.
+            if level in protocol.ablation_levels and one.rule.name != RANDOM:
                 yield Cell(seed, one.label, SHUFFLED, level, NO_RECOVERY)
                 yield Cell(seed, one.label, INVERTED, level, NO_RECOVERY)
     if protocol.scratch:

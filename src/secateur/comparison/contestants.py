@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
 from secateur.planning.build import rule_of
+from secateur.types import Json
 
 REFERENCE = "magnitude"
 RANDOM = "random"
 
-Choice = str | Mapping[str, Any] | Criterion
+CriterionChoice = str | Mapping[str, object] | Criterion
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +31,19 @@ class Contestant:
     control: bool = False
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         """Name and options, as they go into hashes."""
         return {"name": self.rule.name, **self.rule.options()}
 
 
-def make_contestants(criteria: Iterable[Choice]) -> list[Contestant]:
+def make_contestants(criteria: Iterable[CriterionChoice]) -> list[Contestant]:
     """The criteria with unique labels, the reference and the random control added where they are missing.
+
+    Args:
+        criteria: names, {"name": ..., options} or objects.
+
+    Returns:
+        Those that were asked for, in their order, then what was added.
 
     Raises:
         RecipeError: an unknown name, or the same criterion twice.
@@ -48,24 +54,27 @@ def make_contestants(criteria: Iterable[Choice]) -> list[Contestant]:
     asked = [rule_of(choice) for choice in criteria]
     if not asked:
         raise RecipeError("there is no criterion to compare", hint="for example criteria=['taylor', 'magnitude']")
-    contestants: list[Contestant] = []
+    found: list[Contestant] = []
     for rule in asked:
-        options = _options(rule)
+        options = _unusual_options(rule)
         label = f"{rule.name} {options}" if options else rule.name
-        if any(label == one.label for one in contestants):
+        # Two lines of one label would be one line in every table, and the mean of both in every test.
+        if any(label == one.label for one in found):
             raise RecipeError(f"the criterion {label!r} is named twice", hint="name each one once")
-        contestants.append(Contestant(label, rule, control=rule.name == RANDOM))
-    if not any(one.label == REFERENCE for one in contestants):
-        contestants.append(Contestant(REFERENCE, rule_of(REFERENCE), control=True))
-    if not any(one.rule.name == RANDOM for one in contestants):
-        contestants.append(Contestant(RANDOM, Random(), control=True))
-    return contestants
+        found.append(Contestant(label, rule, control=rule.name == RANDOM))
+    # By label: magnitude with other options is a contestant like any other, and no reference.
+    if not any(one.label == REFERENCE for one in found):
+        found.append(Contestant(REFERENCE, rule_of(REFERENCE), control=True))
+    # By name: a random control with another seed is as good as the one that would be added.
+    if not any(one.rule.name == RANDOM for one in found):
+        found.append(Contestant(RANDOM, Random(), control=True))
+    return found
 
 
-def _options(rule: Criterion) -> str:
+def _unusual_options(rule: Criterion) -> str:
     """The options that are not the defaults, shortly."""
     try:
         usual = type(rule)().options()
-    except TypeError:
+    except TypeError:  # an option without a default: all of them are worth saying
         usual = {}
     return ",".join(f"{key}={value}" for key, value in rule.options().items() if usual.get(key, ...) != value)

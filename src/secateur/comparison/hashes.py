@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +11,17 @@ from torch import Tensor, nn
 
 from secateur.files.seeds import canonical_json, stable_hash
 from secateur.model.tensors import named_tensors
-from secateur.types import Batch, Data
+from secateur.types import Batch, Data, Json
 
 
 def hash_model(model: nn.Module) -> str:
-    """SHA-256 over names and values of all parameters and buffers."""
+    """SHA-256 over names and values of all parameters and buffers; the memory format does not count.
+
+    Cost: one pass over the weights.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(named_tensors(model).items()):
+        # Shapes and types too: without them other tensors of the same bytes would be the same model.
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(_raw(tensor))
     return digest.hexdigest()
@@ -70,27 +73,30 @@ class Watched:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._data:
+            # Before it is handed out: a loop that writes into its batch must not change what is said to be seen.
             self.batches += 1
             self._digest.update(hash_batch(batch).encode())
             yield batch
 
 
+def key_of(**parts: Json) -> str:
+    """Content address of plain parts: the file name of a result."""
+    # 32 hex digits are 128 bits: no two results of any comparison meet by chance, and names stay readable.
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:32]
+
+
 def _raw(tensor: Tensor) -> bytes:
+    # Viewed as bytes, since numpy knows no bfloat16; in logical order, whatever the memory format.
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return np.ascontiguousarray(flat.view(torch.uint8).numpy()).tobytes() if flat.numel() else b""
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
+        for key in sorted(value, key=str):  # a collate function may fill its mapping in any order
             yield from _tensors(value[key])
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
-
-
-def key_of(**parts: Any) -> str:
-    """Content address of plain parts."""
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:32]
