@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secateur.errors import TargetError
+from secateur.criteria.base import suggestion
+from secateur.errors import RecipeError, TargetError
 
 Counts = Mapping[str, int]
 
@@ -41,17 +42,21 @@ class RemovalOrder:
         """How many units every group keeps after the first `removals` removals, rounded."""
         gone = np.bincount(self.group[:removals], minlength=len(self.names))
         kept = self.sizes - gone
-        rounded = -(-kept // self.round_to) * self.round_to
+        rounded = -(-kept // self.round_to) * self.round_to  # upwards: a unit too many is kept rather than removed
         return {n: int(min(r, s)) for n, r, s in zip(self.names, rounded, self.sizes, strict=True)}
 
     def keep(self, removals: int) -> dict[str, Tensor]:
         """Group name -> bool [size], True = kept; within a group the units that go are the first of the list."""
         counts = self.kept_counts(removals)
+        group = self.group[:removals]
+        # A stable sort by group keeps the order within each, so one pass serves all groups.
+        units = self.unit[:removals][np.argsort(group, kind="stable")]
+        ends = np.cumsum(np.bincount(group, minlength=len(self.names)))
         out = {}
-        for i, name in enumerate(self.names):
-            mask = np.ones(int(self.sizes[i]), bool)
-            order = self.unit[: max(removals, 0)][self.group[:removals] == i]
-            mask[order[: int(self.sizes[i]) - counts[name]]] = False
+        for name, size, going in zip(self.names, self.sizes, np.split(units, ends[:-1]), strict=True):
+            mask = np.ones(int(size), bool)
+            # Rounding keeps more than the list says: the last ones to go are spared.
+            mask[going[: int(size) - counts[name]]] = False
             out[name] = torch.from_numpy(mask)
         return out
 
@@ -74,8 +79,13 @@ def removal_order(
     Returns:
         the list; every group's best units are not in it.
 
+    Raises:
+        RecipeError: another scope.
+
     Cost: one sort of all units.
     """
+    if scope not in ("global", "local"):
+        raise RecipeError(f"scope={scope!r} is not known for cuts", hint=suggestion(scope, ["global", "local"]))
     names = tuple(sorted(scores))
     groups, units, keys, sizes = [], [], [], []
     for i, name in enumerate(names):
@@ -84,9 +94,12 @@ def removal_order(
         order = np.argsort(score, kind="stable")[: max(len(score) - floor, 0)]
         groups.append(np.full(len(order), i))
         units.append(order)
+        # The rank counts from 1: the key is the fraction of its group that is gone once the unit goes. Counted from 0
+        # the first unit of every group would come first, and a group of one would be emptied before any other shrinks.
         keys.append(score[order] if scope == "global" else (np.arange(len(order)) + 1) / len(score))
         sizes.append(len(score))
     group, unit = np.concatenate(groups or [np.zeros(0, int)]), np.concatenate(units or [np.zeros(0, int)])
+    # Stable: groups stand in the order of their names and units in that of their worth, which settles all ties.
     by_worth = np.argsort(np.concatenate(keys or [np.zeros(0)]), kind="stable")
     steps = [round_to if isinstance(round_to, int) else round_to.get(name, 1) for name in names]
     return RemovalOrder(
@@ -116,6 +129,7 @@ def removals_for(order: RemovalOrder, cost: Callable[[Counts], float], limit: fl
             why=f"without losing a layer the least is {lowest:g}; now it is {cost(order.kept_counts(0)):g}",
             hint="Ask for less, lower min_keep, or see `secateur inspect` for what is locked and why.",
         )
+    # The cost falls along the list, so the shortest prefix is found by halving.
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
