@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, TargetError
+from secateur.registry import suggestion
 
 Counts = Mapping[str, int]
 

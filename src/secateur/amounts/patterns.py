@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import is_within
+from secateur.registry import suggestion
 
 T = TypeVar("T")
 

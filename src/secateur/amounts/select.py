@@ -27,10 +27,11 @@ from secateur.amounts.border import (
     kept_chunks,
 )
 from secateur.amounts.patterns import per_pattern
-from secateur.criteria.base import require_finite, suggestion
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_within, names, parse
 from secateur.kinds.weights.nm import NM, keep_pattern
+from secateur.model.tensors import require_finite
+from secateur.registry import suggestion
 from secateur.types import Group
 
 Scores = Mapping[str, Tensor]
