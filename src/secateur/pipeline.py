@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from secateur.criteria import StationaryWarning
 from secateur.criteria.base import named_tensors, require_finite
 from secateur.errors import InputError, RecipeError
 from secateur.measure import latency, quality, snapshot
+from secateur.measure.macs import samples_in
 from secateur.model.call import device_of, require_reiterable, to_example
 from secateur.planning import Plan, make_plan
 from secateur.planning.plan import fingerprint
@@ -75,7 +77,9 @@ def prune(
     example = _example(example, data)
     run = _Run(progress)
     with run.stage("plan"), run.noticed():
-        before = snapshot(model, example, evaluate=evaluate)
+        # Decided once, on the model as it came: a ratio of two counts needs one divisor.
+        samples = samples_in(model, example)
+        before = snapshot(model, example, evaluate=evaluate, samples=samples)
         plan = plan_by(model, example, settings, data if calibration is None else calibration, loss)
     with run.stage("apply"):
         pruned = plan.apply(model)
@@ -98,7 +102,7 @@ def prune(
             training += [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
     with run.stage("measure"):
         timed = _latency(model, pruned, example, settings, run.step("latency"))
-        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"))
+        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"), samples=samples)
         before = _with_latency(before, timed.get("before"))
     with run.stage("report"):
         record = _report(
@@ -212,7 +216,7 @@ def _latency(model: nn.Module, pruned: nn.Module, example: Example, recipe: Reci
 
 
 def _with_latency(state: Snapshot, timed: Any) -> Snapshot:
-    return Snapshot(state.params, state.nonzero, state.macs, state.size_bytes, timed, state.quality)
+    return replace(state, latency_ms=timed)
 
 
 def _report(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
 
@@ -119,10 +120,12 @@ class Snapshot:
     Args:
         params: number of parameters (tied ones once).
         nonzero: parameters that are not zero.
-        macs: multiply-accumulates of one forward pass on the example, or None where the forward was not run.
+        macs: multiply-accumulates of one forward pass for one sample, or None where the forward was not run.
         size_bytes: bytes of the weights as a safetensors file.
         latency_ms: measured latency, or None if not asked for.
         quality: named quality figures, for example {"accuracy": 0.97}.
+        macs_per: "sample", or "example" where the example's leading dimension holds no samples (a sequence, a vector):
+            `macs` is then that of the whole example.
     """
 
     params: int
@@ -131,6 +134,7 @@ class Snapshot:
     size_bytes: int
     latency_ms: Latency | None = None
     quality: Mapping[str, float] = field(default_factory=dict)
+    macs_per: MacsPer = "sample"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def rows(found: Snapshot) -> list[tuple[str, str]]:
 
     time = found.latency_ms
     lines = [("parameters", count(found.params)), ("non-zero parameters", count(found.nonzero))]
-    lines.append(("MACs", "not counted" if found.macs is None else count(found.macs)))
+    lines.append((f"MACs per {found.macs_per}", "not counted" if found.macs is None else count(found.macs)))
     lines.append(("size", size(found.size_bytes)))
     if time is not None:
         lines.append(

@@ -287,16 +287,32 @@ def with_batch_size(example: Example, size: int) -> Any:
     if size < 1 or now < 1:
         raise InputError(f"cannot bring the example {describe(example)} to batch size {size}")
 
-    def resize(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == now:
-            return value[torch.arange(size, device=value.device) % now]
-        if isinstance(value, Mapping):
-            return {key: resize(item) for key, item in value.items()}
-        if isinstance(value, (tuple, list)):
-            return tuple(resize(item) for item in value)
-        return value
+    return _rows(example, now, torch.arange(size) % now)
 
-    return resize(example)
+
+def pick_sample(example: Example, number: int) -> Example:
+    """One sample of an example, as a batch of one.
+
+    Args:
+        example: what `call` takes.
+        number: of the sample, from 0.
+
+    Example:
+        >>> pick_sample((torch.arange(6).view(3, 2), torch.zeros(7)), 2)
+        (tensor([[4, 5]]), tensor([0., 0., 0., 0., 0., 0., 0.]))
+    """
+    return _rows(example, batch_size_of(example), torch.tensor([number]))
+
+
+def _rows(value: Any, batch: int, rows: Tensor) -> Any:
+    """Choose rows of every tensor that leads with the batch; masks over positions and the like stay whole."""
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
+        return value[rows.to(value.device)]
+    if isinstance(value, Mapping):
+        return {key: _rows(item, batch, rows) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_rows(item, batch, rows) for item in value)
+    return value
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from secateur.errors import RecipeError, TargetError, UnsupportedError
 from secateur.kinds.slices.cut import cut_copy
 from secateur.kinds.slices.replay import certify
 from secateur.measure.latency import latency
+from secateur.measure.macs import samples_in
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
@@ -55,7 +56,7 @@ def cut_plan(
             why=_locked_summary(found),
             hint="See `secateur inspect` for what is locked, by which line, and what to do about it.",
         )
-    search = _search(model, example, found, groups, CostModel(model, record), request)
+    search = _search(model, example, found, groups, CostModel(model, record, samples_in(model, example)), request)
     groups = list(search.members)
     scores = rule.score(Context(model, groups, capture=record, **context))
     relative = request["scope"] == "global" and not rule.comparable

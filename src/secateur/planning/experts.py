@@ -13,6 +13,7 @@ from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, TargetError, UnsupportedError
 from secateur.kinds.experts.find import Mixture, expert_counts, find_mixtures, split_routers
 from secateur.kinds.experts.prove import certify_experts
+from secateur.measure.macs import samples_in
 from secateur.planning.cuts import Decision, Search
 from secateur.planning.expressible import require_native, require_transformers
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removals
@@ -41,7 +42,7 @@ def expert_plan(
         require_transformers(model)
     record = capture(model, example)
     found, mixtures, groups = _found(model, record, request["protect"])
-    search = ExpertSearch(model, example, found, groups, CostModel(model, record), request)
+    search = ExpertSearch(model, example, found, groups, CostModel(model, record, samples_in(model, example)), request)
     search.mixtures = mixtures
     scores = rule.score(Context(model, groups, capture=record, **context))
     keep = search.choose(scores, scores)

@@ -63,7 +63,7 @@ class Plan:
         attributes: integers on modules and configs that follow the cut.
         masks: parameter name -> bool mask, True = keep (element-like granularities).
         units: {"what", "removed", "total", "sparsity"} of the stated unit.
-        cost: {"params": [before, after], "macs": [before, after]} where cuts are made.
+        cost: {"params": [before, after], "macs": [before, after]} where cuts are made; macs are for one sample.
         certificate: the proof, once made.
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> {"size", "removed": places, "lists": [[owner, name]] that are shortened alike}.
@@ -202,7 +202,8 @@ class Plan:
             f"({units['sparsity']:.1%}) by {self.request['criterion']['name']}"
         ]
         for key, (before, after) in self.cost.items():
-            lines.append(f"{key}: {before:,} -> {after:,} ({after / max(before, 1):.1%})")
+            what = "macs per sample" if key == "macs" else key
+            lines.append(f"{what}: {before:,} -> {after:,} ({after / max(before, 1):.1%})")
         width = max((len(name) for name in self.groups), default=0)
         for name, group in self.groups.items():
             gone = len(group["removed"])

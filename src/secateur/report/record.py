@@ -70,6 +70,7 @@ class State(Part):
     size_bytes: Count
     latency_ms: Timing | None = None
     quality: dict[Text, float] = Field(default_factory=dict)
+    macs_per: Literal["sample", "example"] = "sample"
 
     @classmethod
     def of(cls, snapshot: types.Snapshot) -> Self:
@@ -89,6 +90,7 @@ class State(Part):
             size_bytes=int(snapshot.size_bytes),
             latency_ms=None if latency is None else Timing(**vars(latency)),
             quality=numbers(snapshot.quality),
+            macs_per=snapshot.macs_per,
         )
 
 

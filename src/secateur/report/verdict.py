@@ -138,7 +138,7 @@ def rows(report: Report) -> list[Row]:
     found = [
         _counts("parameters", before.params, after.params),
         _counts("non-zero parameters", before.nonzero, after.nonzero),
-        _counts("MACs", before.macs, after.macs),
+        _counts(f"MACs per {before.macs_per}", before.macs, after.macs),
     ]
     weight = _counts("size", before.size_bytes, after.size_bytes)
     found.append(Row("size", size(before.size_bytes), size(after.size_bytes), weight.change, weight.share))

@@ -18,9 +18,12 @@ class CostModel:
     Args:
         model: the captured model.
         record: its record.
+        samples: samples in the example, by which multiply-accumulates are divided: `secateur.measure.macs.samples_in`.
     """
 
-    def __init__(self, model: nn.Module, record: Record) -> None:
+    def __init__(self, model: nn.Module, record: Record, samples: int = 1) -> None:
+        self.samples = samples
+        # Many layers have the same shape: equal products are priced once.
         self.products = Counter(axes for step in record.steps for axes in step.cost)
         named = dict(model.named_parameters())
         tensors = record.tensors()
@@ -31,8 +34,9 @@ class CostModel:
         self.stored = [(axes, whole[name].element_size()) for name, axes in tensors.items()]
 
     def macs(self, counts: Mapping[int, int]) -> int:
-        """Multiply-accumulates of one forward pass on the example."""
-        return sum(times * prod(size_after(a, counts) for a in axes) for axes, times in self.products.items())
+        """Multiply-accumulates of one forward pass for one sample (of the whole example where `samples` is 1)."""
+        whole = sum(times * prod(size_after(a, counts) for a in axes) for axes, times in self.products.items())
+        return whole // self.samples
 
     def params(self, counts: Mapping[int, int]) -> int:
         """Number of parameters, tied ones once."""

@@ -140,14 +140,14 @@ def test_quality_is_a_percentage_only_where_it_is_a_share(make, snapshot, name, 
 
 def test_rows_hold_the_shares_that_the_bars_draw(make, snapshot):
     found = {row.label: row for row in rows(make(**pair(snapshot, SLOW, FAST)))}
-    assert found["MACs"].share == pytest.approx(2 / 4.2)
+    assert found["MACs per sample"].share == pytest.approx(2 / 4.2)
     assert found["size"].change == "2.00x smaller"
     assert found["latency (p10-p90)"].after == "1.10 ms (1.07-1.15)"
 
 
 def test_growth_and_nothing_left_are_told_plainly(make, snapshot):
     found = {row.label: row.change for row in rows(make(before=snapshot(100, macs=5), after=snapshot(103, macs=0)))}
-    assert (found["parameters"], found["MACs"], found["size"]) == ("3.0 % more", "5 -> 0", "unchanged")
+    assert (found["parameters"], found["MACs per sample"], found["size"]) == ("3.0 % more", "5 -> 0", "unchanged")
 
 
 def test_numbers_in_words():
