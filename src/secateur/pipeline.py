@@ -16,11 +16,11 @@ from torch import nn
 
 from secateur import report
 from secateur.criteria import StationaryWarning
-from secateur.criteria.base import named_tensors, require_finite
 from secateur.errors import InputError, RecipeError
 from secateur.measure import latency, quality, snapshot
 from secateur.measure.macs import samples_in
 from secateur.model.call import device_of, require_reiterable, to_example
+from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.planning.plan import fingerprint
 from secateur.recipe import Recipe, load_recipe

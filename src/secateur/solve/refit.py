@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.kinds.slices.cut import Cuts
 from secateur.model.call import require_reiterable, to_example
+from secateur.model.tensors import named_tensors
+from secateur.registry import suggestion
 from secateur.solve.shortcut import Shortcut, find_shortcut
 from secateur.statistics.activations.gram import Geometry, Sampler, geometry
 from secateur.statistics.activations.observe import Flow, Observer, Site, argument
 from secateur.statistics.activations.streams import few_samples, finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture
-from secateur.structure.record import Record, Ref
+from secateur.structure.trace import Ref, Trace
 from secateur.types import Data, Example
 
 
@@ -93,7 +94,7 @@ def refit_consumers(
     wanted = None if names is None else list(names)
     require_reiterable(data, "the refit, one pass for every layer,")
     layers: list[_Layer] | None = None
-    records: tuple[Record, Record] | None = None
+    records: tuple[Trace, Trace] | None = None
     before = {name: p.detach().clone() for name, p in cut.named_parameters()}
     changed: dict[str, Tensor] = {}
     try:
@@ -122,7 +123,7 @@ def refit_consumers(
     return changed
 
 
-def _layers(cut: nn.Module, records: tuple[Record, Record], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
+def _layers(cut: nn.Module, records: tuple[Trace, Trace], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
     """The layers in the order in which they run."""
     flows = Flow(records[0]), Flow(records[1])
     uses = [_uses(flow) for flow in flows]
@@ -169,10 +170,7 @@ def _layer(
     addend = argument(after[steps[1][0]], "self" if not shape.kernel else "bias")
     addend = argument(after[steps[1][0]], "bias", addend)
     bias = flows[1].source(addend.number)[0] if isinstance(addend, Ref) else ""
-    shortcuts = [
-        find_shortcut(flows, (a, b), outputs, dict(cut.named_buffers()) | dict(cut.named_parameters()))
-        for a, b in zip(*steps, strict=True)
-    ]
+    shortcuts = [find_shortcut(flows, (a, b), outputs, named_tensors(cut)) for a, b in zip(*steps, strict=True)]
     return _Layer(
         name,
         bias if bias in dict(cut.named_parameters()) else "",
@@ -186,7 +184,7 @@ def _layer(
 
 def _add_batch(
     models: tuple[nn.Module, nn.Module],
-    records: tuple[Record, Record],
+    records: tuple[Trace, Trace],
     layer: _Layer,
     sampler: Sampler,
     example: Example,

@@ -1,4 +1,4 @@
-"""What a network costs after a cut, from the record alone: no model is built to price a plan."""
+"""What a network costs after a cut, from the trace alone: no model is built to price a plan."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from math import prod
 
 from torch import nn
 
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import size_after
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 
 
 class CostModel:
@@ -17,17 +18,17 @@ class CostModel:
 
     Args:
         model: the captured model.
-        record: its record.
+        trace: its trace.
         samples: samples in the example, by which multiply-accumulates are divided: `secateur.measure.macs.samples_in`.
     """
 
-    def __init__(self, model: nn.Module, record: Record, samples: int = 1) -> None:
+    def __init__(self, model: nn.Module, trace: Trace, samples: int = 1) -> None:
         self.samples = samples
         # Many layers have the same shape: equal products are priced once.
-        self.products = Counter(axes for step in record.steps for axes in step.cost)
+        self.products = Counter(axes for step in trace.steps for axes in step.cost)
         named = dict(model.named_parameters())
-        tensors = record.tensors()
-        whole = {**named, **dict(model.named_buffers())}
+        tensors = trace.tensors()
+        whole = named_tensors(model)
         self.fixed = sum(p.numel() for name, p in named.items() if name not in tensors)
         self.fixed_bytes = sum(t.numel() * t.element_size() for name, t in whole.items() if name not in tensors)
         self.parameters = [axes for name, axes in tensors.items() if name in named]

@@ -90,10 +90,10 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> Vie
     Raises:
         ForwardError: the forward fails on the example.
     """
-    record = capture(model, example)
-    found = structure(model, record, protect)
+    trace = capture(model, example)
+    found = structure(model, trace, protect)
     samples = samples_in(model, example)
-    cost = CostModel(model, record, samples)
+    cost = CostModel(model, trace, samples)
     weights = {g.name: _weights(found, g, cost) for g in found.groups}
     return View(
         type(model).__name__,

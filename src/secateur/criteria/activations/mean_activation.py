@@ -9,16 +9,17 @@ from typing import ClassVar, Literal, cast
 
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, one_of, register
+from secateur.criteria.base import Context, Criterion, register
+from secateur.registry import one_of
 from secateur.statistics.activations.observe import Site, consumer_sites, distinct
 from secateur.statistics.activations.streams import Norms, gather, mean_of_sites, per_unit
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 from secateur.types import Group
 
 STRUCTURES = ("channel", "neuron", "head", "head_dim", "conv_group")
 
 
-def consumers(groups: Sequence[Group], record: Record) -> list[Site]:
+def consumers(groups: Sequence[Group], record: Trace) -> list[Site]:
     """What the consumers of the groups read, every tensor once."""
     return distinct(record, consumer_sites(record, groups))
 

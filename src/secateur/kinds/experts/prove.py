@@ -13,13 +13,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
-from secateur.kinds.slices.cut import Cuts, cut_tensor, named_tensors
+from secateur.kinds.slices.cut import Cuts, cut_tensor
 from secateur.model.agreement import agreement, doubled, require_slices, run_cut
 from secateur.model.call import call, outputs
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, kept
 from secateur.structure.capture import quiet
-from secateur.structure.record import Record
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Trace
 from secateur.types import Certificate, Example
 
 SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
@@ -31,7 +32,7 @@ def certify_experts(
     model: nn.Module,
     cut: nn.Module,
     example: Example,
-    record: Record,
+    record: Trace,
     mixtures: Sequence[Mixture],
     keep: Keep,
     cuts: Cuts,
@@ -162,7 +163,7 @@ class _Masked(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result.masked_fill(gone.view([-1] + [1] * (-d - 1)), -torch.inf)
 
 
-def _kept_only(expected: Sequence[Tensor], record: Record, keep: Keep) -> list[Tensor]:
+def _kept_only(expected: Sequence[Tensor], record: Trace, keep: Keep) -> list[Tensor]:
     """Outputs without the experts that are gone."""
     cut = []
     for tensor, number in zip(expected, record.outputs, strict=True):

@@ -15,37 +15,38 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError
-from secateur.kinds.slices.numbers import Entry, Tape, align, numbers
+from secateur.kinds.slices.numbers import Entry, NumberTape, align, numbers
 from secateur.model.agreement import agreement, doubled, require_slices, run_cut
 from secateur.model.call import outputs
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touched
 from secateur.structure.capture import capture, quiet, tensors_of
-from secateur.structure.record import Record, Ref, Restrict, Step, numbers_in
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Ref, Restrict, Step, Trace, numbers_in
 from secateur.types import Certificate, Example
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear"])
 
 
 class Replay:
-    """One replay of a record with some units removed.
+    """One replay of a trace with some units removed.
 
     Args:
-        record: the run of the original model.
+        trace: the run of the original model.
         tensors: its parameters and buffers by name.
         keep: atom id -> bool array, True = kept; absent atoms are whole.
         tape: plain numbers of the cut model's run, used where its calls are the same.
     """
 
-    def __init__(self, record: Record, tensors: Mapping[str, Tensor], keep: Keep, tape: Sequence[Entry] = ()) -> None:
-        self.record, self.tensors, self.keep = record, tensors, keep
-        self.tape = align(record.steps, tape)
+    def __init__(self, trace: Trace, tensors: Mapping[str, Tensor], keep: Keep, tape: Sequence[Entry] = ()) -> None:
+        self.trace, self.tensors, self.keep = trace, tensors, keep
+        self.tape = align(trace.steps, tape)
         self.cut = {i for i, mask in keep.items() if not mask.all()}
         self.counts = {i: int(mask.sum()) for i, mask in keep.items()}
         self.values: dict[int, Tensor] = {}
         self.last_use = {
             n: i
-            for i, step in enumerate(record.steps)
+            for i, step in enumerate(trace.steps)
             for n in (*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs)
         }
 
@@ -55,22 +56,22 @@ class Replay:
         Raises:
             CertificateError: a removed part reached an output.
         """
-        wanted = set(self.record.outputs)
+        wanted = set(self.trace.outputs)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for i, step in enumerate(self.record.steps):
+            for i, step in enumerate(self.trace.steps):
                 self._run_step(step, self.tape[i] if self.tape else None)
                 for n in {*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs}:
                     if self.last_use[n] == i and n not in wanted:
                         self.values.pop(n, None)
-            return [self.kept_only(self._value(n), self.record.axes[n]) for n in self.record.outputs]
+            return [self.kept_only(self._value(n), self.trace.axes[n]) for n in self.trace.outputs]
 
     def _value(self, number: int) -> Tensor:
         if number not in self.values:
-            name = self.record.names.get(number)
+            name = self.trace.names.get(number)
             if name is None:
-                self.values[number] = self.record.constants[number].clone()
+                self.values[number] = self.trace.constants[number].clone()
             else:
-                self.values[number] = self._poisoned(self.tensors[name].detach(), self.record.axes[number])
+                self.values[number] = self._poisoned(self.tensors[name].detach(), self.trace.axes[number])
         return self.values[number]
 
     def _poisoned(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
@@ -182,7 +183,7 @@ def certify(
     model: nn.Module,
     cut: nn.Module,
     example: Example,
-    record: Record,
+    trace: Trace,
     keep: Keep,
     *,
     dtype: str = "float32",
@@ -193,8 +194,8 @@ def certify(
     Args:
         model: the original, whole.
         cut: the physically smaller model.
-        example: the inputs of the record.
-        record: from `capture(model, example)`.
+        example: the inputs of the trace.
+        trace: from `capture(model, example)`.
         keep: atom id -> bool array of kept indices.
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: as in `agreement`.
@@ -210,9 +211,9 @@ def certify(
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
-        record = capture(model, example)  # the same calls in the same order: the same atoms
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with quiet(cut), torch.no_grad(), Tape() as tape:
+        trace = capture(model, example)  # the same calls in the same order: the same atoms
+    named = named_tensors(model)
+    with quiet(cut), torch.no_grad(), NumberTape() as tape:
         answer = run_cut(
             cut,
             example,
@@ -220,7 +221,7 @@ def certify(
             hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
         )
     found = [t.detach() for t in outputs(answer)]
-    replay = Replay(record, named, keep, tape.entries)
+    replay = Replay(trace, named, keep, tape.entries)
     _same_slices(replay, {**dict(cut.named_parameters()), **dict(cut.named_buffers())})
     expected = replay.run()
     return agreement(
@@ -236,7 +237,7 @@ def certify(
 
 def _same_slices(replay: Replay, cut: Mapping[str, Tensor]) -> None:
     """Every tensor of the cut model holds exactly the kept slices."""
-    for name, axes in replay.record.tensors().items():
+    for name, axes in replay.trace.tensors().items():
         if any(touched(axis, replay.cut) for axis in axes):
             require_slices(name, replay.kept_only(replay.tensors[name], axes), cut.get(name))
 
