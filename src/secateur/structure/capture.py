@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import ForwardError
-from secateur.model.call import call, outputs
+from secateur.model.call import call, inputs, outputs
 from secateur.structure import rules, size_uses
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import Dim, Expr, TrackedInt, is_literal, tracked_attributes
@@ -179,7 +179,7 @@ class Recorder:
 
     def add_inputs(self, example: Example) -> None:
         """Inputs are data: their dimensions are never cut."""
-        for tensor in outputs(example):
+        for tensor in inputs(example):
             if id(tensor) in self.named or tensor in self.numbers:
                 continue
             reason = Lock("a dimension of the model's input")
