@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,24 @@ Data = Iterable[Batch]
 MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What torchmetrics calls a metric: predictions and targets go in batch by batch, a figure comes out."""
+
+    def update(self, prediction: Tensor, target: Tensor, /) -> object:
+        """Take the predictions and targets of a batch."""
+
+    def compute(self) -> object:
+        """The figure, a number or a mapping of numbers."""
+
+    def reset(self) -> object:
+        """Forget everything."""
+
+
+Judge = Evaluate | Metric | Mapping[str, Evaluate | Metric]
+"""How quality may be asked for: ``evaluate(model)``, a metric, or several of both by name."""
 
 
 @dataclass(frozen=True)

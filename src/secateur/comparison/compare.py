@@ -32,13 +32,13 @@ from secateur.comparison.summary import summarise
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights.granularity import Granularity
 from secateur.measure import quality
+from secateur.measure.quality import higher_is_better
 from secateur.model.call import batch_size_of, device_of, require_reiterable, to_example, with_batch_size
 from secateur.report import environment
 from secateur.types import Batch, Data, Evaluate, Example, Loss
 
 Models = nn.Module | Sequence[nn.Module] | Mapping[int, nn.Module] | Callable[[int], nn.Module]
 Progress = Callable[[str, int, int], None]
-LOWER_IS_BETTER = ("loss", "error", "perplexity", "ppl", "mse", "mae", "nll")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +175,7 @@ def compare(
         protect=tuple(protect),
         seeds=chosen,
         metric=name,
-        maximize=not any(word in name.lower() for word in LOWER_IS_BETTER) if maximize is None else maximize,
+        maximize=higher_is_better(name) if maximize is None else maximize,
         rounds=rounds,
         confidence=confidence,
         probes=probes,

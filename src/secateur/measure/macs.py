@@ -30,7 +30,7 @@ ROUNDING = 5e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Count:
+class Operations:
     """The operations of one forward pass on a whole example.
 
     Args:
@@ -97,7 +97,7 @@ def macs_by_module(model: nn.Module, example: Example) -> dict[str, int]:
     return {name: number // samples for name, number in sorted(whole.modules.items())}
 
 
-def samples_in(model: nn.Module, example: Example, whole: Count | None = None) -> int:
+def samples_in(model: nn.Module, example: Example, whole: Operations | None = None) -> int:
     """How many samples an example holds; 1 where its leading dimension is none of samples.
 
     The leading dimension of the first tensor counts as samples where the model treats its entries one by one: the
@@ -173,8 +173,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=share * float(a.abs().max()) if a.numel() else 0, equal_nan=True)
 
 
-def count(model: nn.Module, example: Example) -> Count:
-    """Count one forward pass on the whole example.
+def count(model: nn.Module, example: Example) -> Operations:
+    """Operations one forward pass on the whole example.
 
     Raises:
         ForwardError: the forward fails on the example.
@@ -189,7 +189,7 @@ def count(model: nn.Module, example: Example) -> Count:
         _, dot, name = path.partition(".")
         if dot:
             modules[name] = sum(operations.values()) // 2
-    return Count(total, modules, output)
+    return Operations(total, modules, output)
 
 
 @contextmanager
