@@ -8,6 +8,7 @@ from math import prod
 
 from torch import nn
 
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Atom, Axis, Prod, Space, leaves, resolve, size_after
 from secateur.structure.trace import Axes, Trace
 
@@ -104,14 +105,16 @@ class CostModel:
     Args:
         model: the captured model.
         trace: its trace.
+        samples: samples in the example, by which multiply-accumulates are divided: `secateur.measure.macs.samples_in`.
 
     Cost: one walk over the products and tensors; each further question costs what depends on the changed atoms.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace) -> None:
+    def __init__(self, model: nn.Module, trace: Trace, samples: int = 1) -> None:
+        self.samples = samples
         named = dict(model.named_parameters())
         tensors = trace.tensors()
-        whole = {**named, **dict(model.named_buffers())}
+        whole = named_tensors(model)
         # What the forward never touched has no dimensions in the trace: it is there before and after.
         fixed = sum(p.numel() for name, p in named.items() if name not in tensors)
         fixed_bytes = sum(t.numel() * t.element_size() for name, t in whole.items() if name not in tensors)
@@ -122,8 +125,8 @@ class CostModel:
         )
 
     def macs(self, counts: Mapping[int, int]) -> int:
-        """Multiply-accumulates of one forward pass on the example."""
-        return self._macs.value(counts)
+        """Multiply-accumulates of one forward pass for one sample (of the whole example where `samples` is 1)."""
+        return self._macs.value(counts) // self.samples
 
     def params(self, counts: Mapping[int, int]) -> int:
         """Number of parameters, tied ones once."""

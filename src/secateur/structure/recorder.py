@@ -14,7 +14,7 @@ from types import CodeType, FrameType
 import torch
 from torch import Tensor, nn
 
-from secateur.model.call import outputs
+from secateur.model.call import inputs, outputs
 from secateur.structure.axes import Axis, Conflict, Space, lock
 from secateur.structure.provenance import Expr, is_literal
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
@@ -200,7 +200,7 @@ class Recorder:
 
     def add_inputs(self, example: Example) -> None:
         """Inputs are data: their dimensions are never cut."""
-        for tensor in outputs(example):
+        for tensor in inputs(example):
             if id(tensor) in self.own.by_id or self.numbers.get(tensor) is not None:
                 continue
             reason = Lock("a dimension of the model's input")

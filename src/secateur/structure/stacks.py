@@ -25,7 +25,7 @@ class StackBlock:
         index: its place in the stack.
         name: qualified name of the module.
         parameters: names of the parameters that nothing outside the block holds.
-        macs: multiply-accumulates of one forward pass through it on the example.
+        macs: multiply-accumulates of one forward pass through it for one sample.
         channel_dim: dimension of the hidden state that holds the features.
         locks: why it may not be removed; empty = free.
     """
@@ -72,7 +72,7 @@ class Depth:
 
     Args:
         stacks: its stacks, in the model's order.
-        macs: multiply-accumulates of one forward pass of the whole model on the example.
+        macs: multiply-accumulates of one forward pass of the whole model for one sample.
     """
 
     stacks: tuple[Stack, ...]
