@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,27 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What torchmetrics calls a metric: predictions and targets go in batch by batch, a figure comes out."""
+
+    def update(self, prediction: Tensor, target: Tensor, /) -> object:
+        """Take the predictions and targets of a batch."""
+
+    def compute(self) -> object:
+        """The figure, a number or a mapping of numbers."""
+
+    def reset(self) -> object:
+        """Forget everything."""
+
+
+Judge = Evaluate | Metric | Mapping[str, Evaluate | Metric]
+"""How quality may be asked for: ``evaluate(model)``, a metric, or several of both by name."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,57 @@ class Group:
         return int(torch.Size(self.shape).numel())
 
 
+class LayerEntry(TypedDict):
+    """What goes from one stack: its size before, the places that go, [owner, name] of lists that are shortened."""
+
+    size: int
+    removed: list[int]
+    lists: list[list[str]]
+
+
+class Removal(TypedDict):
+    """What goes from one group: what its units are, how many there were, the numbers of those that go."""
+
+    granularity: str
+    size: int
+    removed: list[int]
+
+
+class Units(TypedDict):
+    """How many units go, all groups together."""
+
+    what: str
+    removed: int
+    total: int
+    sparsity: float
+
+
+class Scores(dict[str, Tensor]):
+    """Group name -> scores, higher = keep, with the groups that were scored.
+
+    Args:
+        values: the scores.
+        groups: what their units are.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], groups: Sequence[Group] = ()) -> None:
+        super().__init__(values)
+        self.groups = tuple(groups)
+
+
+class Kept(dict[str, Tensor]):
+    """Group name -> bool tensor, True = the unit stays, with the groups that were selected from.
+
+    Args:
+        values: the masks of units.
+        groups: what the units are; empty where only scores were known.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], groups: Sequence[Group] = ()) -> None:
+        super().__init__(values)
+        self.groups = tuple(groups)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A number with its unit, method, spread and device."""
@@ -121,10 +191,12 @@ class Snapshot:
     Args:
         params: number of parameters (tied ones once).
         nonzero: parameters that are not zero.
-        macs: multiply-accumulates of one forward pass on the example, or None where the forward was not run.
+        macs: multiply-accumulates of one forward pass for one sample, or None where the forward was not run.
         size_bytes: bytes of the weights as a safetensors file.
         latency_ms: measured latency, or None if not asked for.
         quality: named quality figures, for example {"accuracy": 0.97}.
+        macs_per: "sample", or "example" where the example's leading dimension holds no samples (a sequence, a vector):
+            `macs` is then that of the whole example.
     """
 
     params: int
@@ -133,6 +205,7 @@ class Snapshot:
     size_bytes: int
     latency_ms: Latency | None = None
     quality: Mapping[str, float] = field(default_factory=dict)
+    macs_per: MacsPer = "sample"
 
 
 @dataclass(frozen=True)

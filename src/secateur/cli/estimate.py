@@ -46,8 +46,10 @@ def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
     from secateur import report
     from secateur.cli.progress import Stages
     from secateur.measure import latency, snapshot
+    from secateur.measure.macs import samples_in
     from secateur.model.call import device_of
     from secateur.pipeline import plan_by
+    from secateur.request import Target
 
     example, wanted = work.needed_example(), settings.measure
     with Stages() as stages:
@@ -68,8 +70,9 @@ def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
             if wanted.latency
             else {}
         )
-        before = snapshot(work.model, example, latency_ms=timed.get("before"))
-        after = snapshot(smaller, example, latency_ms=timed.get("after"))
+        samples = samples_in(work.model, example)
+        before = snapshot(work.model, example, latency_ms=timed.get("before"), samples=samples)
+        after = snapshot(smaller, example, latency_ms=timed.get("after"), samples=samples)
     units, request = plan.units, plan.request
     record = report.build(
         work.source.name,
@@ -77,15 +80,15 @@ def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
         after=after,
         applied="mask" if plan.masks else "cut",
         units=report.Units(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
-        criterion=report.Choice(name=request["criterion"]["name"]),
+        criterion=report.Choice(name=request.criterion.name),
         granularity=report.Choice(name=units["what"]),
         scope=settings.scope,
-        allocation=report.Choice(name=str(request["allocation"])),
+        allocation=report.Choice(name=request.allocation),
         environment=report.environment(device=str(device_of(work.model)), seed=settings.seed),
         fingerprint=plan.fingerprint,
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
-        target=settings.target.given(),
+        target=Target.of(settings.target.given()).flat(),
     )
     return record, plan
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
-from secateur.planning.build import rule_of
+from secateur.planning.build import criterion_of
 from secateur.types import Json
 
 REFERENCE = "magnitude"
@@ -51,7 +51,7 @@ def make_contestants(criteria: Iterable[CriterionChoice]) -> list[Contestant]:
     # Registered on import; the package's own list may be read later than this module.
     from secateur.criteria.weights.random_control import Random
 
-    asked = [rule_of(choice) for choice in criteria]
+    asked = [criterion_of(choice) for choice in criteria]
     if not asked:
         raise RecipeError("there is no criterion to compare", hint="for example criteria=['taylor', 'magnitude']")
     found: list[Contestant] = []
@@ -64,7 +64,7 @@ def make_contestants(criteria: Iterable[CriterionChoice]) -> list[Contestant]:
         found.append(Contestant(label, rule, control=rule.name == RANDOM))
     # By label: magnitude with other options is a contestant like any other, and no reference.
     if not any(one.label == REFERENCE for one in found):
-        found.append(Contestant(REFERENCE, rule_of(REFERENCE), control=True))
+        found.append(Contestant(REFERENCE, criterion_of(REFERENCE), control=True))
     # By name: a random control with another seed is as good as the one that would be added.
     if not any(one.rule.name == RANDOM for one in found):
         found.append(Contestant(RANDOM, Random(), control=True))

@@ -21,11 +21,11 @@ from secateur.comparison.levels import (
 )
 from secateur.comparison.recoveries import NO_RECOVERY, CheckedSteps, Steps, check_steps, make_recoveries, trains
 from secateur.errors import InputError, RecipeError
+from secateur.measure.quality import higher_is_better
 from secateur.types import Json
 from secateur.version import __version__
 
 SCHEMA = 1
-LOWER_IS_BETTER = ("loss", "error", "perplexity", "ppl", "mse", "mae", "nll")
 
 
 class ProtocolOptions(TypedDict, total=False):
@@ -185,7 +185,7 @@ class Protocol:
 
     @staticmethod
     def _higher_is_better(metric: str, said: bool | None) -> bool:
-        return not any(word in metric.lower() for word in LOWER_IS_BETTER) if said is None else said
+        return higher_is_better(metric) if said is None else said
 
     @property
     def quality(self) -> str:

@@ -18,7 +18,8 @@ from secateur.comparison.levels import middle_of
 from secateur.comparison.recoveries import CheckedSteps, Steps
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.files.safe import load_tensors, save_tensors
-from secateur.measure import accuracy_on
+from secateur.measure import yardstick
+from secateur.model.door import Parts
 from secateur.recipe import load_recipe
 from secateur.sources import Source, TensorData, resolve_data, resolve_model, train_demo
 from secateur.types import Batch, Data, Json
@@ -100,20 +101,28 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
     choices = [parse_criterion(word) for word in named_criteria(study.criteria)]
     source = resolve_model(study.model)
     found = resolve_data(study.data, tokenizer=source.tokenizer)
-    if found.test is None or found.num_classes is None:
+    if found.test is None:
         raise InputError(
-            f"{study.data} has no labelled test part, so there is no accuracy to compare",
-            hint="call secateur.comparison.compare() with your own evaluate(model)",
+            f"{study.data} has no test part, so there is no quality to compare",
+            hint="give one (a py: factory returns train, calibration and test), "
+            "or call secateur.comparison.compare() with your own evaluate(model)",
         )
     train, calibration, test = (
         data if limit is None else sample(data, limit)
         for data, limit in zip((found.train, found.calibration, found.test), study.limits, strict=True)
     )
+    judged = yardstick(source.model, Parts(test=test))
+    if judged.evaluate is None:
+        raise InputError(
+            f"{study.data} has no labelled test part, so there is no quality to compare",
+            why=judged.why,
+            hint="call secateur.comparison.compare() with your own evaluate(model)",
+        )
     return compare(
         source.model if source.trained else _trainer(study, source, train, out, progress),
         train,
         criteria=choices,
-        evaluate=accuracy_on(test),
+        evaluate=judged.evaluate,
         out=out,
         granularity=study.granularity,
         levels=study.levels,
