@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Criterion, untouched
+from secateur.criteria.base import Context, Criterion
 from secateur.errors import InputError
 from secateur.model.call import default_loss, device_of, to_device
+from secateur.model.guard import guard
 from secateur.types import Batch, Loss
 
 
@@ -91,8 +92,7 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     """
     rule, device = loss or default_loss, device_of(model)
     taken, clock = None, _clock(device)
-    with untouched(model, seed=0):
-        model.eval()
+    with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = clock()
             for batch in batches:

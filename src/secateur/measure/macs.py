@@ -6,8 +6,7 @@ norms, activations, pooling, embeddings. The number is FLOPs / 2 of ``torch.util
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.model.call import call, device_of, evaluating, to_device
+from secateur.model.call import call, device_of, to_device
+from secateur.model.guard import evaluating
+from secateur.model.kernels import unfused_attention
 from secateur.types import Example
 
 
@@ -75,22 +76,11 @@ def macs_by_module(model: nn.Module, example: Example) -> dict[str, int]:
 
 def count(model: nn.Module, example: Example) -> tuple[int, FlopCounterMode, Any]:
     """Count one forward pass: multiply-accumulates, the counter, and what the forward returned."""
+    # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
-    with evaluating(model), _unfused(), counter:
+    with evaluating(model, example=example), unfused_attention(), sdpa_kernel(SDPBackend.MATH), counter:
         output = call(model, to_device(example, device_of(model)))
     return counter.get_total_flops() // 2, counter, output
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
@@ -13,12 +12,12 @@ from secateur.model.call import (
     call,
     describe,
     device_of,
-    evaluating,
     prediction,
     to_device,
     to_example,
     to_target,
 )
+from secateur.model.guard import evaluating, guard
 from secateur.types import Data, Evaluate
 
 
@@ -81,7 +80,7 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     """Call ``evaluate(model)`` and bring the result into named floats.
 
     Args:
-        model: any module.
+        model: any module; given back as it was, whatever mode the evaluation leaves it in.
         evaluate: returns a number or a mapping of numbers.
 
     Returns:
@@ -91,7 +90,7 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
         InputError: the result is neither.
         NonFiniteError: a value is NaN or infinite.
     """
-    with torch.random.fork_rng(devices=[]):
+    with guard(model):  # an evaluation that ends in eval mode, or draws numbers, changes nothing for what follows
         result = evaluate(model)
     named = dict(result) if isinstance(result, Mapping) else {"quality": result}
     try:

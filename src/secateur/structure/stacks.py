@@ -108,7 +108,7 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
     """
     containers = {path: module for path, module in model.named_modules() if _is_container(module)}
     watch = _Watch({f"{path}.{i}" if path else str(i): m for path, c in containers.items() for i, m in _numbered(c)})
-    with quiet(model), torch.no_grad(), watch.hooks(), watch:
+    with quiet(model, example), watch.hooks(), watch:
         call(model, example)
     costs = macs_by_module(model, example)
     guarded = protected_tensors(model, dict(model.named_parameters()), protect)
