@@ -20,9 +20,10 @@ from secateur.measure import latency, quality, snapshot
 from secateur.model.call import device_of, require_reiterable, to_example
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
-from secateur.planning.plan import fingerprint
+from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, recover
+from secateur.request import Target
 from secateur.result import Result
 from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Data, Degradation, Evaluate, Example, Loss, Snapshot
@@ -187,6 +188,7 @@ def plan_by(
         allocation=plain["allocation"] if isinstance(plain["allocation"], str) else plain["allocation"]["name"],
         protect=recipe.protect,
         min_keep=recipe.min_keep,
+        min_keep_fraction=recipe.min_keep_fraction,
         round_to=recipe.round_to,
         expressible=recipe.expressible,
         seed=recipe.seed,
@@ -239,15 +241,15 @@ def _report(
         units=report.Units(
             removed=plan.units["removed"], total=plan.units["total"], what=f"{plan.units['what']} units"
         ),
-        criterion=_choice(plan.request["criterion"]),
-        granularity=_choice(plan.request["granularity"]),
+        criterion=_choice(plan.request.criterion.spec()),
+        granularity=_choice(plan.request.what),
         scope=recipe.scope,
-        allocation=_choice(plan.request["allocation"]),
+        allocation=_choice(plan.request.allocation),
         environment=report.environment(device=str(device_of(model)), seed=recipe.seed),
         fingerprint=fingerprint(model),
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros were written; no slice was cut",
-        target=recipe.target.given(),
+        target=Target.of(recipe.target.given()).flat(),
         achieved=achieved,
         target_missed=achieved.get("latency_ms", 0.0) > (recipe.target.latency_ms or math.inf),
         after_cut_quality=after_cut,

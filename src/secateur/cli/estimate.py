@@ -48,6 +48,7 @@ def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
     from secateur.measure import latency, snapshot
     from secateur.model.call import device_of
     from secateur.pipeline import plan_by
+    from secateur.request import Target
 
     example, wanted = work.needed_example(), settings.measure
     with Stages() as stages:
@@ -77,15 +78,15 @@ def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
         after=after,
         applied="mask" if plan.masks else "cut",
         units=report.Units(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
-        criterion=report.Choice(name=request["criterion"]["name"]),
+        criterion=report.Choice(name=request.criterion.name),
         granularity=report.Choice(name=units["what"]),
         scope=settings.scope,
-        allocation=report.Choice(name=str(request["allocation"])),
+        allocation=report.Choice(name=request.allocation),
         environment=report.environment(device=str(device_of(work.model)), seed=settings.seed),
         fingerprint=plan.fingerprint,
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
-        target=settings.target.given(),
+        target=Target.of(settings.target.given()).flat(),
     )
     return record, plan
 
