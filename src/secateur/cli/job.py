@@ -109,11 +109,10 @@ def warn_untrained(job: Job) -> None:
 
 def _check_fit(source: Source, data: DataSet) -> None:
     """Where the model runs on its own example and fails on the data's, the data are what does not fit."""
-    import torch
+    from secateur.model.call import call, describe
+    from secateur.model.guard import evaluating
 
-    from secateur.model.call import call, describe, evaluating
-
-    with evaluating(source.model), torch.no_grad():
+    with evaluating(source.model, example=(source.example, data.example)):
         call(source.model, source.example)
         try:
             call(source.model, data.example)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, RecipeError
-from secateur.model.call import batch_size_of, call, device_of, evaluating, to_device, with_batch_size
+from secateur.model.call import batch_size_of, call, device_of, to_device, with_batch_size
+from secateur.model.guard import evaluating
 from secateur.types import Example, Latency
 
 Timer = Callable[[], float]
@@ -62,7 +63,12 @@ def latency(
         example = with_batch_size(example, batch_size)
     inputs = {name: to_device(example, device_of(model)) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    with _threads(threads) as used, evaluating(*models.values()), torch.inference_mode(), _no_collection():
+    with (
+        _threads(threads) as used,
+        evaluating(*models.values(), example=inputs),
+        torch.inference_mode(),
+        _no_collection(),
+    ):
         for number in range(-warmup, rounds):
             order = list(models) if number % 2 == 0 else list(models)[::-1]
             for name in order:

@@ -22,13 +22,13 @@ from secateur.model.call import (
     default_loss,
     describe,
     device_of,
-    evaluating,
     prediction,
     to_device,
     to_example,
     to_target,
 )
 from secateur.model.door import Parts, first_batch, task_of
+from secateur.model.guard import evaluating, guard
 from secateur.types import Batch, Data, Evaluate, Judge, Loss, Metric
 
 # Training data may have no end, and say little of quality: so much of them shows whether the model still works.
@@ -278,7 +278,7 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     """Call ``evaluate(model)`` and bring the result into named floats.
 
     Args:
-        model: any module.
+        model: any module; given back as it was, whatever mode the evaluation leaves it in.
         evaluate: returns a number or a mapping of numbers.
 
     Returns:
@@ -288,8 +288,7 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
         InputError: the result is neither.
         NonFiniteError: a value is NaN or infinite.
     """
-    # An evaluation that draws must not shift what the run draws after it.
-    with torch.random.fork_rng(devices=[]):
+    with guard(model):  # an evaluation that ends in eval mode, or draws numbers, changes nothing for what follows
         result = evaluate(model)
     return _numbers(dict(result) if isinstance(result, Mapping) else {"quality": result}, result)
 
