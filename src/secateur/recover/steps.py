@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
@@ -75,7 +76,10 @@ def recover(
             hint="Use finetune for layers.",
         )
     if isinstance(step, BatchNormRefresh):
-        refresh_batchnorm(model, train, step.batches)
+        # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            refresh_batchnorm(model, train, step.batches)
     elif isinstance(step, Refit):
         _refit(model, step, damage, scoring, seed, progress)
     elif isinstance(step, ObsUpdate):
