@@ -68,6 +68,7 @@ def recover(
     Raises:
         RecipeError: a step that does not fit what was pruned: a refit of masks, or a closed form for whole layers.
     """
+    # Comparisons keep steps as plain data, which their addresses are made of.
     step = _STEP.validate_python(dict(step)) if isinstance(step, Mapping) else step
     if damage.layers and isinstance(step, Refit | ObsUpdate):
         raise RecipeError(
@@ -78,7 +79,7 @@ def recover(
     if isinstance(step, BatchNormRefresh):
         # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             refresh_batchnorm(model, train, step.batches)
     elif isinstance(step, Refit):
         _refit(model, step, damage, scoring, seed, progress)
@@ -130,6 +131,7 @@ def dense_control(
     Cost: that of the steps on the unpruned model, and memory for its copy.
     """
     model = cut_copy(original, {}, {})
+    # cut_copy and not deepcopy: it knows the modules that a plain copy breaks.
     repeated = [step for step in steps if step.method in REPEATABLE]
     untouched = Damage(original, {}, {})
     for step in repeated:

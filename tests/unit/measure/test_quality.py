@@ -159,6 +159,7 @@ def test_a_loader_that_shuffles_gives_the_same_batches_to_every_model():
     model, state = scores(), torch.get_rng_state()
     found = yardstick(model, Parts(train=loader))
     first = found.evaluate(model)
+    assert torch.equal(torch.get_rng_state(), state), "neither a look nor a measurement moves the generator"
     torch.rand(7)
     assert found.evaluate(model) == first  # 128 of 1,000 samples: others give another error
     torch.set_rng_state(state)
