@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+# Plain data: what a JSON file can hold, and what canonical JSON writes (tuples as lists).
+Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]

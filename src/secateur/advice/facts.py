@@ -88,7 +88,7 @@ class Facts:
         return asdict(self)
 
 
-def look(
+def gather_facts(
     model: nn.Module,
     example: Example,
     *,

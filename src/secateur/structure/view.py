@@ -12,7 +12,7 @@ from secateur.measure.macs import samples_in
 from secateur.model.call import batch_size_of
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
-from secateur.structure.groups import Structure, structure
+from secateur.structure.groups import structure
 from secateur.types import Example, Group, MacsPer
 
 
@@ -94,18 +94,14 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> Vie
     found = structure(model, trace, protect)
     samples = samples_in(model, example)
     cost = CostModel(model, trace, samples)
-    weights = {g.name: _weights(found, g, cost) for g in found.groups}
+    whole = cost.params({})
+    weights = {g.name: whole - cost.params({found.atoms[g.name].id: 0}) for g in found.groups}
     return View(
         type(model).__name__,
-        cost.params({}),
+        whole,
         cost.macs({}),
         tuple(g for g in found.groups if not g.locks),
         tuple(g for g in found.groups if g.locks),
         weights,
         "example" if samples == 1 < batch_size_of(example) else "sample",
     )
-
-
-def _weights(found: Structure, group: Group, cost: CostModel) -> int:
-    """Parameters that would go if all units went."""
-    return cost.params({}) - cost.params({found.atoms[group.name].id: 0})
