@@ -40,7 +40,7 @@ def prune(
     example: Example = None,
     *,
     data: Given | None = None,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
     test: Data | None = None,
@@ -82,6 +82,7 @@ def prune(
         TargetError: the target cannot be reached.
     """
     settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
+    # Everything that the arguments alone can tell is refused here, before the first forward pass.
     given = enter(data, calibration=calibration, test=test)
     _check(model, given, settings)
     example = given.example() if example is None else example
@@ -94,6 +95,7 @@ def prune(
         plan = plan_by(model, example, settings, given.scoring, loss)
     with run.stage("apply"):
         pruned = plan.apply(model)
+    # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
         after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
     training: list[report.TrainingPoint] = []
@@ -114,6 +116,7 @@ def prune(
             training += [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
     control = _control(model, given, settings, judged, loss, run) if settings.control == "dense" else None
     with run.stage("measure"):
+        # Both here and in turns: a machine changes its speed within a run.
         timed = _latency(model, pruned, example, settings, run.step("latency"))
         after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed.get("after"), samples=samples)
         before = _with_latency(before, timed.get("before"))

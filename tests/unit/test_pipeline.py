@@ -312,6 +312,7 @@ def test_the_dense_control_is_the_original_after_the_same_steps():
     by_hand = copy.deepcopy(model)
     refresh_batchnorm(by_hand, data, 2)
     finetune(by_hand, data, optimizer={"name": "sgd", "lr": 0.01}, steps=5, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in (model, net())), strict=True))
     control = result.report.control
     assert control.steps == ("bn_refresh", "finetune")
     assert control.quality == accuracy_on(test)(by_hand)
@@ -324,6 +325,33 @@ def test_the_dense_control_is_the_original_after_the_same_steps():
         torch.equal(a, b) for a, b in zip(*(r.model.state_dict().values() for r in (result, plain)), strict=True)
     )
     assert plain.report.control is None
+
+
+def test_the_control_sees_the_batches_that_the_pruned_model_saw():
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    seen = {}
+
+    def watched(model, batch):
+        name = "pruned" if model.block.c1.out_channels < net().block.c1.out_channels else "dense"
+        seen.setdefault(name, []).append(batch[1].tolist())
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    recipe = {**FREE, "recover": [{"method": "finetune", "steps": 12}], "control": "dense", "seed": 5}
+    sc.prune(net(), data=loader, recipe=recipe, loss=watched, evaluate=lambda model: 1.0)
+    assert seen["dense"] == seen["pruned"]
+    assert len(seen["dense"]) == 12
+
+
+def test_a_refresh_sees_the_same_batches_whatever_was_drawn_before():
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    recipe = {**FREE, "recover": [{"method": "bn_refresh", "batches": 1}]}
+    states, model = [], net()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(sc.prune(model, x[:1], data=loader, recipe=recipe).model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
 
 
 def test_a_control_that_cannot_say_anything_is_refused_before_the_work():
