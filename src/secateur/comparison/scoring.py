@@ -18,7 +18,7 @@ from secateur.criteria.base import Context, Criterion
 from secateur.errors import InputError
 from secateur.model.call import default_loss, device_of, to_device
 from secateur.model.guard import guard
-from secateur.types import Batch, Json, Loss
+from secateur.types import Batch, Loss
 
 T = TypeVar("T")
 
@@ -116,24 +116,6 @@ def measure_scores(rule: Criterion, context: Context) -> tuple[dict[str, Tensor]
     scores, cost = metered(lambda: rule.score(context), device_of(context.model))
     # Kept on the CPU, outside of what is metered: scores of single weights are as large as the model.
     return {name: value.cpu() for name, value in scores.items()}, cost
-
-
-def fixed(rule: Criterion, scores: Mapping[str, Tensor]) -> Criterion:
-    """A criterion that hands out scores that are known already, under the name and options of `rule`."""
-
-    class Fixed(Criterion):
-        name = rule.name
-        summary = rule.summary
-        complexity, speed, best_for, source = rule.complexity, rule.speed, rule.best_for, rule.source
-        comparable = rule.comparable
-
-        def options(self) -> dict[str, Json]:
-            return rule.options()
-
-        def _score(self, context: Context) -> dict[str, Tensor]:
-            return {group.name: scores[group.name].to(device_of(context.model)) for group in context.groups}
-
-    return Fixed()
 
 
 def shuffled(scores: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
