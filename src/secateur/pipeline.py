@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from secateur import report
-from secateur.criteria import StationaryWarning
 from secateur.criteria.base import named_tensors, require_finite
 from secateur.errors import InputError, RecipeError
-from secateur.measure import latency, quality, snapshot
-from secateur.model.call import device_of, require_reiterable, to_example
+from secateur.measure import quality, snapshot
+from secateur.model.call import require_reiterable, to_example
 from secateur.planning import Plan, make_plan
-from secateur.planning.plan import fingerprint
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, recover
+from secateur.report import TrainingPoint
+from secateur.report.collect import collect, time_both, with_latency
+from secateur.report.journal import Journal, Progress
 from secateur.result import Result
-from secateur.statistics.notes import CurvatureWarning
-from secateur.types import Data, Degradation, Evaluate, Example, Loss, Snapshot
-
-Progress = Callable[[str, int, int], None]
-Step = Callable[[int, int], None]
+from secateur.types import Data, Evaluate, Example, Loss
 
 
 def prune(
@@ -73,7 +64,7 @@ def prune(
     settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
     _check(model, data, settings)
     example = _example(example, data)
-    run = _Run(progress)
+    run = Journal(progress)
     with run.stage("plan"), run.noticed():
         before = snapshot(model, example, evaluate=evaluate)
         plan = plan_by(model, example, settings, data if calibration is None else calibration, loss)
@@ -81,7 +72,7 @@ def prune(
         pruned = plan.apply(model)
     with run.stage("quality"):
         after_cut = quality(pruned, evaluate) if evaluate is not None and settings.recover else None
-    training: list[report.TrainingPoint] = []
+    training: list[TrainingPoint] = []
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
             assert data is not None
@@ -95,58 +86,17 @@ def prune(
                 seed=settings.seed,
                 progress=run.step(step.method),
             )
-            training += [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+            training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
     with run.stage("measure"):
-        timed = _latency(model, pruned, example, settings, run.step("latency"))
+        timed = time_both(model, pruned, example, settings, run.step("latency"))
         after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"))
-        before = _with_latency(before, timed.get("before"))
+        before = with_latency(before, timed.get("before"))
     with run.stage("report"):
-        record = _report(
+        record = collect(
             model, plan, before, after, settings, after_cut=after_cut, training=training, run=run,
             title=title or type(model).__name__, command=command,
         )  # fmt: skip
     return Result(pruned, plan, record, settings, tuple(run.degradations), tuple(run.log))
-
-
-class _Run:
-    """Times the stages, keeps the log, passes progress on."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-        self.log: list[dict[str, Any]] = []
-        self.degradations: list[Degradation] = []
-        self.doubts: list[str] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        if self.progress is not None:
-            self.progress(name, 0, 0)
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 4)
-        self.log.append({"stage": name, "seconds": self.seconds[name]})
-
-    @contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-        for one in caught:
-            if issubclass(one.category, CurvatureWarning):
-                self.degradations.append(Degradation("score", str(one.message)))
-            elif issubclass(one.category, StationaryWarning):
-                self.doubts.append(str(one.message))
-            else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-
-    def step(self, name: str) -> Step:
-        def report_step(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
-
-        return report_step
 
 
 def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:
@@ -193,142 +143,3 @@ def plan_by(
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
     )
-
-
-def _latency(model: nn.Module, pruned: nn.Module, example: Example, recipe: Recipe, progress: Step) -> dict[str, Any]:
-    wanted = recipe.measure
-    if not wanted.latency:
-        return {}
-    progress(0, 0)
-    models = {"before": model, "after": pruned}
-    return latency(
-        models,
-        example,
-        rounds=wanted.rounds,
-        warmup=wanted.warmup,
-        threads=wanted.threads,
-        batch_size=wanted.batch_size,
-    )
-
-
-def _with_latency(state: Snapshot, timed: Any) -> Snapshot:
-    return Snapshot(state.params, state.nonzero, state.macs, state.size_bytes, timed, state.quality)
-
-
-def _report(
-    model: nn.Module,
-    plan: Plan,
-    before: Snapshot,
-    after: Snapshot,
-    recipe: Recipe,
-    *,
-    after_cut: Mapping[str, float] | None,
-    training: Sequence[report.TrainingPoint],
-    run: _Run,
-    title: str,
-    command: str,
-) -> report.Record:
-    cut = not plan.masks
-    achieved = _achieved(plan, before, after, recipe)
-    plain = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return report.build(
-        title,
-        before=before,
-        after=after,
-        applied="cut" if cut else "mask",
-        units=report.Units(
-            removed=plan.units["removed"], total=plan.units["total"], what=f"{plan.units['what']} units"
-        ),
-        criterion=_choice(plan.request["criterion"]),
-        granularity=_choice(plan.request["granularity"]),
-        scope=recipe.scope,
-        allocation=_choice(plan.request["allocation"]),
-        environment=report.environment(device=str(device_of(model)), seed=recipe.seed),
-        fingerprint=fingerprint(model),
-        certificate=plan.certificate,
-        certificate_reason="" if plan.certificate else "zeros were written; no slice was cut",
-        target=recipe.target.given(),
-        achieved=achieved,
-        target_missed=achieved.get("latency_ms", 0.0) > (recipe.target.latency_ms or math.inf),
-        after_cut_quality=after_cut,
-        degradations=run.degradations,
-        seconds=run.seconds,
-        layers=list(_layers(model, plan)),
-        locked=list(_locked(model, plan)),
-        training=training,
-        warnings=run.doubts,
-        command=command,
-        recipe=plain,
-    )
-
-
-def _choice(value: Any) -> report.Choice:
-    if isinstance(value, str):
-        return report.Choice(name=value)
-    return report.Choice(name=str(value["name"]), options={k: v for k, v in value.items() if k != "name"})
-
-
-def _achieved(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> dict[str, float]:
-    found: dict[str, float] = {
-        "sparsity": plan.units["sparsity"],
-        "count": float(plan.units["removed"]),
-        "params": after.params / max(before.params, 1),
-        "memory_bytes": float(after.size_bytes),
-    }
-    if before.macs and after.macs is not None:
-        found["macs"] = after.macs / before.macs
-    if after.latency_ms is not None:
-        found["latency_ms"] = after.latency_ms.median
-    if recipe.target.threshold is not None:
-        found["threshold"] = recipe.target.threshold
-    return {name: found[name] for name in recipe.target.given() if name in found}
-
-
-def _layers(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
-    known = plan.evidence
-    assert known is not None
-    tensors = named_tensors(model)
-    if plan.layers:
-        yield from _stacks(model, plan)
-        return
-    for group in known.groups:
-        span = next((s for s in group.spans if s.role in ("out", "self")), group.spans[0])
-        weight, keep = tensors[span.tensor], known.keep[group.name]
-        after = torch.Size(
-            len(plan.cuts.get(span.tensor, {}).get(d, range(n))) for d, n in enumerate(weight.shape)
-        ).numel()
-        yield report.Layer.measure(group.name, weight, params_after=after, scores=known.scores[group.name], keep=keep)
-
-
-def _stacks(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
-    """One row for each stack of blocks: its parameters are those of all its blocks."""
-    known = plan.evidence
-    assert known is not None
-    for name, stack in plan.layers.items():
-        blocks = [list(model.get_submodule(f"{name}.{i}").parameters()) for i in range(stack["size"])]
-        sizes = [sum(p.numel() for p in block) for block in blocks]
-        everything = [p for block in blocks for p in block]
-        near = sum(report.near_zero(p) * p.numel() for p in everything) / max(sum(sizes), 1)
-        gone = len(stack["removed"])
-        yield report.Layer(
-            name=name,
-            shape=(stack["size"],),
-            params_before=sum(sizes),
-            params_after=sum(size for i, size in enumerate(sizes) if i not in stack["removed"]),
-            removed=gone,
-            total=stack["size"],
-            sparsity=gone / stack["size"],
-            near_zero=near,
-            score_histogram=report.histogram(known.scores[name]) if name in known.scores else None,
-        )
-
-
-def _locked(model: nn.Module, plan: Plan) -> Iterator[report.Locked]:
-    known = plan.evidence
-    if known is None or known.structure is None:
-        return
-    tensors = named_tensors(model)
-    for group in known.structure.groups:
-        if group.locks:
-            params = sum(tensors[s.tensor].numel() for s in group.spans if s.role == "out")
-            yield report.Locked.of(group.name, group.locks[0], params=params)
