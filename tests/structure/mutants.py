@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.structure.axes import Atom, Axis, Prod, Sum, depends_on, resolve
-from secateur.structure.record import Axes
 from secateur.structure.rules import base
+from secateur.structure.trace import Axes
 
 Mutation = Callable[[Callable[..., Any], base.Call, "Mutant"], Any]
 

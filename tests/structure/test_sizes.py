@@ -21,7 +21,7 @@ def look(model: nn.Module, **inputs: Tensor) -> Structure:
 
 
 def followed(model: nn.Module, found: Structure, group: str, count: int) -> dict[str, int]:
-    changed = edits(model, found.record, {found.atoms[group].id: count})
+    changed = edits(model, found.trace, {found.atoms[group].id: count})
     return {f"{a.owner}.{a.name}".strip("."): value for a, value in changed.items()}
 
 
@@ -212,5 +212,5 @@ def test_a_number_in_a_shared_config_makes_one_unit_of_all_its_uses() -> None:
     found = look(model, x=x)
     (heads,) = (g for g in found.groups if g.granularity == "head")
     assert {s.tensor for s in heads.spans} >= {"a.qkv.weight", "b.qkv.weight"}
-    assert edits(model, found.record, {found.atoms[heads.name].id: 2}) == {Attribute("a.config", "heads"): 2}
+    assert edits(model, found.trace, {found.atoms[heads.name].id: 2}) == {Attribute("a.config", "heads"): 2}
     assert cut_and_prove(model, {"x": x}).share > 0.1

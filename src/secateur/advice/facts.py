@@ -18,7 +18,7 @@ from secateur.planning.experts import expert_groups
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Loss
 
 NORMS = {"_BatchNorm": "batch", "LayerNorm": "layer", "GroupNorm": "group", "RMSNorm": "rms"}
@@ -138,7 +138,7 @@ def look(
     )
 
 
-def _experts(model: nn.Module, record: Record, protect: Sequence[str]) -> dict[str, int]:
+def _experts(model: nn.Module, record: Trace, protect: Sequence[str]) -> dict[str, int]:
     """{"expert": how many can go one by one}, or nothing. The record is of no other use afterwards."""
     try:
         return {"expert": sum(group.size for group in expert_groups(model, record, protect))}
@@ -146,7 +146,7 @@ def _experts(model: nn.Module, record: Record, protect: Sequence[str]) -> dict[s
         return {}
 
 
-def _functions(record: Record) -> tuple[str, ...]:
+def _functions(record: Trace) -> tuple[str, ...]:
     known = {*PIECEWISE, *SMOOTH, "softmax", "_softmax"}
     names = {str(step.func).removeprefix("aten.").partition(".")[0] for step in record.steps}
     attention = {"softmax"} if any("scaled_dot_product" in name for name in names) else set()

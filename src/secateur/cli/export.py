@@ -10,10 +10,11 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, write
-from secateur.types import Example
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from secateur.types import Example
 
 
 class Format(StrEnum):

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli.console import say
 from secateur.errors import FileRefusedError, ForwardError, InputError
-from secateur.types import Example
 
 if TYPE_CHECKING:
     from torch import nn
 
     from secateur.recipe import Recipe
     from secateur.sources import DataSet, Source
-    from secateur.types import Evaluate
+    from secateur.types import Evaluate, Example
 
 DEFAULT_RECIPE = "channel-half-macs"
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError
-from secateur.kinds.layers.drop import compare
+from secateur.model.agreement import agreement
 from secateur.model.call import call, device_of, outputs
 from secateur.structure.capture import quiet
 from secateur.types import Example
@@ -247,7 +247,14 @@ def is_native(cut: nn.Module, config: Any, example: Example = None) -> bool:
         return True
     try:
         with torch.no_grad(), quiet(cut), quiet(fresh):
-            compare([t.detach() for t in outputs(call(cut, example))], outputs(call(fresh, example)), None)
+            agreement(
+                [t.detach() for t in outputs(call(cut, example))],
+                outputs(call(fresh, example)),
+                None,
+                method="native",
+                differs="is not that of a model built from its config",
+                hint="Load it with secateur.load().",
+            )
     except (CertificateError, ForwardError):
         return False
     return True

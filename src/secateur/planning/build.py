@@ -22,7 +22,7 @@ from secateur.planning.layers import layer_groups, layer_plan
 from secateur.planning.plan import Evidence, Plan, counted, fingerprint
 from secateur.structure.capture import capture
 from secateur.structure.groups import structure
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group, Loss
 
 
@@ -114,7 +114,7 @@ def grouped(
     example: Example,
     granularity: str | Mapping[str, Any] | Granularity,
     protect: Sequence[str] = (),
-) -> tuple[list[Group], Record | None]:
+) -> tuple[list[Group], Trace | None]:
     """The groups of a granularity, and the record they were found in (None for masks)."""
     if not is_structured(granularity):
         return _parse(granularity).groups(model, protect), None

@@ -182,7 +182,7 @@ class Search:
                 stays = kept(axis, atoms)
                 if not stays.all():
                     cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
-        return Decision(atoms, counts, cuts, edits(self.model, self.found.record, counts))
+        return Decision(atoms, counts, cuts, edits(self.model, self.found.trace, counts))
 
     def native(self, counts: Mapping[int, int]) -> dict[Attribute, int]:
         """What a config is told beside the integers that the forward reads: nothing."""

@@ -19,7 +19,7 @@ from secateur.planning.plan import Evidence, Plan, counted, fingerprint, removal
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 from secateur.types import Certificate, Example, Group
 
 TARGETS = ("sparsity", "count", "params", "macs", "memory_bytes")
@@ -69,12 +69,12 @@ def expert_plan(
     )
 
 
-def expert_groups(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> list[Group]:
+def expert_groups(model: nn.Module, record: Trace, protect: Sequence[str] = ()) -> list[Group]:
     """Blocks of experts as groups whose units are the experts."""
     return _found(model, record, protect)[2]
 
 
-def _found(model: nn.Module, record: Record, protect: Sequence[str]) -> tuple[Structure, list[Mixture], list[Group]]:
+def _found(model: nn.Module, record: Trace, protect: Sequence[str]) -> tuple[Structure, list[Mixture], list[Group]]:
     found = structure(model, record, protect)
     split = split_routers(found, model)
     mixtures = find_mixtures(model, record, found, protect)

@@ -195,7 +195,7 @@ def predicted(model: nn.Module, found: Structure, counts: Mapping[int, int]) -> 
     """State dict shapes after a cut that leaves `counts` of every atom."""
     result = {}
     for name, shape in shapes_of(model).items():
-        axes = found.tensors.get(found.record.aliases.get(name, name))
+        axes = found.tensors.get(found.trace.aliases.get(name, name))
         result[name] = shape if axes is None else tuple(size_after(axis, counts) for axis in axes)
     return result
 

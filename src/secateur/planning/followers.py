@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
-from secateur.kinds.layers.drop import Layers, block_names, compare, dropped, identity_outputs
+from secateur.kinds.layers.drop import Layers, block_names, dropped
+from secateur.kinds.layers.prove import identity_agreement, identity_outputs
 from secateur.model.call import call, outputs
 from secateur.structure.capture import quiet
 from secateur.structure.provenance import Attribute, owners
@@ -204,7 +205,7 @@ def _fault(
     try:
         with dropped(model, layers, attributes), quiet(model), torch.no_grad():
             found = [t.detach() for t in outputs(call(model, example))]
-        compare(expected, found, None)
+        identity_agreement(expected, found, None)
     except (CertificateError, ForwardError) as error:
         return error
     return None

@@ -23,7 +23,7 @@ from secateur.statistics.activations.observe import Flow, Observer, Site, argume
 from secateur.statistics.activations.streams import few_samples, finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture
-from secateur.structure.record import Record, Ref
+from secateur.structure.trace import Ref, Trace
 from secateur.types import Data, Example
 
 
@@ -93,7 +93,7 @@ def refit_consumers(
     wanted = None if names is None else list(names)
     require_reiterable(data, "the refit, one pass for every layer,")
     layers: list[_Layer] | None = None
-    records: tuple[Record, Record] | None = None
+    records: tuple[Trace, Trace] | None = None
     before = {name: p.detach().clone() for name, p in cut.named_parameters()}
     changed: dict[str, Tensor] = {}
     try:
@@ -122,7 +122,7 @@ def refit_consumers(
     return changed
 
 
-def _layers(cut: nn.Module, records: tuple[Record, Record], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
+def _layers(cut: nn.Module, records: tuple[Trace, Trace], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
     """The layers in the order in which they run."""
     flows = Flow(records[0]), Flow(records[1])
     uses = [_uses(flow) for flow in flows]
@@ -186,7 +186,7 @@ def _layer(
 
 def _add_batch(
     models: tuple[nn.Module, nn.Module],
-    records: tuple[Record, Record],
+    records: tuple[Trace, Trace],
     layer: _Layer,
     sampler: Sampler,
     example: Example,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.statistics.activations.observe import Flow, Site, argument
-from secateur.structure.record import Ref, Step
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Ref, Step
 
 _SAME = ("view", "_unsafe_view", "clone", "native_dropout", "alias", "detach", "contiguous")
 _NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",

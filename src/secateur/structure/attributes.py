@@ -1,7 +1,7 @@
 """Which attributes follow a cut, and which dimensions must stay because a size in the code would not follow.
 
-Every `Site` says: this expression is the size of that dimension. An attribute that stands alone in a site takes the
-dimension's new size; one that appears only in quotients or products is solved for. All sites must then come out right
+Every `SizeUse` says: this expression is the size of that dimension. An attribute that stands alone in a use takes the
+dimension's new size; one that appears only in quotients or products is solved for. All uses must then come out right
 by arithmetic. Where they do not, dimensions of equal size that shrink together may still satisfy them (a width that is
 read from one tensor and used for another, a head count shared by all layers): these are made one index set. An atom
 that even this does not help is locked, with the line of code as the reason.
@@ -17,7 +17,7 @@ from torch import nn
 
 from secateur.structure.axes import Atom, Axis, Prod, Sum, add_lock, leaves, resolve, size_after
 from secateur.structure.provenance import Apply, Attribute, Dim, Expr, attributes_in, evaluate, read
-from secateur.structure.record import Record, Site
+from secateur.structure.trace import SizeUse, Trace
 from secateur.types import Lock
 
 MAX_TOGETHER = 64  # atoms that are tried together before an atom is locked
@@ -32,31 +32,31 @@ class Definition:
 
 
 class Sizes:
-    """The sites of a record, and what they become under a cut."""
+    """The uses of a trace, and what they become under a cut."""
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.present = record.values
-        self.definitions = _definitions(record)
-        self.readers: dict[Attribute, list[Site]] = defaultdict(list)
-        for site in record.sites:
-            for attribute in attributes_in(site.expr):
-                self.readers[attribute].append(site)
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.present = trace.values
+        self.definitions = _definitions(trace)
+        self.readers: dict[Attribute, list[SizeUse]] = defaultdict(list)
+        for use in trace.size_uses:
+            for attribute in attributes_in(use.expr):
+                self.readers[attribute].append(use)
         self.by_atom = self._by_atom()
 
-    def _by_atom(self) -> dict[int, dict[int, Site]]:
-        found: dict[int, dict[int, Site]] = defaultdict(dict)
-        for site in self.record.sites:
-            related = self._related(site)
-            sized = [] if isinstance(site.axis, int) else [site.axis]
-            for axis in (*sized, *_dims(site.expr)):
+    def _by_atom(self) -> dict[int, dict[int, SizeUse]]:
+        found: dict[int, dict[int, SizeUse]] = defaultdict(dict)
+        for use in self.trace.size_uses:
+            related = self._related(use)
+            sized = [] if isinstance(use.axis, int) else [use.axis]
+            for axis in (*sized, *_dims(use.expr)):
                 for atom in leaves(axis):
                     found[atom.id].update(related)
         return found
 
-    def _related(self, site: Site) -> dict[int, Site]:
-        """The site and all that read an attribute which follows it."""
-        found, todo = {id(site): site}, [site]
+    def _related(self, use: SizeUse) -> dict[int, SizeUse]:
+        """The use and all that read an attribute which follows it."""
+        found, todo = {id(use): use}, [use]
         while todo:
             for attribute in attributes_in(todo.pop().expr):
                 for other in self.readers[attribute] if attribute in self.definitions else ():
@@ -79,35 +79,35 @@ class Sizes:
         """Value of an expression after the cut."""
         return evaluate(expr, counts, {a: self.value(a, counts) for a in set(attributes_in(expr))})
 
-    def broken(self, sites: Iterable[Site], counts: Mapping[int, int]) -> Site | None:
-        """The first site that would not come out right."""
-        for site in sites:
-            wanted = site.axis if isinstance(site.axis, int) else size_after(site.axis, counts)
-            if self.evaluate(site.expr, counts) != wanted:
-                return site
+    def broken(self, uses: Iterable[SizeUse], counts: Mapping[int, int]) -> SizeUse | None:
+        """The first use that would not come out right."""
+        for use in uses:
+            wanted = use.axis if isinstance(use.axis, int) else size_after(use.axis, counts)
+            if self.evaluate(use.expr, counts) != wanted:
+                return use
         return None
 
-    def axes(self, site: Site) -> Iterator[Axis]:
-        """Dimensions that a site ties together."""
-        if not isinstance(site.axis, int):
-            yield site.axis
-        yield from _dims(site.expr)
-        for attribute in attributes_in(site.expr):
+    def axes(self, use: SizeUse) -> Iterator[Axis]:
+        """Dimensions that a use ties together."""
+        if not isinstance(use.axis, int):
+            yield use.axis
+        yield from _dims(use.expr)
+        for attribute in attributes_in(use.expr):
             for reader in self.readers[attribute]:
-                if reader.expr is not site.expr and not isinstance(reader.axis, int):
+                if reader.expr is not use.expr and not isinstance(reader.axis, int):
                     yield reader.axis
             definition = self.definitions.get(attribute)
             if definition is not None:
                 yield definition.axis
 
 
-def _definitions(record: Record) -> dict[Attribute, Definition]:
+def _definitions(trace: Trace) -> dict[Attribute, Definition]:
     found: dict[Attribute, Definition] = {}
-    for site in record.sites:
-        if isinstance(site.expr, Attribute) and not isinstance(site.axis, int):
-            found.setdefault(site.expr, Definition(site.axis))
-    for site in record.sites:
-        for attribute, definition in _solved(site, record.values):
+    for use in trace.size_uses:
+        if isinstance(use.expr, Attribute) and not isinstance(use.axis, int):
+            found.setdefault(use.expr, Definition(use.axis))
+    for use in trace.size_uses:
+        for attribute, definition in _solved(use, trace.values):
             if attribute not in found and attribute not in _reads(definition.steps, found):
                 found[attribute] = definition
     return found
@@ -122,21 +122,21 @@ def _undo(op: str, value: int, other: int) -> int:
     return value - other if op == "add" else value + other
 
 
-def _solved(site: Site, values: Mapping[Attribute, int]) -> Iterator[tuple[Attribute, Definition]]:
+def _solved(use: SizeUse, values: Mapping[Attribute, int]) -> Iterator[tuple[Attribute, Definition]]:
     """Attributes that sums, products and quotients determine, if they do so now without remainder."""
-    expr = site.expr
-    if isinstance(expr, Apply) and expr.op == "eq" and site.axis == 1:
+    expr = use.expr
+    if isinstance(expr, Apply) and expr.op == "eq" and use.axis == 1:
         for one, other in ((expr.left, expr.right), (expr.right, expr.left)):
             if isinstance(one, Attribute) and isinstance(other, Dim):
                 yield one, Definition(other.axis)
-    if isinstance(site.axis, int) or not isinstance(expr, Apply):
+    if isinstance(use.axis, int) or not isinstance(expr, Apply):
         return
     for attribute, steps in _isolated(expr):
-        value = site.axis.size
+        value = use.axis.size
         for op, other in steps:
             value = _undo(op, value, evaluate(other, {}, values))
         if value == values[attribute]:
-            yield attribute, Definition(site.axis, steps)
+            yield attribute, Definition(use.axis, steps)
 
 
 def _isolated(expr: Expr) -> Iterator[tuple[Attribute, tuple[tuple[str, Expr], ...]]]:
@@ -176,60 +176,60 @@ def _dims(expr: Expr) -> Iterator[Axis]:
         yield from _dims(expr.right)
 
 
-def settle(record: Record, atoms: Iterable[Atom]) -> None:
+def settle(trace: Trace, atoms: Iterable[Atom]) -> None:
     """Lock every atom that some size in the code would not follow; unite atoms that have to shrink together.
 
-    Each free atom is changed, once by one and once by half, and the sites that read or size it are evaluated with the
+    Each free atom is changed, once by one and once by half, and the uses that read or size it are evaluated with the
     attributes that follow.
     """
-    sizes = Sizes(record)
+    sizes = Sizes(trace)
     for atom in sorted(atoms, key=lambda a: a.id):
         if atom.locks or atom.bound is not None or atom.id not in sizes.by_atom:
             continue
         together = [atom]
-        site = _extend(sizes, together)
-        if site is not None:
-            add_lock(atom, _reason(site))
+        use = _extend(sizes, together)
+        if use is not None:
+            add_lock(atom, _reason(use))
             continue
         for other in together[1:]:
             sizes.by_atom[atom.id].update(sizes.by_atom.get(other.id, {}))
-            record.space.unify(atom, other)
+            trace.space.unify(atom, other)
             root = resolve(atom)
             assert isinstance(root, Atom)
             sizes.by_atom[root.id] = sizes.by_atom[atom.id]
             atom = root
 
 
-def _extend(sizes: Sizes, together: list[Atom]) -> Site | None:
-    """Add the atoms that have to shrink along; returns the site that nothing helps, or None."""
+def _extend(sizes: Sizes, together: list[Atom]) -> SizeUse | None:
+    """Add the atoms that have to shrink along; returns the use that nothing helps, or None."""
     size = together[0].size
     for count in sorted({size - 1, max(1, size // 2)}, reverse=True):
         while True:
             counts = {atom.id: count for atom in together}
-            sites: dict[int, Site] = {}
+            uses: dict[int, SizeUse] = {}
             for atom in together:
-                sites.update(sizes.by_atom.get(atom.id, {}))
-            site = sizes.broken(sites.values(), counts)
-            if site is None:
+                uses.update(sizes.by_atom.get(atom.id, {}))
+            use = sizes.broken(uses.values(), counts)
+            if use is None:
                 break
-            more = _partners(sizes, site, together)
+            more = _partners(sizes, use, together)
             if not more or len(together) + len(more) > MAX_TOGETHER:
-                return site
+                return use
             together += more
     return None
 
 
-def _partners(sizes: Sizes, site: Site, together: list[Atom]) -> list[Atom]:
-    """Free atoms of the same size in the dimensions that the site ties, one per dimension."""
+def _partners(sizes: Sizes, use: SizeUse, together: list[Atom]) -> list[Atom]:
+    """Free atoms of the same size in the dimensions that the use ties, one per dimension."""
     ids = {atom.id for atom in together}
     found: dict[int, Atom] = {}
-    for axis in (term for one in sizes.axes(site) for term in _terms(one)):
+    for axis in (term for one in sizes.axes(use) for term in _terms(one)):
         below = list(leaves(axis))
         if any(atom.id in ids for atom in below):
             continue  # its factors are not each other's partners
         same = {atom.id: atom for atom in below if atom.size == together[0].size and not atom.locks}
         if len(same) > 1:
-            same = {atom.id: atom for atom in _counterparts(sizes, site, ids, axis) if atom.id in same}
+            same = {atom.id: atom for atom in _counterparts(sizes, use, ids, axis) if atom.id in same}
         if len(same) == 1:
             (atom,) = same.values()
             if not _nested(axis, atom):
@@ -237,10 +237,10 @@ def _partners(sizes: Sizes, site: Site, together: list[Atom]) -> list[Atom]:
     return list(found.values())
 
 
-def _counterparts(sizes: Sizes, site: Site, ids: set[int], axis: Axis) -> Iterator[Atom]:
+def _counterparts(sizes: Sizes, use: SizeUse, ids: set[int], axis: Axis) -> Iterator[Atom]:
     """Factors of `axis` in the places that atoms `ids` have in dimensions of the same form."""
     factors = _factors(axis)
-    for other in (term for one in sizes.axes(site) for term in _terms(one)):
+    for other in (term for one in sizes.axes(use) for term in _terms(one)):
         theirs = _factors(other)
         if [f.size for f in theirs] == [f.size for f in factors]:
             for mine, their in zip(factors, theirs, strict=True):
@@ -264,8 +264,8 @@ def _nested(axis: Axis, atom: Atom) -> bool:
     return isinstance(node, Prod) and sum(resolve(part) is atom for part in node.parts) > 1
 
 
-def _reason(site: Site) -> Lock:
-    place = site.place
+def _reason(use: SizeUse) -> Lock:
+    place = use.place
     return Lock(
         "a size computed in the code would not follow the cut",
         place.op,
@@ -275,9 +275,9 @@ def _reason(site: Site) -> Lock:
     )
 
 
-def edits(model: nn.Module, record: Record, counts: Mapping[int, int]) -> dict[Attribute, int]:
+def edits(model: nn.Module, trace: Trace, counts: Mapping[int, int]) -> dict[Attribute, int]:
     """Attributes that change when the atoms keep `counts`, with their new values."""
-    sizes = Sizes(record)
+    sizes = Sizes(trace)
     changed: dict[Attribute, int] = {}
     for attribute in sizes.definitions:
         value = sizes.value(attribute, counts)

@@ -23,10 +23,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import ForwardError
 from secateur.model.call import call, outputs
-from secateur.structure import rules, sites
+from secateur.structure import rules, size_uses
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import Dim, Expr, TrackedInt, is_literal, tracked_attributes
-from secateur.structure.record import Axes, Place, Record, Ref, Restrict, Site, Step
+from secateur.structure.trace import Axes, Place, Ref, Restrict, SizeUse, Step, Trace
 from secateur.types import Example, Lock
 
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
@@ -34,8 +34,8 @@ TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent.parent)
 
 
-def capture(model: nn.Module, example: Example) -> Record:
-    """Run `model` once on `example` and return the record of its dimensions.
+def capture(model: nn.Module, example: Example) -> Trace:
+    """Run `model` once on `example` and return the trace of its dimensions.
 
     The run is in eval mode without gradients. On meta tensors nothing is computed, which is how models larger
     than memory are planned.
@@ -45,7 +45,7 @@ def capture(model: nn.Module, example: Example) -> Record:
         example: a tensor, a tuple of positional or a mapping of keyword arguments.
 
     Returns:
-        the record; the model is left as it was.
+        the trace; the model is left as it was.
 
     Raises:
         ForwardError: the forward fails on the example.
@@ -56,7 +56,7 @@ def capture(model: nn.Module, example: Example) -> Record:
     recorder.add_inputs(example)
     with ExitStack() as stack:
         stack.enter_context(quiet(model))
-        stack.enter_context(tracked_attributes(model, recorder.record.values, recorder.equality))
+        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.equality))
         stack.enter_context(recorder.modules_named(model))
         stack.enter_context(recorder.buffers_kept())
         stack.enter_context(torch.no_grad())
@@ -64,7 +64,7 @@ def capture(model: nn.Module, example: Example) -> Record:
         stack.enter_context(_Functions(recorder))
         result = _forward(model, example)
     recorder.add_outputs(result)
-    return recorder.record
+    return recorder.trace
 
 
 def _forward(model: nn.Module, example: Example) -> Any:
@@ -103,14 +103,14 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 class Recorder:
-    """Holds the record while the run goes on; rules talk to it."""
+    """Holds the trace while the run goes on; rules talk to it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.record = Record()
+        self.trace = Trace()
         self.modules = dict(model.named_modules())
-        self.space = self.record.space
+        self.space = self.trace.space
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.live: dict[int, Axes] = self.record.axes
+        self.live: dict[int, Axes] = self.trace.axes
         self.sources: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.positions: dict[int, list[Axis]] = {}
         self.named: dict[int, str] = {}
@@ -129,7 +129,7 @@ class Recorder:
         ]
         for name, tensor in named:
             if id(tensor) in self.named:
-                self.record.aliases[name] = self.named[id(tensor)]
+                self.trace.aliases[name] = self.named[id(tensor)]
                 continue
             self.named[id(tensor)] = name
             self.originals[name] = tensor
@@ -156,14 +156,14 @@ class Recorder:
             self.numbers[tensor] = known
             return known
         number = self.by_name[name] = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
-        self.record.names[number] = name
+        self.trace.names[number] = name
         self.sources[number] = (name, tuple(range(tensor.dim())))
         return number
 
     def _add_constant(self, tensor: Tensor) -> int:
         reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.module)
         number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
-        self.record.constants[number] = tensor
+        self.trace.constants[number] = tensor
         return number
 
     def assign(self, tensor: Tensor, axes: Axes) -> int:
@@ -184,14 +184,14 @@ class Recorder:
                 continue
             reason = Lock("a dimension of the model's input")
             number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
-            self.record.constants[number] = tensor
-            self.record.inputs.append(number)
+            self.trace.constants[number] = tensor
+            self.trace.inputs.append(number)
 
     def add_outputs(self, result: Any) -> None:
         """Outputs are what the user relies on: protected."""
         for tensor in outputs(result):
             number = self.number(tensor)
-            self.record.outputs.append(number)
+            self.trace.outputs.append(number)
             for axis in (*self.live[number], *self.positions.get(number, ())):
                 lock(axis, Lock("a dimension of the model's output", hint="outputs are protected by default"))
 
@@ -246,7 +246,7 @@ class Recorder:
     def before_mutation(self, tensor: Tensor) -> None:
         """Keep a copy of an external tensor that an in-place call is about to change."""
         number = self.number(tensor)
-        external = number in self.record.names or number in self.record.constants
+        external = number in self.trace.names or number in self.trace.constants
         if external and number not in self.changed and not tensor.is_meta:
             self.changed[number] = (tensor, tensor.clone())
 
@@ -256,7 +256,7 @@ class Recorder:
             return
         here = self.place()
         if not is_literal(expr):
-            self.record.sites.append(Site(expr, 1, Place("==", here.module, here.where)))
+            self.trace.size_uses.append(SizeUse(expr, 1, Place("==", here.module, here.where)))
 
     def settle_made(self) -> None:
         """Lock the dimensions of tensors made in this call whose sizes no handler could account for."""
@@ -314,7 +314,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 number = recorder.assign(tensor, dims)
             produced.append(number)
         rules.follow_source(matched, produced)
-        recorder.record.steps.append(
+        recorder.trace.steps.append(
             Step(
                 func,
                 cast(tuple[Any, ...], _with_refs(args, numbers)),
@@ -348,7 +348,7 @@ class _Functions(TorchFunctionMode):
         outer, recorder.function = recorder.function, name
         try:
             result = func(*args, **kwargs)
-            handler = sites.HANDLERS.get(name)
+            handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(recorder, args, kwargs, result)
             if name not in COUNTED and tensors_of((args, kwargs)):

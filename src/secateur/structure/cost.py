@@ -1,4 +1,4 @@
-"""What a network costs after a cut, from the record alone: no model is built to price a plan."""
+"""What a network costs after a cut, from the trace alone: no model is built to price a plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import prod
 from torch import nn
 
 from secateur.structure.axes import size_after
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 
 
 class CostModel:
@@ -17,13 +17,13 @@ class CostModel:
 
     Args:
         model: the captured model.
-        record: its record.
+        trace: its trace.
     """
 
-    def __init__(self, model: nn.Module, record: Record) -> None:
-        self.products = Counter(axes for step in record.steps for axes in step.cost)
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        self.products = Counter(axes for step in trace.steps for axes in step.cost)
         named = dict(model.named_parameters())
-        tensors = record.tensors()
+        tensors = trace.tensors()
         whole = {**named, **dict(model.named_buffers())}
         self.fixed = sum(p.numel() for name, p in named.items() if name not in tensors)
         self.fixed_bytes = sum(t.numel() * t.element_size() for name, t in whole.items() if name not in tensors)

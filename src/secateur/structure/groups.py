@@ -1,4 +1,4 @@
-"""From a record to groups: which atoms can be cut, what they are called, and every slice that goes with them."""
+"""From a trace to groups: which atoms can be cut, what they are called, and every slice that goes with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from secateur.model.protect import protected
 from secateur.structure.attributes import settle
 from secateur.structure.axes import Atom, leaves, resolve, unit_index
-from secateur.structure.record import Axes, Record
+from secateur.structure.trace import Axes, Trace
 from secateur.types import Group, Lock, Span
 
 KERNEL = "the kernel's extent"
@@ -24,13 +24,13 @@ class Structure:
     """What the engine knows about a model.
 
     Args:
-        record: the run it was learned from.
+        trace: the run it was learned from.
         atoms: group name -> atom.
         groups: every index set that lives in some parameter, free or locked.
         tensors: parameter or buffer name -> dimensions.
     """
 
-    record: Record
+    trace: Trace
     atoms: dict[str, Atom] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     tensors: dict[str, Axes] = field(default_factory=dict)
@@ -41,12 +41,12 @@ class Structure:
         return [g for g in self.groups if g.granularity in wanted and not g.locks]
 
 
-def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> Structure:
+def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> Structure:
     """Find the groups of a captured model.
 
     Args:
         model: the captured model.
-        record: from `capture`.
+        trace: from `capture`.
         protect: patterns of module or parameter names, or "type:ClassName", that nothing is cut from:
             neither outputs nor inputs.
 
@@ -56,8 +56,8 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
     Raises:
         RecipeError: a pattern of `protect` matches nothing.
     """
-    tensors = record.tensors()
-    settle(record, {a.id: a for axes in tensors.values() for axis in axes for a in leaves(axis)}.values())
+    tensors = trace.tensors()
+    settle(trace, {a.id: a for axes in tensors.values() for axis in axes for a in leaves(axis)}.values())
     places: dict[int, list[tuple[str, int]]] = defaultdict(list)
     atoms: dict[int, Atom] = {}
     for name, axes in tensors.items():
@@ -66,15 +66,15 @@ def structure(model: nn.Module, record: Record, protect: Sequence[str] = ()) -> 
                 atoms[atom.id] = atom
                 if (name, d) not in places[atom.id]:
                     places[atom.id].append((name, d))
-    found = Structure(record, tensors=tensors)
+    found = Structure(trace, tensors=tensors)
     atoms = {i: a for i, a in atoms.items() if not any(KERNEL in r.reason for r in a.locks)}
     guarded = protected_tensors(model, tensors, protect)
-    heads = {a.id for axis in record.heads for a in leaves(axis)}
-    inner = {a.id for axis in record.inner for a in leaves(axis)} - heads
+    heads = {a.id for axis in trace.heads for a in leaves(axis)}
+    inner = {a.id for axis in trace.inner for a in leaves(axis)} - heads
     used: Counter[str] = Counter()
     order = {name: i for i, (name, _) in enumerate([*model.named_parameters(), *model.named_buffers()])}
     for atom in sorted(atoms.values(), key=lambda a: (min(order[n] for n, _ in places[a.id]), bool(a.locks))):
-        spans = _spans(record, tensors, places[atom.id], atom)
+        spans = _spans(trace, tensors, places[atom.id], atom)
         kind = _kind(tensors, places[atom.id], atom, heads, inner, spans)
         base = _title(spans)
         base = base if kind in ("channel", "neuron") else f"{base}/{kind}"
@@ -95,19 +95,19 @@ def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequen
     return {name: Lock(f"protected by {found[id(named[name])]!r}") for name in tensors if id(named[name]) in found}
 
 
-def _spans(record: Record, tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]], atom: Atom) -> list[Span]:
+def _spans(trace: Trace, tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]], atom: Atom) -> list[Span]:
     spans = []
     for name, d in places:
         axes = tensors[name]
         for index in unit_index(axes[d], atom):
             shape = [1] * len(axes)
             shape[d] = axes[d].size
-            spans.append(Span(name, torch.from_numpy(index).view(shape), _role(record, name, d, len(axes))))
+            spans.append(Span(name, torch.from_numpy(index).view(shape), _role(trace, name, d, len(axes))))
     return spans
 
 
-def _role(record: Record, name: str, d: int, rank: int) -> str:
-    known = record.roles.get((name, d))
+def _role(trace: Trace, name: str, d: int, rank: int) -> str:
+    known = trace.roles.get((name, d))
     if known:
         return known
     leaf = name.rpartition(".")[2]

@@ -24,7 +24,7 @@ MIXING = (*PRODUCTS, "convolution", "conv", "scaled_dot_product", "embedding", "
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class StackBlock:
     """One element of a stack.
 
     Args:
@@ -54,7 +54,7 @@ class Stack:
     """
 
     path: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[StackBlock, ...]
 
     @property
     def size(self) -> int:
@@ -125,7 +125,7 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
                 locks = touched[:1]
             if held[id(module)] > 1:
                 locks.append(Lock("the block stands in several places of the model", module=name))
-            blocks.append(Block(i, name, tuple(own), costs.get(name, 0), seen.channel_dim, tuple(locks[:1])))
+            blocks.append(StackBlock(i, name, tuple(own), costs.get(name, 0), seen.channel_dim, tuple(locks[:1])))
         stack = Stack(path, tuple(blocks))
         if sum(not _reasons(watch.seen.get(id(m), _Seen()), "") for _, m in _numbered(container)) > 1:
             stacks.append(_in_order(stack, watch))

@@ -85,9 +85,9 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> Vie
     Raises:
         ForwardError: the forward fails on the example.
     """
-    record = capture(model, example)
-    found = structure(model, record, protect)
-    cost = CostModel(model, record)
+    trace = capture(model, example)
+    found = structure(model, trace, protect)
+    cost = CostModel(model, trace)
     weights = {g.name: _weights(found, g, cost) for g in found.groups}
     return View(
         type(model).__name__,

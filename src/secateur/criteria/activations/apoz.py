@@ -14,8 +14,8 @@ from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.call import require_reiterable
 from secateur.statistics.activations.observe import Site, result_sites
 from secateur.statistics.activations.streams import Norms, Statistic, Zeros, gather, mean_of_sites, per_unit
-from secateur.structure.record import Record, Step
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Step, Trace
 
 
 @register
@@ -119,7 +119,7 @@ class APoZ(Criterion):
         )[1]
 
 
-def _behind_relu(context: Context, record: Record) -> list[Site]:
+def _behind_relu(context: Context, record: Trace) -> list[Site]:
     sites = result_sites(record, context.groups, is_relu)
     found = {site.group for site in sites}
     for group in context.groups:

@@ -12,13 +12,13 @@ from torch import Tensor
 from secateur.criteria.base import Context, Criterion, one_of, register
 from secateur.statistics.activations.observe import Site, consumer_sites, distinct
 from secateur.statistics.activations.streams import Norms, gather, mean_of_sites, per_unit
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 from secateur.types import Group
 
 STRUCTURES = ("channel", "neuron", "head", "head_dim", "conv_group")
 
 
-def consumers(groups: Sequence[Group], record: Record) -> list[Site]:
+def consumers(groups: Sequence[Group], record: Trace) -> list[Site]:
     """What the consumers of the groups read, every tensor once."""
     return distinct(record, consumer_sites(record, groups))
 

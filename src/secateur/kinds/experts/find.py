@@ -18,7 +18,7 @@ from torch import nn
 from secateur.structure.axes import Atom, Axis, leaves, resolve, unit_index
 from secateur.structure.groups import Structure, protected_tensors
 from secateur.structure.provenance import Attribute, owners
-from secateur.structure.record import Axes, Record
+from secateur.structure.trace import Axes, Trace
 from secateur.types import Group, Lock, Span
 
 RANKING = re.compile(r"aten\.(topk|sort|argsort|argmax|max|gather|scatter)\b")
@@ -61,7 +61,7 @@ class Mixture:
         return f"{self.path}/expert" if self.path else "experts/expert"
 
 
-def find_mixtures(model: nn.Module, record: Record, found: Structure, protect: Sequence[str] = ()) -> list[Mixture]:
+def find_mixtures(model: nn.Module, record: Trace, found: Structure, protect: Sequence[str] = ()) -> list[Mixture]:
     """Find blocks whose experts can be removed, and make one index set of each block's expert dimensions.
 
     Args:
@@ -172,7 +172,7 @@ def _lifted(reason: Lock) -> bool:
     return any(text in reason.reason for text in LIFTED)
 
 
-def _used(model: nn.Module, record: Record, path: str) -> int:
+def _used(model: nn.Module, record: Trace, path: str) -> int:
     """How many experts a token needs: the largest `topk` of the block, and what its modules say."""
     ks = [1]
     for step in record.steps:

@@ -14,12 +14,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
 from secateur.kinds.slices.cut import Cuts, cut_tensor, named_tensors
-from secateur.kinds.slices.replay import agreement, doubled, run_cut
+from secateur.model.agreement import agreement, doubled, require_slices, run_cut
 from secateur.model.call import call, outputs
 from secateur.structure.axes import Keep, kept
 from secateur.structure.capture import quiet
-from secateur.structure.record import Record
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Trace
 from secateur.types import Certificate, Example
 
 SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
@@ -31,7 +31,7 @@ def certify_experts(
     model: nn.Module,
     cut: nn.Module,
     example: Example,
-    record: Record,
+    record: Trace,
     mixtures: Sequence[Mixture],
     keep: Keep,
     cuts: Cuts,
@@ -103,15 +103,9 @@ def certify_experts(
 
 def _same_slices(model: nn.Module, cut: nn.Module, cuts: Cuts) -> None:
     """Every expert of the cut model is the one that the plan keeps: also those that the example does not reach."""
-    whole, small = named_tensors(model), named_tensors(cut)
-    for name, tensor in whole.items():
-        wanted = cut_tensor(tensor, cuts.get(name, {}))
-        if name not in small or wanted.shape != small[name].shape or not torch.equal(wanted, small[name]):
-            raise CertificateError(
-                f"{name!r} of the cut model does not hold the slices that its plan keeps.",
-                why="the plan was changed after it was made, or the model between planning and cutting",
-                hint="Make the plan anew; nothing was changed or saved.",
-            )
+    small = named_tensors(cut)
+    for name, tensor in named_tensors(model).items():
+        require_slices(name, cut_tensor(tensor, cuts.get(name, {})), small.get(name))
 
 
 @contextmanager
@@ -168,7 +162,7 @@ class _Masked(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result.masked_fill(gone.view([-1] + [1] * (-d - 1)), -torch.inf)
 
 
-def _kept_only(expected: Sequence[Tensor], record: Record, keep: Keep) -> list[Tensor]:
+def _kept_only(expected: Sequence[Tensor], record: Trace, keep: Keep) -> list[Tensor]:
     """Outputs without the experts that are gone."""
     cut = []
     for tensor, number in zip(expected, record.outputs, strict=True):

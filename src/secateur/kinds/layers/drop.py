@@ -7,18 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from secateur.errors import CertificateError, PlanMismatchError
+from secateur.errors import PlanMismatchError
 from secateur.kinds.slices.cut import computed_tensors, finish
-from secateur.kinds.slices.replay import TOLERANCE, compare_outputs, doubled
-from secateur.model.call import call, outputs
-from secateur.structure.capture import quiet
 from secateur.structure.provenance import Attribute, owner_at, read
-from secateur.structure.stacks import bypassed
-from secateur.types import Certificate, Example
 
 Layers = Mapping[str, Mapping[str, Any]]  # container path -> {"size": n, "removed": [...], "lists": [[owner, name]]}
 
@@ -194,72 +188,3 @@ def new_names(model: nn.Module, layers: Layers) -> Callable[[str], str | None]:
         return name
 
     return renamed
-
-
-def certify_layers(
-    model: nn.Module,
-    cut: nn.Module,
-    example: Example,
-    layers: Layers,
-    *,
-    dtype: str = "float32",
-    tolerance: float | None = None,
-) -> Certificate:
-    """Prove that `cut` gives the outputs of `model` with the removed blocks as identity.
-
-    Args:
-        model: the original, whole; patched while it runs, then as before.
-        cut: the model without the blocks.
-        example: what `secateur.model.call.call` takes.
-        layers: container path -> {"size", "removed", "lists"}.
-        dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
-        tolerance: largest allowed error, relative to max(1, largest output); default by dtype.
-
-    Returns:
-        the certificate with the largest error found.
-
-    Raises:
-        CertificateError: shapes differ or the error is above the tolerance.
-        ForwardError: the cut model does not run.
-
-    Cost: one forward pass of each.
-    """
-    if dtype == "float64":
-        model, cut, example = (doubled(x) for x in (model, cut, example))
-    expected = identity_outputs(model, example, layers)
-    with quiet(cut), torch.no_grad():
-        found = [t.detach() for t in outputs(call(cut, example))]
-    return compare(expected, found, tolerance)
-
-
-def identity_outputs(model: nn.Module, example: Example, layers: Layers) -> list[Tensor]:
-    """Outputs of the whole model with the removed blocks as identity."""
-    with bypassed(model, block_names(model, layers)), quiet(model), torch.no_grad():
-        return [t.detach() for t in outputs(call(model, example))]
-
-
-def compare(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> Certificate:
-    """The certificate of two lists of outputs.
-
-    Raises:
-        CertificateError: they differ.
-    """
-    if len(found) != len(expected):
-        raise CertificateError(
-            "Without the blocks the model returns another number of tensors.",
-            why=f"{len(found)} instead of {len(expected)}: it returns something of every block",
-            hint="Call it so that it returns the result only (for example output_hidden_states=False).",
-        )
-    worst, scale, precision = 0.0, 1.0, torch.float32
-    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        error, size = compare_outputs(i, a, b)
-        precision = a.dtype if a.is_floating_point() else precision
-        worst, scale = max(worst, error), max(scale, size)
-    limit = TOLERANCE.get(precision, 1e-5) if tolerance is None else tolerance
-    if worst > limit * scale:
-        raise CertificateError(
-            "The model without the blocks differs from the model with identity in their place.",
-            why=f"largest error {worst:.3g}, allowed {limit:.0e} x {scale:.3g}: other code counts the blocks",
-            hint="Protect the blocks that are special; nothing was changed or saved.",
-        )
-    return Certificate(worst, limit, str(precision).removeprefix("torch."), "identity", len(found))

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure import rules
-from secateur.structure.record import Ref, Step
 from secateur.structure.rules.base import MOVED, base_name
+from secateur.structure.trace import Ref, Step
 
 Entry = tuple[Any, tuple[Any, ...], dict[str, Any]]
 MADE = "lift_fresh"  # torch.tensor(number) inside a forward
 
 
-class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NumberTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every call with its plain arguments, in the order in which the engine records steps."""
 
     def __init__(self) -> None:

@@ -7,7 +7,6 @@ run on the kept coordinates only. Whatever the cut model returns must agree at e
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,39 +14,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import CertificateError, ForwardError, UnsupportedError
-from secateur.kinds.slices.numbers import Entry, Tape, align, numbers
-from secateur.model.call import call, outputs
+from secateur.errors import CertificateError
+from secateur.kinds.slices.numbers import Entry, NumberTape, align, numbers
+from secateur.model.agreement import agreement, doubled, require_slices, run_cut
+from secateur.model.call import outputs
 from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touched
 from secateur.structure.capture import capture, quiet, tensors_of
-from secateur.structure.record import Record, Ref, Restrict, Step, numbers_in
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Ref, Restrict, Step, Trace, numbers_in
 from secateur.types import Certificate, Example
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear"])
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-MEANINGFUL = 100.0
 
 
 class Replay:
-    """One replay of a record with some units removed.
+    """One replay of a trace with some units removed.
 
     Args:
-        record: the run of the original model.
+        trace: the run of the original model.
         tensors: its parameters and buffers by name.
         keep: atom id -> bool array, True = kept; absent atoms are whole.
         tape: plain numbers of the cut model's run, used where its calls are the same.
     """
 
-    def __init__(self, record: Record, tensors: Mapping[str, Tensor], keep: Keep, tape: Sequence[Entry] = ()) -> None:
-        self.record, self.tensors, self.keep = record, tensors, keep
-        self.tape = align(record.steps, tape)
+    def __init__(self, trace: Trace, tensors: Mapping[str, Tensor], keep: Keep, tape: Sequence[Entry] = ()) -> None:
+        self.trace, self.tensors, self.keep = trace, tensors, keep
+        self.tape = align(trace.steps, tape)
         self.cut = {i for i, mask in keep.items() if not mask.all()}
         self.counts = {i: int(mask.sum()) for i, mask in keep.items()}
         self.values: dict[int, Tensor] = {}
         self.last_use = {
             n: i
-            for i, step in enumerate(record.steps)
+            for i, step in enumerate(trace.steps)
             for n in (*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs)
         }
 
@@ -57,22 +55,22 @@ class Replay:
         Raises:
             CertificateError: a removed part reached an output.
         """
-        wanted = set(self.record.outputs)
+        wanted = set(self.trace.outputs)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for i, step in enumerate(self.record.steps):
+            for i, step in enumerate(self.trace.steps):
                 self._run_step(step, self.tape[i] if self.tape else None)
                 for n in {*numbers_in(step.args), *numbers_in(step.kwargs), *step.outputs}:
                     if self.last_use[n] == i and n not in wanted:
                         self.values.pop(n, None)
-            return [self.kept_only(self._value(n), self.record.axes[n]) for n in self.record.outputs]
+            return [self.kept_only(self._value(n), self.trace.axes[n]) for n in self.trace.outputs]
 
     def _value(self, number: int) -> Tensor:
         if number not in self.values:
-            name = self.record.names.get(number)
+            name = self.trace.names.get(number)
             if name is None:
-                self.values[number] = self.record.constants[number].clone()
+                self.values[number] = self.trace.constants[number].clone()
             else:
-                self.values[number] = self._poisoned(self.tensors[name].detach(), self.record.axes[number])
+                self.values[number] = self._poisoned(self.tensors[name].detach(), self.trace.axes[number])
         return self.values[number]
 
     def _poisoned(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
@@ -184,7 +182,7 @@ def certify(
     model: nn.Module,
     cut: nn.Module,
     example: Example,
-    record: Record,
+    trace: Trace,
     keep: Keep,
     *,
     dtype: str = "float32",
@@ -195,12 +193,11 @@ def certify(
     Args:
         model: the original, whole.
         cut: the physically smaller model.
-        example: the inputs of the record.
-        record: from `capture(model, example)`.
+        example: the inputs of the trace.
+        trace: from `capture(model, example)`.
         keep: atom id -> bool array of kept indices.
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
-        tolerance: largest allowed error relative to max(1, largest output), and never above a hundred times that
-            relative to the largest output itself; default by dtype (1e-5 in float32, 1e-10 in float64).
+        tolerance: as in `agreement`.
 
     Returns:
         the certificate with the largest error found.
@@ -213,9 +210,9 @@ def certify(
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
-        record = capture(model, example)  # the same calls in the same order: the same atoms
+        trace = capture(model, example)  # the same calls in the same order: the same atoms
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with quiet(cut), torch.no_grad(), Tape() as tape:
+    with quiet(cut), torch.no_grad(), NumberTape() as tape:
         answer = run_cut(
             cut,
             example,
@@ -223,7 +220,7 @@ def certify(
             hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
         )
     found = [t.detach() for t in outputs(answer)]
-    replay = Replay(record, named, keep, tape.entries)
+    replay = Replay(trace, named, keep, tape.entries)
     _same_slices(replay, {**dict(cut.named_parameters()), **dict(cut.named_buffers())})
     expected = replay.run()
     return agreement(
@@ -232,118 +229,17 @@ def certify(
         tolerance,
         method="replay",
         differs="is not that of its replayed plan",
+        nan="a removed part reaches the output of the replayed plan: the engine's rules for this model are wrong",
         hint="Please report the model; nothing was changed or saved.",
     )
 
 
-def agreement(
-    expected: Sequence[Tensor],
-    found: Sequence[Tensor],
-    tolerance: float | None,
-    *,
-    method: str,
-    differs: str,
-    hint: str,
-) -> Certificate:
-    """The certificate that the outputs of a cut model are the expected ones.
-
-    Args:
-        expected: what the cut model should give.
-        found: what it gives.
-        tolerance: as in `certify`.
-        method: what the certificate calls the proof.
-        differs: says what an output is not, for the error.
-        hint: what to do then.
-
-    Raises:
-        CertificateError: another number of outputs, other shapes, or an error above the tolerance.
-    """
-    if len(found) != len(expected):
-        raise CertificateError(
-            "The cut model returns another number of tensors than the original.",
-            why=f"{len(found)} instead of {len(expected)}",
-        )
-    worst, limit, precision = 0.0, tolerance or TOLERANCE[torch.float32], torch.float32
-    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        error, size = compare_outputs(i, a, b)
-        if a.is_floating_point():
-            precision = a.dtype
-            limit = TOLERANCE.get(precision, limit) if tolerance is None else tolerance
-        allowed = limit * min(max(1.0, size), MEANINGFUL * size)  # small outputs must not make the proof empty
-        worst = max(worst, error)
-        if error > allowed:
-            raise CertificateError(
-                f"Output {i} of the cut model {differs}.",
-                why=f"largest error {error:.3g}, allowed {allowed:.3g}, largest output {size:.3g}",
-                hint=hint,
-            )
-    return Certificate(worst, limit, str(precision).removeprefix("torch."), method, len(found))
-
-
-def run_cut(cut: nn.Module, example: Example, *, when: str, hint: str) -> Any:
-    """Run a cut model on the example.
-
-    Raises:
-        UnsupportedError: its forward fails; says `when` and gives the hint.
-    """
-    try:
-        return call(cut, example)
-    except ForwardError as error:
-        what = f"{type(cut).__name__} does not run {when}; nothing was changed or saved."
-        raise UnsupportedError(what, why=error.why, hint=hint) from error
-
-
 def _same_slices(replay: Replay, cut: Mapping[str, Tensor]) -> None:
-    """Every tensor of the cut model holds exactly the kept slices: also where the example leaves a unit silent."""
-    for name, axes in replay.record.tensors().items():
+    """Every tensor of the cut model holds exactly the kept slices."""
+    for name, axes in replay.trace.tensors().items():
         if any(touched(axis, replay.cut) for axis in axes):
-            wanted = replay.kept_only(replay.tensors[name], axes)
-            if wanted.shape != cut[name].shape or not torch.equal(wanted, cut[name]):
-                raise CertificateError(
-                    f"{name!r} of the cut model does not hold the slices that its plan keeps.",
-                    why="the plan was changed after it was made, or the model between planning and cutting",
-                    hint="Make the plan anew; nothing was changed or saved.",
-                )
-
-
-def doubled(value: Any) -> Any:
-    """A copy in float64: of a module, or of the tensors in an example."""
-    if isinstance(value, nn.Module):
-        return copy.deepcopy(value).double()
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(doubled(item) for item in value)
-    if isinstance(value, dict):
-        return {key: doubled(item) for key, item in value.items()}
-    return value
+            require_slices(name, replay.kept_only(replay.tensors[name], axes), cut.get(name))
 
 
 def _can_be_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def compare_outputs(i: int, expected: Tensor, found: Tensor) -> tuple[float, float]:
-    """Largest error and largest value of one output; refuses other shapes and removed parts that reach it."""
-    if expected.is_complex() and found.is_complex():
-        expected, found = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(found.resolve_conj())
-    if expected.shape != found.shape:
-        raise CertificateError(
-            f"Output {i} of the cut model has another shape than its replayed plan.",
-            why=f"{tuple(found.shape)} instead of {tuple(expected.shape)}",
-        )
-    if not expected.is_floating_point():
-        return float((expected != found).sum()), 1.0
-    both = torch.isnan(expected) & torch.isnan(found)
-    same = both | (expected == found)  # equal infinities count as equal
-    difference = torch.where(same, torch.zeros_like(expected), expected - found).abs()
-    if difference.numel() == 0:
-        return 0.0, 1.0
-    if torch.isnan(difference).any():
-        raise CertificateError(
-            f"A removed part reaches output {i} of the replayed plan.",
-            why="the engine's rules for this model are wrong",
-            hint="Please report the model; nothing was changed or saved.",
-        )
-    finite = expected[torch.isfinite(expected)]
-    return float(difference.max()), float(finite.abs().max()) if finite.numel() else 0.0

@@ -21,8 +21,8 @@ from secateur.errors import ResourceError, UnsupportedError
 from secateur.statistics.activations.input_norms import CONVOLUTIONS
 from secateur.statistics.activations.observe import Flow, Site, argument, consumer_sites
 from secateur.statistics.activations.streams import Statistic, finite, gather
-from secateur.structure.record import Record, Step
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Step, Trace
 from secateur.types import Data, Group
 
 MAX_COLUMNS = 8192  # 512 MiB per matrix
@@ -213,7 +213,7 @@ def readings(
     *,
     positions: int | None = 16,
     seed: int = 0,
-    record: Record | None = None,
+    record: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[Reading]]:
     """Second moments of what the consumers of every group read.
@@ -240,7 +240,7 @@ def readings(
     groups = list(groups)
     where: dict[Site, Geometry] = {}
 
-    def find(record: Record) -> list[Site]:
+    def find(record: Trace) -> list[Site]:
         flow = Flow(record)
         sites = consumer_sites(record, groups)
         for site in sites:

@@ -16,8 +16,8 @@ from secateur.errors import UnsupportedError
 from secateur.statistics.activations.observe import Flow, Site, argument, weight_sites
 from secateur.statistics.activations.streams import Norms, gather
 from secateur.structure.capture import tensors_of
-from secateur.structure.record import Record, Step
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Step, Trace
 from secateur.types import Data
 
 CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
@@ -49,7 +49,7 @@ def input_norms(
     data: Data,
     names: Iterable[str],
     *,
-    record: Record | None = None,
+    record: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Inputs]:
     """L2 norms over all samples, positions and uses of the inputs of weights.
@@ -75,7 +75,7 @@ def input_norms(
     """
     names = list(dict.fromkeys(names))
 
-    def find(record: Record) -> list[Site]:
+    def find(record: Trace) -> list[Site]:
         sites = weight_sites(record, names)
         missing = [name for name in names if name not in {site.weight for site in sites}]
         if missing:

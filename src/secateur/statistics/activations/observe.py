@@ -20,8 +20,8 @@ from secateur.model.call import call
 from secateur.structure import rules
 from secateur.structure.axes import Atom, Axis, leaves, unit_index
 from secateur.structure.capture import quiet, tensors_of
-from secateur.structure.record import Record, Ref, Step, numbers_in
 from secateur.structure.rules.base import base_name
+from secateur.structure.trace import Ref, Step, Trace, numbers_in
 from secateur.types import Example, Group
 
 _MOVES = frozenset(["t", "transpose", "permute", "alias", "detach", "clone", "_to_copy", "view", "_unsafe_view",
@@ -60,7 +60,7 @@ class Flow:
         record: the record.
     """
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Trace) -> None:
         self.record = record
         self.made: dict[int, Step] = {}
         self.activations = set(record.inputs)
@@ -96,7 +96,7 @@ class Flow:
         return ""
 
 
-def atoms_of(record: Record, group: Group) -> list[tuple[Atom, Tensor]]:
+def atoms_of(record: Trace, group: Group) -> list[tuple[Atom, Tensor]]:
     """Atoms that hold the units of a group, each with the unit of every index (-1 = none).
 
     Args:
@@ -134,7 +134,7 @@ def _match(axis: Axis, index: Tensor) -> tuple[Atom, Tensor] | None:
     return best
 
 
-def consumer_sites(record: Record, groups: Iterable[Group]) -> list[Site]:
+def consumer_sites(record: Trace, groups: Iterable[Group]) -> list[Site]:
     """What the consumers of every group read: contracted activations whose sum runs over the units.
 
     A tensor that several calls read is listed once per call; `distinct` keeps one of each.
@@ -176,7 +176,7 @@ def _units(axis: Axis, atom: Atom, index: Tensor) -> list[Tensor]:
     return found
 
 
-def result_sites(record: Record, groups: Iterable[Group], chosen: Callable[[Step], bool]) -> list[Site]:
+def result_sites(record: Trace, groups: Iterable[Group], chosen: Callable[[Step], bool]) -> list[Site]:
     """What chosen calls return, wherever it has the units of a group along some dimension.
 
     Args:
@@ -195,7 +195,7 @@ def result_sites(record: Record, groups: Iterable[Group], chosen: Callable[[Step
     ]
 
 
-def weight_sites(record: Record, names: Iterable[str]) -> list[Site]:
+def weight_sites(record: Trace, names: Iterable[str]) -> list[Site]:
     """The activation that each weight is contracted with, for every use of the weight.
 
     Args:
@@ -212,7 +212,7 @@ def weight_sites(record: Record, names: Iterable[str]) -> list[Site]:
     ]
 
 
-def distinct(record: Record, sites: Iterable[Site]) -> list[Site]:
+def distinct(record: Trace, sites: Iterable[Site]) -> list[Site]:
     """Sites without those that read the same values again (three projections read one tensor)."""
     kept: dict[tuple[Any, ...], Site] = {}
     for site in sites:
@@ -238,7 +238,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Cost: a forward pass plus about 10 microseconds per call.
     """
 
-    def __init__(self, model: nn.Module, record: Record, sites: Sequence[Site], *, last: bool = False) -> None:
+    def __init__(self, model: nn.Module, record: Trace, sites: Sequence[Site], *, last: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._model, self._record, self._last = model, record, last
         watched = {record.steps[site.step].func for site in sites}

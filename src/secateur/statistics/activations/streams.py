@@ -18,10 +18,10 @@ from secateur.model.call import to_example
 from secateur.statistics.activations.observe import Observer, Site
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture
-from secateur.structure.record import Record
+from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group
 
-Find = Callable[[Record], Sequence[Site]]
+Find = Callable[[Trace], Sequence[Site]]
 LEARN = 2  # samples of the first batch on which the calls are learned
 
 
@@ -39,9 +39,9 @@ def gather(
     find: Find,
     make: Callable[[Site], Statistic],
     *,
-    record: Record | None = None,
+    record: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Record, dict[Site, Statistic]]:
+) -> tuple[Trace, dict[Site, Statistic]]:
     """Run the model over the data and gather a statistic at every site.
 
     Args:

@@ -4,7 +4,7 @@ An operator without a rule is a barrier: all dimensions of its tensors are locke
 `register` adds a rule for a custom operator.
 """
 
-from secateur.structure.rules import attention, contraction, factory, lookup, movement, norm, reduce, spatial, vision
+from secateur.structure.rules import attention, contraction, factory, layout, lookup, norm, reduce, spatial, vision
 from secateur.structure.rules.base import Call, apply, follow_source, known, register
 
 __all__ = [
@@ -15,8 +15,8 @@ __all__ = [
     "factory",
     "follow_source",
     "known",
+    "layout",
     "lookup",
-    "movement",
     "norm",
     "reduce",
     "register",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.structure.axes import ONE, Axis, leaves, lock, resolve
-from secateur.structure.record import Axes, Restrict
+from secateur.structure.trace import Axes, Restrict
 from secateur.types import Lock
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Call:
         for d, original in enumerate(where):
             if original >= 0:
                 role = "in" if d in summed else "out"
-                self.recorder.record.roles.setdefault((name, original), role)
+                self.recorder.trace.roles.setdefault((name, original), role)
 
     def is_activation(self, tensor: Tensor) -> bool:
         """Whether a tensor is not a (moved) parameter."""

@@ -7,8 +7,8 @@ from math import lcm
 from torch import Tensor
 
 from secateur.structure.axes import ONE, Axis, Conflict, leaves, product
-from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, broadcast, register
+from secateur.structure.trace import Axes, Restrict
 
 
 @register("mm", "addmm", "mv", "addmv", "_addmm_activation", "dot", "vdot", "_int_mm")
@@ -34,8 +34,8 @@ def bmm(call: Call) -> Axes:
     call.contract(a, -1)
     call.contract(b, -2)
     if call.is_activation(a) and call.is_activation(b):
-        call.recorder.record.heads.append(axes_a[0])
-        call.recorder.record.inner += [axes_a[2], axes_a[1], axes_b[2]]
+        call.recorder.trace.heads.append(axes_a[0])
+        call.recorder.trace.inner += [axes_a[2], axes_a[1], axes_b[2]]
     out = (axes_a[0], axes_a[1], axes_b[2])
     call.cost.append((*axes_a, axes_b[2]))
     return _with_addend(call, out) if "badd" in _name(call) else out
@@ -132,7 +132,7 @@ def convolution(call: Call) -> Axes:
     call.contract(x, -spatial - 1)
     call.contract(weight, *([0] if transposed else [1]))
     if transposed and groups > 1:  # dimension 0 is groups x in: only the inner factor is summed over
-        call.recorder.record.roles.setdefault((_source(call, weight), 1), "out")
+        call.recorder.trace.roles.setdefault((_source(call, weight), 1), "out")
     out_channels = product([group, outer])
     if isinstance(bias, Tensor):
         call.unify(call.axes(bias)[0], out_channels)

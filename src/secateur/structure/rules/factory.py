@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from secateur.structure.record import Axes
 from secateur.structure.rules.base import Call, base_name, register
+from secateur.structure.trace import Axes
 
 CONSTANT = frozenset(
     ["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from secateur.structure.axes import Axis
-from secateur.structure.record import Axes
 from secateur.structure.rules.base import Call, broadcast, register
+from secateur.structure.trace import Axes
 
 BY_NUMBER = "its positions are addressed by number"
 
@@ -21,7 +21,7 @@ def embedding(call: Call) -> Axes:
     number = call.number(weight)
     name, dims = call.recorder.sources.get(number, ("", ()))
     if name:
-        call.recorder.record.roles.setdefault((name, dims[1]), "out")
+        call.recorder.trace.roles.setdefault((name, dims[1]), "out")
     return (*call.axes(indices), columns)
 
 
@@ -94,7 +94,7 @@ def embedding_bag(call: Call) -> list[Axes]:
     call.lock(rows, "the vocabulary of a table", "rows are addressed by number")
     name, dims = call.recorder.sources.get(call.number(call.args[0]), ("", ()))
     if name:
-        call.recorder.record.roles.setdefault((name, dims[1]), "out")
+        call.recorder.trace.roles.setdefault((name, dims[1]), "out")
     bags, *others = call.results
     weights = call.get("per_sample_weights")
     for axis in call.axes(weights) if isinstance(weights, Tensor) else ():

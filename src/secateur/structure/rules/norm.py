@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from secateur.structure.axes import Axis, Conflict
-from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, register
+from secateur.structure.trace import Axes, Restrict
 
 
 def mixed(call: Call, dims: list[int]) -> None:
@@ -108,5 +108,5 @@ def weight_norm(call: Call) -> list[Axes]:
     mixed(call, [d for d in range(v.dim()) if d != dim % v.dim()])
     source = call.recorder.sources.get(call.number(v))
     if source is not None:  # the product is used where the weight would be
-        call.recorder.record.roles.setdefault((source[0], source[1][dim]), "out")
+        call.recorder.trace.roles.setdefault((source[0], source[1][dim]), "out")
     return [axes, axes_g][: len(call.results)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from secateur.structure.axes import ONE
-from secateur.structure.record import Axes, Restrict
 from secateur.structure.rules.base import Call, broadcast, register
 from secateur.structure.rules.norm import along
+from secateur.structure.trace import Axes, Restrict
 
 
 @register(

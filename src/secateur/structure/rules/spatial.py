@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from secateur.structure.axes import product
-from secateur.structure.record import Axes
 from secateur.structure.rules.base import Call, register
+from secateur.structure.trace import Axes
 
 RANKS = {"1d": 1, "2d": 2, "3d": 3}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from secateur.structure.record import Axes
 from secateur.structure.rules.base import Call, register
 from secateur.structure.rules.lookup import BY_NUMBER
+from secateur.structure.trace import Axes
 
 
 @register("torchvision::roi_align", "torchvision::roi_pool")

@@ -17,6 +17,8 @@ from secateur.errors import (
     TargetError,
     UnsupportedError,
 )
+from secateur.kinds.layers.drop import drop_copy
+from secateur.kinds.layers.prove import certify_layers
 from secateur.measure import macs, num_params
 from secateur.planning.plan import Plan
 from secateur.structure.stacks import find_stacks
@@ -345,3 +347,43 @@ def test_attributes_of_a_removed_block_are_refused():
     data["layers"]["layers"]["removed"] = [0]
     with pytest.raises(PlanMismatchError):
         Plan.from_data(data).apply(model)
+
+
+class CountsItsBlocks(nn.Module):
+    """Multiplies by the number of its blocks: without one of them it is another function."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual(8) for _ in range(4))
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x * len(self.blocks) * self.scale
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.relu(self.fc(x))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6, 1e-9])
+def test_a_wrong_removal_is_refused_however_small_the_outputs_are(scale: float) -> None:
+    torch.manual_seed(0)
+    model, x = CountsItsBlocks(scale).eval(), torch.randn(2, 8)
+    with pytest.raises(UnsupportedError):
+        plan_for(model, x, target={"count": 1})
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_the_certificate_itself_refuses_a_wrong_removal(scale: float) -> None:
+    torch.manual_seed(0)
+    model, x = CountsItsBlocks(scale).eval(), torch.randn(2, 8)
+    layers = {"blocks": {"size": 4, "removed": [1], "lists": []}}
+    with pytest.raises(CertificateError):
+        certify_layers(model, drop_copy(model, layers, {}), x, layers)

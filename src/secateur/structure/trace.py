@@ -1,4 +1,4 @@
-"""What one run of the model leaves behind: steps, axes, integer sites, outputs. Plain records."""
+"""What one run of the model leaves behind: steps, axes, uses of sizes, outputs. Plain records."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Step:
 
 
 @dataclass(eq=False)
-class Site:
+class SizeUse:
     """An integer that the user's code passed as the size of `axis` (`expr` says how it came about).
 
     Where `axis` is a plain integer, the value went into arithmetic and must stay what it was.
@@ -83,7 +83,7 @@ class Site:
 
 
 @dataclass(eq=False)
-class Record:
+class Trace:
     """Everything that one execution taught us about a model.
 
     Args:
@@ -93,7 +93,7 @@ class Record:
         constants: tensor number -> tensor, for inputs and tensors that the model holds elsewhere.
         axes: tensor number -> dimensions, of every tensor of the run.
         roles: (name, dimension) -> "in" or "out", from the contractions in which a parameter took part.
-        sites: integers to watch.
+        size_uses: integers to watch.
         inputs, outputs: tensor numbers.
         heads, inner: ids of atoms seen as batch, and as inner, dimension of products of two activations.
         aliases: every other name of a tied tensor -> its first name.
@@ -106,7 +106,7 @@ class Record:
     constants: dict[int, Tensor] = field(default_factory=dict)
     axes: dict[int, Axes] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
-    sites: list[Site] = field(default_factory=list)
+    size_uses: list[SizeUse] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)

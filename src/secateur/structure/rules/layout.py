@@ -8,8 +8,8 @@ from itertools import accumulate
 from torch import Tensor
 
 from secateur.structure.axes import ONE, Axis, Conflict, Sum, concat, product, resolve
-from secateur.structure.record import Axes
 from secateur.structure.rules.base import Call, register
+from secateur.structure.trace import Axes
 
 MAX_PIECES = 16  # equal slices up to this number are taken as parts of one product
 

@@ -1,7 +1,7 @@
 """Python calls in which an integer fixes the size of a dimension.
 
 Every handler ties each integer of its call to the dimension that it sizes. A literal locks the dimension at once; an
-attribute or a size from `shape` becomes a `Site`, which is checked and followed when the cut is known.
+attribute or a size from `shape` becomes a `SizeUse`, which is checked and followed when the cut is known.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import TrackedInt, expr_of, is_literal
-from secateur.structure.record import Place, Site
+from secateur.structure.trace import Place, SizeUse
 from secateur.types import Lock
 
 if TYPE_CHECKING:
@@ -48,14 +48,16 @@ def tie(recorder: Recorder, value: Any, axis: Axis | None) -> None:
             Lock(f"the size {int(value)} is written in the code", place.op, place.module, place.where, hint),
         )
     elif int(value) == axis.size:
-        recorder.record.sites.append(Site(expr, axis, place))
+        recorder.trace.size_uses.append(SizeUse(expr, axis, place))
 
 
 def watch(recorder: Recorder, value: Any) -> None:
     """State that `value` went into a computation, so that the cut model must compute it alike."""
     if isinstance(value, TrackedInt) and not is_literal(value.expr):
         here = recorder.place()
-        recorder.record.sites.append(Site(value.expr, int(value), Place(recorder.function, here.module, here.where)))
+        recorder.trace.size_uses.append(
+            SizeUse(value.expr, int(value), Place(recorder.function, here.module, here.where))
+        )
 
 
 def ints(values: Sequence[Any]) -> list[Any]:

@@ -1,0 +1,137 @@
+"""One proof of agreement for every kind of removal: what the smaller model gives is what it should give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import CertificateError, ForwardError, UnsupportedError
+from secateur.model.call import call
+from secateur.types import Certificate, Example
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+MEANINGFUL = 100.0  # times the tolerance: no error larger than this part of the largest output passes
+
+
+def agreement(
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    tolerance: float | None,
+    *,
+    method: str,
+    differs: str,
+    hint: str,
+    nan: str = "the model gives NaN where it should give a number, or the other way round",
+) -> Certificate:
+    """The certificate that the outputs of a cut model are the expected ones.
+
+    Args:
+        expected: what the cut model should give.
+        found: what it gives.
+        tolerance: largest allowed error relative to max(1, largest output), and never above a hundred times that
+            relative to the largest output itself; default by dtype (1e-5 in float32, 1e-10 in float64).
+        method: what the certificate calls the proof.
+        differs: says what an output is not, for the error.
+        hint: what to do then.
+        nan: what it means, as the reason of the error, where only one of the two is NaN.
+
+    Raises:
+        CertificateError: another number of outputs, other shapes, or an error above the tolerance.
+    """
+    if len(found) != len(expected):
+        raise CertificateError(
+            "The cut model returns another number of tensors than the original.",
+            why=f"{len(found)} instead of {len(expected)}",
+        )
+    worst, limit, precision = 0.0, tolerance or TOLERANCE[torch.float32], torch.float32
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        error, size = _compare(i, a, b, nan)
+        if a.is_floating_point():
+            precision = a.dtype
+            limit = TOLERANCE.get(precision, limit) if tolerance is None else tolerance
+        # Relative to 1 below outputs of 1, as rounding inside the model does not shrink with its output; but never
+        # more than a small part of the output itself, or the proof of a model with tiny outputs would be empty.
+        allowed = limit * min(max(1.0, size), MEANINGFUL * size)
+        worst = max(worst, error)
+        if error > allowed:
+            raise CertificateError(
+                f"Output {i} of the cut model {differs}.",
+                why=f"largest error {error:.3g}, allowed {allowed:.3g}, largest output {size:.3g}",
+                hint=hint,
+            )
+    return Certificate(worst, limit, str(precision).removeprefix("torch."), method, len(found))
+
+
+def run_cut(cut: nn.Module, example: Example, *, when: str, hint: str) -> Any:
+    """Run a cut model on the example.
+
+    Raises:
+        UnsupportedError: its forward fails; says `when` and gives the hint.
+    """
+    try:
+        return call(cut, example)
+    except ForwardError as error:
+        what = f"{type(cut).__name__} does not run {when}; nothing was changed or saved."
+        raise UnsupportedError(what, why=error.why, hint=hint) from error
+
+
+def _compare(i: int, expected: Tensor, found: Tensor, nan: str) -> tuple[float, float]:
+    """Largest error and largest value of one output; refuses other shapes, and NaN on one side only."""
+    if expected.is_complex() and found.is_complex():
+        expected, found = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(found.resolve_conj())
+    if expected.shape != found.shape:
+        raise CertificateError(
+            f"Output {i} of the cut model has another shape than its plan says.",
+            why=f"{tuple(found.shape)} instead of {tuple(expected.shape)}",
+        )
+    if not expected.is_floating_point():
+        return float((expected != found).sum()), 1.0
+    both = torch.isnan(expected) & torch.isnan(found)
+    same = both | (expected == found)  # equal infinities count as equal
+    difference = torch.where(same, torch.zeros_like(expected), expected - found).abs()
+    if difference.numel() == 0:
+        return 0.0, 1.0
+    if torch.isnan(difference).any():
+        raise CertificateError(
+            f"Output {i} of the cut model is NaN where its proof is not, or the other way round.",
+            why=nan,
+            hint="Please report the model; nothing was changed or saved.",
+        )
+    finite = expected[torch.isfinite(expected)]
+    return float(difference.max()), float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def require_slices(name: str, wanted: Tensor, found: Tensor | None) -> None:
+    """Refuse a tensor of the cut model that is not exactly what its plan keeps: the example may leave a unit silent.
+
+    Args:
+        name: of the tensor, for the error.
+        wanted: the kept slices of the original.
+        found: what the cut model holds; None where it has no such tensor.
+
+    Raises:
+        CertificateError: shape, dtype or a single bit differ.
+    """
+    if found is None or wanted.shape != found.shape or wanted.dtype != found.dtype or not torch.equal(wanted, found):
+        raise CertificateError(
+            f"{name!r} of the cut model does not hold the slices that its plan keeps.",
+            why="the plan was changed after it was made, or the model between planning and cutting",
+            hint="Make the plan anew; nothing was changed or saved.",
+        )
+
+
+def doubled(value: Any) -> Any:
+    """A copy in float64: of a module, or of the tensors in an example."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).double()
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(doubled(item) for item in value)
+    if isinstance(value, dict):
+        return {key: doubled(item) for key, item in value.items()}
+    return value
