@@ -9,8 +9,9 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import named_tensors, suggestion
 from secateur.errors import InputError
+from secateur.model.tensors import named_tensors
+from secateur.registry import suggestion
 from secateur.types import Group
 
 Masks = Mapping[str, Tensor]

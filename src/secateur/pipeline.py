@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from secateur.criteria.base import named_tensors, require_finite
 from secateur.errors import InputError, RecipeError
 from secateur.measure import quality, snapshot
 from secateur.model.call import require_reiterable, to_example
+from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, recover

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from secateur.criteria import Criterion, Magnitude, get, names
-from secateur.criteria.base import _REGISTRY as registry
+from secateur.criteria.base import CRITERIA
 from secateur.errors import NonFiniteError
 from secateur.testing import CHECKS, check_criterion
 
@@ -171,4 +171,4 @@ def test_code_of_the_documentation_runs(page):
             exec(compile(block, page, "exec"), module.__dict__)
     finally:
         del sys.modules["documentation"]
-        registry.pop("relative_magnitude", None)
+        CRITERIA.remove("relative_magnitude")

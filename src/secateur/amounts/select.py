@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from secateur.amounts.allocate.base import allocate, apportion, require_reachable, round_half_up
-from secateur.criteria.base import require_finite, suggestion
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_within, names, parse
 from secateur.kinds.weights.nm import NM, keep_pattern
+from secateur.model.tensors import require_finite
+from secateur.registry import suggestion
 from secateur.types import Group
 
 Scores = Mapping[str, Tensor]

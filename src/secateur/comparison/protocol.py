@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.criteria.base import Criterion, named_tensors
+from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
 from secateur.files.seeds import canonical_json, stable_hash
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.kinds.weights.nm import NM
+from secateur.model.tensors import named_tensors
 from secateur.planning.build import is_structured, rule_of
 from secateur.recipe import load_recipe
 from secateur.types import Batch, Data

@@ -7,11 +7,9 @@ group. The others override `_score`.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import random
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
@@ -19,10 +17,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
+from secateur.model.tensors import named_tensors, require_finite
+from secateur.registry import Registry, option_names, suggestion
 from secateur.types import Data, Example, Group, Loss
 
 Reduction = Literal["sum", "mean", "max"]
@@ -182,29 +181,28 @@ class Criterion(ABC):
         return score
 
 
-_REGISTRY: dict[str, type[Criterion]] = {}
+CRITERIA: Registry[type[Criterion]] = Registry("criterion", "criteria")
 C = TypeVar("C", bound=Criterion)
 
 
 def register(cls: type[C]) -> type[C]:
-    """Class decorator: make a criterion known under its name."""
+    """Class decorator: make a criterion known under its name.
+
+    Raises:
+        TypeError: a class variable is missing or holds an unknown word, or the name is taken.
+    """
     for attribute in ("name", "summary", "complexity", "speed", "best_for", "source"):
         if not getattr(cls, attribute, ""):
             raise TypeError(f"{cls.__name__}.{attribute} is empty")
     if not cls.needs <= NEEDS or not cls.promises <= PROMISES:
         raise TypeError(f"{cls.__name__}: needs are {sorted(NEEDS)}, promises {sorted(PROMISES)}")
-    if _REGISTRY.get(cls.name, cls).__qualname__ != cls.__qualname__:
-        raise TypeError(f"two criteria are called {cls.name!r}")
-    _REGISTRY[cls.name] = cls
-    return cls
+    return CRITERIA.register(cls.name)(cls)
 
 
-def names() -> list[str]:
-    """Names of all registered criteria, sorted."""
-    return sorted(_REGISTRY)
+names = CRITERIA.names
 
 
-def get(criterion: str | Criterion, options: Mapping[str, Any] | None = None) -> Criterion:
+def get(criterion: str | Criterion, options: Mapping[str, object] | None = None) -> Criterion:
     """A criterion by name, or the object itself.
 
     Args:
@@ -222,73 +220,7 @@ def get(criterion: str | Criterion, options: Mapping[str, Any] | None = None) ->
         if options:
             raise RecipeError("options go with the name of a criterion, not with an object")
         return criterion
-    if criterion not in _REGISTRY:
-        raise RecipeError(f"unknown criterion {criterion!r}", hint=suggestion(str(criterion), _REGISTRY))
-    return build(_REGISTRY[criterion], f"criterion {criterion!r}", options or {})
-
-
-T = TypeVar("T")
-
-
-def build(cls: type[T], what: str, options: Mapping[str, Any]) -> T:
-    """``cls(**options)``, with unknown options refused as a RecipeError that names the nearest known one."""
-    known = option_names(cls)
-    for name in options:
-        if name not in known:
-            raise RecipeError(f"{what} has no option {name!r}", hint=suggestion(name, known))
-    return cls(**options)
-
-
-def option_names(cls: type) -> list[str]:
-    """Names of the constructor's arguments."""
-    parameters = inspect.signature(cls).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def one_of(option: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse a value that is not among the allowed words.
-
-    Raises:
-        RecipeError: names the option and the nearest allowed word.
-    """
-    if value not in allowed:
-        raise RecipeError(f"{option}={value!r} is not known", hint=suggestion(str(value), allowed))
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Hint for a misspelt word: the nearest known words, or all of them when they are few."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    shown = ", ".join(repr(k) for k in known[:12])
-    return f"known: {shown}" + (f" and {len(known) - 12} more" if len(known) > 12 else "") if known else ""
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by qualified name; tied ones once, under their first name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def require_finite(tensor: Tensor, name: str, *, what: str = "tensor") -> None:
-    """Refuse NaN and Inf.
-
-    Raises:
-        NonFiniteError: names the tensor and the first index.
-        InputError: the tensor has no values yet (meta device, lazy module).
-    """
-    if tensor.is_meta or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-        raise InputError(f"{what} {name!r} has no values yet", hint="load the weights, or run one forward pass")
-    if tensor.numel() == 0 or not tensor.is_floating_point():
-        return
-    low, high = torch.aminmax(tensor.detach())
-    if bool(torch.isfinite(low) & torch.isfinite(high)):
-        return
-    index = tuple(torch.nonzero(~torch.isfinite(tensor.detach()))[0].tolist())
-    value = tensor.detach()[index].item()
-    raise NonFiniteError(
-        f"{what} {name!r} holds {value} at index {index}", hint="repair or reload the weights before pruning"
-    )
+    return CRITERIA.build(criterion, options)
 
 
 def counts(role: str, roles: frozenset[str] | None) -> bool:

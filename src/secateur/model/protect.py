@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from secateur.errors import RecipeError
+from secateur.registry import suggestion
 
 TAGS = "secateur_tags"
+FORMS = "names as in model.named_modules(), with * and ?; type:ClassName; tag:WORD"
 
 
 def protected(model: nn.Module, patterns: Collection[str]) -> dict[int, str]:
@@ -43,7 +44,8 @@ def protected(model: nn.Module, patterns: Collection[str]) -> dict[int, str]:
         held |= {id(tensor) for name, tensor in named if fnmatchcase(name, pattern)}
         if not held:
             raise RecipeError(
-                f"protect: {pattern!r} matches no module or parameter", hint=_nearest(pattern, list(_words(model)))
+                f"protect: {pattern!r} matches no module or parameter",
+                hint=suggestion(pattern, _words(model), otherwise=f"patterns are {FORMS}"),
             )
         for key in held:
             found.setdefault(key, pattern)
@@ -74,9 +76,3 @@ def _words(model: nn.Module) -> Iterator[str]:
         yield f"type:{type(module).__name__}"
         yield from (f"tag:{tag}" for tag in _tags(module))
     yield from (name for name, _ in model.named_parameters())
-
-
-def _nearest(pattern: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(pattern, known, n=1, cutoff=0.5)
-    forms = "names as in model.named_modules(), with * and ?; type:ClassName; tag:WORD"
-    return f"did you mean {close[0]!r}?" if close else f"patterns are {forms}"

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.amounts.order import RemovalOrder, removal_order
-from secateur.criteria.base import Context, Criterion, named_tensors, require_finite
+from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError, TargetError, UnsupportedError
 from secateur.integrations.transformers import shapes_of
 from secateur.kinds.layers.drop import Layers, dropped
 from secateur.kinds.layers.prove import certify_layers
+from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning.cuts import AMOUNTS, below, relative_scores
 from secateur.planning.expressible import require_native, require_transformers, searched
 from secateur.planning.followers import decision, probe

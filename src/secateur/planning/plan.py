@@ -15,8 +15,9 @@ from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json
 from secateur.files.seeds import canonical_json, stable_hash
 from secateur.kinds.layers.drop import Layers, check_layers, drop_copy, drop_layers
-from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model, named_tensors
+from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model
 from secateur.masks import mask_model
+from secateur.model.tensors import named_tensors
 from secateur.planning.averages import Averages, migration
 from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.structure.groups import Structure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from secateur.recipe.overrides import apply_overrides
 from secateur.recipe.reader import MAX_BYTES, Source, read_yaml
 from secateur.recipe.reader import Path as Keys
 from secateur.recipe.schema import Recipe
+from secateur.registry import suggestion
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -98,8 +98,9 @@ def _file_text(path: Path) -> str:
     try:
         stream = open_regular(path)
     except FileRefusedError as error:
-        close = difflib.get_close_matches(path.name, bundled(), 1, 0.5)
-        hint = f"did you mean the bundled recipe {close[0]}?" if close else "bundled: " + ", ".join(bundled())
+        hint = suggestion(
+            path.name, bundled(), form="the bundled recipe {}", otherwise="bundled: " + ", ".join(bundled())
+        )
         raise FileRefusedError(error.what, hint=hint) from error
     with stream:
         kind = sniff_stream(stream)
@@ -133,7 +134,9 @@ def _message(error: Any, path: Keys) -> str:
     if kind == "recipe":
         return message
     if kind == "extra_forbidden":
-        return "unknown key" + _suggestion(str(path[-1]), error["loc"][:-1])
+        fields = _model_at(error["loc"][:-1]).model_fields
+        known = [field.alias or name for name, field in fields.items()]
+        return "unknown key, " + suggestion(str(path[-1]).lower().replace("-", "_"), known, form="{}")
     if kind == "missing":
         return "this key is needed" + (", for example target: {sparsity: 0.5}" if path == ("target",) else "")
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
@@ -170,13 +173,6 @@ def _keys(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Keys:
             continue
         path.append(part)
     return tuple(path)
-
-
-def _suggestion(key: str, loc: tuple[str | int, ...]) -> str:
-    model = _model_at(loc)
-    names = [field.alias or name for name, field in model.model_fields.items()]
-    close = difflib.get_close_matches(key.lower().replace("-", "_"), names, 1, 0.6)
-    return f", did you mean {close[0]}?" if close else "; known are " + ", ".join(names)
 
 
 def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel]:

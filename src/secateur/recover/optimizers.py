@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur.errors import RecipeError, UnsupportedError
+from secateur.registry import suggestion
 
 Factory = Callable[[Sequence[nn.Parameter]], Optimizer]
 Schedule = Callable[[int, int], float]
@@ -65,11 +65,13 @@ def _from_mapping(spec: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -
     options = dict(spec)
     name = str(options.pop("name", "sgd")).lower()
     if name not in _CLASSES:
-        raise RecipeError(f"unknown optimizer {name!r}", hint=_suggest(name, _CLASSES))
+        raise RecipeError(f"unknown optimizer {name!r}", hint=suggestion(name, _CLASSES))
     kind, known = _CLASSES[name]
     unknown = sorted(set(options) - known)
     if unknown:
-        raise RecipeError(f"the optimizer {name} has no option {unknown[0]!r}", hint=_suggest(unknown[0], known))
+        raise RecipeError(
+            f"the optimizer {name} has no option {unknown[0]!r}", hint=suggestion(unknown[0], sorted(known))
+        )
     options.setdefault("lr", 0.01 if name == "sgd" else 1e-3)
     try:
         return kind(parameters, **options)
@@ -86,7 +88,7 @@ def resolve_schedule(schedule: str | Schedule) -> Schedule:
     if callable(schedule):
         return schedule
     if schedule not in SCHEDULES:
-        raise RecipeError(f"unknown schedule {schedule!r}", hint=_suggest(str(schedule), SCHEDULES))
+        raise RecipeError(f"unknown schedule {schedule!r}", hint=suggestion(str(schedule), SCHEDULES))
     return SCHEDULES[schedule]
 
 
@@ -100,9 +102,3 @@ def rate_factor(schedule: Schedule, step: int, total: int, *, warmup: int) -> fl
     if step < warmup:
         return (step + 1) / warmup
     return float(schedule(step - warmup, max(total - warmup, 1)))
-
-
-def _suggest(word: str, known: Any) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    names = ", ".join(sorted(known))
-    return f"did you mean {close[0]!r}? Known: {names}" if close else f"known: {names}"

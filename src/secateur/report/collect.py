@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.criteria.base import named_tensors
 from secateur.measure import latency
 from secateur.model.call import device_of
+from secateur.model.tensors import named_tensors
 from secateur.planning import Plan
 from secateur.planning.plan import fingerprint
 from secateur.recipe import Recipe

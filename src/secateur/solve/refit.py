@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.kinds.slices.cut import Cuts
 from secateur.model.call import require_reiterable, to_example
+from secateur.model.tensors import named_tensors
+from secateur.registry import suggestion
 from secateur.solve.shortcut import Shortcut, find_shortcut
 from secateur.statistics.activations.gram import Geometry, Sampler, geometry
 from secateur.statistics.activations.observe import Flow, Observer, Site, argument
@@ -169,10 +170,7 @@ def _layer(
     addend = argument(after[steps[1][0]], "self" if not shape.kernel else "bias")
     addend = argument(after[steps[1][0]], "bias", addend)
     bias = flows[1].source(addend.number)[0] if isinstance(addend, Ref) else ""
-    shortcuts = [
-        find_shortcut(flows, (a, b), outputs, dict(cut.named_buffers()) | dict(cut.named_parameters()))
-        for a, b in zip(*steps, strict=True)
-    ]
+    shortcuts = [find_shortcut(flows, (a, b), outputs, named_tensors(cut)) for a, b in zip(*steps, strict=True)]
     return _Layer(
         name,
         bias if bias in dict(cut.named_parameters()) else "",

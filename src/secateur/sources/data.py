@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.model.call import to_example
+from secateur.registry import suggestion
 from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
 from secateur.sources.images import LABEL_COLUMNS, load_folder, load_parquet
@@ -44,9 +44,7 @@ def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: A
         raise RecipeError(f"unknown data {word!r}", hint=f"write KIND:WHAT, with KIND one of {DATA_KINDS}")
     if kind == "demo":
         if rest not in _DEMOS:
-            close = get_close_matches(rest, _DEMOS, n=1)
-            hint = f"did you mean demo:{close[0]}?" if close else f"known: {', '.join(_DEMOS)}"
-            raise RecipeError(f"there is no demo data {rest!r}", hint=hint)
+            raise RecipeError(f"there is no demo data {rest!r}", hint=suggestion(rest, _DEMOS, form="demo:{}"))
         return _DEMOS[rest](batch_size=batch_size, seed=seed)
     if kind == "npz":
         return load_npz(rest, batch_size=batch_size, seed=seed)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
 from secateur.sources.words import call_factory
 from secateur.types import Example
@@ -73,9 +73,7 @@ def resolve_model(word: str, *, seed: int = 0) -> Source:
 
 def _demo(word: str, name: str, seed: int) -> Source:
     if name not in _DEMOS:
-        close = get_close_matches(name, _DEMOS, n=1)
-        hint = f"did you mean demo:{close[0]}?" if close else f"known: {', '.join(_DEMOS)}"
-        raise RecipeError(f"there is no demo model {name!r}", hint=hint)
+        raise RecipeError(f"there is no demo model {name!r}", hint=suggestion(name, _DEMOS, form="demo:{}"))
     example = _normal((1, 1, 28, 28), seed)
     return Source(word, _DEMOS[name](seed), example, data="demo:mnist", trained=False)
 
@@ -205,8 +203,4 @@ def _weights_only() -> Iterator[None]:
 def _check_name(word: str, name: str, known: list[str]) -> None:
     # timm names carry the weights after a dot: resnet18.a1_in1k
     if name.split(".")[0] not in known:
-        close = get_close_matches(name, known, n=1)
-        raise RecipeError(
-            f"there is no model {word}",
-            hint=f"did you mean {close[0]!r}?" if close else "see its list_models()",
-        )
+        raise RecipeError(f"there is no model {word}", hint=suggestion(name, known, otherwise="see its list_models()"))

@@ -8,6 +8,7 @@ from math import prod
 
 from torch import nn
 
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import size_after
 from secateur.structure.trace import Trace
 
@@ -24,7 +25,7 @@ class CostModel:
         self.products = Counter(axes for step in trace.steps for axes in step.cost)
         named = dict(model.named_parameters())
         tensors = trace.tensors()
-        whole = {**named, **dict(model.named_buffers())}
+        whole = named_tensors(model)
         self.fixed = sum(p.numel() for name, p in named.items() if name not in tensors)
         self.fixed_bytes = sum(t.numel() * t.element_size() for name, t in whole.items() if name not in tensors)
         self.parameters = [axes for name, axes in tensors.items() if name in named]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.model.protect import protected
+from secateur.model.tensors import named_tensors
 from secateur.structure.attributes import settle
 from secateur.structure.axes import Atom, leaves, resolve, unit_index
 from secateur.structure.trace import Axes, Trace
@@ -91,7 +92,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
 def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:
     """The tensors that patterns protect, with the reason; refuses a pattern that matches nothing."""
     found = protected(model, patterns)
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
     return {name: Lock(f"protected by {found[id(named[name])]!r}") for name in tensors if id(named[name]) in found}
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import NEEDS, PROMISES, Criterion, build, get, names
+from secateur.criteria.base import NEEDS, PROMISES, Criterion, get, names
 from secateur.errors import InputError, NonFiniteError, RecipeError, SecateurError
+from secateur.registry import build
 from secateur.testing.scenes import Scene, SceneMaker, TinyNet, groups_of, tiny_scene
 from secateur.testing.tools import (
     copy_of,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur.criteria import Context, Criterion, Magnitude, get, names, reduce_spans, register
-from secateur.criteria.base import named_tensors, require_finite, suggestion, untouched
+from secateur.criteria.base import untouched
 from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.registry import suggestion
 from secateur.testing import tiny_scene
 from secateur.types import Group, Span
 
@@ -186,24 +187,6 @@ def test_score_checks_shape_and_finiteness():
         Wrong().score(scene.context())
     with pytest.raises(NonFiniteError, match="overflow"):
         Overflow().score(scene.context())
-
-
-def test_require_finite_names_the_first_index():
-    tensor = torch.zeros(2, 3)
-    tensor[1, 2] = float("-inf")
-    with pytest.raises(NonFiniteError, match=r"'w' holds -inf at index \(1, 2\)"):
-        require_finite(tensor, "w")
-    with pytest.raises(InputError, match="no values yet"):
-        require_finite(torch.empty(2, device="meta"), "w")
-    require_finite(torch.empty(0), "empty")
-    require_finite(torch.full((2,), 6e4, dtype=torch.float16), "large but finite")
-
-
-def test_named_tensors_keep_the_first_name():
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
-    model[1].weight = model[0].weight
-    assert "1.weight" not in named_tensors(model)
-    assert {"0.weight", "2.running_mean"} <= set(named_tensors(model))
 
 
 def test_context_is_small_by_default():

@@ -94,7 +94,7 @@ def test_a_mapping_is_not_changed():
         ),
         (
             GOOD + "\nrecover:\n- method: finetune\n  steps: 1\n  optimizer:\n    learning_rate: 1",
-            "recipe:6: recover.0.optimizer.learning_rate: unknown key; known are name, lr, momentum",
+            "recipe:6: recover.0.optimizer.learning_rate: unknown key, known: name, lr, momentum",
         ),
         (
             GOOD + "\nrecover:\n- method: finetune\n  steps: 1\n  optimizer: {name: adam, momentum: 0.9}",

@@ -10,8 +10,8 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from secateur.criteria.base import suggestion
 from secateur.errors import RecipeError, TargetError
+from secateur.registry import Registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +55,8 @@ class Amounts:
 
 
 Allocator = Callable[[Request], Amounts]
-_REGISTRY: dict[str, Allocator] = {}
-
-
-def register(name: str) -> Callable[[Allocator], Allocator]:
-    """Decorator: make an allocation known under a name."""
-
-    def add(allocator: Allocator) -> Allocator:
-        if _REGISTRY.get(name, allocator).__qualname__ != allocator.__qualname__:
-            raise TypeError(f"two allocations are called {name!r}")
-        _REGISTRY[name] = allocator
-        return allocator
-
-    return add
-
-
-def names() -> list[str]:
-    """Names of all registered allocations, sorted."""
-    return sorted(_REGISTRY)
+ALLOCATIONS: Registry[Allocator] = Registry("allocation", "allocations")
+register, names = ALLOCATIONS.register, ALLOCATIONS.names
 
 
 def allocate(
@@ -107,8 +91,7 @@ def allocate(
         >>> allocate({"a": torch.ones(4), "b": torch.ones(8)}, name="uniform", count=6).removed
         {'a': 2, 'b': 4}
     """
-    if name not in _REGISTRY:
-        raise RecipeError(f"unknown allocation {name!r}", hint=suggestion(name, _REGISTRY))
+    allocator = ALLOCATIONS.find(name)
     if (sparsity is None) == (count is None):
         raise RecipeError("say either sparsity or count")
     sizes = {group: score.numel() for group, score in scores.items()}
@@ -117,7 +100,7 @@ def allocate(
     floors = {group: min(min_keep, size) for group, size in sizes.items()}
     request = Request(scores, known, total or 0, floors)
     require_reachable(request.count, sum(request.limits), sum(sizes.values()))
-    return _REGISTRY[name](request)
+    return allocator(request)
 
 
 def round_half_up(sparsity: float, units: int) -> int:

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, cast
 
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, one_of, register
+from secateur.criteria.base import Context, Criterion, register
+from secateur.registry import one_of
 from secateur.statistics.activations.observe import Site, consumer_sites, distinct
 from secateur.statistics.activations.streams import Norms, gather, mean_of_sites, per_unit
 from secateur.structure.trace import Trace

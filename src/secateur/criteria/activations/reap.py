@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from secateur.criteria.base import Context, Criterion, named_tensors, one_of, register, require_finite
+from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import UnsupportedError
 from secateur.model import call
+from secateur.model.tensors import named_tensors, require_finite
+from secateur.registry import one_of
 from secateur.statistics.gradients.functional import batches
 from secateur.types import Group
 

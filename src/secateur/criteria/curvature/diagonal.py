@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, one_of, untouched
+from secateur.criteria.base import Context, Criterion, untouched
 from secateur.model import call
+from secateur.registry import one_of
 from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.gradients.per_sample import batch_gradients
 from secateur.types import Data, Loss

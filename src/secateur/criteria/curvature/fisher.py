@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, one_of, reduce_spans, register
+from secateur.criteria.base import Context, reduce_spans, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 from secateur.statistics.curvature.fisher_information import each_sample, fisher_diagonal
 from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.gradients.functional import Tensors

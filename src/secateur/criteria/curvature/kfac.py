@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, counts, one_of, register
+from secateur.criteria.base import Context, Criterion, counts, register
 from secateur.criteria.curvature.diagonal import data_and_loss
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 from secateur.statistics.curvature.damping import FRACTIONS, GRID
 from secateur.statistics.curvature.inverse import damped_cholesky
 from secateur.statistics.curvature.kronecker import Factors, kronecker_factors

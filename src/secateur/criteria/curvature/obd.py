@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, counts, one_of, reduce_spans, register
+from secateur.criteria.base import Context, counts, reduce_spans, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss, mean_gradient
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 from secateur.statistics.curvature.gauss_newton_matrix import gauss_newton_diagonal, same_layer_exact
 from secateur.statistics.curvature.hessian import Diagonal, exact_diagonal, hutchinson_diagonal, quadratic_forms
 from secateur.statistics.curvature.output_curvature import output_width

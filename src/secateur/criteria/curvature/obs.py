@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, counts, one_of, register
+from secateur.criteria.base import Context, Criterion, counts, register
 from secateur.criteria.curvature.diagonal import at_rest, data_and_loss, mean_gradient
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 from secateur.statistics.curvature.damping import Trial, choose_damping
 from secateur.statistics.curvature.hessian import hessian_blocks
 from secateur.statistics.curvature.inverse import Blocks, Curvature, LowRank, gram

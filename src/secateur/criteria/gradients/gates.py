@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from secateur.criteria.base import Context, one_of, register, suggestion
+from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import LossCriterion, listed
 from secateur.criteria.gradients.taylor import Taylor
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.model.call import default_loss
+from secateur.registry import one_of, suggestion
 from secateur.types import Group, Span
 
 

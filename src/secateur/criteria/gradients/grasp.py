@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, one_of, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -17,6 +17,7 @@ from secateur.criteria.gradients.loss_gradient import (
     unit_values,
     walk,
 )
+from secateur.registry import one_of
 from secateur.statistics.gradients.per_sample import hessian_vector_product
 
 

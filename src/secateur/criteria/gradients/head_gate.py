@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, one_of, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import LossCriterion, accumulable, unit_values
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 
 
 @register

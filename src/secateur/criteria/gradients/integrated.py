@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, one_of, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -20,6 +20,7 @@ from secateur.criteria.gradients.loss_gradient import (
     walk,
 )
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 from secateur.statistics.gradients.functional import exact_derivatives, loss_value, require_finite_loss
 from secateur.types import Group
 

@@ -14,9 +14,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Criterion, counts, named_tensors, one_of
+from secateur.criteria.base import Context, Criterion, counts
 from secateur.errors import InputError, NonFiniteError
 from secateur.model.call import default_loss, describe
+from secateur.model.tensors import named_tensors
+from secateur.registry import one_of
 from secateur.statistics.gradients.functional import batches, exact_derivatives, require_finite_loss
 from secateur.types import Batch, Group, Loss
 

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from secateur.criteria.base import Context, one_of, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import CoupledCriterion, accumulable, unit_values
+from secateur.registry import one_of
 
 
 @register

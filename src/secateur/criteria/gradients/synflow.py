@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from secateur.criteria.base import Context, Criterion, counts, one_of, register
+from secateur.criteria.base import Context, Criterion, counts, register
 from secateur.criteria.gradients.loss_gradient import listed, unit_values
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.model.call import call, describe, outputs, to_example, with_batch_size
+from secateur.registry import one_of
 from secateur.types import Example, Group
 
 PASSED = frozenset(

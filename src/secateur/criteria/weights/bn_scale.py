@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, one_of, reduce_spans, register
+from secateur.criteria.base import Context, Criterion, reduce_spans, register
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 from secateur.types import Group
 
 _KEPT = 1e30  # above every gamma, and sums of it stay within float32

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.criteria.base import Context, Criterion, one_of, register
+from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError
+from secateur.registry import one_of
 from secateur.types import Group, Span
 
 _CHUNK = 4096  # rows of the distance matrix at a time

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, Reduction, one_of, register
+from secateur.criteria.base import Context, Criterion, Reduction, register
+from secateur.registry import one_of
 
 
 @register

@@ -13,9 +13,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
-from secateur.kinds.slices.cut import Cuts, cut_tensor, named_tensors
+from secateur.kinds.slices.cut import Cuts, cut_tensor
 from secateur.model.agreement import agreement, doubled, require_slices, run_cut
 from secateur.model.call import call, outputs
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, kept
 from secateur.structure.capture import quiet
 from secateur.structure.rules.base import base_name

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError, UnsupportedError
+from secateur.model.tensors import named_tensors
 from secateur.structure.provenance import Attribute, read, write
 
 Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
@@ -33,11 +34,6 @@ def cut_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         out = out.contiguous(memory_format=torch.channels_last)
     return out
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by their first name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) -> nn.Module:

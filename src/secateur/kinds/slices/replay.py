@@ -18,6 +18,7 @@ from secateur.errors import CertificateError
 from secateur.kinds.slices.numbers import Entry, NumberTape, align, numbers
 from secateur.model.agreement import agreement, doubled, require_slices, run_cut
 from secateur.model.call import outputs
+from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touched
 from secateur.structure.capture import capture, quiet, tensors_of
 from secateur.structure.rules.base import base_name
@@ -211,7 +212,7 @@ def certify(
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         trace = capture(model, example)  # the same calls in the same order: the same atoms
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
     with quiet(cut), torch.no_grad(), NumberTape() as tape:
         answer = run_cut(
             cut,

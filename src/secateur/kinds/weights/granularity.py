@@ -15,9 +15,9 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from secateur.criteria.base import build, option_names, suggestion
 from secateur.errors import InputError, RecipeError
 from secateur.model.protect import protected
+from secateur.registry import Registry, option_names
 from secateur.types import Group, Span
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -142,21 +142,16 @@ def _candidates(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
                 yield parameter, conv1d or isinstance(module, TRANSPOSED)
 
 
-_REGISTRY: dict[str, type[Granularity]] = {}
+GRANULARITIES: Registry[type[Granularity]] = Registry("granularity", "granularities")
 G = TypeVar("G", bound=Granularity)
 
 
 def register(cls: type[G]) -> type[G]:
     """Class decorator: make a granularity known under its name."""
-    if _REGISTRY.get(cls.name, cls).__qualname__ != cls.__qualname__:
-        raise TypeError(f"two granularities are called {cls.name!r}")
-    _REGISTRY[cls.name] = cls
-    return cls
+    return GRANULARITIES.register(cls.name)(cls)
 
 
-def names() -> list[str]:
-    """Names of all registered granularities, sorted."""
-    return sorted(_REGISTRY)
+names = GRANULARITIES.names
 
 
 def parse(spec: str | Mapping[str, Any] | Granularity) -> Granularity:
@@ -187,9 +182,7 @@ def parse(spec: str | Mapping[str, Any] | Granularity) -> Granularity:
             f"units of granularity {name!r} come from the structure engine, not from the weights alone",
             hint="use inspect(model, example) or plan(model, example, ...)",
         )
-    if name not in _REGISTRY:
-        raise RecipeError(f"unknown granularity {name!r}", hint=suggestion(name, [*names(), *STRUCTURAL, "2:4"]))
-    return build(_REGISTRY[name], f"granularity {name!r}", options)
+    return GRANULARITIES.build(name, options, also=(*STRUCTURAL, "2:4"))
 
 
 STRUCTURAL = ("channel", "neuron", "head", "head_dim", "conv_group", "expert", "layer")

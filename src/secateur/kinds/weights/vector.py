@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from secateur.criteria.base import one_of
 from secateur.kinds.weights.granularity import Granularity, Weight, positive, register
+from secateur.registry import one_of
 from secateur.types import Group
 
 

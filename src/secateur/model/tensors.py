@@ -1,0 +1,66 @@
+"""The tensors of a model by name, and what is refused about their values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from secateur.errors import InputError, NonFiniteError
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by qualified name; tied ones once, under their first name.
+
+    Example:
+        >>> list(named_tensors(nn.BatchNorm1d(2, affine=False)))
+        ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers in it: not on the meta device, and not waiting for a first forward pass."""
+    return not (tensor.is_meta or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)))
+
+
+def require_values(tensor: Tensor, name: str, *, what: str = "tensor") -> None:
+    """Refuse a tensor that holds no numbers.
+
+    Raises:
+        InputError: meta device or lazy module; names the tensor.
+    """
+    if not has_values(tensor):
+        raise InputError(f"{what} {name!r} has no values yet", hint="load the weights, or run one forward pass")
+
+
+def require_finite(tensor: Tensor, name: str, *, what: str = "tensor") -> None:
+    """Refuse NaN and Inf.
+
+    Args:
+        tensor: any tensor; integers and booleans always pass.
+        name: its name, for the message.
+        what: what it is, for the message.
+
+    Raises:
+        NonFiniteError: names the tensor and the first index.
+        InputError: the tensor has no values yet.
+
+    Cost:
+        One pass over the values; nothing of their size is allocated unless one is refused.
+    """
+    require_values(tensor, name, what=what)
+    if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    if values.dtype.itemsize == 1:  # the eight-bit formats have no kernel for the minimum
+        values = values.to(torch.float32)
+    # A minimum and a maximum hand NaN on and need no mask of the tensor's size, which isfinite would make.
+    low, high = torch.aminmax(values)
+    if bool(torch.isfinite(low) & torch.isfinite(high)):
+        return
+    index = tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())[: tensor.dim()]
+    raise NonFiniteError(
+        f"{what} {name!r} holds {tensor.detach()[index].item()} at index {index}",
+        hint="repair or reload the weights before pruning",
+    )
