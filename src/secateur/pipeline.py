@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ from torch import nn
 
 from secateur.errors import InputError, RecipeError
 from secateur.measure import quality, snapshot
+from secateur.measure.pair import time_pair
 from secateur.model.call import require_reiterable, to_example
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, recover
 from secateur.report import TrainingPoint
-from secateur.report.collect import collect, time_both, with_latency
+from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
-from secateur.result import Result
+from secateur.result import Estimate, Result
 from secateur.types import Data, Evaluate, Example, Loss
+
+DEFAULT_RECIPE = "channel-half-macs"
 
 
 def prune(
@@ -49,7 +53,7 @@ def prune(
         loss: ``loss(model, batch) -> scalar``; default from the batches.
         evaluate: ``evaluate(model) -> float or mapping`` for quality before and after.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
-        title: what the report calls the run.
+        title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
 
     Returns:
@@ -61,59 +65,129 @@ def prune(
         UnsupportedError: the model cannot be captured, or nothing can be cut.
         TargetError: the target cannot be reached.
     """
-    settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
+    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
     _check(model, data, settings)
     example = _example(example, data)
+    scoring = data if calibration is None else calibration
     run = Journal(progress)
     with run.stage("plan"), run.noticed():
+        # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
         before = snapshot(model, example, evaluate=evaluate)
-        plan = plan_by(model, example, settings, data if calibration is None else calibration, loss)
+        plan = plan_by(model, example, settings, scoring, loss)
     with run.stage("apply"):
         pruned = plan.apply(model)
     with run.stage("quality"):
+        # What the cut alone did; without recovery it is the final quality, which is measured below.
         after_cut = quality(pruned, evaluate) if evaluate is not None and settings.recover else None
-    training: list[TrainingPoint] = []
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
             assert data is not None
+            assert scoring is not None
             records = recover(
                 pruned,
                 step.model_dump(exclude_none=True),
                 Damage(model, plan.cuts, plan.masks, plan.layers),
                 train=data,
-                scoring=calibration or data,
+                scoring=scoring,
                 loss=loss,
                 seed=settings.seed,
                 progress=run.step(step.method),
             )
-            training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+            run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
     with run.stage("measure"):
-        timed = time_both(model, pruned, example, settings, run.step("latency"))
-        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"))
-        before = with_latency(before, timed.get("before"))
+        # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
+        timed = time_pair(model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
+        before = replace(before, latency_ms=timed[0])
+        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed[1])
     with run.stage("report"):
-        record = collect(
-            model, plan, before, after, settings, after_cut=after_cut, training=training, run=run,
-            title=title or type(model).__name__, command=command,
+        report = collect(
+            model, plan, settings, before=before, after=after, after_cut=after_cut, run=run, title=title,
+            command=command,
         )  # fmt: skip
-    return Result(pruned, plan, record, settings, tuple(run.degradations), tuple(run.log))
+    return Result(pruned, plan, report, settings, tuple(run.degradations), tuple(run.log))
+
+
+def estimate(
+    model: nn.Module,
+    example: Example = None,
+    *,
+    data: Data | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    loss: Loss | None = None,
+    progress: Progress | None = None,
+    title: str = "",
+) -> Estimate:
+    """Say what pruning by a recipe would bring: plan, apply to a copy, certify, count and time. Nothing is recovered.
+
+    Args:
+        model: any module; left as it is.
+        example: forward inputs, as for `prune`. Taken from the first batch of `data` where it is left out.
+        data: batches to score with, where the criterion needs any.
+        recipe: as for `prune`; its recovery steps are left out.
+        overrides: "key.sub=value" settings on top of the recipe.
+        loss: ``loss(model, batch) -> scalar``; default from the batches.
+        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        title: what the report calls the model; its class by default.
+
+    Returns:
+        The plan with its certificate, and a report of what it would bring: parameters, MACs, bytes and latency. Quality
+        is not predicted.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        InputError: no example, or no data where the criterion needs them; NaN or Inf in weights or activations.
+        UnsupportedError: the model cannot be captured, or nothing can be cut.
+        TargetError: the target cannot be reached.
+
+    Cost: as `prune` without recovery; one copy of what would be kept.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> told = estimate(model, torch.ones(1, 8), recipe={"target": {"sparsity": 0.5}})
+        >>> told.report.before.params, told.report.after.params
+        (178, 90)
+    """
+    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    _check_weights(model)
+    example = _example(example, data)
+    run = Journal(progress)
+    with run.stage("plan"):
+        before = snapshot(model, example)
+        plan = plan_by(model, example, settings, data, loss)
+    with run.stage("apply to a copy"):
+        smaller = plan.apply(model)
+    with run.stage("measure"):
+        timed = time_pair(model, smaller, example, settings.measure, zeros_only=bool(plan.masks))
+        before = replace(before, latency_ms=timed[0])
+        after = snapshot(smaller, example, latency_ms=timed[1])
+    return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
 def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:
-    for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point():
-            require_finite(tensor, name, what="parameter")
+    _check_weights(model)
     if recipe.recover and data is None:
         raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
     if recipe.recover and data is not None:
         require_reiterable(data, "it is read for scoring, for recovery and for every epoch")
 
 
-def _example(example: Example, data: Data | None) -> Any:
+def _check_weights(model: nn.Module) -> None:
+    # A NaN would be pruned or kept by chance: comparisons with it are false whichever way they are written.
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point():
+            require_finite(tensor, name, what="parameter")
+
+
+def _example(example: Example, data: Data | None) -> Example:
     if example is not None:
         return example
     if data is None:
-        raise InputError("prune() needs an example or data.", hint="Pass example=the inputs of one forward pass.")
+        raise InputError(
+            "There is neither an example nor data to take one from.",
+            hint="Pass example=the inputs of one forward pass.",
+        )
     require_reiterable(data, "its first batch serves as the example")
     for batch in data:
         return to_example(batch)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -17,10 +16,24 @@ from secateur.integrations.transformers import config_files, copy_tokenizer, exp
 from secateur.loading import MANIFEST, PLAN, WEIGHTS
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe, dump_recipe
-from secateur.report import Record, render_html
+from secateur.report import Report, render_html
+from secateur.report.journal import LogLine
 from secateur.types import Degradation
 
 LOAD_WITH_US = "No config expresses these widths: load with secateur.load(), or plan with expressible=True."
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What a recipe would bring, with the plan that would bring it.
+
+    Args:
+        plan: the decision, certified where something would be cut.
+        report: the figures now and then. Its `achieved` is empty: nothing was done.
+    """
+
+    plan: Plan
+    report: Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +43,18 @@ class Result:
     Args:
         model: the pruned model, an ordinary module.
         plan: the decision, certified where something was cut.
-        report: the record that report.json and report.html are made of.
+        report: what report.json and report.html are made of.
         recipe: as it was resolved.
         degradations: what was done less well than asked; empty when all went as asked.
-        log: events of the run, in order.
+        log: stages of the run, in order.
     """
 
     model: nn.Module
     plan: Plan
-    report: Record
+    report: Report
     recipe: Recipe
     degradations: tuple[Degradation, ...] = ()
-    log: tuple[dict[str, Any], ...] = field(default=())
+    log: tuple[LogLine, ...] = ()
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the output folder, whole or not at all.
@@ -87,7 +100,7 @@ class Result:
         hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
         (folder / MANIFEST).write_text(canonical_json(hashes))
 
-    def _native(self) -> tuple[dict[str, str], Record]:
+    def _native(self) -> tuple[dict[str, str], Report]:
         """Config files of a Hugging Face model, and the report with a word on how the folder is loaded."""
         if not is_transformers(self.model):
             return {}, self.report

@@ -1,20 +1,16 @@
 """The report of a run: as JSON (schema 1), in a terminal, and as one HTML file that opens offline."""
 
-from secateur.report.build import build, environment
-from secateur.report.histogram import histogram, near_zero
+from secateur.report.build import Events, Goal, Method, Origin, Outcome, build, environment
+from secateur.report.histogram import distribution, histogram, near_zero
 from secateur.report.html import render_html, render_structure_html
 from secateur.report.progress import progress
 from secateur.report.record import (
     Choice,
     Environment,
-    Fallback,
     Histogram,
     Layer,
     Locked,
-    Proof,
-    Record,
-    State,
-    Timing,
+    Report,
     TrainingPoint,
     Units,
     json_schema,
@@ -25,18 +21,20 @@ from secateur.report.verdict import Verdict, verdict
 __all__ = [
     "Choice",
     "Environment",
-    "Fallback",
+    "Events",
+    "Goal",
     "Histogram",
     "Layer",
     "Locked",
-    "Proof",
-    "Record",
-    "State",
-    "Timing",
+    "Method",
+    "Origin",
+    "Outcome",
+    "Report",
     "TrainingPoint",
     "Units",
     "Verdict",
     "build",
+    "distribution",
     "environment",
     "histogram",
     "json_schema",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.report.record import Histogram
-from secateur.report.record import Record as Report
+from secateur.report.record import Histogram, Report
 from secateur.report.text import clean, count, for_plotly, percent, significant
-from secateur.report.verdict import rows
+from secateur.report.verdict import LATENCY_LABEL, rows
 
 Figure = dict[str, Any]
 BEFORE, AFTER, NEAR = "#9aa1ab", "#3f86cc", "#d98324"
@@ -198,8 +197,8 @@ def _latency_spread(report: Report, labels: list[str]) -> tuple[list[float | Non
     before, after = report.before.latency_ms, report.after.latency_ms
     low: list[float | None] = [None] * len(labels)
     high = low.copy()
-    if before and after and before.median and "latency (p10-p90)" in labels:
-        place = labels.index("latency (p10-p90)")
+    if before and after and before.median and LATENCY_LABEL in labels:
+        place = labels.index(LATENCY_LABEL)
         low[place] = 100 * (after.median - after.p10) / before.median
         high[place] = 100 * (after.p90 - after.median) / before.median
     return low, high

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from secateur.errors import RecipeError
 from secateur.report.charts import figures
-from secateur.report.record import Record as Report
+from secateur.report.record import Report
 from secateur.report.terminal import proof_line
 from secateur.report.text import clean, count, percent, seconds, significant
 from secateur.report.verdict import rows, score, verdict

@@ -6,9 +6,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
 
 from secateur.criteria import StationaryWarning
+from secateur.report.build import Events
+from secateur.report.record import TrainingPoint
 from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Degradation
 
@@ -16,15 +18,27 @@ Progress = Callable[[str, int, int], None]
 Step = Callable[[int, int], None]
 
 
-class Journal:
-    """Times the stages, keeps the log, passes progress on."""
+class LogLine(TypedDict):
+    """One line of log.jsonl: a stage that ended, and its wall time."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    stage: str
+    seconds: float
+
+
+class Journal:
+    """Times the stages, keeps the log, passes progress on.
+
+    Args:
+        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
         self.progress = progress
         self.seconds: dict[str, float] = {}
-        self.log: list[dict[str, Any]] = []
+        self.log: list[LogLine] = []
         self.degradations: list[Degradation] = []
         self.doubts: list[str] = []
+        self.training: list[TrainingPoint] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -33,6 +47,7 @@ class Journal:
         if self.progress is not None:
             self.progress(name, 0, 0)
         yield
+        # Only a stage that ended well is kept: after an error there is no report to stand in.
         self.seconds[name] = round(time.perf_counter() - started, 4)
         self.log.append({"stage": name, "seconds": self.seconds[name]})
 
@@ -40,6 +55,7 @@ class Journal:
     def noticed(self) -> Iterator[None]:
         """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
         with warnings.catch_warnings(record=True) as caught:
+            # A filter of the caller's must not decide whether a run counts as degraded.
             warnings.simplefilter("always")
             yield
         for one in caught:
@@ -59,3 +75,7 @@ class Journal:
                 self.progress(name, done, total)
 
         return report_step
+
+    def events(self) -> Events:
+        """What happened up to now, as a report holds it."""
+        return Events(self.seconds, self.degradations, self.doubts, self.training)

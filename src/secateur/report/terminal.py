@@ -11,8 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.record import Locked
-from secateur.report.record import Record as Report
+from secateur.report.record import Locked, Report
 from secateur.report.text import clean, count, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
 
