@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError
 from secateur.model.tensors import named_tensors
 from secateur.registry import suggestion
-from secateur.types import Group
+from secateur.types import Group, Kept
 
 Masks = Mapping[str, Tensor]
 
@@ -113,7 +113,7 @@ def mask_model(model: nn.Module, masks: Masks) -> MaskHandle:
     Args:
         model: changed in place.
         masks: parameter name -> bool tensor of its shape (or of size 1 in dimensions where all entries are
-            equal), True = keep.
+            equal), True = keep; or what `select` made of `score`, for units of any granularity.
 
     Returns:
         A handle with ``remove()`` (back to the original bits) and ``enforce()`` (zeros once more).
@@ -130,6 +130,8 @@ def mask_model(model: nn.Module, masks: Masks) -> MaskHandle:
         ...     layer.weight[0, 1].item()
         0.0
     """
+    if isinstance(masks, Kept) and masks.groups:  # decisions about units, of any granularity
+        masks = expand(masks.groups, masks, model=model)
     parameters, full = _resolve(model, masks)
     originals = {name: p.detach()[~full[name]] for name, p in parameters.items()}
     handle = MaskHandle(full, parameters, originals)

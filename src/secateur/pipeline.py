@@ -211,6 +211,7 @@ def plan_by(
         allocation=plain["allocation"] if isinstance(plain["allocation"], str) else plain["allocation"]["name"],
         protect=recipe.protect,
         min_keep=recipe.min_keep,
+        min_keep_fraction=recipe.min_keep_fraction,
         round_to=recipe.round_to,
         expressible=recipe.expressible,
         seed=recipe.seed,

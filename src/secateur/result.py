@@ -14,6 +14,8 @@ from secateur.files.safe import save_tensors
 from secateur.files.seeds import canonical_json
 from secateur.integrations.transformers import config_files, copy_tokenizer, express, is_transformers
 from secateur.loading import MANIFEST, PLAN, WEIGHTS
+from secateur.planning.files import to_json
+from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe, dump_recipe
 from secateur.report import Report, render_html
@@ -82,7 +84,7 @@ class Result:
     def _write(self, folder: Path) -> None:
         native, told = self._native()
         texts = {
-            PLAN: self.plan.to_json(),
+            PLAN: to_json(origin_of(self.model) or self.plan),
             "recipe.yaml": dump_recipe(self.recipe),
             "report.json": told.to_json(),
             "report.html": render_html(told),

@@ -6,9 +6,9 @@ a check, so that making one costs nothing; a report checks every record that it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -93,6 +93,57 @@ class Group:
     def size(self) -> int:
         """Number of units."""
         return int(torch.Size(self.shape).numel())
+
+
+class LayerEntry(TypedDict):
+    """What goes from one stack: its size before, the places that go, [owner, name] of lists that are shortened."""
+
+    size: int
+    removed: list[int]
+    lists: list[list[str]]
+
+
+class Removal(TypedDict):
+    """What goes from one group: what its units are, how many there were, the numbers of those that go."""
+
+    granularity: str
+    size: int
+    removed: list[int]
+
+
+class Units(TypedDict):
+    """How many units go, all groups together."""
+
+    what: str
+    removed: int
+    total: int
+    sparsity: float
+
+
+class Scores(dict[str, Tensor]):
+    """Group name -> scores, higher = keep, with the groups that were scored.
+
+    Args:
+        values: the scores.
+        groups: what their units are.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], groups: Sequence[Group] = ()) -> None:
+        super().__init__(values)
+        self.groups = tuple(groups)
+
+
+class Kept(dict[str, Tensor]):
+    """Group name -> bool tensor, True = the unit stays, with the groups that were selected from.
+
+    Args:
+        values: the masks of units.
+        groups: what the units are; empty where only scores were known.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], groups: Sequence[Group] = ()) -> None:
+        super().__init__(values)
+        self.groups = tuple(groups)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
-    "types", "errors", "registry", "model", "files", "recipe", "measure", "structure", "statistics", "criteria",
-    "masks", "kinds", "amounts", "solve", "integrations", "planning", "recover", "report", "loading", "result",
-    "pipeline", "api", "sources", "advice", "comparison", "deploy", "testing", "cli",
+    "types", "errors", "registry", "request", "model", "files", "recipe", "measure", "structure", "statistics",
+    "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "recover", "report", "loading",
+    "result", "pipeline", "api", "sources", "advice", "comparison", "deploy", "testing", "cli",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.

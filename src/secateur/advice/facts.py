@@ -14,7 +14,7 @@ from secateur.criteria.base import untouched
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure import num_params
 from secateur.model.call import default_loss, device_of, require_reiterable, to_device, to_target
-from secateur.planning.experts import expert_groups
+from secateur.planning.build import grouped
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure
@@ -116,7 +116,7 @@ def look(
         kind: (whole - cost.params({found.atoms[group.name].id: 0 for group in groups})) / max(whole, 1)
         for kind, groups in sorted(kinds.items())
     }
-    units |= _experts(model, record, protect)
+    units |= _experts(model, example, protect)
     kind, batch, batches = _data(data, labels, loss)
     device = device_of(model)
     return Facts(
@@ -138,10 +138,10 @@ def look(
     )
 
 
-def _experts(model: nn.Module, record: Trace, protect: Sequence[str]) -> dict[str, int]:
-    """{"expert": how many can go one by one}, or nothing. The record is of no other use afterwards."""
+def _experts(model: nn.Module, example: Example, protect: Sequence[str]) -> dict[str, int]:
+    """{"expert": how many can go one by one}, or nothing."""
     try:
-        return {"expert": sum(group.size for group in expert_groups(model, record, protect))}
+        return {"expert": sum(group.size for group in grouped(model, example, "expert", protect)[0])}
     except UnsupportedError:
         return {}
 

@@ -18,7 +18,7 @@ from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_withi
 from secateur.kinds.weights.nm import NM, keep_pattern
 from secateur.model.tensors import require_finite
 from secateur.registry import suggestion
-from secateur.types import Group
+from secateur.types import Group, Kept
 
 Scores = Mapping[str, Tensor]
 Scope = str | Mapping[str, Sequence[str]]
@@ -37,7 +37,7 @@ def select(
     protected: Collection[str] = (),
     groups: Sequence[Group] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, Tensor]:
+) -> Kept:
     """Decide which units are kept.
 
     Exactly one of sparsity, count and threshold says how much goes; an n:m pattern says it by itself. Of
@@ -66,7 +66,8 @@ def select(
         shapes: group name -> shape of its weight, for allocation "erk" where scores are not per element.
 
     Returns:
-        group name -> bool tensor of the score's shape on its device, True = keep.
+        group name -> bool tensor of the score's shape on its device, True = keep; a dict that also holds the groups
+        of the scores, so that `mask_model` and `plan(keep=...)` take it for every granularity.
 
     Raises:
         RecipeError: contradicting or unknown arguments, sparsity outside [0, 1).
@@ -85,7 +86,7 @@ def select(
     """
     free = _free(scores, protected)
     allocation = None if allocation == "global" else allocation
-    axes = {group.name: group.attributes for group in groups}
+    axes = {group.name: group.attributes for group in groups or getattr(scores, "groups", ())}
     pattern = _pattern(granularity)
     amounts = {"sparsity": sparsity, "count": count, "threshold": threshold}
     _whole("min_keep", min_keep)
@@ -116,7 +117,8 @@ def select(
             pools = _competitors(free, scope)
             kept = _pools(free, pools, _removed(free, pools, sparsity, count, floors), floors)
     everything = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
-    return everything | kept
+    known = groups or getattr(scores, "groups", ())
+    return Kept(everything | kept, known)
 
 
 def _removed(

@@ -55,13 +55,13 @@ class Job:
 def read_recipe(recipe: str | None, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
     """The recipe with its overrides; the criterion is looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
-    from secateur.planning.build import is_structured, rule_of
+    from secateur.planning.build import criterion_of, is_structured
     from secateur.recipe import load_recipe
 
     changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or DEFAULT_RECIPE, changes)
     plain = found.model_dump(by_alias=True)
-    rule_of(plain["criterion"])
+    criterion_of(plain["criterion"])
     if not is_structured(plain["granularity"]):
         parse(plain["granularity"])
     return found

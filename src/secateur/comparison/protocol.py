@@ -18,7 +18,7 @@ from secateur.files.seeds import canonical_json, stable_hash
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.kinds.weights.nm import NM
 from secateur.model.tensors import named_tensors
-from secateur.planning.build import is_structured, rule_of
+from secateur.planning.build import criterion_of, is_structured
 from secateur.recipe import load_recipe
 from secateur.types import Batch, Data
 
@@ -135,7 +135,7 @@ def make_entries(criteria: Iterable[Choice]) -> list[Entry]:
     # Registered on import; the package's own list may be read later than this module.
     from secateur.criteria.weights.random_control import Random
 
-    asked = [rule_of(choice) for choice in criteria]
+    asked = [criterion_of(choice) for choice in criteria]
     if not asked:
         raise RecipeError("there is no criterion to compare", hint="for example criteria=['taylor', 'magnitude']")
     entries: list[Entry] = []
@@ -146,7 +146,7 @@ def make_entries(criteria: Iterable[Choice]) -> list[Entry]:
             raise RecipeError(f"the criterion {label!r} is named twice", hint="name each one once")
         entries.append(Entry(label, rule, control=rule.name == RANDOM))
     if not any(entry.label == REFERENCE for entry in entries):
-        entries.append(Entry(REFERENCE, rule_of(REFERENCE), control=True))
+        entries.append(Entry(REFERENCE, criterion_of(REFERENCE), control=True))
     if not any(entry.rule.name == RANDOM for entry in entries):
         entries.append(Entry(RANDOM, Random(), control=True))
     return entries

@@ -12,7 +12,7 @@ from secateur.report.record import (
     Locked,
     Report,
     TrainingPoint,
-    Units,
+    UnitCount,
     json_schema,
 )
 from secateur.report.terminal import plain_lines, render
@@ -31,7 +31,7 @@ __all__ = [
     "Outcome",
     "Report",
     "TrainingPoint",
-    "Units",
+    "UnitCount",
     "Verdict",
     "build",
     "distribution",

@@ -19,7 +19,7 @@ from secateur.report.record import (
     Locked,
     Report,
     TrainingPoint,
-    Units,
+    UnitCount,
     status_of,
 )
 from secateur.types import Certificate, Degradation, Snapshot
@@ -78,7 +78,7 @@ class Outcome:
     before: Snapshot
     after: Snapshot
     applied: Applied
-    units: Units
+    units: UnitCount
     certificate: Certificate | None
     certificate_reason: str = ""
     after_cut_quality: Mapping[str, float] | None = None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
+from secateur.files.seeds import canonical_json
 from secateur.model.call import device_of
 from secateur.planning import Plan
-from secateur.planning.plan import fingerprint
+from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe
 from secateur.report.build import Goal, Method, Origin, Outcome, build, environment
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
-from secateur.report.record import Choice, Report, Units
+from secateur.report.record import Choice, Report, UnitCount
+from secateur.request import Named, Request, Target
 from secateur.types import Snapshot
 
 
@@ -58,10 +60,10 @@ def collect(
             recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
         ),
         Method(
-            _choice(plan.request["criterion"]),
-            _choice(plan.request["granularity"]),
+            _choice(plan.request.criterion),
+            _granularity(plan.request),
             recipe.scope,
-            _choice(plan.request["allocation"]),
+            Choice(name=plan.request.allocation),
         ),
         _outcome(plan, before, after, after_cut),
         goal=_goal(plan, before, after, recipe),
@@ -94,13 +96,13 @@ def forecast(
             environment(device=str(device_of(model)), seed=recipe.seed),
         ),
         Method(
-            Choice(name=_choice(plan.request["criterion"]).name),
+            _choice(plan.request.criterion),
             Choice(name=plan.units["what"]),
             recipe.scope,
-            Choice(name=_choice(plan.request["allocation"]).name),
+            Choice(name=plan.request.allocation),
         ),
         _outcome(plan, before, after, None),
-        goal=Goal(target=recipe.target.given()),
+        goal=Goal(target=Target.of(recipe.target.given()).flat()),
     )
 
 
@@ -110,7 +112,7 @@ def _outcome(plan: Plan, before: Snapshot, after: Snapshot, after_cut: Mapping[s
         before,
         after,
         applied="mask" if plan.masks else "cut",
-        units=Units(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
+        units=UnitCount(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
         after_cut_quality=after_cut,
@@ -128,16 +130,21 @@ def _goal(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> Goal
         found["macs"] = after.macs / before.macs
     if after.latency_ms is not None:
         found["latency_ms"] = after.latency_ms.median
-    if recipe.target.threshold is not None:
-        found["threshold"] = recipe.target.threshold
-    asked = recipe.target.given()
+    target = Target.of(recipe.target.given())
+    asked = target.numbers()
+    # Scores below a threshold go, whatever comes of that: it is met by definition.
+    found |= {name: value for name, value in asked.items() if name == "threshold"}
     # Every other target was counted when the plan was made. Time alone is not the plan's to promise: the machine that
     # measures at the end may be busier than it was then.
     missed = found.get("latency_ms", 0.0) > asked.get("latency_ms", math.inf)
-    return Goal(asked, {name: found[name] for name in asked if name in found}, missed)
+    return Goal(target.flat(), {name: found[name] for name in target.given() if name in found}, missed)
 
 
-def _choice(value: str | Mapping[str, Any]) -> Choice:
-    if isinstance(value, str):
-        return Choice(name=value)
-    return Choice(name=str(value["name"]), options={k: v for k, v in value.items() if k != "name"})
+def _choice(named: Named) -> Choice:
+    # By way of JSON, since requests may hold tuples where files hold lists.
+    return Choice(name=named.name, options=json.loads(canonical_json(named.options)))
+
+
+def _granularity(request: Request) -> Choice:
+    """One with its options, or several by their names: options of different kinds have no common meaning."""
+    return _choice(request.granularity[0]) if len(request.granularity) == 1 else Choice(name=request.what)

@@ -51,7 +51,7 @@ class ReportPart(BaseModel):
     )
 
 
-class Units(ReportPart):
+class UnitCount(ReportPart):
     """How many units were removed, of how many, and what a unit is."""
 
     removed: Count
@@ -177,7 +177,7 @@ class Report(ReportPart):
     after: Snapshot
     after_cut_quality: dict[Text, float] | None = None
     sparsity: Share
-    units: Units
+    units: UnitCount
     criterion: Choice
     granularity: Choice
     scope: Text

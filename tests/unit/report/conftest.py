@@ -45,7 +45,7 @@ def make(snapshot) -> Make:
             "before": before or snapshot(),
             "after": after or snapshot(500, macs=1000, size=2000),
             "applied": "cut",
-            "units": R.Units(removed=4, total=8, what="channels"),
+            "units": R.UnitCount(removed=4, total=8, what="channels"),
             "certificate": T.Certificate(1e-7, 1e-5, "float32", "replay"),
             "layers": [layer],
             "seconds": {"score": 1.5},

@@ -4,7 +4,7 @@ import pytest
 
 from secateur import types as T
 from secateur.measure.latency import FEWEST_ROUNDS
-from secateur.report import Units, verdict
+from secateur.report import UnitCount, verdict
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size, writable
 from secateur.report.verdict import rows, speed
 
@@ -117,7 +117,7 @@ def masked(make, snapshot, after):
         applied="mask",
         certificate=None,
         certificate_reason="nothing was cut",
-        units=Units(removed=1, total=2, what="elements"),
+        units=UnitCount(removed=1, total=2, what="elements"),
         before=snapshot(2_000_000, latency=SLOW, **sizes),
         after=snapshot(2_000_000, latency=after, nonzero=1_000_000, **sizes),
     )
