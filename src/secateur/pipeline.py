@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -31,7 +30,7 @@ def prune(
     example: Example = None,
     *,
     data: Data | None = None,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
     loss: Loss | None = None,
@@ -112,7 +111,7 @@ def estimate(
     example: Example = None,
     *,
     data: Data | None = None,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
     loss: Loss | None = None,
     progress: Progress | None = None,
@@ -188,6 +187,7 @@ def _example(example: Example, data: Data | None) -> Example:
             "There is neither an example nor data to take one from.",
             hint="Pass example=the inputs of one forward pass.",
         )
+    # Taking the first batch of something that can be read once would leave it out of the scores.
     require_reiterable(data, "its first batch serves as the example")
     for batch in data:
         return to_example(batch)

@@ -75,6 +75,7 @@ class Result:
             FileRefusedError: the folder exists, or is no output folder of secateur.
             ResourceError: the disk is full; nothing is left behind.
         """
+        # A composed or loaded plan may lack its proof. A folder is taken for proved, so it is not written then.
         if self.plan.removes and self.plan.certificate is None:
             raise CertificateError("The plan has no certificate, so nothing is saved.")
         with publish_dir(path, force=force) as folder:
@@ -92,6 +93,7 @@ class Result:
             "log.jsonl": "".join(canonical_json(event).replace("\n", "") + "\n" for event in self.log),
         }
         texts.update(native)
+        # Of the texts, not of the files: what the disk holds is to be compared with what was meant.
         hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
         if native:
             copied = copy_tokenizer(self.model, folder)
@@ -100,6 +102,7 @@ class Result:
             (folder / name).write_bytes(text.encode())
         tensors = {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
         hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
+        # Last, and without its own hash: it speaks of every other file.
         (folder / MANIFEST).write_text(canonical_json(hashes))
 
     def _native(self) -> tuple[dict[str, str], Report]:
@@ -111,5 +114,6 @@ class Result:
         if config is not None:
             return config_files(self.model, config), self.report
         whole = self.model if known is None else known.model
+        # The original's config beside cut weights: from_pretrained would fail on the shapes, so the report says why.
         warnings = (*self.report.warnings, LOAD_WITH_US)
         return config_files(whole, whole.config), self.report.model_copy(update={"warnings": warnings})

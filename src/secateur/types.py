@@ -65,7 +65,7 @@ class Span:
     """
 
     tensor: str
-    index: Tensor | None
+    index: Tensor | None  # None: single weights number themselves, and an index would be larger than the weight
     role: str
 
 

@@ -73,10 +73,12 @@ def latency(
     _check_options(rounds, warmup, seconds, spread, threads)
     if batch_size is not None:
         example = with_batch_size(example, batch_size)
+    # Copied once, before the clock starts: moving the input is no part of the model.
     inputs = {name: to_device(example, device_of(model)) for name, model in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in models}
 
     def one_round(number: int) -> None:
+        # Whoever runs second finds the other's data in the cache, so they take turns.
         for name in list(models) if number % 2 == 0 else list(models)[::-1]:
             taken[name].append(_time(models[name], inputs[name], timer))
 
@@ -165,6 +167,7 @@ def _time(model: nn.Module, example: Example, timer: Timer) -> float:
 
 
 def _synchronize(device: torch.device) -> None:
+    # Kernels of a GPU are only queued by the call: without waiting the clock would time the queueing.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

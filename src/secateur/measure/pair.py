@@ -8,7 +8,7 @@ from secateur.measure.latency import latency
 from secateur.recipe.schema import Measure
 from secateur.types import Example, Latency
 
-ROUNDS_OF_ZEROS = 5
+ROUNDS_OF_ZEROS = 5  # a median and a spread, and one round less than any claim needs
 
 
 def time_pair(

@@ -53,7 +53,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
             if target is None or target.is_floating_point():
                 raise InputError(f"batch {number}, {describe(batch)}, holds no integer target")
             predicted = prediction(call(model, to_example(moved)))
-            counted = target >= 0
+            counted = target >= 0  # negative labels are the usual way to say "not this one"
             hits += int(((_classes(predicted, target, number) == target) & counted).sum())
             total += int(counted.sum())
     if not total:
@@ -62,6 +62,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def _classes(predicted: Tensor, target: Tensor, number: int) -> Tensor:
+    # The largest of several NaN is the first, which would count as class 0 and now and then be right.
     if predicted.isnan().any():
         raise NonFiniteError(f"the output for batch {number} of the evaluation data has NaN")
     if predicted.dim() < 2 or predicted.shape[:1] + predicted.shape[2:] != target.shape:
@@ -91,8 +92,10 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
         InputError: the result is neither.
         NonFiniteError: a value is NaN or infinite.
     """
+    # An evaluation that draws at random must not change what the run draws after it.
     with torch.random.fork_rng(devices=[]):
         result = evaluate(model)
+    # A bare number has no name that a table could show.
     named = dict(result) if isinstance(result, Mapping) else {"quality": result}
     try:
         values = {str(name): float(value) for name, value in named.items()}

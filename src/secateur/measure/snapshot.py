@@ -45,6 +45,7 @@ def snapshot(
     """
     multiplications = None
     if example is not None:
+        # The pass that counts shows the outputs, too: a broken model is refused before the long work begins.
         multiplications, _, output = count(model, example)
         for number, tensor in enumerate(outputs(output)):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -168,7 +168,7 @@ def build(
         layers=tuple(layers),
         locked=tuple(locked),
         training=tuple(events.training),
-        warnings=tuple(dict.fromkeys(told)),
+        warnings=tuple(dict.fromkeys(told)),  # several criteria may doubt the same thing
         command=origin.command,
         recipe=dict(origin.recipe),
         environment=origin.environment,
@@ -192,6 +192,7 @@ def environment(*, device: str = "cpu", seed: int = 0) -> Environment:
     """
     import torch
 
+    # Run from a source tree without installation there is no metadata, and a guess would be worse than saying so.
     try:
         version = metadata.version("secateur")
     except metadata.PackageNotFoundError:
@@ -213,5 +214,6 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
+    # `platform.processor` is empty or only says "x86_64" on Linux.
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine() or "unknown"

@@ -126,6 +126,7 @@ def _goal(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> Goal
         "params": after.params / max(before.params, 1),
         "memory_bytes": float(after.size_bytes),
     }
+    # A model without a counted operation, an embedding alone for example, has no share of 0 MACs.
     if before.macs and after.macs is not None:
         found["macs"] = after.macs / before.macs
     if after.latency_ms is not None:

@@ -34,7 +34,7 @@ def measure_layer(
 
     Cost: two passes over the weight.
     """
-    removed = int((~keep).sum())
+    removed = int((~keep).sum())  # counted on the decision; what was cut with it elsewhere is in the parameters
     weights = distribution(weight, bins)
     return Layer(
         name=name,

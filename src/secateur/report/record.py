@@ -17,7 +17,7 @@ from pydantic import model_validator as check
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, FileRefusedError, TargetError
 from secateur.types import Amount, Certificate, Count, Degradation, Lock, Snapshot, Text
 
-MAX_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024  # many times the largest report; JSON takes ten times that in memory
 ZEROS_ONLY = "zeros only: no speed expected"
 
 Applied = Literal["cut", "mask", "packed"]
@@ -144,7 +144,7 @@ class TrainingPoint(ReportPart):
     """One logged step of recovery; the loss is None where it was not finite."""
 
     step: Count
-    loss: float | None
+    loss: float | None  # JSON has no NaN, and a point left out would make the curve look whole
     lr: Amount
     quality: float | None = None
 
@@ -203,6 +203,7 @@ class Report(ReportPart):
             raise ValueError("a report without a certificate says why in certificate_reason")
         if (self.status == "ok" and self.degradations) or (self.status == "degraded" and not self.degradations):
             raise ValueError("status is degraded where, and only where, something was degraded")
+        # The figure is stored for readers of the JSON, who shall not meet two that differ.
         if self.sparsity != self.units.sparsity:
             raise ValueError("sparsity is units.removed / units.total")
         return self
@@ -240,9 +241,11 @@ class Report(ReportPart):
         if len(raw) > max_bytes:
             raise FileRefusedError(f"a report of {len(raw):,} bytes is over the limit of {max_bytes:,} bytes")
         try:
+            # Read twice, since pydantic's reader takes keys that occur twice and NaN without a word.
             json.loads(raw, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
             return cls.model_validate_json(raw)
         except ValidationError as error:
+            # Inputs and contexts are left out of the message: they come from the file and may be anything.
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the top level"
             raise FileRefusedError(

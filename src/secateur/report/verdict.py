@@ -107,10 +107,12 @@ def speed(report: Report) -> Speed:
     if before is None or after is None:
         words = "zeros only, no speed expected" if report.applied == "mask" else "latency not measured"
         return Speed("zeros" if report.applied == "mask" else "unmeasured", words)
+    # One thread before and eight after would be called a gain of the pruning.
     if (before.threads, before.batch_size) != (after.threads, after.batch_size):
         return Speed("incomparable", "measured under different settings, not comparable")
     rounds = min(before.rounds, after.rounds)
     slower, faster = _agreed(before, after)
+    # Before the word about zeros: that no gain is expected is no reason to keep a loss to oneself.
     if slower and rounds >= FEWEST_ROUNDS:
         return Speed("slower", _factor_of(before, after))
     if report.applied == "mask":
@@ -229,6 +231,7 @@ def _latency(report: Report) -> str:
 def _latency_row(report: Report) -> Row:
     before, after, claim = report.before.latency_ms, report.after.latency_ms, speed(report)
     share = after.median / before.median if before and after and before.median else None
+    # No bar for two numbers that must not be compared.
     shown = share if claim.kind != "incomparable" else None
     return Row(LATENCY_LABEL, _milliseconds(before), _milliseconds(after), claim.words, shown)
 
@@ -251,6 +254,7 @@ def _names(before: Snapshot, after: Snapshot) -> list[str]:
 
 
 def _is_share(name: str, *values: float | None) -> bool:
+    # By name and by value: "accuracy" 91.0 is in percent already, and a "loss" of 0.5 is no share.
     words = re.split(r"[^a-z0-9]+", name.lower())
     return bool(_SHARES.intersection(words)) and all(0 <= value <= 1 for value in values if value is not None)
 
@@ -265,6 +269,7 @@ def _quality_row(name: str, before: Snapshot, after: Snapshot) -> Row:
     old, new = before.quality.get(name), after.quality.get(name)
     share = _is_share(name, old, new)
     change = "" if old is None or new is None else _quality_change(old, new, share)
+    # A bar as a share of the value before means nothing for figures that can be negative.
     ratio = new / old if old is not None and new is not None and old > 0 and new >= 0 else None
     return Row(clean(name), _score(old, share), _score(new, share), change, ratio)
 
@@ -292,6 +297,7 @@ def _quality_change(old: float, new: float, share: bool) -> str:
     difference = 100 * (new - old) if share else new - old
     sign = "+" if difference > 0 else "-"
     if share:
+        # One decimal would write a loss of 0.04 points as none.
         amount = f"{abs(difference):.1f}" if abs(difference) >= 0.05 else significant(abs(difference), 1)
         return f"{sign}{amount} points"
     return f"{sign}{significant(abs(difference))}"
