@@ -8,19 +8,20 @@ from pathlib import Path
 
 from torch import nn
 
-from secateur.errors import InputError, RecipeError
-from secateur.measure import quality, snapshot
+from secateur.errors import RecipeError
+from secateur.measure import Yardstick, snapshot, yardstick
+from secateur.measure.macs import samples_in
 from secateur.measure.pair import time_pair
-from secateur.model.call import require_reiterable, to_example
+from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.recipe import Recipe, load_recipe
-from secateur.recover.steps import Damage, recover
-from secateur.report import TrainingPoint
+from secateur.recover.steps import Damage, dense_control, recover
+from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
 from secateur.result import Estimate, Result
-from secateur.types import Data, Evaluate, Example, Loss
+from secateur.types import Data, Example, Judge, Loss
 
 DEFAULT_RECIPE = "channel-half-macs"
 
@@ -29,12 +30,13 @@ def prune(
     model: nn.Module,
     example: Example = None,
     *,
-    data: Data | None = None,
+    data: Given | None = None,
     recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
+    test: Data | None = None,
     loss: Loss | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Judge | None = None,
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
@@ -45,12 +47,17 @@ def prune(
         model: any module; left as it is.
         example: forward inputs: a tensor, a tuple of positional or a mapping of keyword arguments. Taken from the
             first batch of `data` where it is left out.
-        data: batches to recover with, and to score with where `calibration` is left out.
+        data: batches to recover with, and to score with where `calibration` is left out; or a mapping of train,
+            calibration and test, or a `secateur.sources.DataSet`. Whatever is given is read several times.
         recipe: a `Recipe`, a mapping, a bundled name or a YAML file; default "channel-half-macs".
         overrides: "key.sub=value" settings on top of the recipe.
         calibration: batches for statistics and scores.
+        test: batches for quality, which nothing else reads. Without them quality is measured on training data, and
+            the report says so.
         loss: ``loss(model, batch) -> scalar``; default from the batches.
-        evaluate: ``evaluate(model) -> float or mapping`` for quality before and after.
+        evaluate: how quality is measured before and after: ``evaluate(model) -> float or mapping``, a metric with
+            update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
+            accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
@@ -60,48 +67,53 @@ def prune(
 
     Raises:
         RecipeError: the recipe is wrong.
-        InputError: no data where a step needs it, NaN or Inf in weights, activations or loss.
+        InputError: no data where a step needs it, data that can be read only once, NaN or Inf in weights,
+            activations or loss.
         UnsupportedError: the model cannot be captured, or nothing can be cut.
         TargetError: the target cannot be reached.
     """
     settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
-    _check(model, data, settings)
-    example = _example(example, data)
-    scoring = data if calibration is None else calibration
-    run = Journal(progress)
+    given = enter(data, calibration=calibration, test=test)
+    _check(model, given, settings)
+    example = given.example() if example is None else example
+    run = Journal(progress, given.notes)
     with run.stage("plan"), run.noticed():
+        # Decided once, on the model as it came: a ratio of two counts needs one divisor.
+        samples = samples_in(model, example)
+        judged = _yardstick(model, given, settings, evaluate, loss)
         # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
-        before = snapshot(model, example, evaluate=evaluate)
-        plan = plan_by(model, example, settings, scoring, loss)
+        before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
+        plan = plan_by(model, example, settings, given.scoring, loss)
     with run.stage("apply"):
         pruned = plan.apply(model)
     with run.stage("quality"):
         # What the cut alone did; without recovery it is the final quality, which is measured below.
-        after_cut = quality(pruned, evaluate) if evaluate is not None and settings.recover else None
+        after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
-            assert data is not None
-            assert scoring is not None
+            assert given.train is not None
+            assert given.scoring is not None
             records = recover(
                 pruned,
-                step.model_dump(exclude_none=True),
+                step,
                 Damage(model, plan.cuts, plan.masks, plan.layers),
-                train=data,
-                scoring=scoring,
+                train=given.train,
+                scoring=given.scoring,
                 loss=loss,
                 seed=settings.seed,
                 progress=run.step(step.method),
             )
             run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+    control = _control(model, given, settings, judged, loss, run) if settings.control == "dense" else None
     with run.stage("measure"):
         # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
         timed = time_pair(model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
         before = replace(before, latency_ms=timed[0])
-        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed[1])
+        after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed[1], samples=samples)
     with run.stage("report"):
         report = collect(
-            model, plan, settings, before=before, after=after, after_cut=after_cut, run=run, title=title,
-            command=command,
+            model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
+            run=run, title=title, command=command,
         )  # fmt: skip
     return Result(pruned, plan, report, settings, tuple(run.degradations), tuple(run.log))
 
@@ -110,9 +122,10 @@ def estimate(
     model: nn.Module,
     example: Example = None,
     *,
-    data: Data | None = None,
+    data: Given | None = None,
     recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
+    calibration: Data | None = None,
     loss: Loss | None = None,
     progress: Progress | None = None,
     title: str = "",
@@ -122,9 +135,10 @@ def estimate(
     Args:
         model: any module; left as it is.
         example: forward inputs, as for `prune`. Taken from the first batch of `data` where it is left out.
-        data: batches to score with, where the criterion needs any.
+        data: batches to score with, where the criterion needs any, or the parts of the data as for `prune`.
         recipe: as for `prune`; its recovery steps are left out.
         overrides: "key.sub=value" settings on top of the recipe.
+        calibration: batches for statistics and scores.
         loss: ``loss(model, batch) -> scalar``; default from the batches.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the model; its class by default.
@@ -149,27 +163,27 @@ def estimate(
         (178, 90)
     """
     settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    given = enter(data, calibration=calibration)
     _check_weights(model)
-    example = _example(example, data)
+    example = given.example() if example is None else example
     run = Journal(progress)
     with run.stage("plan"):
-        before = snapshot(model, example)
-        plan = plan_by(model, example, settings, data, loss)
+        samples = samples_in(model, example)
+        before = snapshot(model, example, samples=samples)
+        plan = plan_by(model, example, settings, given.scoring, loss)
     with run.stage("apply to a copy"):
         smaller = plan.apply(model)
     with run.stage("measure"):
         timed = time_pair(model, smaller, example, settings.measure, zeros_only=bool(plan.masks))
         before = replace(before, latency_ms=timed[0])
-        after = snapshot(smaller, example, latency_ms=timed[1])
+        after = snapshot(smaller, example, latency_ms=timed[1], samples=samples)
     return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
-def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:
+def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
     _check_weights(model)
-    if recipe.recover and data is None:
+    if recipe.recover and given.train is None:
         raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
-    if recipe.recover and data is not None:
-        require_reiterable(data, "it is read for scoring, for recovery and for every epoch")
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -179,19 +193,36 @@ def _check_weights(model: nn.Module) -> None:
             require_finite(tensor, name, what="parameter")
 
 
-def _example(example: Example, data: Data | None) -> Example:
-    if example is not None:
-        return example
-    if data is None:
-        raise InputError(
-            "There is neither an example nor data to take one from.",
-            hint="Pass example=the inputs of one forward pass.",
+def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | None, loss: Loss | None) -> Yardstick:
+    if not recipe.measure.quality:
+        return Yardstick(None, why="not asked for: measure.quality is false")
+    found = yardstick(model, given, judge, loss=loss)
+    # Said before hours are spent on a copy whose only use is to be measured.
+    if found.evaluate is None and recipe.control == "dense":
+        raise RecipeError(
+            "control: dense needs a figure of quality, and there is none.",
+            why=found.why,
+            hint="Pass evaluate=, or batches with targets; or leave the control out.",
         )
-    # Taking the first batch of something that can be read once would leave it out of the scores.
-    require_reiterable(data, "its first batch serves as the example")
-    for batch in data:
-        return to_example(batch)
-    raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
+    return found
+
+
+def _control(
+    model: nn.Module, given: Parts, recipe: Recipe, judged: Yardstick, loss: Loss | None, run: Journal
+) -> Control:
+    """The original after the same steps, and its quality on the same samples."""
+    assert given.train is not None
+    assert judged.evaluate is not None
+    with run.stage("control: dense"):
+        trained, steps = dense_control(
+            model,
+            recipe.recover,
+            train=given.train,
+            loss=loss,
+            seed=recipe.seed,
+            progress=run.step("control: dense"),
+        )
+        return Control(steps=steps, quality=judged.evaluate(trained))
 
 
 def plan_by(

@@ -30,7 +30,6 @@ from secateur.request import (
     SCOPE,
     Amount,
     Named,
-    Plain,
     Request,
     Target,
     default_granularity,
@@ -39,8 +38,8 @@ from secateur.request import (
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Data, Example, Group, Loss
 
-CriterionLike = str | Criterion | Mapping[str, Plain]
-GranularityLike = str | Mapping[str, Plain] | Granularity | Sequence[str | Mapping[str, Plain]]
+CriterionLike = str | Criterion | Mapping[str, object]
+GranularityLike = str | Mapping[str, object] | Granularity | Sequence[str | Mapping[str, object]]
 GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
 

@@ -6,6 +6,7 @@ from secateur.report.html import render_html, render_structure_html
 from secateur.report.progress import progress
 from secateur.report.record import (
     Choice,
+    Control,
     Environment,
     Histogram,
     Layer,
@@ -20,6 +21,7 @@ from secateur.report.verdict import Verdict, verdict
 
 __all__ = [
     "Choice",
+    "Control",
     "Environment",
     "Events",
     "Goal",

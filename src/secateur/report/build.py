@@ -14,6 +14,7 @@ from secateur.report.record import (
     ZEROS_ONLY,
     Applied,
     Choice,
+    Control,
     Environment,
     Layer,
     Locked,
@@ -73,6 +74,9 @@ class Outcome:
         certificate: of the cut, or None with a reason.
         certificate_reason: why there is no certificate, for example "nothing was cut".
         after_cut_quality: quality right after the cut, before any recovery.
+        quality_on: which data the quality figures are of.
+        quality_missing: why there are none.
+        control: the original after the same recovery steps, where that was asked for.
     """
 
     before: Snapshot
@@ -82,6 +86,9 @@ class Outcome:
     certificate: Certificate | None
     certificate_reason: str = ""
     after_cut_quality: Mapping[str, float] | None = None
+    quality_on: str = ""
+    quality_missing: str = ""
+    control: Control | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,9 @@ def build(
         before=outcome.before,
         after=outcome.after,
         after_cut_quality=None if outcome.after_cut_quality is None else dict(outcome.after_cut_quality),
+        quality_on=outcome.quality_on,
+        quality_missing=outcome.quality_missing,
+        control=outcome.control,
         sparsity=outcome.units.sparsity,
         units=outcome.units,
         criterion=method.criterion,

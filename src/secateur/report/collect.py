@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import nn
 
 from secateur.files.seeds import canonical_json
+from secateur.measure import Yardstick
 from secateur.model.call import device_of
 from secateur.planning import Plan
 from secateur.planning.decision import fingerprint
@@ -16,7 +18,7 @@ from secateur.recipe import Recipe
 from secateur.report.build import Goal, Method, Origin, Outcome, build, environment
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
-from secateur.report.record import Choice, Report, UnitCount
+from secateur.report.record import Choice, Control, Report, UnitCount
 from secateur.request import Named, Request, Target
 from secateur.types import Snapshot
 
@@ -29,6 +31,8 @@ def collect(
     before: Snapshot,
     after: Snapshot,
     run: Journal,
+    judged: Yardstick,
+    control: Control | None = None,
     after_cut: Mapping[str, float] | None = None,
     title: str = "",
     command: str = "",
@@ -42,6 +46,8 @@ def collect(
         before: the model as it came, measured.
         after: the model as it goes, measured.
         run: stages, fallbacks, doubts and training.
+        judged: how quality was measured, or why it was not.
+        control: the original after the same recovery steps, where that was asked for.
         after_cut: quality right after the cut, before any recovery.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
@@ -65,7 +71,13 @@ def collect(
             recipe.scope,
             Choice(name=plan.request.allocation),
         ),
-        _outcome(plan, before, after, after_cut),
+        replace(
+            _outcome(plan, before, after),
+            after_cut_quality=after_cut,
+            quality_on=judged.on,
+            quality_missing=judged.why,
+            control=control,
+        ),
         goal=_goal(plan, before, after, recipe),
         events=run.events(),
         layers=pruned_layers(model, plan),
@@ -101,12 +113,12 @@ def forecast(
             recipe.scope,
             Choice(name=plan.request.allocation),
         ),
-        _outcome(plan, before, after, None),
+        replace(_outcome(plan, before, after), quality_missing="it is not predicted"),
         goal=Goal(target=Target.of(recipe.target.given()).flat()),
     )
 
 
-def _outcome(plan: Plan, before: Snapshot, after: Snapshot, after_cut: Mapping[str, float] | None) -> Outcome:
+def _outcome(plan: Plan, before: Snapshot, after: Snapshot) -> Outcome:
     units = plan.units
     return Outcome(
         before,
@@ -115,7 +127,6 @@ def _outcome(plan: Plan, before: Snapshot, after: Snapshot, after_cut: Mapping[s
         units=UnitCount(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
-        after_cut_quality=after_cut,
     )
 
 

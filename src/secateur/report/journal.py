@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypedDict
 
@@ -30,14 +30,15 @@ class Journal:
 
     Args:
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        doubts: sentences for the report that were known before the run.
     """
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    def __init__(self, progress: Progress | None = None, doubts: Sequence[str] = ()) -> None:
         self.progress = progress
         self.seconds: dict[str, float] = {}
         self.log: list[LogLine] = []
         self.degradations: list[Degradation] = []
-        self.doubts: list[str] = []
+        self.doubts: list[str] = list(doubts)
         self.training: list[TrainingPoint] = []
 
     @contextmanager

@@ -140,6 +140,13 @@ class Locked(Lock):
         return cls(name=name, params=params, **vars(lock))
 
 
+class Control(ReportPart):
+    """The original after the same recovery steps: what they bring without any pruning."""
+
+    steps: tuple[Text, ...]
+    quality: dict[Text, float]
+
+
 class TrainingPoint(ReportPart):
     """One logged step of recovery; the loss is None where it was not finite."""
 
@@ -176,6 +183,11 @@ class Report(ReportPart):
     before: Snapshot
     after: Snapshot
     after_cut_quality: dict[Text, float] | None = None
+    quality_on: Text = ""
+    """Which data the quality figures are of; empty where only the user's own evaluation knows."""
+    quality_missing: Text = ""
+    """Why there are no quality figures, where there are none."""
+    control: Control | None = None
     sparsity: Share
     units: UnitCount
     criterion: Choice

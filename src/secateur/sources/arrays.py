@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from secateur.errors import FileRefusedError, InputError, NonFiniteError, ResourceError
-from secateur.sources.tensors import Arrays, DataSet, build_dataset
+from secateur.sources.tensors import Array, Arrays, DataSet, build_dataset
 
 
 def load_npz(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSet:
@@ -46,7 +44,7 @@ def load_npz(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSe
     return build_dataset(f"npz:{path}", train, test, batch_size=batch_size, seed=seed)
 
 
-def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -62,7 +60,7 @@ def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
         ) from error
 
 
-def _arrays(loaded: Any, path: Path) -> dict[str, npt.NDArray[Any]]:
+def _arrays(loaded: object, path: Path) -> dict[str, Array]:
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise FileRefusedError(f"{path} is a single array, not an npz file")
     with loaded as file:
@@ -74,7 +72,7 @@ def _arrays(loaded: Any, path: Path) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _pair(arrays: dict[str, npt.NDArray[Any]], x: str, y: str, path: Path) -> Arrays:
+def _pair(arrays: dict[str, Array], x: str, y: str, path: Path) -> Arrays:
     inputs, targets = arrays[x], arrays[y]
     for name, array in ((x, inputs), (y, targets)):
         if array.dtype.kind not in "biuf" or array.ndim == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +115,7 @@ def _class_folders(path: Path, classes: Sequence[str]) -> Arrays:
     return images, _labels([number for _, number in files], str(path))
 
 
-def _labels(labels: Sequence[Any], where: str) -> npt.NDArray[np.int64]:
+def _labels(labels: Sequence[object], where: str) -> npt.NDArray[np.int64]:
     try:
         array = np.asarray(labels)
         if array.dtype.kind not in "iu":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,14 @@ from torch import Tensor
 from secateur.errors import InputError, RecipeError
 from secateur.types import Data, Example
 
-Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+Array = npt.NDArray[np.generic]
+Arrays = tuple[Array, Array]
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
 CALIBRATION_SAMPLES = 512
+SET_ASIDE = (
+    "{name} has no test part of its own; one was made of {share}. The model may have seen it in training: "
+    "the model's accuracy may be too good, before pruning most of all."
+)
 
 
 class TensorData:
@@ -100,9 +104,10 @@ class DataSet:
         name: the word it came from.
         train: shuffled batches with targets.
         calibration: batches for statistics and scores, taken from the training samples.
-        test: batches that neither training nor calibration has seen; None where the source has none.
+        test: batches that neither training nor calibration reads; None where the source has none.
         example: an input for `secateur.model.call.call`, or None where the source does not say.
-        num_classes: number of classes, or None where the targets are none.
+        num_classes: number of classes, or None where the targets are none or the source does not say.
+        notes: sentences for the report, for example on how the test part came about.
     """
 
     name: str
@@ -111,6 +116,7 @@ class DataSet:
     test: Data | None
     example: Example = None
     num_classes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def split_indices(
@@ -127,6 +133,7 @@ def split_indices(
         Sorted indices of train and of test; disjoint, together all samples.
     """
     rng = np.random.default_rng(seed)
+    # Drawn class by class: a rare class would else be missing from one of the parts by chance.
     classes = targets if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
     labels = np.zeros(len(targets), dtype=np.int64) if classes is None else classes
     test: list[npt.NDArray[np.int64]] = []
@@ -156,15 +163,19 @@ def build_dataset(
         InputError: no sample, or lengths that differ.
     """
     (inputs, targets), held = train, test
+    notes: tuple[str, ...] = ()
     if len(inputs) != len(targets):
         raise InputError(f"{name} has {len(inputs)} inputs and {len(targets)} targets")
     if held is None and split and len(targets) > 1:
         kept, out = split_indices(targets, seed=seed)
-        held = (inputs[out], targets[out]) if len(out) else None
+        if len(out):
+            held = inputs[out], targets[out]
+            notes = (SET_ASIDE.format(name=name, share="20 % of the samples"),)
         inputs, targets = inputs[kept], targets[kept]
-    normalize = channel_statistics(inputs) if inputs.dtype == np.uint8 else None
+    # Standardised by the training part alone: the statistics of the test part are not known in use either.
+    normalize = channel_statistics(inputs.astype(np.uint8, copy=False)) if inputs.dtype == np.uint8 else None
 
-    def loader(x: npt.NDArray[Any], y: npt.NDArray[Any], *, shuffle: bool = False) -> TensorData:
+    def loader(x: Array, y: Array, *, shuffle: bool = False) -> TensorData:
         return TensorData(
             _tensor(x), _tensor(y), batch_size=batch_size, shuffle=shuffle, seed=seed, normalize=normalize
         )
@@ -179,6 +190,7 @@ def build_dataset(
         test=None if held is None else loader(*held),
         example=next(iter(calibration))[0][:1],
         num_classes=int(targets.max()) + 1 if classes else None,
+        notes=notes,
     )
 
 
@@ -198,7 +210,7 @@ def channel_statistics(images: npt.NDArray[np.uint8]) -> Normalize:
     return tuple(means), tuple(stds)
 
 
-def _tensor(array: npt.NDArray[Any]) -> Tensor:
+def _tensor(array: Array) -> Tensor:
     """uint8 stays, floats become float32, other integers int64."""
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))

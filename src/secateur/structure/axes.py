@@ -124,6 +124,7 @@ class Space:
 
     def __init__(self) -> None:
         self.atoms: list[Atom] = []
+        self.version = 0  # rises with every refinement and union: what was derived from older forms is stale then
 
     def fresh(self, size: int, reason: Lock | None = None) -> Atom | Prod:
         """A new dimension of `size`; size one is the constant `ONE`."""
@@ -136,6 +137,7 @@ class Space:
         return atom
 
     def _bind(self, atom: Atom, node: Axis) -> None:
+        self.version += 1
         atom.bound = node
         for leaf in leaves(node):
             leaf.multiple = lcm(leaf.multiple, atom.multiple)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from torch import Tensor
+from torch._ops import OpOverload
 
 from secateur.structure.axes import Axis, Space
 from secateur.structure.provenance import Attribute, Expr
 
-Axes = tuple[Axis, ...]
+Axes: TypeAlias = tuple[Axis, ...]
+Op: TypeAlias = OpOverload  # one ATen operator with its overload, for example aten.add.Tensor
+Args: TypeAlias = tuple[object, ...]  # as a call passes them: tensors, numbers, lists of either
+Kwargs: TypeAlias = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ class Step:
         place: where it happened.
     """
 
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    func: Op
+    args: Args
+    kwargs: Kwargs
     outputs: list[int]
     contracted: list[tuple[int, int, Axis]]
     restrict: Restrict | None
@@ -119,7 +123,18 @@ class Trace:
         return {name: self.axes[number] for number, name in self.names.items()}
 
 
-def numbers_in(value: Any) -> Sequence[int]:
+def tensors_of(tree: object) -> list[Tensor]:
+    """Tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, (list, tuple)):
+        return [tensor for item in tree for tensor in tensors_of(item)]
+    if isinstance(tree, dict):
+        return [tensor for item in tree.values() for tensor in tensors_of(item)]
+    return []
+
+
+def numbers_in(value: object) -> Sequence[int]:
     """Tensor numbers in an argument tree."""
     if isinstance(value, Ref):
         return [value.number]
