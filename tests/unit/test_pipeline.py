@@ -157,7 +157,7 @@ def nan_activation(model):
         (infinite_activation, {"data": batches()}, NonFiniteError, "Inf"),
         (None, {"data": []}, InputError, "no batch"),
         (None, {"data": iter(batches())}, InputError, "once"),
-        (None, {}, RecipeError, "needs data"),
+        (None, {"recipe": "channel-half-macs"}, RecipeError, "needs data"),
         (None, {"data": batches(), "recipe": {"target": {"sparsity": 50}}}, RecipeError, "0.5"),
         (
             None,
