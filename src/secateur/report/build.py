@@ -63,7 +63,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What went, and what the model is before and after.
 
     Args:
@@ -126,7 +126,7 @@ class Events:
 def build(
     origin: Origin,
     method: Method,
-    outcome: Outcome,
+    outcome: RunOutcome,
     *,
     goal: Goal | None = None,
     events: Events | None = None,

@@ -15,7 +15,7 @@ from secateur.model.call import device_of
 from secateur.planning import Plan
 from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe
-from secateur.report.build import Goal, Method, Origin, Outcome, build, environment
+from secateur.report.build import Goal, Method, Origin, RunOutcome, build, environment
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
 from secateur.report.record import Choice, Control, Report, UnitCount
@@ -118,9 +118,9 @@ def forecast(
     )
 
 
-def _outcome(plan: Plan, before: Snapshot, after: Snapshot) -> Outcome:
+def _outcome(plan: Plan, before: Snapshot, after: Snapshot) -> RunOutcome:
     units = plan.units
-    return Outcome(
+    return RunOutcome(
         before,
         after,
         applied="mask" if plan.masks else "cut",
