@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from secateur.version import __version__
+
 if TYPE_CHECKING:
     from secateur import criteria
     from secateur.advice.advise import advise
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
-
-__version__ = "0.1.0.dev0"
 
 _HOME = {
     "Plan": "secateur.planning:Plan",

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from torch import nn
 
 from secateur import report
 from secateur.criteria import StationaryWarning
-from secateur.errors import InputError, RecipeError
-from secateur.measure import latency, quality, snapshot
-from secateur.model.call import device_of, require_reiterable, to_example
+from secateur.errors import RecipeError
+from secateur.measure import Yardstick, latency, snapshot, yardstick
+from secateur.measure.macs import samples_in
+from secateur.model.call import device_of
+from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe, load_recipe
-from secateur.recover.steps import Damage, recover
+from secateur.recover.steps import Damage, dense_control, recover
 from secateur.request import Target
 from secateur.result import Result
 from secateur.statistics.notes import CurvatureWarning
-from secateur.types import Data, Degradation, Evaluate, Example, Loss, Snapshot
+from secateur.types import Data, Degradation, Example, Judge, Latency, Loss, Snapshot
 
 Progress = Callable[[str, int, int], None]
 Step = Callable[[int, int], None]
@@ -36,12 +39,13 @@ def prune(
     model: nn.Module,
     example: Example = None,
     *,
-    data: Data | None = None,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    data: Given | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
+    test: Data | None = None,
     loss: Loss | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Judge | None = None,
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
@@ -52,12 +56,17 @@ def prune(
         model: any module; left as it is.
         example: forward inputs: a tensor, a tuple of positional or a mapping of keyword arguments. Taken from the
             first batch of `data` where it is left out.
-        data: batches to recover with, and to score with where `calibration` is left out.
+        data: batches to recover with, and to score with where `calibration` is left out; or a mapping of train,
+            calibration and test, or a `secateur.sources.DataSet`. Whatever is given is read several times.
         recipe: a `Recipe`, a mapping, a bundled name or a YAML file; default "channel-half-macs".
         overrides: "key.sub=value" settings on top of the recipe.
         calibration: batches for statistics and scores.
+        test: batches for quality, which nothing else reads. Without them quality is measured on training data, and
+            the report says so.
         loss: ``loss(model, batch) -> scalar``; default from the batches.
-        evaluate: ``evaluate(model) -> float or mapping`` for quality before and after.
+        evaluate: how quality is measured before and after: ``evaluate(model) -> float or mapping``, a metric with
+            update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
+            accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the run.
         command: the command line that reproduces it.
@@ -67,44 +76,54 @@ def prune(
 
     Raises:
         RecipeError: the recipe is wrong.
-        InputError: no data where a step needs it, NaN or Inf in weights, activations or loss.
+        InputError: no data where a step needs it, data that can be read only once, NaN or Inf in weights,
+            activations or loss.
         UnsupportedError: the model cannot be captured, or nothing can be cut.
         TargetError: the target cannot be reached.
     """
     settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
-    _check(model, data, settings)
-    example = _example(example, data)
-    run = _Run(progress)
+    # Everything that the arguments alone can tell is refused here, before the first forward pass.
+    given = enter(data, calibration=calibration, test=test)
+    _check(model, given, settings)
+    example = given.example() if example is None else example
+    run = _Run(progress, given.notes)
     with run.stage("plan"), run.noticed():
-        before = snapshot(model, example, evaluate=evaluate)
-        plan = plan_by(model, example, settings, data if calibration is None else calibration, loss)
+        # Decided once, on the model as it came: a ratio of two counts needs one divisor.
+        samples = samples_in(model, example)
+        judged = _yardstick(model, given, settings, evaluate, loss)
+        before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
+        plan = plan_by(model, example, settings, given.scoring, loss)
     with run.stage("apply"):
         pruned = plan.apply(model)
+    # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
-        after_cut = quality(pruned, evaluate) if evaluate is not None and settings.recover else None
+        after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
     training: list[report.TrainingPoint] = []
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
-            assert data is not None
+            assert given.train is not None
+            assert given.scoring is not None
             records = recover(
                 pruned,
-                step.model_dump(exclude_none=True),
+                step,
                 Damage(model, plan.cuts, plan.masks, plan.layers),
-                train=data,
-                scoring=calibration or data,
+                train=given.train,
+                scoring=given.scoring,
                 loss=loss,
                 seed=settings.seed,
                 progress=run.step(step.method),
             )
             training += [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+    control = _control(model, given, settings, judged, loss, run) if settings.control == "dense" else None
     with run.stage("measure"):
+        # Both here and in turns: a machine changes its speed within a run.
         timed = _latency(model, pruned, example, settings, run.step("latency"))
-        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"))
+        after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed.get("after"), samples=samples)
         before = _with_latency(before, timed.get("before"))
     with run.stage("report"):
         record = _report(
             model, plan, before, after, settings, after_cut=after_cut, training=training, run=run,
-            title=title or type(model).__name__, command=command,
+            judged=judged, control=control, title=title or type(model).__name__, command=command,
         )  # fmt: skip
     return Result(pruned, plan, record, settings, tuple(run.degradations), tuple(run.log))
 
@@ -112,12 +131,12 @@ def prune(
 class _Run:
     """Times the stages, keeps the log, passes progress on."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, doubts: Sequence[str] = ()) -> None:
         self.progress = progress
         self.seconds: dict[str, float] = {}
-        self.log: list[dict[str, Any]] = []
+        self.log: list[dict[str, str | float]] = []
         self.degradations: list[Degradation] = []
-        self.doubts: list[str] = []
+        self.doubts: list[str] = list(doubts)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -150,25 +169,44 @@ class _Run:
         return report_step
 
 
-def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:
+def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
     for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point():
             require_finite(tensor, name, what="parameter")
-    if recipe.recover and data is None:
+    if recipe.recover and given.train is None:
         raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
-    if recipe.recover and data is not None:
-        require_reiterable(data, "it is read for scoring, for recovery and for every epoch")
 
 
-def _example(example: Example, data: Data | None) -> Any:
-    if example is not None:
-        return example
-    if data is None:
-        raise InputError("prune() needs an example or data.", hint="Pass example=the inputs of one forward pass.")
-    require_reiterable(data, "its first batch serves as the example")
-    for batch in data:
-        return to_example(batch)
-    raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
+def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | None, loss: Loss | None) -> Yardstick:
+    if not recipe.measure.quality:
+        return Yardstick(None, why="not asked for: measure.quality is false")
+    found = yardstick(model, given, judge, loss=loss)
+    # Said before hours are spent on a copy whose only use is to be measured.
+    if found.evaluate is None and recipe.control == "dense":
+        raise RecipeError(
+            "control: dense needs a figure of quality, and there is none.",
+            why=found.why,
+            hint="Pass evaluate=, or batches with targets; or leave the control out.",
+        )
+    return found
+
+
+def _control(
+    model: nn.Module, given: Parts, recipe: Recipe, judged: Yardstick, loss: Loss | None, run: _Run
+) -> report.Control:
+    """The original after the same steps, and its quality on the same samples."""
+    assert given.train is not None
+    assert judged.evaluate is not None
+    with run.stage("control: dense"):
+        trained, steps = dense_control(
+            model,
+            recipe.recover,
+            train=given.train,
+            loss=loss,
+            seed=recipe.seed,
+            progress=run.step("control: dense"),
+        )
+        return report.Control(steps=steps, quality=judged.evaluate(trained))
 
 
 def plan_by(
@@ -197,7 +235,9 @@ def plan_by(
     )
 
 
-def _latency(model: nn.Module, pruned: nn.Module, example: Example, recipe: Recipe, progress: Step) -> dict[str, Any]:
+def _latency(
+    model: nn.Module, pruned: nn.Module, example: Example, recipe: Recipe, progress: Step
+) -> dict[str, Latency]:
     wanted = recipe.measure
     if not wanted.latency:
         return {}
@@ -213,8 +253,8 @@ def _latency(model: nn.Module, pruned: nn.Module, example: Example, recipe: Reci
     )
 
 
-def _with_latency(state: Snapshot, timed: Any) -> Snapshot:
-    return Snapshot(state.params, state.nonzero, state.macs, state.size_bytes, timed, state.quality)
+def _with_latency(state: Snapshot, timed: Latency | None) -> Snapshot:
+    return replace(state, latency_ms=timed)
 
 
 def _report(
@@ -227,6 +267,8 @@ def _report(
     after_cut: Mapping[str, float] | None,
     training: Sequence[report.TrainingPoint],
     run: _Run,
+    judged: Yardstick,
+    control: report.Control | None,
     title: str,
     command: str,
 ) -> report.Record:
@@ -253,6 +295,9 @@ def _report(
         achieved=achieved,
         target_missed=achieved.get("latency_ms", 0.0) > (recipe.target.latency_ms or math.inf),
         after_cut_quality=after_cut,
+        quality_on=judged.on,
+        quality_missing=judged.why,
+        control=control,
         degradations=run.degradations,
         seconds=run.seconds,
         layers=list(_layers(model, plan)),

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, cast
 
 from secateur.errors import RecipeError
 
@@ -191,14 +191,14 @@ class Named:
     options: Mapping[str, Plain] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, value: str | Mapping[str, Plain] | Named) -> Named:
+    def of(cls, value: str | Mapping[str, object] | Named) -> Named:
         """From a name or from {"name": ..., options}."""
         if isinstance(value, Named):
             return value
         if isinstance(value, str):
             return cls(value)
         if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-            return cls(str(value["name"]), {key: option for key, option in value.items() if key != "name"})
+            return cls(str(value["name"]), {k: cast(Plain, option) for k, option in value.items() if k != "name"})
         raise RecipeError(f"{value!r} is no choice.", hint='write a name, or {"name": ..., option: value}')
 
     def spec(self) -> str | dict[str, Plain]:
@@ -329,7 +329,9 @@ class Request:
 _PASSED = ("scope", "allocation", "min_keep", "min_keep_fraction", "round_to", "seed", "expressible")
 
 
-def granularities(value: str | Mapping[str, Plain] | Sequence[str | Mapping[str, Plain]]) -> tuple[Named, ...]:
+def granularities(
+    value: str | Mapping[str, object] | Sequence[str | Mapping[str, object]],
+) -> tuple[Named, ...]:
     """One or several granularities as choices; each counts once.
 
     Example:

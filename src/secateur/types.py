@@ -4,16 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+# Plain data: what a JSON file can hold, and what canonical JSON writes (tuples as lists).
+Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What torchmetrics calls a metric: predictions and targets go in batch by batch, a figure comes out."""
+
+    def update(self, prediction: Tensor, target: Tensor, /) -> object:
+        """Take the predictions and targets of a batch."""
+
+    def compute(self) -> object:
+        """The figure, a number or a mapping of numbers."""
+
+    def reset(self) -> object:
+        """Forget everything."""
+
+
+Judge = Evaluate | Metric | Mapping[str, Evaluate | Metric]
+"""How quality may be asked for: ``evaluate(model)``, a metric, or several of both by name."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +191,12 @@ class Snapshot:
     Args:
         params: number of parameters (tied ones once).
         nonzero: parameters that are not zero.
-        macs: multiply-accumulates of one forward pass on the example, or None where the forward was not run.
+        macs: multiply-accumulates of one forward pass for one sample, or None where the forward was not run.
         size_bytes: bytes of the weights as a safetensors file.
         latency_ms: measured latency, or None if not asked for.
         quality: named quality figures, for example {"accuracy": 0.97}.
+        macs_per: "sample", or "example" where the example's leading dimension holds no samples (a sequence, a vector):
+            `macs` is then that of the whole example.
     """
 
     params: int
@@ -182,6 +205,7 @@ class Snapshot:
     size_bytes: int
     latency_ms: Latency | None = None
     quality: Mapping[str, float] = field(default_factory=dict)
+    macs_per: MacsPer = "sample"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure import num_params
+from secateur.measure.macs import samples_in
 from secateur.model.call import default_loss, device_of, require_reiterable, to_device, to_target
 from secateur.model.guard import guard
 from secateur.planning.build import grouped
@@ -34,7 +35,7 @@ class Facts:
     Args:
         model: class name.
         params: number of parameters.
-        macs: multiply-accumulates of one forward pass on the example.
+        macs: multiply-accumulates of one forward pass for one sample.
         norms: kinds of normalisation, of batch, layer, group, rms.
         activations: functions that really ran, sorted.
         piecewise_linear: a ReLU-like function ran, and no smooth one.
@@ -87,7 +88,7 @@ class Facts:
         return asdict(self)
 
 
-def look(
+def gather_facts(
     model: nn.Module,
     example: Example,
     *,
@@ -104,7 +105,7 @@ def look(
         ForwardError: the forward fails on the example.
     """
     record = capture(model, example)
-    found, cost = structure(model, record, protect), CostModel(model, record)
+    found, cost = structure(model, record, protect), CostModel(model, record, samples_in(model, example))
     whole = cost.params({})
     kinds: dict[str, list[Any]] = {}
     for group in found.groups:

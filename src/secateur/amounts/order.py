@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secateur.errors import TargetError
+from secateur.errors import RecipeError, TargetError
+from secateur.registry import suggestion
 
 Counts = Mapping[str, int]
 
@@ -41,18 +42,22 @@ class RemovalOrder:
         """How many units every group keeps after the first `removals` removals, rounded."""
         gone = np.bincount(self.group[:removals], minlength=len(self.names))
         kept = self.sizes - gone
-        rounded = -(-kept // self.round_to) * self.round_to
+        rounded = -(-kept // self.round_to) * self.round_to  # upwards: a unit too many is kept rather than removed
         return {n: int(min(r, s)) for n, r, s in zip(self.names, rounded, self.sizes, strict=True)}
 
     def keep(self, removals: int) -> dict[str, Tensor]:
         """Group name -> bool [size], True = kept; within a group the units that go are the first of the list."""
         counts = self.kept_counts(removals)
-        out = {}
-        for i, name in enumerate(self.names):
+        listed = self.group[: max(removals, 0)]
+        by_group = np.argsort(listed, kind="stable")  # stable: within a group the order of the list stays
+        ends = np.cumsum(np.bincount(listed, minlength=len(self.names)))
+        out, start = {}, 0
+        for i, (name, end) in enumerate(zip(self.names, ends.tolist(), strict=True)):
             mask = np.ones(int(self.sizes[i]), bool)
-            order = self.unit[: max(removals, 0)][self.group[:removals] == i]
-            mask[order[: int(self.sizes[i]) - counts[name]]] = False
+            gone = int(self.sizes[i]) - counts[name]  # rounding may keep the last ones of the list
+            mask[self.unit[by_group[start:end][:gone]]] = False
             out[name] = torch.from_numpy(mask)
+            start = end
         return out
 
 
@@ -74,8 +79,13 @@ def removal_order(
     Returns:
         the list; every group's best units are not in it.
 
+    Raises:
+        RecipeError: another scope.
+
     Cost: one sort of all units.
     """
+    if scope not in ("global", "local"):
+        raise RecipeError(f"scope={scope!r} is not known for cuts", hint=suggestion(scope, ["global", "local"]))
     names = tuple(sorted(scores))
     groups, units, keys, sizes = [], [], [], []
     for i, name in enumerate(names):
@@ -84,9 +94,12 @@ def removal_order(
         order = np.argsort(score, kind="stable")[: max(len(score) - floor, 0)]
         groups.append(np.full(len(order), i))
         units.append(order)
+        # The rank counts from 1: the key is the fraction of its group that is gone once the unit goes. Counted from 0
+        # the first unit of every group would come first, and a group of one would be emptied before any other shrinks.
         keys.append(score[order] if scope == "global" else (np.arange(len(order)) + 1) / len(score))
         sizes.append(len(score))
     group, unit = np.concatenate(groups or [np.zeros(0, int)]), np.concatenate(units or [np.zeros(0, int)])
+    # Stable: groups stand in the order of their names and units in that of their worth, which settles all ties.
     by_worth = np.argsort(np.concatenate(keys or [np.zeros(0)]), kind="stable")
     steps = [round_to if isinstance(round_to, int) else round_to.get(name, 1) for name in names]
     return RemovalOrder(
@@ -94,12 +107,12 @@ def removal_order(
     )
 
 
-def removals_for(order: RemovalOrder, cost: Callable[[Counts], float], limit: float, what: str) -> int:
+def removals_for(order: RemovalOrder, cost: Callable[[int], float], limit: float, what: str) -> int:
     """The shortest prefix of the list whose cost is at most `limit`.
 
     Args:
         order: from `removal_order`.
-        cost: kept counts -> cost; falls as units go.
+        cost: length of the prefix -> cost; falls as units go.
         limit: the target.
         what: the target's name, for the error.
 
@@ -108,18 +121,17 @@ def removals_for(order: RemovalOrder, cost: Callable[[Counts], float], limit: fl
 
     Cost: log2(units) evaluations of `cost`.
     """
-    most = len(order.group)
-    lowest = cost(order.kept_counts(most))
+    low, high = 0, len(order.group)
+    lowest = cost(high)
     if lowest > limit:
         raise TargetError(
             f"The target {what} <= {limit:g} cannot be reached.",
-            why=f"without losing a layer the least is {lowest:g}; now it is {cost(order.kept_counts(0)):g}",
+            why=f"with everything gone that may go the least is {lowest:,g}; now it is {cost(0):,g}",
             hint="Ask for less, lower min_keep, or see `secateur inspect` for what is locked and why.",
         )
-    low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        if cost(order.kept_counts(middle)) <= limit:
+        if cost(middle) <= limit:
             high = middle
         else:
             low = middle + 1

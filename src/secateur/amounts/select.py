@@ -1,18 +1,32 @@
 """Scores and an amount in, keep masks out: exact counts and a total order, whatever the ties.
 
-Units are removed in the order (score, name of the group, flat index). No quantile is ever involved.
+Units are removed in the order (score, name of the group, flat index). No quantile is ever involved, and the scores
+are never copied as a whole: what is held besides them are the masks and one chunk.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from secateur.amounts.allocate.base import allocate, apportion, require_reachable, round_half_up
+from secateur.amounts.border import (
+    Chunks,
+    assemble,
+    at_least_single,
+    common_dtype,
+    drop_from_rows,
+    find_border,
+    floored,
+    kept_chunks,
+)
+from secateur.amounts.patterns import per_pattern
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_within, names, parse
 from secateur.kinds.weights.nm import NM, keep_pattern
@@ -22,25 +36,54 @@ from secateur.types import Group, Kept
 
 Scores = Mapping[str, Tensor]
 Scope = str | Mapping[str, Sequence[str]]
+Spec = str | Mapping[str, object] | Granularity
+
+
+@dataclass(frozen=True)
+class _Amount:
+    """How much goes; exactly one is given."""
+
+    sparsity: float | None = None
+    count: int | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Who competes with whom, as `select` was told; `axes` are the attributes of the groups by name."""
+
+    scope: Scope
+    allocation: str | None
+    min_keep: int
+    axes: Mapping[str, Mapping[str, object]]
+    shapes: Mapping[str, Sequence[int]] | None
+
+    def dimension(self, name: str, which: str, default: int) -> int:
+        """The dimension of a score that is the output ("out_dim") or the input ("in_dim") of its layer."""
+        found = self.axes.get(name, {}).get(which, default)
+        assert isinstance(found, int)
+        return found
 
 
 def select(
     scores: Scores,
     *,
-    sparsity: float | None = None,
-    count: int | None = None,
-    threshold: float | None = None,
+    sparsity: float | Mapping[str, float] | None = None,
+    count: int | Mapping[str, int] | None = None,
+    threshold: float | Mapping[str, float] | None = None,
     scope: Scope = "global",
     allocation: str | None = None,
-    granularity: str | Mapping[str, Any] | Granularity | None = None,
+    granularity: Spec | None = None,
     min_keep: int = 0,
-    protected: Collection[str] = (),
+    protect: Collection[str] = (),
     groups: Sequence[Group] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Kept:
     """Decide which units are kept.
 
-    Exactly one of sparsity, count and threshold says how much goes; an n:m pattern says it by itself. Of
+    Exactly one of sparsity, count and threshold says how much goes; an n:m pattern says it by itself. Each may
+    be a mapping from name patterns to amounts: the groups of one pattern are then selected as if they were the
+    whole model, so every pattern meets its own exact amount. Of
     equal scores the unit with the smaller (name, flat index) goes first, so all-equal scores are pruned
     exactly too. Units that are zero already go before all others where scores are magnitudes.
 
@@ -59,7 +102,7 @@ def select(
         min_keep: units that stay in each group, with scope "row" in each row. Where that binds, the next
             units go instead: of the whole ranking, or with separate scopes of the other groups in proportion
             to their size. Rows do not stand in for each other.
-        protected: names of groups, or of modules that hold them, with shell wildcards. They stay whole and
+        protect: names of groups, or of modules that hold them, with shell wildcards. They stay whole and
             are not counted.
         groups: the groups that were scored; tells which dimension is the input in layers that keep their
             weight as [in, out] (ConvTranspose, Conv1D of transformers). Without it [out, in, ...] is assumed.
@@ -70,12 +113,15 @@ def select(
         of the scores, so that `mask_model` and `plan(keep=...)` take it for every granularity.
 
     Raises:
-        RecipeError: contradicting or unknown arguments, sparsity outside [0, 1).
+        RecipeError: contradicting or unknown arguments, sparsity outside [0, 1), a pattern that matches nothing,
+            a group that no pattern matches.
         TargetError: more units to remove than may be removed; names the reachable range.
         NonFiniteError: a score is NaN or infinite.
 
     Cost:
-        Linear in the number of units (a selection, no sort). Memory: about three times the scores.
+        Linear in the number of units (a selection, no sort): three passes over float32 scores, five over float64.
+        Memory besides the scores: the masks, one byte per unit, and a chunk. More is held for allocation "lamp"
+        (a sort) and for n:m patterns.
 
     Source:
         Han et al. 2015 for the threshold form; the total order is ours.
@@ -83,164 +129,161 @@ def select(
     Example:
         >>> select({"w": torch.tensor([3.0, 2.0, 1.0, 5.0])}, sparsity=0.5)
         {'w': tensor([ True, False, False,  True])}
+        >>> select({"a.w": torch.rand(10), "b.w": torch.rand(10)}, sparsity={"a": 0.3, "*": 0.5})["a.w"].sum().item()
+        7
     """
-    free = _free(scores, protected)
-    allocation = None if allocation == "global" else allocation
-    axes = {group.name: group.attributes for group in groups or getattr(scores, "groups", ())}
-    pattern = _pattern(granularity)
-    amounts = {"sparsity": sparsity, "count": count, "threshold": threshold}
+    free = _free(scores, protect)
     _whole("min_keep", min_keep)
-    floors = {name: min(min_keep, score.numel()) for name, score in free.items()}
+    known = tuple(groups) or getattr(scores, "groups", ())  # `score` hands its groups on
+    axes = {group.name: group.attributes for group in known}
+    rules = _Rules(scope, None if allocation == "global" else allocation, min_keep, axes, shapes)
+    amounts = {"sparsity": sparsity, "count": count, "threshold": threshold}
+    pattern = _pattern(granularity)
     if pattern is not None:
-        _only_pattern(pattern, amounts, plain=scope == "global" and allocation is None and min_keep == 0)
-        dims = {name: int(axes.get(name, {}).get("in_dim", 1)) for name in free}
-        kept = {name: keep_pattern(s, pattern.n, pattern.m, dim=dims[name]) for name, s in free.items()}
+        plain = scope == "global" and rules.allocation is None and min_keep == 0
+        _only_pattern(pattern, amounts, plain=plain)
+        kept = {
+            name: keep_pattern(at_least_single(score), pattern.n, pattern.m, dim=rules.dimension(name, "in_dim", 1))
+            for name, score in free.items()
+        }
     else:
-        _one_amount(amounts)
-        if allocation is not None and (scope != "global" or threshold is not None):
-            hint = 'leave scope at "global", and say sparsity or count'
-            raise RecipeError(f"allocation={allocation!r} spreads a global sparsity or count", hint=hint)
-        if threshold is not None:
-            kept = _above(free, threshold, floors)
-        elif scope == "row":
-            dims = {name: int(axes.get(name, {}).get("out_dim", 0)) for name in free}
-            kept = _rows(free, sparsity, count, min_keep, dims)
-        elif allocation is not None:
-            spread = allocate(free, shapes, name=allocation, sparsity=sparsity, count=count, min_keep=min_keep)
-            if spread.removed is None:
-                whole = [list(free)]
-                kept = _pools(spread.scores, whole, _removed(free, whole, sparsity, count, floors), floors)
-            else:
-                each = [[name] for name in spread.removed]
-                kept = _pools(spread.scores, each, list(spread.removed.values()), floors)
-        else:
-            pools = _competitors(free, scope)
-            kept = _pools(free, pools, _removed(free, pools, sparsity, count, floors), floors)
-    everything = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
-    known = groups or getattr(scores, "groups", ())
-    return Kept(everything | kept, known)
+        kept = {}
+        for names, amount in _dealt(free, amounts, rules):
+            kept |= _keep({name: free[name] for name in names}, amount, rules)
+    whole = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items() if name not in kept}
+    return Kept({name: kept[name] if name in kept else whole[name] for name in scores}, known)
 
 
-def _removed(
-    scores: Scores,
-    pools: Sequence[Sequence[str]],
-    sparsity: float | None,
-    count: int | None,
-    floors: Mapping[str, int],
-) -> list[int]:
+def _dealt(
+    scores: Scores, amounts: Mapping[str, float | Mapping[str, float] | None], rules: _Rules
+) -> list[tuple[list[str], _Amount]]:
+    """The sets of groups that are selected on their own, each with its amount; one set unless patterns are given."""
+    key = _one_amount(amounts)
+    given = amounts[key]
+    if not isinstance(given, Mapping):
+        return [(list(scores), _checked(key, given or 0))]
+    if isinstance(rules.scope, Mapping):
+        raise RecipeError(
+            f"{key} and scope both name sets of groups", hint=f"give the sets to {key}; each is selected on its own"
+        )
+    return [(names, _checked(key, amount)) for names, amount in per_pattern(scores, given, what=key)]
+
+
+def _keep(free: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
+    """Masks of groups that share one amount."""
+    scope, spreading = rules.scope, rules.allocation
+    floors = {name: min(rules.min_keep, score.numel()) for name, score in free.items()}
+    if spreading is not None and (scope != "global" or amount.threshold is not None):
+        hint = 'leave scope at "global", and say sparsity or count'
+        raise RecipeError(f"allocation={spreading!r} spreads a global sparsity or count", hint=hint)
+    if amount.threshold is not None:
+        return _above(free, amount.threshold, floors)
+    if scope == "row":
+        return _rows(free, amount, rules)
+    if spreading is None:
+        pools = _competitors(free, scope)
+        return _pools(free, pools, _removed(free, pools, amount, floors), floors)
+    spread = allocate(
+        free, rules.shapes, name=spreading, sparsity=amount.sparsity, count=amount.count, min_keep=rules.min_keep
+    )
+    if spread.removed is None:
+        whole = [list(free)]
+        return _pools(spread.scores, whole, _removed(free, whole, amount, floors), floors)
+    each = [[name] for name in spread.removed]
+    return _pools(spread.scores, each, list(spread.removed.values()), floors)
+
+
+def _removed(scores: Scores, pools: Sequence[Sequence[str]], amount: _Amount, floors: Mapping[str, int]) -> list[int]:
     """Units to remove from each pool of competitors."""
     sizes = [sum(scores[name].numel() for name in pool) for pool in pools]
     limits = [size - sum(floors[name] for name in pool) for pool, size in zip(pools, sizes, strict=True)]
-    if sparsity is not None:
-        wanted = [round_half_up(sparsity, size) for size in sizes]
+    count = amount.count or 0
+    if amount.sparsity is not None:
+        wanted = [round_half_up(amount.sparsity, size) for size in sizes]
         if all(w <= limit for w, limit in zip(wanted, limits, strict=True)):
             return wanted
+        # Floors bind in some pool: the total still holds, and the other pools make up for it.
         count = sum(wanted)
-    require_reachable(count or 0, sum(limits), sum(sizes))
-    return apportion(sizes, count or 0, limits)
-
-
-def lowest(values: Tensor, count: int) -> Tensor:
-    """Mark the `count` lowest values of a vector; of equal ones the earlier.
-
-    Args:
-        values: finite or +inf, shape (n,).
-        count: 0 to n.
-
-    Returns:
-        bool tensor of shape (n,) with exactly `count` True.
-
-    Example:
-        >>> lowest(torch.tensor([1.0, 0.0, 1.0, 1.0]), 3)
-        tensor([ True,  True,  True, False])
-    """
-    if count == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    border = values.kthvalue(count).values
-    marked = values < border
-    # The border value itself: as many of its ties as are still missing, in order.
-    ties = torch.nonzero(values == border).flatten()
-    marked[ties[: count - int(marked.sum())]] = True
-    return marked
-
-
-def _lowest_of_rows(matrix: Tensor, count: int) -> Tensor:
-    if count == 0 or matrix.numel() == 0:
-        return torch.zeros_like(matrix, dtype=torch.bool)
-    border = matrix.kthvalue(count, dim=1, keepdim=True).values
-    below, ties = matrix < border, matrix == border
-    missing = count - below.sum(1, keepdim=True)
-    return below | (ties & (ties.cumsum(1) <= missing))
+    require_reachable(count, sum(limits), sum(sizes))
+    return apportion(sizes, count, limits)
 
 
 def _pools(
     scores: Scores, pools: Sequence[Sequence[str]], removed: Sequence[int], floors: Mapping[str, int]
 ) -> dict[str, Tensor]:
+    """Masks of pools of which each loses its own count."""
     keep: dict[str, Tensor] = {}
     for pool, count in zip(pools, removed, strict=True):
-        ordered = sorted(pool)
-        dtype = torch.float64 if any(scores[n].dtype == torch.float64 for n in pool) else torch.float32
-        flat = [_with_floor(scores[name].flatten().to("cpu", dtype), floors[name]) for name in ordered]
-        marked = lowest(torch.cat(flat) if len(flat) > 1 else flat[0], count)
-        for name, part in zip(ordered, torch.split(marked, [f.numel() for f in flat]), strict=True):
-            keep[name] = ~part.view(scores[name].shape).to(scores[name].device)
+        ordered = sorted(pool)  # the second key of the total order
+        # One float64 score makes the pool float64: rounded to float32, different scores would tie.
+        dtype = common_dtype([scores[name] for name in ordered])
+        if count == 0:
+            keep |= {name: torch.ones_like(scores[name], dtype=torch.bool) for name in ordered}
+            continue
+        total = sum(scores[name].numel() for name in ordered)
+        sources = [floored(scores[name], floors[name], dtype) for name in ordered]
+        border = find_border(partial(_one_after_another, sources), count, total, dtype)
+        # One run over the whole pool, since ties are used up from group to group.
+        pieces = kept_chunks(_one_after_another(sources), border)
+        for name in ordered:
+            keep[name] = assemble(pieces, scores[name])
     return keep
 
 
-def _with_floor(flat: Tensor, floor: int) -> Tensor:
-    """The `floor` units that would go last get +inf, so that they stay."""
-    if floor == 0:
-        return flat
-    return torch.where(lowest(flat, flat.numel() - floor), flat, torch.inf)
+def _one_after_another(sources: Sequence[Chunks]) -> Iterator[Tensor]:
+    return chain.from_iterable(chunks() for chunks in sources)
 
 
 def _above(scores: Scores, threshold: float, floors: Mapping[str, int]) -> dict[str, Tensor]:
-    return {
-        name: _with_floor(score.flatten(), floors[name]).view(score.shape) >= threshold
-        for name, score in scores.items()
-    }
+    keep = {}
+    for name, score in scores.items():
+        chunks = floored(score, floors[name], common_dtype([score]))
+        keep[name] = assemble((chunk >= threshold for chunk in chunks()), score)
+    return keep
 
 
-def _rows(
-    scores: Scores, sparsity: float | None, count: int | None, min_keep: int, dims: Mapping[str, int]
-) -> dict[str, Tensor]:
-    matrices: dict[str, Tensor] = {}
+def _rows(scores: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
+    lines: dict[str, Tensor] = {}
     for name, score in scores.items():
         if score.dim() < 2:
             raise RecipeError(
                 f'scope "row" needs scores with two dimensions; {name!r} has shape {tuple(score.shape)}',
                 hint='use scope="local"',
             )
-        matrices[name] = score.movedim(dims[name], 0).flatten(1)
-    heights = {name: matrix.shape[0] for name, matrix in matrices.items()}
-    limits = [matrix.numel() - min(min_keep, matrix.shape[1]) * matrix.shape[0] for matrix in matrices.values()]
-    if sparsity is not None:
-        each = [round_half_up(sparsity, matrix.shape[1]) * matrix.shape[0] for matrix in matrices.values()]
+        lines[name] = score.movedim(rules.dimension(name, "out_dim", 0), 0)
+    heights = {name: line.shape[0] for name, line in lines.items()}
+    widths = {name: math.prod(line.shape[1:]) for name, line in lines.items()}
+    sizes = [heights[name] * widths[name] for name in lines]
+    limits = [(widths[name] - min(rules.min_keep, widths[name])) * heights[name] for name in lines]
+    if amount.sparsity is not None:
+        each = [round_half_up(amount.sparsity, widths[name]) * heights[name] for name in lines]
     else:
-        each = apportion([m.numel() for m in matrices.values()], count or 0, limits)
+        each = apportion(sizes, amount.count or 0, limits)
     keep = {}
-    for (name, matrix), total, limit in zip(matrices.items(), each, limits, strict=True):
-        require_reachable(total, limit, matrix.numel())
+    for name, size, total, limit in zip(lines, sizes, each, limits, strict=True):
+        require_reachable(total, limit, size)
+        # What does not divide evenly goes from the first rows, one unit more from each.
         base, more = divmod(total, heights[name]) if heights[name] else (0, 0)
-        marked = torch.cat([_lowest_of_rows(matrix[:more], base + 1), _lowest_of_rows(matrix[more:], base)])
-        wide = scores[name].movedim(dims[name], 0).shape
-        keep[name] = ~marked.view(wide).movedim(0, dims[name]).contiguous()
+        kept = torch.ones(lines[name].shape, dtype=torch.bool, device=scores[name].device)
+        drop_from_rows(lines[name][:more], kept[:more], base + 1)
+        drop_from_rows(lines[name][more:], kept[more:], base)
+        keep[name] = kept.movedim(0, rules.dimension(name, "out_dim", 0)).contiguous()
     return keep
 
 
-def _free(scores: Scores, protected: Collection[str]) -> dict[str, Tensor]:
-    if isinstance(protected, str):
-        raise RecipeError(f"protected={protected!r} is one word", hint=f"write a list: [{protected!r}]")
-    for word in protected:
+def _free(scores: Scores, protect: Collection[str]) -> dict[str, Tensor]:
+    if isinstance(protect, str):
+        raise RecipeError(f"protect={protect!r} is one word", hint=f"write a list: [{protect!r}]")
+    for word in protect:
         if not any(is_within(name, [word]) for name in scores):
-            raise RecipeError(f"protected: {word!r} matches no group", hint=suggestion(word, scores))
+            raise RecipeError(f"protect: {word!r} matches no group", hint=suggestion(word, scores))
     free = {}
     for name, score in scores.items():
         if not isinstance(score, Tensor) or not score.is_floating_point():
             raise InputError(f"the score of {name!r} is not a tensor of floating-point numbers")
         require_finite(score, name, what="score")
-        if not is_within(name, protected):
-            free[name] = score.detach().to(torch.promote_types(score.dtype, torch.float32))
+        if not is_within(name, protect):
+            free[name] = score.detach()
     if not free:
         raise InputError("there are no units to select from", hint="is every layer protected, or of another kind?")
     return free
@@ -269,35 +312,51 @@ def _no_empty_set(sets: Mapping[str, Iterable[str]]) -> None:
             raise RecipeError(f"scope: the patterns of set {key!r} match nothing that is left to them")
 
 
-def _pattern(granularity: str | Mapping[str, Any] | Granularity | None) -> NM | None:
+def _pattern(granularity: Spec | None) -> NM | None:
+    # Only n:m changes how a selection is made. Other units were formed when they were scored, those of the
+    # structure engine among them, which `parse` would refuse.
     if granularity is None or granularity in STRUCTURAL or granularity in names():
         return NM() if granularity == NM.name else None
     parsed = parse(granularity)
     return parsed if isinstance(parsed, NM) else None
 
 
-def _only_pattern(pattern: NM, amounts: Mapping[str, float | None], *, plain: bool) -> None:
+def _only_pattern(pattern: NM, amounts: Mapping[str, float | Mapping[str, float] | None], *, plain: bool) -> None:
     implied = 1 - pattern.n / pattern.m
     given = {key: value for key, value in amounts.items() if value is not None}
-    if any(key != "sparsity" or not math.isclose(value, implied) for key, value in given.items()) or not plain:
+    other = any(
+        key != "sparsity" or isinstance(value, Mapping) or not math.isclose(value, implied)
+        for key, value in given.items()
+    )
+    if other or not plain:
         raise RecipeError(
             f"{pattern.n}:{pattern.m} leaves nothing else to choose: it removes {implied:g} of each line",
             hint="leave out sparsity, count, threshold, scope, allocation and min_keep",
         )
 
 
-def _one_amount(amounts: Mapping[str, float | None]) -> None:
+def _one_amount(amounts: Mapping[str, float | Mapping[str, float] | None]) -> str:
     given = [key for key, value in amounts.items() if value is not None]
     if len(given) != 1:
         raise RecipeError(
             f"exactly one of sparsity, count and threshold is needed, not {len(given)}",
             hint="for example sparsity=0.5",
         )
-    _whole("count", amounts["count"] or 0)
-    if isinstance(amounts["threshold"], bool) or not math.isfinite(amounts["threshold"] or 0.0):
-        raise RecipeError(f"threshold={amounts['threshold']!r} is not a finite number")
+    return given[0]
 
 
-def _whole(option: str, value: float) -> None:
+def _checked(key: str, value: float) -> _Amount:
+    if key == "count":
+        return _Amount(count=_whole("count", value))
+    if key == "threshold":
+        if isinstance(value, bool) or not math.isfinite(value):
+            raise RecipeError(f"threshold={value!r} is not a finite number")
+        return _Amount(threshold=value)
+    round_half_up(value, 0)  # refuses what is no fraction, before any score is read
+    return _Amount(sparsity=value)
+
+
+def _whole(option: str, value: float) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RecipeError(f"{option}={value!r} is not a whole number of at least 0")
+    return value

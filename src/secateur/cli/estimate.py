@@ -46,6 +46,7 @@ def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
     from secateur import report
     from secateur.cli.progress import Stages
     from secateur.measure import latency, snapshot
+    from secateur.measure.macs import samples_in
     from secateur.model.call import device_of
     from secateur.pipeline import plan_by
     from secateur.request import Target
@@ -69,8 +70,9 @@ def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
             if wanted.latency
             else {}
         )
-        before = snapshot(work.model, example, latency_ms=timed.get("before"))
-        after = snapshot(smaller, example, latency_ms=timed.get("after"))
+        samples = samples_in(work.model, example)
+        before = snapshot(work.model, example, latency_ms=timed.get("before"), samples=samples)
+        after = snapshot(smaller, example, latency_ms=timed.get("after"), samples=samples)
     units, request = plan.units, plan.request
     record = report.build(
         work.source.name,

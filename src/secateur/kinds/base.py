@@ -119,7 +119,7 @@ class Candidates(ABC):
 
     @abstractmethod
     def price(self, what: str, left: Left) -> int:
-        """Exact cost of what is left: "params", "macs" (of one forward pass on the example) or "memory_bytes"."""
+        """Exact cost of what is left: "params", "macs" (for one sample) or "memory_bytes"."""
 
     @abstractmethod
     def write(self, keep: Keep) -> Edit:

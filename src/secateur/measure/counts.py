@@ -49,6 +49,7 @@ def size_bytes(model: nn.Module) -> int:
         ResourceError: the temporary folder has no room.
     """
     state = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    # Written and not added up: headers, alignment and ties are the file's business, and the figure is of the file.
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "model.safetensors"
         save_tensors(path, state)
@@ -63,6 +64,7 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
     """Key that is equal for tensors that are the same memory seen the same way."""
     if tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
         return (id(tensor),)
+    # By memory and not by object: a tied weight may be reached through two Parameter objects.
     pointer = tensor.untyped_storage().data_ptr()
     if pointer == 0:
         return (id(tensor),)

@@ -7,7 +7,7 @@ there are millions, are selected without a list (`amounts.select`), to the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil, floor
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from secateur.amounts.allocate.base import round_half_up
-from secateur.amounts.order import RemovalOrder, removal_order
+from secateur.amounts.order import RemovalOrder, removal_order, removals_for
 from secateur.amounts.patterns import per_pattern
 from secateur.amounts.select import select
 from secateur.errors import RecipeError, TargetError
@@ -223,7 +223,7 @@ class _Search:
         price = self.candidates.price
         whole = price(what, self._left(order, 0))
         bound = limit if what == "memory_bytes" else floor(limit * whole)
-        return _fewest(order, lambda step: price(what, self._left(order, step)), bound, what)
+        return removals_for(order, lambda step: price(what, self._left(order, step)), bound, what)
 
     def _exactly(self, order: RemovalOrder, what: str, limit: float) -> int:
 
@@ -240,7 +240,7 @@ class _Search:
                 + self.candidates.why_least(),
                 hint="Ask for less, lower min_keep or min_keep_fraction, use scope local, or protect less.",
             )
-        return _fewest(order, left, total - removed, f"kept units for {what}")
+        return removals_for(order, left, total - removed, f"kept units for {what}")
 
     def _below(self, order: RemovalOrder, limit: float) -> int:
         """Removals of the list that reach every unit with a score below a limit."""
@@ -257,7 +257,7 @@ class _Search:
 
     def _for_latency(self, order: RemovalOrder, limit: float) -> int:
         """Bisection over measured latencies, then a longer measurement of the result that must hold."""
-        step = _fewest(order, lambda n: self._latency(order, n, ROUNDS), limit, "latency_ms")
+        step = removals_for(order, lambda n: self._latency(order, n, ROUNDS), limit, "latency_ms")
         while self._latency(order, step, 2 * ROUNDS, fresh=True) > limit:
             step += max(1, int(STEP * len(order.group)))
             if step > len(order.group):
@@ -291,26 +291,3 @@ def _chunks(family: Family, ranked: Scores) -> Tensor:
     first = family.size - (family.chunks - 1) * family.step
     sizes = [first] + [family.step] * (family.chunks - 1)
     return torch.stack([part.mean() for part in torch.split(scores, sizes)])
-
-
-def _fewest(order: RemovalOrder, cost: Callable[[int], float], limit: float, what: str) -> int:
-    """The shortest prefix of the list whose cost is at most `limit`, by bisection.
-
-    Raises:
-        TargetError: even the whole list does not reach the limit; names the reachable range.
-    """
-    low, high = 0, len(order.group)
-    lowest = cost(high)
-    if lowest > limit:
-        raise TargetError(
-            f"The target {what} <= {limit:g} cannot be reached.",
-            why=f"with everything gone that may go the least is {lowest:,g}; now it is {cost(0):,g}",
-            hint="Ask for less, lower min_keep, or see `secateur inspect` for what is locked and why.",
-        )
-    while low < high:
-        middle = (low + high) // 2
-        if cost(middle) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    return low

@@ -54,7 +54,7 @@ class PlanData:
         attributes: integers on modules and configs that follow the cut.
         masks: parameter name -> bool mask, True = keep (element-like granularities).
         units: how many units go.
-        cost: {"params": [before, after], "macs": [before, after]} where something is removed.
+        cost: {"params": [before, after], "macs": [before, after]} where something is removed; macs for one sample.
         certificate: the proof, once made.
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> what goes from it.

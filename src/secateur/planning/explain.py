@@ -13,7 +13,8 @@ def explain(plan: PlanData) -> str:
         f"({units['sparsity']:.1%}) by {plan.request.criterion.name}"
     ]
     for key, (before, after) in plan.cost.items():
-        lines.append(f"{key}: {before:,} -> {after:,} ({after / max(before, 1):.1%})")
+        what = "macs per sample" if key == "macs" else key
+        lines.append(f"{what}: {before:,} -> {after:,} ({after / max(before, 1):.1%})")
     width = max((len(name) for name in plan.groups), default=0)
     for name, group in plan.groups.items():
         gone = len(group["removed"])

@@ -84,6 +84,7 @@ class Optimizer(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        # Silence would let a reader believe that Adam ran with Nesterov momentum.
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise problem(f"momentum and nesterov belong to sgd, not to {self.name}")
         if self.nesterov and not self.momentum:
@@ -160,6 +161,8 @@ class Measure(Part):
 
     latency: bool = True
     """Measure latency at all."""
+    quality: bool = True
+    """Measure quality at all: by `evaluate`, or by what the labels ask for."""
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
     """Timed rounds, before and after in turns."""
     warmup: Annotated[int, Field(ge=0, le=100_000)] = 5
@@ -179,6 +182,8 @@ class Verify(Part):
     """Largest absolute difference allowed; left out: chosen from dtype and size of the outputs."""
 
 
+REPEATABLE = ("finetune", "bn_refresh")
+"""Recovery steps that a model without a cut can go through too; the others make up for what is gone."""
 Step = Annotated[BatchNormRefresh | Refit | ObsUpdate | Finetune, Field(discriminator="method")]
 
 
@@ -214,6 +219,8 @@ class Recipe(Part):
     """Seed of everything random."""
     recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()
     """Steps that restore quality, in order."""
+    control: Literal["none", "dense"] = "none"
+    """``dense``: train a copy of the original by the same steps (finetune and bn_refresh), and report its quality."""
     measure: Measure = Measure()
     """What is measured before and after."""
     verify: Verify = Verify()
@@ -223,6 +230,11 @@ class Recipe(Part):
     def _in_order(self) -> Self:
         if any(step.method == "obs_update" for step in self.recover[1:]):
             raise problem("recover: obs_update starts from the original weights, so it comes first")
+        # A control that does nothing would repeat the figure of the original under another name.
+        if self.control == "dense" and not any(step.method in REPEATABLE for step in self.recover):
+            raise problem(f"control: dense repeats {' and '.join(REPEATABLE)} on the original, and recover has neither")
+        if self.control == "dense" and not self.measure.quality:
+            raise problem("control: dense compares quality, and measure.quality is off")
         return self
 
 

@@ -6,6 +6,7 @@ from secateur.report.html import render_html, render_structure_html
 from secateur.report.progress import progress
 from secateur.report.record import (
     Choice,
+    Control,
     Environment,
     Fallback,
     Histogram,
@@ -24,6 +25,7 @@ from secateur.report.verdict import Verdict, verdict
 
 __all__ = [
     "Choice",
+    "Control",
     "Environment",
     "Fallback",
     "Histogram",

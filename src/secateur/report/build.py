@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from secateur.report.record import (
     ZEROS_ONLY,
     Choice,
+    Control,
     Environment,
     Fallback,
     Layer,
@@ -47,6 +48,9 @@ def build(
     achieved: Mapping[str, float] | None = None,
     target_missed: bool = False,
     after_cut_quality: Mapping[str, float] | None = None,
+    quality_on: str = "",
+    quality_missing: str = "",
+    control: Control | None = None,
     degradations: Iterable[types.Degradation] = (),
     seconds: Mapping[str, float] | None = None,
     layers: Iterable[Layer] = (),
@@ -76,6 +80,9 @@ def build(
         achieved: the same keys, measured.
         target_missed: whether the target was not reached.
         after_cut_quality: quality right after the cut, before any recovery.
+        quality_on: which data the quality figures are of.
+        quality_missing: why there are none.
+        control: the original after the same recovery steps, where that was asked for.
         degradations: what was done less well than asked.
         seconds: stage to wall time.
         layers: see ``Layer.measure``.
@@ -100,6 +107,9 @@ def build(
         before=State.of(before),
         after=State.of(after),
         after_cut_quality=None if after_cut_quality is None else numbers(after_cut_quality),
+        quality_on=quality_on,
+        quality_missing=quality_missing,
+        control=control,
         sparsity=units.sparsity,
         units=units,
         criterion=criterion,

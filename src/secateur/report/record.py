@@ -70,6 +70,7 @@ class State(Part):
     size_bytes: Count
     latency_ms: Timing | None = None
     quality: dict[Text, float] = Field(default_factory=dict)
+    macs_per: Literal["sample", "example"] = "sample"
 
     @classmethod
     def of(cls, snapshot: types.Snapshot) -> Self:
@@ -89,6 +90,7 @@ class State(Part):
             size_bytes=int(snapshot.size_bytes),
             latency_ms=None if latency is None else Timing(**vars(latency)),
             quality=numbers(snapshot.quality),
+            macs_per=snapshot.macs_per,
         )
 
 
@@ -268,6 +270,13 @@ class Locked(Part):
         return cls(name=name, params=params, **vars(lock))
 
 
+class Control(Part):
+    """The original after the same recovery steps: what they bring without any pruning."""
+
+    steps: tuple[Text, ...]
+    quality: dict[Text, float]
+
+
 class TrainingPoint(Part):
     """One logged step of recovery; the loss is None where it was not finite."""
 
@@ -304,6 +313,11 @@ class Record(Part):
     before: State
     after: State
     after_cut_quality: dict[Text, float] | None = None
+    quality_on: Text = ""
+    """Which data the quality figures are of; empty where only the user's own evaluation knows."""
+    quality_missing: Text = ""
+    """Why there are no quality figures, where there are none."""
+    control: Control | None = None
     sparsity: Share
     units: Units
     criterion: Choice

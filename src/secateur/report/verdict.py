@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from secateur.measure.quality import higher_is_better
 from secateur.report.record import Record as Report
 from secateur.report.record import State, Timing
 from secateur.report.text import clean, count, percent, significant, size
@@ -132,19 +133,24 @@ def rows(report: Report) -> list[Row]:
         report: the record of a finished run.
 
     Returns:
-        Rows for parameters, non-zero parameters, MACs, size, latency and every quality figure.
+        Rows for parameters, non-zero parameters, MACs, size, latency and every quality figure, each with that of the
+        dense control below it where there was one.
     """
     before, after = report.before, report.after
     found = [
         _counts("parameters", before.params, after.params),
         _counts("non-zero parameters", before.nonzero, after.nonzero),
-        _counts("MACs", before.macs, after.macs),
+        _counts(f"MACs per {before.macs_per}", before.macs, after.macs),
     ]
     weight = _counts("size", before.size_bytes, after.size_bytes)
     found.append(Row("size", size(before.size_bytes), size(after.size_bytes), weight.change, weight.share))
     if before.latency_ms or after.latency_ms:
         found.append(_latency_row(report))
-    return found + [_quality_row(name, before, after) for name in _names(before, after)]
+    for name in _names(before, after):
+        found.append(_quality_row(name, before, after))
+        if report.control is not None and name in report.control.quality:
+            found.append(_control_row(name, before, report.control.quality[name]))
+    return found
 
 
 def score(name: str, value: float) -> str:
@@ -236,8 +242,9 @@ def _quality_row(name: str, before: State, after: State) -> Row:
 def _quality(report: Report) -> list[str]:
     names = _names(report.before, report.after)
     if not names:
-        return ["quality not measured"]
+        return ["quality not measured" + (f" ({clean(report.quality_missing)})" if report.quality_missing else "")]
     parts = []
+    on = f" on {clean(report.quality_on)}" if report.quality_on else ""
     for name in names:
         row = _quality_row(name, report.before, report.after)
         middle = (report.after_cut_quality or {}).get(name)
@@ -245,8 +252,26 @@ def _quality(report: Report) -> list[str]:
         notes = [row.change] if row.change else []
         if middle is not None:
             notes.append(f"{_score(middle, share)} before recovery")
-        parts.append(f"{row.label} {row.before} -> {row.after}" + (f" ({', '.join(notes)})" if notes else ""))
+        aside = "; ".join(part for part in (", ".join(notes), _dense(report, name, share)) if part)
+        parts.append(f"{row.label}{on} {row.before} -> {row.after}" + (f" ({aside})" if aside else ""))
     return parts
+
+
+def _dense(report: Report, name: str, share: bool) -> str:
+    """What the steps of recovery did for the dense model, or that nobody knows where they may be all of a gain."""
+    if report.control is not None and name in report.control.quality:
+        return f"the dense model with the same steps reaches {_score(report.control.quality[name], share)}"
+    old, new = report.before.quality.get(name), report.after.quality.get(name)
+    if not report.training or old is None or new is None:
+        return ""
+    gained = new > old if higher_is_better(name) else new < old
+    return "the dense model was not given the same steps" if gained else ""
+
+
+def _control_row(name: str, before: State, reached: float) -> Row:
+    """The dense model on its way through the same steps: from the same start, to where it came."""
+    row = _quality_row(name, before, before.model_copy(update={"quality": {name: reached}}))
+    return replace(row, label=f"{row.label}, dense control")
 
 
 def _delta(old: float, new: float, share: bool) -> str:

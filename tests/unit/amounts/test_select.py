@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.amounts import select
+from secateur.amounts import per_pattern, round_half_up, select
 from secateur.errors import InputError, NonFiniteError, RecipeError, TargetError
 from secateur.kinds.weights import NM, keep_pattern
 from secateur.types import Group
@@ -109,7 +109,7 @@ def test_erk_through_select():
     assert removed(keep) == 35309  # 0.9 * 39232 = 35308.8
     assert keep["c"].all()
     assert int(keep["a"].sum()) == 1158
-    keep = select(scores, sparsity=0.9, allocation="erk", min_keep=1400, protected=["c"])
+    keep = select(scores, sparsity=0.9, allocation="erk", min_keep=1400, protect=["c"])
     assert int(keep["a"].sum()) == 1400
 
 
@@ -142,13 +142,13 @@ def test_named_sets_compete_among_themselves():
 
 def test_protected_groups_stay_and_are_not_counted():
     scores = {"head": torch.zeros(10), "body": torch.rand(10)}
-    keep = select(scores, sparsity=0.5, protected=["head"])
+    keep = select(scores, sparsity=0.5, protect=["head"])
     assert keep["head"].all()
     assert removed(keep) == 5
     with pytest.raises(RecipeError, match="did you mean 'head'"):
-        select(scores, sparsity=0.5, protected=["haed"])
+        select(scores, sparsity=0.5, protect=["haed"])
     with pytest.raises(InputError, match="no units"):
-        select(scores, sparsity=0.5, protected=["*"])
+        select(scores, sparsity=0.5, protect=["*"])
 
 
 @settings(max_examples=100, deadline=None)
@@ -203,7 +203,7 @@ def test_patterns_take_no_other_amount():
         ({"sparsity": 0.5, "allocation": "erk", "scope": "local"}, "global sparsity"),
         ({"sparsity": 0.5, "granularity": "elemnt"}, "did you mean 'element'"),
         ({"sparsity": 0.5, "min_keep": -1}, "min_keep"),
-        ({"sparsity": 0.5, "protected": "a"}, "write a list"),
+        ({"sparsity": 0.5, "protect": "a"}, "write a list"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
@@ -243,3 +243,70 @@ def test_many_ties_in_many_units(scope):
     generator = torch.Generator().manual_seed(0)
     scores = {f"l{i}": torch.randint(0, 5, (200, 300), generator=generator).float() for i in range(3)}
     assert removed(select(scores, sparsity=0.37, scope=scope)) == 66600
+
+
+@settings(max_examples=100, deadline=None)
+@given(SCORES, FRACTION, FRACTION, st.sampled_from(["global", "local"]))
+def test_patterns_meet_their_own_amounts(scores, first, second, scope):
+    """Each set is selected as if it were the whole model."""
+    if "b" not in scores or len(scores) < 2:
+        return
+    rest = {name: score for name, score in scores.items() if name != "b"}
+    keep = select(scores, sparsity={"b": first, "*": second}, scope=scope)
+    assert list(keep) == list(scores)
+    alone = select({"b": scores["b"]}, sparsity=first, scope=scope) | select(rest, sparsity=second, scope=scope)
+    assert as_lists(keep) == as_lists(alone)
+    if scope == "global":
+        assert removed({"b": keep["b"]}) == exactly(first, scores["b"].numel())
+        assert removed(keep) - removed({"b": keep["b"]}) == exactly(second, sum(s.numel() for s in rest.values()))
+
+
+def test_patterns_count_and_protect():
+    scores = {"enc.0.w": torch.rand(6), "enc.1.w": torch.rand(6), "head.w": torch.rand(4)}
+    keep = select(scores, count={"enc": 5, "head": 0})
+    assert removed(keep) == 5
+    assert keep["head.w"].all()
+    keep = select(scores, sparsity={"enc.0": 0.5, "*": 0.0}, protect=["head"])
+    assert removed({"enc.0.w": keep["enc.0.w"]}) == removed(keep) == 3
+    keep = select(scores, threshold={"head": 2.0, "*": -1.0})
+    assert removed(keep) == removed({"head.w": keep["head.w"]}) == 4
+    keep = select(scores, sparsity={"enc": 0.5, "*": 0.0}, allocation="uniform")
+    assert [removed({n: keep[n]}) for n in keep] == [3, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": {"enc": 0.5}}, r"no pattern matches 'head\.w'"),
+        ({"sparsity": {"haed": 0.5, "*": 0.1}}, "'haed' matches no group"),
+        ({"sparsity": {"*": 0.1, "head": 0.5}}, r"'head' has nothing left, all it matches goes to '\*'"),
+        ({"sparsity": {"head": 0.5, "*": 0.1}, "protect": ["head"]}, "'head' matches no group"),
+        ({"sparsity": {}}, "names no pattern"),
+        ({"sparsity": {"*": 1.0}}, "outside"),
+        ({"sparsity": {"*": 0.1}, "count": 1}, "not 2"),
+        ({"count": {"*": 1.5}}, "whole number"),
+        ({"sparsity": {"*": 0.1}, "scope": {"all": ["*"]}}, "both name sets"),
+        ({"sparsity": {"*": 0.5}, "granularity": "2:4"}, "nothing else to choose"),
+    ],
+)
+def test_wrong_patterns_are_refused(arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        select({"enc.w": torch.rand(2, 4), "head.w": torch.rand(2, 4)}, **arguments)
+
+
+def test_groups_are_dealt_out_in_order():
+    names = ["enc.0", "enc.1", "head", "stem"]
+    assert per_pattern(names, {"enc.1": 1, "enc*": 2, "[sh]*": 3}) == [
+        (["enc.1"], 1),
+        (["enc.0"], 2),
+        (["head", "stem"], 3),
+    ]
+    with pytest.raises(RecipeError, match="amount: the pattern 'x' matches no group"):
+        per_pattern(names, {"x": 1, "*": 2}, what="amount")
+
+
+def test_the_rounding_of_every_selector_is_the_one_of_decimals():
+    for sparsity in (n / 100 for n in range(100)):
+        for units in (1, 3, 15, 45, 250):
+            assert round_half_up(sparsity, units) == exactly(sparsity, units)
+            assert removed(select({"a": torch.zeros(units)}, sparsity=sparsity)) == exactly(sparsity, units)

@@ -60,7 +60,7 @@ def test_the_keys_that_the_design_promises_are_there(make):
     data = json.loads(make().to_json())
     promised = "status before after sparsity criterion granularity target certificate degradations seconds"
     assert set(promised.split()) <= set(data)
-    assert {"params", "nonzero", "macs", "size_bytes", "latency_ms", "quality"} == set(data["before"])
+    assert {"params", "nonzero", "macs", "macs_per", "size_bytes", "latency_ms", "quality"} == set(data["before"])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 from secateur import types as T
-from secateur.report import Units, verdict
+from secateur.report import Control, TrainingPoint, Units, verdict
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size, writable
 from secateur.report.verdict import rows, speed
 
@@ -140,14 +140,14 @@ def test_quality_is_a_percentage_only_where_it_is_a_share(make, snapshot, name, 
 
 def test_rows_hold_the_shares_that_the_bars_draw(make, snapshot):
     found = {row.label: row for row in rows(make(**pair(snapshot, SLOW, FAST)))}
-    assert found["MACs"].share == pytest.approx(2 / 4.2)
+    assert found["MACs per sample"].share == pytest.approx(2 / 4.2)
     assert found["size"].change == "2.00x smaller"
     assert found["latency (p10-p90)"].after == "1.10 ms (1.07-1.15)"
 
 
 def test_growth_and_nothing_left_are_told_plainly(make, snapshot):
     found = {row.label: row.change for row in rows(make(before=snapshot(100, macs=5), after=snapshot(103, macs=0)))}
-    assert (found["parameters"], found["MACs"], found["size"]) == ("3.0 % more", "5 -> 0", "unchanged")
+    assert (found["parameters"], found["MACs per sample"], found["size"]) == ("3.0 % more", "5 -> 0", "unchanged")
 
 
 def test_numbers_in_words():
@@ -181,3 +181,43 @@ def test_text_from_strangers_becomes_visible():
     assert len(clean("x" * 500, limit=40)) == 40
     assert for_plotly("a&b<br>") == "a&amp;b&lt;br&gt;"
     assert writable("模", "ascii") == "\\u6a21"
+
+
+def test_quality_names_its_data_or_the_reason_why_there_is_none(make, snapshot):
+    before, after = snapshot(quality={"accuracy": 0.9}), snapshot(500, quality={"accuracy": 0.8})
+    words = str(verdict(make(before=before, after=after, quality_on="the test part")))
+    assert "accuracy on the test part 90.0 % -> 80.0 % (-10.0 points)" in words
+    assert "quality not measured (no data)." in str(verdict(make(quality_missing="no data")))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "trained", "said"),
+    [
+        ("accuracy", 0.6, 0.7, True, True),
+        ("accuracy", 0.6, 0.7, False, False),
+        ("accuracy", 0.7, 0.6, True, False),
+        ("mse", 0.6, 0.5, True, True),
+        ("mse", 0.5, 0.6, True, False),
+    ],
+)
+def test_a_gain_after_training_is_not_left_to_pruning(make, snapshot, name, old, new, trained, said):
+    training = [TrainingPoint(step=0, loss=1.0, lr=0.1)] if trained else []
+    record = make(before=snapshot(quality={name: old}), after=snapshot(quality={name: new}), training=training)
+    assert ("the dense model was not given the same steps" in str(verdict(record))) == said
+
+
+def test_the_dense_control_stands_beside_the_pruned_model(make, snapshot):
+    record = make(
+        before=snapshot(quality={"accuracy": 0.6, "loss": 2.0}),
+        after=snapshot(quality={"accuracy": 0.7, "loss": 1.5}),
+        control=Control(steps=("finetune",), quality={"accuracy": 0.75}),
+        training=[TrainingPoint(step=0, loss=1.0, lr=0.1)],
+    )
+    words = str(verdict(record))
+    assert "accuracy 60.0 % -> 70.0 % (+10.0 points; the dense model with the same steps reaches 75.0 %)" in words
+    assert "loss 2.000 -> 1.500 (-0.500; the dense model was not given the same steps)" in words
+    found = {row.label: row for row in rows(record)}
+    control = found["accuracy, dense control"]
+    assert (control.before, control.after, control.change) == ("60.0 %", "75.0 %", "+15.0 points")
+    assert control.share == pytest.approx(0.75 / 0.6)
+    assert "loss, dense control" not in found

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Context, Criterion, register
 from secateur.model import call
+from secateur.model.bypass import first_tensor, hidden_of
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
-from secateur.structure.stacks import first_tensor, hidden_of
 from secateur.types import Group
 
 TINY = 1e-12

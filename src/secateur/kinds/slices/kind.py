@@ -17,6 +17,7 @@ from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
 from secateur.kinds.slices.replay import certify
+from secateur.measure.macs import samples_in
 from secateur.request import Request
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
@@ -52,7 +53,7 @@ class Slices(Candidates):
         self.structure = structure(model, self.trace, request.protect)
         self.native: FieldFamilies | None = None
         self.groups = self._found()
-        self.cost = CostModel(model, self.trace)
+        self.cost = CostModel(model, self.trace, samples_in(model, example))
         self.ids = {group.name: self.structure.atoms[group.name].id for group in self.groups}
         if request.expressible and not self.native:
             self._tie_to_config()
