@@ -140,10 +140,8 @@ class Movement(CoupledCriterion):
     name: ClassVar[str] = "movement"
     summary: ClassVar[str] = "weights that training moves towards zero matter least: -sum of g w"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients", "training"})
-    complexity: ClassVar[str] = "one product per weight and training step"
     speed: ClassVar[str] = "medium: one epoch over the scoring data; free inside your own training loop"
     best_for: ClassVar[str] = "fine-tuning a pretrained model, at high sparsity"
-    source: ClassVar[str] = "Sanh et al. 2020"
     comparable: ClassVar[bool] = True
 
     accumulator: MovementAccumulator | None = None
