@@ -24,7 +24,7 @@ from secateur.model.call import default_loss
 from secateur.model.guard import guard
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
-from secateur.types import Data, Example, Group, Loss
+from secateur.types import Data, Example, Group, Json, Loss
 
 Reduction = Literal["sum", "mean", "max"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
@@ -70,7 +70,8 @@ class Criterion(ABC):
     `needs` says what the context must hold, `mode` the mode in which the model is scored. `promises` are
     properties that the contract suite then tests: "permutation" (units that are reordered take their scores
     with them), "batch_split" (the same samples in other batches score the same), "zero_lowest" (no unit
-    scores below one whose weights and activations are all zero).
+    scores below one whose weights and activations are all zero). `live` names constructor arguments that no recipe
+    can write and no plan can hold, for example an `Accumulator`; they are no options.
     """
 
     name: ClassVar[str]
@@ -82,6 +83,7 @@ class Criterion(ABC):
     mode: ClassVar[Literal["eval", "train"]] = "eval"
     comparable: ClassVar[bool] = False  # scores of different layers share one scale, for example a loss change
     promises: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    live: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that are objects of a running program
 
     @property
     def reduction(self) -> Reduction:
@@ -109,8 +111,8 @@ class Criterion(ABC):
         """Last step from the reduced contributions to the score (a root, a division by two)."""
         return values
 
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments, so that ``type(c)(**c.options()) == c``."""
+    def options(self) -> dict[str, Json]:
+        """The constructor's arguments as plain data; ``type(c)(**c.options()) == c``, save for what is `live`."""
         return {name: getattr(self, name) for name in option_names(type(self))}
 
     def score(self, context: Context) -> dict[str, Tensor]:
