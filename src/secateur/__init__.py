@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateur.errors import SecateurError
     from secateur.loading import load
     from secateur.masks import mask_model
-    from secateur.pipeline import prune
+    from secateur.pipeline import estimate, prune
     from secateur.planning import Plan
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
@@ -30,6 +30,7 @@ _HOME = {
     "advise": "secateur.advice.advise:advise",
     "compare": "secateur.comparison.compare:compare",
     "criteria": "secateur.criteria",
+    "estimate": "secateur.pipeline:estimate",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
     "load_recipe": "secateur.recipe:load_recipe",
@@ -49,6 +50,7 @@ __all__ = [
     "advise",
     "compare",
     "criteria",
+    "estimate",
     "inspect",
     "load",
     "load_recipe",

@@ -255,7 +255,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
             if target is None or target.is_floating_point():
                 raise InputError(f"batch {number}, {describe(batch)}, holds no integer target")
             predicted = prediction(call(model, to_example(moved)))
-            counted = target >= 0
+            counted = target >= 0  # negative labels are the usual way to say "not this one"
             hits += int(((_classes(predicted, target, number) == target) & counted).sum())
             total += int(counted.sum())
     if not total:
@@ -264,6 +264,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def _classes(predicted: Tensor, target: Tensor, number: int) -> Tensor:
+    # The largest of several NaN is the first, which would count as class 0 and now and then be right.
     if predicted.isnan().any():
         raise NonFiniteError(f"the output for batch {number} of the evaluation data has NaN")
     if predicted.dim() < 2 or predicted.shape[:1] + predicted.shape[2:] != target.shape:
@@ -295,6 +296,7 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     """
     with guard(model):  # an evaluation that ends in eval mode, or draws numbers, changes nothing for what follows
         result = evaluate(model)
+    # A bare number has no name that a table could show.
     return _numbers(dict(result) if isinstance(result, Mapping) else {"quality": result}, result)
 
 

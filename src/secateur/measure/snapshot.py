@@ -39,8 +39,8 @@ def snapshot(
         NonFiniteError: an output on the example is NaN or infinite, or a quality is not finite.
         ForwardError: the forward fails on the example.
 
-    Cost: a forward pass on the example, one on a single sample where `samples` is left out, one write of the
-        weights, and what ``evaluate`` takes.
+    Cost: a forward pass on the example, one on a single sample where `samples` is left out, a look at
+        every weight, and what ``evaluate`` takes.
 
     Example:
         >>> import torch

@@ -1,135 +1,188 @@
-"""Put a record together from what the stages measured."""
+"""Put a report together from what the stages measured."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import JsonValue
 
 from secateur.report.record import (
     ZEROS_ONLY,
+    Applied,
     Choice,
     Control,
     Environment,
-    Fallback,
     Layer,
     Locked,
-    Proof,
-    Record,
-    State,
+    Report,
     TrainingPoint,
-    Units,
-    numbers,
+    UnitCount,
     status_of,
 )
-
-if TYPE_CHECKING:
-    from secateur import types
+from secateur.types import Certificate, Degradation, Snapshot
 
 
-def build(
-    title: str,
-    *,
-    before: types.Snapshot,
-    after: types.Snapshot,
-    applied: Literal["cut", "mask", "packed"],
-    units: Units,
-    criterion: Choice,
-    granularity: Choice,
-    scope: str,
-    allocation: Choice,
-    environment: Environment,
-    fingerprint: str,
-    certificate: types.Certificate | None,
-    certificate_reason: str = "",
-    target: Mapping[str, float] | None = None,
-    achieved: Mapping[str, float] | None = None,
-    target_missed: bool = False,
-    after_cut_quality: Mapping[str, float] | None = None,
-    quality_on: str = "",
-    quality_missing: str = "",
-    control: Control | None = None,
-    degradations: Iterable[types.Degradation] = (),
-    seconds: Mapping[str, float] | None = None,
-    layers: Iterable[Layer] = (),
-    locked: Iterable[Locked] = (),
-    training: Iterable[TrainingPoint] = (),
-    warnings: Iterable[str] = (),
-    command: str = "",
-    recipe: Mapping[str, Any] | None = None,
-) -> Record:
-    """Put a record together; the status, the sparsity and the warning about zeros follow from the rest.
+@dataclass(frozen=True)
+class Origin:
+    """What was pruned, where, and how it is done again.
 
     Args:
         title: what was pruned, for example "demo:digits".
-        before: the model as it came.
-        after: the model as it goes.
-        applied: "cut", "mask" or "packed" (zeros run by a sparse kernel).
-        units: removed and total units, and what a unit is ("channels").
+        fingerprint: of the model that was pruned.
+        environment: see `environment`.
+        command: shell line that reproduces the run.
+        recipe: the resolved recipe as plain data.
+    """
+
+    title: str
+    fingerprint: str
+    environment: Environment
+    command: str = ""
+    recipe: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How it was decided what goes.
+
+    Args:
         criterion: name and options.
         granularity: name and options.
         scope: where units competed.
         allocation: name and options.
-        environment: see ``environment``.
-        fingerprint: of the model that was pruned.
+    """
+
+    criterion: Choice
+    granularity: Choice
+    scope: str
+    allocation: Choice
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What went, and what the model is before and after.
+
+    Args:
+        before: the model as it came.
+        after: the model as it goes.
+        applied: "cut", "mask" or "packed" (zeros run by a sparse kernel).
+        units: removed and total units, and what a unit is ("channels").
         certificate: of the cut, or None with a reason.
         certificate_reason: why there is no certificate, for example "nothing was cut".
-        target: what was asked, for example {"macs": 0.5}.
-        achieved: the same keys, measured.
-        target_missed: whether the target was not reached.
         after_cut_quality: quality right after the cut, before any recovery.
         quality_on: which data the quality figures are of.
         quality_missing: why there are none.
         control: the original after the same recovery steps, where that was asked for.
-        degradations: what was done less well than asked.
+    """
+
+    before: Snapshot
+    after: Snapshot
+    applied: Applied
+    units: UnitCount
+    certificate: Certificate | None
+    certificate_reason: str = ""
+    after_cut_quality: Mapping[str, float] | None = None
+    quality_on: str = ""
+    quality_missing: str = ""
+    control: Control | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was asked, and whether it was reached.
+
+    Args:
+        target: for example {"macs": 0.5}.
+        achieved: the same keys, measured.
+        missed: whether the target was not reached.
+    """
+
+    target: Mapping[str, float] = field(default_factory=dict)
+    achieved: Mapping[str, float] = field(default_factory=dict)
+    missed: bool = False
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happened on the way.
+
+    Args:
         seconds: stage to wall time.
-        layers: see ``Layer.measure``.
-        locked: see ``Locked.of``.
+        degradations: what was done less well than asked.
+        warnings: sentences for the reader.
         training: logged steps of recovery.
-        warnings: further sentences for the reader.
-        command: shell line that reproduces the run.
-        recipe: the resolved recipe as plain data.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    degradations: Sequence[Degradation] = ()
+    warnings: Sequence[str] = ()
+    training: Sequence[TrainingPoint] = ()
+
+
+def build(
+    origin: Origin,
+    method: Method,
+    outcome: Outcome,
+    *,
+    goal: Goal | None = None,
+    events: Events | None = None,
+    layers: Sequence[Layer] = (),
+    locked: Sequence[Locked] = (),
+) -> Report:
+    """Put a report together; the status, the sparsity and the warning about zeros follow from the rest.
+
+    Args:
+        origin: what was pruned.
+        method: how it was decided what goes.
+        outcome: what went, and what that brought.
+        goal: what was asked; nothing by default.
+        events: what happened on the way; nothing by default.
+        layers: see `secateur.report.layers`.
+        locked: what could not be cut.
 
     Returns:
-        A validated record.
+        A validated report.
 
     Raises:
         ValidationError: parts that contradict each other (a bug of the caller).
     """
-    fallbacks = tuple(Fallback.of(one) for one in degradations)
-    told = list(dict.fromkeys([*([ZEROS_ONLY] if applied == "mask" else []), *warnings]))
-    return Record(
-        status=status_of(fallbacks, target_missed=target_missed),
-        title=title,
-        applied=applied,
-        before=State.of(before),
-        after=State.of(after),
-        after_cut_quality=None if after_cut_quality is None else numbers(after_cut_quality),
-        quality_on=quality_on,
-        quality_missing=quality_missing,
-        control=control,
-        sparsity=units.sparsity,
-        units=units,
-        criterion=criterion,
-        granularity=granularity,
-        scope=scope,
-        allocation=allocation,
-        target=numbers(target or {}),
-        achieved=numbers(achieved or {}),
-        certificate=None if certificate is None else Proof.of(certificate),
-        certificate_reason=certificate_reason,
-        degradations=fallbacks,
-        seconds=numbers(seconds or {}),
+    goal, events = goal or Goal(), events or Events()
+    # Zeros without a word about speed are how pruning is oversold, so nobody who builds a report can leave it out.
+    told = [ZEROS_ONLY, *events.warnings] if outcome.applied == "mask" else events.warnings
+    return Report(
+        status=status_of(events.degradations, target_missed=goal.missed),
+        title=origin.title,
+        applied=outcome.applied,
+        before=outcome.before,
+        after=outcome.after,
+        after_cut_quality=None if outcome.after_cut_quality is None else dict(outcome.after_cut_quality),
+        quality_on=outcome.quality_on,
+        quality_missing=outcome.quality_missing,
+        control=outcome.control,
+        sparsity=outcome.units.sparsity,
+        units=outcome.units,
+        criterion=method.criterion,
+        granularity=method.granularity,
+        scope=method.scope,
+        allocation=method.allocation,
+        target=dict(goal.target),
+        achieved=dict(goal.achieved),
+        certificate=outcome.certificate,
+        certificate_reason=outcome.certificate_reason,
+        degradations=tuple(events.degradations),
+        seconds=dict(events.seconds),
         layers=tuple(layers),
         locked=tuple(locked),
-        training=tuple(training),
-        warnings=tuple(told),
-        command=command,
-        recipe=dict(recipe or {}),
-        environment=environment,
-        fingerprint=fingerprint,
+        training=tuple(events.training),
+        warnings=tuple(dict.fromkeys(told)),  # several criteria may doubt the same thing
+        command=origin.command,
+        recipe=dict(origin.recipe),
+        environment=origin.environment,
+        fingerprint=origin.fingerprint,
     )
 
 
@@ -141,7 +194,7 @@ def environment(*, device: str = "cpu", seed: int = 0) -> Environment:
         seed: of the run.
 
     Returns:
-        The environment part of a record.
+        The environment part of a report.
 
     Example:
         >>> environment(seed=7).seed
@@ -149,6 +202,7 @@ def environment(*, device: str = "cpu", seed: int = 0) -> Environment:
     """
     import torch
 
+    # Run from a source tree without installation there is no metadata, and a guess would be worse than saying so.
     try:
         version = metadata.version("secateur")
     except metadata.PackageNotFoundError:
@@ -170,5 +224,6 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
+    # `platform.processor` is empty or only says "x86_64" on Linux.
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine() or "unknown"
