@@ -7,6 +7,7 @@ group. The others override `_score`.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,15 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.criteria.docstrings import section
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
 from secateur.model.guard import guard
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
-from secateur.types import Data, Example, Group, Loss
+from secateur.types import Data, Example, Group, Json, Loss
 
 Reduction = Literal["sum", "mean", "max"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
+STATED = ("name", "summary", "speed", "best_for")  # class variables that every criterion gives a value
+DOCUMENTED = ("Cost", "Source")  # sections that its docstring has
 PROMISES = frozenset({"permutation", "batch_split", "zero_lowest"})
 TINY = 1e-15  # below it the squares of float32 numbers begin to vanish
 
@@ -60,26 +64,26 @@ class Criterion(ABC):
     """A rule that says what matters least.
 
     Options are keyword-only constructor arguments, stored as attributes of the same name (a frozen
-    keyword-only dataclass does both). A subclass states the class variables below and implements
-    `contributions` (additive) or `_score`.
+    keyword-only dataclass does both). A subclass states the class variables below, says in its docstring what it
+    costs ("Cost:") and where it comes from ("Source:"), and implements `contributions` (additive) or `_score`.
 
     `needs` says what the context must hold, `mode` the mode in which the model is scored. `promises` are
     properties that the contract suite then tests: "permutation" (units that are reordered take their scores
     with them), "batch_split" (the same samples in other batches score the same), "zero_lowest" (no unit
-    scores below one whose weights and activations are all zero).
+    scores below one whose weights and activations are all zero). `live` names constructor arguments that no recipe
+    can write and no plan can hold, for example an `Accumulator`; they are no options.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    complexity: ClassVar[str]
     speed: ClassVar[str]
     granularities: ClassVar[tuple[str, ...]] = ("any",)
     best_for: ClassVar[str]
-    source: ClassVar[str]
     mode: ClassVar[Literal["eval", "train"]] = "eval"
     comparable: ClassVar[bool] = False  # scores of different layers share one scale, for example a loss change
     promises: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    live: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that are objects of a running program
 
     @property
     def reduction(self) -> Reduction:
@@ -107,8 +111,8 @@ class Criterion(ABC):
         """Last step from the reduced contributions to the score (a root, a division by two)."""
         return values
 
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments, so that ``type(c)(**c.options()) == c``."""
+    def options(self) -> dict[str, Json]:
+        """The constructor's arguments as plain data; ``type(c)(**c.options()) == c``, save for what is `live`."""
         return {name: getattr(self, name) for name in option_names(type(self))}
 
     def score(self, context: Context) -> dict[str, Tensor]:
@@ -183,11 +187,15 @@ def register(cls: type[C]) -> type[C]:
     """Class decorator: make a criterion known under its name.
 
     Raises:
-        TypeError: a class variable is missing or holds an unknown word, or the name is taken.
+        TypeError: a class variable or a section of the docstring is missing, a class variable holds an unknown word,
+            or the name is taken.
     """
-    for attribute in ("name", "summary", "complexity", "speed", "best_for", "source"):
+    for attribute in STATED:
         if not getattr(cls, attribute, ""):
             raise TypeError(f"{cls.__name__}.{attribute} is empty")
+    for title in DOCUMENTED:
+        if sys.flags.optimize < 2 and not section(cls, title):  # -OO takes all docstrings away
+            raise TypeError(f"the docstring of {cls.__name__} has no section {title!r}")
     if not cls.needs <= NEEDS or not cls.promises <= PROMISES:
         raise TypeError(f"{cls.__name__}: needs are {sorted(NEEDS)}, promises {sorted(PROMISES)}")
     return CRITERIA.register(cls.name)(cls)

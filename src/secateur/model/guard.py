@@ -167,8 +167,7 @@ class _Values:
         return _Values(tensor, memory, _without_repeats(memory).clone())
 
     def put_back(self) -> None:
-        # Tensors that were made in inference mode can only be written there.
-        with torch.inference_mode(self.tensor.is_inference()), torch.no_grad():
+        with torch.no_grad():
             if self.tensor.layout == torch.strided and not self.tensor.is_set_to(self.memory):
                 self.tensor.data = self.memory
             now = _without_repeats(self.memory)

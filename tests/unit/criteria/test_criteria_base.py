@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur.criteria import Context, Criterion, Magnitude, get, names, reduce_spans, register
+from secateur.criteria.docstrings import first_sentence, section
 from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.registry import suggestion
 from secateur.testing import tiny_scene
@@ -109,6 +110,19 @@ def test_register_refuses_incomplete_and_double_names():
 
     with pytest.raises(TypeError, match="name is empty"):
         register(Nameless)
+
+    class Costless(Criterion):
+        """Says where it comes from, and not what it costs.
+
+        Source:
+            Nobody, 2020.
+        """
+
+        name, summary, speed, best_for = "costless", "-", "-", "-"
+
+    with pytest.raises(TypeError, match="docstring of Costless has no section 'Cost'"):
+        register(Costless)
+    assert "costless" not in names()
     assert get("magnitude").__class__ is Magnitude
 
 
@@ -158,3 +172,28 @@ def test_context_is_small_by_default():
     context = Context(nn.Linear(1, 1), [])
     assert context.data is None
     assert Magnitude().score(context) == {}
+
+
+def test_sections_of_a_docstring():
+    class Sample:
+        """One line: with a colon.
+
+        Args:
+            cost: what Cost: means.
+
+        Cost:
+            One pass over
+            the weights (Li et al. 2017). No data.
+
+        Source: Han et al., 2015, section 3.1.
+
+        Example:
+            >>> 1
+            1
+        """
+
+    assert section(Sample, "Cost") == "One pass over the weights (Li et al. 2017). No data."
+    assert section(Sample, "Source") == "Han et al., 2015, section 3.1."
+    assert section(Sample, "Raises") == ""
+    assert first_sentence(section(Sample, "Cost")) == "One pass over the weights (Li et al. 2017)"
+    assert first_sentence(section(Sample, "Source")) == "Han et al., 2015, section 3.1"

@@ -104,10 +104,8 @@ class OptimalBrainSurgeon(Criterion):
     name: ClassVar[str] = "obs"
     summary: ClassVar[str] = "rise of the loss after the best update of the others: w^2 / (2 [F^-1]_qq)"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
-    complexity: ClassVar[str] = "N per-sample gradients, N^2 x weights operations"
     speed: ClassVar[str] = "medium to slow: seconds for the gradients, then algebra; memory for N gradients"
     best_for: ClassVar[str] = "one-shot pruning of elements without fine-tuning, with its weight update"
-    source: ClassVar[str] = "Hassibi, Stork 1992; Singh, Alistarh 2020; Frantar et al. 2021"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

@@ -91,10 +91,8 @@ class Taylor(CoupledCriterion):
 
     name: ClassVar[str] = "taylor"
     summary: ClassVar[str] = "first-order estimate of the change of the loss: |g w|, in six named variants"
-    complexity: ClassVar[str] = "one forward and backward pass over the data"
     speed: ClassVar[str] = "medium: one epoch over the scoring data"
     best_for: ClassVar[str] = "channels, heads and neurons of a trained network, across layers"
-    source: ClassVar[str] = "Molchanov et al. 2017; 2019"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
 

@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 from secateur.errors import InputError, RecipeError
 from secateur.model.protect import protected
 from secateur.registry import Registry, option_names
-from secateur.types import Group, Span
+from secateur.types import Group, Json, Span
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -68,7 +68,7 @@ class Granularity(ABC):
     def group(self, weight: Weight) -> Group | None:
         """The units of one weight, or None where it has none of this kind."""
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Json]:
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in option_names(type(self))}
 
@@ -154,7 +154,7 @@ def register(cls: type[G]) -> type[G]:
 names = GRANULARITIES.names
 
 
-def parse(spec: str | Mapping[str, Any] | Granularity) -> Granularity:
+def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
     """A granularity from its short form.
 
     Args:
