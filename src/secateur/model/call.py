@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -352,7 +353,8 @@ def _named(model: nn.Module) -> set[str]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first parameter or buffer; the CPU where there is none."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    # A chain, and no list: every forward pass asks, and only the first tensor is looked at.
+    for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
