@@ -5,25 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, TypedDict, Unpack
 
 from torch import nn
 
+from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
+from secateur.kinds.weights.granularity import Granularity
 from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
 from secateur.measure.pair import time_pair
 from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
+from secateur.planning.build import CriterionLike, GranularityLike
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, dense_control, recover
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
+from secateur.request import Amount, Target
 from secateur.result import Estimate, Result
 from secateur.types import Data, Example, Judge, Loss
 
 DEFAULT_RECIPE = "channel-half-macs"
+
+
+class Decided(TypedDict, total=False):
+    """What `secateur.plan` can be told about what goes; see there."""
+
+    target: Target | Mapping[str, Amount]
+    criterion: CriterionLike
+    granularity: GranularityLike
+    scope: str
+    allocation: str
+    protect: Sequence[str]
+    min_keep: int
+    min_keep_fraction: float
+    round_to: int | Literal["auto"] | None
+    seed: int
+    dtype: str
+    tolerance: float | None
+    expressible: bool
 
 
 def prune(
@@ -40,6 +63,7 @@ def prune(
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
+    **decision: Unpack[Decided],
 ) -> Result:
     """Prune a model by a recipe: plan, apply, certify, recover, measure.
 
@@ -61,6 +85,9 @@ def prune(
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
+        **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
+            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible. They take the place of
+            the recipe's; a recipe is for what comes after: recovery, measuring.
 
     Returns:
         the pruned model, its plan with certificate, and the report.
@@ -72,20 +99,22 @@ def prune(
         UnsupportedError: the model cannot be captured, or nothing can be cut.
         TargetError: the target cannot be reached.
     """
-    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
     given = enter(data, calibration=calibration, test=test)
+    settings, untrained = _settings(recipe, overrides, decision, given)
     _check(model, given, settings)
     example = given.example() if example is None else example
     run = Journal(progress, given.notes)
+    run.doubts += untrained
     with run.stage("plan"), run.noticed():
         # Decided once, on the model as it came: a ratio of two counts needs one divisor.
         samples = samples_in(model, example)
         judged = _yardstick(model, given, settings, evaluate, loss)
         # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
         before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss)
+        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"))
     with run.stage("apply"):
         pruned = plan.apply(model)
+    # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
         # What the cut alone did; without recovery it is the final quality, which is measured below.
         after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
@@ -180,6 +209,34 @@ def estimate(
     return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
+def _settings(
+    recipe: Recipe | Mapping[str, object] | str | Path | None, overrides: Sequence[str], decision: Decided, given: Parts
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what the keywords decide in its place, and what is left out of it for want of data."""
+    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for name, value in decision.items():
+        if name in ("dtype", "tolerance"):
+            plain["verify"][name] = value
+        else:
+            plain[name] = _plain(value)
+    left_out = []
+    # Somebody who asks for a recipe gets what it says or an error; the default's recovery is only what is usual.
+    if recipe is None and settings.recover and given.train is None:
+        plain["recover"] = []
+        left_out.append("Nothing was recovered: no data were given to recover with.")
+    return load_recipe(plain), left_out
+
+
+def _plain(value: object) -> object:
+    """A keyword of `plan` as a recipe writes it."""
+    if isinstance(value, (Criterion, Granularity)):
+        return {"name": value.name, **value.options()}
+    if isinstance(value, Target):
+        return value.given()
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
     _check_weights(model)
     if recipe.recover and given.train is None:
@@ -226,15 +283,29 @@ def _control(
 
 
 def plan_by(
-    model: nn.Module, example: Example, recipe: Recipe, data: Data | None = None, loss: Loss | None = None
+    model: nn.Module,
+    example: Example,
+    recipe: Recipe,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    criterion: CriterionLike | None = None,
 ) -> Plan:
-    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`."""
+    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        recipe: what is asked for.
+        data: batches to score with.
+        loss: of the batches.
+        criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
+    """
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
         model,
         example,
         target=recipe.target.given(),
-        criterion=plain["criterion"],
+        criterion=plain["criterion"] if criterion is None else criterion,
         granularity=plain["granularity"],
         data=data,
         loss=loss,

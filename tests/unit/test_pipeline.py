@@ -157,7 +157,7 @@ def nan_activation(model):
         (infinite_activation, {"data": batches()}, NonFiniteError, "Inf"),
         (None, {"data": []}, InputError, "no batch"),
         (None, {"data": iter(batches())}, InputError, "once"),
-        (None, {}, RecipeError, "needs data"),
+        (None, {"recipe": "channel-half-macs"}, RecipeError, "needs data"),
         (None, {"data": batches(), "recipe": {"target": {"sparsity": 50}}}, RecipeError, "0.5"),
         (
             None,
@@ -373,6 +373,7 @@ def test_the_dense_control_is_the_original_after_the_same_steps():
     by_hand = copy.deepcopy(model)
     refresh_batchnorm(by_hand, data, 2)
     finetune(by_hand, data, optimizer={"name": "sgd", "lr": 0.01}, steps=5, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in (model, net())), strict=True))
     control = result.report.control
     assert control.steps == ("bn_refresh", "finetune")
     assert control.quality == accuracy_on(test)(by_hand)
@@ -385,6 +386,33 @@ def test_the_dense_control_is_the_original_after_the_same_steps():
         torch.equal(a, b) for a, b in zip(*(r.model.state_dict().values() for r in (result, plain)), strict=True)
     )
     assert plain.report.control is None
+
+
+def test_the_control_sees_the_batches_that_the_pruned_model_saw():
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    seen = {}
+
+    def watched(model, batch):
+        name = "pruned" if model.block.c1.out_channels < net().block.c1.out_channels else "dense"
+        seen.setdefault(name, []).append(batch[1].tolist())
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    recipe = {**FREE, "recover": [{"method": "finetune", "steps": 12}], "control": "dense", "seed": 5}
+    sc.prune(net(), data=loader, recipe=recipe, loss=watched, evaluate=lambda model: 1.0)
+    assert seen["dense"] == seen["pruned"]
+    assert len(seen["dense"]) == 12
+
+
+def test_a_refresh_sees_the_same_batches_whatever_was_drawn_before():
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    recipe = {**FREE, "recover": [{"method": "bn_refresh", "batches": 1}]}
+    states, model = [], net()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(sc.prune(model, x[:1], data=loader, recipe=recipe).model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
 
 
 def test_a_control_that_cannot_say_anything_is_refused_before_the_work():
@@ -419,3 +447,40 @@ def test_hugging_face_batches_with_labels_are_measured():
     with torch.no_grad():
         hits = (model(ids).logits.argmax(1) == labels).double().mean()
     assert result.report.before.quality == {"accuracy": float(hits)}
+
+
+def test_prune_takes_the_keywords_of_plan():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).eval(), torch.randn(4, 6)
+    asked = {"target": {"sparsity": 0.3}, "granularity": "neuron", "criterion": {"name": "magnitude", "norm": "l1"}}
+    plan = sc.plan(model, x, **asked)
+    result = sc.prune(model, x, recipe={"target": {"macs": 0.9}, "measure": {"latency": False}}, **asked)
+    assert plan.diff(result.plan) == ""
+    assert result.recipe.target.given() == {"sparsity": 0.3}  # not both: the keyword takes the recipe's place
+    with pytest.raises(RecipeError, match="did you mean target"):
+        sc.prune(model, x, targt={"macs": 0.5})
+    with pytest.raises(RecipeError, match="percentage"):
+        sc.prune(model, x, target={"macs": 50})
+
+
+def test_without_data_the_default_recovery_is_left_out_and_said():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).eval(), torch.randn(4, 6)
+    result = sc.prune(model, x, target={"macs": 0.5}, granularity="neuron")
+    assert any("Nothing was recovered" in warning for warning in result.report.warnings)
+    with pytest.raises(RecipeError, match="recovers"):
+        sc.prune(model, x, recipe="channel-half-macs")
+
+
+def test_a_criterion_object_scores_as_it_is():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).eval(), torch.randn(4, 6)
+    seen = []
+
+    class Watched(sc.criteria.Magnitude):
+        def score(self, context):
+            seen.append(context)
+            return super().score(context)
+
+    sc.prune(model, x, target={"sparsity": 0.5}, granularity="neuron", criterion=Watched())
+    assert len(seen) == 1

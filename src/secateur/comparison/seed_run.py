@@ -18,7 +18,7 @@ from secateur.comparison.hashes import Watched, hash_batches, hash_model, key_of
 from secateur.comparison.protocol import Protocol
 from secateur.comparison.records import Outcome, Row, RowLatency, ScoreFidelity, ScoringCost
 from secateur.comparison.recoveries import NO_RECOVERY, CheckedSteps
-from secateur.comparison.scoring import epoch_seconds, fixed, inverted, measure_scores, shuffled
+from secateur.comparison.scoring import epoch_seconds, inverted, measure_scores, shuffled
 from secateur.comparison.scratch import reinitialise
 from secateur.comparison.store import Scored, Store
 from secateur.criteria.base import Context
@@ -215,11 +215,13 @@ class SeedRun:
                 self.base,
                 self.material.example,
                 target=wanted.target(cell.level),
-                criterion=fixed(self.contestants[label].rule, scores),
+                scores={name: score.to(device_of(self.base)) for name, score in scores.items()},
+                comparable=self.contestants[label].rule.comparable,
                 granularity=wanted.granularity,
                 scope=wanted.scope,
                 allocation=wanted.allocation,
                 protect=wanted.protect,
+                round_to=1,  # a grid would make every criterion miss its level by another amount
                 seed=self.seed,
             )
             self._pruned = _Pruned(address, plan, plan.apply(self.base))

@@ -7,10 +7,9 @@ group. The others override `_score`.
 
 from __future__ import annotations
 
-import random
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
+from secateur.model.guard import guard
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
 from secateur.types import Data, Example, Group, Loss
@@ -28,15 +28,6 @@ Reduction = Literal["sum", "mean", "max"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
 PROMISES = frozenset({"permutation", "batch_split", "zero_lowest"})
 TINY = 1e-15  # below it the squares of float32 numbers begin to vanish
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -138,12 +129,15 @@ class Criterion(ABC):
             return {}
         if "labels" in self.needs and context.loss is None:
             context = replace(context, loss=default_loss)
-        model = context.model
-        with untouched(model, seed=context.seed):
-            model.train(self.mode == "train")
-            with torch.inference_mode(False), torch.set_grad_enabled("gradients" in self.needs):
-                scores = self._score(context)
+        gradients = "gradients" in self.needs
+        # Out of inference mode, whoever calls: what a criterion makes there could have no gradient.
+        with torch.inference_mode(False), self._guard(context, gradients=gradients):
+            scores = self._score(context)
         return {group.name: self._checked(scores, group) for group in context.groups}
+
+    def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[None]:
+        """The model as it is scored, and given back as it was."""
+        return guard(context.model, mode=self.mode, gradients=gradients, seed=context.seed, example=context.example)
 
     def weights(self, context: Context) -> dict[str, Tensor]:
         """Parameters that count for some group, by name, detached, in the order of the groups."""
@@ -299,70 +293,3 @@ def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> 
     if not dims:
         return value
     return value.amax(dims, True) if how == "max" else value.sum(dims, True, dtype=torch.float64)
-
-
-@contextmanager
-def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
-    """Give the model back as it was found, also when an exception passes through.
-
-    Restored are: training flags, hooks of modules, requires_grad, the gradients (put aside meanwhile, so that
-    a backward pass cannot add to them), buffers, and the random states of Python, NumPy and torch.
-    Weights are not copied: nothing inside may write to them.
-
-    Args:
-        model: the model.
-        seed: seeds all three generators on entry, if given.
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> with untouched(layer):
-        ...     _ = layer.eval()
-        >>> layer.training
-        True
-    """
-    modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
-    training = [m.training for m in modules]
-    hooks = [(getattr(m, h), dict(getattr(m, h))) for m in modules for h in HOOKS if hasattr(m, h)]
-    grads = [(p, p.requires_grad, p.grad) for p in parameters]
-    copies = [(b, b.detach().clone()) for b in buffers]
-    generators = _random_states()
-    try:
-        for parameter in parameters:
-            parameter.grad = None
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - user data may draw from the global generator
-            torch.manual_seed(seed)
-        yield
-    finally:
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
-        for live, kept in hooks:
-            if live != kept:
-                live.clear()
-                live.update(kept)
-        for parameter, wanted, grad in grads:
-            parameter.requires_grad_(wanted)
-            parameter.grad = grad
-        with torch.no_grad():
-            for buffer, copy in copies:
-                # Compared by value: batch norm changes its statistics without a new version number.
-                if not buffer.is_meta and not torch.equal(buffer, copy):
-                    buffer.copy_(copy)
-        _restore_random_states(generators)
-
-
-def _random_states() -> tuple[Any, Any, Tensor, list[Tensor]]:
-    cuda: list[Tensor] = []
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        cuda = torch.cuda.get_rng_state_all()
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
-
-
-def _restore_random_states(states: tuple[Any, Any, Tensor, list[Tensor]]) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -99,24 +98,7 @@ def seed_everything(seed: int) -> Iterator[None]:
     """
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise RecipeError(f"seed must be an integer from 0 to 2**32 - 1, not {seed!r}")
-    import numpy as np
-    import torch
+    from secateur.model.guard import generators  # not at the top: recipes are read without torch
 
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    initial = torch.initial_seed()
-    started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    cuda = torch.cuda.get_rng_state_all() if started else []
-    try:
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
+    with generators(seed):
         yield
-    finally:
-        # CUDA that was not started yet gets the seed with which it would have started; asking for its
-        # state would have started it.
-        torch.manual_seed(initial)
-        random.setstate(state[0])
-        np.random.set_state(state[1])  # noqa: NPY002
-        torch.set_rng_state(state[2])
-        if started:
-            torch.cuda.set_rng_state_all(cuda)

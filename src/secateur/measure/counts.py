@@ -69,6 +69,7 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
     """
     if tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
         return (id(tensor),)
+    # By memory and not by object: a tied weight may be reached through two Parameter objects.
     # Subclasses that wrap other tensors have no memory of their own: address 0 for all of them.
     pointer = tensor.untyped_storage().data_ptr()
     if pointer == 0:

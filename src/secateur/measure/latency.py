@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, RecipeError
-from secateur.model.call import batch_size_of, call, device_of, evaluating, to_device, with_batch_size
+from secateur.model.call import batch_size_of, call, device_of, to_device, with_batch_size
+from secateur.model.guard import evaluating
 from secateur.types import Example, Latency, Stop
 
 Timer = Callable[[], float]
@@ -82,7 +83,12 @@ def latency(
         for name in list(models) if number % 2 == 0 else list(models)[::-1]:
             taken[name].append(_time(models[name], inputs[name], timer))
 
-    with _threads(threads) as used, evaluating(*models.values()), torch.inference_mode(), _no_collection():
+    with (
+        _threads(threads) as used,
+        evaluating(*models.values(), example=inputs),
+        torch.inference_mode(),
+        _no_collection(),
+    ):
         budget = _Budget(seconds, timer)
         for number in range(warmup):
             one_round(number - warmup)

@@ -10,8 +10,7 @@ its leading dimension holds samples (`samples_in` decides, and says how); ratios
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import SecateurError
-from secateur.model.call import batch_size_of, call, device_of, evaluating, outputs, pick_sample, to_device
+from secateur.model.call import batch_size_of, call, device_of, outputs, pick_sample, to_device
+from secateur.model.guard import evaluating
+from secateur.model.kernels import unfused_attention
 from secateur.types import Example
 
 Shape = Sequence[int]
@@ -180,7 +181,8 @@ def count(model: nn.Module, example: Example) -> Operations:
         ForwardError: the forward fails on the example.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
-    with evaluating(model), _unfused(), counter:
+    # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
+    with evaluating(model, example=example), unfused_attention(), sdpa_kernel(SDPBackend.MATH), counter:
         output = call(model, to_device(example, device_of(model)))
     total = counter.get_total_flops() // 2  # the counter counts a multiplication and an addition as two
     modules = {"": total}
@@ -190,18 +192,6 @@ def count(model: nn.Module, example: Example) -> Operations:
         if dot:
             modules[name] = sum(operations.values()) // 2
     return Operations(total, modules, output)
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _formulas() -> dict[object, Callable[..., int]]:

@@ -59,6 +59,7 @@ def snapshot(
                     f"output {number} of the model, {describe(tensor)}, has {found} on the example",
                     hint="check the weights and the example for NaN, Inf and values that overflow",
                 )
+        # The model's own batch where the caller has no other model to compare with.
         samples = samples_in(model, example, whole) if samples is None else samples
         multiplications = whole.total // samples
         per = "example" if samples == 1 < batch_size_of(example) else "sample"

@@ -84,6 +84,7 @@ class Optimizer(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        # Silence would let a reader believe that Adam ran with Nesterov momentum.
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise problem(f"momentum and nesterov belong to sgd, not to {self.name}")
         if self.nesterov and not self.momentum:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
@@ -67,6 +68,7 @@ def recover(
     Raises:
         RecipeError: a step that does not fit what was pruned: a refit of masks, or a closed form for whole layers.
     """
+    # Comparisons keep steps as plain data, which their addresses are made of.
     step = _STEP.validate_python(dict(step)) if isinstance(step, Mapping) else step
     if damage.layers and isinstance(step, Refit | ObsUpdate):
         raise RecipeError(
@@ -75,7 +77,10 @@ def recover(
             hint="Use finetune for layers.",
         )
     if isinstance(step, BatchNormRefresh):
-        refresh_batchnorm(model, train, step.batches)
+        # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            refresh_batchnorm(model, train, step.batches)
     elif isinstance(step, Refit):
         _refit(model, step, damage, scoring, seed, progress)
     elif isinstance(step, ObsUpdate):
@@ -126,6 +131,7 @@ def dense_control(
     Cost: that of the steps on the unpruned model, and memory for its copy.
     """
     model = cut_copy(original, {}, {})
+    # cut_copy and not deepcopy: it knows the modules that a plain copy breaks.
     repeated = [step for step in steps if step.method in REPEATABLE]
     untouched = Damage(original, {}, {})
     for step in repeated:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.base import Context, Criterion, counts, register
-from secateur.criteria.curvature.diagonal import at_rest, data_and_loss, mean_gradient
+from secateur.criteria.curvature.diagonal import data_and_loss, mean_gradient
 from secateur.errors import RecipeError
 from secateur.registry import one_of
 from secateur.statistics.curvature.damping import Trial, choose_damping
@@ -149,7 +149,7 @@ class OptimalBrainSurgeon(Criterion):
             What `score_units` and `update` read from; valid until the weights change.
         """
         self._check(context)
-        with at_rest(context):
+        with torch.inference_mode(False), self._guard(context):
             return self._fit(context)
 
     def update(

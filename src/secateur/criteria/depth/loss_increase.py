@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.depth.block_influence import best_where_locked
 from secateur.model.bypass import bypassed
-from secateur.model.call import default_loss, evaluating
+from secateur.model.call import default_loss
+from secateur.model.guard import evaluating
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
 from secateur.types import Data, Loss

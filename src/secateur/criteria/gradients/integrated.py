@@ -20,8 +20,9 @@ from secateur.criteria.gradients.loss_gradient import (
     walk,
 )
 from secateur.errors import RecipeError
+from secateur.model.kernels import exact_derivatives
 from secateur.registry import one_of
-from secateur.statistics.gradients.functional import exact_derivatives, loss_value, require_finite_loss
+from secateur.statistics.gradients.functional import loss_value, require_finite_loss
 from secateur.types import Group
 
 Steps = list[tuple[float, float]]
