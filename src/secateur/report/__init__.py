@@ -1,6 +1,6 @@
 """The report of a run: as JSON (schema 1), in a terminal, and as one HTML file that opens offline."""
 
-from secateur.report.build import Events, Goal, Method, Origin, RunOutcome, build, environment
+from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
 from secateur.report.histogram import distribution, histogram, near_zero
 from secateur.report.html import render_html, render_structure_html
 from secateur.report.progress import progress
@@ -30,7 +30,7 @@ __all__ = [
     "Locked",
     "Method",
     "Origin",
-    "RunOutcome",
+    "Effect",
     "Report",
     "TrainingPoint",
     "UnitCount",

@@ -15,7 +15,7 @@ from secateur.model.call import device_of
 from secateur.planning import Plan
 from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe
-from secateur.report.build import Goal, Method, Origin, RunOutcome, build, environment
+from secateur.report.assembly import Effect, Goal, Method, Origin, build, environment
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
 from secateur.report.record import Choice, Control, Report, UnitCount
@@ -72,7 +72,7 @@ def collect(
             Choice(name=plan.request.allocation),
         ),
         replace(
-            _outcome(plan, before, after),
+            _effect(plan, before, after),
             after_cut_quality=after_cut,
             quality_on=judged.on,
             quality_missing=judged.why,
@@ -113,14 +113,14 @@ def forecast(
             recipe.scope,
             Choice(name=plan.request.allocation),
         ),
-        replace(_outcome(plan, before, after), quality_missing="it is not predicted"),
+        replace(_effect(plan, before, after), quality_missing="it is not predicted"),
         goal=Goal(target=Target.of(recipe.target.given()).flat()),
     )
 
 
-def _outcome(plan: Plan, before: Snapshot, after: Snapshot) -> RunOutcome:
+def _effect(plan: Plan, before: Snapshot, after: Snapshot) -> Effect:
     units = plan.units
-    return RunOutcome(
+    return Effect(
         before,
         after,
         applied="mask" if plan.masks else "cut",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypedDict
 
 from secateur.criteria import StationaryWarning
-from secateur.report.build import Events
+from secateur.report.assembly import Events
 from secateur.report.record import TrainingPoint
 from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Degradation

@@ -53,7 +53,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table before/after, as text; ``share`` is after / before, None without a meaning."""
 
     label: str
@@ -165,7 +165,7 @@ def verdict(report: Report) -> Verdict:
     return Verdict(_lead(report), tuple(parts))
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: Report) -> list[TableRow]:
     """List the figures before and after, with their change.
 
     Args:
@@ -234,12 +234,12 @@ def _latency(report: Report) -> str:
     )
 
 
-def _latency_row(report: Report) -> Row:
+def _latency_row(report: Report) -> TableRow:
     before, after, claim = report.before.latency_ms, report.after.latency_ms, speed(report)
     share = after.median / before.median if before and after and before.median else None
     # No bar for two numbers that must not be compared.
     shown = share if claim.kind != "incomparable" else None
-    return Row(LATENCY_LABEL, _milliseconds(before), _milliseconds(after), claim.words, shown)
+    return TableRow(LATENCY_LABEL, _milliseconds(before), _milliseconds(after), claim.words, shown)
 
 
 def _milliseconds(timing: Latency | None) -> str:
@@ -271,13 +271,13 @@ def _score(value: float | None, share: bool) -> str:
     return percent(value) if share else significant(value, 4)
 
 
-def _quality_row(name: str, before: Snapshot, after: Snapshot) -> Row:
+def _quality_row(name: str, before: Snapshot, after: Snapshot) -> TableRow:
     old, new = before.quality.get(name), after.quality.get(name)
     share = _is_share(name, old, new)
     change = "" if old is None or new is None else _quality_change(old, new, share)
     # A bar as a share of the value before means nothing for figures that can be negative.
     ratio = new / old if old is not None and new is not None and old > 0 and new >= 0 else None
-    return Row(clean(name), _score(old, share), _score(new, share), change, ratio)
+    return TableRow(clean(name), _score(old, share), _score(new, share), change, ratio)
 
 
 def _quality(report: Report) -> list[str]:
@@ -309,7 +309,7 @@ def _dense(report: Report, name: str, share: bool) -> str:
     return "the dense model was not given the same steps" if gained else ""
 
 
-def _control_row(name: str, before: Snapshot, reached: float) -> Row:
+def _control_row(name: str, before: Snapshot, reached: float) -> TableRow:
     """The dense model on its way through the same steps: from the same start, to where it came."""
     row = _quality_row(name, before, replace(before, quality={name: reached}))
     return replace(row, label=f"{row.label}, dense control")
@@ -328,15 +328,15 @@ def _quality_change(old: float, new: float, share: bool) -> str:
     return f"{sign}{significant(abs(difference))}"
 
 
-def _count_row(label: str, old: int | None, new: int | None) -> Row:
+def _count_row(label: str, old: int | None, new: int | None) -> TableRow:
     first, last = ("not counted" if value is None else count(value) for value in (old, new))
     if old is None or new is None:
-        return Row(label, first, last, "")
-    return Row(label, first, last, _count_change(old, new, COUNT), new / old if old else None)
+        return TableRow(label, first, last, "")
+    return TableRow(label, first, last, _count_change(old, new, COUNT), new / old if old else None)
 
 
-def _size_row(old: int, new: int) -> Row:
-    return Row("size", size(old), size(new), _count_change(old, new, SIZE), new / old if old else None)
+def _size_row(old: int, new: int) -> TableRow:
+    return TableRow("size", size(old), size(new), _count_change(old, new, SIZE), new / old if old else None)
 
 
 def _count_clause(what: str, old: int | None, new: int | None) -> str:

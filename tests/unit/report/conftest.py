@@ -54,7 +54,7 @@ def make(snapshot) -> Make:
         def of(record):
             return record(**{f.name: parts.pop(f.name) for f in fields(record) if f.name in parts})
 
-        records = of(R.Origin), of(R.Method), of(R.RunOutcome)
+        records = of(R.Origin), of(R.Method), of(R.Effect)
         return R.build(*records, goal=of(R.Goal), events=of(R.Events), **parts)
 
     return build

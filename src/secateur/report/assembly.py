@@ -63,7 +63,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class RunOutcome:
+class Effect:
     """What went, and what the model is before and after.
 
     Args:
@@ -126,7 +126,7 @@ class Events:
 def build(
     origin: Origin,
     method: Method,
-    outcome: RunOutcome,
+    effect: Effect,
     *,
     goal: Goal | None = None,
     events: Events | None = None,
@@ -138,7 +138,7 @@ def build(
     Args:
         origin: what was pruned.
         method: how it was decided what goes.
-        outcome: what went, and what that brought.
+        effect: what went, and what that brought.
         goal: what was asked; nothing by default.
         events: what happened on the way; nothing by default.
         layers: see `secateur.report.layers`.
@@ -152,27 +152,27 @@ def build(
     """
     goal, events = goal or Goal(), events or Events()
     # Zeros without a word about speed are how pruning is oversold, so nobody who builds a report can leave it out.
-    told = [ZEROS_ONLY, *events.warnings] if outcome.applied == "mask" else events.warnings
+    told = [ZEROS_ONLY, *events.warnings] if effect.applied == "mask" else events.warnings
     return Report(
         status=status_of(events.degradations, target_missed=goal.missed),
         title=origin.title,
-        applied=outcome.applied,
-        before=outcome.before,
-        after=outcome.after,
-        after_cut_quality=None if outcome.after_cut_quality is None else dict(outcome.after_cut_quality),
-        quality_on=outcome.quality_on,
-        quality_missing=outcome.quality_missing,
-        control=outcome.control,
-        sparsity=outcome.units.sparsity,
-        units=outcome.units,
+        applied=effect.applied,
+        before=effect.before,
+        after=effect.after,
+        after_cut_quality=None if effect.after_cut_quality is None else dict(effect.after_cut_quality),
+        quality_on=effect.quality_on,
+        quality_missing=effect.quality_missing,
+        control=effect.control,
+        sparsity=effect.units.sparsity,
+        units=effect.units,
         criterion=method.criterion,
         granularity=method.granularity,
         scope=method.scope,
         allocation=method.allocation,
         target=dict(goal.target),
         achieved=dict(goal.achieved),
-        certificate=outcome.certificate,
-        certificate_reason=outcome.certificate_reason,
+        certificate=effect.certificate,
+        certificate_reason=effect.certificate_reason,
         degradations=tuple(events.degradations),
         seconds=dict(events.seconds),
         layers=tuple(layers),
