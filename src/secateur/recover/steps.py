@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import RecipeError
 from secateur.kinds.slices.cut import Cuts
 from secateur.recover.bn import refresh_batchnorm
-from secateur.recover.finetune import Record, finetune
+from secateur.recover.finetune import TrainStep, finetune
 from secateur.solve.obs_update import obs_update
 from secateur.solve.refit import refit_consumers
 from secateur.types import Data, Loss
@@ -46,7 +46,7 @@ def recover(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Record, ...]:
+) -> tuple[TrainStep, ...]:
     """Run one recovery step of a recipe in place.
 
     Args:
@@ -98,7 +98,7 @@ def _finetune(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Record, ...]:
+) -> tuple[TrainStep, ...]:
     optimizer = options["optimizer"]
     if optimizer["name"] != "sgd":
         optimizer = {key: value for key, value in optimizer.items() if key not in SGD_ONLY}
