@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
+from secateur.model.carried import refuse_carried_masks
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
 from secateur.types import Data, Example, Group, Loss
@@ -159,6 +160,7 @@ class Criterion(ABC):
         }
 
     def _check(self, context: Context) -> None:
+        refuse_carried_masks(context.model)
         for group in context.groups:
             if "any" not in self.granularities and group.granularity not in self.granularities:
                 raise RecipeError(
