@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from secateur.comparison.compare import compare
     from secateur.errors import SecateurError
     from secateur.loading import load
-    from secateur.masks import mask_model
+    from secateur.masks import import_masks, mask_model
     from secateur.pipeline import estimate, prune
     from secateur.planning import Plan
     from secateur.planning import make_plan as plan
@@ -31,6 +31,7 @@ _HOME = {
     "compare": "secateur.comparison.compare:compare",
     "criteria": "secateur.criteria",
     "estimate": "secateur.pipeline:estimate",
+    "import_masks": "secateur.masks:import_masks",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
     "load_recipe": "secateur.recipe:load_recipe",
@@ -51,6 +52,7 @@ __all__ = [
     "compare",
     "criteria",
     "estimate",
+    "import_masks",
     "inspect",
     "load",
     "load_recipe",

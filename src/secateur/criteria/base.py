@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from secateur.criteria.docstrings import section
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
+from secateur.model.carried import refuse_carried_masks
 from secateur.model.guard import guard
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
@@ -157,6 +158,7 @@ class Criterion(ABC):
         }
 
     def _check(self, context: Context) -> None:
+        refuse_carried_masks(context.model)
         for group in context.groups:
             if "any" not in self.granularities and group.granularity not in self.granularities:
                 raise RecipeError(

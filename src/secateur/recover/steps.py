@@ -13,7 +13,7 @@ from secateur.errors import RecipeError
 from secateur.kinds.slices.cut import Cuts, cut_copy
 from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUpdate, Refit, Step
 from secateur.recover.bn import refresh_batchnorm
-from secateur.recover.finetune import Record, finetune
+from secateur.recover.finetune import TrainStep, finetune
 from secateur.solve.obs_update import obs_update
 from secateur.solve.refit import refit_consumers
 from secateur.types import Data, Loss
@@ -49,7 +49,7 @@ def recover(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Record, ...]:
+) -> tuple[TrainStep, ...]:
     """Run one recovery step of a recipe in place.
 
     Args:
@@ -173,7 +173,7 @@ def _finetune(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Record, ...]:
+) -> tuple[TrainStep, ...]:
     optimizer = step.optimizer.model_dump()
     # The schema has their defaults for every optimizer; torch's other ones do not take them.
     if step.optimizer.name != "sgd":

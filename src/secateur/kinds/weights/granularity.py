@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import InputError, RecipeError
+from secateur.model.carried import refuse_carried_masks
 from secateur.model.protect import protected
 from secateur.registry import Registry, option_names
 from secateur.types import Group, Json, Span
@@ -88,6 +89,7 @@ class Granularity(ABC):
         Raises:
             RecipeError: a pattern of `protect` matches nothing.
             InputError: a weight of a lazy module that has no shape yet.
+            UnsupportedError: the model carries masks of torch; see `secateur.import_masks`.
 
         Cost:
             No weight is read. Index tensors are small, but 8 bytes per element for strips and blocks.
@@ -98,6 +100,8 @@ class Granularity(ABC):
 
 def prunable_weights(model: nn.Module, protect: Collection[str] = ()) -> list[Weight]:
     """Weights that granularities split into units; see `Granularity.groups` for the rules."""
+    # A weight that torch masks is no parameter, and its layer would be left out without a word.
+    refuse_carried_masks(model)
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
