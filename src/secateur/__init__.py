@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from secateur.version import __version__
+
 if TYPE_CHECKING:
     from secateur import criteria
     from secateur.advice.advise import advise
@@ -14,13 +16,11 @@ if TYPE_CHECKING:
     from secateur.errors import SecateurError
     from secateur.loading import load
     from secateur.masks import import_masks, mask_model
-    from secateur.pipeline import prune
+    from secateur.pipeline import estimate, prune
     from secateur.planning import Plan
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
-
-__version__ = "0.1.0.dev0"
 
 _HOME = {
     "Plan": "secateur.planning:Plan",
@@ -30,6 +30,7 @@ _HOME = {
     "advise": "secateur.advice.advise:advise",
     "compare": "secateur.comparison.compare:compare",
     "criteria": "secateur.criteria",
+    "estimate": "secateur.pipeline:estimate",
     "import_masks": "secateur.masks:import_masks",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
@@ -50,6 +51,7 @@ __all__ = [
     "advise",
     "compare",
     "criteria",
+    "estimate",
     "import_masks",
     "inspect",
     "load",

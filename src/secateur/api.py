@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from secateur import criteria
-from secateur.criteria.base import Context, Criterion
-from secateur.kinds.weights.granularity import Granularity
-from secateur.planning.build import grouped, rule_of
+from secateur.criteria.base import Context
+from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
+from secateur.request import CRITERION
 from secateur.structure.view import View, look
-from secateur.types import Data, Example, Group, Loss
+from secateur.types import Data, Example, Group, Loss, Scores
 
 
 def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) -> View:
@@ -44,27 +43,28 @@ def score(
     model: nn.Module,
     example: Example = None,
     *,
-    criterion: str | Criterion | Mapping[str, Any] = "magnitude",
-    granularity: str | Mapping[str, Any] | Granularity = "element",
+    criterion: CriterionLike = CRITERION,
+    granularity: GranularityLike | None = None,
     data: Data | None = None,
     loss: Loss | None = None,
     protect: Sequence[str] = (),
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> Scores:
     """Score every unit; higher = keep.
 
     Args:
         model: left as it is.
         example: forward inputs; needed for channel, neuron, head and the like, which the structure engine finds.
         criterion: name, {"name": ..., options} or object.
-        granularity: what the units are.
+        granularity: what the units are, as in `plan`; default channel, without an example element.
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
         protect: names or patterns that stay whole.
         seed: of everything random.
 
     Returns:
-        parameter name (masks) or group name (cuts) -> float32 scores.
+        parameter name (masks) or group name (cuts) -> float32 scores; a dict that also holds the `groups`, so that
+        `select`, `mask_model` and `plan(keep=...)` know what the units are.
 
     Raises:
         RecipeError: an unknown name, or data are missing.
@@ -74,11 +74,11 @@ def score(
         >>> layer = nn.Linear(2, 2, bias=False)
         >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -2.0], [1.0, -5.0]]))
         >>> score(nn.Sequential(layer), granularity={"name": "vector", "axis": "row"})
-        {'0.weight': tensor([5., 6.])}
+        {'0.weight': tensor([3.6056, 5.0990])}
     """
     groups, record = grouped(model, example, granularity, protect)
     context = Context(model, groups, data=data, loss=loss, example=example, seed=seed, capture=record)
-    return rule_of(criterion).score(context)
+    return Scores(criterion_of(criterion).score(context), groups)
 
 
 __all__ = ["Group", "criteria", "inspect", "score"]

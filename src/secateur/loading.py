@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanMismatchError, RecipeError
 from secateur.files.safe import load_json, load_tensors
+from secateur.planning.history import remember
 from secateur.planning.plan import Plan
 
 PLAN, WEIGHTS, MANIFEST = "plan.json", "model.safetensors", "manifest.json"
@@ -42,6 +43,7 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Mod
     plan.validate(fresh)
     plan.replay(fresh)
     fill(fresh, tensors)
+    remember(fresh, plan)  # a second round then saves one folder for the original architecture
     return fresh
 
 

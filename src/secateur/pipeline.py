@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, Unpack
 
-import torch
 from torch import nn
 
-from secateur import report
-from secateur.criteria import StationaryWarning
-from secateur.errors import InputError, RecipeError
-from secateur.measure import latency, quality, snapshot
-from secateur.model.call import device_of, require_reiterable, to_example
+from secateur.criteria.base import Criterion
+from secateur.errors import RecipeError
+from secateur.kinds.weights.granularity import Granularity
+from secateur.measure import Yardstick, snapshot, yardstick
+from secateur.measure.macs import samples_in
+from secateur.measure.pair import time_pair
+from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
-from secateur.planning.plan import fingerprint
+from secateur.planning.build import CriterionLike, GranularityLike
 from secateur.recipe import Recipe, load_recipe
-from secateur.recover.steps import Damage, recover
-from secateur.result import Result
-from secateur.statistics.notes import CurvatureWarning
-from secateur.types import Data, Degradation, Evaluate, Example, Loss, Snapshot
+from secateur.recover.steps import Damage, dense_control, recover
+from secateur.report import Control, TrainingPoint
+from secateur.report.collect import collect, forecast
+from secateur.report.journal import Journal, Progress
+from secateur.request import Amount, Target
+from secateur.result import Estimate, Result
+from secateur.types import Data, Example, Judge, Loss
 
-Progress = Callable[[str, int, int], None]
-Step = Callable[[int, int], None]
+DEFAULT_RECIPE = "channel-half-macs"
+
+
+class Decided(TypedDict, total=False):
+    """What `secateur.plan` can be told about what goes; see there."""
+
+    target: Target | Mapping[str, Amount]
+    criterion: CriterionLike
+    granularity: GranularityLike
+    scope: str
+    allocation: str
+    protect: Sequence[str]
+    min_keep: int
+    min_keep_fraction: float
+    round_to: int | Literal["auto"] | None
+    seed: int
+    dtype: str
+    tolerance: float | None
+    expressible: bool
 
 
 def prune(
     model: nn.Module,
     example: Example = None,
     *,
-    data: Data | None = None,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    data: Given | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
+    test: Data | None = None,
     loss: Loss | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Judge | None = None,
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
+    **decision: Unpack[Decided],
 ) -> Result:
     """Prune a model by a recipe: plan, apply, certify, recover, measure.
 
@@ -51,135 +71,241 @@ def prune(
         model: any module; left as it is.
         example: forward inputs: a tensor, a tuple of positional or a mapping of keyword arguments. Taken from the
             first batch of `data` where it is left out.
-        data: batches to recover with, and to score with where `calibration` is left out.
+        data: batches to recover with, and to score with where `calibration` is left out; or a mapping of train,
+            calibration and test, or a `secateur.sources.DataSet`. Whatever is given is read several times.
         recipe: a `Recipe`, a mapping, a bundled name or a YAML file; default "channel-half-macs".
         overrides: "key.sub=value" settings on top of the recipe.
         calibration: batches for statistics and scores.
+        test: batches for quality, which nothing else reads. Without them quality is measured on training data, and
+            the report says so.
         loss: ``loss(model, batch) -> scalar``; default from the batches.
-        evaluate: ``evaluate(model) -> float or mapping`` for quality before and after.
+        evaluate: how quality is measured before and after: ``evaluate(model) -> float or mapping``, a metric with
+            update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
+            accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
-        title: what the report calls the run.
+        title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
+        **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
+            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible. They take the place of
+            the recipe's; a recipe is for what comes after: recovery, measuring.
 
     Returns:
         the pruned model, its plan with certificate, and the report.
 
     Raises:
         RecipeError: the recipe is wrong.
-        InputError: no data where a step needs it, NaN or Inf in weights, activations or loss.
+        InputError: no data where a step needs it, data that can be read only once, NaN or Inf in weights,
+            activations or loss.
         UnsupportedError: the model cannot be captured, or nothing can be cut.
         TargetError: the target cannot be reached.
     """
-    settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
-    _check(model, data, settings)
-    example = _example(example, data)
-    run = _Run(progress)
+    given = enter(data, calibration=calibration, test=test)
+    settings, untrained = _settings(recipe, overrides, decision, given)
+    _check(model, given, settings)
+    example = given.example() if example is None else example
+    run = Journal(progress, given.notes)
+    run.doubts += untrained
     with run.stage("plan"), run.noticed():
-        before = snapshot(model, example, evaluate=evaluate)
-        plan = plan_by(model, example, settings, data if calibration is None else calibration, loss)
+        # Decided once, on the model as it came: a ratio of two counts needs one divisor.
+        samples = samples_in(model, example)
+        judged = _yardstick(model, given, settings, evaluate, loss)
+        # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
+        before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
+        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"))
     with run.stage("apply"):
         pruned = plan.apply(model)
+    # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
-        after_cut = quality(pruned, evaluate) if evaluate is not None and settings.recover else None
-    training: list[report.TrainingPoint] = []
+        # What the cut alone did; without recovery it is the final quality, which is measured below.
+        after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
-            assert data is not None
+            assert given.train is not None
+            assert given.scoring is not None
             records = recover(
                 pruned,
-                step.model_dump(exclude_none=True),
+                step,
                 Damage(model, plan.cuts, plan.masks, plan.layers),
-                train=data,
-                scoring=calibration or data,
+                train=given.train,
+                scoring=given.scoring,
                 loss=loss,
                 seed=settings.seed,
                 progress=run.step(step.method),
             )
-            training += [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+            run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+    control = _control(model, given, settings, judged, loss, run) if settings.control == "dense" else None
     with run.stage("measure"):
-        timed = _latency(model, pruned, example, settings, run.step("latency"))
-        after = snapshot(pruned, example, evaluate=evaluate, latency_ms=timed.get("after"))
-        before = _with_latency(before, timed.get("before"))
+        # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
+        timed = time_pair(model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
+        before = replace(before, latency_ms=timed[0])
+        after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed[1], samples=samples)
     with run.stage("report"):
-        record = _report(
-            model, plan, before, after, settings, after_cut=after_cut, training=training, run=run,
-            title=title or type(model).__name__, command=command,
+        report = collect(
+            model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
+            run=run, title=title, command=command,
         )  # fmt: skip
-    return Result(pruned, plan, record, settings, tuple(run.degradations), tuple(run.log))
+    return Result(pruned, plan, report, settings, tuple(run.degradations), tuple(run.log))
 
 
-class _Run:
-    """Times the stages, keeps the log, passes progress on."""
+def estimate(
+    model: nn.Module,
+    example: Example = None,
+    *,
+    data: Given | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    calibration: Data | None = None,
+    loss: Loss | None = None,
+    progress: Progress | None = None,
+    title: str = "",
+) -> Estimate:
+    """Say what pruning by a recipe would bring: plan, apply to a copy, certify, count and time. Nothing is recovered.
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-        self.log: list[dict[str, Any]] = []
-        self.degradations: list[Degradation] = []
-        self.doubts: list[str] = []
+    Args:
+        model: any module; left as it is.
+        example: forward inputs, as for `prune`. Taken from the first batch of `data` where it is left out.
+        data: batches to score with, where the criterion needs any, or the parts of the data as for `prune`.
+        recipe: as for `prune`; its recovery steps are left out.
+        overrides: "key.sub=value" settings on top of the recipe.
+        calibration: batches for statistics and scores.
+        loss: ``loss(model, batch) -> scalar``; default from the batches.
+        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        title: what the report calls the model; its class by default.
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        if self.progress is not None:
-            self.progress(name, 0, 0)
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 4)
-        self.log.append({"stage": name, "seconds": self.seconds[name]})
+    Returns:
+        The plan with its certificate, and a report of what it would bring: parameters, MACs, bytes and latency. Quality
+        is not predicted.
 
-    @contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-        for one in caught:
-            if issubclass(one.category, CurvatureWarning):
-                self.degradations.append(Degradation("score", str(one.message)))
-            elif issubclass(one.category, StationaryWarning):
-                self.doubts.append(str(one.message))
-            else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    Raises:
+        RecipeError: the recipe is wrong.
+        InputError: no example, or no data where the criterion needs them; NaN or Inf in weights or activations.
+        UnsupportedError: the model cannot be captured, or nothing can be cut.
+        TargetError: the target cannot be reached.
 
-    def step(self, name: str) -> Step:
-        def report_step(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
+    Cost: as `prune` without recovery; one copy of what would be kept.
 
-        return report_step
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> told = estimate(model, torch.ones(1, 8), recipe={"target": {"sparsity": 0.5}})
+        >>> told.report.before.params, told.report.after.params
+        (178, 90)
+    """
+    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    given = enter(data, calibration=calibration)
+    _check_weights(model)
+    example = given.example() if example is None else example
+    run = Journal(progress)
+    with run.stage("plan"):
+        samples = samples_in(model, example)
+        before = snapshot(model, example, samples=samples)
+        plan = plan_by(model, example, settings, given.scoring, loss)
+    with run.stage("apply to a copy"):
+        smaller = plan.apply(model)
+    with run.stage("measure"):
+        timed = time_pair(model, smaller, example, settings.measure, zeros_only=bool(plan.masks))
+        before = replace(before, latency_ms=timed[0])
+        after = snapshot(smaller, example, latency_ms=timed[1], samples=samples)
+    return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
-def _check(model: nn.Module, data: Data | None, recipe: Recipe) -> None:
+def _settings(
+    recipe: Recipe | Mapping[str, object] | str | Path | None, overrides: Sequence[str], decision: Decided, given: Parts
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what the keywords decide in its place, and what is left out of it for want of data."""
+    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for name, value in decision.items():
+        if name in ("dtype", "tolerance"):
+            plain["verify"][name] = value
+        else:
+            plain[name] = _plain(value)
+    left_out = []
+    # Somebody who asks for a recipe gets what it says or an error; the default's recovery is only what is usual.
+    if recipe is None and settings.recover and given.train is None:
+        plain["recover"] = []
+        left_out.append("Nothing was recovered: no data were given to recover with.")
+    return load_recipe(plain), left_out
+
+
+def _plain(value: object) -> object:
+    """A keyword of `plan` as a recipe writes it."""
+    if isinstance(value, (Criterion, Granularity)):
+        return {"name": value.name, **value.options()}
+    if isinstance(value, Target):
+        return value.given()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
+    _check_weights(model)
+    if recipe.recover and given.train is None:
+        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
+
+
+def _check_weights(model: nn.Module) -> None:
+    # A NaN would be pruned or kept by chance: comparisons with it are false whichever way they are written.
     for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point():
             require_finite(tensor, name, what="parameter")
-    if recipe.recover and data is None:
-        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
-    if recipe.recover and data is not None:
-        require_reiterable(data, "it is read for scoring, for recovery and for every epoch")
 
 
-def _example(example: Example, data: Data | None) -> Any:
-    if example is not None:
-        return example
-    if data is None:
-        raise InputError("prune() needs an example or data.", hint="Pass example=the inputs of one forward pass.")
-    require_reiterable(data, "its first batch serves as the example")
-    for batch in data:
-        return to_example(batch)
-    raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
+def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | None, loss: Loss | None) -> Yardstick:
+    if not recipe.measure.quality:
+        return Yardstick(None, why="not asked for: measure.quality is false")
+    found = yardstick(model, given, judge, loss=loss)
+    # Said before hours are spent on a copy whose only use is to be measured.
+    if found.evaluate is None and recipe.control == "dense":
+        raise RecipeError(
+            "control: dense needs a figure of quality, and there is none.",
+            why=found.why,
+            hint="Pass evaluate=, or batches with targets; or leave the control out.",
+        )
+    return found
+
+
+def _control(
+    model: nn.Module, given: Parts, recipe: Recipe, judged: Yardstick, loss: Loss | None, run: Journal
+) -> Control:
+    """The original after the same steps, and its quality on the same samples."""
+    assert given.train is not None
+    assert judged.evaluate is not None
+    with run.stage("control: dense"):
+        trained, steps = dense_control(
+            model,
+            recipe.recover,
+            train=given.train,
+            loss=loss,
+            seed=recipe.seed,
+            progress=run.step("control: dense"),
+        )
+        return Control(steps=steps, quality=judged.evaluate(trained))
 
 
 def plan_by(
-    model: nn.Module, example: Example, recipe: Recipe, data: Data | None = None, loss: Loss | None = None
+    model: nn.Module,
+    example: Example,
+    recipe: Recipe,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    criterion: CriterionLike | None = None,
 ) -> Plan:
-    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`."""
+    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        recipe: what is asked for.
+        data: batches to score with.
+        loss: of the batches.
+        criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
+    """
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
         model,
         example,
         target=recipe.target.given(),
-        criterion=plain["criterion"],
+        criterion=plain["criterion"] if criterion is None else criterion,
         granularity=plain["granularity"],
         data=data,
         loss=loss,
@@ -187,148 +313,10 @@ def plan_by(
         allocation=plain["allocation"] if isinstance(plain["allocation"], str) else plain["allocation"]["name"],
         protect=recipe.protect,
         min_keep=recipe.min_keep,
+        min_keep_fraction=recipe.min_keep_fraction,
         round_to=recipe.round_to,
         expressible=recipe.expressible,
         seed=recipe.seed,
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
     )
-
-
-def _latency(model: nn.Module, pruned: nn.Module, example: Example, recipe: Recipe, progress: Step) -> dict[str, Any]:
-    wanted = recipe.measure
-    if not wanted.latency:
-        return {}
-    progress(0, 0)
-    models = {"before": model, "after": pruned}
-    return latency(
-        models,
-        example,
-        rounds=wanted.rounds,
-        warmup=wanted.warmup,
-        threads=wanted.threads,
-        batch_size=wanted.batch_size,
-    )
-
-
-def _with_latency(state: Snapshot, timed: Any) -> Snapshot:
-    return Snapshot(state.params, state.nonzero, state.macs, state.size_bytes, timed, state.quality)
-
-
-def _report(
-    model: nn.Module,
-    plan: Plan,
-    before: Snapshot,
-    after: Snapshot,
-    recipe: Recipe,
-    *,
-    after_cut: Mapping[str, float] | None,
-    training: Sequence[report.TrainingPoint],
-    run: _Run,
-    title: str,
-    command: str,
-) -> report.Record:
-    cut = not plan.masks
-    achieved = _achieved(plan, before, after, recipe)
-    plain = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return report.build(
-        title,
-        before=before,
-        after=after,
-        applied="cut" if cut else "mask",
-        units=report.Units(
-            removed=plan.units["removed"], total=plan.units["total"], what=f"{plan.units['what']} units"
-        ),
-        criterion=_choice(plan.request["criterion"]),
-        granularity=_choice(plan.request["granularity"]),
-        scope=recipe.scope,
-        allocation=_choice(plan.request["allocation"]),
-        environment=report.environment(device=str(device_of(model)), seed=recipe.seed),
-        fingerprint=fingerprint(model),
-        certificate=plan.certificate,
-        certificate_reason="" if plan.certificate else "zeros were written; no slice was cut",
-        target=recipe.target.given(),
-        achieved=achieved,
-        target_missed=achieved.get("latency_ms", 0.0) > (recipe.target.latency_ms or math.inf),
-        after_cut_quality=after_cut,
-        degradations=run.degradations,
-        seconds=run.seconds,
-        layers=list(_layers(model, plan)),
-        locked=list(_locked(model, plan)),
-        training=training,
-        warnings=run.doubts,
-        command=command,
-        recipe=plain,
-    )
-
-
-def _choice(value: Any) -> report.Choice:
-    if isinstance(value, str):
-        return report.Choice(name=value)
-    return report.Choice(name=str(value["name"]), options={k: v for k, v in value.items() if k != "name"})
-
-
-def _achieved(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> dict[str, float]:
-    found: dict[str, float] = {
-        "sparsity": plan.units["sparsity"],
-        "count": float(plan.units["removed"]),
-        "params": after.params / max(before.params, 1),
-        "memory_bytes": float(after.size_bytes),
-    }
-    if before.macs and after.macs is not None:
-        found["macs"] = after.macs / before.macs
-    if after.latency_ms is not None:
-        found["latency_ms"] = after.latency_ms.median
-    if recipe.target.threshold is not None:
-        found["threshold"] = recipe.target.threshold
-    return {name: found[name] for name in recipe.target.given() if name in found}
-
-
-def _layers(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
-    known = plan.evidence
-    assert known is not None
-    tensors = named_tensors(model)
-    if plan.layers:
-        yield from _stacks(model, plan)
-        return
-    for group in known.groups:
-        span = next((s for s in group.spans if s.role in ("out", "self")), group.spans[0])
-        weight, keep = tensors[span.tensor], known.keep[group.name]
-        after = torch.Size(
-            len(plan.cuts.get(span.tensor, {}).get(d, range(n))) for d, n in enumerate(weight.shape)
-        ).numel()
-        yield report.Layer.measure(group.name, weight, params_after=after, scores=known.scores[group.name], keep=keep)
-
-
-def _stacks(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
-    """One row for each stack of blocks: its parameters are those of all its blocks."""
-    known = plan.evidence
-    assert known is not None
-    for name, stack in plan.layers.items():
-        blocks = [list(model.get_submodule(f"{name}.{i}").parameters()) for i in range(stack["size"])]
-        sizes = [sum(p.numel() for p in block) for block in blocks]
-        everything = [p for block in blocks for p in block]
-        near = sum(report.near_zero(p) * p.numel() for p in everything) / max(sum(sizes), 1)
-        gone = len(stack["removed"])
-        yield report.Layer(
-            name=name,
-            shape=(stack["size"],),
-            params_before=sum(sizes),
-            params_after=sum(size for i, size in enumerate(sizes) if i not in stack["removed"]),
-            removed=gone,
-            total=stack["size"],
-            sparsity=gone / stack["size"],
-            near_zero=near,
-            score_histogram=report.histogram(known.scores[name]) if name in known.scores else None,
-        )
-
-
-def _locked(model: nn.Module, plan: Plan) -> Iterator[report.Locked]:
-    known = plan.evidence
-    if known is None or known.structure is None:
-        return
-    tensors = named_tensors(model)
-    for group in known.structure.groups:
-        if group.locks:
-            params = sum(tensors[s.tensor].numel() for s in group.spans if s.role == "out")
-            yield report.Locked.of(group.name, group.locks[0], params=params)

@@ -1,19 +1,56 @@
-"""Frozen records that the stages hand to each other. Nothing here computes."""
+"""Frozen records that the stages hand to each other, and that a report holds as they are. Nothing here computes.
+
+`Count`, `Amount` and `Text` say what a number or a text may be once it is written down. The stages make records without
+a check, so that making one costs nothing; a report checks every record that it takes in, and every one that it reads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+# Plain data: what a JSON file can hold, and what canonical JSON writes (tuples as lists).
+Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What torchmetrics calls a metric: predictions and targets go in batch by batch, a figure comes out."""
+
+    def update(self, prediction: Tensor, target: Tensor, /) -> object:
+        """Take the predictions and targets of a batch."""
+
+    def compute(self) -> object:
+        """The figure, a number or a mapping of numbers."""
+
+    def reset(self) -> object:
+        """Forget everything."""
+
+
+Judge = Evaluate | Metric | Mapping[str, Evaluate | Metric]
+"""How quality may be asked for: ``evaluate(model)``, a metric, or several of both by name."""
+
+
+def _well_formed(value: object) -> object:
+    # Layer names may hold lone surrogates, which no UTF-8 file can: they become visible escapes.
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_well_formed), Field(max_length=100_000)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what other readers of JSON can hold
+Amount = Annotated[float, Field(ge=0)]
+Stop = Literal["rounds", "spread", "time"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +65,11 @@ class Lock:
         hint: what the user can do about it.
     """
 
-    reason: str
-    op: str = ""
-    module: str = ""
-    where: str = ""
-    hint: str = ""
+    reason: Text
+    op: Text = ""
+    module: Text = ""
+    where: Text = ""
+    hint: Text = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +86,7 @@ class Span:
     """
 
     tensor: str
-    index: Tensor | None
+    index: Tensor | None  # None: single weights number themselves, and an index would be larger than the weight
     role: str
 
 
@@ -79,15 +116,55 @@ class Group:
         return int(torch.Size(self.shape).numel())
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A number with its unit, method, spread and device."""
+class LayerEntry(TypedDict):
+    """What goes from one stack: its size before, the places that go, [owner, name] of lists that are shortened."""
 
-    value: float
-    unit: str
-    method: str = ""
-    spread: tuple[float, float] | None = None
-    device: str = "cpu"
+    size: int
+    removed: list[int]
+    lists: list[list[str]]
+
+
+class Removal(TypedDict):
+    """What goes from one group: what its units are, how many there were, the numbers of those that go."""
+
+    granularity: str
+    size: int
+    removed: list[int]
+
+
+class Units(TypedDict):
+    """How many units go, all groups together."""
+
+    what: str
+    removed: int
+    total: int
+    sparsity: float
+
+
+class Scores(dict[str, Tensor]):
+    """Group name -> scores, higher = keep, with the groups that were scored.
+
+    Args:
+        values: the scores.
+        groups: what their units are.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], groups: Sequence[Group] = ()) -> None:
+        super().__init__(values)
+        self.groups = tuple(groups)
+
+
+class Kept(dict[str, Tensor]):
+    """Group name -> bool tensor, True = the unit stays, with the groups that were selected from.
+
+    Args:
+        values: the masks of units.
+        groups: what the units are; empty where only scores were known.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], groups: Sequence[Group] = ()) -> None:
+        super().__init__(values)
+        self.groups = tuple(groups)
 
 
 @dataclass(frozen=True)
@@ -100,16 +177,25 @@ class Latency:
         threads: CPU threads.
         batch_size: samples in the timed input.
         ratio: median, p10 and p90 of this model's time over that of the first model in the same round: what both
-            suffer from a busy machine cancels. None for the first model.
+            suffer from a busy machine cancels. None for the first model. p10 and p90 are rounds that took place, the
+            next ones outwards, so that at least nine of ten rounds lie on this side of either.
+        stopped: why there were no more rounds: all that were asked for, the spread was small enough, or the time for
+            them was used up. None where it is not known.
     """
 
-    median: float
-    p10: float
-    p90: float
-    rounds: int
-    threads: int = 1
-    batch_size: int = 1
-    ratio: tuple[float, float, float] | None = None
+    median: Amount
+    p10: Amount
+    p90: Amount
+    rounds: Count
+    threads: Count = 1
+    batch_size: Count = 1
+    ratio: tuple[Amount, Amount, Amount] | None = None
+    stopped: Stop | None = None
+
+    def __post_init__(self) -> None:
+        # A report may come from anywhere, and its verdict trusts this order.
+        if not self.p10 <= self.median <= self.p90:
+            raise ValueError("latency needs p10 <= median <= p90")
 
 
 @dataclass(frozen=True)
@@ -119,35 +205,38 @@ class Snapshot:
     Args:
         params: number of parameters (tied ones once).
         nonzero: parameters that are not zero.
-        macs: multiply-accumulates of one forward pass on the example, or None where the forward was not run.
+        macs: multiply-accumulates of one forward pass for one sample, or None where the forward was not run.
         size_bytes: bytes of the weights as a safetensors file.
         latency_ms: measured latency, or None if not asked for.
         quality: named quality figures, for example {"accuracy": 0.97}.
+        macs_per: "sample", or "example" where the example's leading dimension holds no samples (a sequence, a vector):
+            `macs` is then that of the whole example.
     """
 
-    params: int
-    nonzero: int
-    macs: int | None
-    size_bytes: int
+    params: Count
+    nonzero: Count
+    macs: Count | None
+    size_bytes: Count
     latency_ms: Latency | None = None
-    quality: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[Text, float] = field(default_factory=dict)
+    macs_per: MacsPer = "sample"
 
 
 @dataclass(frozen=True)
 class Certificate:
     """Proof that a cut model gives the outputs of the original replayed with the removed parts left out."""
 
-    max_abs_error: float
-    tolerance: float
-    dtype: str
-    method: str = "replay"
-    outputs: int = 1
+    max_abs_error: Amount
+    tolerance: Amount
+    dtype: Text
+    method: Text
+    outputs: Count = 1
 
 
 @dataclass(frozen=True)
 class Degradation:
     """Something that was done less well than asked, and is said aloud: it sets exit code 7."""
 
-    stage: str
-    what: str
-    why: str = ""
+    stage: Text
+    what: Text
+    why: Text = ""

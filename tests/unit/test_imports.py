@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
-    "types", "errors", "registry", "model", "files", "recipe", "measure", "structure", "statistics", "criteria",
-    "masks", "kinds", "amounts", "solve", "integrations", "planning", "recover", "report", "loading", "result",
-    "pipeline", "api", "sources", "advice", "comparison", "deploy", "testing", "cli",
+    "version", "types", "errors", "registry", "request", "model", "files", "recipe", "measure", "structure",
+    "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "recover", "report",
+    "loading", "result", "pipeline", "api", "sources", "advice", "comparison", "deploy", "testing", "cli",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.
@@ -67,6 +68,33 @@ def test_a_wrong_direction_is_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
     wrong.write_text("def f():\n    from secateur.report import build\n    import secateur.cli.main\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert violations(wrong) == ["x.py:2: files imports report", "x.py:3: files imports cli"]
+
+
+def face_imports(path: Path) -> list[str]:
+    """Imports of the package itself: its face imports every stage, so a stage that asks it closes a circle."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [f"{path.name}:{node.lineno}" for alias in node.names if alias.name == "secateur"]
+        elif isinstance(node, ast.ImportFrom) and node.module == "secateur":
+            found += [f"{path.name}:{node.lineno}" for alias in node.names if alias.name not in RANK]
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if stage_of(p) != "cli"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_stage_asks_the_face_of_the_package(path: Path) -> None:
+    assert face_imports(path) == []
+
+
+def test_an_import_of_the_face_is_noticed(tmp_path: Path) -> None:
+    wrong = tmp_path / "x.py"
+    wrong.write_text("import secateur\nfrom secateur import report\ndef f():\n    from secateur import prune\n")
+    assert face_imports(wrong) == ["x.py:1", "x.py:4"]
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert secateur.__version__ == project["version"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from secateur import criteria
-from secateur.advice.facts import Facts, look
-from secateur.advice.rules import Reason, decide
+from secateur.advice.facts import Facts, gather_facts
+from secateur.advice.recommend import Reason, recommend
 from secateur.errors import InputError, RecipeError, TargetError
 from secateur.model.call import require_reiterable, to_example
 from secateur.planning import make_plan
@@ -107,10 +107,10 @@ def advise(
     if budget_seconds is not None and not budget_seconds > 0:
         raise RecipeError(f"budget_seconds={budget_seconds} is no time", hint="give seconds, or leave it out")
     example = _example(example, data)
-    facts = look(
+    facts = gather_facts(
         model, example, data=data, labels=labels, budget_seconds=budget_seconds, loss=loss, protect=protect
     )  # fmt: skip
-    draft = decide(facts, criteria.names())
+    draft = recommend(facts, criteria.names())
     draft.recipe["protect"] = list(protect)
     plain = _reachable(model, example, draft.recipe)
     if plain["target"] != draft.recipe["target"]:

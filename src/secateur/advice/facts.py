@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.criteria.base import untouched
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure import num_params
+from secateur.measure.macs import samples_in
 from secateur.model.call import default_loss, device_of, require_reiterable, to_device, to_target
-from secateur.planning.experts import expert_groups
+from secateur.model.guard import guard
+from secateur.planning.build import grouped
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure
@@ -34,7 +35,7 @@ class Facts:
     Args:
         model: class name.
         params: number of parameters.
-        macs: multiply-accumulates of one forward pass on the example.
+        macs: multiply-accumulates of one forward pass for one sample.
         norms: kinds of normalisation, of batch, layer, group, rms.
         activations: functions that really ran, sorted.
         piecewise_linear: a ReLU-like function ran, and no smooth one.
@@ -87,7 +88,7 @@ class Facts:
         return asdict(self)
 
 
-def look(
+def gather_facts(
     model: nn.Module,
     example: Example,
     *,
@@ -104,7 +105,7 @@ def look(
         ForwardError: the forward fails on the example.
     """
     record = capture(model, example)
-    found, cost = structure(model, record, protect), CostModel(model, record)
+    found, cost = structure(model, record, protect), CostModel(model, record, samples_in(model, example))
     whole = cost.params({})
     kinds: dict[str, list[Any]] = {}
     for group in found.groups:
@@ -116,7 +117,7 @@ def look(
         kind: (whole - cost.params({found.atoms[group.name].id: 0 for group in groups})) / max(whole, 1)
         for kind, groups in sorted(kinds.items())
     }
-    units |= _experts(model, record, protect)
+    units |= _experts(model, example, protect)
     kind, batch, batches = _data(data, labels, loss)
     device = device_of(model)
     return Facts(
@@ -138,10 +139,10 @@ def look(
     )
 
 
-def _experts(model: nn.Module, record: Trace, protect: Sequence[str]) -> dict[str, int]:
-    """{"expert": how many can go one by one}, or nothing. The record is of no other use afterwards."""
+def _experts(model: nn.Module, example: Example, protect: Sequence[str]) -> dict[str, int]:
+    """{"expert": how many can go one by one}, or nothing."""
     try:
-        return {"expert": sum(group.size for group in expert_groups(model, record, protect))}
+        return {"expert": sum(group.size for group in grouped(model, example, "expert", protect)[0])}
     except UnsupportedError:
         return {}
 
@@ -180,8 +181,7 @@ def _data(data: Data | None, labels: bool | None, loss: Loss | None) -> tuple[st
 def _seconds(model: nn.Module, batch: Any, loss: Loss | None) -> float:
     """The shorter of two passes: the first one pays for what torch sets up once."""
     rule, device, taken = loss or default_loss, device_of(model), []
-    with untouched(model, seed=0):
-        model.eval()
+    with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = time.perf_counter()
             rule(model, to_device(batch, device)).backward()  # type: ignore[no-untyped-call]

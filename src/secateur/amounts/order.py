@@ -48,16 +48,16 @@ class RemovalOrder:
     def keep(self, removals: int) -> dict[str, Tensor]:
         """Group name -> bool [size], True = kept; within a group the units that go are the first of the list."""
         counts = self.kept_counts(removals)
-        group = self.group[:removals]
-        # A stable sort by group keeps the order within each, so one pass serves all groups.
-        units = self.unit[:removals][np.argsort(group, kind="stable")]
-        ends = np.cumsum(np.bincount(group, minlength=len(self.names)))
-        out = {}
-        for name, size, going in zip(self.names, self.sizes, np.split(units, ends[:-1]), strict=True):
-            mask = np.ones(int(size), bool)
-            # Rounding keeps more than the list says: the last ones to go are spared.
-            mask[going[: int(size) - counts[name]]] = False
+        listed = self.group[: max(removals, 0)]
+        by_group = np.argsort(listed, kind="stable")  # stable: within a group the order of the list stays
+        ends = np.cumsum(np.bincount(listed, minlength=len(self.names)))
+        out, start = {}, 0
+        for i, (name, end) in enumerate(zip(self.names, ends.tolist(), strict=True)):
+            mask = np.ones(int(self.sizes[i]), bool)
+            gone = int(self.sizes[i]) - counts[name]  # rounding may keep the last ones of the list
+            mask[self.unit[by_group[start:end][:gone]]] = False
             out[name] = torch.from_numpy(mask)
+            start = end
         return out
 
 
@@ -107,12 +107,12 @@ def removal_order(
     )
 
 
-def removals_for(order: RemovalOrder, cost: Callable[[Counts], float], limit: float, what: str) -> int:
+def removals_for(order: RemovalOrder, cost: Callable[[int], float], limit: float, what: str) -> int:
     """The shortest prefix of the list whose cost is at most `limit`.
 
     Args:
         order: from `removal_order`.
-        cost: kept counts -> cost; falls as units go.
+        cost: length of the prefix -> cost; falls as units go.
         limit: the target.
         what: the target's name, for the error.
 
@@ -121,19 +121,17 @@ def removals_for(order: RemovalOrder, cost: Callable[[Counts], float], limit: fl
 
     Cost: log2(units) evaluations of `cost`.
     """
-    most = len(order.group)
-    lowest = cost(order.kept_counts(most))
+    low, high = 0, len(order.group)
+    lowest = cost(high)
     if lowest > limit:
         raise TargetError(
             f"The target {what} <= {limit:g} cannot be reached.",
-            why=f"without losing a layer the least is {lowest:g}; now it is {cost(order.kept_counts(0)):g}",
+            why=f"with everything gone that may go the least is {lowest:,g}; now it is {cost(0):,g}",
             hint="Ask for less, lower min_keep, or see `secateur inspect` for what is locked and why.",
         )
-    # The cost falls along the list, so the shortest prefix is found by halving.
-    low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        if cost(order.kept_counts(middle)) <= limit:
+        if cost(middle) <= limit:
             high = middle
         else:
             low = middle + 1

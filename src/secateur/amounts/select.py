@@ -32,7 +32,7 @@ from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_withi
 from secateur.kinds.weights.nm import NM, keep_pattern
 from secateur.model.tensors import require_finite
 from secateur.registry import suggestion
-from secateur.types import Group
+from secateur.types import Group, Kept
 
 Scores = Mapping[str, Tensor]
 Scope = str | Mapping[str, Sequence[str]]
@@ -78,7 +78,7 @@ def select(
     protect: Collection[str] = (),
     groups: Sequence[Group] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, Tensor]:
+) -> Kept:
     """Decide which units are kept.
 
     Exactly one of sparsity, count and threshold says how much goes; an n:m pattern says it by itself. Each may
@@ -109,7 +109,8 @@ def select(
         shapes: group name -> shape of its weight, for allocation "erk" where scores are not per element.
 
     Returns:
-        group name -> bool tensor of the score's shape on its device, True = keep.
+        group name -> bool tensor of the score's shape on its device, True = keep; a dict that also holds the groups
+        of the scores, so that `mask_model` and `plan(keep=...)` take it for every granularity.
 
     Raises:
         RecipeError: contradicting or unknown arguments, sparsity outside [0, 1), a pattern that matches nothing,
@@ -133,7 +134,8 @@ def select(
     """
     free = _free(scores, protect)
     _whole("min_keep", min_keep)
-    axes = {group.name: group.attributes for group in groups}
+    known = tuple(groups) or getattr(scores, "groups", ())  # `score` hands its groups on
+    axes = {group.name: group.attributes for group in known}
     rules = _Rules(scope, None if allocation == "global" else allocation, min_keep, axes, shapes)
     amounts = {"sparsity": sparsity, "count": count, "threshold": threshold}
     pattern = _pattern(granularity)
@@ -148,9 +150,8 @@ def select(
         kept = {}
         for names, amount in _dealt(free, amounts, rules):
             kept |= _keep({name: free[name] for name in names}, amount, rules)
-    return {
-        name: kept[name] if name in kept else torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()
-    }
+    whole = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items() if name not in kept}
+    return Kept({name: kept[name] if name in kept else whole[name] for name in scores}, known)
 
 
 def _dealt(

@@ -64,13 +64,13 @@ def compare(
         model=model,
         data=data,
         criteria=tuple(word.strip() for word in criteria.split(",") if word.strip()),
-        levels=numbers("--levels", levels),
+        levels=fractions("--levels", levels),
         granularity=granularity,
         match=match,
         scope=scope,
         seeds=seeds,
         recover=() if recover is None else compare_study.recovery_of(recover),
-        recover_levels=numbers("--recover-levels", recover_levels),
+        recover_levels=fractions("--recover-levels", recover_levels),
         epochs=epochs,
         probes=probes,
     )
@@ -78,11 +78,11 @@ def compare(
     if preset is not None:
         study = compare_study.preset(study, preset)
     with Stages() as stages:
-        found = compare_study.run(study, out, command=command, progress=stages)
-    return finish(found, as_json=json)
+        found = compare_study.run_study(study, out, command=command, progress=stages)
+    return show_findings(found, as_json=json)
 
 
-def finish(found: Comparison, *, as_json: bool) -> int:
+def show_findings(found: Comparison, *, as_json: bool) -> int:
     """Print the findings and where the files lie; runs that diverged or were not paired set exit code 7."""
     diverged = sum(row["status"] == "diverged" for row in found.rows)
     broken = found.summary["pairing"]["broken"]
@@ -97,7 +97,7 @@ def finish(found: Comparison, *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+def fractions(option: str, text: str | None) -> tuple[float, ...] | None:
     """Comma-separated fractions.
 
     Raises:

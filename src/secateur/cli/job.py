@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.cli.console import say
 from secateur.errors import FileRefusedError, ForwardError, InputError
@@ -14,9 +15,10 @@ from secateur.errors import FileRefusedError, ForwardError, InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from secateur.measure import Yardstick
     from secateur.recipe import Recipe
     from secateur.sources import DataSet, Source
-    from secateur.types import Evaluate, Example
+    from secateur.types import Example
 
 DEFAULT_RECIPE = "channel-half-macs"
 
@@ -29,20 +31,26 @@ class Job:
         source: the model and where it came from.
         data: its loaders, or None.
         example: forward inputs, or None where neither model nor data give any.
-        evaluate: accuracy on the test part where there are labels, else None.
     """
 
     source: Source
     data: DataSet | None
     example: Example
-    evaluate: Evaluate | None
 
     @property
     def model(self) -> nn.Module:
         """The module."""
         return self.source.model
 
-    def needed_example(self) -> Any:
+    @cached_property
+    def judged(self) -> Yardstick:
+        """How quality is measured, found out by one batch when it is first asked for: most commands never do."""
+        from secateur.measure import yardstick
+        from secateur.model.door import enter
+
+        return yardstick(self.model, enter(self.data))
+
+    def needed_example(self) -> Example:
         """The example; an error says how to give one."""
         if self.example is None:
             raise InputError(
@@ -55,13 +63,13 @@ class Job:
 def read_recipe(recipe: str | None, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
     """The recipe with its overrides; the criterion is looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
-    from secateur.planning.build import is_structured, rule_of
+    from secateur.planning.build import criterion_of, is_structured
     from secateur.recipe import load_recipe
 
     changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or DEFAULT_RECIPE, changes)
     plain = found.model_dump(by_alias=True)
-    rule_of(plain["criterion"])
+    criterion_of(plain["criterion"])
     if not is_structured(plain["granularity"]):
         parse(plain["granularity"])
     return found
@@ -77,7 +85,6 @@ def use_threads(threads: int | None) -> None:
 
 def resolve(model: str, data: str | None, *, seed: int = 0) -> Job:
     """Turn MODEL and DATA words into objects, and check that they fit each other."""
-    from secateur.measure import accuracy_on
     from secateur.sources import resolve_data, resolve_model
 
     source = resolve_model(model, seed=seed)
@@ -86,10 +93,12 @@ def resolve(model: str, data: str | None, *, seed: int = 0) -> Job:
     if found is not None and found.example is not None:
         if source.example is not None:
             _check_fit(source, found)
+        # The data's own, as it is what the model will be trained and measured on.
         example = found.example
-    labelled = found is not None and found.test is not None and found.num_classes is not None
-    evaluate = accuracy_on(found.test) if labelled and found is not None and found.test is not None else None
-    return Job(source, found, example, evaluate)
+    if found is not None and source.name.startswith("demo:"):
+        # Demo networks are trained here, on the training part: no note that they may have seen the rest.
+        found = replace(found, notes=())
+    return Job(source, found, example)
 
 
 def warn_untrained(job: Job) -> None:
@@ -100,11 +109,11 @@ def warn_untrained(job: Job) -> None:
 
 def _check_fit(source: Source, data: DataSet) -> None:
     """Where the model runs on its own example and fails on the data's, the data are what does not fit."""
-    import torch
+    from secateur.model.call import call, describe
+    from secateur.model.guard import evaluating
 
-    from secateur.model.call import call, describe, evaluating
-
-    with evaluating(source.model), torch.no_grad():
+    with evaluating(source.model, example=(source.example, data.example)):
+        # A model that fails on its own example is at fault itself: that error is passed on as it is.
         call(source.model, source.example)
         try:
             call(source.model, data.example)
@@ -132,6 +141,7 @@ def require_free(path: Path, *, force: bool) -> None:
 
 def require_free_file(path: Path, *, force: bool) -> None:
     """The same for a single file."""
+    # lexists: a link that leads nowhere is in the way too.
     if os.path.lexists(path) and (path.is_dir() or not force):
         hint = "choose another name" if path.is_dir() else "choose another name, or use --force to replace it"
         raise FileRefusedError(f"{path} exists already", why="an output is never overwritten unless asked", hint=hint)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secateur.cli.job import Job
+    from secateur.measure import Yardstick
     from secateur.types import Snapshot
 
 
@@ -33,7 +34,7 @@ def measure(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Count parameters, MACs and bytes, time the forward pass, and evaluate on the test part of --data."""
+    """Count parameters, MACs and bytes, time the forward pass, and evaluate on --data (its test part, if any)."""
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
     from secateur.files import seed_everything
@@ -46,11 +47,13 @@ def measure(
         stages("latency", 0, 0)
         timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
         stages("quality", 0, 0)
-        found = snapshot(network, example, evaluate=work.evaluate, latency_ms=timed)
+        judged = work.judged
+        found = snapshot(network, example, evaluate=judged.evaluate, latency_ms=timed)
     if json:
-        emit({"schema": 1, "what": what, "model": work.source.name, "data": data or "", **asdict(found)})
+        said = {"quality_on": judged.on, "quality_missing": judged.why}
+        emit({"schema": 1, "what": what, "model": work.source.name, "data": data or "", **asdict(found), **said})
     else:
-        table((what, ""), rows(found))
+        table((what, ""), rows(found, judged))
     return 0
 
 
@@ -60,6 +63,7 @@ def load(what: str, model: str | None, data: str | None, *, seed: int) -> tuple[
     from secateur.cli import job as jobs
     from secateur.sources.models import MODEL_KINDS
 
+    # A folder may have a colon in its name; what lies on the disk is meant before a word is.
     kind, colon, _ = what.partition(":")
     if colon and kind in MODEL_KINDS and not Path(what).exists():
         if model is not None:
@@ -76,14 +80,14 @@ def load(what: str, model: str | None, data: str | None, *, seed: int) -> tuple[
     return work, sc.load(what, model=work.model)
 
 
-def rows(found: Snapshot) -> list[tuple[str, str]]:
+def rows(found: Snapshot, judged: Yardstick) -> list[tuple[str, str]]:
     """A snapshot as lines of words."""
     from secateur.report.text import count, significant, size
     from secateur.report.verdict import score
 
     time = found.latency_ms
     lines = [("parameters", count(found.params)), ("non-zero parameters", count(found.nonzero))]
-    lines.append(("MACs", "not counted" if found.macs is None else count(found.macs)))
+    lines.append((f"MACs per {found.macs_per}", "not counted" if found.macs is None else count(found.macs)))
     lines.append(("size", size(found.size_bytes)))
     if time is not None:
         lines.append(
@@ -93,4 +97,6 @@ def rows(found: Snapshot) -> list[tuple[str, str]]:
                 f"{time.threads} threads, batch {time.batch_size}, {time.rounds} rounds)",
             )
         )
-    return [*lines, *((name, score(name, value)) for name, value in found.quality.items())]
+    if judged.evaluate is None:
+        return [*lines, ("quality", f"not measured ({judged.why})")]
+    return [*lines, *((f"{name} on {judged.on}", score(name, value)) for name, value in found.quality.items())]

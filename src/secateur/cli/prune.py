@@ -56,10 +56,8 @@ def run(work: Job, settings: Recipe, *, title: str, command: str) -> Result:
         return sc.prune(
             work.model,
             work.needed_example(),
-            data=None if work.data is None else work.data.train,
-            calibration=None if work.data is None else work.data.calibration,
+            data=work.data,
             recipe=settings,
-            evaluate=work.evaluate,
             progress=stages,
             title=title,
             command=command,

@@ -35,13 +35,13 @@ def reload_check(
 
 
 def facts(work: Job, network: nn.Module) -> dict[str, object]:
-    """Outputs on the example and quality on the test part: what two processes must agree on."""
-    from secateur.measure import quality
-    from secateur.model.call import call, evaluating, outputs
+    """Outputs on the example and quality: what two processes must agree on."""
+    from secateur.model.call import call, outputs
+    from secateur.model.guard import evaluating
 
     with evaluating(network):
         found = outputs(call(network, work.needed_example()))
     return {
         "outputs": [[float(value) for value in tensor.double().flatten()] for tensor in found],
-        "quality": {} if work.evaluate is None else quality(network, work.evaluate),
+        "quality": {} if work.judged.evaluate is None else work.judged.evaluate(network),
     }

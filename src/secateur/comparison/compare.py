@@ -6,31 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
 from torch import nn
 
-from secateur.comparison.cells import SeedRun, planned
-from secateur.comparison.protocol import (
-    Choice,
-    Entry,
-    Protocol,
-    Steps,
-    among,
-    check_steps,
-    hash_batches,
-    make_entries,
-    make_levels,
-    make_match,
-    make_recoveries,
-    plain_granularity,
-)
-from secateur.comparison.report import publish
-from secateur.comparison.statistics import require_scipy
+from secateur.comparison.cells import planned
+from secateur.comparison.contestants import Contestant, CriterionChoice, make_contestants
+from secateur.comparison.hashes import hash_batches
+from secateur.comparison.protocol import SCHEMA, Protocol, ProtocolOptions
+from secateur.comparison.publish import publish
+from secateur.comparison.records import HeldFixed, Machine, Manifest, Participant, RunRow, ScoreFidelity, Summary
+from secateur.comparison.seed_run import Material, SeedRun
+from secateur.comparison.significance import require_scipy
 from secateur.comparison.store import Store
 from secateur.comparison.summary import summarise
 from secateur.errors import InputError, RecipeError
-from secateur.kinds.weights.granularity import Granularity
 from secateur.measure import quality
 from secateur.model.call import batch_size_of, device_of, require_reiterable, to_example, with_batch_size
 from secateur.report import environment
@@ -38,7 +28,6 @@ from secateur.types import Batch, Data, Evaluate, Example, Loss
 
 Models = nn.Module | Sequence[nn.Module] | Mapping[int, nn.Module] | Callable[[int], nn.Module]
 Progress = Callable[[str, int, int], None]
-LOWER_IS_BETTER = ("loss", "error", "perplexity", "ppl", "mse", "mae", "nll")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +36,17 @@ class Comparison:
 
     Args:
         rows: one mapping per run, also of runs that were refused or diverged (``status``, ``why``).
-        summary: curves, differences, tests, costs: what the report shows.
+        summary: curves, differences, tests, costs: what the page shows.
         protocol: what was held fixed.
         manifest: protocol, hashes, environment; enough to repeat it.
         out: the folder with results.csv, summary.json, manifest.json, compare.html and compare.md.
         reused: runs whose results were there already.
     """
 
-    rows: tuple[dict[str, Any], ...]
-    summary: dict[str, Any]
+    rows: tuple[RunRow, ...]
+    summary: Summary
     protocol: Protocol
-    manifest: dict[str, Any]
+    manifest: Manifest
     out: Path
     reused: int
 
@@ -66,33 +55,18 @@ def compare(
     models: Models,
     data: Data | None = None,
     *,
-    criteria: Sequence[Choice],
+    criteria: Sequence[CriterionChoice],
     evaluate: Evaluate,
     out: str | Path,
-    granularity: str | Mapping[str, Any] | Granularity = "channel",
-    levels: Sequence[float] | None = None,
-    match: str = "auto",
-    seeds: int | Sequence[int] = 3,
+    protocol: Protocol | None = None,
     calibration: Data | None = None,
     calibration_batches: int = 8,
     example: Example = None,
     loss: Loss | None = None,
-    recover: Steps | Mapping[str, Steps] | None = None,
-    recover_levels: Sequence[float] | None = None,
-    ablation_levels: Sequence[float] | None = None,
-    scratch: Steps = (),
-    scope: str = "global",
-    allocation: str = "global",
-    protect: Sequence[str] = (),
-    metric: str | None = None,
-    maximize: bool | None = None,
-    rounds: int = 30,
-    probes: int = 64,
-    confidence: float = 0.95,
-    tag: str = "",
     title: str = "",
     command: str = "",
     progress: Progress | None = None,
+    **options: Unpack[ProtocolOptions],
 ) -> Comparison:
     """Compare criteria fairly: same base models, samples, batches and budget for all of them.
 
@@ -110,101 +84,78 @@ def compare(
         evaluate: ``evaluate(model) -> number or mapping``, on samples that neither scoring nor training sees.
         out: folder of the results. Runs that are there already are not done again, so the same call goes on after
             a kill, and more levels, seeds or criteria may be added later.
-        granularity: as in a recipe.
-        levels: fractions removed; default six: geometric in what is left for masks, 20 to 85 % of the
-            multiply-accumulates for cuts.
-        match: what levels count: "units" (exact counts), "macs" or "params"; "auto" is macs for cuts,
-            params for experts.
-        seeds: how many, or which. Three cannot separate differences below 2.5 standard deviations.
+        protocol: all that is held fixed, as one object (`Protocol.of`), in place of the options below.
         calibration: batches to score with.
         calibration_batches: batches taken from `data` where `calibration` is left out.
         example: forward inputs; default the first sample of the scoring data.
         loss: ``loss(model, batch) -> scalar``; default from the batches.
-        recover: recovery steps as in a recipe, or several named lists of them. Without recovery is always run.
-        recover_levels: levels at which recovery is run; default all.
-        ablation_levels: levels of the shuffled and inverted controls; default the middle one.
-        scratch: steps that train the equal-size network (magnitude's choice) from new weights; left out = not run.
-        scope: where units compete.
-        allocation: how a global amount is spread.
-        protect: names or patterns that stay whole.
-        metric: which quality is compared; default the first that `evaluate` names.
-        maximize: whether higher is better; default by the name: loss, error, perplexity and the like are lower.
-        rounds: timed forward passes of each cut model, in turns with the dense one; 0 = none.
-        probes: units per seed whose removal alone is measured on the scoring samples, to see what each score tells of
-            the loss; one forward pass over them each; 0 = none.
-        confidence: of intervals; tests are at 1 - confidence.
-        tag: free text that joins the addresses of the results: change it when `evaluate` or `loss` change.
-        title: what the report calls the comparison.
+        title: what the page calls the comparison.
         command: the command line that repeats it.
         progress: called as ``progress("compare", done, total)`` after every run.
+        **options: the protocol in parts, each of which may be left out:
+
+            - granularity: as in a recipe; default "channel".
+            - levels: fractions removed; default six: geometric in what is left for masks, 20 to 85 % of the
+              multiply-accumulates for cuts.
+            - match: what levels count: "units" (exact counts), "macs" or "params"; default "auto" is macs for cuts,
+              params for experts, units for masks.
+            - seeds: how many, or which; default 3. Three cannot separate differences below 2.5 standard deviations.
+            - recover: recovery steps as in a recipe, or several named lists of them. Without recovery is always run.
+            - recover_levels: levels at which recovery is run; default all.
+            - ablation_levels: levels of the shuffled and inverted controls; default the middle one.
+            - scratch: steps that train the equal-size network (magnitude's choice) from new weights; default not run.
+            - scope: where units compete; default "global".
+            - allocation: how a global amount is spread; default "global".
+            - protect: names or patterns that stay whole.
+            - metric: which quality is compared; default the first that `evaluate` names.
+            - maximize: whether higher is better; default by the name: loss, error, perplexity and the like are lower.
+            - rounds: timed forward passes of each cut model, in turns with the dense one; default 30, 0 = none.
+            - probes: units per seed whose removal alone is measured on the scoring samples, to see what each score
+              tells of the loss; one forward pass over them each; default 64, 0 = none.
+            - confidence: of intervals; default 0.95; tests are at 1 - confidence.
+            - tag: free text that joins the addresses of the results: change it when `evaluate` or `loss` change.
 
     Returns:
         rows, summary and where the files lie.
 
     Raises:
-        RecipeError: an unknown name, a level out of range, a wrong step.
+        RecipeError: an unknown name, a level out of range, a wrong step, or a protocol and its parts.
         InputError: no data where it is needed.
-        UnsupportedError: scipy is missing and there is more than one seed.
+        UnsupportedError: scipy is missing.
+        TypeError: an option that there is not.
 
     Cost: per seed and criterion one scoring; per level one plan, one evaluation, and each recovery.
 
     Source: Blalock et al., "What is the State of Neural Network Pruning?", 2020, section 6 (protocol); Frankle et
     al., "Pruning Neural Networks at Initialization", 2021, section 5 (shuffled and inverted scores).
     """
-    entries, chosen = make_entries(criteria), _seeds(seeds)
-    batches = _scoring_batches(data, calibration, calibration_batches)
-    example = with_batch_size(to_example(batches[0]), 1) if example is None else example
-    build = _builder(models, chosen)
-    first = build(chosen[0])
-    name = _metric(metric, quality(first, evaluate))
-    matched, recoveries = make_match(match, granularity), make_recoveries(recover)
-    strengths, training = make_levels(levels, matched, granularity), len(recoveries) > 1 or bool(scratch)
-    steps = [*scratch, *(step for recovery in recoveries.values() for step in recovery)]
-    if any(step["method"] != "refit" for step in steps):
-        _require_training_data(data)
-    middle = [strengths[(len(strengths) - 1) // 2]]
-    protocol = Protocol(
-        granularity=plain_granularity(granularity),
-        match=matched,
-        levels=strengths,
-        recoveries=recoveries,
-        recover_levels=among("recover_levels", recover_levels or strengths, strengths) if training else (),
-        ablation_levels=among("ablation_levels", middle if ablation_levels is None else ablation_levels, strengths),
-        scope=scope,
-        allocation=allocation,
-        protect=tuple(protect),
-        seeds=chosen,
-        metric=name,
-        maximize=not any(word in name.lower() for word in LOWER_IS_BETTER) if maximize is None else maximize,
-        rounds=rounds,
-        confidence=confidence,
-        probes=probes,
-        scratch=check_steps(scratch) if scratch else (),
-        tag=tag,
-    )
-    store, count = Store(out), _Counter(len(planned(protocol, entries)), progress)
-    rows: list[dict[str, Any]] = []
-    told: list[dict[str, Any]] = []
-    for seed in chosen:
-        base = first if seed == chosen[0] else build(seed)
-        run = SeedRun(
-            protocol,
-            entries,
-            seed=seed,
-            base=base,
-            batches=batches,
-            train=data,
-            example=example,
-            evaluate=evaluate,
-            loss=loss,
-            store=store,
+    if protocol is not None and options:
+        raise RecipeError(
+            f"{sorted(options)[0]} was given beside a protocol", hint="give a protocol, or its parts, not both"
         )
+    require_scipy()  # now, and not after hours of runs
+    wanted, contestants = protocol or Protocol.of(**options), make_contestants(criteria)
+    if wanted.trains:
+        _require_training_data(data)
+    batches = _scoring_batches(data, calibration, calibration_batches)
+    build = _builder(models, wanted.seeds)
+    first = build(wanted.seeds[0])
+    # The names of the qualities are known when something was measured; nothing is written before that.
+    wanted = wanted.measuring(quality(first, evaluate))
+    example = with_batch_size(to_example(batches[0]), 1) if example is None else example
+    material = Material(batches, data, example, evaluate, loss, Store(out))
+    count = _Counter(len(planned(wanted, contestants)), progress)
+    rows: list[RunRow] = []
+    told: list[dict[str, ScoreFidelity]] = []
+    for seed in wanted.seeds:
+        base = first if seed == wanted.seeds[0] else build(seed)
+        run = SeedRun(wanted, contestants, material, seed=seed, base=base)
         rows += [count(*run.result(cell)) for cell in run.cells()]
         told.append(run.fidelity())
-    summary = summarise(rows, protocol, told, [name for name, _ in first.named_modules()])
-    manifest = _manifest(protocol, entries, batches, rows, first, title=title, command=command)
-    publish(store.folder, rows, summary, manifest)
-    return Comparison(tuple(rows), summary, protocol, manifest, store.folder, count.reused)
+    summary = summarise(rows, wanted, told, [name for name, _ in first.named_modules()])
+    manifest = _manifest(wanted, contestants, batches, rows, first, title=title, command=command)
+    publish(material.store.folder, rows, summary, manifest)
+    return Comparison(tuple(rows), summary, wanted, manifest, material.store.folder, count.reused)
 
 
 class _Counter:
@@ -214,20 +165,11 @@ class _Counter:
         self.total, self.progress = total, progress
         self.done = self.reused = 0
 
-    def __call__(self, row: dict[str, Any], known: bool) -> dict[str, Any]:
+    def __call__(self, row: RunRow, known: bool) -> RunRow:
         self.done, self.reused = self.done + 1, self.reused + known
         if self.progress is not None:
             self.progress("compare", self.done, self.total)
         return row
-
-
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
-    if not chosen:
-        raise RecipeError("there is no seed", hint="seeds=3")
-    if len(chosen) > 1:
-        require_scipy()
-    return chosen
 
 
 def _require_training_data(data: Data | None) -> None:
@@ -253,6 +195,7 @@ def _scoring_batches(data: Data | None, calibration: Data | None, limit: int) ->
 
 
 def _builder(models: Models, seeds: Sequence[int]) -> Callable[[int], nn.Module]:
+    # A module first: it may be callable, and even a sequence (nn.Sequential has a length and items).
     if isinstance(models, nn.Module):
         return lambda _: models
     if isinstance(models, Mapping):
@@ -268,33 +211,25 @@ def _builder(models: Models, seeds: Sequence[int]) -> Callable[[int], nn.Module]
     return models
 
 
-def _metric(wanted: str | None, measured: Mapping[str, float]) -> str:
-    if not measured:
-        raise InputError("evaluate(model) names no quality", hint="return a number, or a mapping of numbers")
-    if wanted is None:
-        return next(iter(measured))
-    if wanted not in measured:
-        raise RecipeError(f"evaluate(model) has no {wanted!r}", hint=f"it has: {', '.join(measured)}")
-    return wanted
-
-
 def _manifest(
     protocol: Protocol,
-    entries: Sequence[Entry],
+    contestants: Sequence[Contestant],
     batches: Sequence[Batch],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[RunRow],
     model: nn.Module,
     *,
     title: str,
     command: str,
-) -> dict[str, Any]:
+) -> Manifest:
+    machine = environment(device=str(device_of(model)), seed=protocol.seeds[0]).model_dump(mode="json")
+    named = [{"label": one.label, "control": one.control, **one.identity} for one in contestants]
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "title": title or type(model).__name__,
         "command": command,
         "model": type(model).__name__,
-        "protocol": asdict(protocol),
-        "criteria": [{"label": entry.label, "control": entry.control, **entry.identity} for entry in entries],
+        "protocol": cast(HeldFixed, asdict(protocol)),
+        "criteria": cast(list[Participant], named),
         "scoring": {
             "batches": len(batches),
             "samples": sum(batch_size_of(to_example(batch)) for batch in batches),
@@ -302,5 +237,5 @@ def _manifest(
         },
         "bases": {str(row["seed"]): row["base"] for row in rows},
         "runs": {"total": len(rows), "ok": sum(row["status"] == "ok" for row in rows)},
-        "environment": environment(device=str(device_of(model)), seed=protocol.seeds[0]).model_dump(mode="json"),
+        "environment": cast(Machine, machine),
     }

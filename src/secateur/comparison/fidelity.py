@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.comparison.statistics import spearman
-from secateur.criteria.base import untouched
+from secateur.comparison.records import FidelityLine, ScoreFidelity
+from secateur.comparison.significance import spearman
 from secateur.errors import InputError
+from secateur.model.bypass import bypassed
 from secateur.model.call import batch_size_of, default_loss, device_of, to_device, to_example
+from secateur.model.guard import guard
 from secateur.statistics.gradients.functional import mean_loss, parameters
-from secateur.structure.stacks import bypassed
 from secateur.types import Batch, Group, Loss
 
 Picks = dict[str, list[int]]
@@ -32,6 +32,7 @@ def pick(groups: Sequence[Group], count: int, seed: int) -> Picks:
     Returns:
         Group name -> unit numbers in ascending order; layers that may not go are not among them.
     """
+    # Its own generator: all criteria, and a comparison that goes on, must be asked about the same units.
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(groups), generator=generator)[:count].sort().values.tolist()
     each = max(1, count // max(1, len(order)))
@@ -63,8 +64,7 @@ def loss_changes(
     """
     rule, device = loss or default_loss, device_of(model)
     kept = [(to_device(batch, device), batch_size_of(to_example(batch))) for batch in batches]
-    with untouched(model, seed=0), torch.no_grad():
-        model.eval()
+    with guard(model, mode="eval", gradients=False, seed=0):
         try:
             whole = mean_loss(model, rule, kept, {})
         except InputError:
@@ -97,7 +97,7 @@ def _without(model: nn.Module, group: Group, unit: int) -> dict[str, Tensor]:
     return known
 
 
-def agreement(scores: Mapping[str, Tensor], picks: Picks, truth: Mapping[str, Tensor]) -> dict[str, float | None]:
+def score_fidelity(scores: Mapping[str, Tensor], picks: Picks, truth: Mapping[str, Tensor]) -> ScoreFidelity:
     """Spearman's rank correlation of scores with the measured changes.
 
     Returns:
@@ -105,16 +105,22 @@ def agreement(scores: Mapping[str, Tensor], picks: Picks, truth: Mapping[str, Te
         layers, which is what it needs where every layer loses as much. None where nothing can be said.
     """
     chosen = {name: scores[name].flatten()[units].double().tolist() for name, units in picks.items()}
+    # A layer of equal scores has no order, and says nothing.
     inside = [spearman(chosen[name], truth[name].tolist()) for name in picks if len(picks[name]) >= FEWEST]
-    known = [value for value in inside if value is not None]
     every = spearman([v for name in picks for v in chosen[name]], [v for name in picks for v in truth[name].tolist()])
-    return {"all": every, "within": mean(known) if known else None}
+    return {"all": every, "within": _mean(inside)}
 
 
-def over_seeds(label: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def over_seeds(label: str, found: Sequence[ScoreFidelity]) -> FidelityLine:
     """Means over the seeds, for the tables."""
-    out: dict[str, Any] = {"criterion": label, "seeds": len(found)}
-    for key in ("all", "within"):
-        values = [one[key] for one in found if one[key] is not None]
-        out[key] = mean(values) if values else None
-    return out
+    return {
+        "criterion": label,
+        "seeds": len(found),
+        "all": _mean([one["all"] for one in found]),
+        "within": _mean([one["within"] for one in found]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None

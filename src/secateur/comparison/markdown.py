@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from secateur.comparison.protocol import NO_RECOVERY
+from secateur.comparison.records import AgainstReference, BoardLine, CurveMean, HeldFixed, Manifest, Summary
+from secateur.comparison.recoveries import NO_RECOVERY
 from secateur.comparison.summary import BETTER, SAME, UNTESTED, WORSE
 from secateur.report.text import clean, seconds, significant, size
-
-Row = Mapping[str, Any]
 
 
 def number(value: float | None) -> str:
@@ -25,7 +23,7 @@ def signed(value: float | None) -> str:
     return f"{'+' if value >= 0 else '-'}{significant(abs(value), 3)}"
 
 
-def words(summary: Mapping[str, Any]) -> list[str]:
+def words(summary: Summary) -> list[str]:
     """The findings as sentences, cautions first."""
     seeds = len(summary["seeds"])
     lines = []
@@ -39,6 +37,7 @@ def words(summary: Mapping[str, Any]) -> list[str]:
         lines.append("NOT PAIRED: recoveries saw different batches in " + "; ".join(summary["pairing"]["broken"]))
     for recovery in summary["curves"]:
         lines += _verdicts(summary, recovery)
+    # Of two criteria there is one pair, whose tau is 1 or -1 whatever they are worth.
     taus = [
         entry["tau"]
         for entries in summary["rank_agreement"].values()
@@ -53,9 +52,9 @@ def words(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _verdicts(summary: Mapping[str, Any], recovery: str) -> list[str]:
+def _verdicts(summary: Summary, recovery: str) -> list[str]:
     """One sentence: who differs from magnitude over the whole curve, or at the one level that there is."""
-    lines: Sequence[Row] = summary["curve_means"][recovery]
+    lines: Sequence[CurveMean] = summary["curve_means"][recovery]
     where = "over the whole curve"
     if not lines:
         board = next((board for board in summary["boards"] if board["recovery"] == recovery and board["lines"]), None)
@@ -70,7 +69,7 @@ def _verdicts(summary: Mapping[str, Any], recovery: str) -> list[str]:
     return [f"{when}, {where} and against magnitude: {'; '.join(parts)}."] if parts else []
 
 
-def markdown(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+def markdown(summary: Summary, manifest: Manifest) -> str:
     """The whole comparison as Markdown."""
     protocol = manifest["protocol"]
     parts = [
@@ -93,9 +92,10 @@ def markdown(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     return "\n".join([*parts, "", *_footer(manifest)]) + "\n"
 
 
-def _curve_table(summary: Mapping[str, Any], recovery: str, protocol: Mapping[str, Any]) -> str:
+def _curve_table(summary: Summary, recovery: str, protocol: HeldFixed) -> str:
     boards = [board for board in summary["boards"] if board["recovery"] == recovery]
     labels = [line["criterion"] for line in summary["curve_means"][recovery]] or list(summary["curves"][recovery])
+    # Criteria with a level missing have no mean over the curve, and still their figures.
     labels += [label for label in summary["curves"][recovery] if label not in labels]
     head = ["criterion", *(f"{board['level']:g}" for board in boards)]
     rows = []
@@ -111,16 +111,16 @@ def _curve_table(summary: Mapping[str, Any], recovery: str, protocol: Mapping[st
         f"{protocol['match']} removed; dense {dense}. + and -: differs from magnitude (paired t test, Holm); "
         "*: cannot be told from the best."
     )
-    return "\n".join([note, "", table(head, rows)])
+    return "\n".join([note, "", markdown_table(head, rows)])
 
 
-def _quality(line: Row) -> str:
+def _quality(line: BoardLine) -> str:
     sign = {BETTER: " +", WORSE: " -"}.get(line["verdict"], "")
     spread = "" if line["sd"] is None else f" ±{significant(line['sd'], 2)}"
     return f"{number(line['mean'])}{spread}{sign}{' *' if line['leading'] else ''}"
 
 
-def _mean_table(summary: Mapping[str, Any], recovery: str) -> str:
+def _mean_table(summary: Summary, recovery: str) -> str:
     rows = [
         [
             _text(line["criterion"]),
@@ -135,21 +135,23 @@ def _mean_table(summary: Mapping[str, Any], recovery: str) -> str:
     if not rows:
         return ""
     head = ["criterion", "mean over the curve", "minus magnitude", "interval", "p (Holm)", "verdict"]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
-def _ablation_table(summary: Mapping[str, Any]) -> str:
+def _ablation_table(summary: Summary) -> str:
     rows = [
         [
             _text(line["criterion"]),
             f"{line['level']:g}",
-            *(number(line[variant]) for variant in ("as is", "shuffled", "inverted")),
+            number(line["as is"]),
+            number(line["shuffled"]),
+            number(line["inverted"]),
             f"{signed(line['over_shuffled']['difference'])}{_half(line['over_shuffled']['half'])}",
         ]
         for line in summary["ablations"]
     ]
     head = ["criterion", "level", "as is", "shuffled within layers", "inverted within layers", "as is minus shuffled"]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 FIDELITY = (
@@ -161,13 +163,13 @@ FIDELITY = (
 )
 
 
-def _fidelity_table(summary: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+def _fidelity_table(summary: Summary, protocol: HeldFixed) -> str:
     rows = [[_text(one["criterion"]), signed(one["all"]), signed(one["within"])] for one in summary["fidelity"]]
     note = FIDELITY.format(probes=protocol["probes"])
-    return "\n".join([note, "", table(["criterion", "over all units", "within layers"], rows)])
+    return "\n".join([note, "", markdown_table(["criterion", "over all units", "within layers"], rows)])
 
 
-def _scoring_table(summary: Mapping[str, Any]) -> str:
+def _scoring_table(summary: Summary) -> str:
     rows = [
         [
             _text(line["criterion"]),
@@ -178,10 +180,10 @@ def _scoring_table(summary: Mapping[str, Any]) -> str:
         for line in summary["scoring"]
     ]
     note = "One epoch is the work of a forward and backward pass over the scoring data. Memory is what scoring added."
-    return "\n".join([note, "", table(["criterion", "time", "epochs", "peak memory"], rows)])
+    return "\n".join([note, "", markdown_table(["criterion", "time", "epochs", "peak memory"], rows)])
 
 
-def _footer(manifest: Mapping[str, Any]) -> list[str]:
+def _footer(manifest: Manifest) -> list[str]:
     machine, protocol, scoring = manifest["environment"], manifest["protocol"], manifest["scoring"]
     lines = [
         f"{len(protocol['seeds'])} seeds {list(protocol['seeds'])}, {scoring['samples']} scoring samples, granularity "
@@ -193,13 +195,13 @@ def _footer(manifest: Mapping[str, Any]) -> list[str]:
     return [*lines, *([f"Command: `{_text(manifest['command'])}`"] if manifest["command"] else [])]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines)
 
 
-def _interval(line: Row) -> str:
+def _interval(line: AgainstReference) -> str:
     if line["half"] is None or line["difference"] is None:
         return "-"
     return f"{signed(line['difference'] - line['half'])} to {signed(line['difference'] + line['half'])}"
@@ -215,5 +217,6 @@ def _p(value: float | None) -> str:
 
 def _text(value: str) -> str:
     """Text that can end neither a table cell nor a line, and starts no markup."""
+    # Names come from models and folders, and pages of Markdown are shown by others: HTML in them would be run there.
     shown = clean(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{char}" if char in "\\|`[]" else char for char in shown)

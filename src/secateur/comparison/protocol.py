@@ -1,62 +1,60 @@
-"""What is held fixed in a comparison, as data: criteria, controls, levels, recoveries, seeds."""
+"""What is held fixed in a comparison, as data."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-import secateur
-from secateur.criteria.base import Criterion
-from secateur.errors import RecipeError
-from secateur.files.seeds import canonical_json, stable_hash
-from secateur.kinds.weights.granularity import Granularity, parse
-from secateur.kinds.weights.nm import NM
-from secateur.model.tensors import named_tensors
-from secateur.planning.build import is_structured, rule_of
-from secateur.recipe import load_recipe
-from secateur.types import Batch, Data
+from secateur.comparison.levels import (
+    CUT_LEVELS,
+    MATCHES,
+    GranularityChoice,
+    among,
+    check_level,
+    make_levels,
+    make_match,
+    middle_of,
+    plain_granularity,
+)
+from secateur.comparison.recoveries import NO_RECOVERY, CheckedSteps, Steps, check_steps, make_recoveries, trains
+from secateur.errors import InputError, RecipeError
+from secateur.measure.quality import higher_is_better
+from secateur.types import Json
+from secateur.version import __version__
 
 SCHEMA = 1
-REFERENCE = "magnitude"
-DENSE, SCRATCH, RANDOM = "dense", "scratch", "random"
-NO_RECOVERY = "none"
-ELEMENT_LEVELS = (0.5, 0.67, 0.8, 0.9, 0.95, 0.98)  # geometric in what is left
-CUT_LEVELS = (0.2, 0.35, 0.5, 0.65, 0.75, 0.85)  # of the multiply-accumulates
-MATCHES = ("macs", "params", "units")
-
-Choice = str | Mapping[str, Any] | Criterion
-Steps = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One criterion of a comparison.
+class ProtocolOptions(TypedDict, total=False):
+    """What `Protocol.of` and `compare` take; `compare` says what each of them means."""
 
-    Args:
-        label: how the tables call it; unique.
-        rule: the criterion.
-        control: whether it was added by the protocol and not asked for.
-    """
-
-    label: str
-    rule: Criterion
-    control: bool = False
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Name and options, as they go into hashes."""
-        return {"name": self.rule.name, **self.rule.options()}
+    granularity: GranularityChoice
+    levels: Sequence[float] | None
+    match: str
+    seeds: int | Sequence[int]
+    recover: Steps | Mapping[str, Steps] | None
+    recover_levels: Sequence[float] | None
+    ablation_levels: Sequence[float] | None
+    scratch: Steps
+    scope: str
+    allocation: str
+    protect: Sequence[str]
+    metric: str | None
+    maximize: bool | None
+    rounds: int
+    probes: int
+    confidence: float
+    tag: str
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that is the same for all criteria; its hash goes into every cell.
+    """Everything that is the same for all criteria; what decides about single runs goes into their addresses.
+
+    `Protocol.of` fills in the defaults that depend on each other; a protocol that is built by hand is checked alike.
 
     Args:
         granularity: what is removed, as in a recipe.
@@ -69,8 +67,8 @@ class Protocol:
         allocation: how a global amount is spread.
         protect: what stays whole.
         seeds: of base models, scores and recovery.
-        metric: the quality that is compared.
-        maximize: whether higher is better.
+        metric: the quality that is compared; None = the first that is measured.
+        maximize: whether higher is better; None = by the name of the metric.
         rounds: timed rounds of the latency of cut models; 0 = not timed.
         confidence: of the intervals; 1 - confidence is the level of the tests.
         probes: units per seed that are set to zero one by one, to see what each score tells of the loss; 0 = none.
@@ -78,39 +76,139 @@ class Protocol:
         tag: free text for what cannot be hashed (the loss and evaluate functions).
 
     Raises:
-        RecipeError: a confidence that is no probability, or a negative number of probes.
+        RecipeError: no seed or level, a level that is none, a confidence that is no probability, a negative count.
+
+    Example:
+        >>> Protocol.of(granularity="element", levels=[0.9, 0.5], seeds=2).levels
+        (0.5, 0.9)
     """
 
-    granularity: str | dict[str, Any]
-    match: str
-    levels: tuple[float, ...]
-    recoveries: dict[str, tuple[dict[str, Any], ...]]
-    recover_levels: tuple[float, ...]
-    ablation_levels: tuple[float, ...]
-    scope: str
-    allocation: str
-    protect: tuple[str, ...]
-    seeds: tuple[int, ...]
-    metric: str
-    maximize: bool
-    rounds: int
-    confidence: float
-    probes: int = 0
-    scratch: tuple[dict[str, Any], ...] = ()
+    granularity: str | dict[str, Json] = "channel"
+    match: str = "macs"
+    levels: tuple[float, ...] = CUT_LEVELS
+    recoveries: dict[str, CheckedSteps] = field(default_factory=lambda: {NO_RECOVERY: ()})
+    recover_levels: tuple[float, ...] = ()
+    ablation_levels: tuple[float, ...] = ()
+    scope: str = "global"
+    allocation: str = "global"
+    protect: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    metric: str | None = None
+    maximize: bool | None = None
+    rounds: int = 30
+    confidence: float = 0.95
+    probes: int = 64
+    scratch: CheckedSteps = ()
     tag: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a confidence that is none, and a negative count."""
+        """Refuse what no comparison can be run by."""
+        if not self.seeds:
+            raise RecipeError("there is no seed", hint="seeds=3")
+        if self.match not in MATCHES:
+            raise RecipeError(f"match={self.match!r} is not known", hint=f"known: {', '.join(MATCHES)}")
+        for level in self.levels:
+            check_level(level)
+        # Curves are integrated, and the middle level is taken, in this order.
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
+            raise RecipeError(f"levels {[*self.levels]} are not ascending", hint="Protocol.of(levels=...) sorts them")
+        among("recover_levels", self.recover_levels, self.levels)
+        among("ablation_levels", self.ablation_levels, self.levels)
+        if NO_RECOVERY not in self.recoveries:
+            raise RecipeError(f"recoveries lack {NO_RECOVERY!r}", hint=f"add {NO_RECOVERY!r}: ()")
         if not 0 < self.confidence < 1:
             raise RecipeError(f"confidence={self.confidence} is no probability", hint="for example 0.95")
         if self.probes < 0:
             raise RecipeError(f"probes={self.probes} is negative", hint="0 measures no units, 64 is the default")
+        if self.rounds < 0:
+            raise RecipeError(f"rounds={self.rounds} is negative", hint="0 times nothing, 30 is the default")
 
-    def of_cell(self) -> dict[str, Any]:
+    @classmethod
+    def of(cls, **options: Unpack[ProtocolOptions]) -> Protocol:
+        """A protocol from what was asked for: words and numbers checked, the rest filled in.
+
+        Args:
+            **options: as in `compare`; all may be left out.
+
+        Raises:
+            RecipeError: an unknown word, a level out of range, a wrong step.
+            TypeError: an option that there is not.
+        """
+        unknown = sorted(set(options) - set(ProtocolOptions.__annotations__))
+        if unknown:
+            raise TypeError(f"a comparison has no option {unknown[0]!r}")
+        granularity = options.get("granularity", "channel")
+        match = make_match(options.get("match", "auto"), granularity)
+        levels = make_levels(options.get("levels"), match, granularity)
+        recoveries, scratch = make_recoveries(options.get("recover")), options.get("scratch") or ()
+        # Without a recovery there is nothing to run there, whatever levels were named.
+        trained = (options.get("recover_levels") or levels) if len(recoveries) > 1 or scratch else ()
+        ablated = options.get("ablation_levels")
+        seeds = options.get("seeds", 3)
+        return cls(
+            granularity=plain_granularity(granularity),
+            match=match,
+            levels=levels,
+            recoveries=recoveries,
+            recover_levels=among("recover_levels", trained, levels),
+            ablation_levels=among("ablation_levels", [middle_of(levels)] if ablated is None else ablated, levels),
+            scope=options.get("scope", "global"),
+            allocation=options.get("allocation", "global"),
+            protect=tuple(options.get("protect", ())),
+            seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds)),
+            metric=options.get("metric"),
+            maximize=options.get("maximize"),
+            rounds=options.get("rounds", 30),
+            confidence=options.get("confidence", 0.95),
+            probes=options.get("probes", 64),
+            scratch=check_steps(scratch) if scratch else (),
+            tag=options.get("tag", ""),
+        )
+
+    def measuring(self, measured: Iterable[str]) -> Protocol:
+        """The same, with the metric and its direction settled.
+
+        Args:
+            measured: names of what `evaluate` gives, in its order.
+
+        Raises:
+            InputError: it gives nothing.
+            RecipeError: it does not give the metric that was asked for.
+        """
+        names = list(measured)
+        if not names:
+            raise InputError("evaluate(model) names no quality", hint="return a number, or a mapping of numbers")
+        metric = names[0] if self.metric is None else self.metric
+        if metric not in names:
+            raise RecipeError(f"evaluate(model) has no {metric!r}", hint=f"it has: {', '.join(names)}")
+        return replace(self, metric=metric, maximize=Protocol._higher_is_better(metric, self.maximize))
+
+    @staticmethod
+    def _higher_is_better(metric: str, said: bool | None) -> bool:
+        return higher_is_better(metric) if said is None else said
+
+    @property
+    def quality(self) -> str:
+        """Name of the metric; it must have been settled by `measuring`."""
+        assert self.metric is not None
+        return self.metric
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is: sign times quality is what should be large."""
+        return 1 if Protocol._higher_is_better(self.quality, self.maximize) else -1
+
+    @property
+    def trains(self) -> bool:
+        """Whether any run reads training batches."""
+        return trains([*self.scratch, *(step for steps in self.recoveries.values() for step in steps)])
+
+    def of_cell(self) -> dict[str, Json]:
         """The part that decides about a single cell: levels and seeds may be added later without losing cells."""
         return {
             "schema": SCHEMA,
-            "secateur": secateur.__version__,
+            "secateur": __version__,
+            # A local build ("+cpu", "+cu128") computes the same; the device is part of the address anyway.
             "torch": str(torch.__version__).partition("+")[0],
             "granularity": self.granularity,
             "match": self.match,
@@ -122,232 +220,5 @@ class Protocol:
         }
 
     def target(self, level: float) -> dict[str, float]:
-        """The plan's target of a level."""
+        """The plan's target of a level: masks are asked for what goes, cuts for what may stay."""
         return {"sparsity": level} if self.match == "units" else {self.match: 1 - level}
-
-
-def make_entries(criteria: Iterable[Choice]) -> list[Entry]:
-    """The criteria with unique labels, the reference and the random control added where they are missing.
-
-    Raises:
-        RecipeError: an unknown name, or the same criterion twice.
-    """
-    # Registered on import; the package's own list may be read later than this module.
-    from secateur.criteria.weights.random_control import Random
-
-    asked = [rule_of(choice) for choice in criteria]
-    if not asked:
-        raise RecipeError("there is no criterion to compare", hint="for example criteria=['taylor', 'magnitude']")
-    entries: list[Entry] = []
-    for rule in asked:
-        options = _options(rule)
-        label = f"{rule.name} {options}" if options else rule.name
-        if any(label == entry.label for entry in entries):
-            raise RecipeError(f"the criterion {label!r} is named twice", hint="name each one once")
-        entries.append(Entry(label, rule, control=rule.name == RANDOM))
-    if not any(entry.label == REFERENCE for entry in entries):
-        entries.append(Entry(REFERENCE, rule_of(REFERENCE), control=True))
-    if not any(entry.rule.name == RANDOM for entry in entries):
-        entries.append(Entry(RANDOM, Random(), control=True))
-    return entries
-
-
-def _options(rule: Criterion) -> str:
-    """The options that are not the defaults, shortly."""
-    try:
-        usual = type(rule)().options()
-    except TypeError:
-        usual = {}
-    return ",".join(f"{key}={value}" for key, value in rule.options().items() if usual.get(key, ...) != value)
-
-
-def make_levels(
-    levels: Sequence[float] | None, match: str, granularity: str | Mapping[str, Any] | Granularity
-) -> tuple[float, ...]:
-    """The levels in ascending order, checked; an n:m pattern has the one that it implies.
-
-    Raises:
-        RecipeError: a level outside (0, 1), none, or one that the pattern cannot have.
-    """
-    pattern = None if is_structured(granularity) else parse(granularity)
-    if isinstance(pattern, NM):
-        implied = 1 - pattern.n / pattern.m
-        if levels is not None and any(abs(level - implied) > 1e-9 for level in levels):
-            raise RecipeError(f"granularity {pattern.name!r} has the one level {implied:g}", hint="leave levels out")
-        return (implied,)
-    found = sorted(set(levels)) if levels is not None else [*(ELEMENT_LEVELS if match == "units" else CUT_LEVELS)]
-    for level in found:
-        if isinstance(level, bool) or not 0 < level < 1:
-            hint = f"write {level / 100:g}" if 1 <= level < 100 else "for example 0.5"
-            raise RecipeError(f"level {level!r} is no fraction removed, between 0 and 1", hint=hint)
-    if not found:
-        raise RecipeError("there is no level", hint="leave levels out for the default of six")
-    return tuple(float(level) for level in found)
-
-
-def among(name: str, chosen: Sequence[float], levels: Sequence[float]) -> tuple[float, ...]:
-    """Levels that were chosen out of all levels.
-
-    Raises:
-        RecipeError: one that is not among them.
-    """
-    for level in chosen:
-        if level not in levels:
-            raise RecipeError(f"{name}: {level:g} is not among the levels {[*levels]}")
-    return tuple(sorted({float(level) for level in chosen}))
-
-
-def make_match(match: str, granularity: str | Mapping[str, Any] | Granularity) -> str:
-    """What levels count: "auto" is macs for cuts (params for experts, which leave the work as it is), units for masks.
-
-    Raises:
-        RecipeError: an unknown word, or costs that masks do not change.
-    """
-    cuts = is_structured(granularity)
-    if not cuts:
-        parse(granularity)
-    if match == "auto":
-        return "params" if granularity == "expert" else "macs" if cuts else "units"
-    if match not in MATCHES:
-        raise RecipeError(f"match={match!r} is not known", hint=f"known: auto, {', '.join(MATCHES)}")
-    if match != "units" and not cuts:
-        raise RecipeError(f"match={match!r} needs a granularity that is cut", hint="masks remove no MACs: use units")
-    return match
-
-
-def make_recoveries(
-    recover: Steps | Mapping[str, Steps] | None,
-) -> dict[str, tuple[dict[str, Any], ...]]:
-    """Named recoveries with every default filled in; "none" comes first.
-
-    Raises:
-        RecipeError: a step that no recipe would take.
-    """
-    named = recover if isinstance(recover, Mapping) else {"recovered": recover} if recover else {}
-    found: dict[str, tuple[dict[str, Any], ...]] = {NO_RECOVERY: ()}
-    for name, steps in named.items():
-        if name != NO_RECOVERY:
-            found[name] = check_steps(steps)
-    return found
-
-
-def check_steps(steps: Steps) -> tuple[dict[str, Any], ...]:
-    """Recovery steps as a recipe reads them, with defaults.
-
-    Raises:
-        RecipeError: says what is wrong, as for a recipe.
-    """
-    recipe = load_recipe({"target": {"sparsity": 0.5}, "recover": [dict(step) for step in steps]})
-    return tuple(step.model_dump(mode="json", exclude_none=True) for step in recipe.recover)
-
-
-def plain_granularity(granularity: str | Mapping[str, Any] | Granularity) -> str | dict[str, Any]:
-    """As a recipe writes it."""
-    if isinstance(granularity, str):
-        return granularity
-    return dict(granularity) if isinstance(granularity, Mapping) else granularity.options()
-
-
-# -- hashes of what is compared ------------------------------------------------------------------------------------
-
-
-def hash_model(model: nn.Module) -> str:
-    """SHA-256 over names and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(named_tensors(model).items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(_raw(tensor))
-    return digest.hexdigest()
-
-
-def hash_batch(batch: Batch) -> str:
-    """SHA-256 over the tensors of a batch, in order."""
-    digest = hashlib.sha256()
-    for tensor in _tensors(batch):
-        digest.update(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(_raw(tensor))
-    return digest.hexdigest()
-
-
-def hash_batches(batches: Iterable[Batch]) -> str:
-    """One hash of a sequence of batches; order counts."""
-    return stable_hash([hash_batch(batch) for batch in batches])
-
-
-class Watched:
-    """Data that keeps a running hash of every batch it hands out: the proof that two recoveries saw the same.
-
-    Args:
-        data: batches; `set_epoch` is passed on where it is there.
-    """
-
-    def __init__(self, data: Data) -> None:
-        self._data, self._digest = data, hashlib.sha256()
-        self.batches = 0
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is set."""
-        return int(getattr(self._data, "epoch", 0))
-
-    @property
-    def seen(self) -> str:
-        """Hash of all batches so far."""
-        return self._digest.hexdigest()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on."""
-        setter = getattr(self._data, "set_epoch", None)
-        if callable(setter):
-            setter(epoch)
-
-    def __len__(self) -> int:
-        return len(self._data)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._data:
-            self.batches += 1
-            self._digest.update(hash_batch(batch).encode())
-            yield batch
-
-
-def _raw(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return np.ascontiguousarray(flat.view(torch.uint8).numpy()).tobytes() if flat.numel() else b""
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            yield from _tensors(value[key])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: the address under which its result is kept.
-
-    Args:
-        seed: of base model, scores and recovery.
-        label: the criterion.
-        variant: "as is", "shuffled" or "inverted".
-        level: fraction removed.
-        recovery: name of the recovery.
-        key: hash of everything that decides about the result.
-    """
-
-    seed: int
-    label: str
-    variant: str
-    level: float
-    recovery: str
-    key: str = field(compare=False, default="")
-
-
-def key_of(**parts: Any) -> str:
-    """Content address of plain parts."""
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:32]

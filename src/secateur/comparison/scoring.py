@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Criterion, untouched
+from secateur.criteria.base import Context, Criterion
 from secateur.errors import InputError
 from secateur.model.call import default_loss, device_of, to_device
+from secateur.model.guard import guard
 from secateur.types import Batch, Loss
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class Cost:
     peak_bytes: int | None
 
 
-def metered(work: Callable[[], Any], device: torch.device) -> tuple[Any, Cost]:
+def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
     """Run something, and measure its time and peak memory.
 
     On CUDA the allocator's peak; on Linux the high-water mark of the process's resident set, which includes
     whatever else runs in the process; elsewhere None.
     """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # kernels that still run belong to what was before
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     else:
@@ -59,12 +62,13 @@ def metered(work: Callable[[], Any], device: torch.device) -> tuple[Any, Cost]:
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
+    # A GPU runs beside the processor, whose time says nothing there; a CPU is shared, and its wall clock waits.
     return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def _resident_now() -> int:
     """Bytes of the resident set, with its high-water mark set back to them; 0 where the system cannot."""
-    gc.collect(1)
+    gc.collect(1)  # young garbage would be freed, or not, in the middle of what is measured
     try:
         # Freed memory that the C library keeps would hide what the next call needs.
         ctypes.CDLL(None).malloc_trim(0)
@@ -91,8 +95,7 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     """
     rule, device = loss or default_loss, device_of(model)
     taken, clock = None, _clock(device)
-    with untouched(model, seed=0):
-        model.eval()
+    with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = clock()
             for batch in batches:
@@ -108,28 +111,11 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     return taken
 
 
-def score(rule: Criterion, context: Context) -> tuple[dict[str, Tensor], Cost]:
+def measure_scores(rule: Criterion, context: Context) -> tuple[dict[str, Tensor], Cost]:
     """Scores on the CPU, and their cost."""
     scores, cost = metered(lambda: rule.score(context), device_of(context.model))
+    # Kept on the CPU, outside of what is metered: scores of single weights are as large as the model.
     return {name: value.cpu() for name, value in scores.items()}, cost
-
-
-def fixed(rule: Criterion, scores: Mapping[str, Tensor]) -> Criterion:
-    """A criterion that hands out scores that are known already, under the name and options of `rule`."""
-
-    class Fixed(Criterion):
-        name = rule.name
-        summary = rule.summary
-        complexity, speed, best_for, source = rule.complexity, rule.speed, rule.best_for, rule.source
-        comparable = rule.comparable
-
-        def options(self) -> dict[str, Any]:
-            return rule.options()
-
-        def _score(self, context: Context) -> dict[str, Tensor]:
-            return {group.name: scores[group.name].to(device_of(context.model)) for group in context.groups}
-
-    return Fixed()
 
 
 def shuffled(scores: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -150,6 +136,7 @@ def inverted(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _permuted(score: Tensor, key: str) -> Tensor:
     number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+    # A generator of its own: the order depends on seed and name, and on nothing that ran before.
     order = torch.randperm(score.numel(), generator=torch.Generator().manual_seed(number))
     return score.flatten()[order].view(score.shape)
 
@@ -158,5 +145,6 @@ def _reversed(score: Tensor) -> Tensor:
     flat = score.flatten()
     order = torch.argsort(flat, stable=True)
     out = torch.empty_like(flat)
+    # The unit of rank k gets the value of rank n - 1 - k.
     out[order] = flat[order].flip(0)
     return out.view(score.shape)

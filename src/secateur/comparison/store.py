@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
+from secateur.comparison.records import RunRow, ScoringCost
 from secateur.errors import FileRefusedError
 from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json, load_metadata, load_tensors, save_tensors
 from secateur.files.seeds import canonical_json
 
 _FACTS = "facts"
+
+
+class Scored(NamedTuple):
+    """Scores and what they cost; None for tensors that are no scores of a criterion."""
+
+    scores: dict[str, Tensor]
+    cost: ScoringCost | None
 
 
 class Store:
@@ -38,30 +45,34 @@ class Store:
         except OSError as error:
             raise FileRefusedError(f"{self.folder} cannot hold a comparison", why=str(error)) from error
 
-    def cell(self, key: str) -> dict[str, Any] | None:
-        """The result of a run, or None where it has not been run."""
+    def cell(self, key: str) -> RunRow | None:
+        """The result of a run, or None where it has not been run.
+
+        Raises:
+            FileRefusedError: the file is no JSON, or another result than its name says.
+        """
         path = self.folder / "cells" / f"{key}.json"
         if not path.exists():
             return None
         found = load_json(path)
+        # The key stands inside as well: a file that was copied under another name is not believed.
         if not isinstance(found, dict) or found.get("key") != key:
             raise FileRefusedError(f"{path} is no result of a comparison", hint="remove it; the run is done again")
-        return found
+        return cast(RunRow, found)
 
-    def put_cell(self, key: str, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep the result of a run."""
-        whole = {**result, "key": key}
-        atomic_write(self.folder / "cells" / f"{key}.json", canonical_json(whole))
-        return whole
+    def put_cell(self, row: RunRow) -> None:
+        """Keep the result of a run under its key."""
+        atomic_write(self.folder / "cells" / f"{row['key']}.json", canonical_json(row))
 
-    def scores(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def scores(self, key: str) -> Scored | None:
         """Scores and what they cost, or None where they have not been computed."""
         path = self.folder / "scores" / f"{key}.safetensors"
         if not path.exists():
             return None
-        return load_tensors(path), dict(json.loads(load_metadata(path)[_FACTS]))
+        cost = json.loads(load_metadata(path)[_FACTS])
+        return Scored(load_tensors(path), cast(ScoringCost, cost) if cost else None)
 
-    def put_scores(self, key: str, scores: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def put_scores(self, key: str, found: Scored) -> None:
         """Keep scores: a later level does not pay for them again."""
         path = self.folder / "scores" / f"{key}.safetensors"
-        save_tensors(path, scores, {_FACTS: canonical_json(facts).strip()})
+        save_tensors(path, found.scores, {_FACTS: canonical_json(found.cost or {}).strip()})

@@ -6,24 +6,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from secateur import criteria as known
 from secateur.comparison.compare import Comparison, Progress, compare
-from secateur.comparison.protocol import Choice, key_of
+from secateur.comparison.contestants import CriterionChoice
+from secateur.comparison.hashes import key_of
+from secateur.comparison.levels import middle_of
+from secateur.comparison.recoveries import CheckedSteps, Steps
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.files.safe import load_tensors, save_tensors
-from secateur.measure import accuracy_on
+from secateur.measure import yardstick
+from secateur.model.door import Parts
 from secateur.recipe import load_recipe
 from secateur.sources import Source, TensorData, resolve_data, resolve_model, train_demo
-from secateur.types import Batch, Data
+from secateur.types import Batch, Data, Json
 
 EVERYTHING = "all"
 DEFAULT_CRITERIA = ("magnitude", "fpgm", "taylor")
-QUICK_STEPS = ({"method": "bn_refresh", "batches": 2}, {"method": "finetune", "steps": 6})
+QUICK_STEPS: Steps = ({"method": "bn_refresh", "batches": 2}, {"method": "finetune", "steps": 6})
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Study:
     match: str = "auto"
     scope: str = "global"
     seeds: int = 3
-    recover: tuple[dict[str, Any], ...] = ()
+    recover: Steps = ()
     recover_levels: tuple[float, ...] | None = None
     epochs: int = 3
     limits: tuple[int | None, int | None, int | None] = (None, None, None)
@@ -70,7 +73,8 @@ def preset(study: Study, name: str) -> Study:
     """
     if name != "quick":
         raise RecipeError(f"there is no preset {name!r}", hint="known: quick")
-    middle = None if study.levels is None else (sorted(study.levels)[(len(study.levels) - 1) // 2],)
+    # Recovery is the dear part: one level, the lower of the two in the middle, shows what it does.
+    middle = None if study.levels is None else (middle_of(sorted(study.levels)),)
     return replace(
         study,
         recover=study.recover or QUICK_STEPS,
@@ -82,7 +86,7 @@ def preset(study: Study, name: str) -> Study:
     )
 
 
-def run(study: Study, out: Path, *, command: str = "", progress: Progress | None = None) -> Comparison:
+def run_study(study: Study, out: Path, *, command: str = "", progress: Progress | None = None) -> Comparison:
     """Resolve the words, train base models where needed, and compare.
 
     Args:
@@ -94,23 +98,31 @@ def run(study: Study, out: Path, *, command: str = "", progress: Progress | None
     Raises:
         InputError: the data have no labels to measure accuracy with, or the model is random and cannot be trained.
     """
-    choices = [parse_criterion(word) for word in expand(study.criteria)]
+    choices = [parse_criterion(word) for word in named_criteria(study.criteria)]
     source = resolve_model(study.model)
     found = resolve_data(study.data, tokenizer=source.tokenizer)
-    if found.test is None or found.num_classes is None:
+    if found.test is None:
         raise InputError(
-            f"{study.data} has no labelled test part, so there is no accuracy to compare",
-            hint="call secateur.comparison.compare() with your own evaluate(model)",
+            f"{study.data} has no test part, so there is no quality to compare",
+            hint="give one (a py: factory returns train, calibration and test), "
+            "or call secateur.comparison.compare() with your own evaluate(model)",
         )
     train, calibration, test = (
         data if limit is None else sample(data, limit)
         for data, limit in zip((found.train, found.calibration, found.test), study.limits, strict=True)
     )
+    judged = yardstick(source.model, Parts(test=test))
+    if judged.evaluate is None:
+        raise InputError(
+            f"{study.data} has no labelled test part, so there is no quality to compare",
+            why=judged.why,
+            hint="call secateur.comparison.compare() with your own evaluate(model)",
+        )
     return compare(
         source.model if source.trained else _trainer(study, source, train, out, progress),
         train,
         criteria=choices,
-        evaluate=accuracy_on(test),
+        evaluate=judged.evaluate,
         out=out,
         granularity=study.granularity,
         levels=study.levels,
@@ -130,13 +142,14 @@ def run(study: Study, out: Path, *, command: str = "", progress: Progress | None
     )
 
 
-def expand(words: Sequence[str]) -> list[str]:
+def named_criteria(words: Sequence[str]) -> list[str]:
     """The words, with "all" replaced by every known criterion."""
+    # The control takes part unasked; as one of "all" it would stand among the criteria.
     everything = [name for name in known.names() if name != "random"]
     return [name for word in words for name in (everything if word == EVERYTHING else [word])]
 
 
-def parse_criterion(word: str) -> Choice:
+def parse_criterion(word: str) -> CriterionChoice:
     """``name`` or ``name:option=value:option=value``.
 
     Raises:
@@ -147,20 +160,22 @@ def parse_criterion(word: str) -> Choice:
         {'name': 'magnitude', 'norm': 'l1'}
     """
     name, *options = word.split(":")
-    found: dict[str, Any] = {"name": name}
+    found: dict[str, Json] = {"name": name}
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or not key:
             raise RecipeError(f"{word!r} is malformed", hint="write name:option=value")
         found[key] = _value(value)
+    # Looked up here, so that a slip of the pen is refused before data are read and networks trained.
     known.get(name, {key: value for key, value in found.items() if key != "name"})
     return found if options else name
 
 
-def _value(text: str) -> Any:
-    if text in ("true", "false", "null"):
-        return {"true": True, "false": False, "null": None}[text]
-    for kind in (int, float):
+def _value(text: str) -> Json:
+    words = {"true": True, "false": False, "null": None}
+    if text in words:
+        return words[text]
+    for kind in (int, float):  # int first: "7" is a number of steps, and no 7.0
         try:
             return kind(text)
         except ValueError:
@@ -168,7 +183,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def recovery_of(recipe: str) -> tuple[dict[str, Any], ...]:
+def recovery_of(recipe: str) -> CheckedSteps:
     """The recovery steps of a recipe, by name or file."""
     return tuple(step.model_dump(mode="json", exclude_none=True) for step in load_recipe(recipe).recover)
 
@@ -238,7 +253,11 @@ def _trainer(
 
     def build(seed: int) -> nn.Module:
         key = key_of(model=source.name, data=study.data, epochs=study.epochs, limit=study.limits[0], seed=seed)
-        path, model = folder / f"seed-{seed}-{key[:12]}.safetensors", resolve_model(source.name, seed=seed).model
+        path = folder / f"seed-{seed}-{key[:12]}.safetensors"
+        # Pooling and small convolutions on a CPU are twice as fast with the channels last. Copies and cuts of the
+        # network keep the format, so every run of a comparison gains alike.
+        model = resolve_model(source.name, seed=seed).model
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if path.exists():
             model.load_state_dict(load_tensors(path))
             return model

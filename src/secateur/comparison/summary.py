@@ -7,23 +7,47 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import mean, median, stdev
-from typing import Any
+from typing import Literal
 
-from secateur.comparison.cells import AS_IS, INVERTED, SHUFFLED
+from secateur.comparison.cells import AS_IS, DENSE, INVERTED, SCRATCH, SHUFFLED
+from secateur.comparison.contestants import REFERENCE
 from secateur.comparison.fidelity import over_seeds
-from secateur.comparison.protocol import DENSE, NO_RECOVERY, REFERENCE, SCRATCH, Protocol
-from secateur.comparison.statistics import Paired, curve_mean, holm, kendall, paired
+from secateur.comparison.levels import middle_of
+from secateur.comparison.protocol import Protocol
+from secateur.comparison.records import (
+    AblationLine,
+    AgainstReference,
+    Board,
+    BoardLine,
+    CostLine,
+    CurveMean,
+    CurvePoint,
+    FidelityLine,
+    Gap,
+    LayerShares,
+    Pairing,
+    RankPair,
+    Refusal,
+    RunRow,
+    ScoreFidelity,
+    ScoringCost,
+    ScoringLine,
+    SizeFigures,
+    Spread,
+    Summary,
+)
+from secateur.comparison.recoveries import NO_RECOVERY
+from secateur.comparison.significance import Paired, curve_mean, holm, kendall, paired
 
-Row = Mapping[str, Any]
 BETTER, WORSE, SAME, UNTESTED = "better", "worse", "not distinguishable", "not tested"
 
 
 def summarise(
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     protocol: Protocol,
-    told: Sequence[Mapping[str, Any]] = (),
+    told: Sequence[Mapping[str, ScoreFidelity]] = (),
     modules: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Summary:
     """Everything that the report says, as plain data.
 
     Args:
@@ -41,8 +65,8 @@ def summarise(
     plain = [row for row in good if row["variant"] == AS_IS]
     recoveries = [*protocol.recoveries]
     return {
-        "metric": protocol.metric,
-        "maximize": protocol.maximize,
+        "metric": protocol.quality,
+        "maximize": protocol.sign > 0,
         "seeds": list(protocol.seeds),
         "bases": len({row["base"] for row in rows}),
         "dense": {r: _spread(list(_by_seed(_where(plain, DENSE, 0.0, r), protocol).values())) for r in recoveries},
@@ -64,7 +88,7 @@ def summarise(
     }
 
 
-def pairing(rows: Sequence[Row]) -> dict[str, Any]:
+def pairing(rows: Sequence[RunRow]) -> Pairing:
     """Whether all recoveries of a seed really saw the same batches, by the hashes that were taken of them."""
     seen: dict[tuple[int, str], set[str]] = {}
     for row in rows:
@@ -74,22 +98,22 @@ def pairing(rows: Sequence[Row]) -> dict[str, Any]:
     return {"checked": len(seen), "broken": broken}
 
 
-def methods(rows: Sequence[Row]) -> list[str]:
+def methods(rows: Sequence[RunRow]) -> list[str]:
     """Labels of the criteria, in the order of their first run; the dense control is none of them."""
     return [label for label in dict.fromkeys(str(row["criterion"]) for row in rows) if label != DENSE]
 
 
-def _where(rows: Sequence[Row], label: str, level: float, recovery: str) -> list[Row]:
+def _where(rows: Sequence[RunRow], label: str, level: float, recovery: str) -> list[RunRow]:
     # Training from scratch stands beside the recovered networks of the same size, whatever these are called.
     wanted = SCRATCH if label == SCRATCH and recovery != NO_RECOVERY else recovery
     return [r for r in rows if r["criterion"] == label and r["level"] == level and r["recovery"] == wanted]
 
 
-def _by_seed(rows: Sequence[Row], protocol: Protocol) -> dict[int, float]:
-    return {row["seed"]: float(row["quality"][protocol.metric]) for row in rows}
+def _by_seed(rows: Sequence[RunRow], protocol: Protocol) -> dict[int, float]:
+    return {row["seed"]: float(row["quality"][protocol.quality]) for row in rows}
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def _spread(values: Sequence[float]) -> Spread:
     return {
         "mean": mean(values) if values else None,
         "sd": stdev(values) if len(values) > 1 else None,
@@ -97,49 +121,59 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _curves(rows: Sequence[Row], protocol: Protocol, recovery: str) -> dict[str, list[dict[str, Any]]]:
-    curves: dict[str, list[dict[str, Any]]] = {}
+def _curves(rows: Sequence[RunRow], protocol: Protocol, recovery: str) -> dict[str, list[CurvePoint]]:
+    curves: dict[str, list[CurvePoint]] = {}
     for label in methods(rows):
-        points = []
+        points: list[CurvePoint] = []
         for level in protocol.levels:
             found = _where(rows, label, level, recovery)
             if found:
-                points.append(
-                    {"level": level, **_spread(list(_by_seed(found, protocol).values())), **_sizes(found)},
-                )
+                spread = _spread(list(_by_seed(found, protocol).values()))
+                points.append({"level": level, **spread, **_sizes(found)})
         if points:
             curves[label] = points
     return curves
 
 
-def _sizes(rows: Sequence[Row]) -> dict[str, Any]:
-    sizes = {key: mean(row[key] for row in rows) for key in ("params", "nonzero", "macs", "sparsity", "least_kept")}
+def _sizes(rows: Sequence[RunRow]) -> SizeFigures:
+    # Both were timed in the same rounds, so the ratio of a run is worth more than the ratio of two means.
     ratios = [row["latency_ms"]["median"] / row["dense_latency_ms"]["median"] for row in rows if "latency_ms" in row]
-    return {**sizes, "latency_share": median(ratios) if ratios else None}
+    return {
+        "params": mean(row["params"] for row in rows),
+        "nonzero": mean(row["nonzero"] for row in rows),
+        "macs": mean(row["macs"] for row in rows),
+        "sparsity": mean(row["sparsity"] for row in rows),
+        "least_kept": mean(row["least_kept"] for row in rows),
+        "latency_share": median(ratios) if ratios else None,
+    }
 
 
-def _board(rows: Sequence[Row], protocol: Protocol, recovery: str, level: float) -> dict[str, Any]:
+def _board(rows: Sequence[RunRow], protocol: Protocol, recovery: str, level: float) -> Board:
     """The ranking at one strength, with every method tested against magnitude and against the best."""
     values = {label: _by_seed(_where(rows, label, level, recovery), protocol) for label in methods(rows)}
     values = {label: found for label, found in values.items() if found}
+    ranked = _ranked(values, protocol)
+    leading = _tied_with_first(values, [line["criterion"] for line in ranked], protocol)
+    lines: list[BoardLine] = [{**line, "leading": line["criterion"] in leading} for line in ranked]
+    return {"recovery": recovery, "level": level, "lines": lines}
+
+
+def _ranked(values: Mapping[str, Mapping[int, float]], protocol: Protocol) -> list[CurveMean]:
+    """Methods from the best mean to the worst, each tested against magnitude on the seeds that both have."""
     reference = values.get(REFERENCE, {})
     tests = {k: paired(v, reference, confidence=protocol.confidence) for k, v in values.items() if k != REFERENCE}
+    # One family per ranking: that is what a reader looks through for a winner.
     corrected = holm({label: test.p for label, test in tests.items()})
-    order = sorted(values, key=lambda k: (-_sign(protocol) * mean(values[k].values()), k))
-    leading = _tied_with_first(values, order, protocol)
-    return {
-        "recovery": recovery,
-        "level": level,
-        "lines": [
-            {
-                "criterion": label,
-                **_spread(list(values[label].values())),
-                **_tested(tests.get(label), corrected.get(label), protocol),
-                "leading": label in leading,
-            }
-            for label in order
-        ],
-    }
+    # By name where means are equal, so that the order says nothing that it does not know.
+    order = sorted(values, key=lambda label: (-protocol.sign * mean(values[label].values()), label))
+    return [
+        {
+            "criterion": label,
+            **_spread(list(values[label].values())),
+            **_tested(tests.get(label), corrected.get(label), protocol),
+        }
+        for label in order
+    ]
 
 
 def _tied_with_first(values: Mapping[str, Mapping[int, float]], order: Sequence[str], protocol: Protocol) -> set[str]:
@@ -147,13 +181,14 @@ def _tied_with_first(values: Mapping[str, Mapping[int, float]], order: Sequence[
     if not order:
         return set()
     first = order[0]
+    # The best was chosen by looking, so these tests flatter it; they serve to widen the group, not to crown anyone.
     tests = {label: paired(values[label], values[first], confidence=protocol.confidence) for label in order[1:]}
     corrected = holm({label: test.p for label, test in tests.items()})
     alpha = 1 - protocol.confidence
     return {first, *(label for label, p in corrected.items() if p is None or p >= alpha)}
 
 
-def _tested(test: Paired | None, p: float | None, protocol: Protocol) -> dict[str, Any]:
+def _tested(test: Paired | None, p: float | None, protocol: Protocol) -> AgainstReference:
     if test is None:
         return {"difference": None, "half": None, "p": None, "p_holm": None, "verdict": "reference"}
     known = not math.isnan(test.mean)
@@ -168,46 +203,38 @@ def _tested(test: Paired | None, p: float | None, protocol: Protocol) -> dict[st
 
 def _verdict(test: Paired, p: float | None, protocol: Protocol) -> str:
     if p is None:
+        # No spread: the same number on every seed is a finding only where that number is 0.
         return SAME if test.pairs > 1 and test.mean == 0 else UNTESTED
     if p >= 1 - protocol.confidence:
         return SAME
-    return BETTER if test.mean * _sign(protocol) > 0 else WORSE
+    return BETTER if test.mean * protocol.sign > 0 else WORSE
 
 
-def _curve_means(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[dict[str, Any]]:
+def _curve_means(rows: Sequence[RunRow], protocol: Protocol, recovery: str) -> list[CurveMean]:
     """Area under the curve of quality over log density, per seed, compared in pairs: one test per method."""
     levels = protocol.levels if recovery == NO_RECOVERY else protocol.recover_levels
     areas: dict[str, dict[int, float]] = {}
     for label in methods(rows):
+        by_level = {level: _by_seed(_where(rows, label, level, recovery), protocol) for level in levels}
         for seed in protocol.seeds:
-            points = {level: _by_seed(_where(rows, label, level, recovery), protocol).get(seed) for level in levels}
-            whole = {level: value for level, value in points.items() if value is not None}
+            whole = {level: values[seed] for level, values in by_level.items() if seed in values}
+            # A curve with a level missing is another curve; its mean would be compared with means over more levels.
             area = curve_mean(whole) if len(whole) == len(levels) else None
             if area is not None:
                 areas.setdefault(label, {})[seed] = area
-    reference = areas.get(REFERENCE, {})
-    tests = {k: paired(v, reference, confidence=protocol.confidence) for k, v in areas.items() if k != REFERENCE}
-    corrected = holm({label: test.p for label, test in tests.items()})
-    order = sorted(areas, key=lambda k: (-_sign(protocol) * mean(areas[k].values()), k))
-    return [
-        {
-            "criterion": label,
-            **_spread(list(areas[label].values())),
-            **_tested(tests.get(label), corrected.get(label), protocol),
-        }
-        for label in order
-    ]
+    return _ranked(areas, protocol)
 
 
-def _agreement(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[dict[str, Any]]:
+def _agreement(rows: Sequence[RunRow], protocol: Protocol, recovery: str) -> list[RankPair]:
     """Kendall's tau between the rankings at every two strengths."""
     means: dict[float, dict[str, float]] = {}
     for level in protocol.levels:
         for label in methods(rows):
             found = _by_seed(_where(rows, label, level, recovery), protocol)
+            # Scratch is no criterion: its place would be the same at every strength.
             if found and label != SCRATCH:
                 means.setdefault(level, {})[label] = mean(found.values())
-    pairs = []
+    pairs: list[RankPair] = []
     for low, high in combinations(sorted(means), 2):
         shared = sorted(set(means[low]) & set(means[high]))
         tau = kendall([means[low][k] for k in shared], [means[high][k] for k in shared])
@@ -215,41 +242,49 @@ def _agreement(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[d
     return pairs
 
 
-def _ablations(rows: Sequence[Row], protocol: Protocol) -> list[dict[str, Any]]:
+def _ablations(rows: Sequence[RunRow], protocol: Protocol) -> list[AblationLine]:
     """What the order of the units within each layer is worth: as is, minus shuffled, minus inverted."""
-    found = []
+    found: list[AblationLine] = []
     for level in protocol.ablation_levels:
         for label in methods(rows):
-            values = {
-                variant: _by_seed(
-                    _where([r for r in rows if r["variant"] == variant], label, level, NO_RECOVERY), protocol
-                )
+            plain, shuffled, inverted = (
+                _by_seed(_where([r for r in rows if r["variant"] == variant], label, level, NO_RECOVERY), protocol)
                 for variant in (AS_IS, SHUFFLED, INVERTED)
-            }
-            if not values[SHUFFLED]:
-                continue
-            line: dict[str, Any] = {"criterion": label, "level": level}
-            for variant in values:
-                line[variant] = _spread(list(values[variant].values()))["mean"]
-            for variant in (SHUFFLED, INVERTED):
-                test = paired(values[AS_IS], values[variant], confidence=protocol.confidence)
-                line[f"over_{variant}"] = {"difference": test.mean, "half": test.half}
-            found.append(line)
+            )
+            if shuffled:
+                found.append(
+                    {
+                        "criterion": label,
+                        "level": level,
+                        "as is": _spread(list(plain.values()))["mean"],
+                        "shuffled": _spread(list(shuffled.values()))["mean"],
+                        "inverted": _spread(list(inverted.values()))["mean"],
+                        "over_shuffled": _gap(plain, shuffled, protocol),
+                        "over_inverted": _gap(plain, inverted, protocol),
+                    }
+                )
     return found
 
 
-def _fidelity(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _gap(values: Mapping[int, float], other: Mapping[int, float], protocol: Protocol) -> Gap:
+    test = paired(values, other, confidence=protocol.confidence)
+    return {"difference": test.mean, "half": test.half}
+
+
+def _fidelity(told: Sequence[Mapping[str, ScoreFidelity]]) -> list[FidelityLine]:
     labels = dict.fromkeys(label for seed in told for label in seed)
     lines = [over_seeds(label, [seed[label] for seed in told if label in seed]) for label in labels]
+    # Below every correlation there is: what cannot be said stands last.
     return sorted(lines, key=lambda one: (-(one["all"] if one["all"] is not None else -2.0), one["criterion"]))
 
 
-def _layers(rows: Sequence[Row], protocol: Protocol, modules: Sequence[str]) -> dict[str, Any]:
+def _layers(rows: Sequence[RunRow], protocol: Protocol, modules: Sequence[str]) -> LayerShares:
     """The share of its units that each group keeps at the middle level, mean over the seeds."""
-    level = protocol.levels[(len(protocol.levels) - 1) // 2]
+    level = middle_of(protocol.levels)
     place = {name: number for number, name in enumerate(modules)}
 
     def order(name: str) -> tuple[int, list[tuple[int, str]]]:
+        # A group may be called by a part of its module ("attn/heads") or by a parameter of it ("fc.weight").
         module = name.partition("/")[0]
         return place.get(module, place.get(module.rpartition(".")[0], len(place))), _natural(name)
 
@@ -268,42 +303,55 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _scoring(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _scoring(rows: Sequence[RunRow]) -> list[ScoringLine]:
     """What scoring alone costs, over the seeds."""
-    lines = []
+    lines: list[ScoringLine] = []
     for label in methods(rows):
-        costs = {row["seed"]: row["scoring"] for row in rows if row["criterion"] == label and row.get("scoring")}
+        # By seed: every level of a seed repeats what its one scoring cost.
+        by_seed = {row["seed"]: row.get("scoring") for row in rows if row["criterion"] == label}
+        costs = [cost for cost in by_seed.values() if cost]
         if costs and label != SCRATCH:
-            lines.append({"criterion": label} | {k: _median(costs, k) for k in ("seconds", "epochs", "peak_bytes")})
+            lines.append(
+                {
+                    "criterion": label,
+                    "seconds": median(cost["seconds"] for cost in costs),
+                    "epochs": _median(costs, "epochs"),
+                    "peak_bytes": _median(costs, "peak_bytes"),
+                }
+            )
     return sorted(lines, key=lambda line: line["seconds"])
 
 
-def _median(costs: Mapping[int, Mapping[str, Any]], key: str) -> float | None:
-    known = [cost[key] for cost in costs.values() if cost[key] is not None]
+def _median(costs: Sequence[ScoringCost], key: Literal["epochs", "peak_bytes"]) -> float | None:
+    known = [value for cost in costs if (value := cost[key]) is not None]
     return median(known) if known else None
 
 
-def _cost(rows: Sequence[Row], protocol: Protocol) -> list[dict[str, Any]]:
+def _cost(rows: Sequence[RunRow], protocol: Protocol) -> list[CostLine]:
     """Scoring and recovery together: what each method really took."""
-    lines = []
+    lines: list[CostLine] = []
     for recovery in protocol.recoveries:
         for label in methods(rows):
-            found = [r for r in rows if r["criterion"] == label and r["recovery"] == recovery and r.get("scoring")]
+            found = [
+                (row, cost)
+                for row in rows
+                if row["criterion"] == label and row["recovery"] == recovery and (cost := row.get("scoring"))
+            ]
             if found and recovery != NO_RECOVERY:
                 lines.append(
                     {
                         "criterion": label,
                         "recovery": recovery,
-                        "seconds": median(r["scoring"]["seconds"] + r["recovery_seconds"] for r in found),
-                        "batches": median(r["recovery_batches"] for r in found),
+                        "seconds": median(cost["seconds"] + row["recovery_seconds"] for row, cost in found),
+                        "batches": median(row["recovery_batches"] for row, _ in found),
                     }
                 )
     return lines
 
 
-def _refused(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _refused(rows: Sequence[RunRow]) -> list[Refusal]:
     """Runs without a result, each reason once."""
-    reasons: dict[tuple[str, str, str], list[Row]] = {}
+    reasons: dict[tuple[str, str, str], list[RunRow]] = {}
     for row in rows:
         if row["status"] != "ok":
             reasons.setdefault((row["criterion"], row["status"], row["why"]), []).append(row)
@@ -312,7 +360,3 @@ def _refused(rows: Sequence[Row]) -> list[dict[str, Any]]:
          "levels": sorted({row["level"] for row in found})}
         for (label, status, why), found in reasons.items()
     ]  # fmt: skip
-
-
-def _sign(protocol: Protocol) -> int:
-    return 1 if protocol.maximize else -1

@@ -7,10 +7,10 @@ group. The others override `_score`.
 
 from __future__ import annotations
 
-import random
+import sys
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -18,26 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.criteria.docstrings import section
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
 from secateur.model.carried import refuse_carried_masks
+from secateur.model.guard import guard
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
-from secateur.types import Data, Example, Group, Loss
+from secateur.types import Data, Example, Group, Json, Loss
 
 Reduction = Literal["sum", "mean", "max"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
+STATED = ("name", "summary", "speed", "best_for")  # class variables that every criterion gives a value
+DOCUMENTED = ("Cost", "Source")  # sections that its docstring has
 PROMISES = frozenset({"permutation", "batch_split", "zero_lowest"})
 TINY = 1e-15  # below it the squares of float32 numbers begin to vanish
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -70,26 +65,26 @@ class Criterion(ABC):
     """A rule that says what matters least.
 
     Options are keyword-only constructor arguments, stored as attributes of the same name (a frozen
-    keyword-only dataclass does both). A subclass states the class variables below and implements
-    `contributions` (additive) or `_score`.
+    keyword-only dataclass does both). A subclass states the class variables below, says in its docstring what it
+    costs ("Cost:") and where it comes from ("Source:"), and implements `contributions` (additive) or `_score`.
 
     `needs` says what the context must hold, `mode` the mode in which the model is scored. `promises` are
     properties that the contract suite then tests: "permutation" (units that are reordered take their scores
     with them), "batch_split" (the same samples in other batches score the same), "zero_lowest" (no unit
-    scores below one whose weights and activations are all zero).
+    scores below one whose weights and activations are all zero). `live` names constructor arguments that no recipe
+    can write and no plan can hold, for example an `Accumulator`; they are no options.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    complexity: ClassVar[str]
     speed: ClassVar[str]
     granularities: ClassVar[tuple[str, ...]] = ("any",)
     best_for: ClassVar[str]
-    source: ClassVar[str]
     mode: ClassVar[Literal["eval", "train"]] = "eval"
     comparable: ClassVar[bool] = False  # scores of different layers share one scale, for example a loss change
     promises: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    live: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that are objects of a running program
 
     @property
     def reduction(self) -> Reduction:
@@ -117,8 +112,8 @@ class Criterion(ABC):
         """Last step from the reduced contributions to the score (a root, a division by two)."""
         return values
 
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments, so that ``type(c)(**c.options()) == c``."""
+    def options(self) -> dict[str, Json]:
+        """The constructor's arguments as plain data; ``type(c)(**c.options()) == c``, save for what is `live`."""
         return {name: getattr(self, name) for name in option_names(type(self))}
 
     def score(self, context: Context) -> dict[str, Tensor]:
@@ -139,12 +134,15 @@ class Criterion(ABC):
             return {}
         if "labels" in self.needs and context.loss is None:
             context = replace(context, loss=default_loss)
-        model = context.model
-        with untouched(model, seed=context.seed):
-            model.train(self.mode == "train")
-            with torch.inference_mode(False), torch.set_grad_enabled("gradients" in self.needs):
-                scores = self._score(context)
+        gradients = "gradients" in self.needs
+        # Out of inference mode, whoever calls: what a criterion makes there could have no gradient.
+        with torch.inference_mode(False), self._guard(context, gradients=gradients):
+            scores = self._score(context)
         return {group.name: self._checked(scores, group) for group in context.groups}
+
+    def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[None]:
+        """The model as it is scored, and given back as it was."""
+        return guard(context.model, mode=self.mode, gradients=gradients, seed=context.seed, example=context.example)
 
     def weights(self, context: Context) -> dict[str, Tensor]:
         """Parameters that count for some group, by name, detached, in the order of the groups."""
@@ -191,11 +189,15 @@ def register(cls: type[C]) -> type[C]:
     """Class decorator: make a criterion known under its name.
 
     Raises:
-        TypeError: a class variable is missing or holds an unknown word, or the name is taken.
+        TypeError: a class variable or a section of the docstring is missing, a class variable holds an unknown word,
+            or the name is taken.
     """
-    for attribute in ("name", "summary", "complexity", "speed", "best_for", "source"):
+    for attribute in STATED:
         if not getattr(cls, attribute, ""):
             raise TypeError(f"{cls.__name__}.{attribute} is empty")
+    for title in DOCUMENTED:
+        if sys.flags.optimize < 2 and not section(cls, title):  # -OO takes all docstrings away
+            raise TypeError(f"the docstring of {cls.__name__} has no section {title!r}")
     if not cls.needs <= NEEDS or not cls.promises <= PROMISES:
         raise TypeError(f"{cls.__name__}: needs are {sorted(NEEDS)}, promises {sorted(PROMISES)}")
     return CRITERIA.register(cls.name)(cls)
@@ -301,70 +303,3 @@ def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> 
     if not dims:
         return value
     return value.amax(dims, True) if how == "max" else value.sum(dims, True, dtype=torch.float64)
-
-
-@contextmanager
-def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
-    """Give the model back as it was found, also when an exception passes through.
-
-    Restored are: training flags, hooks of modules, requires_grad, the gradients (put aside meanwhile, so that
-    a backward pass cannot add to them), buffers, and the random states of Python, NumPy and torch.
-    Weights are not copied: nothing inside may write to them.
-
-    Args:
-        model: the model.
-        seed: seeds all three generators on entry, if given.
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> with untouched(layer):
-        ...     _ = layer.eval()
-        >>> layer.training
-        True
-    """
-    modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
-    training = [m.training for m in modules]
-    hooks = [(getattr(m, h), dict(getattr(m, h))) for m in modules for h in HOOKS if hasattr(m, h)]
-    grads = [(p, p.requires_grad, p.grad) for p in parameters]
-    copies = [(b, b.detach().clone()) for b in buffers]
-    generators = _random_states()
-    try:
-        for parameter in parameters:
-            parameter.grad = None
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - user data may draw from the global generator
-            torch.manual_seed(seed)
-        yield
-    finally:
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
-        for live, kept in hooks:
-            if live != kept:
-                live.clear()
-                live.update(kept)
-        for parameter, wanted, grad in grads:
-            parameter.requires_grad_(wanted)
-            parameter.grad = grad
-        with torch.no_grad():
-            for buffer, copy in copies:
-                # Compared by value: batch norm changes its statistics without a new version number.
-                if not buffer.is_meta and not torch.equal(buffer, copy):
-                    buffer.copy_(copy)
-        _restore_random_states(generators)
-
-
-def _random_states() -> tuple[Any, Any, Tensor, list[Tensor]]:
-    cuda: list[Tensor] = []
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        cuda = torch.cuda.get_rng_state_all()
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
-
-
-def _restore_random_states(states: tuple[Any, Any, Tensor, list[Tensor]]) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)

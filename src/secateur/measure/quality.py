@@ -1,25 +1,227 @@
-"""Quality: the default, accuracy, and the form that every ``evaluate`` result is brought into."""
+"""Quality: what is measured where the user says nothing, and the form that every result is brought into.
+
+`yardstick` decides once, before anything is cut, so that all models of a run are held against the same figure, on the
+same batches; where there is none it says why.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
 from secateur.model.call import (
+    batch_size_of,
     call,
+    default_loss,
     describe,
     device_of,
-    evaluating,
     prediction,
     to_device,
     to_example,
     to_target,
 )
-from secateur.types import Data, Evaluate
+from secateur.model.door import Parts, first_batch, task_of
+from secateur.model.guard import evaluating, guard
+from secateur.types import Batch, Data, Evaluate, Judge, Loss, Metric
+
+# Training data may have no end, and say little of quality: so much of them shows whether the model still works.
+MOST_BATCHES = 64
+LOWER_IS_BETTER = ("loss", "error", "perplexity", "ppl", "mse", "mae", "nll")
+
+
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """How the quality of a run is measured.
+
+    Args:
+        evaluate: ``evaluate(model)`` -> figures by name; None where quality is not measured.
+        on: which data the figures are of ("the test part"), "" where the user's own function knows alone.
+        why: why quality is not measured, "" where it is.
+    """
+
+    evaluate: Callable[[nn.Module], dict[str, float]] | None
+    on: str = ""
+    why: str = ""
+
+
+def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss: Loss | None = None) -> Yardstick:
+    """Decide how quality is measured, and on which data.
+
+    Without `judge`: accuracy for classification, the mean squared error ("mse") for regression, the mean loss ("loss")
+    for models with a loss of their own and wherever `loss` is given and no classes are found; see
+    `secateur.model.door.task_of`. The test part is read whole; training and calibration data, where there is no test
+    part, up to `MOST_BATCHES` batches and always the same ones, as far as torch's generator decides which.
+
+    Args:
+        model: left as it is; one batch of it shows the task.
+        data: the parts that were given.
+        judge: ``evaluate(model)``, a metric with update, compute and reset (of torchmetrics, or alike), or a mapping
+            of names to such.
+        loss: ``loss(model, batch)`` of the training.
+
+    Returns:
+        the yardstick; without `evaluate`, but with the reason, where quality cannot be measured.
+
+    Raises:
+        InputError: a judge of another kind, or a metric without labelled data.
+
+    Cost: one forward pass where there is no `judge`.
+
+    Example:
+        >>> data = Parts(test=[(torch.eye(3), torch.tensor([0, 1, 1]))])
+        >>> found = yardstick(nn.Identity(), data)
+        >>> found.on, round(found.evaluate(nn.Identity())["accuracy"], 3)
+        ('the test part', 0.667)
+    """
+    batches, on = data.judging
+    # A test part has an end, and its figure is quoted: read whole.
+    if batches is not None and data.test is None:
+        batches = _Leading(batches)
+        on += f" (at most {MOST_BATCHES} batches)"
+    if judge is not None:
+        return _asked(judge, batches, on)
+    if batches is None:
+        return Yardstick(None, why="there are no data")
+    # A loader that shuffles draws even for one batch; whoever draws next must not notice.
+    with torch.random.fork_rng(devices=[]):
+        task = task_of(model, first_batch(batches))
+    if task.kind == "classification":
+        figure: Evaluate = accuracy_on(batches)
+    # What the user trains for is a better figure than one guessed from shapes, except where a share of hits is there.
+    elif loss is not None:
+        figure = _loss_on(batches, loss, "loss")
+    elif task.kind == "none":
+        return Yardstick(None, why=task.why)
+    else:
+        figure = _loss_on(batches, default_loss, "mse" if task.kind == "regression" else "loss")
+    return Yardstick(_repeatable(figure), on)
+
+
+class _Leading:
+    """The first batches of some data, the same number at every reading."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(iter(self._data), MOST_BATCHES)
+
+
+def _repeatable(evaluate: Evaluate) -> Callable[[nn.Module], dict[str, float]]:
+    """With the same random numbers every time: a loader that shuffles then hands out the same batches."""
+
+    def measured(model: nn.Module) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):
+            # The CPU's alone, from which loaders draw: `torch.manual_seed` would set those of every GPU for good.
+            torch.default_generator.manual_seed(0)
+            return quality(model, evaluate)
+
+    return measured
+
+
+def _asked(judge: Judge, batches: Data | None, on: str) -> Yardstick:
+    # Metrics first: those of torchmetrics are modules, and calling one means to update it.
+    named: dict[str, Evaluate | Metric] = dict(judge) if isinstance(judge, Mapping) else {"": judge}
+    for name, one in named.items():
+        # The class of a metric has all that a metric has, and can be called: it would take the model for an option.
+        if isinstance(one, type) or not (callable(one) or isinstance(one, Metric)):
+            what = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            raise InputError(
+                f"evaluate{f'[{name!r}]' if name else ''} is {what}",
+                hint="give evaluate(model) -> number or mapping, a metric with update, compute and reset, "
+                "or a mapping of names to such",
+            )
+    # One pass over the data serves all metrics; each function reads what it reads.
+    metrics = {name or _snake(type(one).__name__): one for name, one in named.items() if isinstance(one, Metric)}
+    functions = {name: one for name, one in named.items() if not isinstance(one, Metric)}
+    if metrics and (batches is None or to_target(first_batch(batches)) is None):
+        raise InputError(
+            "a metric needs batches with targets, and there are none",
+            hint="pass test= (or data=) with batches of (input, target), or evaluate(model) of your own",
+        )
+
+    def measured(model: nn.Module) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, one in functions.items():
+            found |= _under(name, quality(model, one))
+        if metrics and batches is not None:
+            found |= _metrics(model, metrics, batches)
+        return found
+
+    # A function of the user's reads whatever it likes, so only metrics are known to be of these data.
+    return Yardstick(_repeatable(measured) if metrics else measured, on if metrics and not functions else "")
+
+
+def _metrics(model: nn.Module, metrics: Mapping[str, Metric], batches: Data) -> dict[str, float]:
+    """All metrics in one pass over the data."""
+    device = device_of(model)
+    for metric in metrics.values():
+        metric.reset()
+    with evaluating(model):
+        for number, batch in enumerate(batches):
+            moved = to_device(batch, device)
+            target = to_target(moved)
+            if target is None:
+                raise InputError(f"batch {number}, {describe(batch)}, holds no target")
+            predicted = prediction(call(model, to_example(moved)))
+            for metric in metrics.values():
+                # A metric keeps its sums where it was put; those without a device keep numbers.
+                place = getattr(metric, "device", None) or torch.device("cpu")
+                metric.update(predicted.to(place), target.to(place))
+    found: dict[str, float] = {}
+    for name, metric in metrics.items():
+        result = metric.compute()
+        found |= _under(name, dict(result)) if isinstance(result, Mapping) else _under(name, {"": result})
+    return found
+
+
+def _under(name: str, figures: Mapping[str, object]) -> dict[str, float]:
+    """Figures with the name that the user gave in front: ``{"top": evaluate}`` gives "top", or "top_a" and "top_b"."""
+    if not name:
+        return _numbers(figures, figures)
+    bare = len(figures) == 1 and set(figures) <= {"", "quality"}
+    return _numbers({name if bare else f"{name}_{key}": value for key, value in figures.items()}, figures)
+
+
+def _snake(name: str) -> str:
+    """``MulticlassAccuracy`` -> ``multiclass_accuracy``: reports know a share by the words of its name."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _loss_on(batches: Data, loss: Loss, name: str) -> Callable[[nn.Module], dict[str, float]]:
+    """Mean of a loss over the batches, each weighed by its samples."""
+
+    def measured(model: nn.Module) -> dict[str, float]:
+        total = samples = 0.0
+        device = device_of(model)
+        with evaluating(model):
+            for batch in batches:
+                moved = to_device(batch, device)
+                size = batch_size_of(to_example(moved))
+                total += float(loss(model, moved)) * size
+                samples += size
+        if not samples:
+            raise InputError("the data for the loss hold no sample", hint="is the loader used up or empty?")
+        return {name: total / samples}
+
+    return measured
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a larger figure of this name is the better one: losses and errors are told by their names.
+
+    Example:
+        >>> higher_is_better("accuracy"), higher_is_better("test_loss"), higher_is_better("mse")
+        (True, False, False)
+    """
+    return not any(word in name.lower() for word in LOWER_IS_BETTER)
 
 
 def accuracy(model: nn.Module, data: Data) -> float:
@@ -53,7 +255,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
             if target is None or target.is_floating_point():
                 raise InputError(f"batch {number}, {describe(batch)}, holds no integer target")
             predicted = prediction(call(model, to_example(moved)))
-            counted = target >= 0
+            counted = target >= 0  # negative labels are the usual way to say "not this one"
             hits += int(((_classes(predicted, target, number) == target) & counted).sum())
             total += int(counted.sum())
     if not total:
@@ -62,6 +264,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def _classes(predicted: Tensor, target: Tensor, number: int) -> Tensor:
+    # The largest of several NaN is the first, which would count as class 0 and now and then be right.
     if predicted.isnan().any():
         raise NonFiniteError(f"the output for batch {number} of the evaluation data has NaN")
     if predicted.dim() < 2 or predicted.shape[:1] + predicted.shape[2:] != target.shape:
@@ -81,7 +284,7 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     """Call ``evaluate(model)`` and bring the result into named floats.
 
     Args:
-        model: any module.
+        model: any module; given back as it was, whatever mode the evaluation leaves it in.
         evaluate: returns a number or a mapping of numbers.
 
     Returns:
@@ -91,14 +294,18 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
         InputError: the result is neither.
         NonFiniteError: a value is NaN or infinite.
     """
-    with torch.random.fork_rng(devices=[]):
+    with guard(model):  # an evaluation that ends in eval mode, or draws numbers, changes nothing for what follows
         result = evaluate(model)
-    named = dict(result) if isinstance(result, Mapping) else {"quality": result}
+    # A bare number has no name that a table could show.
+    return _numbers(dict(result) if isinstance(result, Mapping) else {"quality": result}, result)
+
+
+def _numbers(named: Mapping[str, object], source: object) -> dict[str, float]:
     try:
-        values = {str(name): float(value) for name, value in named.items()}
+        values = {str(name): float(value) for name, value in named.items()}  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"evaluate(model) returned a {type(result).__name__} that is no number or mapping of numbers",
+            f"evaluate(model) returned a {type(source).__name__} that is no number or mapping of numbers",
             why=str(error),
         ) from error
     for name, value in values.items():

@@ -11,21 +11,24 @@ Two conventions that look alike and are not:
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from secateur.errors import ForwardError, InputError, ResourceError, SecateurError, UnsupportedError
 from secateur.types import Batch, Example
 
 LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
+ANY_NAME = "**"
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -41,6 +44,7 @@ def call(model: nn.Module, example: Example) -> Any:
 
     Raises:
         ForwardError: the forward raised; the message has the user's own error, the module and file:line.
+        InputError: the example is a loader, an iterator or a shape, and no input.
         ResourceError: memory ran out.
         SecateurError: raised inside the forward; passed on as it is.
 
@@ -48,6 +52,7 @@ def call(model: nn.Module, example: Example) -> Any:
         >>> call(nn.Flatten(), torch.zeros(2, 3, 4)).shape
         torch.Size([2, 12])
     """
+    _require_input(example)
     try:
         if isinstance(example, Mapping):
             return model(**example)
@@ -57,16 +62,49 @@ def call(model: nn.Module, example: Example) -> Any:
     except SecateurError:
         raise
     except Exception as error:
-        fail(error, model, f"{type(model).__name__} failed on the input {describe(example)}")
+        fail(error, model, f"{type(model).__name__} failed on the input {describe(example)}", _advice(model, example))
 
 
-def fail(error: Exception, model: nn.Module, what: str) -> NoReturn:
+def _require_input(example: Example) -> None:
+    """Refuse what is taken for an input so often that a forward's own error about it would only mislead."""
+    if isinstance(example, (Iterator, DataLoader)):
+        raise InputError(
+            f"the example is a {type(example).__name__}",
+            why="an example is what one forward takes, not what hands out batches",
+            hint="give it as data=, or the input of its first batch: next(iter(loader))[0]",
+        )
+    # A single number may be an input; several in a tuple, and nothing else, are a shape.
+    if isinstance(example, (tuple, list)) and len(example) > 1 and all(type(size) is int for size in example):
+        sizes = ", ".join(map(str, example))
+        raise InputError(
+            f"the example is a tuple of integers, ({sizes})",
+            why="an example is what one forward takes: a tuple is its positional arguments",
+            hint=f"where this is the shape of the input, give torch.zeros({sizes})",
+        )
+
+
+def _advice(model: nn.Module, example: Example) -> str:
+    """What to do about a mapping that the forward cannot take as keywords; "" where that is not the fault."""
+    names = _named(model)
+    if not isinstance(example, Mapping) or ANY_NAME in names or set(example) <= names:
+        return ""
+    extra = [key for key in example if key not in names]
+    if set(extra) <= set(LABEL_KEYS):
+        return f"leave {', '.join(map(repr, extra))} out of the example: labels belong to data="
+    # None of its keys is an argument: the forward is likely to take the mapping itself.
+    if len(extra) == len(example):
+        return "a mapping gives keyword arguments; where the forward takes the mapping itself: example=(mapping,)"
+    return f"the forward takes {', '.join(sorted(names))}; leave {', '.join(map(repr, extra))} out"
+
+
+def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:
     """Turn an error of the user's code into one that names the module and the file:line it came from.
 
     Args:
         error: what was raised.
         model: whose modules are looked for in the traceback.
         what: one sentence: what failed.
+        hint: what to do about it, where that is known.
 
     Raises:
         ResourceError: memory ran out.
@@ -80,7 +118,8 @@ def fail(error: Exception, model: nn.Module, what: str) -> NoReturn:
         text += f" (in module {module!r})"
     if where:
         text += f" at {where}"
-    raise ForwardError(what, why=text, hint="check that model(input) runs with this input on its own") from error
+    hint = hint or "check that model(input) runs with this input on its own"
+    raise ForwardError(what, why=text, hint=hint) from error
 
 
 def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
@@ -168,7 +207,7 @@ def outputs(value: Any) -> list[Tensor]:
         >>> len(outputs({"logits": torch.zeros(1), "hidden": (torch.zeros(2), None)}))
         2
     """
-    found = list(_tensors(value))
+    found = list(tensors_in(value))
     if not found:
         raise UnsupportedError(
             f"the forward returned {type(value).__name__}, with no tensor in it",
@@ -177,18 +216,39 @@ def outputs(value: Any) -> list[Tensor]:
     return found
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors of an output, example or batch, in a stable order; see `outputs` for what is walked."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
-            yield from _tensors(getattr(value, entry.name))
+            yield from tensors_in(getattr(value, entry.name))
+
+
+def inputs(example: Example) -> list[Tensor]:
+    """Flatten an example into its tensors, in a stable order.
+
+    Raises:
+        InputError: there is no tensor in it, or it is no example at all.
+
+    Example:
+        >>> [tensor.shape[0] for tensor in inputs((torch.zeros(2), {"mask": torch.ones(3)}))]
+        [2, 3]
+    """
+    _require_input(example)
+    found = list(tensors_in(example))
+    if not found:
+        raise InputError(
+            f"the example is {describe(example)}, with no tensor in it",
+            hint="give what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments",
+        )
+    return found
 
 
 def prediction(output: Any) -> Tensor:
@@ -200,8 +260,8 @@ def prediction(output: Any) -> Tensor:
 def default_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Loss where the user gave none; give your own wherever the task is not one of these.
 
-    Cross entropy for ``(input, integer target)``, mean squared error for ``(input, float target)`` of the
-    output's shape, ``output.loss`` for a mapping with labels (Hugging Face models).
+    ``output.loss`` for a mapping with labels, where the forward takes them and returns one (Hugging Face models);
+    else cross entropy for integer targets, and mean squared error for float targets of the output's shape.
 
     Args:
         model: any module.
@@ -220,13 +280,33 @@ def default_loss(model: nn.Module, batch: Batch) -> Tensor:
             f"the batch {describe(batch)} holds no target",
             hint="give batches of (input, target), mappings with labels, or your own loss(model, batch)",
         )
-    if isinstance(batch, Mapping):
-        return _loss_of_output(call(model, batch), batch)
-    predicted = prediction(call(model, to_example(batch)))
+    predicted, left_out = None, ""
+    if takes_labels(model, batch):
+        output = call(model, with_labels(model, batch))
+        loss = own_loss(output)
+        if loss is not None:
+            return loss
+        if _named(model) & set(batch) & set(LABEL_KEYS):
+            raise InputError(
+                f"the model returned no loss for the batch {describe(batch)}",
+                why="its forward takes the labels, so what they mean is for the model to say",
+                hint="give batches with the labels that its forward takes, or your own loss(model, batch)",
+            )
+        # A forward with **kwargs may swallow any name: that says nothing about labels.
+        predicted = prediction(output)
+    elif isinstance(batch, Mapping):
+        left_out = f"the forward of {type(model).__name__} takes no labels, so they are compared with its output"
+    if predicted is None:
+        predicted = prediction(call(model, to_example(batch)))
+    return _loss_between(predicted, target, left_out)
+
+
+def _loss_between(predicted: Tensor, target: Tensor, why: str) -> Tensor:
     if target.is_floating_point():
         if target.shape != predicted.shape:
             raise InputError(
                 f"the target {describe(target)} has not the shape of the output {describe(predicted)}",
+                why=why,
                 hint="mean squared error needs equal shapes; reshape the target or give your own loss",
             )
         return functional.mse_loss(predicted, target)
@@ -235,24 +315,46 @@ def default_loss(model: nn.Module, batch: Batch) -> Tensor:
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(
             f"the target {describe(target)} does not fit the output {describe(predicted)}",
-            why=str(error),
+            why="; ".join(part for part in (why, str(error)) if part),
             hint="cross entropy needs an output [batch, classes, ...] and targets [batch, ...] below classes",
         ) from error
 
 
-def _loss_of_output(output: Any, batch: Mapping[str, Any]) -> Tensor:
+def own_loss(output: object) -> Tensor | None:
+    """The loss that a model returned beside its outputs, as Hugging Face models do; None where there is none."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise InputError(
-            f"the model returned no loss for the batch {describe(batch)}",
-            hint="give batches with the labels that its forward takes, or your own loss(model, batch)",
-        )
-    return loss
+    return loss if isinstance(loss, Tensor) else None
+
+
+def takes_labels(model: nn.Module, batch: Batch) -> bool:
+    """Whether the batch is a mapping with labels that the forward takes by name."""
+    return isinstance(batch, Mapping) and any(key in LABEL_KEYS and _takes(model, key) for key in batch)
+
+
+def with_labels(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch as the forward takes it: labels go along under the names that it knows, and else stay out."""
+    return {key: value for key, value in batch.items() if key not in LABEL_KEYS or _takes(model, key)}
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    names = _named(model)
+    return name in names or ANY_NAME in names
+
+
+def _named(model: nn.Module) -> set[str]:
+    """Names of the forward's arguments; `ANY_NAME` where it takes any, or does not say."""
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        # A scripted forward has no signature: calling it will tell.
+        return {ANY_NAME}
+    return {ANY_NAME if p.kind is p.VAR_KEYWORD else name for name, p in parameters.items()}
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first parameter or buffer; the CPU where there is none."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    # A chain, and no list: every forward pass asks, and only the first tensor is looked at.
+    for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
@@ -270,7 +372,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 def batch_size_of(example: Example) -> int:
     """Size of the first dimension of the first tensor that has one; 1 where there is none."""
-    return next((tensor.shape[0] for tensor in _tensors(example) if tensor.dim()), 1)
+    return next((tensor.shape[0] for tensor in tensors_in(example) if tensor.dim()), 1)
 
 
 def with_batch_size(example: Example, size: int) -> Any:
@@ -287,57 +389,32 @@ def with_batch_size(example: Example, size: int) -> Any:
     if size < 1 or now < 1:
         raise InputError(f"cannot bring the example {describe(example)} to batch size {size}")
 
-    def resize(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == now:
-            return value[torch.arange(size, device=value.device) % now]
-        if isinstance(value, Mapping):
-            return {key: resize(item) for key, item in value.items()}
-        if isinstance(value, (tuple, list)):
-            return tuple(resize(item) for item in value)
-        return value
-
-    return resize(example)
+    return _rows(example, now, torch.arange(size) % now)
 
 
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in eval mode without gradients; modes, buffers and random state are as before on leaving.
+def pick_sample(example: Example, number: int) -> Example:
+    """One sample of an example, as a batch of one.
 
     Args:
-        models: one or more modules; buffers that a forward changes all the same are put back.
+        example: what `call` takes.
+        number: of the sample, from 0.
+
+    Example:
+        >>> pick_sample((torch.arange(6).view(3, 2), torch.zeros(7)), 2)
+        (tensor([[4, 5]]), tensor([0., 0., 0., 0., 0., 0., 0.]))
     """
-    modules = list({id(module): module for model in models for module in model.modules()}.values())
-    modes = [module.training for module in modules]
-    buffers = [(module, dict(module._buffers), _copies(module)) for module in modules if module._buffers]
-    devices = sorted({device_of(model).index or 0 for model in models if device_of(model).type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            for module in modules:
-                module.training = False
-            yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for module, held, copies in buffers:
-            _put_back(module, held, copies)
+    return _rows(example, batch_size_of(example), torch.tensor([number]))
 
 
-def _copies(module: nn.Module) -> dict[str, Tensor]:
-    held = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
-    return {name: buffer.detach().clone() for name, buffer in held.items() if _writable(buffer)}
-
-
-def _writable(buffer: Tensor) -> bool:
-    return not (buffer.is_meta or buffer.is_inference())
-
-
-def _put_back(module: nn.Module, held: Mapping[str, Tensor | None], copies: Mapping[str, Tensor]) -> None:
-    for name, buffer in held.items():
-        module._buffers[name] = buffer
-        # Compared by value: batch norm writes its statistics without counting up their version.
-        if buffer is not None and name in copies and not torch.equal(buffer, copies[name]):
-            with torch.no_grad():
-                buffer.copy_(copies[name])
+def _rows(value: Any, batch: int, rows: Tensor) -> Any:
+    """Choose rows of every tensor that leads with the batch; masks over positions and the like stay whole."""
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
+        return value[rows.to(value.device)]
+    if isinstance(value, Mapping):
+        return {key: _rows(item, batch, rows) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_rows(item, batch, rows) for item in value)
+    return value
 
 
 def require_reiterable(data: Any, why: str) -> None:

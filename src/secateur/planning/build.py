@@ -1,180 +1,219 @@
-"""From a request to a plan: capture, groups, scores, selection, slices, attributes."""
+"""From what is asked to a plan: find, score, decide, write. The only place that builds a `Plan` from a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from secateur import criteria
-from secateur.amounts.select import select
 from secateur.criteria.base import Context, Criterion
-from secateur.errors import RecipeError, UnsupportedError
-from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, parse
+from secateur.errors import InputError, RecipeError
+from secateur.kinds.base import Candidates, Keep, Left
+from secateur.kinds.find import find, is_physical, spelt_out
+from secateur.kinds.weights.granularity import Granularity
+from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
-from secateur.masks import expand
 from secateur.measure.staircase import width_grid
 from secateur.model.call import device_of
-from secateur.planning.cuts import AMOUNTS, cut_plan
-from secateur.planning.experts import expert_groups, expert_plan
-from secateur.planning.layers import layer_groups, layer_plan
-from secateur.planning.plan import Evidence, Plan, counted, fingerprint
-from secateur.structure.capture import capture
-from secateur.structure.groups import structure
+from secateur.planning.decide import decide
+from secateur.planning.decision import Evidence, counted, fingerprint, removals
+from secateur.planning.plan import Plan
+from secateur.registry import suggestion
+from secateur.request import (
+    ALLOCATION,
+    CRITERION,
+    MIN_KEEP,
+    MIN_KEEP_FRACTION,
+    SCOPE,
+    Amount,
+    Named,
+    Request,
+    Target,
+    default_granularity,
+    granularities,
+)
 from secateur.structure.trace import Trace
-from secateur.types import Data, Example, Group, Loss
+from secateur.types import Certificate, Data, Example, Group, Loss
 
-
-def is_structured(granularity: str | Mapping[str, Any] | Granularity) -> bool:
-    """Whether units of this granularity are removed physically."""
-    return isinstance(granularity, str) and granularity in STRUCTURAL
+CriterionLike = str | Criterion | Mapping[str, object]
+GranularityLike = str | Mapping[str, object] | Granularity | Sequence[str | Mapping[str, object]]
+GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
 
 def make_plan(
     model: nn.Module,
-    example: Example,
+    example: Example = None,
     *,
-    target: Mapping[str, float],
-    criterion: str | Criterion | Mapping[str, Any] = "magnitude",
-    granularity: str | Mapping[str, Any] | Granularity = "channel",
+    target: Target | Mapping[str, Amount] | None = None,
+    criterion: CriterionLike = CRITERION,
+    granularity: GranularityLike | None = None,
     data: Data | None = None,
     loss: Loss | None = None,
-    scope: str = "global",
-    allocation: str = "global",
+    scope: str = SCOPE,
+    allocation: str = ALLOCATION,
     protect: Sequence[str] = (),
-    min_keep: int = 1,
-    round_to: int | Literal["auto"] = 1,
+    min_keep: int = MIN_KEEP,
+    min_keep_fraction: float = MIN_KEEP_FRACTION,
+    round_to: int | Literal["auto"] | None = None,
     seed: int = 0,
     dtype: str = "float32",
     tolerance: float | None = None,
     expressible: bool = False,
+    scores: Mapping[str, Tensor] | None = None,
+    comparable: bool = True,
+    keep: Mapping[str, Tensor] | None = None,
+    remove: Mapping[str, Sequence[int]] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """Decide what goes. Nothing is changed; `Plan.apply` does it.
 
     Args:
         model: any module that runs on `example`.
-        example: a tensor, a tuple of positional or a mapping of keyword arguments.
-        target: one or several of sparsity, count, threshold (what goes, in units of the granularity) and params,
-            macs (fraction kept at most), memory_bytes (weights at most).
+        example: a tensor, a tuple of positional or a mapping of keyword arguments; masks need none.
+        target: one or several of sparsity, count, threshold (what goes, in units of the granularity; one number, or
+            name pattern -> number, the first that matches a group counts) and params, macs (fraction kept at most),
+            memory_bytes (weights at most), latency_ms (one forward pass at most).
         criterion: name, {"name": ..., options} or object.
         granularity: channel, neuron, head, head_dim, conv_group, expert, layer (removed physically), or element,
-            vector, kernel, block, "2:4" (masks). Of experts every block loses equally many.
+            vector, kernel, block, "2:4" (masks); default channel, without an example element. A list of slices
+            (["channel", "head", "neuron"]), or "structured" (all but head_dim), is one ranking: of scores that estimate
+            the loss per multiply-accumulate (or parameter) saved, of others relative to their group's mean.
+            Of experts every block loses equally many.
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
         scope: "global" (all units compete) or "local" (every group shrinks alike); masks also know "row".
         allocation: "global", "uniform", "erk" or "lamp": how a global amount is spread.
         protect: names or patterns, or "type:ClassName", that stay whole.
-        min_keep: units that every group keeps at least; global structured rankings keep 10 % of each group anyway.
+        min_keep: units that every group keeps at least.
+        min_keep_fraction: share of each group that a global ranking of slices keeps in any case.
         round_to: kept counts of structured groups are multiples of this; "auto" takes the width grid that is
-            measured on the model's device. With any grid but 1 a sparsity is met from above, not exactly.
+            measured on the model's device. Default: multiples of 8 for channels and neurons in groups of 64 or more
+            under a bound (params, macs, bytes, latency), none where the target says exactly how much goes.
         seed: of everything random.
         dtype: precision of the certificate, "float32" or "float64".
         tolerance: of the certificate; default by dtype.
         expressible: for Hugging Face models: cut so that a config describes the result, which `save_pretrained` and
             `from_pretrained` then handle without secateur. Groups of one config field keep equal counts, amounts are
             met to within one unit of each of them, and groups without a field stay whole.
+        scores: group name -> scores, in the place of `criterion`; units of groups that are left out stay.
+        comparable: whether given `scores` of different groups share one scale, for example a change of the loss; if
+            not, one ranking of slices takes them relative to their group's mean, as it takes those of criteria.
+        keep: group name -> bool tensor, True = the unit stays, in the place of `target` and `criterion`.
+        remove: group name -> numbers of the units that go, likewise.
+        masks: parameter name -> bool tensor, True = keep: a plan of exactly these masks.
 
     Returns:
         the plan, not yet certified.
 
     Raises:
         RecipeError: an unknown name or a contradiction.
+        InputError: given scores, masks or indices that do not fit the groups.
         TargetError: the target cannot be reached.
         UnsupportedError: nothing of the model can be cut at this granularity; says what is locked.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> make_plan(net, torch.zeros(1, 4), remove={"0": [1, 5]}).groups["0"]["removed"]
+        [1, 5]
     """
-    rule = rule_of(criterion)
-    request = {
-        "criterion": {"name": rule.name, **rule.options()},
-        "granularity": granularity if isinstance(granularity, (str, Mapping)) else granularity.options(),
-        "scope": scope,
-        "allocation": allocation,
-        "target": dict(target),
-        "protect": list(protect),
-        "min_keep": min_keep,
-        "round_to": width_grid(str(device_of(model))) if round_to == "auto" else round_to,
-        "seed": seed,
-        **({"expressible": True} if expressible else {}),
-    }
-    context = {"data": data, "loss": loss, "example": example, "seed": seed}
-    if granularity == "layer":
-        return layer_plan(model, example, rule, request, context, dtype=dtype, tolerance=tolerance)
-    if expressible and not is_structured(granularity):
-        raise RecipeError("expressible=True belongs to cuts; masks leave every shape as it is.")
-    if granularity == "expert":
-        return expert_plan(model, example, rule, request, context, dtype=dtype, tolerance=tolerance)
-    if is_structured(granularity):
-        assert isinstance(granularity, str)
-        return cut_plan(model, example, rule, granularity, request, context, dtype=dtype, tolerance=tolerance)
-    return _mask_plan(model, rule, granularity, request, context)
-
-
-def grouped(
-    model: nn.Module,
-    example: Example,
-    granularity: str | Mapping[str, Any] | Granularity,
-    protect: Sequence[str] = (),
-) -> tuple[list[Group], Trace | None]:
-    """The groups of a granularity, and the record they were found in (None for masks)."""
-    if not is_structured(granularity):
-        return _parse(granularity).groups(model, protect), None
-    assert isinstance(granularity, str)
-    if example is None:
-        raise RecipeError(
-            f"granularity {granularity!r} needs an example.", hint="Pass example=the inputs of one forward pass."
-        )
-    if granularity == "layer":
-        return layer_groups(model, example, protect), None
-    record = capture(model, example)
-    if granularity == "expert":
-        return expert_groups(model, record, protect), record
-    return structure(model, record, protect).free(granularity), record
-
-
-def rule_of(criterion: str | Criterion | Mapping[str, Any]) -> Criterion:
-    """A criterion by name, by {"name": ..., options}, or as it is."""
-    if not isinstance(criterion, Mapping):
-        return criteria.get(criterion)
-    options = {key: value for key, value in criterion.items() if key != "name"}
-    return criteria.get(str(criterion.get("name")), options)
-
-
-# -- masks -----------------------------------------------------------------------------------------------------
-
-
-def _mask_plan(
-    model: nn.Module,
-    rule: Criterion,
-    granularity: str | Mapping[str, Any] | Granularity,
-    request: Mapping[str, Any],
-    context: Mapping[str, Any],
-) -> Plan:
-    kind = _parse(granularity)
-    groups = kind.groups(model, request["protect"])
-    if not groups:
-        raise UnsupportedError(
-            f"{type(model).__name__} has no weights to mask at granularity {kind.name!r}.",
-            hint="Weights of linear and convolution layers are masked; check `protect`.",
-        )
-    target = dict(request["target"])
-    wrong = sorted(set(target) - set(AMOUNTS))
-    if wrong:
-        raise RecipeError(
-            f"target {wrong[0]!r} does not apply to masks.",
-            why=f"granularity {kind.name!r} writes zeros; it does not remove {wrong[0]}",
-            hint="Use sparsity, count or threshold, or a granularity that is cut: channel, neuron, head.",
-        )
-    scores = rule.score(Context(model, groups, **context))
-    shared = {"scope": request["scope"], "granularity": kind, "groups": groups}
-    if isinstance(kind, NM):
-        _check_pattern(kind, target)
-        keep = select(scores, **shared)
+    if masks is not None:
+        return plan_of_masks(model, masks, target, scores, keep, remove)
+    given = keep is not None or remove is not None
+    _one_way(target, scores, given=given, both=keep is not None and remove is not None)
+    rule = None if given or scores is not None else criterion_of(criterion)
+    chosen = Named(GIVEN) if rule is None else Named(rule.name, rule.options())
+    unit, kinds = units_of(granularity, example)
+    request = Request(
+        target=None if given else Target.of(target),
+        criterion=chosen,
+        granularity=spelt_out(kinds),
+        scope=scope,
+        allocation=allocation,
+        protect=tuple(protect) if not isinstance(protect, str) else protect,  # type: ignore[arg-type]
+        min_keep=min_keep,
+        min_keep_fraction=min_keep_fraction,
+        round_to=width_grid(str(device_of(model))) if round_to == "auto" else round_to,
+        seed=seed,
+        expressible=expressible,
+    )
+    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
+    if given:
+        values: Mapping[str, Tensor] = {}
+        chosen_keep = given_keep(candidates, keep, remove)
     else:
-        allocation = None if request["allocation"] == "global" else request["allocation"]
-        tensors = dict(model.named_parameters())
-        shapes = {g.name: tuple(tensors[g.spans[0].tensor].shape) for g in groups}
-        floor = request["min_keep"] if request["min_keep"] > 1 else 0
-        keep = select(scores, **target, **shared, allocation=allocation, min_keep=floor, shapes=shapes)
+        values = _scores(candidates, rule, scores, data=data, loss=loss, seed=seed)
+        alike = comparable if rule is None else rule.comparable
+        chosen_keep = decide(candidates, values, request, comparable=alike)
+    return _plan(candidates, request, values, chosen_keep, dtype=dtype, tolerance=tolerance)
+
+
+def _plan(
+    candidates: Candidates,
+    request: Request,
+    scores: Mapping[str, Tensor],
+    keep: Keep,
+    *,
+    dtype: str,
+    tolerance: float | None,
+) -> Plan:
+    model, edit = candidates.model, candidates.write(keep)
+    groups = [group for group in candidates.groups if group.name in keep]
+    cost: dict[str, list[int]] = {}
+    if candidates.physical:
+        whole, left = Left.of({n: torch.ones_like(mask) for n, mask in keep.items()}), Left.of(keep)
+        cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
+
+    def prove(original: nn.Module, cut: nn.Module) -> Certificate:
+        return candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance)
+
+    return Plan(
+        fingerprint=fingerprint(model),
+        model=type(model).__name__,
+        request=request,
+        groups=removals(groups, keep) if candidates.physical else {},
+        cuts=edit.cuts,
+        attributes=edit.attributes,
+        masks=edit.masks,
+        units=counted(request.what, keep),
+        cost=cost,
+        evidence=Evidence(
+            model,
+            groups,
+            scores,
+            keep,
+            candidates.structure,
+            prove if candidates.physical else None,
+            candidates.example,
+        ),
+        layers=edit.layers,
+    )
+
+
+def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mapping[str, object] | Target | None) -> Plan:
+    """A plan of exactly these masks.
+
+    Raises:
+        RecipeError: something else is given that decides.
+        InputError: an unknown parameter, or a mask of another shape or dtype.
+    """
+    if any(other is not None for other in others):
+        raise RecipeError("masks= says exactly what goes.", hint="Leave out target, scores, keep and remove.")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    full = {}
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise InputError(f"the model has no parameter {name!r}", hint=suggestion(name, parameters))
+        shape = parameters[name].shape
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise InputError(
+                f"the mask of {name!r} is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(shape)}",
+                hint="True = keep, False = remove",
+            )
+        full[name] = mask.clone()
+    request = Request(target=None, criterion=Named(GIVEN), granularity=(Named("element"),))
     return Plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
@@ -182,28 +221,143 @@ def _mask_plan(
         groups={},
         cuts={},
         attributes={},
-        masks={name: mask.clone() for name, mask in expand(groups, keep, model=model).items()},
-        units=counted(f"{kind.n}:{kind.m}" if isinstance(kind, NM) else kind.name, keep),
+        masks=full,
+        units=counted("element", full),
         cost={},
-        evidence=Evidence(model, groups, scores, keep, example=context["example"]),
+        evidence=Evidence(model, [], {}, full),
     )
 
 
-def _parse(granularity: str | Mapping[str, Any] | Granularity) -> Granularity:
-    try:
-        return parse(granularity)
-    except RecipeError as error:
-        raise RecipeError(
-            error.what, why=error.why, hint=f"{error.hint}; removed for real: {', '.join(STRUCTURAL)}"
-        ) from error
+def _one_way(target: object, scores: Mapping[str, Tensor] | None, *, given: bool, both: bool) -> None:
+    if both:
+        raise RecipeError("keep= and remove= both say which units go.", hint="Give one of them.")
+    if given and (target is not None or scores is not None):
+        raise RecipeError("keep= or remove= say exactly which units go.", hint="Leave out target and scores.")
+    if not given and target is None:
+        raise RecipeError("There is no target.", hint='for example target={"macs": 0.5}, or give keep= or remove=')
 
 
-def _check_pattern(kind: NM, target: Mapping[str, float]) -> None:
-    n, m = kind.n, kind.m
-    wanted = target.get("sparsity")
-    if set(target) - {"sparsity"} or (wanted is not None and abs(wanted - (1 - n / m)) > 1e-9):
-        raise RecipeError(
-            f"granularity '{n}:{m}' fixes the sparsity at {1 - n / m:g}.",
-            why=f"the target is {dict(target)}",
-            hint=f"Leave the target at sparsity: {1 - n / m:g}.",
+def _scores(
+    candidates: Candidates,
+    criterion: Criterion | None,
+    scores: Mapping[str, Tensor] | None,
+    *,
+    data: Data | None,
+    loss: Loss | None,
+    seed: int,
+) -> Mapping[str, Tensor]:
+    if scores is None:
+        assert criterion is not None
+        context = Context(
+            candidates.model,
+            candidates.groups,
+            data=data,
+            loss=loss,
+            example=candidates.example,
+            seed=seed,
+            capture=candidates.trace,
         )
+        return criterion.score(context)
+    known = {group.name: group for group in candidates.groups}
+    for name, score in scores.items():
+        group = _known(known, name, candidates)
+        if tuple(score.shape) != group.shape or not score.is_floating_point():
+            raise InputError(
+                f"the scores of {name!r} are {score.dtype} {tuple(score.shape)}, not float {group.shape}",
+                hint="one score per unit, higher = keep",
+            )
+        if not bool(torch.isfinite(score).all()):
+            raise InputError(f"the scores of {name!r} hold NaN or Inf")
+    # Whoever leaves a group out has not said that its units are worth little: they stay and do not count.
+    candidates.groups = [group for group in candidates.groups if group.name in scores]
+    if not candidates.groups:
+        raise InputError("scores= holds no group.", hint=f"groups: {', '.join(list(known)[:5])}")
+    return scores
+
+
+def given_keep(
+    candidates: Candidates, keep: Mapping[str, Tensor] | None, remove: Mapping[str, Sequence[int]] | None
+) -> Keep:
+    """Which units stay, as the caller said, with every group that is left out whole.
+
+    Raises:
+        InputError: an unknown or locked group, a mask that does not fit, units that do not exist, or all of them.
+    """
+    known = {group.name: group for group in candidates.groups}
+    result = {group.name: torch.ones(group.shape, dtype=torch.bool) for group in candidates.groups}
+    for name, mask in (keep or {}).items():
+        group = _known(known, name, candidates)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != group.shape:
+            found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise InputError(f"keep of {name!r} is {found}, not bool {group.shape}", hint="True = the unit stays")
+        result[name] = mask.cpu().clone()
+    for name, numbers in (remove or {}).items():
+        group = _known(known, name, candidates)
+        wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < group.size]
+        if wrong:
+            raise InputError(f"{name!r} has no unit {wrong[0]!r}", hint=f"its units are 0 to {group.size - 1}")
+        result[name].view(-1)[list(numbers)] = False
+    for name, mask in result.items():
+        group = known[name]
+        _allowed(candidates, group, mask)
+    return result
+
+
+def _allowed(candidates: Candidates, group: Group, mask: Tensor) -> None:
+    left, stays = int(mask.sum()), candidates.stays(group)
+    multiple = group.attributes.get("multiple", 1)
+    if candidates.physical and left == 0:
+        raise InputError(f"{group.name!r} would lose all its {group.size} units", hint="keep at least one")
+    if stays is not None and bool((stays & ~mask).any()):
+        unit = int(torch.nonzero(stays & ~mask)[0])
+        raise InputError(f"unit {unit} of {group.name!r} is locked", hint="see `secateur inspect` for the reason")
+    if left < group.size and left % multiple:
+        raise InputError(
+            f"{group.name!r} would keep {left} units, which is no multiple of {multiple}",
+            why="a coupled dimension is divided into as many parts",
+        )
+
+
+def _known(known: Mapping[str, Group], name: str, candidates: Candidates) -> Group:
+    if name in known:
+        return known[name]
+    locked = next((g for g in candidates.structure.groups if g.name == name), None) if candidates.structure else None
+    if locked is not None and locked.locks:
+        lock = locked.locks[0]
+        raise InputError(f"group {name!r} is locked", why=lock.reason, hint=lock.hint or lock.where)
+    raise InputError(f"no group is called {name!r}", hint=suggestion(name, known))
+
+
+# -- words -----------------------------------------------------------------------------------------------------
+
+
+def units_of(granularity: GranularityLike | None, example: Example) -> tuple[Granularity | None, tuple[Named, ...]]:
+    """The granularity object where one was given, and the choices that a file can hold."""
+    if isinstance(granularity, Granularity):
+        if isinstance(granularity, NM):
+            return granularity, (Named(f"{granularity.n}:{granularity.m}"),)
+        return granularity, (Named(granularity.name, granularity.options()),)
+    return None, granularities(default_granularity(example) if granularity is None else granularity)
+
+
+def is_structured(granularity: GranularityLike) -> bool:
+    """Whether units of this granularity are removed physically."""
+    return not isinstance(granularity, Granularity) and is_physical(granularities(granularity))
+
+
+def grouped(
+    model: nn.Module, example: Example, granularity: GranularityLike | None, protect: Sequence[str] = ()
+) -> tuple[Sequence[Group], Trace | None]:
+    """The groups of a granularity, and the trace that they were found in (None for masks)."""
+    unit, kinds = units_of(granularity, example)
+    request = Request(target=None, granularity=spelt_out(kinds), protect=tuple(protect))
+    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
+    return candidates.groups, candidates.trace
+
+
+def criterion_of(criterion: CriterionLike) -> Criterion:
+    """A criterion by name, by {"name": ..., options}, or as it is."""
+    if not isinstance(criterion, Mapping):
+        return criteria.get(criterion)
+    choice = Named.of(criterion)
+    return criteria.get(choice.name, choice.options)

@@ -1,95 +1,106 @@
-"""Two plans that follow each other as one: indices of the second count what the first has kept."""
+"""Two removals that follow each other as one, named and numbered as in the first model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.errors import PlanMismatchError, UnsupportedError
-from secateur.kinds.slices.cut import cut_copy, cut_tensor
-from secateur.planning.plan import Plan, fingerprint
-from secateur.types import Certificate
-
-
-def compose(first: Plan, second: Plan, model: nn.Module) -> Plan:
-    """See `Plan.then`."""
-    if first.layers or second.layers:
-        raise UnsupportedError(
-            "Plans that remove layers are not composed.",
-            why="after a removal the names of the following layers mean other layers",
-            hint="Keep both plans, and apply them one after the other.",
-        )
-    first.validate(model)
-    if fingerprint(cut_copy(model, first.cuts, first.attributes)) != second.fingerprint:
-        raise PlanMismatchError(
-            "The second plan was not made for the model that the first plan leaves.",
-            hint="Make it with the model that first.apply(model) returns.",
-        )
-    groups = _groups(first, second)
-    removed = sum(len(group["removed"]) for group in groups.values())
-    total = sum(group["size"] for group in groups.values())
-    masks = _masks(first, second)
-    if masks:
-        removed = sum(int((~mask).sum()) for mask in masks.values())
-        total = sum(mask.numel() for mask in masks.values())
-    return Plan(
-        fingerprint=first.fingerprint,
-        model=first.model,
-        request={**second.request, "steps": [dict(first.request), dict(second.request)]},
-        groups=groups,
-        cuts=_cuts(first, second),
-        attributes={**first.attributes, **second.attributes},
-        masks=masks,
-        units={"what": second.units["what"], "removed": removed, "total": total, "sparsity": removed / max(total, 1)},
-        cost=_cost(first, second),
-        certificate=_proof(first, second),
-    )
+from secateur.errors import PlanMismatchError
+from secateur.kinds.edit import Edit
+from secateur.kinds.layers.drop import Layers, block_names, kept_places, old_names
+from secateur.kinds.slices.cut import cut_tensor
+from secateur.structure.provenance import Attribute
+from secateur.types import Certificate, LayerEntry, Removal
 
 
-def _cuts(first: Plan, second: Plan) -> dict[str, dict[int, Tensor]]:
-    out = {name: dict(dims) for name, dims in first.cuts.items()}
-    for name, dims in second.cuts.items():
+def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
+    """One edit that does what both do.
+
+    Args:
+        first: an edit of the first model.
+        second: an edit of the model that `first` leaves.
+        between: that model, or one of the same names and shapes.
+    """
+    back = old_names(between, first.layers)
+    layers = _layers(first.layers, second.layers, between)
+    gone = tuple(f"{back(name)}." for name in block_names(between, second.layers))
+
+    def stays(name: str) -> bool:
+        """Whether the second step leaves the block that holds this."""
+        return not f"{name}.".startswith(gone)
+
+    cuts = {name: dict(dims) for name, dims in first.cuts.items() if stays(name)}
+    for new, dims in second.cuts.items():
+        name = back(new)
         for d, kept in dims.items():
-            before = out.setdefault(name, {}).get(d)
-            out[name][d] = kept if before is None else before[kept]
-    return out
+            before = cuts.setdefault(name, {}).get(d)
+            cuts[name][d] = kept if before is None else before[kept]
+    later = {back(new): dims for new, dims in second.cuts.items()}
+    masks = {name: cut_tensor(mask, later.get(name, {})) for name, mask in first.masks.items() if stays(name)}
+    for new, mask in second.masks.items():
+        name = back(new)
+        masks[name] = masks[name] & mask if name in masks else mask
+    attributes = {a: value for a, value in first.attributes.items() if stays(a.owner)}
+    attributes.update({Attribute(back(a.owner), a.name, a.item): value for a, value in second.attributes.items()})
+    return Edit(cuts, attributes, layers, masks)
 
 
-def _masks(first: Plan, second: Plan) -> dict[str, Tensor]:
-    out = {name: cut_tensor(mask, second.cuts.get(name, {})) for name, mask in first.masks.items()}
-    for name, mask in second.masks.items():
-        out[name] = out[name] & mask if name in out else mask
-    return out
-
-
-def _groups(first: Plan, second: Plan) -> dict[str, dict[str, Any]]:
-    out: dict[str, dict[str, Any]] = {name: dict(group) for name, group in first.groups.items()}
-    for name, group in second.groups.items():
-        if name not in out:
-            out[name] = dict(group)
+def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, LayerEntry]:
+    back = old_names(between, first)
+    gone = tuple(f"{back(name)}." for name in block_names(between, second))
+    # A stack inside a block that goes later goes with it.
+    result = {path: LayerEntry(**entry) for path, entry in first.items() if not f"{path}.".startswith(gone)}
+    for new, entry in second.items():
+        path = back(new)
+        lists = [[back(owner), name] for owner, name in entry["lists"]]
+        if path not in result:
+            result[path] = LayerEntry(size=entry["size"], removed=list(entry["removed"]), lists=lists)
             continue
-        gone = set(out[name]["removed"])
-        stays = [i for i in range(out[name]["size"]) if i not in gone]
+        before = result[path]
+        places = kept_places(before)
+        if len(places) != entry["size"]:
+            raise PlanMismatchError(f"The plans disagree about the number of blocks of {path!r}.")
+        before["removed"] = sorted([*before["removed"], *(places[i] for i in entry["removed"])])
+        before["lists"] = before["lists"] + [pair for pair in lists if pair not in before["lists"]]
+    return result
+
+
+def composed_groups(
+    first: Mapping[str, Removal], second: Mapping[str, Removal], layers: Layers, between: nn.Module
+) -> dict[str, Removal]:
+    """What goes from every group in both steps, numbered as in the first.
+
+    Raises:
+        PlanMismatchError: the second step counts other units than the first leaves.
+    """
+    back = old_names(between, layers)
+    result: dict[str, Removal] = {name: Removal(**group) for name, group in first.items()}
+    for new, group in second.items():
+        name = back(new)
+        if name not in result:
+            result[name] = Removal(**group)
+            continue
+        gone = set(result[name]["removed"])
+        stays = [i for i in range(result[name]["size"]) if i not in gone]
         if len(stays) != group["size"]:
             raise PlanMismatchError(f"The plans disagree about the size of the group {name!r}.")
-        out[name]["removed"] = sorted(gone | {stays[i] for i in group["removed"]})
-    return out
+        result[name]["removed"] = sorted(gone | {stays[i] for i in group["removed"]})
+    return result
 
 
-def _cost(first: Plan, second: Plan) -> Mapping[str, list[int]]:
-    """A plan of masks has no costs of its own: it leaves them as they are."""
-    names = sorted({*first.cost, *second.cost})
-    return {n: [(first.cost.get(n) or second.cost[n])[0], (second.cost.get(n) or first.cost[n])[1]] for n in names}
+def composed_cost(first: Mapping[str, list[int]], second: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Before the first step and after the second; masks have no costs of their own and leave them as they are."""
+    names = sorted({*first, *second})
+    return {n: [(first.get(n) or second[n])[0], (second.get(n) or first[n])[1]] for n in names}
 
 
-def _proof(first: Plan, second: Plan) -> Certificate | None:
-    proofs = [plan.certificate for plan in (first, second) if plan.removes]
-    if not proofs or any(proof is None for proof in proofs):
-        return None
+def composed_certificate(proofs: Sequence[Certificate | None]) -> Certificate | None:
+    """The proof of steps that follow each other: errors add up, and so do the tolerances they were held to."""
     known = [proof for proof in proofs if proof is not None]
+    if not known or len(known) < len(proofs):
+        return None
     return Certificate(
         max_abs_error=sum(proof.max_abs_error for proof in known),
         tolerance=sum(proof.tolerance for proof in known),

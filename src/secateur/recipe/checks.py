@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from secateur.request import check_amount
+
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_:-]{0,63}"
 _TYPE = r"type:[A-Za-z_][A-Za-z0-9_]*"
-_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 
 
 def problem(message: str) -> PydanticCustomError:
@@ -20,19 +21,13 @@ def problem(message: str) -> PydanticCustomError:
     return PydanticCustomError("recipe", "{message}", {"message": message})
 
 
-def _fraction(name: str, text: str, *, zero: bool, one: bool) -> Callable[[Any], Any]:
+def _amount(name: str) -> Callable[[Any], Any]:
+    """The check that every entry makes of this number of a target."""
+
     def check(value: Any) -> Any:
-        percent = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-        if percent:
-            value = float(percent[1])
-            raise problem(f"{name} {text}: {value:g}% is a percentage, write {value / 100:g}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return value
-        if 1 < value <= 100:
-            raise problem(f"{name} {text}: {value:g} looks like a percentage, write {value / 100:g}")
-        inside = 0 < value < 1 or (zero and value == 0) or (one and value == 1)
-        if not inside:
-            raise problem(f"{name} {text}, not {value:g}")
+        wrong = check_amount(name, value)
+        if wrong:
+            raise problem(wrong)
         return value
 
     return check
@@ -50,6 +45,10 @@ def _choice(value: Any) -> Any:
     if isinstance(value, dict):
         _plain(value, depth=0)
     return value
+
+
+def _choices(value: Any) -> Any:
+    return [_choice(item) for item in value] if isinstance(value, (list, tuple)) and value else _choice(value)
 
 
 def _plain(value: Any, *, depth: int) -> None:
@@ -85,16 +84,39 @@ def _choice_schema(what: str) -> dict[str, Any]:
     return {"anyOf": [name, mapping], "description": what}
 
 
-REMOVED = "is a fraction in [0, 1)"
-KEPT = "is the fraction kept, in (0, 1]"
-
 Choice = Annotated[str | dict[str, Any], BeforeValidator(_choice)]
 Criterion = Annotated[Choice, WithJsonSchema(_choice_schema("The rule that scores; a registered name."))]
-Granularity = Annotated[Choice, WithJsonSchema(_choice_schema("What is removed; a registered name."))]
+Granularity = Annotated[
+    str | dict[str, Any] | list[str | dict[str, Any]],
+    BeforeValidator(_choices),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _choice_schema("A registered name."),
+                {"type": "array", "items": _choice_schema("A registered name."), "minItems": 1},
+            ],
+            "description": "What is removed; one granularity, or several in one ranking.",
+        }
+    ),
+]
 Allocation = Annotated[Choice, WithJsonSchema(_choice_schema("How sparsity is spread over layers."))]
-Sparsity = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_fraction("sparsity", REMOVED, zero=True, one=False))]
-Params = Annotated[float, Field(gt=0, le=1), BeforeValidator(_fraction("params", KEPT, zero=False, one=True))]
-Macs = Annotated[float, Field(gt=0, le=1), BeforeValidator(_fraction("macs", KEPT, zero=False, one=True))]
+
+
+def _number(name: str, schema: dict[str, Any], *, patterns: bool) -> Any:
+    """The type of one entry of a target: checked by `secateur.request`, described for editors by a schema."""
+    several = {"type": "object", "additionalProperties": schema, "minProperties": 1}
+    shown = {"anyOf": [schema, several]} if patterns else schema
+    return Annotated[Amount, BeforeValidator(_amount(name)), WithJsonSchema(shown)]
+
+
+Amount = float | dict[str, float]
+Sparsity = _number("sparsity", {"type": "number", "minimum": 0, "exclusiveMaximum": 1}, patterns=True)
+Removals = _number("count", {"type": "integer", "minimum": 0}, patterns=True)
+Threshold = _number("threshold", {"type": "number", "minimum": 0}, patterns=True)
+Params = _number("params", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, patterns=False)
+Macs = _number("macs", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, patterns=False)
+Bytes = _number("memory_bytes", {"type": "integer", "minimum": 1}, patterns=False)
+Milliseconds = _number("latency_ms", {"type": "number", "exclusiveMinimum": 0}, patterns=False)
 Pattern = Annotated[str, AfterValidator(_pattern), Field(min_length=1, max_length=200)]
 Patterns = Annotated[tuple[Pattern, ...], Strict(False), Field(max_length=1000)]
 Count = Annotated[int, Field(ge=1, le=2**53)]

@@ -8,15 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from secateur.recipe.checks import (
     Allocation,
+    Bytes,
     Count,
     Criterion,
     Granularity,
     Macs,
+    Milliseconds,
     Params,
     Patterns,
+    Removals,
     Sparsity,
+    Threshold,
     problem,
 )
+from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, Amount, check_together
 
 
 class Part(BaseModel):
@@ -27,7 +32,7 @@ class Part(BaseModel):
     )
 
 
-class Target(Part):
+class Targets(Part):
     """What must be reached. Where several are given, all of them hold.
 
     ``sparsity``, ``count`` and ``threshold`` say how much is removed, in units of the granularity; they
@@ -37,31 +42,28 @@ class Target(Part):
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     sparsity: Sparsity | None = None
-    """Fraction of the units that is removed, in [0, 1)."""
-    count: Count | None = None
+    """Fraction of the units that is removed, in [0, 1); or name pattern: fraction, the first that matches counts."""
+    count: Removals | None = None
     """Number of units that are removed."""
-    threshold: Annotated[float, Field(ge=0)] | None = None
+    threshold: Threshold | None = None
     """Units with a score below this are removed."""
     params: Params | None = None
     """Fraction of the parameters that is kept at most, in (0, 1]."""
     macs: Macs | None = None
     """Fraction of the multiply-accumulates that is kept at most, in (0, 1]."""
-    memory_bytes: Count | None = None
+    memory_bytes: Bytes | None = None
     """Bytes of the weights at most."""
-    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    latency_ms: Milliseconds | None = None
     """Median latency of one forward pass at most, in milliseconds."""
 
     @model_validator(mode="after")
     def _one_at_least(self) -> Self:
-        given = self.given()
-        if not given:
-            raise problem("a target needs at least one of " + ", ".join(type(self).model_fields))
-        amounts = [key for key in ("sparsity", "count", "threshold") if key in given]
-        if len(amounts) > 1:
-            raise problem(f"{' and '.join(amounts)} exclude each other: each says how much is removed")
+        wrong = check_together(list(self.given()))
+        if wrong:
+            raise problem(wrong)
         return self
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, Amount]:
         """The bounds that were set: name -> number."""
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
@@ -82,6 +84,7 @@ class Optimizer(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        # Silence would let a reader believe that Adam ran with Nesterov momentum.
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise problem(f"momentum and nesterov belong to sgd, not to {self.name}")
         if self.nesterov and not self.momentum:
@@ -158,10 +161,16 @@ class Measure(Part):
 
     latency: bool = True
     """Measure latency at all."""
+    quality: bool = True
+    """Measure quality at all: by `evaluate`, or by what the labels ask for."""
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
-    """Timed rounds, before and after in turns."""
+    """Timed rounds at most, before and after in turns; five at most for masks, of which no speed is expected."""
     warmup: Annotated[int, Field(ge=0, le=100_000)] = 5
-    """Rounds that are not timed."""
+    """Rounds at most that are not timed."""
+    seconds: Annotated[float, Field(gt=0)] = 3.0
+    """Time budget of all rounds; six are timed whatever they take, since fewer cannot tell a difference from chance."""
+    spread: Annotated[float, Field(ge=0)] = 0.05
+    """Enough when nine of ten rounds agree on the ratio after / before within this fraction of it; 0 = never enough."""
     batch_size: Count | None = None
     """Batch of the timed forward pass; left out: that of the example."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -177,6 +186,8 @@ class Verify(Part):
     """Largest absolute difference allowed; left out: chosen from dtype and size of the outputs."""
 
 
+REPEATABLE = ("finetune", "bn_refresh")
+"""Recovery steps that a model without a cut can go through too; the others make up for what is gone."""
 Step = Annotated[BatchNormRefresh | Refit | ObsUpdate | Finetune, Field(discriminator="method")]
 
 
@@ -187,28 +198,33 @@ class Recipe(Part):
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
     """Version of this format."""
-    criterion: Criterion = "magnitude"
+    criterion: Criterion = CRITERION
     """The rule that scores."""
     granularity: Granularity = "channel"
     """What is removed."""
     scope: Literal["local", "global", "row"] = "global"
     """Where units compete."""
-    allocation: Allocation = "global"
+    allocation: Allocation = ALLOCATION
     """How sparsity is spread over layers."""
-    target: Target
+    target: Targets
     """What must be reached."""
     protect: Patterns = ()
     """Names not to touch: shell patterns of module or parameter names, type:ClassName, or tag:WORD."""
-    min_keep: Count = 1
+    min_keep: Annotated[int, Field(ge=0)] = MIN_KEEP
     """Units that every group keeps at least."""
-    round_to: Count | Literal["auto"] = 1
-    """Kept units per group are a multiple of this; ``auto`` measures the width grid of this machine."""
+    min_keep_fraction: Annotated[float, Field(ge=0, lt=1)] = MIN_KEEP_FRACTION
+    """Share of every group that a global ranking of slices keeps in any case."""
+    round_to: Count | Literal["auto"] | None = None
+    """Kept units per group are a multiple of this; ``auto`` measures the width grid of this machine. Left out: 8 for
+    channels and neurons in groups of 64 or more, unless the target says exactly how much goes."""
     expressible: bool = False
     """For Hugging Face models: cut so that a config describes the result and ``from_pretrained`` loads it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
     recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()
     """Steps that restore quality, in order."""
+    control: Literal["none", "dense"] = "none"
+    """``dense``: train a copy of the original by the same steps (finetune and bn_refresh), and report its quality."""
     measure: Measure = Measure()
     """What is measured before and after."""
     verify: Verify = Verify()
@@ -218,6 +234,11 @@ class Recipe(Part):
     def _in_order(self) -> Self:
         if any(step.method == "obs_update" for step in self.recover[1:]):
             raise problem("recover: obs_update starts from the original weights, so it comes first")
+        # A control that does nothing would repeat the figure of the original under another name.
+        if self.control == "dense" and not any(step.method in REPEATABLE for step in self.recover):
+            raise problem(f"control: dense repeats {' and '.join(REPEATABLE)} on the original, and recover has neither")
+        if self.control == "dense" and not self.measure.quality:
+            raise problem("control: dense compares quality, and measure.quality is off")
         return self
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +22,7 @@ from secateur.model.call import (
     require_reiterable,
     to_device,
 )
+from secateur.model.guard import guard
 from secateur.recover.optimizers import OptimizerSpec, Schedule, build_optimizer, rate_factor, resolve_schedule
 from secateur.types import Batch, Data, Loss
 
@@ -89,7 +89,8 @@ def finetune(
         epochs: number of passes instead; neither = one pass.
         masks: parameter name -> bool, True = keep.
         progress: called after each step with (steps done, steps in all, or 0 where not known).
-        seed: of dropout and of loaders that draw from torch's global generator, which is put back.
+        seed: of dropout and of loaders that draw from the global generators of Python, NumPy or torch; all are put
+            back.
 
     Returns:
         The history. The same seed, data, model and thread count give the same weights on one machine.
@@ -110,12 +111,11 @@ def finetune(
     if not trained:
         raise InputError("no parameter of the model requires a gradient", hint="call model.requires_grad_()")
     started, records = time.perf_counter(), list[TrainStep]()
-    with _transaction(model), _seeded(model, seed):
+    with guard(model, mode="train", gradients=True, seed=seed, rollback=True):
         built = build_optimizer(optimizer, trained)
         base = [float(group["lr"]) for group in built.param_groups]
         # Nobody takes these masks back, so what they hide need not be stored. The hold ends with the optimizer.
         mask_model(model, masks or {}, keep_originals=False).hold(built)
-        model.train()
         passes = None if steps is not None else (epochs or 1)
         with closing(_passes(data, passes)) as batches:
             for step, (epoch, batch) in enumerate(islice(batches, steps)):
@@ -261,37 +261,3 @@ def _check_weights(model: nn.Module) -> None:
                 why="the model is back at the state before the fine-tuning",
                 hint="lower the learning rate",
             )
-
-
-@contextmanager
-def _transaction(model: nn.Module) -> Iterator[None]:
-    """Put modes and gradients back; on an error the weights and buffers too."""
-    tensors = [*model.parameters(), *model.buffers()]
-    copies = [tensor.detach().clone() for tensor in tensors]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
-        for module, held in buffers:
-            module._buffers.update(held)
-        raise
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-
-
-@contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    devices = [device_of(model).index or 0] if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(seed)
-        yield

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from secateur.errors import FileRefusedError, InputError, NonFiniteError, ResourceError
-from secateur.sources.tensors import Arrays, DataSet, build_dataset
+from secateur.sources.tensors import Array, Arrays, DataSet, build_dataset
 
 
 def load_npz(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSet:
@@ -41,12 +39,13 @@ def load_npz(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSe
             f"{path} holds the arrays {sorted(arrays)}",
             hint="it needs x and y, or x_train and y_train (and x_test, y_test)",
         )
+    # Here and not in a forward pass an hour later: the training part fits the model, and only the test part does not.
     if test is not None and test[0].shape[1:] != train[0].shape[1:]:
         raise InputError(f"{path}: a sample of x_train is {train[0].shape[1:]}, of x_test {test[0].shape[1:]}")
     return build_dataset(f"npz:{path}", train, test, batch_size=batch_size, seed=seed)
 
 
-def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -62,7 +61,7 @@ def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
         ) from error
 
 
-def _arrays(loaded: Any, path: Path) -> dict[str, npt.NDArray[Any]]:
+def _arrays(loaded: object, path: Path) -> dict[str, Array]:
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise FileRefusedError(f"{path} is a single array, not an npz file")
     with loaded as file:
@@ -74,7 +73,7 @@ def _arrays(loaded: Any, path: Path) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _pair(arrays: dict[str, npt.NDArray[Any]], x: str, y: str, path: Path) -> Arrays:
+def _pair(arrays: dict[str, Array], x: str, y: str, path: Path) -> Arrays:
     inputs, targets = arrays[x], arrays[y]
     for name, array in ((x, inputs), (y, targets)):
         if array.dtype.kind not in "biuf" or array.ndim == 0:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from secateur.errors import InputError, RecipeError, UnsupportedError
-from secateur.model.call import to_example
+from secateur.model.door import Given, enter
 from secateur.registry import suggestion
 from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
 from secateur.sources.images import LABEL_COLUMNS, load_folder, load_parquet
 from secateur.sources.tensors import Arrays, DataSet, build_dataset
-from secateur.sources.text import load_text
+from secateur.sources.text import Tokenizer, load_text
 from secateur.sources.words import call_factory
 
 DATA_KINDS = ("demo", "folder", "hf", "npz", "parquet", "py", "text")
 _DEMOS = {"mnist": load_mnist, "digits": load_digits}
 
 
-def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: Any = None) -> DataSet:
+def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: Tokenizer | None = None) -> DataSet:
     """Turn a DATA word into loaders for training, calibration and test.
 
     Args:
@@ -59,27 +58,22 @@ def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: A
     return _from_factory(word, call_factory(rest))
 
 
-def _from_factory(word: str, made: Any) -> DataSet:
+def _from_factory(word: str, made: object) -> DataSet:
     """What a factory may return: a DataSet, a mapping of loaders, or one iterable of batches."""
+    # Made by hand, it may hold what `enter` would not guess: an example of another form, the number of classes.
     if isinstance(made, DataSet):
         return made
-    if isinstance(made, Mapping):
-        if "train" not in made and "calibration" not in made:
-            raise InputError(
-                f"{word} returned a mapping with {sorted(map(str, made))}",
-                hint="give train or calibration, and test if there is one",
-            )
-        train = made.get("train", made.get("calibration"))
-        calibration, test = made.get("calibration", train), made.get("test")
-    else:
-        train, calibration, test = made, made, None
-    for loader in (train, calibration):
-        if not isinstance(loader, Iterable):
-            raise InputError(f"{word} returned a {type(loader).__name__}, no iterable of batches")
-    # A one-shot iterator keeps its first batch for the work, so it has no example.
-    reusable = not hasattr(calibration, "__next__")
-    first = next(iter(calibration), None) if reusable else None
-    return DataSet(word, train, calibration, test, None if first is None else to_example(first))
+    try:
+        # Whatever else it is, `enter` says what is wrong with it.
+        parts = enter(cast(Given, made))
+        if made is None or parts.scoring is None:
+            raise InputError("there is nothing to train or score with", hint="give train or calibration")
+        train = parts.scoring if parts.train is None else parts.train
+        return DataSet(word, train, parts.scoring, parts.test, parts.example(), notes=parts.notes)
+    except InputError as error:
+        raise InputError(
+            f"{word} returned data that cannot be used: {error.what}", why=error.why, hint=error.hint
+        ) from error
 
 
 def _load_hub(name: str, *, batch_size: int, seed: int) -> DataSet:
@@ -97,6 +91,7 @@ def _load_hub(name: str, *, batch_size: int, seed: int) -> DataSet:
         ) from error
     if "train" not in parts:
         raise InputError(f"hf:{name} has the parts {sorted(parts)}, and no train")
+    # Test first: a validation part may have been used to choose the model.
     test = next((parts[part] for part in ("test", "validation", "valid") if part in parts), None)
     train = _hub_arrays(parts["train"], name)
     held = _hub_arrays(test, name) if test is not None else None
@@ -109,6 +104,7 @@ def _hub_arrays(part: Any, name: str) -> Arrays:
     image = next((column for column in ("image", "img") if column in columns), None)
     if label is None or image is None:
         raise InputError(f"hf:{name} has the columns {columns}", hint="only images with labels are read from the hub")
+    # Pixels of any mode become uint8 here, so that hub, parquet and folders are standardised by one rule.
     pixels = [np.asarray(row, dtype=np.uint8) for row in part[image]]
     if len({array.shape for array in pixels}) != 1:
         raise InputError(f"hf:{name} has images of different sizes", hint="bring them to one size first")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
+from secateur.sources.text import Tokenizer
 from secateur.sources.words import call_factory
 from secateur.types import Example
 
@@ -41,7 +42,7 @@ class Source:
     example: Example = None
     data: str = ""
     trained: bool = True
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
 
 
 def resolve_model(word: str, *, seed: int = 0) -> Source:
@@ -78,8 +79,9 @@ def _demo(word: str, name: str, seed: int) -> Source:
     return Source(word, _DEMOS[name](seed), example, data="demo:mnist", trained=False)
 
 
-def _from_factory(word: str, made: Any) -> Source:
+def _from_factory(word: str, made: object) -> Source:
     model, example = made, None
+    # A module is no tuple, so a pair can only be the model and its example.
     if isinstance(made, (tuple, list)) and len(made) == 2:
         model, example = made
     if not isinstance(model, nn.Module):

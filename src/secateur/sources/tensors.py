@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,14 @@ from torch import Tensor
 from secateur.errors import InputError, RecipeError
 from secateur.types import Data, Example
 
-Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+Array = npt.NDArray[np.generic]
+Arrays = tuple[Array, Array]
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
 CALIBRATION_SAMPLES = 512
+SET_ASIDE = (
+    "{name} has no test part of its own; one was made of {share}. The model may have seen it in training: "
+    "the model's accuracy may be too good, before pruning most of all."
+)
 
 
 class TensorData:
@@ -79,6 +83,7 @@ class TensorData:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.arange(self.num_samples)
         if self.shuffle:
+            # By numpy, seeded anew: torch's generator belongs to the training that reads these batches.
             order = torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(len(order)))
         for start in range(0, len(order), self.batch_size):
             index = order[start : start + self.batch_size]
@@ -100,9 +105,10 @@ class DataSet:
         name: the word it came from.
         train: shuffled batches with targets.
         calibration: batches for statistics and scores, taken from the training samples.
-        test: batches that neither training nor calibration has seen; None where the source has none.
+        test: batches that neither training nor calibration reads; None where the source has none.
         example: an input for `secateur.model.call.call`, or None where the source does not say.
-        num_classes: number of classes, or None where the targets are none.
+        num_classes: number of classes, or None where the targets are none or the source does not say.
+        notes: sentences for the report, for example on how the test part came about.
     """
 
     name: str
@@ -111,6 +117,7 @@ class DataSet:
     test: Data | None
     example: Example = None
     num_classes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def split_indices(
@@ -127,11 +134,13 @@ def split_indices(
         Sorted indices of train and of test; disjoint, together all samples.
     """
     rng = np.random.default_rng(seed)
+    # Drawn class by class: a rare class would else be missing from one of the parts by chance.
     classes = targets if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
     labels = np.zeros(len(targets), dtype=np.int64) if classes is None else classes
     test: list[npt.NDArray[np.int64]] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
+        # At least one of a class to test with, if there is another to train with.
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
         test.append(members[:count])
     chosen = np.sort(np.concatenate(test))
@@ -156,19 +165,24 @@ def build_dataset(
         InputError: no sample, or lengths that differ.
     """
     (inputs, targets), held = train, test
+    notes: tuple[str, ...] = ()
     if len(inputs) != len(targets):
         raise InputError(f"{name} has {len(inputs)} inputs and {len(targets)} targets")
     if held is None and split and len(targets) > 1:
         kept, out = split_indices(targets, seed=seed)
-        held = (inputs[out], targets[out]) if len(out) else None
+        if len(out):
+            held = inputs[out], targets[out]
+            notes = (SET_ASIDE.format(name=name, share="20 % of the samples"),)
         inputs, targets = inputs[kept], targets[kept]
-    normalize = channel_statistics(inputs) if inputs.dtype == np.uint8 else None
+    # Standardised by the training part alone: the statistics of the test part are not known in use either.
+    normalize = channel_statistics(inputs.astype(np.uint8, copy=False)) if inputs.dtype == np.uint8 else None
 
-    def loader(x: npt.NDArray[Any], y: npt.NDArray[Any], *, shuffle: bool = False) -> TensorData:
+    def loader(x: Array, y: Array, *, shuffle: bool = False) -> TensorData:
         return TensorData(
             _tensor(x), _tensor(y), batch_size=batch_size, shuffle=shuffle, seed=seed, normalize=normalize
         )
 
+    # Another stream than that of the split and of the shuffles, so that one does not follow from the other.
     chosen = np.random.default_rng([seed, 1]).permutation(len(inputs))[:CALIBRATION_SAMPLES]
     calibration = loader(inputs[chosen], targets[chosen])
     classes = np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1
@@ -179,6 +193,7 @@ def build_dataset(
         test=None if held is None else loader(*held),
         example=next(iter(calibration))[0][:1],
         num_classes=int(targets.max()) + 1 if classes else None,
+        notes=notes,
     )
 
 
@@ -194,11 +209,11 @@ def channel_statistics(images: npt.NDArray[np.uint8]) -> Normalize:
         levels = np.arange(256) / 255
         mean = float(counts @ levels / counts.sum())
         means.append(mean)
-        stds.append(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())) or 1.0)
+        stds.append(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())) or 1.0)  # constant: not divided by 0
     return tuple(means), tuple(stds)
 
 
-def _tensor(array: npt.NDArray[Any]) -> Tensor:
+def _tensor(array: Array) -> Tensor:
     """uint8 stays, floats become float32, other integers int64."""
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))

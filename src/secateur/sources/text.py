@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from secateur.errors import InputError, RecipeError, UnsupportedError
-from secateur.sources.tensors import DataSet
+from secateur.sources.tensors import SET_ASIDE, DataSet
 
 _TRAIN, _TEST = ("train.txt", "valid.txt", "validation.txt"), ("test.txt",)
+
+
+class Tokenizer(Protocol):
+    """What turns text into token numbers, as the tokenizers of transformers do."""
+
+    def __call__(self, text: str, /) -> Mapping[str, Sequence[int]]:
+        """``{"input_ids": token numbers, ...}``."""
 
 
 class TokenData:
@@ -40,11 +47,12 @@ class TokenData:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(self.blocks), self.batch_size):
             block = self.blocks[start : start + self.batch_size]
+            # The same tokens: a causal model shifts its labels by one itself.
             yield {"input_ids": block, "labels": block}
 
 
 def load_text(
-    path: str | Path, *, tokenizer: Any, batch_size: int = 8, tokens: int = 128, calibration: int = 32
+    path: str | Path, *, tokenizer: Tokenizer | None, batch_size: int = 8, tokens: int = 128, calibration: int = 32
 ) -> DataSet:
     """Read text, turn it into tokens at one go, and cut it into blocks; the rest at the end is dropped.
 
@@ -69,17 +77,21 @@ def load_text(
     train_file = _first(path, _TRAIN) if path.is_dir() else path
     test_file = _first(path, _TEST) if path.is_dir() else None
     train = _blocks(train_file, tokenizer, tokens)
+    notes: tuple[str, ...] = ()
     if test_file is not None:
         test = _blocks(test_file, tokenizer, tokens)
     else:
         cut = len(train) - len(train) // 5
         train, test = train[:cut], train[cut:]
+        # The end of a text and not blocks of all of it: neighbours of a block that was trained on give it away.
+        notes = (SET_ASIDE.format(name=f"text:{path}", share="the last fifth of the text"),) if len(test) else ()
     return DataSet(
         name=f"text:{path}",
         train=TokenData(train, batch_size=batch_size),
         calibration=TokenData(train[:calibration], batch_size=batch_size),
         test=TokenData(test, batch_size=batch_size) if len(test) else None,
         example={"input_ids": train[:1]},
+        notes=notes,
     )
 
 
@@ -90,11 +102,12 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
     raise InputError(f"{folder} has none of {', '.join(names)}")
 
 
-def _blocks(path: Path, tokenizer: Any, tokens: int) -> Tensor:
+def _blocks(path: Path, tokenizer: Tokenizer, tokens: int) -> Tensor:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text", why=str(error)) from error
+    # The whole text at once: given line by line, a tokenizer would add its marks of beginning and end to each.
     numbers = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64)
     count = len(numbers) // tokens
     if count == 0:

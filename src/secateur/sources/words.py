@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from secateur.errors import InputError, RecipeError
 
 
-def call_factory(target: str) -> Any:
+def call_factory(target: str) -> object:
     """Import ``package.module`` (from the current folder too) and call ``factory()``.
 
     The current folder joins the front of ``sys.path`` and stays there, as for ``python -m``, since the module
@@ -40,11 +40,13 @@ def call_factory(target: str) -> Any:
         raise InputError(f"{attribute}() of {module_name} failed", why=_text(error)) from error
 
 
-def _find(module_name: str, attribute: str) -> Any:
+def _find(module_name: str, attribute: str) -> Callable[[], object]:
+    # A module that was written a moment ago (by a test, by a notebook) is not seen without it.
     importlib.invalidate_caches()
     try:
-        found: Any = importlib.import_module(module_name)
+        found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        # Only where this very module is missing: an import inside it that fails is the user's to mend.
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise RecipeError(
                 f"there is no module {module_name!r}", hint=f"looked on sys.path and in {Path.cwd()}"

@@ -6,20 +6,90 @@ attribute or a size from `shape` becomes a `SizeUse`, which is checked and follo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import SupportsInt, cast
 
+import torch
 from torch import Tensor, nn
 
 from secateur.structure.axes import Axis, Conflict, lock
 from secateur.structure.provenance import TrackedInt, expr_of, is_literal
-from secateur.structure.trace import Place, SizeUse
+from secateur.structure.recorder import Recorder
+from secateur.structure.trace import Args, Axes, Kwargs, SizeUse
 from secateur.types import Lock
 
-if TYPE_CHECKING:
-    from secateur.structure.capture import Recorder
 
-Handler = Callable[["Recorder", tuple[Any, ...], dict[str, Any], Any], None]
+@dataclass(frozen=True, eq=False)
+class FunctionCall:
+    """One call of a function or method of torch, after it ran.
+
+    Args:
+        recorder: of the run.
+        name: of the function.
+        args, kwargs: as the user's code passed them, integers with their provenance.
+        result: what it returned.
+    """
+
+    recorder: Recorder
+    name: str
+    args: Args
+    kwargs: Kwargs
+    result: object
+
+    def get(self, position: int, *names: str, default: object = None) -> object:
+        """An argument by its position or one of its names."""
+        if len(self.args) > position:
+            return self.args[position]
+        return next((self.kwargs[name] for name in names if name in self.kwargs), default)
+
+    def integer(self, position: int, name: str, default: int = 0) -> int:
+        """An argument that is an integer."""
+        return cast(int, self.get(position, name, default=default))
+
+    def tensor(self, position: int, name: str) -> Tensor:
+        """An argument that is a tensor."""
+        return cast(Tensor, self.get(position, name))
+
+    def axes(self, tensor: object) -> Axes:
+        """Dimensions of a tensor."""
+        return self.recorder.axes(cast(Tensor, tensor))
+
+    def pieces(self, dim: int) -> list[Axis]:
+        """One dimension of every tensor that was returned."""
+        return [self.axes(piece)[dim] for piece in cast(Iterable[Tensor], self.result)]
+
+    def tie(self, value: object, axis: Axis | None) -> None:
+        """State that `value` is the size of `axis`."""
+        if axis is None or axis.size == 1 or not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            return
+        place = self.recorder.here.use()
+        expr = expr_of(value)
+        if is_literal(expr):
+            hint = "replace the number by a size read from the tensor or by an attribute"
+            lock(
+                axis,
+                Lock(f"the size {int(value)} is written in the code", place.op, place.module, place.where, hint),
+            )
+        elif int(value) == axis.size:  # else the integer counts something else: -1, or a size that is broadcast
+            self.recorder.trace.size_uses.append(SizeUse(expr, axis, place))
+
+    def watch(self, value: object) -> None:
+        """State that `value` went into a computation, so that the cut model must compute it alike."""
+        if isinstance(value, TrackedInt) and not is_literal(value.expr):
+            self.recorder.trace.size_uses.append(SizeUse(value.expr, int(value), self.recorder.here.use()))
+
+    def factor(self, axis: Axis, count: int, *, outer: bool) -> Axis:
+        """The factor of `axis` that has `count` indices; the whole of it where its structure has no such factor."""
+        try:
+            if outer:
+                return self.recorder.space.split_product(axis, count)[0]
+            return self.recorder.space.split_product(axis, axis.size // count)[1]
+        except Conflict:
+            return axis
+
+
+Handler = Callable[[FunctionCall], None]
 HANDLERS: dict[str, Handler] = {}
 
 
@@ -34,40 +104,14 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return add
 
 
-def tie(recorder: Recorder, value: Any, axis: Axis | None) -> None:
-    """State that `value` is the size of `axis`."""
-    if axis is None or axis.size == 1 or not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        return
-    here = recorder.place()
-    place = Place(recorder.function, here.module, here.where)
-    expr = expr_of(value)
-    if is_literal(expr):
-        hint = "replace the number by a size read from the tensor or by an attribute"
-        lock(
-            axis,
-            Lock(f"the size {int(value)} is written in the code", place.op, place.module, place.where, hint),
-        )
-    elif int(value) == axis.size:
-        recorder.trace.size_uses.append(SizeUse(expr, axis, place))
-
-
-def watch(recorder: Recorder, value: Any) -> None:
-    """State that `value` went into a computation, so that the cut model must compute it alike."""
-    if isinstance(value, TrackedInt) and not is_literal(value.expr):
-        here = recorder.place()
-        recorder.trace.size_uses.append(
-            SizeUse(value.expr, int(value), Place(recorder.function, here.module, here.where))
-        )
-
-
-def ints(values: Sequence[Any]) -> list[Any]:
+def ints(values: Sequence[object]) -> list[object]:
     """Sizes given as separate arguments or as one sequence."""
     if len(values) == 1 and isinstance(values[0], (tuple, list)):
         return list(values[0])
     return list(values)
 
 
-def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str) -> list[Any]:
+def _sizes(args: Args, kwargs: Kwargs, *names: str) -> list[object]:
     for name in names:
         if name in kwargs:
             return ints([kwargs[name]])
@@ -76,121 +120,111 @@ def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str) -> list[A
 
 @handles("view", "reshape", "expand", "broadcast_to", "zeros", "ones", "empty", "rand", "randn", "new_zeros",
          "new_ones", "new_empty", "new_full", "full")  # fmt: skip
-def result_sizes(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def result_sizes(call: FunctionCall) -> None:
     """Each integer is the size of a dimension of the result."""
-    rest = args[1:] if args and isinstance(args[0], Tensor) else args
-    sizes = _sizes(rest, kwargs, "size", "shape")
-    if recorder.function in ("full", "new_full"):
+    rest = call.args[1:] if call.args and isinstance(call.args[0], Tensor) else call.args
+    sizes = _sizes(rest, call.kwargs, "size", "shape")
+    if call.name in ("full", "new_full"):  # what follows the sizes is the value to fill with
         sizes = ints(sizes[:1])
-    if not isinstance(result, Tensor) or len(sizes) != result.dim():
+    if not isinstance(call.result, Tensor) or len(sizes) != call.result.dim():
         return
-    recorder.made.clear()
-    for value, axis in zip(sizes, recorder.axes(result), strict=True):
-        tie(recorder, value, axis)
+    call.recorder.made.clear()  # every size is accounted for below
+    for value, axis in zip(sizes, call.axes(call.result), strict=True):
+        call.tie(value, axis)
 
 
-@handles("chunk", "tensor_split")
-def chunk(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+@handles("chunk")
+def chunk(call: FunctionCall) -> None:
     """Pieces are equal, or a cut would move their borders."""
-    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-    if len({piece.shape[dim] for piece in result}) > 1:
-        lock(recorder.axes(args[0])[dim], recorder.reason("cut into pieces of unequal size"))
+    dim = call.integer(2, "dim")
+    if len({axis.size for axis in call.pieces(dim)}) > 1:
+        lock(call.axes(call.args[0])[dim], call.recorder.reason("cut into pieces of unequal size"))
+
+
+@handles("tensor_split", "hsplit", "vsplit", "dsplit")
+def tensor_split(call: FunctionCall) -> None:
+    """Borders follow from the size of the whole: equal pieces must shrink alike, others cannot be cut."""
+    tensor, given = call.tensor(0, "input"), call.get(1, "indices_or_sections", "sections", "indices")
+    if call.name == "tensor_split":
+        dim = call.integer(2, "dim")
+    else:
+        dim = {"vsplit": 0, "hsplit": min(1, tensor.dim() - 1), "dsplit": 2}[call.name]
+    pieces = call.pieces(dim)
+    # Below this function are plain slices, which know of their own borders only.
+    if not isinstance(given, int):
+        lock(call.axes(tensor)[dim], call.recorder.reason("cut at positions from the code"))
+    elif len({axis.size for axis in pieces}) > 1:
+        lock(call.axes(tensor)[dim], call.recorder.reason("cut into pieces of unequal size"))
+    else:
+        for other in pieces[1:]:
+            call.recorder.unify(pieces[0], other)
 
 
 @handles("pad")
-def pad(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def pad(call: FunctionCall) -> None:
     """The amounts must stay what they were."""
-    for amount in args[1] if len(args) > 1 else kwargs["pad"]:
-        watch(recorder, amount)
-
-
-SCALARS = frozenset(
-    ["add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply", "div", "rdiv",
-     "truediv", "rtruediv", "itruediv", "true_divide", "divide", "pow", "rpow"]
-)  # fmt: skip  # numbers that scale values: the cut model computes them anew, and its replay uses what it computed
-
-
-def arithmetic(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """Any other call: integers that came from sizes or attributes must keep their value."""
-    if recorder.function.strip("_") in SCALARS:
-        return
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, TrackedInt):
-            watch(recorder, value)
+    for amount in cast(Sequence[object], call.get(1, "pad")):
+        call.watch(amount)
 
 
 @handles("unflatten")
-def unflatten(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def unflatten(call: FunctionCall) -> None:
     """Each integer is one factor of the dimension."""
-    dim = args[1] if len(args) > 1 else kwargs["dim"]
-    sizes = list(args[2] if len(args) > 2 else kwargs["sizes"])
-    start = dim % args[0].dim()
-    for value, axis in zip(sizes, recorder.axes(result)[start : start + len(sizes)], strict=True):
-        tie(recorder, value, axis)
+    sizes = list(cast(Sequence[int], call.get(2, "sizes")))
+    start = call.integer(1, "dim") % cast(Tensor, call.args[0]).dim()
+    for value, axis in zip(sizes, call.axes(call.result)[start : start + len(sizes)], strict=True):
+        call.tie(value, axis)
 
 
 @handles("repeat", "tile")
-def repeat(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def repeat(call: FunctionCall) -> None:
     """Each integer counts the copies of a dimension."""
-    times = _sizes(args[1:], kwargs, "repeats", "dims")
-    for value, axis in zip(reversed(times), reversed(recorder.axes(result)), strict=False):
+    times = cast(list[int], _sizes(call.args[1:], call.kwargs, "repeats", "dims"))
+    # From the right: repetitions may be fewer than dimensions (tile) or more (repeat, which adds dimensions in front).
+    for value, axis in zip(reversed(times), reversed(call.axes(call.result)), strict=False):
         if 1 < value < axis.size:
-            tie(recorder, value, _factor(recorder, axis, int(value), outer=True))
+            call.tie(value, call.factor(axis, int(value), outer=True))
         elif value > 1:
-            tie(recorder, value, axis)
+            call.tie(value, axis)
 
 
 @handles("repeat_interleave")
-def repeat_interleave(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def repeat_interleave(call: FunctionCall) -> None:
     """The integer counts the copies of each position."""
-    value = args[1] if len(args) > 1 else kwargs.get("repeats")
-    dim = args[2] if len(args) > 2 else kwargs.get("dim")
+    value, dim = call.get(1, "repeats"), call.get(2, "dim")
     if isinstance(value, int) and isinstance(dim, int) and value > 1:
-        tie(recorder, value, _factor(recorder, recorder.axes(result)[dim], int(value), outer=False))
+        call.tie(value, call.factor(call.axes(call.result)[dim], int(value), outer=False))
 
 
-def _factor(recorder: Recorder, axis: Axis, count: int, *, outer: bool) -> Axis | None:
-    try:
-        if outer:
-            return recorder.space.split_product(axis, count)[0]
-        return recorder.space.split_product(axis, axis.size // count)[1]
-    except Conflict:
-        return axis
-
-
-@handles("split", "split_with_sizes", "tensor_split")
-def split(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """Integers are the sizes of the pieces; `tensor_split` counts them."""
-    sizes: Any = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
-    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-    if recorder.function == "tensor_split":
-        return
-    pieces = [recorder.axes(piece)[dim] for piece in result]
+@handles("split", "split_with_sizes")
+def split(call: FunctionCall) -> None:
+    """Integers are the sizes of the pieces."""
+    sizes = cast("int | Sequence[int]", call.get(1, "split_size_or_sections", "split_size"))
+    pieces = call.pieces(call.integer(2, "dim"))
     if len(pieces) == 1:
         return
     wanted = [sizes] * len(pieces) if isinstance(sizes, int) else list(sizes)
     for value, axis in zip(wanted, pieces, strict=True):
-        if axis.size == int(value):
-            tie(recorder, value, axis)
+        if axis.size == int(value):  # the last piece may be shorter than asked for
+            call.tie(value, axis)
 
 
 @handles("narrow")
-def narrow(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def narrow(call: FunctionCall) -> None:
     """Start and length of an interval."""
-    dim, start, length = args[1:4] if len(args) >= 4 else (kwargs["dim"], kwargs["start"], kwargs["length"])
-    before = recorder.axes(args[0])[dim]
-    _bound(recorder, start, before)
-    tie(recorder, length, recorder.axes(result)[dim])
+    dim = call.integer(1, "dim")
+    _bound(call, cast(SupportsInt, call.get(2, "start")), call.axes(call.args[0])[dim])
+    call.tie(call.get(3, "length"), call.axes(call.result)[dim])
 
 
 @handles("__getitem__")
-def getitem(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def getitem(call: FunctionCall) -> None:
     """Bounds of slices: a literal bound locks what lies before it."""
-    tensor, key = args
+    tensor, key = call.args
     items = key if isinstance(key, tuple) else (key,)
     if not any(isinstance(item, slice) for item in items):
         return
-    axes, d = recorder.axes(tensor), 0
+    axes, d = call.axes(tensor), 0
     given = sum(1 for item in items if item is not None and item is not Ellipsis)
     for item in items:
         if item is Ellipsis:
@@ -198,97 +232,89 @@ def getitem(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], r
         elif isinstance(item, slice) and item.step not in (None, 1):
             d += 1  # the rule of the operator has judged a strided slice
         elif isinstance(item, slice):
-            _slice_bounds(recorder, item, axes[d])
+            for bound in (item.start, item.stop):
+                if isinstance(bound, int):
+                    _bound(call, bound, axes[d])
             d += 1
-        elif isinstance(item, Tensor) and item.dtype.is_floating_point is False and item.dim() > 1 and _is_mask(item):
-            d += item.dim()
+        elif isinstance(item, Tensor) and item.dim() > 1 and item.dtype in (torch.bool, torch.uint8):
+            d += item.dim()  # a mask takes as many dimensions as it has
         elif item is not None:
             d += 1
 
 
-def _is_mask(item: Tensor) -> bool:
-    return str(item.dtype) in ("torch.bool", "torch.uint8")
-
-
-def _slice_bounds(recorder: Recorder, item: slice, axis: Axis) -> None:
-    for bound in (item.start, item.stop):
-        if isinstance(bound, int):
-            _bound(recorder, bound, axis)
-
-
-def _bound(recorder: Recorder, bound: int, axis: Axis) -> None:
+def _bound(call: FunctionCall, bound: SupportsInt, axis: Axis) -> None:
     """A slice bound counts the positions before it (or after it, when negative)."""
     size, position = axis.size, int(bound)
     if position in (0, size) or abs(position) > size:
         return
     if position < 0 and not isinstance(bound, TrackedInt):
-        _tie_side(recorder, -position, axis, size + position, before=False)
+        _tie_side(call, -position, axis, size + position, before=False)
         return
-    _tie_side(recorder, bound, axis, position % size, before=True)
+    _tie_side(call, bound, axis, position % size, before=True)
 
 
-def _tie_side(recorder: Recorder, value: int, axis: Axis, at: int, *, before: bool) -> None:
+def _tie_side(call: FunctionCall, value: object, axis: Axis, at: int, *, before: bool) -> None:
     try:
-        low, high = recorder.space.split_sum(axis, at)
+        low, high = call.recorder.space.split_sum(axis, at)
     except Conflict:
-        lock(axis, recorder.reason("a slice does not follow the structure of this dimension"))
+        lock(axis, call.recorder.reason("a slice does not follow the structure of this dimension"))
         return
-    tie(recorder, value, low if before else high)
+    call.tie(value, low if before else high)
 
 
 @handles("layer_norm", "rms_norm")
-def normalized_shape(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def normalized_shape(call: FunctionCall) -> None:
     """Sizes of the normalised dimensions."""
-    shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
-    axes = recorder.axes(result)
+    shape = cast(Sequence[int], call.get(1, "normalized_shape"))
+    axes = call.axes(call.result)
     for value, axis in zip(shape, axes[len(axes) - len(shape) :], strict=True):
-        tie(recorder, value, axis)
+        call.tie(value, axis)
 
 
 @handles("instance_norm", "batch_norm")
-def num_features(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def num_features(call: FunctionCall) -> None:
     """A norm without parameters keeps its width in an attribute only."""
-    owner = recorder.modules.get(recorder.module)
+    owner = call.recorder.modules.get(call.recorder.here.module)
     if isinstance(owner, nn.modules.batchnorm._NormBase):
-        tie(recorder, owner.num_features, recorder.axes(args[0])[1])
+        call.tie(owner.num_features, call.axes(call.args[0])[1])
 
 
 @handles("group_norm")
-def num_groups(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def num_groups(call: FunctionCall) -> None:
     """The number of normalisation groups."""
-    value = args[1] if len(args) > 1 else kwargs["num_groups"]
+    value = call.integer(1, "num_groups")
     if value > 1:
-        tie(recorder, value, _factor(recorder, recorder.axes(result)[1], int(value), outer=True))
+        call.tie(value, call.factor(call.axes(call.result)[1], int(value), outer=True))
 
 
 @handles("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def conv_groups(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+def conv_groups(call: FunctionCall) -> None:
     """The number of convolution groups."""
-    value = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    # The seventh argument of all six, although what stands before it differs.
+    value = call.integer(6, "groups", 1)
     if value > 1:
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        tie(recorder, value, _factor(recorder, recorder.axes(weight)[0], int(value), outer=True))
+        call.tie(value, call.factor(call.axes(call.tensor(1, "weight"))[0], int(value), outer=True))
 
 
 @handles("multi_head_attention_forward")
-def multi_head_attention(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def multi_head_attention(call: FunctionCall) -> None:
     """nn.MultiheadAttention takes embed_dim = heads x head size for granted, so its input width is that product.
 
     Whole heads then go with their share of the width, or the same coordinates of every head with theirs.
     """
-    query = args[0] if args else kwargs["query"]
-    width, embed_dim, heads = recorder.axes(query)[-1], *args[3:5]
-    packed = args[5] if len(args) > 5 else kwargs.get("in_proj_weight")
-    separate = [kwargs.get(f"{name}_proj_weight") for name in "qkv"]
-    inner = [recorder.axes(weight)[0] for weight in separate if isinstance(weight, Tensor)]
+    space = call.recorder.space
+    width, embed_dim, heads = call.axes(call.get(0, "query"))[-1], *cast("tuple[int, int]", call.args[3:5])
+    packed = call.get(5, "in_proj_weight")
+    separate = [call.kwargs.get(f"{name}_proj_weight") for name in "qkv"]
+    inner = [call.axes(weight)[0] for weight in separate if isinstance(weight, Tensor)]
     try:
         if isinstance(packed, Tensor) and not inner:
-            inner = [recorder.space.split_product(recorder.axes(packed)[0], 3)[1]]
+            inner = [space.split_product(call.axes(packed)[0], 3)[1]]
         for axis in inner:
-            recorder.space.unify(width, axis)
-        tie(recorder, heads, recorder.space.split_product(width, int(heads))[0])
+            space.unify(width, axis)
+        call.tie(heads, space.split_product(width, int(heads))[0])
     except Conflict:
-        reason = recorder.reason("the width of nn.MultiheadAttention does not follow its heads")
+        reason = call.recorder.reason("the width of nn.MultiheadAttention does not follow its heads")
         for axis in (width, *inner):
             lock(axis, reason)
-    tie(recorder, embed_dim, width)
+    call.tie(embed_dim, width)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
 from secateur.measure.macs import macs_by_module
 from secateur.model.call import call
-from secateur.structure.capture import quiet, tensors_of
+from secateur.structure.block_runs import BlockRun, BlockRuns
+from secateur.structure.capture import quiet
 from secateur.structure.groups import protected_tensors
 from secateur.types import Example, Lock
-
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "einsum", "grouped_mm")
-MIXING = (*PRODUCTS, "convolution", "conv", "scaled_dot_product", "embedding", "lstm", "gru", "rnn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +24,7 @@ class StackBlock:
         index: its place in the stack.
         name: qualified name of the module.
         parameters: names of the parameters that nothing outside the block holds.
-        macs: multiply-accumulates of one forward pass through it on the example.
+        macs: multiply-accumulates of one forward pass through it for one sample.
         channel_dim: dimension of the hidden state that holds the features.
         locks: why it may not be removed; empty = free.
     """
@@ -78,7 +71,7 @@ class Depth:
 
     Args:
         stacks: its stacks, in the model's order.
-        macs: multiply-accumulates of one forward pass of the whole model on the example.
+        macs: multiply-accumulates of one forward pass of the whole model for one sample.
     """
 
     stacks: tuple[Stack, ...]
@@ -107,28 +100,27 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
     Cost: two forward passes plus about 20 microseconds per operation.
     """
     containers = {path: module for path, module in model.named_modules() if _is_container(module)}
-    watch = _Watch({f"{path}.{i}" if path else str(i): m for path, c in containers.items() for i, m in _numbered(c)})
-    with quiet(model), torch.no_grad(), watch.hooks(), watch:
+    runs = BlockRuns({f"{path}.{i}" if path else str(i): m for path, c in containers.items() for i, m in _numbered(c)})
+    with quiet(model, example), runs.hooks(), runs:
         call(model, example)
     costs = macs_by_module(model, example)
     guarded = protected_tensors(model, dict(model.named_parameters()), protect)
     names = {id(module): name for name, module in model.named_modules()}
-    held = _holders(model)
+    held, holders = _names_of(model), _holders(model)
     stacks = []
     for path, container in containers.items():
         blocks = []
         for i, module in _numbered(container):
-            name, own = names[id(module)], _own_parameters(model, module)
-            seen = watch.seen.get(id(module), _Seen())
-            locks = [*_reasons(seen, name), *(guarded[p] for p in own[:1] if p in guarded)]
-            if not locks and (touched := [guarded[p] for p in own if p in guarded]):
-                locks = touched[:1]
+            name, own = names[id(module)], _own_parameters(module, holders)
+            seen = runs.seen.get(id(module), BlockRun())
+            locks = [*_reasons(seen, name), *(guarded[p] for p in own if p in guarded)]
             if held[id(module)] > 1:
                 locks.append(Lock("the block stands in several places of the model", module=name))
             blocks.append(StackBlock(i, name, tuple(own), costs.get(name, 0), seen.channel_dim, tuple(locks[:1])))
         stack = Stack(path, tuple(blocks))
-        if sum(not _reasons(watch.seen.get(id(m), _Seen()), "") for _, m in _numbered(container)) > 1:
-            stacks.append(_in_order(stack, watch))
+        # One block that qualifies is no stack: a container with a single residual element is an ordinary sequence.
+        if sum(not _reasons(runs.seen.get(id(m), BlockRun()), "") for _, m in _numbered(container)) > 1:
+            stacks.append(_in_order(stack, runs))
     return Depth(tuple(s for s in stacks if not any(_inside(s, other) for other in stacks)), costs[""])
 
 
@@ -137,10 +129,11 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _numbered(container: nn.Module) -> list[tuple[int, nn.Module]]:
+    """(place, element), or nothing where one element stands in two places: then places do not name blocks."""
     return list(enumerate(container.children())) if len(set(container.children())) == len(container._modules) else []
 
 
-def _holders(model: nn.Module) -> dict[int, int]:
+def _names_of(model: nn.Module) -> dict[int, int]:
     """Module id -> under how many names the model reaches it."""
     counts: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
@@ -148,20 +141,25 @@ def _holders(model: nn.Module) -> dict[int, int]:
     return counts
 
 
-def _own_parameters(model: nn.Module, block: nn.Module) -> list[str]:
-    inside = {id(p) for p in block.parameters()}
-    within = {id(module) for module in block.modules()}
-    for module in model.modules():
-        if id(module) not in within:
-            inside -= {id(p) for p in module.parameters(recurse=False)}
-    return [name for name, p in model.named_parameters() if id(p) in inside]
+def _holders(model: nn.Module) -> dict[int, tuple[str, int]]:
+    """Parameter id -> its first name, and how many modules hold it; one walk for all blocks."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    counts = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return {key: (name, counts[key]) for key, name in names.items()}
+
+
+def _own_parameters(block: nn.Module, holders: Mapping[int, tuple[str, int]]) -> list[str]:
+    """Parameters that go with the block: those that no module outside of it holds (a tied weight stays)."""
+    inside = Counter(id(p) for module in block.modules() for p in module.parameters(recurse=False))
+    return [holders[key][0] for key, count in inside.items() if holders[key][1] == count]
 
 
 def _inside(stack: Stack, other: Stack) -> bool:
+    """Whether a stack lies in a removable block of another: the outer one then decides about both."""
     return any(stack.path == b.name or stack.path.startswith(f"{b.name}.") for b in other.blocks if not b.locks)
 
 
-def _reasons(seen: _Seen, name: str) -> list[Lock]:
+def _reasons(seen: BlockRun, name: str) -> list[Lock]:
     if seen.calls == 0:
         return [Lock("the block does not run on the example", module=name)]
     if seen.calls > 1:
@@ -176,166 +174,10 @@ def _reasons(seen: _Seen, name: str) -> list[Lock]:
     return []
 
 
-def _in_order(stack: Stack, watch: _Watch) -> Stack:
-    turns = {b.index: watch.turn.get(b.name, -1) for b in stack.blocks if not b.locks}
+def _in_order(stack: Stack, runs: BlockRuns) -> Stack:
+    """The stack, locked where its blocks run in another order than they stand: plans name them by place."""
+    turns = {b.index: runs.turn.get(b.name, -1) for b in stack.blocks if not b.locks}
     if list(turns.values()) == sorted(turns.values()):
         return stack
     reason = Lock("the blocks do not run in their order", module=stack.path)
     return stack.locked(dict.fromkeys(turns, reason))
-
-
-@dataclass
-class _Seen:
-    """What was seen of one module."""
-
-    calls: int = 0
-    same_shape: bool = False
-    residual: bool = False
-    mixes: bool = False
-    channel_dim: int = -1
-
-
-@dataclass(eq=False)
-class _Watch(TorchDispatchMode):
-    """Follows which block's input reaches a tensor without a product or convolution in between."""
-
-    modules: Mapping[str, nn.Module]
-    seen: dict[int, _Seen] = field(default_factory=dict)
-    turn: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.active: list[int] = []
-        self.shapes: dict[int, torch.Size | None] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__.lstrip("_")
-        if any(name == word or name.startswith((f"{word}_", f"{word}.")) for word in MIXING):
-            for key in self.active:
-                self.seen[key].mixes = True
-            return result
-        marks = frozenset().union(*(self._of(t) for t in tensors_of((args, kwargs or {}))))
-        if marks:
-            for tensor in tensors_of(result):
-                self.marks[tensor] = marks | self._of(tensor)
-        return result
-
-    def _of(self, tensor: Tensor) -> frozenset[int]:
-        found = self.marks.get(tensor)  # type: ignore[no-untyped-call]
-        return frozenset() if found is None else found
-
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Watch the modules; all hooks are gone on exit."""
-        handles = []
-        for name, module in self.modules.items():
-            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _enter(self, name: str) -> Any:
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            key = id(module)
-            hidden = hidden_of(args, kwargs)
-            self.seen.setdefault(key, _Seen()).calls += 1
-            self.turn.setdefault(name, len(self.turn))
-            self.active.append(key)
-            self.shapes[key] = None if hidden is None else hidden.shape
-            if hidden is not None:
-                self.marks[hidden] = self._of(hidden) | {key}
-                self.seen[key].channel_dim = _channel_dim(module, hidden)
-
-        return enter
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        key, seen, hidden = id(module), self.seen[id(module)], first_tensor(output)
-        if key in self.active:
-            self.active.remove(key)
-        seen.same_shape = hidden is not None and hidden.shape == self.shapes[key]
-        seen.residual = hidden is not None and key in self._of(hidden)
-
-
-def _channel_dim(module: nn.Module, hidden: Tensor) -> int:
-    convolves = any(isinstance(m, nn.modules.conv._ConvNd) and m.weight.dim() == hidden.dim() for m in module.modules())
-    return 1 if convolves and hidden.dim() > 2 else -1
-
-
-def hidden_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The hidden state among the arguments of a block: the first tensor."""
-    for value in (*args, *kwargs.values()):
-        found = first_tensor(value)
-        if found is not None:
-            return found
-    return None
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor of what a block takes or returns; mappings, tuples, lists and dataclasses are walked."""
-    if isinstance(value, Tensor):
-        return value
-    items: Sequence[Any] = ()
-    if isinstance(value, Mapping):
-        items = list(value.values())
-    elif isinstance(value, (tuple, list)):
-        items = value
-    elif is_dataclass(value) and not isinstance(value, type):
-        items = [getattr(value, entry.name) for entry in fields(value)]
-    return next((found for item in items if (found := first_tensor(item)) is not None), None)
-
-
-@contextmanager
-def bypassed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let modules hand on their hidden state unchanged, in the form in which they return it.
-
-    What a block returns beside the hidden state (attention maps, biases for others) is computed as ever.
-    """
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(_as_identity(model.get_submodule(name)))
-        yield
-
-
-@contextmanager
-def _as_identity(block: nn.Module) -> Iterator[None]:
-    original, own = block.forward, vars(block).get("forward")
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = hidden_of(args, kwargs)
-        assert hidden is not None
-        before = hidden.clone()
-        return _replaced(original(*args, **kwargs), before)
-
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
-
-
-def _replaced(output: Any, hidden: Tensor) -> Any:
-    """`output` with its first tensor replaced."""
-    if isinstance(output, Tensor):
-        return hidden
-    if isinstance(output, Mapping):
-        key = next(k for k, v in output.items() if first_tensor(v) is not None)
-        changed: Any = copy.copy(output)
-        changed[key] = _replaced(output[key], hidden)
-        return changed
-    if is_dataclass(output) and not isinstance(output, type):
-        key = next(k for k, v in vars(output).items() if first_tensor(v) is not None)
-        result = copy.copy(output)
-        object.__setattr__(result, key, _replaced(getattr(output, key), hidden))
-        return result
-    place = next(i for i, item in enumerate(output) if first_tensor(item) is not None)
-    items = [_replaced(item, hidden) if i == place else item for i, item in enumerate(output)]
-    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

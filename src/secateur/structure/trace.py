@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from torch import Tensor
+from torch._ops import OpOverload
 
 from secateur.structure.axes import Axis, Space
 from secateur.structure.provenance import Attribute, Expr
 
-Axes = tuple[Axis, ...]
+Axes: TypeAlias = tuple[Axis, ...]
+Op: TypeAlias = OpOverload  # one ATen operator with its overload, for example aten.add.Tensor
+Args: TypeAlias = tuple[object, ...]  # as a call passes them: tensors, numbers, lists of either
+Kwargs: TypeAlias = dict[str, object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ref:
     """A tensor of the run, by number."""
 
     number: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where in the model and in the user's code something happened."""
 
@@ -30,7 +34,7 @@ class Place:
     where: str = ""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Restrict:
     """How an operation that mixes a dimension (a norm, a softmax, a mean) is replayed on kept coordinates.
 
@@ -47,7 +51,7 @@ class Restrict:
     aligned: list[tuple[int, ...]] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Step:
     """One executed ATen call.
 
@@ -60,9 +64,9 @@ class Step:
         place: where it happened.
     """
 
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    func: Op
+    args: Args
+    kwargs: Kwargs
     outputs: list[int]
     contracted: list[tuple[int, int, Axis]]
     restrict: Restrict | None
@@ -70,7 +74,7 @@ class Step:
     place: Place
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class SizeUse:
     """An integer that the user's code passed as the size of `axis` (`expr` says how it came about).
 
@@ -119,7 +123,18 @@ class Trace:
         return {name: self.axes[number] for number, name in self.names.items()}
 
 
-def numbers_in(value: Any) -> Sequence[int]:
+def tensors_of(tree: object) -> list[Tensor]:
+    """Tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, (list, tuple)):
+        return [tensor for item in tree for tensor in tensors_of(item)]
+    if isinstance(tree, dict):
+        return [tensor for item in tree.values() for tensor in tensors_of(item)]
+    return []
+
+
+def numbers_in(value: object) -> Sequence[int]:
     """Tensor numbers in an argument tree."""
     if isinstance(value, Ref):
         return [value.number]

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from secateur.measure.macs import samples_in
+from secateur.model.call import batch_size_of
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
-from secateur.structure.groups import Structure, structure
-from secateur.types import Example, Group
+from secateur.structure.groups import structure
+from secateur.types import Example, Group, MacsPer
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +23,11 @@ class View:
     Args:
         model: its class name.
         params: its parameters.
-        macs: multiply-accumulates on the example.
+        macs: multiply-accumulates of one forward pass for one sample.
         groups: what can be cut.
         locked: what cannot, each with its reasons.
         weights: group name -> parameters that go with all its units.
+        macs_per: "sample", or "example" where the example's leading dimension holds no samples.
     """
 
     model: str
@@ -33,6 +36,7 @@ class View:
     groups: tuple[Group, ...]
     locked: tuple[Group, ...]
     weights: dict[str, int]
+    macs_per: MacsPer = "sample"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -40,6 +44,7 @@ class View:
             "model": self.model,
             "params": self.params,
             "macs": self.macs,
+            "macs_per": self.macs_per,
             "groups": [
                 {
                     "name": g.name,
@@ -63,7 +68,7 @@ class View:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.model}: {self.params:,} parameters, {self.macs:,} MACs on the example", "can be cut:"]
+        lines = [f"{self.model}: {self.params:,} parameters, {self.macs:,} MACs per {self.macs_per}", "can be cut:"]
         lines += [
             f"  {g.name}  {g.size} {g.granularity} units, {self.weights[g.name]:,} parameters,"
             f" {len({s.tensor for s in g.spans})} tensors"
@@ -87,18 +92,16 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> Vie
     """
     trace = capture(model, example)
     found = structure(model, trace, protect)
-    cost = CostModel(model, trace)
-    weights = {g.name: _weights(found, g, cost) for g in found.groups}
+    samples = samples_in(model, example)
+    cost = CostModel(model, trace, samples)
+    whole = cost.params({})
+    weights = {g.name: whole - cost.params({found.atoms[g.name].id: 0}) for g in found.groups}
     return View(
         type(model).__name__,
-        cost.params({}),
+        whole,
         cost.macs({}),
         tuple(g for g in found.groups if not g.locks),
         tuple(g for g in found.groups if g.locks),
         weights,
+        "example" if samples == 1 < batch_size_of(example) else "sample",
     )
-
-
-def _weights(found: Structure, group: Group, cost: CostModel) -> int:
-    """Parameters that would go if all units went."""
-    return cost.params({}) - cost.params({found.atoms[group.name].id: 0})

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import NEEDS, PROMISES, Criterion, get, names
+from secateur.criteria.base import DOCUMENTED, NEEDS, PROMISES, STATED, Criterion, get, names
+from secateur.criteria.docstrings import section
 from secateur.errors import InputError, NonFiniteError, RecipeError, SecateurError
 from secateur.registry import build
 from secateur.testing.scenes import Scene, SceneMaker, TinyNet, groups_of, tiny_scene
@@ -170,12 +171,14 @@ def check(name: str) -> Callable[[Callable[[Stage], None]], Check]:
 @check("metadata is complete")
 def _metadata(stage: Stage) -> None:
     c = stage.criterion
-    for attribute in ("name", "summary", "complexity", "speed", "best_for", "source"):
+    for attribute in STATED:
         require(bool(getattr(c, attribute, "").strip()), f"{attribute} is empty")
     require(bool(c.granularities), "granularities is empty")
     require(c.needs <= NEEDS, f"needs {set(c.needs)}")
     require(c.promises <= PROMISES, f"promises {set(c.promises)}")
     require(bool((type(c).__doc__ or "").strip()), "no docstring")
+    for title in DOCUMENTED:
+        require(bool(section(type(c), title)), f"the docstring has no section {title!r}")
 
 
 @check("a registered name gives this class")

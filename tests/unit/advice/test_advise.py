@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur import criteria, prune
 from secateur.advice import Advice, advise
 from secateur.advice.facts import Facts
-from secateur.advice.rules import decide
+from secateur.advice.recommend import recommend
 from secateur.cli.main import main
 from secateur.errors import InputError, RecipeError
 from secateur.recipe import load_recipe
@@ -147,7 +147,7 @@ def facts(**changes: Any) -> Facts:
     [(None, {"epochs": 3}), (1000.0, {"epochs": 10}), (43.0, {"epochs": 3}), (28.0, {})],
 )
 def test_the_budget_decides_how_long_to_train(budget: float | None, wanted: dict[str, int]) -> None:
-    recover = decide(facts(budget_seconds=budget), criteria.names()).recipe["recover"]
+    recover = recommend(facts(budget_seconds=budget), criteria.names()).recipe["recover"]
     tuned = [step for step in recover if step["method"] == "finetune"]
     assert [{key: step[key] for key in ("epochs", "steps") if key in step} for step in tuned] == (
         [wanted] if wanted else []
@@ -155,20 +155,20 @@ def test_the_budget_decides_how_long_to_train(budget: float | None, wanted: dict
 
 
 def test_steps_where_an_epoch_is_too_long() -> None:
-    recover = decide(facts(budget_seconds=100.0, batches=5000), criteria.names()).recipe["recover"]
+    recover = recommend(facts(budget_seconds=100.0, batches=5000), criteria.names()).recipe["recover"]
     assert recover[-1]["steps"] == 70
     assert "epochs" not in recover[-1]
 
 
 def test_nothing_to_cut() -> None:
     locked = facts(units={}, shares={}, widest=512)
-    assert decide(locked, criteria.names()).recipe["granularity"] == "element"
-    gpu = decide(replace(locked, device="cuda", sparse_tensor_cores=True), criteria.names()).recipe
+    assert recommend(locked, criteria.names()).recipe["granularity"] == "element"
+    gpu = recommend(replace(locked, device="cuda", sparse_tensor_cores=True), criteria.names()).recipe
     assert (gpu["granularity"], gpu["target"]) == ("2:4", {"sparsity": 0.5})
     load_recipe(gpu)
     untrained = replace(locked, budget_seconds=1.0)
-    assert decide(untrained, criteria.names()).recipe["criterion"] == "fisher"
-    assert decide(replace(locked, data="unlabelled"), criteria.names()).recipe["criterion"] == "wanda"
+    assert recommend(untrained, criteria.names()).recipe["criterion"] == "fisher"
+    assert recommend(replace(locked, data="unlabelled"), criteria.names()).recipe["criterion"] == "wanda"
 
 
 @pytest.mark.parametrize("data", ["none", "unlabelled", "labelled"])
@@ -183,7 +183,7 @@ def test_every_case_gives_a_recipe_with_reasons(
         data=data, norms=norms, activations=activations, piecewise_linear="relu" in activations, shares=shares,
         units=dict.fromkeys(shares, 8), budget_seconds=budget,
     )  # fmt: skip
-    first, again = decide(case, criteria.names()), decide(case, criteria.names())
+    first, again = recommend(case, criteria.names()), recommend(case, criteria.names())
     assert (first.recipe, first.reasons, first.alternatives) == (again.recipe, again.reasons, again.alternatives)
     recipe = load_recipe(first.recipe)
     known = recipe.criterion if isinstance(recipe.criterion, str) else recipe.criterion["name"]
@@ -198,7 +198,7 @@ def test_every_case_gives_a_recipe_with_reasons(
 
 
 def test_without_the_wanted_criterion_another_is_taken() -> None:
-    assert decide(facts(), ["magnitude"]).recipe["criterion"]["name"] == "magnitude"
+    assert recommend(facts(), ["magnitude"]).recipe["criterion"]["name"] == "magnitude"
 
 
 @pytest.mark.parametrize("model", [Net, Plain])

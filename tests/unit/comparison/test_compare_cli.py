@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.cli.compare import numbers
+from secateur.cli.compare import fractions
 from secateur.cli.main import main
 from secateur.errors import RecipeError
 
@@ -82,11 +82,11 @@ def test_random_weights_that_cannot_be_trained_are_refused(tmp_path: Path, monke
     assert main(words) == 3
 
 
-def test_numbers() -> None:
-    assert numbers("--levels", "0.5,0.25") == (0.5, 0.25)
-    assert numbers("--levels", None) is None
+def test_fractions() -> None:
+    assert fractions("--levels", "0.5,0.25") == (0.5, 0.25)
+    assert fractions("--levels", None) is None
     with pytest.raises(RecipeError, match="no list of numbers"):
-        numbers("--levels", "a")
+        fractions("--levels", "a")
 
 
 def test_quick_preset(tmp_path: Path) -> None:

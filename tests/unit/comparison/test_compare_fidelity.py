@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.comparison import compare
-from secateur.comparison.fidelity import agreement, loss_changes, pick
+from secateur.comparison.fidelity import loss_changes, pick, score_fidelity
 from secateur.criteria import Context, Criterion
 from secateur.testing.scenes import Scene, tiny_scene
 from secateur.types import Group, Span
@@ -76,23 +76,22 @@ def test_scores_that_know_the_changes_agree_fully() -> None:
     scores = {name: torch.zeros(7) for name in truth}
     for name, units in picks.items():
         scores[name][units] = truth[name]
-    assert agreement(scores, picks, truth) == {"all": 1.0, "within": 1.0}
+    assert score_fidelity(scores, picks, truth) == {"all": 1.0, "within": 1.0}
     turned = {name: -score for name, score in scores.items()}
-    assert agreement(turned, picks, truth) == {"all": -1.0, "within": -1.0}
+    assert score_fidelity(turned, picks, truth) == {"all": -1.0, "within": -1.0}
     # Three units of a layer are too few to say anything about its order.
     few = {**picks, "d": [0, 1, 2]}, {**truth, "d": torch.tensor([3.0, 2.0, 1.0])}
-    assert agreement({**scores, "d": torch.arange(7.0)}, *few)["within"] == 1.0
+    assert score_fidelity({**scores, "d": torch.arange(7.0)}, *few)["within"] == 1.0
     # The order within the layers is right, the one between them is not.
     shifted = {"a": scores["a"] + 100, "b": scores["b"], "c": scores["c"]}
-    assert agreement(shifted, picks, truth)["within"] == 1.0
-    assert agreement(shifted, picks, truth)["all"] < 0
+    assert score_fidelity(shifted, picks, truth)["within"] == 1.0
+    assert score_fidelity(shifted, picks, truth)["all"] < 0
 
 
 class Oracle(Criterion):
     """Knows what the loss does without a channel, by trying each of them."""
 
-    name, summary, complexity, speed = "oracle", "tries every unit", "as many passes as units", "slow"
-    best_for, source, comparable = "tests", "leave-one-out", True
+    name, summary, speed, best_for, comparable = "oracle", "tries every unit", "slow", "tests", True
 
     def __init__(self, *, sign: int = 1) -> None:
         self.sign = sign

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,37 +11,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from secateur.comparison.protocol import (
-    Watched,
-    hash_batches,
-    hash_model,
-    make_entries,
-    make_levels,
-    make_match,
-    make_recoveries,
-)
-from secateur.comparison.scoring import epoch_seconds, fixed, inverted, metered, shuffled
+from secateur.comparison.contestants import make_contestants
+from secateur.comparison.hashes import Watched, hash_batches, hash_model
+from secateur.comparison.levels import make_levels, make_match
+from secateur.comparison.protocol import Protocol, ProtocolOptions
+from secateur.comparison.recoveries import make_recoveries, trains
+from secateur.comparison.scoring import epoch_seconds, inverted, metered, shuffled
 from secateur.comparison.scratch import reinitialise
-from secateur.comparison.store import Store
+from secateur.comparison.store import Scored, Store
 from secateur.comparison.study import Limited, parse_criterion, sample
-from secateur.criteria import Context, Magnitude
+from secateur.criteria import Magnitude
 from secateur.errors import FileRefusedError, RecipeError, UnsupportedError
 from secateur.sources import TensorData
-from secateur.types import Group, Span
 
 
 def test_magnitude_and_random_are_always_there() -> None:
-    entries = make_entries(["taylor", {"name": "magnitude", "norm": "l1"}])
-    assert [(entry.label, entry.control) for entry in entries] == [
+    found = make_contestants(["taylor", {"name": "magnitude", "norm": "l1"}])
+    assert [(one.label, one.control) for one in found] == [
         ("taylor", False), ("magnitude norm=l1", False), ("magnitude", True), ("random", True),
     ]  # fmt: skip
-    assert [e.label for e in make_entries([Magnitude(), "random"])] == ["magnitude", "random"]
+    assert [e.label for e in make_contestants([Magnitude(), "random"])] == ["magnitude", "random"]
 
 
 @pytest.mark.parametrize("criteria", [[], ["magnitude", Magnitude()], ["taylr"]])
 def test_wrong_criteria_are_refused(criteria: list[object]) -> None:
     with pytest.raises(RecipeError):
-        make_entries(criteria)
+        make_contestants(criteria)
 
 
 def test_levels_are_fractions_and_default_to_six() -> None:
@@ -70,6 +66,55 @@ def test_recovery_steps_are_checked_like_a_recipe() -> None:
         make_recoveries([{"method": "finetune"}])
 
 
+def test_closed_forms_read_no_training_batches() -> None:
+    refit, update, train = ({"method": name} for name in ("refit", "obs_update", "finetune"))
+    assert not trains([refit, update])
+    assert trains([refit, train])
+
+
+OPTIONS: dict[str, Any] = {
+    "granularity": "element", "levels": [0.5, 0.9], "match": "units", "seeds": [3], "rounds": 1, "probes": 2,
+    "recover": [{"method": "refit"}], "recover_levels": [0.5], "ablation_levels": [0.2], "scope": "local",
+    "scratch": [{"method": "finetune", "steps": 1}], "allocation": "erk", "protect": ["a"], "metric": "loss",
+    "maximize": False, "confidence": 0.9, "tag": "x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(ProtocolOptions.__annotations__))
+def test_every_option_reaches_the_protocol(name: str) -> None:
+    # A recovery level means nothing without a recovery.
+    shared: ProtocolOptions = {"recover": [{"method": "bn_refresh"}]}
+    assert Protocol.of(**{**shared, name: OPTIONS[name]}) != Protocol.of(**shared)
+
+
+def test_options_that_there_are_not_are_refused() -> None:
+    with pytest.raises(TypeError, match="no option 'level'"):
+        Protocol.of(level=0.5)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"levels": ()}, {"levels": (0.9, 0.5)}, {"levels": (0.5, 0.5)}, {"levels": (0.5, 1.0)}, {"seeds": ()},
+        {"match": "flops"}, {"recover_levels": (0.3,)}, {"ablation_levels": (0.3,)}, {"recoveries": {}},
+        {"confidence": 0.0}, {"probes": -1}, {"rounds": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_protocol_by_hand_is_checked_as_well(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError):
+        Protocol(**wrong)
+
+
+def test_the_metric_is_settled_by_what_is_measured() -> None:
+    found = Protocol.of().measuring(["accuracy", "loss"])
+    assert (found.metric, found.maximize, found.sign) == ("accuracy", True, 1)
+    lower = Protocol.of(metric="loss").measuring(["accuracy", "loss"])
+    assert (lower.metric, lower.maximize, lower.sign) == ("loss", False, -1)
+    assert Protocol.of(metric="loss", maximize=True).measuring(["loss"]).sign == 1
+    assert lower.measuring(["loss"]) == lower
+
+
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20), st.integers(0, 100))
 def test_shuffled_and_inverted_scores_keep_their_values(values: list[float], seed: int) -> None:
     scores = {"a": torch.tensor(values)}
@@ -85,14 +130,6 @@ def test_shuffling_depends_on_seed_and_layer() -> None:
     first, other = shuffled(scores, 0), shuffled(scores, 1)
     assert first["a"].tolist() != first["b"].tolist()
     assert first["a"].tolist() != other["a"].tolist()
-
-
-def test_fixed_scores_go_by_the_name_of_their_criterion() -> None:
-    layer, scores = nn.Linear(2, 2), {"w": torch.rand(2, 2)}
-    group = Group("w", "element", (2, 2), (Span("weight", None, "self"),))
-    rule = fixed(Magnitude(norm="l1"), scores)
-    assert (rule.name, rule.options()["norm"], rule.comparable) == ("magnitude", "l1", False)
-    assert rule.score(Context(layer, [group]))["w"].tolist() == scores["w"].tolist()
 
 
 def test_memory_of_a_call_is_seen() -> None:
@@ -143,11 +180,14 @@ def test_the_store_gives_back_what_was_put(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
     assert store.cell("k") is None
     assert store.scores("k") is None
-    row = store.put_cell("k", {"quality": {"accuracy": 0.1}, "why": "<"})
-    assert Store(tmp_path / "out").cell("k") == row == {"quality": {"accuracy": 0.1}, "why": "<", "key": "k"}
-    store.put_scores("k", {"w": torch.arange(3.0)}, {"seconds": 0.25})
-    scores, facts = Store(tmp_path / "out").scores("k")
-    assert (scores["w"].tolist(), facts) == ([0.0, 1.0, 2.0], {"seconds": 0.25})
+    row = {"quality": {"accuracy": 0.1}, "why": "<", "key": "k"}
+    store.put_cell(row)
+    assert Store(tmp_path / "out").cell("k") == row
+    store.put_scores("k", Scored({"w": torch.arange(3.0)}, {"seconds": 0.25}))
+    scores, cost = Store(tmp_path / "out").scores("k")
+    assert (scores["w"].tolist(), cost) == ([0.0, 1.0, 2.0], {"seconds": 0.25})
+    store.put_scores("truth", Scored({"w": torch.arange(3.0)}, None))
+    assert store.scores("truth").cost is None
     (tmp_path / "out" / "cells" / "x.json").write_text("{}")
     with pytest.raises(FileRefusedError, match="no result"):
         store.cell("x")

@@ -15,8 +15,9 @@ import plotly.graph_objects as go
 import pytest
 
 from secateur.comparison.markdown import markdown, number, signed, words
+from secateur.comparison.page import to_html
 from secateur.comparison.protocol import Protocol
-from secateur.comparison.report import to_csv, to_html
+from secateur.comparison.publish import to_csv
 from secateur.comparison.summary import summarise
 
 EVIL = "</script><script>alert(1)</script>|<b>\"'`[x](y)\x1b[31m"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.comparison import Comparison, cells, compare
+from secateur.comparison import Comparison, Protocol, compare, seed_run
 from secateur.criteria import Context, Criterion, Magnitude
 from secateur.errors import InputError, RecipeError
 from secateur.measure import accuracy_on
+from secateur.planning import make_plan
 from secateur.sources import TensorData
 from secateur.testing.scenes import tiny_scene
 
@@ -104,6 +106,20 @@ def test_cuts_meet_the_multiply_accumulates_and_are_certified(channels: Comparis
             assert row["certificate"] < 1e-4
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])  # one whose scores compare between layers, and one not
+def test_a_run_removes_what_a_plan_by_its_criterion_removes(
+    models: list[nn.Module], train: TensorData, channels: Comparison, criterion: str
+) -> None:
+    batches = list(islice(iter(train), 4))
+    for row in rows_of(channels, criterion=criterion, variant="as is", recovery="none"):
+        plan = make_plan(
+            models[row["seed"]], batches[0][0][:1], data=batches, criterion=criterion, granularity="channel",
+            target={"macs": 1 - row["level"]}, round_to=1, seed=row["seed"],
+        )  # fmt: skip
+        assert plan.evidence is not None
+        assert row["kept"] == {name: float(keep.float().mean()) for name, keep in plan.evidence.keep.items()}
+
+
 def test_recoveries_of_a_seed_see_the_same_batches(channels: Comparison) -> None:
     hashes = {(row["seed"], row["recovery_hash"]) for row in rows_of(channels, recovery="recovered")}
     assert len(hashes) == 3
@@ -137,7 +153,7 @@ def test_training_beats_no_training_here(channels: Comparison) -> None:
 
 
 def test_base_models_are_left_alone(models: list[nn.Module], channels: Comparison) -> None:
-    assert {row["base"] for row in channels.rows} == {cells.hash_model(model) for model in models}
+    assert {row["base"] for row in channels.rows} == {seed_run.hash_model(model) for model in models}
 
 
 def test_csv_has_one_line_per_run(channels: Comparison) -> None:
@@ -163,16 +179,42 @@ def test_nothing_is_done_twice(
     first = small(models[:2], train, tmp_path)
     texts = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "score", forbidden)
-        patch.setattr(cells, "make_plan", forbidden)
+        patch.setattr(seed_run, "measure_scores", forbidden)
+        patch.setattr(seed_run, "make_plan", forbidden)
         again = small(models[:2], train, tmp_path)
     assert (first.reused, again.reused) == (0, len(first.rows))
     assert again.rows == first.rows
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == texts
-    monkeypatch.setattr(cells, "score", forbidden)  # a new level needs plans, and no new scores
+    monkeypatch.setattr(seed_run, "measure_scores", forbidden)  # a new level needs plans, and no new scores
     more = small(models[:2], train, tmp_path, levels=[0.5, 0.8, 0.9], ablation_levels=[0.5])
     assert more.reused == len(first.rows)
     assert len(more.rows) == len(first.rows) + 2 * 2
+
+
+def test_what_is_read_back_is_what_was_measured(models: list[nn.Module], train: TensorData, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"granularity": "channel", "levels": [0.5], "seeds": 2, "rounds": 1, "probes": 3}
+    first = small(models[:2], train, tmp_path, **settings)
+    assert any("latency_ms" in row for row in first.rows)
+    texts = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    again = small(models[:2], train, tmp_path, **settings)
+    assert again.reused == len(first.rows)
+    assert again.rows == first.rows
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == texts
+
+
+def test_a_protocol_stands_for_its_parts(models: list[nn.Module], train: TensorData, tmp_path: Path) -> None:
+    first = small(models[:1], train, tmp_path, seeds=1, levels=[0.5])
+    shared: dict[str, Any] = {
+        "criteria": ["magnitude"], "evaluate": kept_mass, "calibration_batches": 1, "out": tmp_path
+    }  # fmt: skip
+    protocol = Protocol.of(granularity="element", levels=[0.5], seeds=1)
+    again = compare(models[:1], train, protocol=protocol, **shared)
+    assert (again.rows, again.protocol) == (first.rows, first.protocol)
+    assert again.reused == len(first.rows)
+    with pytest.raises(RecipeError, match="beside a protocol"):
+        compare(models[:1], train, protocol=protocol, levels=[0.5], **shared)
+    with pytest.raises(TypeError, match="no option 'level'"):
+        compare(models[:1], train, level=[0.5], **shared)
 
 
 def forbidden(*_: object, **__: object) -> None:
@@ -339,7 +381,7 @@ def test_scores_come_from_the_same_samples_in_the_same_order(
     seen: list[list[int]] = []
 
     class Looks(Criterion):
-        name, summary, complexity, speed, best_for, source = "looks", "-", "-", "-", "-", "-"
+        name, summary, speed, best_for = "looks", "-", "-", "-"
 
         def _score(self, context: Context) -> dict[str, torch.Tensor]:
             seen.append([id(batch) for batch in context.data])

@@ -50,10 +50,16 @@ def test_snapshot_holds_every_figure():
     x = torch.zeros(2, 3)
     timed = latency({"m": model}, x, rounds=2, warmup=0)["m"]
     shot = snapshot(model, x, evaluate=accuracy_on([(x, torch.zeros(2).long())]), latency_ms=timed)
-    assert (shot.params, shot.nonzero, shot.macs) == (num_params(model), 12, 24)
+    assert (shot.params, shot.nonzero, shot.macs) == (num_params(model), 12, 12)
     assert shot.size_bytes == size_bytes(model)
     assert shot.quality == {"accuracy": 1.0}
     assert shot.latency_ms is timed
+
+
+def test_macs_say_what_they_are_for():
+    assert snapshot(nn.Linear(3, 4), torch.zeros(2, 3)).macs_per == "sample"
+    whole = snapshot(nn.LSTM(3, 4), torch.randn(5, 2, 3))
+    assert (whole.macs, whole.macs_per) == (5 * 2 * 4 * 4 * (3 + 4), "example")
 
 
 def test_snapshot_without_an_example_does_not_run_the_forward():

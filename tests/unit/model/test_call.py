@@ -4,17 +4,18 @@ import pytest
 import torch
 from torch import nn
 
+import secateur
 from secateur.errors import ForwardError, InputError, UnsupportedError
 from secateur.model.call import (
     call,
     default_loss,
-    evaluating,
     outputs,
     require_reiterable,
     to_example,
     to_target,
     with_batch_size,
 )
+from secateur.model.guard import evaluating
 
 
 class Two(nn.Module):
@@ -159,7 +160,84 @@ class _Named(nn.Module):
         return {"logits": x}
 
 
+class Plain(nn.Module):
+    """A forward that takes no labels."""
+
+    def forward(self, x):
+        return x @ torch.ones(3, 4)
+
+
+class TakesOne(nn.Module):
+    """A forward that takes one mapping, as many detectors do."""
+
+    def forward(self, batch):
+        return batch["image"]
+
+
+class TakesAny(nn.Module):
+    def forward(self, **inputs):
+        return inputs["x"]
+
+
+def test_labels_that_the_forward_does_not_take_are_compared_with_its_output():
+    x, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    expected = nn.functional.cross_entropy(x @ torch.ones(3, 4), y)
+    assert torch.equal(default_loss(Plain(), {"x": x, "labels": y}), expected)
+    # A forward that takes any name may swallow the labels.
+    assert torch.equal(default_loss(TakesAny(), {"x": x, "labels": x + 2}), torch.tensor(4.0))
+    with pytest.raises(InputError, match="the forward of Plain takes no labels"):
+        default_loss(Plain(), {"x": x, "labels": y[:2]})
+    with pytest.raises(InputError, match="the forward of Plain takes no labels"):
+        default_loss(Plain(), {"x": x, "labels": torch.zeros(5)})
+
+
+def loader():
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 3)), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "error", "text"),
+    [
+        (nn.Identity(), loader(), InputError, "the example is a DataLoader(.|\n)*next\\(iter\\(loader"),
+        (nn.Identity(), iter([1]), InputError, "the example is a list_iterator"),
+        (nn.Identity(), (1, 3, 32, 32), InputError, "torch.zeros\\(1, 3, 32, 32\\)"),
+        (nn.Identity(), torch.Size([2, 3]), InputError, "torch.zeros\\(2, 3\\)"),
+        (
+            Plain(),
+            {"x": torch.zeros(2, 3), "labels": torch.zeros(2)},
+            ForwardError,
+            "leave 'labels' out of the example",
+        ),
+        (Plain(), {"x": torch.zeros(2, 3), "mask": torch.zeros(2)}, ForwardError, "takes x; leave 'mask' out"),
+        (TakesOne(), {"image": torch.zeros(2, 3)}, ForwardError, "example=\\(mapping,\\)"),
+        (Plain(), torch.zeros(2, 7), ForwardError, "check that model"),
+        (TakesAny(), {"y": torch.zeros(2)}, ForwardError, "check that model"),
+    ],
+)
+def test_a_wrong_example_says_what_to_write(model, example, error, text):
+    with pytest.raises(error, match=text):
+        call(model, example)
+
+
+def test_unusual_inputs_are_left_to_the_forward():
+    class Steps(nn.Module):
+        def forward(self, count):
+            return torch.zeros(count)
+
+    assert call(Steps(), (3,)).shape == (3,)
+    assert call(TakesOne(), ({"image": torch.ones(2)},)).sum() == 2
+
+
 def test_one_shot_data_is_refused_where_it_is_read_twice():
     require_reiterable([1], "2 epochs")
     with pytest.raises(InputError, match="2 epochs"):
         require_reiterable((batch for batch in [1]), "2 epochs")
+
+
+def test_an_example_without_a_tensor_is_said_to_be_the_fault_and_not_the_forward():
+    with pytest.raises(InputError, match=r"the example is \(3\), with no tensor"):
+        secateur.inspect(nn.Linear(3, 4), (3,))
+    with pytest.raises(InputError, match=r"torch.zeros\(1, 3\)"):
+        secateur.inspect(nn.Linear(3, 4), (1, 3))
+    with pytest.raises(InputError, match="give it as data="):
+        secateur.inspect(nn.Linear(3, 4), loader())

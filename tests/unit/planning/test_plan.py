@@ -304,17 +304,17 @@ def test_wrong_requests(arguments, error, text):
 
 def fake_latency(monkeypatch, noise=0.0):
     """A clock that reads the multiply-accumulates: what is timed is real, only the time is not."""
-    from secateur.planning import cuts
+    from secateur.planning import decide
     from secateur.types import Latency
 
     seen = []
 
     def timed(models, x, *, rounds, warmup):
-        ms = {name: macs(m, x) / 1e5 * (1 + noise * (rounds > cuts.ROUNDS)) for name, m in models.items()}
+        ms = {name: macs(m, x) / 1e5 * (1 + noise * (rounds > decide.ROUNDS)) for name, m in models.items()}
         seen.append((rounds, ms["cut"]))
         return {name: Latency(v, v, v, rounds) for name, v in ms.items()}
 
-    monkeypatch.setattr(cuts, "latency", timed)
+    monkeypatch.setattr(decide, "latency", timed)
     return seen
 
 

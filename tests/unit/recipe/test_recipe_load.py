@@ -55,9 +55,9 @@ def test_a_mapping_is_not_changed():
             "recipe:1: target.macs: macs is the fraction kept, in (0, 1]: 50 looks like a percentage, write 0.5",
         ),
         ("target: {params: 0}", "recipe:1: target.params: params is the fraction kept, in (0, 1], not 0"),
-        ("target: {sparsity: '0.5'}", "recipe:1: target.sparsity: input should be a valid number, not '0.5'"),
-        ("target: {count: 2.5}", "recipe:1: target.count: input should be a valid integer, not 2.5"),
-        ("target: {count: true}", "recipe:1: target.count: input should be a valid integer, not True"),
+        ("target: {sparsity: '0.5'}", "recipe:1: target.sparsity: sparsity should be a valid number, not '0.5'"),
+        ("target: {count: 2.5}", "recipe:1: target.count: count is a whole number of at least 0, not 2.5"),
+        ("target: {count: true}", "recipe:1: target.count: count should be a valid number, not True"),
         (
             "target: {}",
             "recipe:1: target: a target needs at least one of sparsity, count, threshold, params, macs, memory_bytes, latency_ms",

@@ -1,7 +1,10 @@
+import math
+
 import pytest
 
 from secateur import types as T
-from secateur.report import Units, verdict
+from secateur.measure.latency import FEWEST_ROUNDS
+from secateur.report import Control, TrainingPoint, UnitCount, verdict
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size, writable
 from secateur.report.verdict import rows, speed
 
@@ -56,8 +59,46 @@ def test_paired_rounds_decide_where_there_are_any(make, snapshot, ratio, kind):
 
 
 def test_too_few_rounds_are_no_difference(make, snapshot):
-    claim = speed(make(**pair(snapshot, (*SLOW[:3], 50), (*FAST[:3], 4))))
-    assert (claim.kind, claim.words) == ("same", "no measurable difference (4 rounds are too few)")
+    for ratio in (None, (0.6, 0.5, 0.7)):
+        record = make(**pair(snapshot, (*SLOW[:3], 50), (*FAST[:3], 5, 1, 1, ratio)))
+        words = "not distinguishable (5 rounds, a difference needs 6 that agree)"
+        assert (speed(record).kind, speed(record).words) == ("same", words)
+        record = make(**pair(snapshot, (*FAST[:3], 5), (*SLOW[:3], 5, 1, 1, ratio and (1.7, 1.4, 2.0))))
+        assert speed(record).kind == "same"
+    assert speed(make(**pair(snapshot, (*SLOW[:3], 6), (*FAST[:3], 6, 1, 1, (0.6, 0.5, 0.7))))).kind == "faster"
+
+
+def by_chance(rounds, agreeing):
+    """Two-sided sign test: how often so many of the rounds agree where both models are equally fast."""
+    return 2 * sum(math.comb(rounds, k) for k in range(agreeing, rounds + 1)) / 2**rounds
+
+
+def test_six_is_the_fewest_rounds_and_nine_of_ten_are_always_enough():
+    assert by_chance(FEWEST_ROUNDS - 1, FEWEST_ROUNDS - 1) > 0.05
+    for rounds in range(FEWEST_ROUNDS, 300):
+        # p90 of the ratio is the round at this place, so below 1 it leaves at most the ones above it.
+        agreeing = math.ceil(9 * (rounds - 1) / 10) + 1
+        assert agreeing >= 0.9 * rounds
+        assert by_chance(rounds, agreeing) <= 0.05
+
+
+def test_words_follow_the_rounds_where_the_medians_were_swapped(make, snapshot):
+    before, after = (1.0, 0.9, 2.0, 9), (1.1, 0.8, 1.2, 9, 1, 1, (0.8, 0.7, 0.95))
+    assert speed(make(**pair(snapshot, before, after))).words == "1.25x faster"
+
+
+@pytest.mark.parametrize(
+    ("stopped", "words"),
+    [
+        (None, "9 rounds)"),
+        ("rounds", "9 rounds)"),
+        ("spread", "9 rounds, enough for its spread)"),
+        ("time", "9 rounds, all that the time budget allowed)"),
+    ],
+)
+def test_the_verdict_says_why_the_rounds_ended(make, snapshot, stopped, words):
+    after = (*FAST[:3], 9, 1, 1, (0.6, 0.5, 0.7), stopped)
+    assert words in str(verdict(make(**pair(snapshot, (*SLOW[:3], 9), after))))
 
 
 def test_different_settings_are_not_compared(make, snapshot):
@@ -76,7 +117,7 @@ def masked(make, snapshot, after):
         applied="mask",
         certificate=None,
         certificate_reason="nothing was cut",
-        units=Units(removed=1, total=2, what="elements"),
+        units=UnitCount(removed=1, total=2, what="elements"),
         before=snapshot(2_000_000, latency=SLOW, **sizes),
         after=snapshot(2_000_000, latency=after, nonzero=1_000_000, **sizes),
     )
@@ -98,7 +139,7 @@ def test_zeros_that_made_it_slower_say_so(make, snapshot):
 
 
 def test_target_missed(make):
-    record = make(target={"macs": 0.5, "latency_ms": 3.0}, achieved={"macs": 0.61}, target_missed=True)
+    record = make(target={"macs": 0.5, "latency_ms": 3.0}, achieved={"macs": 0.61}, missed=True)
     assert verdict(record).lead == (
         "Target missed (latency_ms 3.00 was asked, nothing measured; macs 0.500 was asked, 0.610 reached), "
         "50.0 % of the channels removed"
@@ -140,14 +181,14 @@ def test_quality_is_a_percentage_only_where_it_is_a_share(make, snapshot, name, 
 
 def test_rows_hold_the_shares_that_the_bars_draw(make, snapshot):
     found = {row.label: row for row in rows(make(**pair(snapshot, SLOW, FAST)))}
-    assert found["MACs"].share == pytest.approx(2 / 4.2)
+    assert found["MACs per sample"].share == pytest.approx(2 / 4.2)
     assert found["size"].change == "2.00x smaller"
     assert found["latency (p10-p90)"].after == "1.10 ms (1.07-1.15)"
 
 
 def test_growth_and_nothing_left_are_told_plainly(make, snapshot):
     found = {row.label: row.change for row in rows(make(before=snapshot(100, macs=5), after=snapshot(103, macs=0)))}
-    assert (found["parameters"], found["MACs"], found["size"]) == ("3.0 % more", "5 -> 0", "unchanged")
+    assert (found["parameters"], found["MACs per sample"], found["size"]) == ("3.0 % more", "5 -> 0", "unchanged")
 
 
 def test_numbers_in_words():
@@ -181,3 +222,43 @@ def test_text_from_strangers_becomes_visible():
     assert len(clean("x" * 500, limit=40)) == 40
     assert for_plotly("a&b<br>") == "a&amp;b&lt;br&gt;"
     assert writable("模", "ascii") == "\\u6a21"
+
+
+def test_quality_names_its_data_or_the_reason_why_there_is_none(make, snapshot):
+    before, after = snapshot(quality={"accuracy": 0.9}), snapshot(500, quality={"accuracy": 0.8})
+    words = str(verdict(make(before=before, after=after, quality_on="the test part")))
+    assert "accuracy on the test part 90.0 % -> 80.0 % (-10.0 points)" in words
+    assert "quality not measured (no data)." in str(verdict(make(quality_missing="no data")))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "trained", "said"),
+    [
+        ("accuracy", 0.6, 0.7, True, True),
+        ("accuracy", 0.6, 0.7, False, False),
+        ("accuracy", 0.7, 0.6, True, False),
+        ("mse", 0.6, 0.5, True, True),
+        ("mse", 0.5, 0.6, True, False),
+    ],
+)
+def test_a_gain_after_training_is_not_left_to_pruning(make, snapshot, name, old, new, trained, said):
+    training = [TrainingPoint(step=0, loss=1.0, lr=0.1)] if trained else []
+    record = make(before=snapshot(quality={name: old}), after=snapshot(quality={name: new}), training=training)
+    assert ("the dense model was not given the same steps" in str(verdict(record))) == said
+
+
+def test_the_dense_control_stands_beside_the_pruned_model(make, snapshot):
+    record = make(
+        before=snapshot(quality={"accuracy": 0.6, "loss": 2.0}),
+        after=snapshot(quality={"accuracy": 0.7, "loss": 1.5}),
+        control=Control(steps=("finetune",), quality={"accuracy": 0.75}),
+        training=[TrainingPoint(step=0, loss=1.0, lr=0.1)],
+    )
+    words = str(verdict(record))
+    assert "accuracy 60.0 % -> 70.0 % (+10.0 points; the dense model with the same steps reaches 75.0 %)" in words
+    assert "loss 2.000 -> 1.500 (-0.500; the dense model was not given the same steps)" in words
+    found = {row.label: row for row in rows(record)}
+    control = found["accuracy, dense control"]
+    assert (control.before, control.after, control.change) == ("60.0 %", "75.0 %", "+15.0 points")
+    assert control.share == pytest.approx(0.75 / 0.6)
+    assert "loss, dense control" not in found

@@ -13,6 +13,7 @@ import torch
 
 from secateur.errors import FileRefusedError, InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.sources import resolve_data
+from secateur.sources.text import load_text
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +260,17 @@ def test_hub_data_with_images_and_labels(monkeypatch):
     assert data.train.inputs.shape == (10, 3, 4, 5)
     assert data.train.inputs[:, 2, 3, 4].tolist() == list(range(10))
     assert data.test.num_samples == 10
+
+
+def test_a_test_part_that_the_model_may_have_seen_is_said_to_be_one(tmp_path):
+    x, y = np.zeros((20, 4), np.float32), np.arange(20) % 5
+    np.savez(tmp_path / "pair.npz", x=x, y=y)
+    np.savez(tmp_path / "parts.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (note,) = resolve_data(f"npz:{tmp_path / 'pair.npz'}").notes
+    assert "pair.npz has no test part of its own" in note
+    assert "may have seen it in training" in note
+    assert "accuracy may be too good" in note
+    assert resolve_data(f"npz:{tmp_path / 'parts.npz'}").notes == ()
+    (tmp_path / "all.txt").write_text("a b c d e f g h i j k l m n o p q r s t")
+    text = load_text(tmp_path / "all.txt", tokenizer=lambda words: {"input_ids": list(range(20))}, tokens=2)
+    assert "the last fifth of the text" in text.notes[0]

@@ -107,9 +107,8 @@ def test_data_factories(cwd):
     assert len(data.test) == 2
     assert data.example.shape == (2, 3)
     assert data.calibration is data.train
-    stream = resolve_data("py:my_model:stream")
-    assert stream.example is None
-    assert len(list(stream.train)) == 1
+    with pytest.raises(InputError, match=r"py:my_model:stream .* only once"):
+        resolve_data("py:my_model:stream")
     for name in ("wrong", "number"):
         with pytest.raises(InputError):
             resolve_data(f"py:my_model:{name}")

@@ -35,10 +35,8 @@ class Every(Criterion):
 
     name: ClassVar[str] = "every"
     summary: ClassVar[str] = "every k-th block goes first, the deepest of them first"
-    complexity: ClassVar[str] = "none"
     speed: ClassVar[str] = "instant: nothing is read"
     best_for: ClassVar[str] = "layers, as the baseline that other criteria must beat"
-    source: ClassVar[str] = "Fan, Grave, Joulin 2020"
     comparable: ClassVar[bool] = True
     granularities: ClassVar[tuple[str, ...]] = ("layer",)
     promises: ClassVar[frozenset[str]] = frozenset()

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from secateur.criteria.base import Context, Criterion, counts
 from secateur.errors import InputError, NonFiniteError
 from secateur.model.call import default_loss, describe
+from secateur.model.kernels import exact_derivatives
 from secateur.model.tensors import named_tensors
 from secateur.registry import one_of
-from secateur.statistics.gradients.functional import batches, exact_derivatives, require_finite_loss
+from secateur.statistics.gradients.functional import batches, require_finite_loss
 from secateur.types import Batch, Group, Loss
 
 WEIGHTS = frozenset({"out", "in", "self"})

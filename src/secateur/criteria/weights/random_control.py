@@ -47,10 +47,8 @@ class Random(Criterion):
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "a random number per unit: the control that a criterion must beat"
-    complexity: ClassVar[str] = "one random number per unit"
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "comparisons: what removal costs when nothing is known"
-    source: ClassVar[str] = "control; Gale et al. 2019; Blalock et al. 2020"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError
-from secateur.kinds.slices.cut import computed_tensors, finish
+from secateur.kinds.slices.cut import finish
 from secateur.structure.provenance import Attribute, owner_at, read
+from secateur.types import LayerEntry
 
-Layers = Mapping[str, Mapping[str, Any]]  # container path -> {"size": n, "removed": [...], "lists": [[owner, name]]}
+Layers = Mapping[str, LayerEntry]  # container path -> what goes from it
 
 
 def check_layers(model: nn.Module, layers: Layers) -> None:
@@ -135,24 +135,15 @@ def dropped(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int
         undo()
 
 
-def drop_copy(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int]) -> nn.Module:
-    """A new model without the removed blocks, which are never copied.
-
-    Raises:
-        PlanMismatchError: the removals do not fit this model.
-    """
-    check_layers(model, layers)
-    memo = computed_tensors(model)
+def stand_ins(model: nn.Module, layers: Layers) -> dict[int, Any]:
+    """What deepcopy puts in the place of blocks that go, which are then never copied: module id -> an empty module."""
+    memo: dict[int, Any] = {}
     for path, entry in layers.items():
         container = _container(model, path)
-        assert container is not None
-        for i, block in enumerate(container._modules.values()):
+        for i, block in enumerate(container._modules.values() if container is not None else ()):
             if i in entry["removed"]:
-                # Of the block's skeleton only what attributes address is needed, and those die with it.
                 memo[id(block)] = nn.Identity()
-    result = copy.deepcopy(model, memo)
-    drop_layers(result, layers, attributes)
-    return result
+    return memo
 
 
 # -- identity --------------------------------------------------------------------------------------------------
@@ -188,3 +179,45 @@ def new_names(model: nn.Module, layers: Layers) -> Callable[[str], str | None]:
         return name
 
     return renamed
+
+
+def kept_places(entry: LayerEntry) -> list[int]:
+    """Places of the blocks that stay, as numbered before the removal."""
+    return [i for i in range(entry["size"]) if i not in entry["removed"]]
+
+
+def old_names(after: nn.Module, layers: Layers) -> Callable[[str], str]:
+    """How names were before blocks went: a function of the name after.
+
+    Args:
+        after: the model without the blocks.
+        layers: what went, under the names before.
+    """
+    # From the outside inwards: once the outer stack has its old numbers, the path of an inner one can be compared.
+    stacks = sorted(layers.items(), key=lambda item: len(item[0]))
+
+    def named(name: str) -> str:
+        for path, entry in stacks:
+            start = f"{path}." if path else ""
+            head, dot, tail = name[len(start) :].partition(".")
+            if name.startswith(start) and head.isdigit() and path not in own:
+                name = f"{start}{kept_places(entry)[int(head)]}{dot}{tail}"
+        return name
+
+    # Blocks with names of their own keep them; whether they have shows in the container as it is now.
+    own: set[str] = set()
+    for path, _ in stacks:
+        container = _container(after, _name_after(path, layers))
+        if container is not None and list(container._modules) != [str(i) for i in range(len(container._modules))]:
+            own.add(path)
+    return named
+
+
+def _name_after(path: str, layers: Layers) -> str:
+    """The path of a stack once outer stacks have lost blocks."""
+    for outer, entry in sorted(layers.items(), key=lambda item: -len(item[0])):
+        start = f"{outer}." if outer else ""
+        head, dot, tail = path[len(start) :].partition(".")
+        if outer != path and path.startswith(start) and head.isdigit():
+            path = f"{start}{kept_places(entry).index(int(head))}{dot}{tail}"
+    return path

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from secateur.kinds.layers.drop import Layers, block_names
 from secateur.model.agreement import agreement, doubled
+from secateur.model.bypass import bypassed
 from secateur.model.call import call, outputs
 from secateur.structure.capture import quiet
-from secateur.structure.stacks import bypassed
 from secateur.types import Certificate, Example
 
 

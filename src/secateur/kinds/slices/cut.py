@@ -36,8 +36,16 @@ def cut_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     return out
 
 
-def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) -> nn.Module:
+def cut_copy(
+    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], stand_ins: Mapping[int, Any] | None = None
+) -> nn.Module:
     """A new model with the cuts made; the original is not touched and its cut weights are never copied whole.
+
+    Args:
+        model: any module.
+        cuts: tensor name -> dimension -> kept indices.
+        attributes: integers to set on modules and configs.
+        stand_ins: id of a module -> what stands in its place in the copy; it is not copied.
 
     Raises:
         PlanMismatchError: a tensor or dimension of the plan does not exist in this model.
@@ -45,7 +53,7 @@ def cut_copy(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) 
     tensors = named_tensors(model)
     check(tensors, cuts)
     refuse_scripted(model, cuts)
-    memo = computed_tensors(model)
+    memo = {**computed_tensors(model), **(stand_ins or {})}
     for name, dims in cuts.items():
         old = tensors[name]
         new = cut_tensor(old, dims)

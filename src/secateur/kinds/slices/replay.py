@@ -20,9 +20,9 @@ from secateur.model.agreement import agreement, doubled, require_slices, run_cut
 from secateur.model.call import outputs
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Axis, Keep, kept, resolve, size_after, touched
-from secateur.structure.capture import capture, quiet, tensors_of
+from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Ref, Restrict, Step, Trace, numbers_in
+from secateur.structure.trace import Ref, Restrict, Step, Trace, numbers_in, tensors_of
 from secateur.types import Certificate, Example
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear"])

@@ -19,7 +19,7 @@ from secateur.errors import InputError, RecipeError
 from secateur.model.carried import refuse_carried_masks
 from secateur.model.protect import protected
 from secateur.registry import Registry, option_names
-from secateur.types import Group, Span
+from secateur.types import Group, Json, Span
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -69,7 +69,7 @@ class Granularity(ABC):
     def group(self, weight: Weight) -> Group | None:
         """The units of one weight, or None where it has none of this kind."""
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Json]:
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in option_names(type(self))}
 
@@ -158,7 +158,7 @@ def register(cls: type[G]) -> type[G]:
 names = GRANULARITIES.names
 
 
-def parse(spec: str | Mapping[str, Any] | Granularity) -> Granularity:
+def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
     """A granularity from its short form.
 
     Args:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from secateur.errors import UnsupportedError
 from secateur.statistics.activations.observe import Flow, Site, argument, weight_sites
 from secateur.statistics.activations.streams import Norms, gather
-from secateur.structure.capture import tensors_of
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Step, Trace
+from secateur.structure.trace import Step, Trace, tensors_of
 from secateur.types import Data
 
 CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")

@@ -19,9 +19,9 @@ from secateur.errors import UnsupportedError
 from secateur.model.call import call
 from secateur.structure import rules
 from secateur.structure.axes import Atom, Axis, leaves, unit_index
-from secateur.structure.capture import quiet, tensors_of
+from secateur.structure.capture import quiet
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Ref, Step, Trace, numbers_in
+from secateur.structure.trace import Ref, Step, Trace, numbers_in, tensors_of
 from secateur.types import Example, Group
 
 _MOVES = frozenset(["t", "transpose", "permute", "alias", "detach", "clone", "_to_copy", "view", "_unsafe_view",
@@ -84,7 +84,9 @@ class Flow:
             if step is None or base_name(step.func) not in _MOVES or number in self.activations:
                 return "", []
             chain.append((step, step.outputs.index(number)))
-            number = step.args[0].number
+            moved = step.args[0]
+            assert isinstance(moved, Ref)  # what moves data takes the tensor first
+            number = moved.number
         return self.record.names[number], chain[::-1]
 
     def weight(self, step: Step) -> str:
@@ -263,7 +265,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ForwardError: the forward fails.
         """
         self._seen, self._receive = 0, receive
-        with quiet(self._model), torch.no_grad():
+        with quiet(self._model, copies=False):  # once per batch: values are kept by the guard around all of them
             try:
                 with self:
                     call(self._model, example)
@@ -330,6 +332,6 @@ def argument(step: Step, name: str, default: Any = None) -> Any:
     """Argument of a recorded call by the name in the operator's schema."""
     if name in step.kwargs:
         return step.kwargs[name]
-    names = [a.name for a in step.func._schema.arguments]  # type: ignore[attr-defined]
+    names = [a.name for a in step.func._schema.arguments]
     position = names.index(name) if name in names else len(step.args)
     return step.args[position] if position < len(step.args) else default

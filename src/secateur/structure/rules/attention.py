@@ -24,7 +24,7 @@ def _heads(call: Call, queries: Axis, keys: Axis) -> None:
 )  # fmt: skip
 def attention(call: Call) -> list[Axes]:
     """Q [b, h, l, e], k [b, h, s, e], v [b, h, s, ev] -> [b, h, l, ev]; the scale follows e unless it is given."""
-    q, k, v = call.args[:3]
+    q, k, v = (call.operand(i) for i in range(3))
     axes_q, axes_k, axes_v = call.axes(q), call.axes(k), call.axes(v)
     call.unify(axes_q[0], axes_k[0])
     for d in (0, 1):
@@ -33,7 +33,8 @@ def attention(call: Call) -> list[Axes]:
     call.unify(axes_k[2], axes_v[2])
     call.unify(axes_q[3], axes_k[3])
     out = (axes_q[0], axes_q[1], axes_q[2], axes_v[3])
-    mask = call.get("attn_mask", call.get("attn_bias"))
+    mask = call.optional("attn_mask")
+    mask = call.optional("attn_bias") if mask is None else mask
     if mask is not None:
         broadcast(call, [(axes_q[0], axes_q[1], axes_q[2], axes_k[2]), call.axes(mask)])
     call.recorder.trace.heads.append(axes_q[1])

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from secateur.structure.axes import ONE, Axis, leaves, lock, resolve
-from secateur.structure.trace import Axes, Restrict
-from secateur.types import Lock
-
-if TYPE_CHECKING:
-    from secateur.structure.capture import Recorder
+from secateur.structure.axes import ONE, Axis, lock, resolve
+from secateur.structure.recorder import Recorder
+from secateur.structure.trace import Args, Axes, Kwargs, Op, Restrict
 
 Rule = Callable[["Call"], "Axes | list[Axes]"]
 R = TypeVar("R", bound=Rule)
@@ -52,7 +49,7 @@ def register(*names: str) -> Callable[[R], R]:
 
 
 @cache
-def base_name(func: Any) -> str:
+def base_name(func: Op) -> str:
     """Operator name without overload and in-place underscore; with its namespace outside aten."""
     namespace, _, name = func._schema.name.partition("::")
     if name.endswith("_") and not name.startswith("__"):
@@ -61,7 +58,7 @@ def base_name(func: Any) -> str:
 
 
 @cache
-def _find(func: Any) -> Rule | None:
+def _find(func: Op) -> Rule | None:
     rule = _RULES.get(base_name(func))
     if rule is None and torch.Tag.pointwise in func.tags:
         return pointwise
@@ -69,11 +66,11 @@ def _find(func: Any) -> Rule | None:
 
 
 @cache
-def _positions(func: Any) -> dict[str, int]:
+def _positions(func: Op) -> dict[str, int]:
     return {argument.name: i for i, argument in enumerate(func._schema.arguments)}
 
 
-def known(func: Any) -> bool:
+def known(func: Op) -> bool:
     """Whether an operator has a rule."""
     return _find(func) is not None
 
@@ -84,9 +81,9 @@ class Call:
     def __init__(
         self,
         recorder: Recorder,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        func: Op,
+        args: Args,
+        kwargs: Kwargs,
         results: list[Tensor],
     ) -> None:
         self.recorder, self.func, self.args, self.kwargs, self.results = recorder, func, args, kwargs, results
@@ -95,12 +92,43 @@ class Call:
         self.cost: list[Axes] = []
         self.positions: dict[int, list[Axis]] = {}
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> object:
         """Argument by name, wherever it was passed."""
         if name in self.kwargs:
             return self.kwargs[name]
         position = _positions(self.func).get(name, len(self.args))
         return self.args[position] if position < len(self.args) else default
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """Argument that is an integer; the default stands for None, too."""
+        found = self.get(name)
+        return default if found is None else cast(int, found)
+
+    def integers(self, name: str) -> list[int]:
+        """Argument that is a list of integers, or one integer; none where it is left out."""
+        found = self.get(name)
+        return [found] if isinstance(found, int) else list(cast("Sequence[int]", found or ()))
+
+    def tensor(self, name: str) -> Tensor:
+        """Argument that is a tensor."""
+        return cast(Tensor, self.get(name))
+
+    def optional(self, name: str) -> Tensor | None:
+        """Argument that is a tensor or None."""
+        return cast("Tensor | None", self.get(name))
+
+    def listed(self, name: str) -> list[Tensor]:
+        """Argument that is a list of tensors."""
+        return list(cast(Sequence[Tensor], self.get(name)))
+
+    def operand(self, position: int) -> Tensor:
+        """The tensor at a position of the arguments."""
+        return cast(Tensor, self.args[position])
+
+    @property
+    def first(self) -> Tensor:
+        """The tensor that the operator is applied to."""
+        return cast(Tensor, self.args[0])
 
     def position(self, name: str) -> int:
         """Position of an argument in the schema."""
@@ -215,18 +243,13 @@ def follow_source(call: Call, produced: list[int]) -> None:
         call.recorder.positions[produced[result]] = axes
     if base_name(call.func) not in MOVED or not call.args or not produced:
         return
-    source = call.recorder.sources.get(call.number(call.args[0]))
+    source = call.recorder.sources.get(call.number(call.first))
     if source is None or produced[0] in call.recorder.sources:
         return
     name, dims = source
-    before = call.axes(call.args[0])
-    after = call.recorder.live[produced[0]]
+    before = call.axes(call.first)
+    after = call.recorder.trace.axes[produced[0]]
     places = {id(resolve(axis)): dims[i] for i, axis in enumerate(before) if axis.size > 1}
     moved = tuple(places.get(id(resolve(axis)), -1) for axis in after)
     if any(d >= 0 for d in moved):
         call.recorder.sources[produced[0]] = (name, moved)
-
-
-def locked_by(axis: Axis) -> list[Lock]:
-    """Reasons on the atoms below an axis."""
-    return [reason for atom in leaves(axis) for reason in atom.locks]

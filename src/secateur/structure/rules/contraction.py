@@ -27,7 +27,7 @@ def mm(call: Call) -> Axes:
 @register("bmm", "baddbmm")
 def bmm(call: Call) -> Axes:
     """[b, m, k] x [b, k, n]."""
-    a, b = (call.args[1], call.args[2]) if "badd" in _name(call) else (call.args[0], call.args[1])
+    a, b = (call.operand(1), call.operand(2)) if "badd" in _name(call) else (call.first, call.operand(1))
     axes_a, axes_b = call.axes(a), call.axes(b)
     call.unify(axes_a[0], axes_b[0])
     call.unify(axes_a[2], axes_b[1])
@@ -44,7 +44,7 @@ def bmm(call: Call) -> Axes:
 @register("_grouped_mm")
 def grouped_mm(call: Call) -> Axes:
     """[tokens, k] x [experts, k, n], the tokens sorted by expert; other layouts are a barrier."""
-    a, b, bias = call.get("self"), call.get("mat2"), call.get("bias")
+    a, b, bias = call.tensor("self"), call.tensor("mat2"), call.optional("bias")
     axes_a, axes_b = call.axes(a), call.axes(b)
     if a.dim() != 2 or b.dim() != 3:
         for axis in (*axes_a, *axes_b):
@@ -65,7 +65,7 @@ def grouped_mm(call: Call) -> Axes:
 @register("linear")
 def linear(call: Call) -> Axes:
     """X [..., k] times weight [n, k] plus bias [n]."""
-    x, weight, bias = call.get("input"), call.get("weight"), call.get("bias")
+    x, weight, bias = call.tensor("input"), call.tensor("weight"), call.optional("bias")
     axes, (rows, columns) = call.axes(x), call.axes(weight)
     call.unify(axes[-1], columns)
     call.contract(x, -1)
@@ -80,14 +80,15 @@ def linear(call: Call) -> Axes:
 def trilinear(call: Call) -> Axes:
     """Three tensors, spread to a common shape, multiplied and summed over some dimensions (nn.Bilinear)."""
     spread = []
-    for tensor, where in zip(call.args[:3], call.args[3:6], strict=True):
+    for i, name in enumerate(("expand1", "expand2", "expand3")):
+        tensor, where = call.operand(i), call.integers(name)
         axes = list(call.axes(tensor))
         dims = list(range(len(axes)))
         for d in sorted(where):
             axes.insert(d, ONE)
             dims.insert(d, -1)
         spread.append((tensor, tuple(axes), dims))
-    summed = set(call.get("sumdim"))
+    summed = set(call.integers("sumdim"))
     out = broadcast(call, [axes for _, axes, _ in spread])
     for tensor, _, dims in spread:
         call.contract(tensor, *(dims[d] for d in summed if dims[d] >= 0))
@@ -97,7 +98,7 @@ def trilinear(call: Call) -> Axes:
 @register("_cdist_forward", "_euclidean_dist")
 def cdist(call: Call) -> Axes:
     """Distances between the rows of two batches: the last dimension is mixed and vanishes."""
-    a, b = call.args[:2]
+    a, b = call.first, call.operand(1)
     axes_a, axes_b = call.axes(a), call.axes(b)
     call.unify(axes_a[-1], axes_b[-1])
     call.restricted = Restrict([(call.number(t), t.dim() - 1, call.axes(t)[-1]) for t in (a, b)], aligned=[(0, 1)])
@@ -109,7 +110,7 @@ def _name(call: Call) -> str:
 
 
 def _with_addend(call: Call, out: Axes) -> Axes:
-    return broadcast(call, [out, call.axes(call.args[0])])
+    return broadcast(call, [out, call.axes(call.first)])
 
 
 @register("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
@@ -119,8 +120,8 @@ def convolution(call: Call) -> Axes:
     Input channels are groups x in-per-group, output channels are groups x out-per-group; with one group the
     products are trivial, with one channel per group the group is the channel.
     """
-    x, weight, bias = call.get("input"), call.get("weight"), call.get("bias")
-    groups, transposed = call.get("groups", 1), bool(call.get("transposed", False))
+    x, weight, bias = call.tensor("input"), call.tensor("weight"), call.optional("bias")
+    groups, transposed = call.integer("groups", 1), bool(call.get("transposed"))
     axes_x, axes_w = call.axes(x), call.axes(weight)
     spatial = weight.dim() - 2
     lead, channels = axes_x[: -spatial - 1], axes_x[-spatial - 1]

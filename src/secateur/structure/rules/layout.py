@@ -17,7 +17,7 @@ MAX_PIECES = 16  # equal slices up to this number are taken as parts of one prod
 @register("view", "_unsafe_view", "_reshape_alias", "reshape", "reshape_copy", "view_copy")
 def view(call: Call) -> Axes:
     """Row-major regrouping; dimensions factor or merge segment by segment."""
-    source, result = call.args[0], call.results[0]
+    source, result = call.first, call.results[0]
     axes = call.axes(source)
     if source.dtype != result.dtype and source.shape != result.shape:
         for axis in axes:
@@ -76,15 +76,15 @@ def _factor(call: Call, segment: list[Axis], targets: list[int]) -> list[Axis]:
 @register("permute", "permute_copy")
 def permute(call: Call) -> Axes:
     """Dimensions in another order."""
-    axes = call.axes(call.args[0])
-    return tuple(axes[d] for d in call.get("dims"))
+    axes = call.axes(call.first)
+    return tuple(axes[d] for d in call.integers("dims"))
 
 
 @register("transpose", "swapaxes", "transpose_copy")
 def transpose(call: Call) -> Axes:
     """Two dimensions change places."""
-    axes = list(call.axes(call.args[0]))
-    a, b = call.get("dim0"), call.get("dim1")
+    axes = list(call.axes(call.first))
+    a, b = call.integer("dim0"), call.integer("dim1")
     if axes:
         axes[a], axes[b] = axes[b], axes[a]
     return tuple(axes)
@@ -93,32 +93,31 @@ def transpose(call: Call) -> Axes:
 @register("t")
 def t(call: Call) -> Axes:
     """Matrix transpose."""
-    return tuple(reversed(call.axes(call.args[0])))
+    return tuple(reversed(call.axes(call.first)))
 
 
 @register("unsqueeze")
 def unsqueeze(call: Call) -> Axes:
     """A new dimension of size one."""
-    axes = list(call.axes(call.args[0]))
-    axes.insert(call.get("dim") % (len(axes) + 1), ONE)
+    axes = list(call.axes(call.first))
+    axes.insert(call.integer("dim") % (len(axes) + 1), ONE)
     return tuple(axes)
 
 
 @register("squeeze")
 def squeeze(call: Call) -> Axes:
     """Dimensions of size one vanish."""
-    axes = call.axes(call.args[0])
-    dims = call.get("dim")
-    if dims is None:
+    axes = call.axes(call.first)
+    if call.get("dim") is None:
         return tuple(axis for axis in axes if axis.size != 1)
-    chosen = {d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)} if axes else set()
+    chosen = {d % len(axes) for d in call.integers("dim")} if axes else set()
     return tuple(axis for d, axis in enumerate(axes) if d not in chosen or axis.size != 1)
 
 
 @register("expand", "expand_copy", "broadcast_to")
 def expand(call: Call) -> Axes:
     """Size one repeats; each repetition is a new index set."""
-    axes, shape = call.axes(call.args[0]), call.results[0].shape
+    axes, shape = call.axes(call.first), call.results[0].shape
     padded = (ONE,) * (len(shape) - len(axes)) + axes
     return tuple(axis if axis.size == n else call.fresh(n) for axis, n in zip(padded, shape, strict=True))
 
@@ -126,7 +125,7 @@ def expand(call: Call) -> Axes:
 @register("repeat")
 def repeat(call: Call) -> Axes:
     """Whole copies after each other: a product with the repetition outside."""
-    axes, times = call.axes(call.args[0]), call.get("repeats")
+    axes, times = call.axes(call.first), call.integers("repeats")
     padded = (ONE,) * (len(times) - len(axes)) + axes
     return tuple(product([call.fresh(k), axis]) for k, axis in zip(times, padded, strict=True))
 
@@ -134,12 +133,12 @@ def repeat(call: Call) -> Axes:
 @register("slice")
 def slice_(call: Call) -> Axes:
     """A sub-interval, or every k-th index."""
-    source = call.args[0]
+    source = call.first
     axes = list(call.axes(source))
-    dim = call.get("dim", 0) % len(axes)
+    dim = call.integer("dim", 0) % len(axes)
     size, length = source.shape[dim], call.results[0].shape[dim]
-    start = min(max(_wrap(call.get("start") or 0, size), 0), size)
-    axes[dim] = interval(call, axes[dim], start, length, call.get("step", 1), apart=True)
+    start = min(max(_wrap(call.integer("start"), size), 0), size)
+    axes[dim] = interval(call, axes[dim], start, length, call.integer("step", 1), apart=True)
     return tuple(axes)
 
 
@@ -196,8 +195,8 @@ def _between(call: Call, axis: Axis, start: int, length: int) -> Axis:
 @register("select")
 def select(call: Call) -> Axes:
     """One position of a dimension: its number would change if the dimension were cut."""
-    axes = list(call.axes(call.args[0]))
-    axis = axes.pop(call.get("dim") % len(axes))
+    axes = list(call.axes(call.first))
+    axis = axes.pop(call.integer("dim") % len(axes))
     call.lock(axis, "a single position is picked by number")
     return tuple(axes)
 
@@ -205,8 +204,8 @@ def select(call: Call) -> Axes:
 @register("unbind")
 def unbind(call: Call) -> list[Axes]:
     """Every position becomes a tensor of its own."""
-    axes = list(call.axes(call.args[0]))
-    axis = axes.pop((call.get("dim") or 0) % len(axes))
+    axes = list(call.axes(call.first))
+    axis = axes.pop(call.integer("dim") % len(axes))
     call.lock(axis, "every position becomes a tensor of its own")
     return [tuple(axes)] * len(call.results)
 
@@ -214,9 +213,9 @@ def unbind(call: Call) -> list[Axes]:
 @register("split", "split_with_sizes", "split_copy", "split_with_sizes_copy", "unsafe_split")
 def split(call: Call) -> list[Axes]:
     """Consecutive pieces; equal ones share one index set."""
-    source = call.args[0]
+    source = call.first
     axes = list(call.axes(source))
-    dim = (call.get("dim") or 0) % len(axes)
+    dim = call.integer("dim") % len(axes)
     lengths = [piece.shape[dim] for piece in call.results]
     free_sizes = "with_sizes" in call.func._schema.name
     out, start = [], 0
@@ -231,27 +230,17 @@ def split(call: Call) -> list[Axes]:
 @register("glu")
 def glu(call: Call) -> Axes:
     """One half of a dimension times the sigmoid of the other."""
-    axes = list(call.axes(call.args[0]))
-    dim = call.get("dim", -1) % len(axes)
+    axes = list(call.axes(call.first))
+    dim = call.integer("dim", -1) % len(axes)
     axes[dim] = interval(call, axes[dim], 0, axes[dim].size // 2)
     return tuple(axes)
-
-
-@register("view_as_real", "view_as_complex")
-def complex_view(call: Call) -> Axes:
-    """Pairs of numbers in a last dimension become complex numbers, or the other way round."""
-    axes = call.axes(call.args[0])
-    if call.results[0].is_complex():
-        call.lock(axes[-1], "real and imaginary part")
-        return axes[:-1]
-    return (*axes, call.fresh(2, "real and imaginary part"))
 
 
 @register("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def fft(call: Call) -> Axes:
     """Fourier transforms mix the dimensions that they run over: those are locked."""
-    axes = list(call.axes(call.args[0]))
-    for d in call.get("dim"):
+    axes = list(call.axes(call.first))
+    for d in call.integers("dim"):
         call.lock(axes[d], "a Fourier transform runs over this dimension")
         axes[d] = call.fresh(call.results[0].shape[d], "frequencies")
     return tuple(axes)
@@ -260,8 +249,8 @@ def fft(call: Call) -> Axes:
 @register("cat", "concat", "_cat")
 def cat(call: Call) -> Axes:
     """Concatenation: an ordered sum along one dimension, equality along the others."""
-    tensors: list[Tensor] = [x for x in call.get("tensors") if x.dim() > 1 or x.numel() > 0]
-    dim = call.get("dim", 0)
+    tensors: list[Tensor] = [x for x in call.listed("tensors") if x.dim() > 1 or x.numel() > 0]
+    dim = call.integer("dim", 0)
     shapes = [call.axes(x) for x in tensors]
     dim %= len(shapes[0])
     for other in shapes[1:]:
@@ -275,21 +264,21 @@ def cat(call: Call) -> Axes:
 @register("stack")
 def stack(call: Call) -> Axes:
     """A new dimension that counts the operands."""
-    tensors = call.get("tensors")
+    tensors = call.listed("tensors")
     shapes = [call.axes(x) for x in tensors]
     for other in shapes[1:]:
         for a, b in zip(shapes[0], other, strict=True):
             call.unify(a, b)
     out = list(shapes[0])
-    out.insert(call.get("dim", 0) % (len(out) + 1), call.fresh(len(tensors), "counts the stacked tensors"))
+    out.insert(call.integer("dim", 0) % (len(out) + 1), call.fresh(len(tensors), "counts the stacked tensors"))
     return tuple(out)
 
 
 @register("constant_pad_nd", "pad")
 def pad(call: Call) -> Axes:
     """Constants on both sides of a dimension; negative padding crops."""
-    axes = list(call.axes(call.args[0]))
-    amounts = call.get("pad")
+    axes = list(call.axes(call.first))
+    amounts = call.integers("pad")
     for i in range(len(amounts) // 2):
         low, high = amounts[2 * i], amounts[2 * i + 1]
         dim = len(axes) - 1 - i
@@ -305,9 +294,8 @@ def pad(call: Call) -> Axes:
 @register("roll", "flip", "rot90")
 def reorder(call: Call) -> Axes:
     """Positions change by a fixed number: the moved dimensions are locked."""
-    axes = list(call.axes(call.args[0]))
-    dims = call.get("dims") or range(len(axes))
-    for d in [dims] if isinstance(dims, int) else dims:
+    axes = list(call.axes(call.first))
+    for d in call.integers("dims") or range(len(axes)):
         call.lock(axes[d], "positions are rolled or flipped by number")
         axes[d] = call.fresh(axes[d].size, "rolled or flipped positions")
     return tuple(axes)
@@ -316,8 +304,8 @@ def reorder(call: Call) -> Axes:
 @register("unfold")
 def unfold(call: Call) -> Axes:
     """Sliding windows over one dimension."""
-    axes = list(call.axes(call.args[0]))
-    dim = call.get("dimension") % len(axes)
+    axes = list(call.axes(call.first))
+    dim = call.integer("dimension") % len(axes)
     call.lock(axes[dim], "cut into sliding windows")
     shape = call.results[0].shape
     axes[dim] = call.fresh(shape[dim], "counts sliding windows")
@@ -327,21 +315,21 @@ def unfold(call: Call) -> Axes:
 @register("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def shuffle(call: Call) -> Axes:
     """Channels move into space (or back), or are interleaved: a product of channels and fixed factors."""
-    axes, result = call.axes(call.args[0]), call.results[0]
+    axes, result = call.axes(call.first), call.results[0]
     name = call.func._schema.name
     lead, (channels, *space) = axes[:-3], axes[-3:]
     split = call.recorder.space.split_product
     try:
         if name.endswith("pixel_shuffle"):
-            r = call.get("upscale_factor")
+            r = call.integer("upscale_factor")
             outer, inner = split(channels, channels.size // (r * r))
             call.lock(inner, "moves into space")
             new = outer
         elif name.endswith("pixel_unshuffle"):
-            r = call.get("downscale_factor")
+            r = call.integer("downscale_factor")
             new = product([channels, call.fresh(r * r, "comes from space")])
         else:
-            groups, per_group = split(channels, call.get("groups"))
+            groups, per_group = split(channels, call.integer("groups"))
             call.lock(groups, "the number of shuffled groups is fixed in the code")
             return (*lead, product([per_group, groups]), *space)
     except Conflict:
@@ -353,7 +341,7 @@ def shuffle(call: Call) -> Axes:
 @register("view_as_complex", "view_as_real")
 def pairs(call: Call) -> Axes:
     """The last dimension holds real and imaginary part."""
-    axes = call.axes(call.args[0])
+    axes = call.axes(call.first)
     if call.func._schema.name.endswith("real"):
         return (*axes, call.fresh(2, "real and imaginary part"))
     call.lock(axes[-1], "real and imaginary part")
@@ -362,14 +350,17 @@ def pairs(call: Call) -> Axes:
 
 def _in_order(call: Call) -> bool:
     """Whether the call only rewrites the strides of dimensions of size one (adaptive pooling to one position does)."""
-    axes, size, stride = call.axes(call.args[0]), call.get("size"), call.get("stride")
-    if size is None or list(size) != [axis.size for axis in axes] or call.get("storage_offset"):
+    axes = call.axes(call.first)
+    if call.get("size") is None or call.get("storage_offset"):
+        return False
+    size, stride = call.integers("size"), call.integers("stride")
+    if size != [axis.size for axis in axes]:
         return False
     step, wanted = 1, []
     for n in reversed(size):
         wanted.append(step)
         step *= n
-    dense = call.args[0].untyped_storage().nbytes() == step * call.args[0].element_size()
+    dense = call.first.untyped_storage().nbytes() == step * call.first.element_size()
     return dense and all(n == 1 or s == w for n, s, w in zip(size, stride, reversed(wanted), strict=True))
 
 
@@ -377,7 +368,7 @@ def _in_order(call: Call) -> bool:
 def strided(call: Call) -> Axes:
     """Other strides over the same storage: the touched dimensions are locked, unless the elements stay in order."""
     if _in_order(call):
-        return call.axes(call.args[0])
-    for axis in call.axes(call.args[0]):
+        return call.axes(call.first)
+    for axis in call.axes(call.first):
         call.lock(axis, "accessed through explicit strides")
     return tuple(call.fresh(n, "accessed through explicit strides") for n in call.results[0].shape)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ BY_NUMBER = "its positions are addressed by number"
 @register("embedding")
 def embedding(call: Call) -> Axes:
     """Rows of a table."""
-    weight, indices = call.get("weight"), call.get("indices")
+    weight, indices = call.tensor("weight"), call.tensor("indices")
     rows, columns = call.axes(weight)
     call.lock(rows, "the vocabulary of a table", "rows are addressed by number")
     number = call.number(weight)
@@ -28,10 +31,10 @@ def embedding(call: Call) -> Axes:
 @register("index_select")
 def index_select(call: Call) -> Axes:
     """Chosen positions of one dimension."""
-    axes = list(call.axes(call.args[0]))
-    dim = call.get("dim") % len(axes)
+    axes = list(call.axes(call.first))
+    dim = call.integer("dim") % len(axes)
     call.lock(axes[dim], BY_NUMBER)
-    _lock_constant(call, call.get("index"))
+    _lock_constant(call, call.tensor("index"))
     axes[dim] = call.fresh(call.results[0].shape[dim], BY_NUMBER)
     return tuple(axes)
 
@@ -46,7 +49,7 @@ def _lock_constant(call: Call, index: Tensor) -> None:
 @register("index", "_unsafe_index")
 def index(call: Call) -> Axes:
     """x[i, :, j] with index tensors: indexed dimensions are locked, the others stay."""
-    axes, indices = call.axes(call.args[0]), list(call.get("indices"))
+    axes, indices = call.axes(call.first), _indices(call)
     indices += [None] * (len(axes) - len(indices))
     result = call.results[0]
     if any(i is not None and i.dtype == torch.bool for i in indices):
@@ -55,12 +58,16 @@ def index(call: Call) -> Axes:
     looked_up = broadcast(call, [call.axes(i) for i in indices if i is not None])
     for d in where:
         call.lock(axes[d], BY_NUMBER)
-        _lock_constant(call, indices[d])
+        _lock_constant(call, cast(Tensor, indices[d]))
     adjacent = where == list(range(where[0], where[-1] + 1))
     first = where[0] if adjacent else 0
     rest = [axis for d, axis in enumerate(axes) if d not in where]
     out = (*rest[:first], *looked_up, *rest[first:])
     return out if len(out) == result.dim() else tuple(call.fresh(n, BY_NUMBER) for n in result.shape)
+
+
+def _indices(call: Call) -> list[Tensor | None]:
+    return list(cast("Sequence[Tensor | None]", call.get("indices")))
 
 
 def _masked(call: Call, axes: Axes, indices: list[Tensor | None]) -> Axes:
@@ -81,8 +88,8 @@ def _masked(call: Call, axes: Axes, indices: list[Tensor | None]) -> Axes:
 @register("bucketize", "searchsorted")
 def bucketize(call: Call) -> Axes:
     """Every value is replaced by the number of its interval."""
-    values, table = (call.args[0], call.args[1]) if "bucket" in call.func._schema.name else call.args[1::-1]
-    for axis in call.axes(table):
+    values, table = call.args[:2] if "bucket" in call.func._schema.name else call.args[1::-1]
+    for axis in call.axes(cast(Tensor, table)):
         call.lock(axis, BY_NUMBER)
     return call.axes(values) if isinstance(values, Tensor) else ()
 
@@ -90,9 +97,9 @@ def bucketize(call: Call) -> Axes:
 @register("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(call: Call) -> list[Axes]:
     """Sums, means or maxima of rows of a table."""
-    rows, columns = call.axes(call.args[0])
+    rows, columns = call.axes(call.first)
     call.lock(rows, "the vocabulary of a table", "rows are addressed by number")
-    name, dims = call.recorder.sources.get(call.number(call.args[0]), ("", ()))
+    name, dims = call.recorder.sources.get(call.number(call.first), ("", ()))
     if name:
         call.recorder.trace.roles.setdefault((name, dims[1]), "out")
     bags, *others = call.results
@@ -108,7 +115,7 @@ def embedding_bag(call: Call) -> list[Axes]:
 @register("_pack_padded_sequence")
 def pack(call: Call) -> list[Axes]:
     """Steps of all sequences one after the other: [time, batch, ...] -> [steps, ...], and how many at each time."""
-    axes = call.axes(call.args[0])
+    axes = call.axes(call.first)
     for axis in axes[:2]:
         call.lock(axis, BY_NUMBER)
     data, sizes = call.results
@@ -118,10 +125,10 @@ def pack(call: Call) -> list[Axes]:
 @register("gather", "take_along_dim")
 def gather(call: Call) -> Axes:
     """One position per element of the index along a dimension."""
-    axes, picks = call.axes(call.args[0]), call.axes(call.get("index"))
+    axes, picks = call.axes(call.first), call.axes(call.tensor("index"))
     if not axes:
         return ()
-    dim = call.get("dim") % len(axes)
+    dim = call.integer("dim") % len(axes)
     call.lock(axes[dim], BY_NUMBER)
     for d, (a, b) in enumerate(zip(axes, picks, strict=True)):
         if d != dim:
@@ -132,13 +139,12 @@ def gather(call: Call) -> Axes:
 @register("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "masked_scatter")
 def scatter(call: Call) -> Axes:
     """Writes at given positions of one dimension; the other dimensions agree with the source."""
-    axes = call.axes(call.args[0])
-    dim = call.get("dim")
-    if dim is None or not axes:
+    axes = call.axes(call.first)
+    if call.get("dim") is None or not axes:
         for axis in axes:
             call.lock(axis, BY_NUMBER)
         return axes
-    dim %= len(axes)
+    dim = call.integer("dim") % len(axes)
     call.lock(axes[dim], BY_NUMBER)
     for other in (call.get("src"), call.get("source")):
         if isinstance(other, Tensor) and other.dim() == len(axes):
@@ -151,7 +157,7 @@ def scatter(call: Call) -> Axes:
 @register("index_put", "_index_put_impl", "_unsafe_index_put")
 def index_put(call: Call) -> Axes:
     """x[i] = values: indexed dimensions are locked, the others agree with the values."""
-    axes, indices, values = call.axes(call.args[0]), list(call.get("indices")), call.get("values")
+    axes, indices, values = call.axes(call.first), _indices(call), call.tensor("values")
     d = 0
     for item in indices:
         width = item.dim() if item is not None and item.dtype == torch.bool else 1

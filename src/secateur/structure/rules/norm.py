@@ -11,7 +11,7 @@ from secateur.structure.trace import Axes, Restrict
 
 def mixed(call: Call, dims: list[int]) -> None:
     """The call mixes these dimensions of its first tensor and keeps them: replay it on what is kept."""
-    x = call.args[0]
+    x = call.first
     axes, number = call.axes(x), call.number(x)
     where = sorted({d % x.dim() for d in dims}) if x.dim() else []
     call.restricted = Restrict(
@@ -22,8 +22,8 @@ def mixed(call: Call, dims: list[int]) -> None:
 @register("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp")
 def along(call: Call) -> list[Axes]:
     """Mixes one dimension and keeps it."""
-    mixed(call, [call.get("dim")])
-    return [call.axes(call.args[0])] * len(call.results)
+    mixed(call, [call.integer("dim")])
+    return [call.axes(call.first)] * len(call.results)
 
 
 @register(
@@ -37,7 +37,7 @@ def along(call: Call) -> list[Axes]:
 )
 def batch_norm(call: Call) -> list[Axes]:
     """Each channel by itself; parameters and statistics follow the channels (dimension 1)."""
-    axes = call.axes(call.get("input"))
+    axes = call.axes(call.tensor("input"))
     if call.get("training"):  # statistics of this very tensor: every other dimension is mixed
         mixed(call, [d for d in range(len(axes)) if d != 1])
     for other in call.tensors()[1:]:
@@ -53,8 +53,8 @@ def batch_norm(call: Call) -> list[Axes]:
 @register("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(call: Call) -> list[Axes]:
     """Normalises over the last dimensions; replayed on what is kept of them."""
-    x = call.get("input")
-    shape = call.get("normalized_shape")
+    x = call.tensor("input")
+    shape = call.integers("normalized_shape")
     axes, count = call.axes(x), len(shape)
     first = x.dim() - count
     mixed(call, list(range(first, x.dim())))
@@ -78,7 +78,7 @@ def layer_norm(call: Call) -> list[Axes]:
 @register("native_group_norm")
 def group_norm(call: Call) -> list[Axes]:
     """Normalises within groups of channels: channels are groups x channels per group."""
-    x, groups = call.get("input"), call.get("group")
+    x, groups = call.tensor("input"), call.integer("group")
     axes = call.axes(x)
     channels: Axis = axes[1]
     try:
@@ -102,7 +102,7 @@ def group_norm(call: Call) -> list[Axes]:
 @register("_weight_norm_interface", "_weight_norm")
 def weight_norm(call: Call) -> list[Axes]:
     """V * g / ||v||, the norm over all dimensions but one."""
-    v, g, dim = call.get("v"), call.get("g"), call.get("dim", 0)
+    v, g, dim = call.tensor("v"), call.tensor("g"), call.integer("dim", 0)
     axes, axes_g = call.axes(v), call.axes(g)
     call.unify(axes[dim], axes_g[dim])
     mixed(call, [d for d in range(v.dim()) if d != dim % v.dim()])

@@ -14,19 +14,17 @@ from secateur.structure.trace import Axes, Restrict
 )  # fmt: skip
 def reduction(call: Call) -> list[Axes]:
     """Sums, means and the like: what is kept of the dimension is reduced."""
-    x = call.args[0]
+    x = call.first
     axes = call.axes(x)
-    dims = call.get("dim")
-    chosen = _dims(dims, len(axes))
+    chosen = _dims(call, len(axes))
     number = call.number(x)
     call.restricted = Restrict([(number, d, axes[d]) for d in sorted(chosen)])
     return [_reduced(axes, chosen, keep=t.dim() == len(axes)) for t in call.results]
 
 
-def _dims(dims: int | list[int] | None, rank: int) -> set[int]:
-    if dims is None or (isinstance(dims, list) and not dims):
-        return set(range(rank))
-    return {d % rank for d in ([dims] if isinstance(dims, int) else dims)} if rank else set()
+def _dims(call: Call, rank: int) -> set[int]:
+    """The dimensions that a reduction names; all where it names none."""
+    return {d % rank for d in call.integers("dim") or range(rank)} if rank else set()
 
 
 def _reduced(axes: Axes, chosen: set[int], *, keep: bool) -> Axes:
@@ -41,8 +39,8 @@ def extreme(call: Call) -> list[Axes] | Axes:
     if call.get("dim") is None or len(call.results) != 2:
         return ordered(call)
     found = along(call) if len(call.results[0].shape) and "cum" in call.func._schema.name else reduction(call)
-    axes = call.axes(call.args[0])
-    call.positions[1] = [axes[call.get("dim")]] if axes else []
+    axes = call.axes(call.first)
+    call.positions[1] = [axes[call.integer("dim")]] if axes else []
     return found
 
 
@@ -72,8 +70,8 @@ def ordered(call: Call) -> Axes | list[Axes]:
     tensors = call.tensors()
     if len(tensors) == 2 and call.get("other") is not None:
         return broadcast(call, [call.axes(t) for t in tensors])
-    axes = call.axes(call.args[0])
-    chosen = _dims(call.get("dim"), len(axes))
+    axes = call.axes(call.first)
+    chosen = _dims(call, len(axes))
     for d in chosen:
         call.lock(axes[d], "the result names positions of this dimension or depends on all of it")
     return [_reduced(axes, chosen, keep=t.dim() == len(axes) and bool(axes)) for t in call.results]
@@ -82,11 +80,10 @@ def ordered(call: Call) -> Axes | list[Axes]:
 @register("topk", "sort", "argsort", "unique_dim")
 def sorting(call: Call) -> list[Axes]:
     """Sorted along one dimension, which is locked: its positions leave as numbers."""
-    axes = list(call.axes(call.args[0]))
+    axes = list(call.axes(call.first))
     if not axes:
         return [()] * len(call.results)
-    dim = call.get("dim", -1)
-    d = dim if isinstance(dim, int) else -1
+    d = call.integer("dim", -1)
     call.lock(axes[d], "its positions are sorted and leave as numbers")
     axes[d] = call.fresh(call.results[0].shape[d], "sorted positions")
     return [tuple(axes)] * len(call.results)

@@ -22,7 +22,7 @@ def in_space(call: Call) -> list[Axes]:
     """Channels are untouched; the last one to three dimensions are data."""
     name = call.func._schema.name
     rank = next(r for key, r in RANKS.items() if key in name)
-    x = call.args[0]
+    x = call.first
     axes = call.axes(x)
     lead = axes[: x.dim() - rank]
     for axis in axes[x.dim() - rank :]:
@@ -33,8 +33,8 @@ def in_space(call: Call) -> list[Axes]:
 @register("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
 def grid_sample(call: Call) -> Axes:
     """Channels of the input at places given by a grid."""
-    axes = call.axes(call.args[0])
-    for axis in (*axes[2:], *call.axes(call.args[1])):
+    axes = call.axes(call.first)
+    for axis in (*axes[2:], *call.axes(call.operand(1))):
         call.lock(axis, "a spatial dimension")
     return (*axes[:2], *(call.fresh(n, "a spatial dimension") for n in call.results[0].shape[2:]))
 
@@ -42,7 +42,7 @@ def grid_sample(call: Call) -> Axes:
 @register("im2col")
 def im2col(call: Call) -> Axes:
     """[n, c, h, w] -> [n, c x kernel, positions]."""
-    x = call.args[0]
+    x = call.first
     axes, result = call.axes(x), call.results[0]
     kernel = result.shape[-2] // x.shape[-3]
     columns = product([axes[-3], call.fresh(kernel, "a position in the window")])
@@ -52,7 +52,7 @@ def im2col(call: Call) -> Axes:
 @register("col2im")
 def col2im(call: Call) -> Axes:
     """[n, c x kernel, positions] -> [n, c, h, w]."""
-    x = call.args[0]
+    x = call.first
     axes, result = call.axes(x), call.results[0]
     channels, window = call.recorder.space.split_product(axes[-2], result.shape[-3])
     call.lock(window, "a position in the window")

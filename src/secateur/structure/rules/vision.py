@@ -10,7 +10,7 @@ from secateur.structure.trace import Axes
 @register("torchvision::roi_align", "torchvision::roi_pool")
 def region(call: Call) -> list[Axes]:
     """Channels of [n, c, h, w] pooled in [k, 5] boxes -> [k, c, h, w]."""
-    image, boxes = call.axes(call.args[0]), call.axes(call.args[1])
+    image, boxes = call.axes(call.first), call.axes(call.operand(1))
     for axis in (*image[2:], *boxes):
         call.lock(axis, "a spatial dimension")
     return [(boxes[0], image[1], *(call.fresh(n, "a spatial dimension") for n in t.shape[2:])) for t in call.results]

@@ -17,7 +17,7 @@ from secateur.errors import (
     TargetError,
     UnsupportedError,
 )
-from secateur.kinds.layers.drop import drop_copy
+from secateur.kinds.edit import Edit
 from secateur.kinds.layers.prove import certify_layers
 from secateur.measure import macs, num_params
 from secateur.planning.plan import Plan
@@ -199,8 +199,8 @@ def test_certificate_catches_a_tampered_plan():
 def test_wrong_requests():
     model, x = deep(), example()
     with pytest.raises(RecipeError, match="latency_ms"):
-        plan_for(model, x, target={"latency_ms": 1})
-    with pytest.raises(RecipeError, match="empty"):
+        plan_for(model, x, target={"latency_ms": 0})
+    with pytest.raises(RecipeError, match="at least one of"):
         plan_for(model, x, target={})
     with pytest.raises(RecipeError, match="scope"):
         plan_for(model, x, scope="row")
@@ -298,8 +298,13 @@ def hostile(data):
     ):
         yield {**data, "layers": {"layers": bad}}
     yield {**data, "layers": [1]}
-    yield {**data, "masks": {"stem.weight": {"shape": [1], "kept": 1, "bits": "gA=="}}}
-    yield {**data, "cuts": {"stem.weight": {"0": [[0, 2]]}}}
+    yield {**data, "masks": {"stem.weight": {"shape": [9], "kept": 1, "bits": "gA=="}}}
+    yield {**data, "cuts": {"stem.weight": {"0": [[2, 0]]}}}
+    yield {**data, "request": {**data["request"], "target": {"count": -1}}}
+    yield {**data, "request": {**data["request"], "run": "code"}}
+    yield {**data, "units": {**data["units"], "removed": "many"}}
+    yield {**data, "cost": {"macs": ["x", None]}}
+    yield {**data, "groups": {"layers": {"granularity": "layer", "size": 2, "removed": [[0, 5]]}}}
     yield {**data, "attributes": [{"owner": "", "name": "num_layers", "item": None, "value": -1}]}
     assert entry
 
@@ -386,4 +391,4 @@ def test_the_certificate_itself_refuses_a_wrong_removal(scale: float) -> None:
     model, x = CountsItsBlocks(scale).eval(), torch.randn(2, 8)
     layers = {"blocks": {"size": 4, "removed": [1], "lists": []}}
     with pytest.raises(CertificateError):
-        certify_layers(model, drop_copy(model, layers, {}), x, layers)
+        certify_layers(model, Edit(layers=layers).copy(model), x, layers)

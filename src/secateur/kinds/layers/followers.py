@@ -17,7 +17,7 @@ from secateur.model.call import call, outputs
 from secateur.structure.capture import quiet
 from secateur.structure.provenance import Attribute, owners
 from secateur.structure.stacks import Stack
-from secateur.types import Example, Lock
+from secateur.types import Example, LayerEntry, Lock
 
 INDEX = re.compile(r"(^|_)(idx|index|id|layer|block|number|num|no|i|depth)s?($|_)")
 LENGTH = re.compile(r"(^|_)(n_?)?(layers?|blocks?|depths?)$")
@@ -111,7 +111,7 @@ def edits_of(
     model: nn.Module, stacks: Sequence[Stack], keep: Mapping[str, Tensor], *, renumber: bool
 ) -> tuple[Layers, dict[Attribute, int]]:
     """The removals in plan form and the integers that follow; where two stacks disagree the integer stays."""
-    layers: dict[str, dict[str, Any]] = {}
+    layers: dict[str, LayerEntry] = {}
     attributes: dict[Attribute, int] = {}
     disputed: set[Attribute] = set()
     for stack in stacks:

@@ -1,16 +1,17 @@
-"""The arithmetic against scipy, closed forms and brute force."""
+"""The arithmetic against closed forms, brute force and other doors of scipy."""
 
 from __future__ import annotations
 
 import math
-from itertools import permutations
+from itertools import combinations, permutations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from secateur.comparison.statistics import curve_mean, holm, kendall, paired, spearman
+from secateur.comparison.significance import curve_mean, holm, kendall, paired, spearman
 
 numbers = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 
@@ -29,6 +30,21 @@ def test_paired_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None:
     assert found.p == pytest.approx(wanted.pvalue, rel=1e-6, abs=1e-12)
     assert found.mean - found.half == pytest.approx(low, rel=1e-6, abs=1e-9)
     assert found.mean + found.half == pytest.approx(high, rel=1e-6, abs=1e-9)
+
+
+@given(st.lists(numbers, min_size=2, max_size=3), st.floats(0.5, 0.99))
+def test_two_and_three_pairs_have_closed_forms(differences: list[float], confidence: float) -> None:
+    """Student's t with one degree of freedom is Cauchy's distribution; with two it is an algebraic function."""
+    mean, count = sum(differences) / len(differences), len(differences)
+    error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (count - 1) / count)
+    if error < 1e-6:
+        return
+    found = paired(dict(enumerate(differences)), dict.fromkeys(range(count), 0.0), confidence=confidence)
+    t, c = abs(mean) / error, confidence
+    wanted_p = 1 - 2 / math.pi * math.atan(t) if count == 2 else 1 - t / math.sqrt(2 + t * t)
+    wanted_half = math.tan(math.pi * c / 2) if count == 2 else c * math.sqrt(2 / (1 - c * c))
+    assert found.p == pytest.approx(wanted_p, rel=1e-6, abs=1e-9)
+    assert found.half == pytest.approx(wanted_half * error, rel=1e-6)
 
 
 @pytest.mark.parametrize(("count", "factor"), [(3, 2.48), (5, 1.24), (10, 0.72)])
@@ -58,24 +74,44 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(values: dict[str, flo
     assert all(corrected[name] >= p for name, p in values.items())
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9))
-def test_kendall_agrees_with_scipy_with_ties(pairs: list[tuple[int, int]]) -> None:
+def sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+pairs_with_ties = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9)
+
+
+@given(pairs_with_ties)
+def test_kendall_counts_pairs(pairs: list[tuple[int, int]]) -> None:
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     found = kendall(left, right)
-    if len(set(left)) == 1 or len(set(right)) == 1:
+    signs = [(sign(a - c), sign(b - d)) for (a, b), (c, d) in combinations(pairs, 2)]
+    untied = [sum(s[side] != 0 for s in signs) for side in (0, 1)]
+    if 0 in untied:
         assert found is None
     else:
-        assert found == pytest.approx(stats.kendalltau(left, right).statistic)
+        assert found == pytest.approx(sum(a * b for a, b in signs) / math.sqrt(untied[0] * untied[1]))
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9))
-def test_spearman_agrees_with_scipy_with_ties(pairs: list[tuple[int, int]]) -> None:
+@given(pairs_with_ties)
+def test_spearman_is_the_correlation_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     found = spearman(left, right)
     if len(set(left)) == 1 or len(set(right)) == 1:
         assert found is None
     else:
+        # A value's mean rank: those below it, and half of those that tie with it.
+        ranks = [[sum((b < a) + (b == a) / 2 for b in side) for a in side] for side in (left, right)]
+        assert found == pytest.approx(np.corrcoef(ranks)[0, 1], abs=1e-12)
         assert found == pytest.approx(stats.spearmanr(left, right).statistic, abs=1e-12)
+
+
+@given(st.permutations(range(8)))
+def test_equal_and_opposite_orders(order: list[int]) -> None:
+    assert spearman(order, [10.0 * v for v in order]) == 1.0
+    assert spearman(order, [-v for v in order]) == -1.0
+    assert kendall(order, [v**3 for v in order]) == pytest.approx(1.0)
+    assert kendall(order, [-v for v in order]) == pytest.approx(-1.0)
 
 
 def test_curve_mean_of_a_line_in_log_density_is_its_middle() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from math import lcm
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.amounts.order import Counts, RemovalOrder, removals_for
 from secateur.errors import CertificateError, RecipeError, UnsupportedError
 from secateur.integrations.transformers import (
     Edits,
@@ -26,46 +24,14 @@ from secateur.integrations.transformers import (
     shapes_of,
     solutions,
 )
-from secateur.kinds.slices.cut import cut_copy
-from secateur.planning.cuts import Decision, Search
+from secateur.kinds.base import Family
+from secateur.request import Request
 from secateur.structure.axes import leaves, size_after
-from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
 from secateur.types import Example, Group
 
 MOST = 130  # tried steps of a width
-
-
-@dataclass(frozen=True, eq=False)
-class Family:
-    """Groups whose size one or two config fields set.
-
-    Args:
-        fields: the fields.
-        size: units of every member.
-        groups: names of the members.
-        step: units that go at a time, as the architecture wants multiples.
-    """
-
-    fields: tuple[Field, ...]
-    size: int
-    groups: tuple[str, ...]
-    step: int = 1
-
-    @property
-    def chunks(self) -> int:
-        """How often something can go; where the step does not divide the size, the odd rest goes first."""
-        return -(-self.size // self.step)
-
-    def units(self, chunks: int) -> int:
-        """Units that so many chunks hold."""
-        return self.size if chunks == self.chunks else chunks * self.step
-
-    @property
-    def name(self) -> str:
-        """The fields in words."""
-        return "+".join(".".join(map(str, field)) for field in self.fields)
 
 
 def require_transformers(model: nn.Module) -> None:
@@ -88,8 +54,8 @@ def require_transformers(model: nn.Module) -> None:
 
 
 def families(
-    model: nn.Module, found: Structure, groups: Sequence[Group], same: Callable[[Sequence[str], int, Edits], bool]
-) -> list[Family]:
+    model: nn.Module, found: Structure, groups: Sequence[Group], same: Callable[[tuple[str, ...], int, Edits], bool]
+) -> list[tuple[Family, tuple[Field, ...]]]:
     """Find which groups the fields of the config size, by building the model anew with one or two fields changed.
 
     Args:
@@ -102,18 +68,18 @@ def families(
     Cost: one model on the meta device per integer of the config that has to do with the size of a group; one trial
     cut per family.
     """
-    result: list[Family] = []
+    result: list[tuple[Family, tuple[Field, ...]]] = []
     places = {g.name: _places(found, g) for g in groups}
     for size in sorted({g.size for g in groups}):
         names = [g.name for g in groups if g.size == size]
         mine = set().union(*(places[n] for n in names))
         for wanted in dict.fromkeys(n for n in (size // 2, size - 1) if n >= 1):
             for edits, shapes in _trials(model, size, wanted, mine):
-                left = [n for n in names if not any(n in f.groups for f in result)]
-                members = _explained(model, found, left, places, shapes, wanted)
+                left = [n for n in names if not any(n in family.groups for family, _ in result)]
+                members = tuple(_explained(model, found, left, places, shapes, wanted))
                 if members and same(members, wanted, edits):
                     step = _step(model, found, members, edits, size)
-                    result.append(Family(tuple(edits), size, tuple(members), step))
+                    result.append((Family(_words(tuple(edits)), members, size, step), tuple(edits)))
     return result
 
 
@@ -200,113 +166,69 @@ def predicted(model: nn.Module, found: Structure, counts: Mapping[int, int]) -> 
     return result
 
 
-class UniformSearch(Search):
-    """The search for a list of removals in which the groups of a family lose one unit each at a time."""
+class FieldFamilies:
+    """Which groups of a model the fields of its config size, and what the fields become.
+
+    Args:
+        model: the original.
+        found: its structure.
+        groups: the groups that compete.
+        request: what was asked.
+        builds: whether these groups, cut to a count, are the model that these integers of the config build.
+
+    Raises:
+        RecipeError: no Hugging Face model, or a threshold, which gives every group its own width.
+        UnsupportedError: no field sizes any of the groups.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        example: Example,
         found: Structure,
         groups: Sequence[Group],
-        cost: CostModel,
-        request: Mapping[str, Any],
+        request: Request,
+        builds: Callable[[tuple[str, ...], int, Mapping[Attribute, int]], bool],
     ) -> None:
         require_transformers(model)
-        if "threshold" in request["target"]:
-            raise RecipeError(
-                "target 'threshold' and expressible=True exclude each other.",
-                why="a threshold gives every group its own width",
-                hint="Ask for a sparsity, or for params or macs.",
-            )
-        super().__init__(model, example, found, groups, cost, request)
-        self.families: dict[str, Family] = {}
-        self.families = {f.name: f for f in families(model, found, groups, self._same)}
-        members = {name for family in self.families.values() for name in family.groups}
-        if not members:
+        self.model, self.found = model, found
+        sized = families(model, found, groups, lambda names, count, e: builds(names, count, attributes_of(model, e)))
+        if not sized:
             raise UnsupportedError(
                 f"No field of {type(model.config).__name__} sizes the groups of this granularity.",
                 why="from_pretrained builds equal widths only, from its config",
                 hint="Cut neurons (intermediate_size), or leave expressible out and load with secateur.load().",
             )
-        self.members = [g for g in groups if g.name in members]
-        # The parent searches over groups; here each family stands as one of them, whose units are ranks.
-        kind = request["granularity"]
-        self.families = {n: replace(f, step=lcm(f.step, request["round_to"])) for n, f in self.families.items()}
-        self.groups = [Group(f.name, str(kind), (f.chunks,), ()) for f in self.families.values()]
-        self.request = {**request, "round_to": 1}
+        kinds = {group.name: group.granularity for group in groups}
+        self.fields = {family.name: fields for family, fields in sized}
+        self.families = [
+            replace(family, step=lcm(family.step, request.grid(family.size, kinds[family.groups[0]])))
+            for family, _ in sized
+        ]
 
-    def choose(self, ranked: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Kept units per group; the unit that goes from a group is its worst, the family's worth the mean of these."""
-        ladders = {f.name: _ladder(f, ranked) for f in self.families.values()}
-        left = super().choose(ladders, ladders)
-        keep = {}
-        for family in self.families.values():
-            gone = family.size - family.units(int(left[family.name].sum()))
-            for name in family.groups:
-                keep[name] = torch.ones(family.size, dtype=torch.bool)
-                keep[name][ranked[name].double().cpu().argsort(stable=True)[:gone]] = False
-        return keep
-
-    def decision(self, keep: Mapping[str, Tensor]) -> Decision:
-        """Slices and attributes of a choice, of groups or of chunks of families."""
-        expanded = {}
-        for name, mask in keep.items():
-            family = self.families.get(name)
-            if family is None:
-                expanded[name] = mask
-            else:
-                units = torch.arange(family.size) < family.units(int(mask.sum()))
-                expanded.update(dict.fromkeys(family.groups, units))
-        return super().decision(expanded)
-
-    def native(self, counts: Mapping[int, int]) -> dict[Attribute, int]:
+    def attributes(self, counts: Mapping[int, int]) -> dict[Attribute, int]:
         """Integers of the config that follow a choice.
+
+        Args:
+            counts: atom id -> kept units; absent atoms are whole.
 
         Raises:
             UnsupportedError: the architecture refuses the sizes.
         """
         values = dict(fields_of(self.model.config))
         edits: Edits = {}
-        for family in self.families.values():
-            kept = counts.get(self.ids[family.groups[0]], family.size)
-            for field in family.fields:
-                old = edits.get(field, values[field])
-                edits[field] = (family.size if old is None else old) * kept // family.size
-        edits = {field: value for field, value in edits.items() if value != (values[field] or -1)}
+        for family in self.families:
+            kept = counts.get(self.found.atoms[family.groups[0]].id, family.size)
+            for name in self.fields[family.name]:
+                old = edits.get(name, values[name])
+                edits[name] = (family.size if old is None else old) * kept // family.size
+        edits = {name: value for name, value in edits.items() if value != (values[name] or -1)}
         if build_shapes(self.model, edited(self.model.config, edits)) != predicted(self.model, self.found, counts):
             raise _unbuilt(self.model)
         return attributes_of(self.model, edits)
 
-    def _same(self, names: Sequence[str], count: int, edits: Edits) -> bool:
-        generator = torch.Generator().manual_seed(count)
-        size = next(g.size for g in self.groups if g.name == names[0])
-        keep = {name: torch.randperm(size, generator=generator) < count for name in names}
-        choice = super().decision(keep)
-        cut = cut_copy(self.model, choice.cuts, {**choice.attributes, **attributes_of(self.model, edits)})
-        return is_native(cut, cut.config, self.example)
 
-    def _by_atom(self, counts: Counts) -> dict[int, int]:
-        chosen = [(self.families[name], n) for name, n in counts.items()]
-        return {self.ids[name]: family.units(n) for family, n in chosen for name in family.groups}
-
-    def _exactly(self, order: RemovalOrder, what: str, limit: float) -> int:
-        weights = {f.name: len(f.groups) for f in self.families.values()}
-        total = sum(f.size * weights[f.name] for f in self.families.values())
-        removed = int(limit) if what == "count" else int(limit * total + 0.5)
-
-        def left(counts: Counts) -> float:
-            return sum(self.families[name].units(n) * weights[name] for name, n in counts.items())
-
-        return removals_for(order, left, total - removed, f"kept units for {what}")
-
-
-def _ladder(family: Family, ranked: Mapping[str, Tensor]) -> Tensor:
-    """Worth of the chunks of a family: the mean of the scores that go together, the worst first."""
-    scores = torch.stack([ranked[n].double().cpu().sort(stable=True).values for n in family.groups]).mean(0)
-    first = family.size - (family.chunks - 1) * family.step
-    sizes = [first] + [family.step] * (family.chunks - 1)
-    return torch.stack([part.mean() for part in torch.split(scores, sizes)])
+def _words(fields: Sequence[Field]) -> str:
+    return "+".join(".".join(map(str, name)) for name in fields)
 
 
 def attributes_of(model: nn.Module, edits: Mapping[Field, int]) -> dict[Attribute, int]:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import groupby, pairwise
-from statistics import correlation
-from typing import Any
+from statistics import correlation, fmean, stdev
+from types import ModuleType
 
 from secateur.errors import UnsupportedError
 
@@ -32,17 +31,18 @@ class Paired:
     p: float | None = None
 
 
-def require_scipy() -> Any:
-    """``scipy.special`` (``scipy.stats`` takes seconds to import), or an error that names the extra.
+def require_scipy() -> ModuleType:
+    """``scipy.stats``, or an error that names the extra.
 
     Raises:
         UnsupportedError: scipy is not installed.
     """
+    # Not at the top of the file: it takes a second, and only comparisons need it.
     try:
-        return import_module("scipy.special")
+        return import_module("scipy.stats")
     except ImportError as error:
         raise UnsupportedError(
-            "comparing over several seeds needs scipy, for Student's t", hint="pip install 'secateur[search]'"
+            "a comparison needs scipy, for Student's t and rank agreement", hint="pip install 'secateur[search]'"
         ) from error
 
 
@@ -69,19 +69,18 @@ def paired(method: Mapping[int, float], reference: Mapping[int, float], *, confi
     """
     shared = sorted(set(method) & set(reference))
     differences = [method[seed] - reference[seed] for seed in shared]
-    count = len(differences)
-    if not count:
+    if not differences:
         return Paired(0, math.nan)
-    mean = math.fsum(differences) / count
-    if count == 1:
-        return Paired(1, mean)
-    sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (count - 1))
+    if len(differences) == 1:
+        return Paired(1, differences[0])
+    mean, sd = fmean(differences), stdev(differences)
     # Rounding leaves some 1e-17 between differences that are equal on paper.
-    if sd <= 1e-12 * max(1.0, *(abs(d) for d in differences)):
-        return Paired(count, mean, 0.0, 0.0)
-    special, error = require_scipy(), sd / math.sqrt(count)
-    half = float(special.stdtrit(count - 1, 0.5 + confidence / 2)) * error
-    return Paired(count, mean, sd, half, 2 * float(special.stdtr(count - 1, -abs(mean) / error)))
+    if sd <= 1e-12 * max(1.0, *(abs(difference) for difference in differences)):
+        return Paired(len(differences), mean, 0.0, 0.0)
+    stats = require_scipy()
+    test = stats.ttest_1samp(differences, 0.0)
+    half = float(stats.t.ppf(0.5 + confidence / 2, test.df)) * float(stats.sem(differences))
+    return Paired(len(differences), mean, sd, half, float(test.pvalue))
 
 
 def holm(values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -93,6 +92,7 @@ def holm(values: Mapping[str, float | None]) -> dict[str, float | None]:
         >>> holm({"a": 0.01, "b": 0.04, "c": None, "d": 0.03})
         {'a': 0.03, 'b': 0.06, 'c': None, 'd': 0.06}
     """
+    # scipy corrects for false discoveries (Benjamini-Hochberg), which promises less; it has no Holm.
     known = sorted(((p, name) for name, p in values.items() if p is not None), key=lambda item: item)
     corrected: dict[str, float | None] = dict.fromkeys(values)
     highest = 0.0
@@ -105,24 +105,15 @@ def holm(values: Mapping[str, float | None]) -> dict[str, float | None]:
 def kendall(left: Sequence[float], right: Sequence[float]) -> float | None:
     """Kendall's tau-b of two lists of scores of the same things; None where one of them is all ties.
 
-    Cost: every pair, so for lists of methods and not for lists of weights.
-
-    Source: Kendall, "The Treatment of Ties in Ranking Problems", 1945.
+    Source: Kendall, "The Treatment of Ties in Ranking Problems", 1945; `scipy.stats.kendalltau`.
 
     Example:
         >>> kendall([1, 2, 3], [1, 2, 3]), kendall([1, 2, 3], [3, 2, 1]), kendall([1, 1], [1, 2])
         (1.0, -1.0, None)
     """
-    both = left_only = right_only = 0
-    for i in range(len(left)):
-        for j in range(i):
-            a, b = _sign(left[i] - left[j]), _sign(right[i] - right[j])
-            both += a * b
-            left_only += a != 0
-            right_only += b != 0
-    if not left_only or not right_only:
+    if _all_tied(left) or _all_tied(right):
         return None
-    return both / math.sqrt(left_only * right_only)
+    return float(require_scipy().kendalltau(left, right).statistic)
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
@@ -134,20 +125,17 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
         >>> spearman([1, 2, 3], [10, 20, 30]), spearman([1, 1], [1, 2])
         (1.0, None)
     """
-    if len(set(left)) < 2 or len(set(right)) < 2:
+    if _all_tied(left) or _all_tied(right):
         return None
-    return min(1.0, max(-1.0, correlation(_ranks(left), _ranks(right))))
+    rank = require_scipy().rankdata
+    # spearmanr takes this correlation in floating point and gives 0.9999999999999999 for equal orders; the one of the
+    # standard library is exact before its last rounding.
+    return min(1.0, max(-1.0, correlation(rank(left).tolist(), rank(right).tolist())))
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    for _, tied in groupby(enumerate(order), key=lambda item: values[item[1]]):
-        places = list(tied)
-        middle = (places[0][0] + places[-1][0]) / 2
-        for _, index in places:
-            ranks[index] = middle
-    return ranks
+def _all_tied(values: Sequence[float]) -> bool:
+    """No order to agree with; scipy gives NaN there, and warns."""
+    return len(set(values)) < 2
 
 
 def curve_mean(curve: Mapping[float, float]) -> float | None:
@@ -162,13 +150,8 @@ def curve_mean(curve: Mapping[float, float]) -> float | None:
         >>> curve_mean({0.5: 1.0, 0.75: 0.0})
         0.5
     """
-    points = sorted((math.log(1 - level), value) for level, value in curve.items())
-    if len(points) < 2:
+    if len(curve) < 2:
         return None
-    pairs = pairwise(points)
-    area = math.fsum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairs)
-    return area / (points[-1][0] - points[0][0])
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
+    axis, values = zip(*sorted((math.log(1 - level), value) for level, value in curve.items()), strict=True)
+    area = float(import_module("scipy.integrate").trapezoid(values, axis))
+    return area / float(axis[-1] - axis[0])

@@ -89,7 +89,7 @@ class Draft:
         self.reasons.append(Reason(topic, choice, because, evidence))
 
 
-def decide(facts: Facts, known: Collection[str]) -> Draft:
+def recommend(facts: Facts, known: Collection[str]) -> Draft:
     """Apply the rules.
 
     Args:

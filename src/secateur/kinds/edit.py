@@ -1,0 +1,85 @@
+"""What is done to a model, whatever was decided by which kind: cut slices, drop layers, write zeros.
+
+Everything is named as in the model before the edit, also tensors of blocks that move up when others go. So one edit
+says all, edits that follow each other become one (`planning.compose`), and it can be replayed onto a fresh model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.kinds.layers.drop import Layers, check_layers, drop_layers, new_names, stand_ins
+from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model
+from secateur.masks import Masks
+from secateur.model.tensors import named_tensors
+from secateur.structure.provenance import Attribute
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A removal as data.
+
+    Args:
+        cuts: tensor name -> dimension -> kept indices, int64, ascending.
+        attributes: integers on modules and configs -> their new value.
+        layers: path of a stack -> which of its blocks go, and which lists are shortened alike.
+        masks: parameter name -> bool tensor, True = keep; written on what the cuts leave.
+    """
+
+    cuts: Cuts = field(default_factory=dict)
+    attributes: Mapping[Attribute, int] = field(default_factory=dict)
+    layers: Layers = field(default_factory=dict)
+    masks: Masks = field(default_factory=dict)
+
+    @property
+    def removes(self) -> bool:
+        """Whether something goes physically, which needs a certificate."""
+        return bool(self.cuts or self.layers)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse an edit that does not fit.
+
+        Raises:
+            PlanMismatchError: names the tensor, stack or list and what does not fit.
+        """
+        check(named_tensors(model), self.cuts)
+        check_layers(model, self.layers)
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        """A new model without what goes, not yet masked; what goes is never copied.
+
+        Raises:
+            PlanMismatchError: the edit does not fit; `model` is never changed.
+        """
+        self.check(model)
+        if not self.layers:
+            return cut_copy(model, self.cuts, self.attributes)
+        result = cut_copy(model, self.cuts, {}, stand_ins(model, self.layers))
+        drop_layers(result, self.layers, self.attributes)
+        return result
+
+    def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Remove in place; parameters keep their identity, the optimizer's state follows. Masks are not written.
+
+        Raises:
+            PlanMismatchError: the edit does not fit; the model is unchanged.
+        """
+        self.check(model)
+        if self.cuts or not self.layers:
+            cut_model(model, self.cuts, {} if self.layers else self.attributes, optimizer)
+        if self.layers:
+            drop_layers(model, self.layers, self.attributes, optimizer)
+
+    def masks_after(self, model: nn.Module) -> dict[str, Tensor]:
+        """The masks under the names that their parameters have once layers are gone.
+
+        Args:
+            model: as it is before the edit.
+        """
+        name_after = new_names(model, self.layers)
+        renamed = ((name_after(name), mask) for name, mask in self.masks.items())
+        return {name: mask for name, mask in renamed if name is not None}

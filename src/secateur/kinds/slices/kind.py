@@ -1,0 +1,126 @@
+"""Slices of coupled tensors: channels, neurons, heads, head dimensions, groups of convolutions, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import UnsupportedError
+from secateur.integrations.transformers import is_native
+from secateur.kinds.base import Candidates, Keep, Left
+from secateur.kinds.edit import Edit
+from secateur.kinds.expressible import FieldFamilies, require_native
+from secateur.kinds.slices.replay import certify
+from secateur.measure.macs import samples_in
+from secateur.request import Request
+from secateur.structure.attributes import edits
+from secateur.structure.axes import kept
+from secateur.structure.capture import capture
+from secateur.structure.cost import CostModel
+from secateur.structure.groups import Structure, structure
+from secateur.structure.provenance import Attribute
+from secateur.structure.trace import Trace
+from secateur.types import Certificate, Example, Group
+
+GRANULARITIES = ("channel", "neuron", "head", "head_dim", "conv_group")
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Kept units in every form that somebody needs."""
+
+    atoms: dict[int, np.ndarray[Any, np.dtype[np.bool_]]]
+    counts: dict[int, int]
+    cuts: dict[str, dict[int, Tensor]]
+    attributes: dict[Attribute, int]
+
+
+class Slices(Candidates):
+    """Free index sets of a captured model, of one granularity or of several in one ranking."""
+
+    trace: Trace
+    structure: Structure
+
+    def __init__(self, model: nn.Module, example: Example, request: Request) -> None:
+        super().__init__(model, example, request)
+        self.trace = capture(model, example)
+        self.structure = structure(model, self.trace, request.protect)
+        self.native: FieldFamilies | None = None
+        self.groups = self._found()
+        self.cost = CostModel(model, self.trace, samples_in(model, example))
+        self.ids = {group.name: self.structure.atoms[group.name].id for group in self.groups}
+        if request.expressible and not self.native:
+            self._tie_to_config()
+
+    def _found(self) -> list[Group]:
+        found: dict[str, Group] = {}
+        for choice in self.request.granularity:
+            found.update((group.name, group) for group in self.structure.free(choice.name))
+        if not found:
+            kinds = sorted({g.granularity for g in self.structure.groups if not g.locks})
+            free = f"free are only: {', '.join(kinds)}" if kinds else "everything is locked"
+            raise UnsupportedError(
+                f"Nothing of {type(self.model).__name__} can be cut at granularity {self.request.what!r}.",
+                why="; ".join([free, *self.locks()[:3]]),
+                hint="See `secateur inspect` for what is locked, by which line, and what to do about it.",
+            )
+        return list(found.values())
+
+    def _tie_to_config(self) -> None:
+        self.native = FieldFamilies(self.model, self.structure, self.groups, self.request, self._builds)
+        members = {name for family in self.native.families for name in family.groups}
+        self.groups = [group for group in self.groups if group.name in members]
+        self.families = self.native.families
+
+    def _builds(self, names: tuple[str, ...], count: int, attributes: Mapping[Attribute, int]) -> bool:
+        """Whether these groups cut to this count are the model that these integers of the config build."""
+        generator = torch.Generator().manual_seed(count)
+        size = self.structure.atoms[names[0]].size
+        choice = self.decision({name: torch.randperm(size, generator=generator) < count for name in names})
+        trial = Edit(choice.cuts, {**choice.attributes, **attributes}).copy(self.model)
+        return is_native(trial, trial.config, self.example)
+
+    def grid(self, group: Group) -> int:
+        """As in the base, and a multiple of what coupled dimensions need."""
+        multiple: int = group.attributes.get("multiple", 1)
+        return lcm(super().grid(group), multiple)
+
+    def price(self, what: str, left: Left) -> int:
+        """From the trace alone: no model is built."""
+        counts = {self.ids[name]: n for name, n in left.counts.items()}
+        measures = {"params": self.cost.params, "macs": self.cost.macs, "memory_bytes": self.cost.bytes}
+        return measures[what](counts)
+
+    def decision(self, keep: Keep) -> Decision:
+        """Slices and attributes of a choice."""
+        atoms = {self.ids[name]: mask.cpu().numpy() for name, mask in keep.items() if not bool(mask.all())}
+        counts = {i: int(mask.sum()) for i, mask in atoms.items()}
+        cuts: dict[str, dict[int, Tensor]] = {}
+        for name, axes in self.structure.tensors.items():
+            for d, axis in enumerate(axes):
+                stays = kept(axis, atoms)
+                if not stays.all():
+                    cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
+        return Decision(atoms, counts, cuts, edits(self.model, self.trace, counts))
+
+    def write(self, keep: Keep) -> Edit:
+        """Kept indices per tensor dimension, and the integers that follow."""
+        choice = self.decision(keep)
+        config = {} if self.native is None else self.native.attributes(choice.counts)
+        return Edit(choice.cuts, {**choice.attributes, **config})
+
+    def prove(
+        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+    ) -> Certificate:
+        """By replay of the original's calls with the removed parts poisoned."""
+        atoms = self.decision(keep).atoms
+        proof = certify(whole, cut, self.example, self.trace, atoms, dtype=dtype, tolerance=tolerance)
+        if self.request.expressible:
+            require_native(cut, self.example)
+        return proof

@@ -1,0 +1,296 @@
+"""What the engine remembers while a model runs: which tensor is which, what its dimensions are, where the run is."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.call import inputs, outputs
+from secateur.structure.axes import Axis, Conflict, Space, lock
+from secateur.structure.provenance import Expr, is_literal
+from secateur.structure.trace import Axes, Place, SizeUse, Trace
+from secateur.types import Example, Lock
+
+TORCH = str(Path(torch.__file__).parent)
+HERE = str(Path(__file__).parent.parent)
+
+StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape, strides
+Source = tuple[str, tuple[int, ...]]  # a parameter's name, and which of its dimensions each dimension is (-1 = none)
+
+
+@dataclass
+class Here:
+    """Where the run is now; every step, lock and use of a size quotes it.
+
+    Args:
+        modules: qualified names of the modules that run, the innermost last.
+        function: name of torch's Python function that runs; "" = the user's own code does.
+        op: the ATen operator that runs, or "".
+    """
+
+    modules: list[str] = field(default_factory=list)
+    function: str = ""
+    op: str = ""
+
+    @property
+    def module(self) -> str:
+        """Qualified name of the module that runs now."""
+        return self.modules[-1] if self.modules else ""
+
+    def place(self) -> Place:
+        """The operation, the module and the user's source line."""
+        return Place(self.op or self.function, self.module, user_line())
+
+    def use(self) -> Place:
+        """The place of a size that is used now: the function that took the integer stands for the operation."""
+        return Place(self.function, self.module, user_line())
+
+    @contextmanager
+    def followed(self, model: nn.Module) -> Iterator[None]:
+        """Keep track of which module runs."""
+        paths = {id(module): name for name, module in model.named_modules()}
+
+        def enter(module: nn.Module, _: object) -> None:
+            # A module that the forward makes on the fly has no name: what it does counts for the one that made it.
+            self.modules.append(paths.get(id(module), self.module))
+
+        def leave(*_: object) -> None:
+            if self.modules:
+                self.modules.pop()
+
+        # Hooks of all modules at once: hooks of one's own on every module would change what its `_forward_hooks` hold.
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class OwnTensors:
+    """The parameters and buffers of a model, and how they are recognised when the run meets them.
+
+    Args:
+        model: the model.
+        aliases: is filled with every further name of a tied tensor -> its first name.
+    """
+
+    def __init__(self, model: nn.Module, aliases: dict[str, str]) -> None:
+        self.by_id: dict[int, str] = {}
+        # `weight.data` and the like are other Python objects over the same memory.
+        self.by_storage: dict[StorageKey, str] = {}
+        self.held: list[Tensor] = []  # so that no id is given to another tensor while the run goes on
+        for name, tensor in [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]:
+            if id(tensor) in self.by_id:
+                aliases[name] = self.by_id[id(tensor)]
+                continue
+            self.by_id[id(tensor)] = name
+            self.held.append(tensor)
+            if not tensor.is_meta:  # tensors without memory all have the address 0
+                self.by_storage.setdefault(_storage_key(tensor), name)
+
+    def name(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer; None for everything else."""
+        name = self.by_id.get(id(tensor))
+        if name is None and not tensor.is_meta and tensor.numel() > 0:
+            name = self.by_storage.get(_storage_key(tensor))
+        return name
+
+
+class TensorNumbers:
+    """Tensor -> number, without keeping a tensor alive.
+
+    An id is used again once its tensor is gone, so each entry knows whose it is. (torch's WeakIdKeyDictionary does the
+    same, but makes a new reference at every look-up, which was an eighth of a capture.)
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def get(self, tensor: Tensor) -> int | None:
+        """The number of a tensor that was numbered before."""
+        entry = self._entries.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def set(self, tensor: Tensor, number: int) -> None:
+        """Number a tensor."""
+        self._entries[id(tensor)] = (weakref.ref(tensor), number)
+
+
+class Recorder:
+    """Writes the trace while the run goes on; rules and handlers talk to it.
+
+    Args:
+        model: the model that is about to run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # The result, and the atoms in it.
+        self.trace = Trace()
+        self.space: Space = self.trace.space
+        # Where the run is, and the modules that it goes through.
+        self.here = Here()
+        self.modules = dict(model.named_modules())
+        # Which tensor is which: the model's own by name, all by number.
+        self.own = OwnTensors(model, self.trace.aliases)
+        self.numbers = TensorNumbers()
+        self.named: dict[str, int] = {}  # `trace.names` the other way round
+        # What rules found out about tensors, by number: moved parameters are still parameters, and results of argmax
+        # and the like are positions in these dimensions, which a cut would shift.
+        self.sources: dict[int, Source] = {}
+        self.positions: dict[int, list[Axis]] = {}
+        # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.
+        self.made: list[Axes] = []
+        # (tensor, its values before) of everything outside the run that an in-place call changed.
+        self.changed: dict[int, tuple[Tensor, Tensor]] = {}
+
+    # -- tensors and their axes -------------------------------------------------------------------------
+
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor; one that was never seen is a parameter, a buffer or a constant."""
+        found = self.numbers.get(tensor)
+        if found is not None:
+            return found
+        name = self.own.name(tensor)
+        if name is None:
+            return self._add_constant(tensor)
+        return self._add_named(tensor, name)
+
+    def _add_named(self, tensor: Tensor, name: str) -> int:
+        known = self.named.get(name)
+        if known is not None:
+            self.numbers.set(tensor, known)
+            return known
+        number = self.named[name] = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
+        self.trace.names[number] = name
+        self.sources[number] = (name, tuple(range(tensor.dim())))
+        return number
+
+    def _add_constant(self, tensor: Tensor) -> int:
+        reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.here.module)
+        number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
+        self.trace.constants[number] = tensor
+        return number
+
+    def assign(self, tensor: Tensor, axes: Axes) -> int:
+        """Give a new tensor its number and axes."""
+        number = len(self.trace.axes)
+        self.numbers.set(tensor, number)
+        self.trace.axes[number] = axes
+        return number
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """Dimensions of a tensor."""
+        return self.trace.axes[self.number(tensor)]
+
+    def add_inputs(self, example: Example) -> None:
+        """Inputs are data: their dimensions are never cut."""
+        for tensor in inputs(example):
+            if id(tensor) in self.own.by_id or self.numbers.get(tensor) is not None:
+                continue
+            reason = Lock("a dimension of the model's input")
+            number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
+            self.trace.constants[number] = tensor
+            self.trace.inputs.append(number)
+
+    def add_outputs(self, result: object) -> None:
+        """Outputs are what the user relies on: protected."""
+        for tensor in outputs(result):
+            number = self.number(tensor)
+            self.trace.outputs.append(number)
+            for axis in (*self.trace.axes[number], *self.positions.get(number, ())):
+                lock(axis, Lock("a dimension of the model's output", hint="outputs are protected by default"))
+
+    # -- what the run leaves as it was -------------------------------------------------------------------
+
+    @contextmanager
+    def buffers_kept(self) -> Iterator[None]:
+        """Undo in-place changes of parameters, buffers and inputs."""
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in self.changed.values():
+                    tensor.copy_(before)
+
+    def before_mutation(self, tensor: Tensor) -> None:
+        """Keep a copy of an external tensor that an in-place call is about to change."""
+        number = self.number(tensor)
+        external = number in self.trace.names or number in self.trace.constants
+        if external and number not in self.changed and not tensor.is_meta:
+            self.changed[number] = (tensor, tensor.clone())
+
+    # -- what rules and handlers use ---------------------------------------------------------------------
+
+    def reason(self, text: str, hint: str = "") -> Lock:
+        """A lock that points to the present place."""
+        place = self.here.place()
+        return Lock(text, place.op, place.module, place.where, hint)
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        """Two dimensions are indexed alike; where that has no common structure, both are locked."""
+        try:
+            self.space.unify(a, b)
+        except Conflict:
+            reason = self.reason("two dimensions meet here whose structures do not line up")
+            lock(a, reason)
+            lock(b, reason)
+
+    def equality(self, expr: Expr) -> None:
+        """The code compared two sizes, found them equal and went on accordingly."""
+        if self.here.function:  # inside torch, where sizes are plain numbers; the function's handler knows better
+            return
+        if not is_literal(expr):
+            here = self.here.place()
+            self.trace.size_uses.append(SizeUse(expr, 1, Place("==", here.module, here.where)))
+
+    def settle_made(self) -> None:
+        """Lock the dimensions of tensors made in this call whose sizes no handler could account for."""
+        for axes in self.made:
+            for axis in axes:
+                lock(axis, self.reason("a tensor is made here with a size from the code"))
+        self.made.clear()
+
+
+def _storage_key(tensor: Tensor) -> StorageKey:
+    # Shape and strides too: two views of one storage are two tensors.
+    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
+
+
+_INTERNAL: dict[CodeType, bool] = {}  # a few hundred functions are asked about at every operation
+
+
+@cache
+def _short(filename: str) -> str:
+    path = Path(filename)
+    return f"{path.parent.name}/{path.name}"
+
+
+def user_line() -> str:
+    """`file:line` of the innermost frame outside torch and secateur's engine."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        internal = _INTERNAL.get(code)
+        if internal is None:
+            internal = code.co_filename.startswith((TORCH, HERE)) or code.co_filename.startswith("<")
+            _INTERNAL[code] = internal
+        if not internal:
+            return f"{_short(code.co_filename)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
