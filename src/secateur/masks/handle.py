@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import InputError
 from secateur.masks.hidden import put, take
-from secateur.masks.optimizers import Dropped, Hold, forget, mask_gradients, mask_weights, moved_by
+from secateur.masks.hold import Dropped, Hold, forget, mask_gradients, mask_weights, moved_by
 from secateur.masks.sparsity import Sparsity, masked_elements, sparsity_of
 from secateur.masks.units import Masks, check, expand, first_names, resolve
 from secateur.types import Group, Kept
@@ -34,9 +34,15 @@ def mask_model(
     Args:
         model: changed in place.
         masks: parameter name -> bool tensor of its shape (or of size 1 in dimensions where all entries are
+<<<<<<< HEAD
             equal), True = keep. They are held, not copied: change them by ``handle.update``, not in place.
         groups: where `masks` are decisions about units (rows, blocks, channels), the groups they were made for; what
             `select` made of `score` knows them.
+=======
+            equal), True = keep; or what `select` made of `score`, for units of any granularity. Masks are held, not
+            copied: change them by ``handle.update``, not in place.
+        groups: for decisions about larger units than elements that do not know their groups, as those of `select` do.
+>>>>>>> masks
         keep_originals: False where nobody takes the masks back: the hidden values are not stored then, and
             ``remove()`` is refused.
 
@@ -58,6 +64,10 @@ def mask_model(
     """
     known = groups or (masks.groups if isinstance(masks, Kept) else ())  # `select` hands on the groups of `score`
     handle = MaskHandle(model, keep_originals=keep_originals)
+<<<<<<< HEAD
+=======
+    known = tuple(groups) or getattr(masks, "groups", ())  # `select` hands its groups on
+>>>>>>> masks
     handle.update(expand(known, masks) if known else masks)
     return handle
 

@@ -176,9 +176,9 @@ def _make_plain(found: _Found) -> None:
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
         return
     del module._forward_pre_hooks[_hook_of(module, name)]
-    module.__dict__.pop(name, None)  # the product of the last forward pass
     del module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"]
-    setattr(module, name, found.original)  # by the module itself: recurrent layers keep a list of their weights
+    # By the module itself: it takes the product of the last forward pass away, and recurrent layers follow.
+    setattr(module, name, found.original)
 
 
 def _own_class(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import secateur as sc
 from secateur.errors import UnsupportedError
+from secateur.kinds.weights import parse
 from secateur.masks import import_masks, masks_of
 from secateur.model.carried import carried_masks
 
@@ -235,9 +236,24 @@ def two_masks(net):
     prune.custom_from_mask(net[2], "weight", 1 - torch.eye(4))
 
 
+class Sizes(Mask):
+    def forward(self, weight):
+        return weight.abs() * self.pattern
+
+
+class Signs(Mask):
+    def forward(self, weight):
+        return weight.sign() * self.pattern
+
+
+def sizes(net):
+    parametrize.register_parametrization(net[0], "weight", Sizes(torch.rand(4, 4) > 0.5))
+
+
 @pytest.mark.parametrize(
     ("way", "message"),
     [
+        (sizes, "Sizes does more than multiply"),
         (soft, r"'0\.weight' cannot be imported.*other values than 0 and 1"),
         (shifted, "Shifts does more than multiply"),
         (normed, "parametrized by _SpectralNorm too"),
@@ -259,9 +275,10 @@ def test_what_is_no_mask_of_a_parameter_is_refused_and_left_as_it_is(way, messag
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_a_step_that_is_no_product_is_no_mask():
+@pytest.mark.parametrize("kind", [Leaky, Signs])
+def test_a_step_that_is_no_product_is_no_mask(kind):
     net = nn.Linear(4, 4)
-    parametrize.register_parametrization(net, "weight", Leaky(torch.rand(4, 4) > 0.5))
+    parametrize.register_parametrization(net, "weight", kind(torch.rand(4, 4) > 0.5))
     assert masks_of(net) == {}
 
 
@@ -311,6 +328,16 @@ def test_every_door_names_the_function_that_helps(door, by):
         parametrize.register_parametrization(carrying[0], "weight", Mask(mask))
     with pytest.raises(UnsupportedError, match=rf"(?s)'0\.weight' is masked by torch\.nn\.utils\.{by}.*import_masks"):
         DOORS[door](carrying, x)
+
+
+def test_a_model_of_masked_layers_alone_is_not_said_to_have_no_weights():
+    net = nn.Sequential(prune.l1_unstructured(nn.Linear(4, 4), "weight", amount=0.5))
+    for use in (
+        lambda: sc.plan(net, torch.zeros(1, 4), granularity="element", target={"sparsity": 0.5}),
+        lambda: parse("2:4").groups(net),
+    ):
+        with pytest.raises(UnsupportedError, match="import_masks"):
+            use()
 
 
 def test_an_imported_model_is_pruned_like_one_with_the_zeros_written_in():
