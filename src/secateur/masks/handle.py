@@ -34,15 +34,9 @@ def mask_model(
     Args:
         model: changed in place.
         masks: parameter name -> bool tensor of its shape (or of size 1 in dimensions where all entries are
-<<<<<<< HEAD
             equal), True = keep. They are held, not copied: change them by ``handle.update``, not in place.
         groups: where `masks` are decisions about units (rows, blocks, channels), the groups they were made for; what
             `select` made of `score` knows them.
-=======
-            equal), True = keep; or what `select` made of `score`, for units of any granularity. Masks are held, not
-            copied: change them by ``handle.update``, not in place.
-        groups: for decisions about larger units than elements that do not know their groups, as those of `select` do.
->>>>>>> masks
         keep_originals: False where nobody takes the masks back: the hidden values are not stored then, and
             ``remove()`` is refused.
 
@@ -64,10 +58,7 @@ def mask_model(
     """
     known = groups or (masks.groups if isinstance(masks, Kept) else ())  # `select` hands on the groups of `score`
     handle = MaskHandle(model, keep_originals=keep_originals)
-<<<<<<< HEAD
-=======
     known = tuple(groups) or getattr(masks, "groups", ())  # `select` hands its groups on
->>>>>>> masks
     handle.update(expand(known, masks) if known else masks)
     return handle
 
