@@ -146,7 +146,7 @@ class OptimalBrainSurgeon(Criterion):
         Returns:
             What `score_units` and `update` read from; valid until the weights change.
         """
-        self._check(context)
+        context = self._admitted(context)
         with torch.inference_mode(False), self._guard(context):
             return self._fit(context)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, register
+from secateur.criteria.base import Context, Criterion, Reads, register
 from secateur.errors import RecipeError
 
 
@@ -39,6 +39,7 @@ class Every(Criterion):
     best_for: ClassVar[str] = "layers, as the baseline that other criteria must beat"
     comparable: ClassVar[bool] = True
     granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    reads: ClassVar[Reads] = "nothing"
     promises: ClassVar[frozenset[str]] = frozenset()
 
     k: int = 2
