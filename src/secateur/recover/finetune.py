@@ -166,6 +166,7 @@ def train_step(
         InputError: the loss is no scalar with a gradient.
 
     Example:
+        >>> import torch
         >>> net = nn.Linear(1, 1)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> batch = (torch.ones(1, 1), torch.zeros(1, 1))
