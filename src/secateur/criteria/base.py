@@ -12,7 +12,7 @@ from abc import ABC
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from secateur.model.carried import refuse_carried_masks
 from secateur.model.guard import guard
 from secateur.model.tensors import has_values, named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
+from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group, Json, Loss, Span
 
 Reduction = Literal["sum", "mean", "max"]
@@ -48,7 +49,7 @@ class Context:
             (input, target) and labelled batches is taken.
         example: example inputs of the model.
         seed: everything random follows from it.
-        capture: the structure engine's record of one forward pass, where it was made.
+        capture: the structure engine's trace of one forward pass, where it was made.
         progress: called as ``progress(done, total)``, total 0 = unknown.
     """
 
@@ -58,12 +59,12 @@ class Context:
     loss: Loss | None = None
     example: Example = None
     seed: int = 0
-    capture: Any = None
+    capture: Trace | None = None
     progress: Callable[[int, int], None] | None = None
 
 
 class Criterion(ABC):
-    """A rule that says what matters least.
+    """Says what matters least: one number per unit, higher = keep.
 
     Options are keyword-only constructor arguments, stored as attributes of the same name (a frozen
     keyword-only dataclass does both). A subclass states the class variables below, says in its docstring what it

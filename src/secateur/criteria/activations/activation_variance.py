@@ -61,9 +61,9 @@ class ActivationVariance(Criterion):
         _, found = gather(
             context.model,
             context.data,
-            lambda record: consumers(context.groups, record),
+            lambda trace: consumers(context.groups, trace),
             lambda _: Moments(),
-            record=context.capture,
+            trace=context.capture,
             progress=context.progress,
         )
         groups = {group.name: group for group in context.groups}

@@ -86,21 +86,21 @@ class APoZ(Criterion):
         return gather(
             context.model,
             context.data,
-            lambda record: _behind_relu(context, record),
+            lambda trace: _behind_relu(context, trace),
             lambda _: Zeros(),
-            record=context.capture,
+            trace=context.capture,
             progress=context.progress,
         )[1]
 
     def _near_zero(self, context: Context) -> dict[Site, Statistic]:
         assert context.data is not None
         require_reiterable(context.data, "epsilon, which is relative to the scale of the layer,")
-        record, norms = gather(
+        trace, norms = gather(
             context.model,
             context.data,
-            lambda record: consumers(context.groups, record),
+            lambda trace: consumers(context.groups, trace),
             lambda _: Norms(2),
-            record=context.capture,
+            trace=context.capture,
         )
         bounds = {}
         for site, statistic in norms.items():
@@ -112,13 +112,13 @@ class APoZ(Criterion):
             context.data,
             lambda _: list(bounds),
             lambda site: Zeros(bounds[site]),
-            record=record,
+            trace=trace,
             progress=context.progress,
         )[1]
 
 
-def _behind_relu(context: Context, record: Trace) -> list[Site]:
-    sites = result_sites(record, context.groups, is_relu)
+def _behind_relu(context: Context, trace: Trace) -> list[Site]:
+    sites = result_sites(trace, context.groups, is_relu)
     found = {site.group for site in sites}
     for group in context.groups:
         if group.name not in found:

@@ -26,7 +26,7 @@ def read(context: Context, positions: int | None) -> Mapping[str, list[Reading]]
         context.groups,
         positions=positions,
         seed=context.seed,
-        record=context.capture,
+        trace=context.capture,
         progress=context.progress,
     )
 

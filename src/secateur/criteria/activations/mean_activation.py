@@ -19,9 +19,9 @@ from secateur.types import Group
 STRUCTURES = ("channel", "neuron", "head", "head_dim", "conv_group")
 
 
-def consumers(groups: Sequence[Group], record: Trace) -> list[Site]:
+def consumers(groups: Sequence[Group], trace: Trace) -> list[Site]:
     """What the consumers of the groups read, every tensor once."""
-    return distinct(record, consumer_sites(record, groups))
+    return distinct(trace, consumer_sites(trace, groups))
 
 
 @register
@@ -81,9 +81,9 @@ class MeanActivation(Criterion):
         _, found = gather(
             context.model,
             context.data,
-            lambda record: consumers(context.groups, record),
+            lambda trace: consumers(context.groups, trace),
             lambda _: Norms(power),
-            record=context.capture,
+            trace=context.capture,
             progress=context.progress,
         )
         sizes = {group.name: group.size for group in context.groups}

@@ -124,11 +124,11 @@ def geometry(flow: Flow, step: Step) -> Geometry:
     whole = bool(name) and all(base_name(call.func) in _TURNS for call, _ in chain)
     kind = base_name(step.func)
     if whole and kind in CONVOLUTIONS and not argument(step, "transposed", False):
-        kernel = tuple(axis.size for axis in flow.record.axes[operand][2:])
+        kernel = tuple(axis.size for axis in flow.trace.axes[operand][2:])
         options = (_pair(argument(step, key), len(kernel)) for key in ("stride", "padding", "dilation"))
         stride, padding, dilation = options
         return Geometry(False, kernel, stride, padding, dilation, int(argument(step, "groups", 1)))
-    if whole and kind in _PRODUCTS and len(flow.record.axes[operand]) == 2:
+    if whole and kind in _PRODUCTS and len(flow.trace.axes[operand]) == 2:
         turns = sum(base_name(call.func) in ("t", "transpose", "permute", "numpy_T") for call, _ in chain)
         return Geometry(turned=(dim == 0) == (turns % 2 == 0))
     raise UnsupportedError(
@@ -213,7 +213,7 @@ def readings(
     *,
     positions: int | None = 16,
     seed: int = 0,
-    record: Trace | None = None,
+    trace: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[Reading]]:
     """Second moments of what the consumers of every group read.
@@ -224,7 +224,7 @@ def readings(
         groups: the groups.
         positions: places in space taken per image and convolution, None for all.
         seed: of the places.
-        record: a whole record of this model, where there is one.
+        trace: a whole trace of this model, where there is one.
         progress: called as ``progress(done, total)``.
 
     Returns:
@@ -240,11 +240,11 @@ def readings(
     groups = list(groups)
     where: dict[Site, Geometry] = {}
 
-    def find(record: Trace) -> list[Site]:
-        flow = Flow(record)
-        sites = consumer_sites(record, groups)
+    def find(trace: Trace) -> list[Site]:
+        flow = Flow(trace)
+        sites = consumer_sites(trace, groups)
         for site in sites:
-            where[site] = geometry(flow, record.steps[site.step])
+            where[site] = geometry(flow, trace.steps[site.step])
             columns = where[site].columns(site.unit).shape[1]
             if columns > MAX_COLUMNS:
                 raise ResourceError(
@@ -256,7 +256,7 @@ def readings(
     def make(site: Site) -> Statistic:
         return Gram(where[site], Sampler(positions, seed))
 
-    _, found = gather(model, data, find, make, record=record, progress=progress)
+    _, found = gather(model, data, find, make, trace=trace, progress=progress)
     result: dict[str, list[Reading]] = {group.name: [] for group in groups}
     for site, statistic in found.items():
         gram = cast(Gram, statistic)

@@ -48,7 +48,7 @@ def input_norms(
     data: Data,
     names: Iterable[str],
     *,
-    record: Trace | None = None,
+    trace: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Inputs]:
     """L2 norms over all samples, positions and uses of the inputs of weights.
@@ -57,7 +57,7 @@ def input_norms(
         model: in eval mode; left as it is.
         data: batches.
         names: weights of linear layers, convolutions and everything else that multiplies an activation.
-        record: a whole record of this model, where there is one.
+        trace: a whole trace of this model, where there is one.
         progress: called as ``progress(done, total)``.
 
     Returns:
@@ -74,8 +74,8 @@ def input_norms(
     """
     names = list(dict.fromkeys(names))
 
-    def find(record: Trace) -> list[Site]:
-        sites = weight_sites(record, names)
+    def find(trace: Trace) -> list[Site]:
+        sites = weight_sites(trace, names)
         missing = [name for name in names if name not in {site.weight for site in sites}]
         if missing:
             raise UnsupportedError(
@@ -85,8 +85,8 @@ def input_norms(
             )
         return sites
 
-    record, found = gather(model, data, find, lambda _: Norms(2), record=record, progress=progress)
-    flow = Flow(record)
+    trace, found = gather(model, data, find, lambda _: Norms(2), trace=trace, progress=progress)
+    flow = Flow(trace)
     total: dict[str, Inputs] = {}
     for site, statistic in found.items():
         shape = model.get_parameter(site.weight).shape
@@ -97,9 +97,9 @@ def input_norms(
 
 
 def _like_weight(flow: Flow, site: Site, sums_k: Tensor, shape: torch.Size) -> Inputs:
-    step = flow.record.steps[site.step]
+    step = flow.trace.steps[site.step]
     operand, dim = next((n, d) for n, d, _ in step.contracted if n not in flow.activations and flow.source(n)[0])
-    sizes = [axis.size for axis in flow.record.axes[operand]]
+    sizes = [axis.size for axis in flow.trace.axes[operand]]
     _, chain = flow.source(operand)
     if base_name(step.func) in CONVOLUTIONS:
         found = _of_convolution(step, sums_k, shape, dim)

@@ -119,26 +119,6 @@ def drop_points(gram: Tensor, output: Tensor) -> Tensor:
     return points
 
 
-def lasso_at(gram: Tensor, output: Tensor, count: int) -> tuple[float, Tensor]:
-    """Where exactly `count` coefficients survive: the lower end of that stretch of the path.
-
-    Args:
-        gram: Z^T Z.
-        output: Z^T y.
-        count: wanted survivors. Where several join at one penalty the largest |beta| survive; where fewer than
-            `count` ever join, those that do.
-
-    Returns:
-        The penalty and beta [c], zero for all others.
-    """
-    path = lasso_path(gram, output)
-    for lam, beta in path:
-        if int((beta != 0).sum()) >= count:
-            keep = torch.argsort(beta.abs(), descending=True, stable=True)[:count]
-            return lam, torch.zeros_like(beta).index_copy_(0, keep, beta[keep])
-    return path[-1]
-
-
 def ordered_scores(order: Tensor, levels: Tensor) -> Tensor:
     """Scores that a selection of any exact count removes in this order.
 

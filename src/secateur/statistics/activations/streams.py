@@ -39,7 +39,7 @@ def gather(
     find: Find,
     make: Callable[[Site], Statistic],
     *,
-    record: Trace | None = None,
+    trace: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Trace, dict[Site, Statistic]]:
     """Run the model over the data and gather a statistic at every site.
@@ -47,13 +47,13 @@ def gather(
     Args:
         model: in eval mode; left as it is.
         data: batches; labels are not read.
-        find: record -> sites.
+        find: trace -> sites.
         make: site -> empty statistic.
-        record: a whole record of this model, where there is one; else the first batch is captured.
+        trace: a whole trace of this model, where there is one; else the first batch is captured.
         progress: called as ``progress(done, total)``.
 
     Returns:
-        the record and the statistics by site.
+        the trace and the statistics by site.
 
     Raises:
         InputError: the data holds no batch.
@@ -73,16 +73,16 @@ def gather(
         for number, (batch, size) in enumerate(batches(model, data), start=1):
             example = to_example(batch)
             if observer is None:
-                if record is None:
-                    record = capture(model, few_samples(example, size))
-                sites = list(find(record))
+                if trace is None:
+                    trace = capture(model, few_samples(example, size))
+                sites = list(find(trace))
                 found.update({site: make(site) for site in sites})
-                observer = Observer(model, record, sites, last=True)
+                observer = Observer(model, trace, sites, last=True)
             observer.run(example, receive)
             if progress is not None:
                 progress(number, max(total, number))
-    assert record is not None
-    return record, found
+    assert trace is not None
+    return trace, found
 
 
 def few_samples(example: Example, size: int) -> Any:
