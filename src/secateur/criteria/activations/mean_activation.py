@@ -91,6 +91,7 @@ class MeanActivation(Criterion):
         for site, statistic in found.items():
             norms = cast(Norms, statistic)
             total, positions = per_unit(norms.sums(), site.unit, sizes[site.group])
+            # Mean over the positions of the unit too: a head with many features is not larger for having them.
             mean = total / (positions.clamp(min=1) * norms.count)
             parts[site.group].append((mean if power == 1 else mean.sqrt(), positions))
         return mean_of_sites(context.groups, parts)

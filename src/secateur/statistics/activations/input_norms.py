@@ -77,6 +77,7 @@ def input_norms(
     def find(trace: Trace) -> list[Site]:
         sites = weight_sites(trace, names)
         missing = [name for name in names if name not in {site.weight for site in sites}]
+        # Refused, not scored 0: a score of 0 would put the weight first in line.
         if missing:
             raise UnsupportedError(
                 f"{missing[0]!r} is not multiplied with an activation on this data",
@@ -92,6 +93,7 @@ def input_norms(
         shape = model.get_parameter(site.weight).shape
         more = _like_weight(flow, site, cast(Norms, statistic).sums(), shape)
         known = total.get(site.weight)
+        # A weight that is used twice (tied layers) has read both inputs.
         total[site.weight] = more if known is None else replace(known, squares=known.squares + more.squares)
     return {name: total[name] for name in names}
 
@@ -101,11 +103,13 @@ def _like_weight(flow: Flow, site: Site, sums_k: Tensor, shape: torch.Size) -> I
     operand, dim = next((n, d) for n, d, _ in step.contracted if n not in flow.activations and flow.source(n)[0])
     sizes = [axis.size for axis in flow.trace.axes[operand]]
     _, chain = flow.source(operand)
+    # Other products name their dimensions themselves; a convolution has groups besides.
     if base_name(step.func) in CONVOLUTIONS:
         found = _of_convolution(step, sums_k, shape, dim)
     else:
         sums = sums_k.view([-1 if d == dim else 1 for d in range(len(sizes))])
         found = Inputs(sums, outputs=len(sizes) - 1 if dim < len(sizes) - 1 else dim - 1)
+    # A turned weight is turned back exactly; after slices and splits the elements have to be traced one by one.
     if all(base_name(call.func) in _TURNS for call, _ in chain):
         order = _turned_back(chain, len(shape))
         return replace(found, squares=found.squares.permute(order), outputs=order.index(found.outputs))
@@ -118,12 +122,14 @@ def _of_convolution(step: Step, sums_k: Tensor, shape: torch.Size, dim: int) -> 
         return Inputs(sums_k.view(-1, 1, *spatial), outputs=1, groups=groups)
     per_group = sums_k.view(groups, -1)
     if groups > 1:
+        # Outputs of a group read the channels of their group only.
         per_group = per_group.repeat_interleave(shape[0] // groups, 0)
     return Inputs(per_group.reshape(-1, shape[1], *spatial), groups=groups)
 
 
 def _turned_back(chain: Sequence[tuple[Step, int]], rank: int) -> list[int]:
     """Where the dimensions of the weight are after transposes, read off a tensor whose sizes name them."""
+    # Dimension d gets the size d + 1, so that the same calls on this tensor say where each has gone.
     names = torch.empty([d + 1 for d in range(rank)])
     for call, _ in chain:
         names = call.func(names, *call.args[1:], **call.kwargs)
@@ -132,6 +138,7 @@ def _turned_back(chain: Sequence[tuple[Step, int]], rank: int) -> list[int]:
 
 def _scattered(values: Tensor, chain: Sequence[tuple[Step, int]], shape: torch.Size) -> Tensor:
     """Into a tensor like the weight, along the numbers that its elements have after slices and splits."""
+    # Every element carries its number through the same calls.
     numbers = torch.arange(shape.numel()).view(shape)
     for call, position in chain:
         numbers = tensors_of(call.func(numbers, *call.args[1:], **call.kwargs))[position]

@@ -65,9 +65,12 @@ class Flow:
         self.made: dict[int, Step] = {}
         self.activations = set(trace.inputs)
         for step in trace.steps:
+            # What is computed from weights alone (a normalised weight) is no activation, however many calls it takes.
             depends = any(n in self.activations for n in self.read(step))
             for number in step.outputs:
-                self.made.setdefault(number, step)
+                self.made.setdefault(
+                    number, step
+                )  # in-place calls return a tensor that exists already: its first maker counts
                 if depends:
                     self.activations.add(number)
 
@@ -79,6 +82,7 @@ class Flow:
     def source(self, number: int) -> tuple[str, list[tuple[Step, int]]]:
         """The parameter or buffer that a tensor is a view or copy of; calls and positions of their results."""
         chain: list[tuple[Step, int]] = []
+        # Back through calls that move data and compute nothing, up to the parameter itself.
         while number not in self.trace.names:
             step = self.made.get(number)
             if step is None or base_name(step.func) not in _MOVES or number in self.activations:
@@ -113,6 +117,7 @@ def atoms_of(trace: Trace, group: Group) -> list[tuple[Atom, Tensor]]:
         axes = trace.axes[numbers[span.tensor]]
         dims = [d for d, size in enumerate(span.index.shape) if size != 1] or [0]
         if len(dims) == 1:
+            # The units are those of an earlier trace; the index says which atom of this one they lie along.
             match = _match(axes[dims[0]], span.index.flatten().cpu())
             if match is not None:
                 found.setdefault(match[0].id, match)
@@ -128,8 +133,10 @@ def _match(axis: Axis, index: Tensor) -> tuple[Atom, Tensor] | None:
             index_here = index.expand(len(at)) if len(index) == 1 else index
             used = (at >= 0) & (index_here >= 0)
             unit = torch.full((atom.size,), -1)
+            # Read the units off the places, and see below whether every place has the unit that it should have.
             unit[at[used]] = index_here[used]
             again = torch.where(at >= 0, unit[at.clamp(min=0)], -1)
+            # Several atoms may fit, one of them being a product: the smallest is the one that can be cut.
             finest = best is None or int((unit >= 0).sum()) < int((best[1] >= 0).sum())
             if bool(used.any()) and torch.equal(again, index_here) and finest:
                 best = (atom, unit)
@@ -218,6 +225,7 @@ def distinct(trace: Trace, sites: Iterable[Site]) -> list[Site]:
     """Sites without those that read the same values again (three projections read one tensor)."""
     kept: dict[tuple[Any, ...], Site] = {}
     for site in sites:
+        # An in-place call in between makes other values of the same tensor.
         writers = [i for i in range(site.step) if site.tensor in trace.steps[i].outputs]
         version = site.step if site.result else (writers[-1] if writers else -1)
         kept.setdefault((site.group, site.tensor, site.dim, version, tuple(site.unit.tolist())), site)
@@ -244,6 +252,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._model, self._trace, self._last = model, trace, last
         watched = {trace.steps[site.step].func for site in sites}
+        # Only calls of these operators are counted: the others may differ, as long as these come in this order.
         self._expected = [i for i, step in enumerate(trace.steps) if step.func in watched]
         self._watched = watched
         self._sites: dict[int, list[Site]] = {}
@@ -269,6 +278,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 with self:
                     call(self._model, example)
+            # The guard has put back the modes by then, as for every other way out.
             except _Stop:
                 return
         if self._seen != len(self._expected):
@@ -279,6 +289,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Count the call and hand out what is asked for."""
         kwargs = kwargs or {}
+        # As at capture: the same calls are seen only if the same composites are taken apart.
         if not rules.known(func) and func._can_decompose():
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -290,6 +301,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if number < 0 or self._trace.steps[number].func is not func:
             wanted = str(self._trace.steps[number].func) if number >= 0 else "no further call"
             self._differs(f"call {self._seen} is {func}, expected was {wanted}")
+        # Operands before the call, which may write into them; results after it.
         self._seen += 1
         sites = self._sites.get(number, [])
         step = self._trace.steps[number]
@@ -305,10 +317,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _hand_out(self, site: Site, value: Tensor) -> None:
+        # The same operator in the same place of the order, but with another operand.
         if value.dim() <= site.dim or (len(site.unit) and value.shape[site.dim] != len(site.unit)):
             place = self._trace.steps[site.step].place
             self._differs(f"{place.op} in {place.module!r} reads a tensor of shape {tuple(value.shape)}")
-        self._receive(site, value.detach())
+        self._receive(site, value.detach())  # whoever keeps it must not keep the graph
 
     def _differs(self, why: str) -> None:
         raise UnsupportedError(
@@ -320,6 +333,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _operand(step: Step, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     for recorded, value in zip(step.args, args, strict=False):
+        # By position first: an operand that is there twice is the same tensor.
         if isinstance(recorded, Ref) and recorded.number == number and isinstance(value, Tensor):
             return value
     for name, recorded in step.kwargs.items():

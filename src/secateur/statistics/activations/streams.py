@@ -69,15 +69,19 @@ def gather(
         found[site].add(value, site.dim)
 
     total = len(data) if isinstance(data, Sized) else 0
+    # Around all batches, so that what a forward leaves behind is put back once and not per batch.
     with quiet(model):
         for number, (batch, size) in enumerate(batches(model, data), start=1):
             example = to_example(batch)
             if observer is None:
                 if trace is None:
+                    # Two samples tell the calls; one would let a batch size of 1 pass for a broadcast dimension.
                     trace = capture(model, few_samples(example, size))
                 sites = list(find(trace))
                 found.update({site: make(site) for site in sites})
-                observer = Observer(model, trace, sites, last=True)
+                observer = Observer(
+                    model, trace, sites, last=True
+                )  # the forward ends behind the last site: heads and losses are never run
             observer.run(example, receive)
             if progress is not None:
                 progress(number, max(total, number))
@@ -125,6 +129,7 @@ class Norms(Statistic):
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch."""
         dtype = torch.promote_types(value.dtype, torch.float32)
+        # One fused reduction: |a|^2 as a tensor of its own would be as large as the activation.
         norm = torch.linalg.vector_norm(value, self.power, others(value, dim), dtype=dtype).double()
         norm = norm if self.power == 1 else norm.square()
         self.total = norm if self.total is None else self.total + norm
@@ -155,6 +160,7 @@ class Zeros(Statistic):
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch."""
         count = value.numel() // max(value.shape[dim], 1)
+        # No copy of |a| where exact zeros are asked for.
         small = value == 0 if self.bound == 0.0 else value.abs() <= self.bound
         zeros = small.sum(others(value, dim))
         self.zeros = zeros if self.zeros is None else self.zeros + zeros
@@ -171,8 +177,10 @@ class Moments(Statistic):
 
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch (Chan, Golub, LeVeque 1979, equation 2.1)."""
+        # Half precision holds no mean of thousands of values.
         value = value.to(torch.promote_types(value.dtype, torch.float32))
         centre = value.mean(others(value, dim), keepdim=True)
+        # About the mean of this batch; the difference of the means is added below. Sums of squares would cancel.
         spread = torch.linalg.vector_norm(value - centre, 2, others(value, dim)).double()
         mean = centre.flatten().double()
         n = value.numel() // max(value.shape[dim], 1)
@@ -218,6 +226,7 @@ def mean_of_sites(groups: Sequence[Group], parts: Mapping[str, Sequence[tuple[Te
         value = torch.zeros(group.size, dtype=torch.float64)
         seen = torch.zeros(group.size, dtype=torch.float64)
         for part, positions in parts[group.name]:
+            # A unit that a site does not have is not zero there; it is not there.
             value += torch.where(positions > 0, part, 0.0)
             seen += positions > 0
         means[group.name] = (value / seen.clamp(min=1)).view(group.shape)
