@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.criteria.base import untouched
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure import num_params
 from secateur.measure.macs import samples_in
 from secateur.model.call import default_loss, device_of, require_reiterable, to_device, to_target
+from secateur.model.guard import guard
 from secateur.planning.build import grouped
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
@@ -181,8 +181,7 @@ def _data(data: Data | None, labels: bool | None, loss: Loss | None) -> tuple[st
 def _seconds(model: nn.Module, batch: Any, loss: Loss | None) -> float:
     """The shorter of two passes: the first one pays for what torch sets up once."""
     rule, device, taken = loss or default_loss, device_of(model), []
-    with untouched(model, seed=0):
-        model.eval()
+    with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = time.perf_counter()
             rule(model, to_device(batch, device)).backward()  # type: ignore[no-untyped-call]

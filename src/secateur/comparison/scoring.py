@@ -14,10 +14,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Criterion, untouched
+from secateur.criteria.base import Context, Criterion
 from secateur.errors import InputError
 from secateur.model.call import default_loss, device_of, to_device
-from secateur.types import Batch, Json, Loss
+from secateur.model.guard import guard
+from secateur.types import Batch, Loss
 
 T = TypeVar("T")
 
@@ -94,9 +95,8 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     """
     rule, device = loss or default_loss, device_of(model)
     taken, clock = None, _clock(device)
-    with untouched(model, seed=0):
-        model.eval()
-        for _ in range(2):  # the second one counts
+    with guard(model, mode="eval", seed=0):
+        for _ in range(2):
             started = clock()
             for batch in batches:
                 try:
@@ -116,24 +116,6 @@ def measure_scores(rule: Criterion, context: Context) -> tuple[dict[str, Tensor]
     scores, cost = metered(lambda: rule.score(context), device_of(context.model))
     # Kept on the CPU, outside of what is metered: scores of single weights are as large as the model.
     return {name: value.cpu() for name, value in scores.items()}, cost
-
-
-def fixed(rule: Criterion, scores: Mapping[str, Tensor]) -> Criterion:
-    """A criterion that hands out scores that are known already, under the name and options of `rule`."""
-
-    class Fixed(Criterion):
-        name = rule.name
-        summary = rule.summary
-        complexity, speed, best_for, source = rule.complexity, rule.speed, rule.best_for, rule.source
-        comparable = rule.comparable
-
-        def options(self) -> dict[str, Json]:
-            return rule.options()
-
-        def _score(self, context: Context) -> dict[str, Tensor]:
-            return {group.name: scores[group.name].to(device_of(context.model)) for group in context.groups}
-
-    return Fixed()
 
 
 def shuffled(scores: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

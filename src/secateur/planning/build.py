@@ -63,6 +63,7 @@ def make_plan(
     tolerance: float | None = None,
     expressible: bool = False,
     scores: Mapping[str, Tensor] | None = None,
+    comparable: bool = True,
     keep: Mapping[str, Tensor] | None = None,
     remove: Mapping[str, Sequence[int]] | None = None,
     masks: Mapping[str, Tensor] | None = None,
@@ -98,6 +99,8 @@ def make_plan(
             `from_pretrained` then handle without secateur. Groups of one config field keep equal counts, amounts are
             met to within one unit of each of them, and groups without a field stay whole.
         scores: group name -> scores, in the place of `criterion`; units of groups that are left out stay.
+        comparable: whether given `scores` of different groups share one scale, for example a change of the loss; if
+            not, one ranking of slices takes them relative to their group's mean, as it takes those of criteria.
         keep: group name -> bool tensor, True = the unit stays, in the place of `target` and `criterion`.
         remove: group name -> numbers of the units that go, likewise.
         masks: parameter name -> bool tensor, True = keep: a plan of exactly these masks.
@@ -142,8 +145,8 @@ def make_plan(
         chosen_keep = given_keep(candidates, keep, remove)
     else:
         values = _scores(candidates, rule, scores, data=data, loss=loss, seed=seed)
-        comparable = rule.comparable if rule is not None else True
-        chosen_keep = decide(candidates, values, request, comparable=comparable)
+        alike = comparable if rule is None else rule.comparable
+        chosen_keep = decide(candidates, values, request, comparable=alike)
     return _plan(candidates, request, values, chosen_keep, dtype=dtype, tolerance=tolerance)
 
 

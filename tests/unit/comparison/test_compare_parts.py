@@ -16,14 +16,13 @@ from secateur.comparison.hashes import Watched, hash_batches, hash_model
 from secateur.comparison.levels import make_levels, make_match
 from secateur.comparison.protocol import Protocol, ProtocolOptions
 from secateur.comparison.recoveries import make_recoveries, trains
-from secateur.comparison.scoring import epoch_seconds, fixed, inverted, metered, shuffled
+from secateur.comparison.scoring import epoch_seconds, inverted, metered, shuffled
 from secateur.comparison.scratch import reinitialise
 from secateur.comparison.store import Scored, Store
 from secateur.comparison.study import Limited, parse_criterion, sample
-from secateur.criteria import Context, Magnitude
+from secateur.criteria import Magnitude
 from secateur.errors import FileRefusedError, RecipeError, UnsupportedError
 from secateur.sources import TensorData
-from secateur.types import Group, Span
 
 
 def test_magnitude_and_random_are_always_there() -> None:
@@ -131,14 +130,6 @@ def test_shuffling_depends_on_seed_and_layer() -> None:
     first, other = shuffled(scores, 0), shuffled(scores, 1)
     assert first["a"].tolist() != first["b"].tolist()
     assert first["a"].tolist() != other["a"].tolist()
-
-
-def test_fixed_scores_go_by_the_name_of_their_criterion() -> None:
-    layer, scores = nn.Linear(2, 2), {"w": torch.rand(2, 2)}
-    group = Group("w", "element", (2, 2), (Span("weight", None, "self"),))
-    rule = fixed(Magnitude(norm="l1"), scores)
-    assert (rule.name, rule.options()["norm"], rule.comparable) == ("magnitude", "l1", False)
-    assert rule.score(Context(layer, [group]))["w"].tolist() == scores["w"].tolist()
 
 
 def test_memory_of_a_call_is_seen() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from secateur.comparison import Comparison, Protocol, compare, seed_run
 from secateur.criteria import Context, Criterion, Magnitude
 from secateur.errors import InputError, RecipeError
 from secateur.measure import accuracy_on
+from secateur.planning import make_plan
 from secateur.sources import TensorData
 from secateur.testing.scenes import tiny_scene
 
@@ -102,6 +104,20 @@ def test_cuts_meet_the_multiply_accumulates_and_are_certified(channels: Comparis
             assert row["macs"] <= (1 - row["level"]) * dense
             assert row["macs"] > (1 - row["level"] - 0.15) * dense  # units of this net are up to a tenth of it
             assert row["certificate"] < 1e-4
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])  # one whose scores compare between layers, and one not
+def test_a_run_removes_what_a_plan_by_its_criterion_removes(
+    models: list[nn.Module], train: TensorData, channels: Comparison, criterion: str
+) -> None:
+    batches = list(islice(iter(train), 4))
+    for row in rows_of(channels, criterion=criterion, variant="as is", recovery="none"):
+        plan = make_plan(
+            models[row["seed"]], batches[0][0][:1], data=batches, criterion=criterion, granularity="channel",
+            target={"macs": 1 - row["level"]}, round_to=1, seed=row["seed"],
+        )  # fmt: skip
+        assert plan.evidence is not None
+        assert row["kept"] == {name: float(keep.float().mean()) for name, keep in plan.evidence.keep.items()}
 
 
 def test_recoveries_of_a_seed_see_the_same_batches(channels: Comparison) -> None:
@@ -365,7 +381,7 @@ def test_scores_come_from_the_same_samples_in_the_same_order(
     seen: list[list[int]] = []
 
     class Looks(Criterion):
-        name, summary, complexity, speed, best_for, source = "looks", "-", "-", "-", "-", "-"
+        name, summary, speed, best_for = "looks", "-", "-", "-"
 
         def _score(self, context: Context) -> dict[str, torch.Tensor]:
             seen.append([id(batch) for batch in context.data])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -186,6 +187,17 @@ def test_comparable_scores_are_ranked_per_unit_of_cost() -> None:
     scores = {n: torch.full(g.shape, 3.0 if g.granularity == "head" else 1.0) for n, g in view.items()}
     plan = sc.plan(model, x, granularity=["head", "neuron"], scores=scores, target={"count": 3}, min_keep_fraction=0)
     assert {g["granularity"]: len(g["removed"]) for g in plan.groups.values() if g["removed"]} == {"head": 3}
+
+
+@pytest.mark.parametrize(("comparable", "wanted"), [(True, {"a": 4, "b": 0}), (False, {"a": 2, "b": 2})])
+def test_given_scores_of_another_scale_are_taken_relative_to_their_group(comparable, wanted) -> None:
+    a, b = nn.Linear(4, 8), nn.Linear(8, 8)
+    net = nn.Sequential(OrderedDict(a=a, b=b, out=nn.Linear(8, 2)))
+    scores = {"a": torch.arange(1.0, 9.0), "b": 100 * torch.arange(1.0, 9.0)}
+    plan = sc.plan(
+        net, torch.zeros(1, 4), granularity="neuron", scores=scores, target={"count": 4}, comparable=comparable
+    )  # fmt: skip
+    assert {name: len(group["removed"]) for name, group in plan.groups.items()} == wanted
 
 
 @pytest.mark.parametrize("words", [["head", "layer"], ["channel", "element"], ["element", "2:4"], ["expert", "head"]])
