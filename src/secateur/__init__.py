@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from secateur.comparison.compare import compare
     from secateur.errors import SecateurError
     from secateur.loading import load
-    from secateur.masks import mask_model
-    from secateur.pipeline import prune
+    from secateur.masks import import_masks, mask_model
+    from secateur.pipeline import estimate, prune
     from secateur.planning import Plan
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
@@ -30,6 +30,8 @@ _HOME = {
     "advise": "secateur.advice.advise:advise",
     "compare": "secateur.comparison.compare:compare",
     "criteria": "secateur.criteria",
+    "estimate": "secateur.pipeline:estimate",
+    "import_masks": "secateur.masks:import_masks",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
     "load_recipe": "secateur.recipe:load_recipe",
@@ -49,6 +51,8 @@ __all__ = [
     "advise",
     "compare",
     "criteria",
+    "estimate",
+    "import_masks",
     "inspect",
     "load",
     "load_recipe",

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, Unpack
 
-import torch
 from torch import nn
 
-from secateur import report
-from secateur.criteria import StationaryWarning
+from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
-from secateur.measure import Yardstick, latency, snapshot, yardstick
+from secateur.kinds.weights.granularity import Granularity
+from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
-from secateur.model.call import device_of
+from secateur.measure.pair import time_pair
 from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
-from secateur.planning.decision import fingerprint
+from secateur.planning.build import CriterionLike, GranularityLike
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, dense_control, recover
-from secateur.request import Target
-from secateur.result import Result
-from secateur.statistics.notes import CurvatureWarning
-from secateur.types import Data, Degradation, Example, Judge, Latency, Loss, Snapshot
+from secateur.report import Control, TrainingPoint
+from secateur.report.collect import collect, forecast
+from secateur.report.journal import Journal, Progress
+from secateur.request import Amount, Target
+from secateur.result import Estimate, Result
+from secateur.types import Data, Example, Judge, Loss
 
-Progress = Callable[[str, int, int], None]
-Step = Callable[[int, int], None]
+DEFAULT_RECIPE = "channel-half-macs"
+
+
+class Decided(TypedDict, total=False):
+    """What `secateur.plan` can be told about what goes; see there."""
+
+    target: Target | Mapping[str, Amount]
+    criterion: CriterionLike
+    granularity: GranularityLike
+    scope: str
+    allocation: str
+    protect: Sequence[str]
+    min_keep: int
+    min_keep_fraction: float
+    round_to: int | Literal["auto"] | None
+    seed: int
+    dtype: str
+    tolerance: float | None
+    expressible: bool
 
 
 def prune(
@@ -40,7 +54,7 @@ def prune(
     example: Example = None,
     *,
     data: Given | None = None,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
     test: Data | None = None,
@@ -49,6 +63,7 @@ def prune(
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
+    **decision: Unpack[Decided],
 ) -> Result:
     """Prune a model by a recipe: plan, apply, certify, recover, measure.
 
@@ -68,8 +83,11 @@ def prune(
             update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
             accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
-        title: what the report calls the run.
+        title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
+        **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
+            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible. They take the place of
+            the recipe's; a recipe is for what comes after: recovery, measuring.
 
     Returns:
         the pruned model, its plan with certificate, and the report.
@@ -81,22 +99,25 @@ def prune(
         UnsupportedError: the model cannot be captured, or nothing can be cut.
         TargetError: the target cannot be reached.
     """
-    settings = load_recipe("channel-half-macs" if recipe is None else recipe, overrides)
     given = enter(data, calibration=calibration, test=test)
+    settings, untrained = _settings(recipe, overrides, decision, given)
     _check(model, given, settings)
     example = given.example() if example is None else example
-    run = _Run(progress, given.notes)
+    run = Journal(progress, given.notes)
+    run.doubts += untrained
     with run.stage("plan"), run.noticed():
         # Decided once, on the model as it came: a ratio of two counts needs one divisor.
         samples = samples_in(model, example)
         judged = _yardstick(model, given, settings, evaluate, loss)
+        # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
         before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss)
+        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"))
     with run.stage("apply"):
         pruned = plan.apply(model)
+    # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
+        # What the cut alone did; without recovery it is the final quality, which is measured below.
         after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
-    training: list[report.TrainingPoint] = []
     for number, step in enumerate(settings.recover):
         with run.stage(f"recover {number + 1}: {step.method}"):
             assert given.train is not None
@@ -111,67 +132,122 @@ def prune(
                 seed=settings.seed,
                 progress=run.step(step.method),
             )
-            training += [report.TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+            run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
     control = _control(model, given, settings, judged, loss, run) if settings.control == "dense" else None
     with run.stage("measure"):
-        timed = _latency(model, pruned, example, settings, run.step("latency"))
-        after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed.get("after"), samples=samples)
-        before = _with_latency(before, timed.get("before"))
+        # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
+        timed = time_pair(model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
+        before = replace(before, latency_ms=timed[0])
+        after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed[1], samples=samples)
     with run.stage("report"):
-        record = _report(
-            model, plan, before, after, settings, after_cut=after_cut, training=training, run=run,
-            judged=judged, control=control, title=title or type(model).__name__, command=command,
+        report = collect(
+            model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
+            run=run, title=title, command=command,
         )  # fmt: skip
-    return Result(pruned, plan, record, settings, tuple(run.degradations), tuple(run.log))
+    return Result(pruned, plan, report, settings, tuple(run.degradations), tuple(run.log))
 
 
-class _Run:
-    """Times the stages, keeps the log, passes progress on."""
+def estimate(
+    model: nn.Module,
+    example: Example = None,
+    *,
+    data: Given | None = None,
+    recipe: Recipe | Mapping[str, object] | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    calibration: Data | None = None,
+    loss: Loss | None = None,
+    progress: Progress | None = None,
+    title: str = "",
+) -> Estimate:
+    """Say what pruning by a recipe would bring: plan, apply to a copy, certify, count and time. Nothing is recovered.
 
-    def __init__(self, progress: Progress | None, doubts: Sequence[str] = ()) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-        self.log: list[dict[str, str | float]] = []
-        self.degradations: list[Degradation] = []
-        self.doubts: list[str] = list(doubts)
+    Args:
+        model: any module; left as it is.
+        example: forward inputs, as for `prune`. Taken from the first batch of `data` where it is left out.
+        data: batches to score with, where the criterion needs any, or the parts of the data as for `prune`.
+        recipe: as for `prune`; its recovery steps are left out.
+        overrides: "key.sub=value" settings on top of the recipe.
+        calibration: batches for statistics and scores.
+        loss: ``loss(model, batch) -> scalar``; default from the batches.
+        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        title: what the report calls the model; its class by default.
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        if self.progress is not None:
-            self.progress(name, 0, 0)
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 4)
-        self.log.append({"stage": name, "seconds": self.seconds[name]})
+    Returns:
+        The plan with its certificate, and a report of what it would bring: parameters, MACs, bytes and latency. Quality
+        is not predicted.
 
-    @contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-        for one in caught:
-            if issubclass(one.category, CurvatureWarning):
-                self.degradations.append(Degradation("score", str(one.message)))
-            elif issubclass(one.category, StationaryWarning):
-                self.doubts.append(str(one.message))
-            else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    Raises:
+        RecipeError: the recipe is wrong.
+        InputError: no example, or no data where the criterion needs them; NaN or Inf in weights or activations.
+        UnsupportedError: the model cannot be captured, or nothing can be cut.
+        TargetError: the target cannot be reached.
 
-    def step(self, name: str) -> Step:
-        def report_step(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
+    Cost: as `prune` without recovery; one copy of what would be kept.
 
-        return report_step
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> told = estimate(model, torch.ones(1, 8), recipe={"target": {"sparsity": 0.5}})
+        >>> told.report.before.params, told.report.after.params
+        (178, 90)
+    """
+    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    given = enter(data, calibration=calibration)
+    _check_weights(model)
+    example = given.example() if example is None else example
+    run = Journal(progress)
+    with run.stage("plan"):
+        samples = samples_in(model, example)
+        before = snapshot(model, example, samples=samples)
+        plan = plan_by(model, example, settings, given.scoring, loss)
+    with run.stage("apply to a copy"):
+        smaller = plan.apply(model)
+    with run.stage("measure"):
+        timed = time_pair(model, smaller, example, settings.measure, zeros_only=bool(plan.masks))
+        before = replace(before, latency_ms=timed[0])
+        after = snapshot(smaller, example, latency_ms=timed[1], samples=samples)
+    return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
+
+
+def _settings(
+    recipe: Recipe | Mapping[str, object] | str | Path | None, overrides: Sequence[str], decision: Decided, given: Parts
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what the keywords decide in its place, and what is left out of it for want of data."""
+    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for name, value in decision.items():
+        if name in ("dtype", "tolerance"):
+            plain["verify"][name] = value
+        else:
+            plain[name] = _plain(value)
+    left_out = []
+    # Somebody who asks for a recipe gets what it says or an error; the default's recovery is only what is usual.
+    if recipe is None and settings.recover and given.train is None:
+        plain["recover"] = []
+        left_out.append("Nothing was recovered: no data were given to recover with.")
+    return load_recipe(plain), left_out
+
+
+def _plain(value: object) -> object:
+    """A keyword of `plan` as a recipe writes it."""
+    if isinstance(value, (Criterion, Granularity)):
+        return {"name": value.name, **value.options()}
+    if isinstance(value, Target):
+        return value.given()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
+    _check_weights(model)
+    if recipe.recover and given.train is None:
+        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
+
+
+def _check_weights(model: nn.Module) -> None:
+    # A NaN would be pruned or kept by chance: comparisons with it are false whichever way they are written.
     for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point():
             require_finite(tensor, name, what="parameter")
-    if recipe.recover and given.train is None:
-        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
 
 
 def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | None, loss: Loss | None) -> Yardstick:
@@ -189,8 +265,8 @@ def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | No
 
 
 def _control(
-    model: nn.Module, given: Parts, recipe: Recipe, judged: Yardstick, loss: Loss | None, run: _Run
-) -> report.Control:
+    model: nn.Module, given: Parts, recipe: Recipe, judged: Yardstick, loss: Loss | None, run: Journal
+) -> Control:
     """The original after the same steps, and its quality on the same samples."""
     assert given.train is not None
     assert judged.evaluate is not None
@@ -203,19 +279,33 @@ def _control(
             seed=recipe.seed,
             progress=run.step("control: dense"),
         )
-        return report.Control(steps=steps, quality=judged.evaluate(trained))
+        return Control(steps=steps, quality=judged.evaluate(trained))
 
 
 def plan_by(
-    model: nn.Module, example: Example, recipe: Recipe, data: Data | None = None, loss: Loss | None = None
+    model: nn.Module,
+    example: Example,
+    recipe: Recipe,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    criterion: CriterionLike | None = None,
 ) -> Plan:
-    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`."""
+    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        recipe: what is asked for.
+        data: batches to score with.
+        loss: of the batches.
+        criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
+    """
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
         model,
         example,
         target=recipe.target.given(),
-        criterion=plain["criterion"],
+        criterion=plain["criterion"] if criterion is None else criterion,
         granularity=plain["granularity"],
         data=data,
         loss=loss,
@@ -230,149 +320,3 @@ def plan_by(
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
     )
-
-
-def _latency(
-    model: nn.Module, pruned: nn.Module, example: Example, recipe: Recipe, progress: Step
-) -> dict[str, Latency]:
-    wanted = recipe.measure
-    if not wanted.latency:
-        return {}
-    progress(0, 0)
-    models = {"before": model, "after": pruned}
-    return latency(
-        models,
-        example,
-        rounds=wanted.rounds,
-        warmup=wanted.warmup,
-        threads=wanted.threads,
-        batch_size=wanted.batch_size,
-    )
-
-
-def _with_latency(state: Snapshot, timed: Latency | None) -> Snapshot:
-    return replace(state, latency_ms=timed)
-
-
-def _report(
-    model: nn.Module,
-    plan: Plan,
-    before: Snapshot,
-    after: Snapshot,
-    recipe: Recipe,
-    *,
-    after_cut: Mapping[str, float] | None,
-    training: Sequence[report.TrainingPoint],
-    run: _Run,
-    judged: Yardstick,
-    control: report.Control | None,
-    title: str,
-    command: str,
-) -> report.Record:
-    cut = not plan.masks
-    achieved = _achieved(plan, before, after, recipe)
-    plain = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return report.build(
-        title,
-        before=before,
-        after=after,
-        applied="cut" if cut else "mask",
-        units=report.Units(
-            removed=plan.units["removed"], total=plan.units["total"], what=f"{plan.units['what']} units"
-        ),
-        criterion=_choice(plan.request.criterion.spec()),
-        granularity=_choice(plan.request.what),
-        scope=recipe.scope,
-        allocation=_choice(plan.request.allocation),
-        environment=report.environment(device=str(device_of(model)), seed=recipe.seed),
-        fingerprint=fingerprint(model),
-        certificate=plan.certificate,
-        certificate_reason="" if plan.certificate else "zeros were written; no slice was cut",
-        target=Target.of(recipe.target.given()).flat(),
-        achieved=achieved,
-        target_missed=achieved.get("latency_ms", 0.0) > (recipe.target.latency_ms or math.inf),
-        after_cut_quality=after_cut,
-        quality_on=judged.on,
-        quality_missing=judged.why,
-        control=control,
-        degradations=run.degradations,
-        seconds=run.seconds,
-        layers=list(_layers(model, plan)),
-        locked=list(_locked(model, plan)),
-        training=training,
-        warnings=run.doubts,
-        command=command,
-        recipe=plain,
-    )
-
-
-def _choice(value: Any) -> report.Choice:
-    if isinstance(value, str):
-        return report.Choice(name=value)
-    return report.Choice(name=str(value["name"]), options={k: v for k, v in value.items() if k != "name"})
-
-
-def _achieved(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> dict[str, float]:
-    found: dict[str, float] = {
-        "sparsity": plan.units["sparsity"],
-        "count": float(plan.units["removed"]),
-        "params": after.params / max(before.params, 1),
-        "memory_bytes": float(after.size_bytes),
-    }
-    if before.macs and after.macs is not None:
-        found["macs"] = after.macs / before.macs
-    if after.latency_ms is not None:
-        found["latency_ms"] = after.latency_ms.median
-    if recipe.target.threshold is not None:
-        found["threshold"] = recipe.target.threshold
-    return {name: found[name] for name in recipe.target.given() if name in found}
-
-
-def _layers(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
-    known = plan.evidence
-    assert known is not None
-    tensors = named_tensors(model)
-    if plan.layers:
-        yield from _stacks(model, plan)
-        return
-    for group in known.groups:
-        span = next((s for s in group.spans if s.role in ("out", "self")), group.spans[0])
-        weight, keep = tensors[span.tensor], known.keep[group.name]
-        after = torch.Size(
-            len(plan.cuts.get(span.tensor, {}).get(d, range(n))) for d, n in enumerate(weight.shape)
-        ).numel()
-        yield report.Layer.measure(group.name, weight, params_after=after, scores=known.scores[group.name], keep=keep)
-
-
-def _stacks(model: nn.Module, plan: Plan) -> Iterator[report.Layer]:
-    """One row for each stack of blocks: its parameters are those of all its blocks."""
-    known = plan.evidence
-    assert known is not None
-    for name, stack in plan.layers.items():
-        blocks = [list(model.get_submodule(f"{name}.{i}").parameters()) for i in range(stack["size"])]
-        sizes = [sum(p.numel() for p in block) for block in blocks]
-        everything = [p for block in blocks for p in block]
-        near = sum(report.near_zero(p) * p.numel() for p in everything) / max(sum(sizes), 1)
-        gone = len(stack["removed"])
-        yield report.Layer(
-            name=name,
-            shape=(stack["size"],),
-            params_before=sum(sizes),
-            params_after=sum(size for i, size in enumerate(sizes) if i not in stack["removed"]),
-            removed=gone,
-            total=stack["size"],
-            sparsity=gone / stack["size"],
-            near_zero=near,
-            score_histogram=report.histogram(known.scores[name]) if name in known.scores else None,
-        )
-
-
-def _locked(model: nn.Module, plan: Plan) -> Iterator[report.Locked]:
-    known = plan.evidence
-    if known is None or known.structure is None:
-        return
-    tensors = named_tensors(model)
-    for group in known.structure.groups:
-        if group.locks:
-            params = sum(tensors[s.tensor].numel() for s in group.spans if s.role == "out")
-            yield report.Locked.of(group.name, group.locks[0], params=params)

@@ -116,9 +116,13 @@ def build(cls: type[A], what: str, options: Mapping[str, object]) -> A:
 
 
 def option_names(cls: type) -> list[str]:
-    """Names of the constructor's arguments."""
+    """Names of the constructor's arguments that can be written down.
+
+    Those that a class names in a class variable `live` are objects of a running program, and no options.
+    """
     parameters = inspect.signature(cls).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    live: frozenset[str] = getattr(cls, "live", frozenset())
+    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in live]
 
 
 def one_of(option: str, value: object, allowed: Sequence[str]) -> None:

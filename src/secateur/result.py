@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -19,10 +18,24 @@ from secateur.planning.files import to_json
 from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe, dump_recipe
-from secateur.report import Record, render_html
+from secateur.report import Report, render_html
+from secateur.report.journal import LogLine
 from secateur.types import Degradation
 
 LOAD_WITH_US = "No config expresses these widths: load with secateur.load(), or plan with expressible=True."
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What a recipe would bring, with the plan that would bring it.
+
+    Args:
+        plan: the decision, certified where something would be cut.
+        report: the figures now and then. Its `achieved` is empty: nothing was done.
+    """
+
+    plan: Plan
+    report: Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +45,18 @@ class Result:
     Args:
         model: the pruned model, an ordinary module.
         plan: the decision, certified where something was cut.
-        report: the record that report.json and report.html are made of.
+        report: what report.json and report.html are made of.
         recipe: as it was resolved.
         degradations: what was done less well than asked; empty when all went as asked.
-        log: events of the run, in order.
+        log: stages of the run, in order.
     """
 
     model: nn.Module
     plan: Plan
-    report: Record
+    report: Report
     recipe: Recipe
     degradations: tuple[Degradation, ...] = ()
-    log: tuple[dict[str, Any], ...] = field(default=())
+    log: tuple[LogLine, ...] = ()
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the output folder, whole or not at all.
@@ -62,6 +75,7 @@ class Result:
             FileRefusedError: the folder exists, or is no output folder of secateur.
             ResourceError: the disk is full; nothing is left behind.
         """
+        # A composed or loaded plan may lack its proof. A folder is taken for proved, so it is not written then.
         if self.plan.removes and self.plan.certificate is None:
             raise CertificateError("The plan has no certificate, so nothing is saved.")
         with publish_dir(path, force=force) as folder:
@@ -79,6 +93,7 @@ class Result:
             "log.jsonl": "".join(canonical_json(event).replace("\n", "") + "\n" for event in self.log),
         }
         texts.update(native)
+        # Of the texts, not of the files: what the disk holds is to be compared with what was meant.
         hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
         if native:
             copied = copy_tokenizer(self.model, folder)
@@ -87,9 +102,10 @@ class Result:
             (folder / name).write_bytes(text.encode())
         tensors = {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
         hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
+        # Last, and without its own hash: it speaks of every other file.
         (folder / MANIFEST).write_text(canonical_json(hashes))
 
-    def _native(self) -> tuple[dict[str, str], Record]:
+    def _native(self) -> tuple[dict[str, str], Report]:
         """Config files of a Hugging Face model, and the report with a word on how the folder is loaded."""
         if not is_transformers(self.model):
             return {}, self.report
@@ -98,5 +114,6 @@ class Result:
         if config is not None:
             return config_files(self.model, config), self.report
         whole = self.model if known is None else known.model
+        # The original's config beside cut weights: from_pretrained would fail on the shapes, so the report says why.
         warnings = (*self.report.warnings, LOAD_WITH_US)
         return config_files(whole, whole.config), self.report.model_copy(update={"warnings": warnings})

@@ -1,12 +1,17 @@
-"""Frozen records that the stages hand to each other. Nothing here computes."""
+"""Frozen records that the stages hand to each other, and that a report holds as they are. Nothing here computes.
+
+`Count`, `Amount` and `Text` say what a number or a text may be once it is written down. The stages make records without
+a check, so that making one costs nothing; a report checks every record that it takes in, and every one that it reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 # Plain data: what a JSON file can hold, and what canonical JSON writes (tuples as lists).
@@ -37,6 +42,17 @@ Judge = Evaluate | Metric | Mapping[str, Evaluate | Metric]
 """How quality may be asked for: ``evaluate(model)``, a metric, or several of both by name."""
 
 
+def _well_formed(value: object) -> object:
+    # Layer names may hold lone surrogates, which no UTF-8 file can: they become visible escapes.
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_well_formed), Field(max_length=100_000)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what other readers of JSON can hold
+Amount = Annotated[float, Field(ge=0)]
+Stop = Literal["rounds", "spread", "time"]
+
+
 @dataclass(frozen=True)
 class Lock:
     """Why units may not be cut.
@@ -49,11 +65,11 @@ class Lock:
         hint: what the user can do about it.
     """
 
-    reason: str
-    op: str = ""
-    module: str = ""
-    where: str = ""
-    hint: str = ""
+    reason: Text
+    op: Text = ""
+    module: Text = ""
+    where: Text = ""
+    hint: Text = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +86,7 @@ class Span:
     """
 
     tensor: str
-    index: Tensor | None
+    index: Tensor | None  # None: single weights number themselves, and an index would be larger than the weight
     role: str
 
 
@@ -152,17 +168,6 @@ class Kept(dict[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A number with its unit, method, spread and device."""
-
-    value: float
-    unit: str
-    method: str = ""
-    spread: tuple[float, float] | None = None
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
 class Latency:
     """Latency of one forward pass in milliseconds over interleaved rounds.
 
@@ -172,16 +177,25 @@ class Latency:
         threads: CPU threads.
         batch_size: samples in the timed input.
         ratio: median, p10 and p90 of this model's time over that of the first model in the same round: what both
-            suffer from a busy machine cancels. None for the first model.
+            suffer from a busy machine cancels. None for the first model. p10 and p90 are rounds that took place, the
+            next ones outwards, so that at least nine of ten rounds lie on this side of either.
+        stopped: why there were no more rounds: all that were asked for, the spread was small enough, or the time for
+            them was used up. None where it is not known.
     """
 
-    median: float
-    p10: float
-    p90: float
-    rounds: int
-    threads: int = 1
-    batch_size: int = 1
-    ratio: tuple[float, float, float] | None = None
+    median: Amount
+    p10: Amount
+    p90: Amount
+    rounds: Count
+    threads: Count = 1
+    batch_size: Count = 1
+    ratio: tuple[Amount, Amount, Amount] | None = None
+    stopped: Stop | None = None
+
+    def __post_init__(self) -> None:
+        # A report may come from anywhere, and its verdict trusts this order.
+        if not self.p10 <= self.median <= self.p90:
+            raise ValueError("latency needs p10 <= median <= p90")
 
 
 @dataclass(frozen=True)
@@ -199,12 +213,12 @@ class Snapshot:
             `macs` is then that of the whole example.
     """
 
-    params: int
-    nonzero: int
-    macs: int | None
-    size_bytes: int
+    params: Count
+    nonzero: Count
+    macs: Count | None
+    size_bytes: Count
     latency_ms: Latency | None = None
-    quality: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[Text, float] = field(default_factory=dict)
     macs_per: MacsPer = "sample"
 
 
@@ -212,17 +226,17 @@ class Snapshot:
 class Certificate:
     """Proof that a cut model gives the outputs of the original replayed with the removed parts left out."""
 
-    max_abs_error: float
-    tolerance: float
-    dtype: str
-    method: str = "replay"
-    outputs: int = 1
+    max_abs_error: Amount
+    tolerance: Amount
+    dtype: Text
+    method: Text
+    outputs: Count = 1
 
 
 @dataclass(frozen=True)
 class Degradation:
     """Something that was done less well than asked, and is said aloud: it sets exit code 7."""
 
-    stage: str
-    what: str
-    why: str = ""
+    stage: Text
+    what: Text
+    why: Text = ""

@@ -21,7 +21,7 @@ def blocks(path: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/reference/python.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/reference/python.md", "docs/how-to/masks-in-your-own-loop.md"])
 def test_python_blocks_run(document: str, work: Path) -> None:
     code = blocks(ROOT / document)
     assert "import secateur as sc" in code

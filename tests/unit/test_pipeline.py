@@ -65,6 +65,67 @@ def test_the_report_says_what_happened(tmp_path):
     assert masked.report.certificate_reason
 
 
+def test_latency_is_timed_until_a_rule_ends_it_and_zeros_five_times():
+    cut = sc.prune(net(), data=batches(), recipe={"target": {"macs": 0.5}}).report
+    assert 6 <= cut.after.latency_ms.rounds <= 30
+    assert cut.after.latency_ms.stopped in {"rounds", "spread", "time"}
+    assert cut.before.latency_ms.rounds == cut.after.latency_ms.rounds
+    masked = sc.prune(net(), data=batches(), recipe={"granularity": "element", "target": {"sparsity": 0.5}}).report
+    assert (masked.after.latency_ms.rounds, masked.after.latency_ms.stopped) == (5, "rounds")
+
+
+def test_locked_parameters_are_those_of_the_tensors_that_make_the_units():
+    """Not the bias beside the weight, and not the layers that read it."""
+    recipe = {"target": {"sparsity": 0.2}, "protect": ["fc"], **QUICK}
+    report = sc.prune(net(), example(), recipe=recipe).report
+    locked = {one.name: one.params for one in report.locked}
+    assert locked["fc"] == 20 * 48
+    assert locked["out"] == 10 * 20
+
+
+def test_rows_of_tensors_hold_what_stays_of_them():
+    model = net()
+    result = sc.prune(model, example(), recipe={"target": {"macs": 0.5}, **QUICK})
+    left = dict(result.model.named_parameters())
+    for row in result.report.layers:
+        name = f"{row.name}.weight"
+        assert row.params_before == model.get_parameter(name).numel()
+        assert row.params_after == left[name].numel(), row.name
+        assert row.params_after < row.params_before or not row.removed
+
+
+def test_an_estimate_says_what_prune_then_does():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    recipe = {"target": {"macs": 0.5}, **QUICK}
+    stages = []
+    told = sc.estimate(model, example(), recipe=recipe, progress=lambda stage, *_: stages.append(stage), title="net")
+    done = sc.prune(model, example(), recipe=recipe)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert told.plan.diff(done.plan) == ""
+    assert told.report.title == "net"
+    for figure in ("params", "nonzero", "macs", "size_bytes"):
+        assert getattr(told.report.before, figure) == getattr(done.report.before, figure)
+        assert getattr(told.report.after, figure) == getattr(done.report.after, figure)
+    assert told.report.units == done.report.units
+    assert told.report.certificate == told.plan.certificate
+    assert told.report.target == {"macs": 0.5}
+    assert (told.report.achieved, told.report.layers) == ({}, ())
+    assert told.report.after.latency_ms.rounds == 2
+    assert stages == ["plan", "apply to a copy", "measure"]
+
+
+def test_an_estimate_takes_its_example_from_the_data_and_needs_one():
+    told = sc.estimate(
+        net(), data=batches(), recipe={"target": {"macs": 0.5}, "recover": [{"method": "refit"}], **QUICK}
+    )
+    assert told.report.after.macs < told.report.before.macs
+    with pytest.raises(InputError, match="example"):
+        sc.estimate(net(), recipe={"target": {"macs": 0.5}})
+    with pytest.raises(NonFiniteError, match=r"block\.c1\.weight"):
+        sc.estimate(nan_weight(net()), example())
+
+
 def test_two_runs_give_the_same_weights_and_plan(tmp_path):
     recipe = {"target": {"macs": 0.5}, "recover": [{"method": "finetune", "steps": 4}], "seed": 3, **QUICK}
     for name in "ab":
@@ -96,7 +157,7 @@ def nan_activation(model):
         (infinite_activation, {"data": batches()}, NonFiniteError, "Inf"),
         (None, {"data": []}, InputError, "no batch"),
         (None, {"data": iter(batches())}, InputError, "once"),
-        (None, {}, RecipeError, "needs data"),
+        (None, {"recipe": "channel-half-macs"}, RecipeError, "needs data"),
         (None, {"data": batches(), "recipe": {"target": {"sparsity": 50}}}, RecipeError, "0.5"),
         (
             None,
@@ -222,8 +283,8 @@ def test_a_latency_that_does_not_hold_at_the_end_is_a_missed_target(monkeypatch)
     from secateur.types import Latency
 
     monkeypatch.setattr(decide, "latency", lambda models, x, **_: {name: Latency(1, 1, 1, 30) for name in models})
-    slow = {"before": Latency(5, 5, 5, 30), "after": Latency(4, 4, 4, 30)}
-    monkeypatch.setattr(pipeline, "latency", lambda *_, **__: slow)
+    slow = Latency(5, 5, 5, 30), Latency(4, 4, 4, 30)
+    monkeypatch.setattr(pipeline, "time_pair", lambda *_, **__: slow)
     recipe = {"target": {"latency_ms": 2.0, "macs": 0.9}}
     report = sc.prune(net(), example(), recipe=recipe).report
     assert (report.status, report.exit_code) == ("target_missed", 5)
@@ -312,6 +373,7 @@ def test_the_dense_control_is_the_original_after_the_same_steps():
     by_hand = copy.deepcopy(model)
     refresh_batchnorm(by_hand, data, 2)
     finetune(by_hand, data, optimizer={"name": "sgd", "lr": 0.01}, steps=5, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in (model, net())), strict=True))
     control = result.report.control
     assert control.steps == ("bn_refresh", "finetune")
     assert control.quality == accuracy_on(test)(by_hand)
@@ -324,6 +386,33 @@ def test_the_dense_control_is_the_original_after_the_same_steps():
         torch.equal(a, b) for a, b in zip(*(r.model.state_dict().values() for r in (result, plain)), strict=True)
     )
     assert plain.report.control is None
+
+
+def test_the_control_sees_the_batches_that_the_pruned_model_saw():
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    seen = {}
+
+    def watched(model, batch):
+        name = "pruned" if model.block.c1.out_channels < net().block.c1.out_channels else "dense"
+        seen.setdefault(name, []).append(batch[1].tolist())
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    recipe = {**FREE, "recover": [{"method": "finetune", "steps": 12}], "control": "dense", "seed": 5}
+    sc.prune(net(), data=loader, recipe=recipe, loss=watched, evaluate=lambda model: 1.0)
+    assert seen["dense"] == seen["pruned"]
+    assert len(seen["dense"]) == 12
+
+
+def test_a_refresh_sees_the_same_batches_whatever_was_drawn_before():
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    recipe = {**FREE, "recover": [{"method": "bn_refresh", "batches": 1}]}
+    states, model = [], net()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(sc.prune(model, x[:1], data=loader, recipe=recipe).model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
 
 
 def test_a_control_that_cannot_say_anything_is_refused_before_the_work():
@@ -358,3 +447,40 @@ def test_hugging_face_batches_with_labels_are_measured():
     with torch.no_grad():
         hits = (model(ids).logits.argmax(1) == labels).double().mean()
     assert result.report.before.quality == {"accuracy": float(hits)}
+
+
+def test_prune_takes_the_keywords_of_plan():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).eval(), torch.randn(4, 6)
+    asked = {"target": {"sparsity": 0.3}, "granularity": "neuron", "criterion": {"name": "magnitude", "norm": "l1"}}
+    plan = sc.plan(model, x, **asked)
+    result = sc.prune(model, x, recipe={"target": {"macs": 0.9}, "measure": {"latency": False}}, **asked)
+    assert plan.diff(result.plan) == ""
+    assert result.recipe.target.given() == {"sparsity": 0.3}  # not both: the keyword takes the recipe's place
+    with pytest.raises(RecipeError, match="did you mean target"):
+        sc.prune(model, x, targt={"macs": 0.5})
+    with pytest.raises(RecipeError, match="percentage"):
+        sc.prune(model, x, target={"macs": 50})
+
+
+def test_without_data_the_default_recovery_is_left_out_and_said():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).eval(), torch.randn(4, 6)
+    result = sc.prune(model, x, target={"macs": 0.5}, granularity="neuron")
+    assert any("Nothing was recovered" in warning for warning in result.report.warnings)
+    with pytest.raises(RecipeError, match="recovers"):
+        sc.prune(model, x, recipe="channel-half-macs")
+
+
+def test_a_criterion_object_scores_as_it_is():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).eval(), torch.randn(4, 6)
+    seen = []
+
+    class Watched(sc.criteria.Magnitude):
+        def score(self, context):
+            seen.append(context)
+            return super().score(context)
+
+    sc.prune(model, x, target={"sparsity": 0.5}, granularity="neuron", criterion=Watched())
+    assert len(seen) == 1

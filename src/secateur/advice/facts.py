@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from secateur.criteria.base import untouched
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure import num_params
 from secateur.measure.macs import samples_in
 from secateur.model.call import default_loss, device_of, to_device, to_target
+from secateur.model.guard import guard
 from secateur.planning.build import grouped
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
@@ -185,8 +185,8 @@ def _data(data: Data | None, labels: bool | None, loss: Loss | None) -> tuple[st
 def _seconds(model: nn.Module, batch: Batch, loss: Loss | None) -> float:
     """The shorter of two passes: the first one pays for what torch sets up once."""
     rule, device, taken = loss or default_loss, device_of(model), []
-    with untouched(model, seed=0):
-        model.eval()  # running statistics must not move
+    # Eval: running statistics must not move.
+    with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = time.perf_counter()
             rule(model, to_device(batch, device)).backward()  # type: ignore[no-untyped-call]

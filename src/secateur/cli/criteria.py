@@ -20,6 +20,8 @@ def _root() -> None:
 @app.command("list")
 def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     """List all criteria with what they need, what they score and where they come from."""
+    from secateur.criteria.docstrings import first_sentence
+
     found = [_facts(name) for name in _names()]
     if json:
         emit({"schema": 1, "criteria": found})
@@ -30,7 +32,7 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
             f["summary"],
             ", ".join(f["needs"]) or "nothing",
             ", ".join(f["granularities"]),
-            f["complexity"],
+            first_sentence(f["cost"]),
             f["speed"],
             f["best_for"],
             f["source"],
@@ -49,6 +51,7 @@ def _names() -> list[str]:
 
 def _facts(name: str) -> dict[str, Any]:
     from secateur import criteria
+    from secateur.criteria.docstrings import section
 
     rule = criteria.get(name)
     return {
@@ -57,8 +60,8 @@ def _facts(name: str) -> dict[str, Any]:
         "needs": sorted(rule.needs),
         "granularities": list(rule.granularities),
         "options": rule.options(),
-        "complexity": rule.complexity,
+        "cost": section(type(rule), "Cost"),
         "speed": rule.speed,
         "best_for": rule.best_for,
-        "source": rule.source,
+        "source": section(type(rule), "Source"),
     }

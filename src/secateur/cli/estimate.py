@@ -8,10 +8,8 @@ from secateur.cli import options
 from secateur.cli.console import emit, table, write
 
 if TYPE_CHECKING:
-    from secateur.cli.job import Job
-    from secateur.planning import Plan
-    from secateur.recipe import Recipe
-    from secateur.report import Record
+    from secateur.report import Report
+    from secateur.result import Estimate
 
 
 def estimate(
@@ -26,78 +24,33 @@ def estimate(
 ) -> int:
     """Say what pruning MODEL by a recipe will bring: counts from the plan, latency measured on a copy."""
     from secateur.cli import job as jobs
+    from secateur.cli.progress import Stages
     from secateur.files import seed_everything
+    from secateur.pipeline import estimate as predict
 
     settings = jobs.read_recipe(recipe, set_, seed)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
         work = jobs.resolve(model, data, seed=settings.seed)
         jobs.warn_untrained(work)
-        record, plan = predict(work, settings)
+        # The word that the user typed says how to give an example; the library could only name an argument.
+        example, scoring = work.needed_example(), None if work.data is None else work.data.calibration
+        with Stages() as stages:
+            told = predict(work.model, example, data=scoring, recipe=settings, progress=stages, title=work.source.name)
     if json:
-        emit(as_data(record, plan))
+        emit(as_data(told))
     else:
-        _print(record, plan)
+        _print(told)
     return 0
 
 
-def predict(work: Job, settings: Recipe) -> tuple[Record, Plan]:
-    """Plan, apply the plan to a copy in memory, certify it, count and time both; nothing is recovered."""
-    from secateur import report
-    from secateur.cli.progress import Stages
-    from secateur.measure import latency, snapshot
-    from secateur.measure.macs import samples_in
-    from secateur.model.call import device_of
-    from secateur.pipeline import plan_by
-    from secateur.request import Target
-
-    example, wanted = work.needed_example(), settings.measure
-    with Stages() as stages:
-        stages("plan", 0, 0)
-        plan = plan_by(work.model, example, settings, None if work.data is None else work.data.calibration)
-        stages("apply to a copy", 0, 0)
-        smaller = plan.apply(work.model)
-        stages("measure", 0, 0)
-        timed = (
-            latency(
-                {"before": work.model, "after": smaller},
-                example,
-                rounds=wanted.rounds,
-                warmup=wanted.warmup,
-                threads=wanted.threads,
-                batch_size=wanted.batch_size,
-            )
-            if wanted.latency
-            else {}
-        )
-        samples = samples_in(work.model, example)
-        before = snapshot(work.model, example, latency_ms=timed.get("before"), samples=samples)
-        after = snapshot(smaller, example, latency_ms=timed.get("after"), samples=samples)
-    units, request = plan.units, plan.request
-    record = report.build(
-        work.source.name,
-        before=before,
-        after=after,
-        applied="mask" if plan.masks else "cut",
-        units=report.Units(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
-        criterion=report.Choice(name=request.criterion.name),
-        granularity=report.Choice(name=units["what"]),
-        scope=settings.scope,
-        allocation=report.Choice(name=request.allocation),
-        environment=report.environment(device=str(device_of(work.model)), seed=settings.seed),
-        fingerprint=plan.fingerprint,
-        certificate=plan.certificate,
-        certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
-        target=Target.of(settings.target.given()).flat(),
-    )
-    return record, plan
-
-
-def as_data(record: Record, plan: Plan) -> dict[str, object]:
+def as_data(told: Estimate) -> dict[str, object]:
     """The estimate for programs."""
+    from dataclasses import asdict
+
     from secateur.report.verdict import speed
 
-    said = speed(record)
+    record, said = told.report, speed(told.report)
     return {
         "schema": 1,
         "model": record.title,
@@ -105,28 +58,28 @@ def as_data(record: Record, plan: Plan) -> dict[str, object]:
         "granularity": record.granularity.name,
         "target": record.target,
         "units": {"removed": record.units.removed, "total": record.units.total, "sparsity": record.sparsity},
-        "before": record.before.model_dump(mode="json"),
-        "predicted": record.after.model_dump(mode="json"),
-        "plan_cost": dict(plan.cost),
+        "before": asdict(record.before),
+        "predicted": asdict(record.after),
+        "plan_cost": dict(told.plan.cost),
         "speed": {"kind": said.kind, "words": said.words, "method": _method(record)},
-        "certificate": None if record.certificate is None else record.certificate.model_dump(mode="json"),
+        "certificate": None if record.certificate is None else asdict(record.certificate),
         "environment": record.environment.model_dump(mode="json"),
     }
 
 
-def _method(record: Record) -> str:
+def _method(record: Report) -> str:
     if record.applied == "mask":
         return "zeros are stored and multiplied by dense kernels"
     return "both models timed in turns on this machine" if record.after.latency_ms else "not measured"
 
 
-def _print(record: Record, plan: Plan) -> None:
+def _print(told: Estimate) -> None:
     from secateur.report.verdict import rows, speed
 
-    units = record.units
+    record, units = told.report, told.report.units
     title = f"{record.title}: {units.removed} of {units.total} {units.what} would go ({record.sparsity:.1%})"
     table(("", "now", "then", "change"), [(r.label, r.before, r.after, r.change) for r in rows(record)], title=title)
-    counted = "counted by the plan, equal on the applied copy" if plan.cost else "counted on a copy"
+    counted = "counted by the plan, equal on the applied copy" if told.plan.cost else "counted on a copy"
     lines = [f"parameters and MACs: {counted}", f"speed: {speed(record).words} ({_method(record)})"]
     if record.certificate is not None:
         lines.append(f"cut equals replay: largest error {record.certificate.max_abs_error:.1e}")

@@ -109,11 +109,11 @@ def warn_untrained(job: Job) -> None:
 
 def _check_fit(source: Source, data: DataSet) -> None:
     """Where the model runs on its own example and fails on the data's, the data are what does not fit."""
-    import torch
+    from secateur.model.call import call, describe
+    from secateur.model.guard import evaluating
 
-    from secateur.model.call import call, describe, evaluating
-
-    with evaluating(source.model), torch.no_grad():
+    with evaluating(source.model, example=(source.example, data.example)):
+        # A model that fails on its own example is at fault itself: that error is passed on as it is.
         call(source.model, source.example)
         try:
             call(source.model, data.example)
@@ -141,6 +141,7 @@ def require_free(path: Path, *, force: bool) -> None:
 
 def require_free_file(path: Path, *, force: bool) -> None:
     """The same for a single file."""
+    # lexists: a link that leads nowhere is in the way too.
     if os.path.lexists(path) and (path.is_dir() or not force):
         hint = "choose another name" if path.is_dir() else "choose another name, or use --force to replace it"
         raise FileRefusedError(f"{path} exists already", why="an output is never overwritten unless asked", hint=hint)

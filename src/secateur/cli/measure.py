@@ -63,6 +63,7 @@ def load(what: str, model: str | None, data: str | None, *, seed: int) -> tuple[
     from secateur.cli import job as jobs
     from secateur.sources.models import MODEL_KINDS
 
+    # A folder may have a colon in its name; what lies on the disk is meant before a word is.
     kind, colon, _ = what.partition(":")
     if colon and kind in MODEL_KINDS and not Path(what).exists():
         if model is not None:

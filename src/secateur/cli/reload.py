@@ -36,7 +36,8 @@ def reload_check(
 
 def facts(work: Job, network: nn.Module) -> dict[str, object]:
     """Outputs on the example and quality: what two processes must agree on."""
-    from secateur.model.call import call, evaluating, outputs
+    from secateur.model.call import call, outputs
+    from secateur.model.guard import evaluating
 
     with evaluating(network):
         found = outputs(call(network, work.needed_example()))

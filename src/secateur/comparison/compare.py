@@ -15,7 +15,7 @@ from secateur.comparison.contestants import Contestant, CriterionChoice, make_co
 from secateur.comparison.hashes import hash_batches
 from secateur.comparison.protocol import SCHEMA, Protocol, ProtocolOptions
 from secateur.comparison.publish import publish
-from secateur.comparison.records import HeldFixed, Machine, Manifest, Participant, Row, ScoreFidelity, Summary
+from secateur.comparison.records import HeldFixed, Machine, Manifest, Participant, RunRow, ScoreFidelity, Summary
 from secateur.comparison.seed_run import Material, SeedRun
 from secateur.comparison.significance import require_scipy
 from secateur.comparison.store import Store
@@ -43,7 +43,7 @@ class Comparison:
         reused: runs whose results were there already.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[RunRow, ...]
     summary: Summary
     protocol: Protocol
     manifest: Manifest
@@ -145,7 +145,7 @@ def compare(
     example = with_batch_size(to_example(batches[0]), 1) if example is None else example
     material = Material(batches, data, example, evaluate, loss, Store(out))
     count = _Counter(len(planned(wanted, contestants)), progress)
-    rows: list[Row] = []
+    rows: list[RunRow] = []
     told: list[dict[str, ScoreFidelity]] = []
     for seed in wanted.seeds:
         base = first if seed == wanted.seeds[0] else build(seed)
@@ -165,7 +165,7 @@ class _Counter:
         self.total, self.progress = total, progress
         self.done = self.reused = 0
 
-    def __call__(self, row: Row, known: bool) -> Row:
+    def __call__(self, row: RunRow, known: bool) -> RunRow:
         self.done, self.reused = self.done + 1, self.reused + known
         if self.progress is not None:
             self.progress("compare", self.done, self.total)
@@ -215,7 +215,7 @@ def _manifest(
     protocol: Protocol,
     contestants: Sequence[Contestant],
     batches: Sequence[Batch],
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     model: nn.Module,
     *,
     title: str,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from secateur.comparison.records import FidelityLine, ScoreFidelity
 from secateur.comparison.significance import spearman
-from secateur.criteria.base import untouched
 from secateur.errors import InputError
 from secateur.model.bypass import bypassed
 from secateur.model.call import batch_size_of, default_loss, device_of, to_device, to_example
+from secateur.model.guard import guard
 from secateur.statistics.gradients.functional import mean_loss, parameters
 from secateur.types import Batch, Group, Loss
 
@@ -64,8 +64,7 @@ def loss_changes(
     """
     rule, device = loss or default_loss, device_of(model)
     kept = [(to_device(batch, device), batch_size_of(to_example(batch))) for batch in batches]
-    with untouched(model, seed=0), torch.no_grad():
-        model.eval()
+    with guard(model, mode="eval", gradients=False, seed=0):
         try:
             whole = mean_loss(model, rule, kept, {})
         except InputError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from secateur.comparison.markdown import markdown
 from secateur.comparison.page import to_html
-from secateur.comparison.records import Manifest, Row, Summary
+from secateur.comparison.records import Manifest, RunRow, Summary
 from secateur.files.atomic import atomic_write
 from secateur.files.seeds import canonical_json
 from secateur.report.text import clean
@@ -22,7 +22,7 @@ FIXED = (
 )  # fmt: skip
 
 
-def publish(folder: Path, rows: Sequence[Row], summary: Summary, manifest: Manifest) -> None:
+def publish(folder: Path, rows: Sequence[RunRow], summary: Summary, manifest: Manifest) -> None:
     """Write results.csv, summary.json, manifest.json, compare.md and compare.html, each whole or not at all."""
     atomic_write(folder / "results.csv", to_csv(rows))
     atomic_write(folder / "summary.json", canonical_json(summary))
@@ -31,7 +31,7 @@ def publish(folder: Path, rows: Sequence[Row], summary: Summary, manifest: Manif
     atomic_write(folder / "compare.html", to_html(summary, manifest))
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[RunRow]) -> str:
     """One line per run, one column per figure; nothing is aggregated."""
     flat = [_flat(row) for row in rows]
     names = [*FIXED, *sorted({name for row in flat for name in row} - set(FIXED))]
@@ -43,7 +43,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
-def _flat(row: Row) -> dict[str, object]:
+def _flat(row: RunRow) -> dict[str, object]:
     out: dict[str, object] = {}
     for name, value in row.items():
         if name == "kept":

@@ -78,7 +78,7 @@ class Outcome(TypedDict, total=False):
     recovery_hash: str
 
 
-class Row(Outcome):
+class RunRow(Outcome):
     """One run: what was asked for, how it ended, and what it found.
 
     Args:
@@ -115,7 +115,7 @@ class Spread(TypedDict):
     seeds: int
 
 
-class Sizes(TypedDict):
+class SizeFigures(TypedDict):
     """Means over the seeds of what a level leaves; latency as a share of the dense model's (None = not timed)."""
 
     params: float
@@ -126,7 +126,7 @@ class Sizes(TypedDict):
     latency_share: float | None
 
 
-class CurvePoint(Spread, Sizes):
+class CurvePoint(Spread, SizeFigures):
     """A criterion at one level."""
 
     level: float

@@ -14,9 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Criterion, untouched
+from secateur.criteria.base import Context, Criterion
 from secateur.errors import InputError
 from secateur.model.call import default_loss, device_of, to_device
+from secateur.model.guard import guard
 from secateur.types import Batch, Loss
 
 T = TypeVar("T")
@@ -94,9 +95,8 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     """
     rule, device = loss or default_loss, device_of(model)
     taken, clock = None, _clock(device)
-    with untouched(model, seed=0):
-        model.eval()
-        for _ in range(2):  # the second one counts
+    with guard(model, mode="eval", seed=0):
+        for _ in range(2):
             started = clock()
             for batch in batches:
                 try:

@@ -16,7 +16,7 @@ from secateur.comparison.contestants import REFERENCE, Contestant
 from secateur.comparison.fidelity import loss_changes, pick, score_fidelity
 from secateur.comparison.hashes import Watched, hash_batches, hash_model, key_of
 from secateur.comparison.protocol import Protocol
-from secateur.comparison.records import Outcome, Row, RowLatency, ScoreFidelity, ScoringCost
+from secateur.comparison.records import Outcome, RowLatency, RunRow, ScoreFidelity, ScoringCost
 from secateur.comparison.recoveries import NO_RECOVERY, CheckedSteps
 from secateur.comparison.scoring import epoch_seconds, inverted, measure_scores, shuffled
 from secateur.comparison.scratch import reinitialise
@@ -101,7 +101,7 @@ class SeedRun:
         found = cells_of(self.protocol, list(self.contestants.values()), self.seed)
         return [replace(cell, key=self._key(cell)) for cell in found]
 
-    def result(self, cell: Cell) -> tuple[Row, bool]:
+    def result(self, cell: Cell) -> tuple[RunRow, bool]:
         """The result of a run, and whether it was there already."""
         known = self.material.store.cell(cell.key)
         if known is not None:
@@ -159,9 +159,9 @@ class SeedRun:
 
     # -- one run --------------------------------------------------------------------------------------------------
 
-    def _attempt(self, cell: Cell) -> Row:
+    def _attempt(self, cell: Cell) -> RunRow:
         one = self.contestants.get(cell.label)
-        row: Row = {
+        row: RunRow = {
             "seed": cell.seed, "criterion": cell.label, "variant": cell.variant, "level": cell.level,
             "recovery": cell.recovery, "control": one is None or one.control,
             "options": {} if one is None else one.rule.options(), "base": self.base_hash,

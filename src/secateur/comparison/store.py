@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
-from secateur.comparison.records import Row, ScoringCost
+from secateur.comparison.records import RunRow, ScoringCost
 from secateur.errors import FileRefusedError
 from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json, load_metadata, load_tensors, save_tensors
@@ -45,7 +45,7 @@ class Store:
         except OSError as error:
             raise FileRefusedError(f"{self.folder} cannot hold a comparison", why=str(error)) from error
 
-    def cell(self, key: str) -> Row | None:
+    def cell(self, key: str) -> RunRow | None:
         """The result of a run, or None where it has not been run.
 
         Raises:
@@ -58,9 +58,9 @@ class Store:
         # The key stands inside as well: a file that was copied under another name is not believed.
         if not isinstance(found, dict) or found.get("key") != key:
             raise FileRefusedError(f"{path} is no result of a comparison", hint="remove it; the run is done again")
-        return cast(Row, found)
+        return cast(RunRow, found)
 
-    def put_cell(self, row: Row) -> None:
+    def put_cell(self, row: RunRow) -> None:
         """Keep the result of a run under its key."""
         atomic_write(self.folder / "cells" / f"{row['key']}.json", canonical_json(row))
 

@@ -28,11 +28,11 @@ from secateur.comparison.records import (
     Pairing,
     RankPair,
     Refusal,
-    Row,
+    RunRow,
     ScoreFidelity,
     ScoringCost,
     ScoringLine,
-    Sizes,
+    SizeFigures,
     Spread,
     Summary,
 )
@@ -43,7 +43,7 @@ BETTER, WORSE, SAME, UNTESTED = "better", "worse", "not distinguishable", "not t
 
 
 def summarise(
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     protocol: Protocol,
     told: Sequence[Mapping[str, ScoreFidelity]] = (),
     modules: Sequence[str] = (),
@@ -88,7 +88,7 @@ def summarise(
     }
 
 
-def pairing(rows: Sequence[Row]) -> Pairing:
+def pairing(rows: Sequence[RunRow]) -> Pairing:
     """Whether all recoveries of a seed really saw the same batches, by the hashes that were taken of them."""
     seen: dict[tuple[int, str], set[str]] = {}
     for row in rows:
@@ -98,18 +98,18 @@ def pairing(rows: Sequence[Row]) -> Pairing:
     return {"checked": len(seen), "broken": broken}
 
 
-def methods(rows: Sequence[Row]) -> list[str]:
+def methods(rows: Sequence[RunRow]) -> list[str]:
     """Labels of the criteria, in the order of their first run; the dense control is none of them."""
     return [label for label in dict.fromkeys(str(row["criterion"]) for row in rows) if label != DENSE]
 
 
-def _where(rows: Sequence[Row], label: str, level: float, recovery: str) -> list[Row]:
+def _where(rows: Sequence[RunRow], label: str, level: float, recovery: str) -> list[RunRow]:
     # Training from scratch stands beside the recovered networks of the same size, whatever these are called.
     wanted = SCRATCH if label == SCRATCH and recovery != NO_RECOVERY else recovery
     return [r for r in rows if r["criterion"] == label and r["level"] == level and r["recovery"] == wanted]
 
 
-def _by_seed(rows: Sequence[Row], protocol: Protocol) -> dict[int, float]:
+def _by_seed(rows: Sequence[RunRow], protocol: Protocol) -> dict[int, float]:
     return {row["seed"]: float(row["quality"][protocol.quality]) for row in rows}
 
 
@@ -121,7 +121,7 @@ def _spread(values: Sequence[float]) -> Spread:
     }
 
 
-def _curves(rows: Sequence[Row], protocol: Protocol, recovery: str) -> dict[str, list[CurvePoint]]:
+def _curves(rows: Sequence[RunRow], protocol: Protocol, recovery: str) -> dict[str, list[CurvePoint]]:
     curves: dict[str, list[CurvePoint]] = {}
     for label in methods(rows):
         points: list[CurvePoint] = []
@@ -135,7 +135,7 @@ def _curves(rows: Sequence[Row], protocol: Protocol, recovery: str) -> dict[str,
     return curves
 
 
-def _sizes(rows: Sequence[Row]) -> Sizes:
+def _sizes(rows: Sequence[RunRow]) -> SizeFigures:
     # Both were timed in the same rounds, so the ratio of a run is worth more than the ratio of two means.
     ratios = [row["latency_ms"]["median"] / row["dense_latency_ms"]["median"] for row in rows if "latency_ms" in row]
     return {
@@ -148,7 +148,7 @@ def _sizes(rows: Sequence[Row]) -> Sizes:
     }
 
 
-def _board(rows: Sequence[Row], protocol: Protocol, recovery: str, level: float) -> Board:
+def _board(rows: Sequence[RunRow], protocol: Protocol, recovery: str, level: float) -> Board:
     """The ranking at one strength, with every method tested against magnitude and against the best."""
     values = {label: _by_seed(_where(rows, label, level, recovery), protocol) for label in methods(rows)}
     values = {label: found for label, found in values.items() if found}
@@ -210,7 +210,7 @@ def _verdict(test: Paired, p: float | None, protocol: Protocol) -> str:
     return BETTER if test.mean * protocol.sign > 0 else WORSE
 
 
-def _curve_means(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[CurveMean]:
+def _curve_means(rows: Sequence[RunRow], protocol: Protocol, recovery: str) -> list[CurveMean]:
     """Area under the curve of quality over log density, per seed, compared in pairs: one test per method."""
     levels = protocol.levels if recovery == NO_RECOVERY else protocol.recover_levels
     areas: dict[str, dict[int, float]] = {}
@@ -225,7 +225,7 @@ def _curve_means(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list
     return _ranked(areas, protocol)
 
 
-def _agreement(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[RankPair]:
+def _agreement(rows: Sequence[RunRow], protocol: Protocol, recovery: str) -> list[RankPair]:
     """Kendall's tau between the rankings at every two strengths."""
     means: dict[float, dict[str, float]] = {}
     for level in protocol.levels:
@@ -242,7 +242,7 @@ def _agreement(rows: Sequence[Row], protocol: Protocol, recovery: str) -> list[R
     return pairs
 
 
-def _ablations(rows: Sequence[Row], protocol: Protocol) -> list[AblationLine]:
+def _ablations(rows: Sequence[RunRow], protocol: Protocol) -> list[AblationLine]:
     """What the order of the units within each layer is worth: as is, minus shuffled, minus inverted."""
     found: list[AblationLine] = []
     for level in protocol.ablation_levels:
@@ -278,7 +278,7 @@ def _fidelity(told: Sequence[Mapping[str, ScoreFidelity]]) -> list[FidelityLine]
     return sorted(lines, key=lambda one: (-(one["all"] if one["all"] is not None else -2.0), one["criterion"]))
 
 
-def _layers(rows: Sequence[Row], protocol: Protocol, modules: Sequence[str]) -> LayerShares:
+def _layers(rows: Sequence[RunRow], protocol: Protocol, modules: Sequence[str]) -> LayerShares:
     """The share of its units that each group keeps at the middle level, mean over the seeds."""
     level = middle_of(protocol.levels)
     place = {name: number for number, name in enumerate(modules)}
@@ -303,7 +303,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _scoring(rows: Sequence[Row]) -> list[ScoringLine]:
+def _scoring(rows: Sequence[RunRow]) -> list[ScoringLine]:
     """What scoring alone costs, over the seeds."""
     lines: list[ScoringLine] = []
     for label in methods(rows):
@@ -327,7 +327,7 @@ def _median(costs: Sequence[ScoringCost], key: Literal["epochs", "peak_bytes"]) 
     return median(known) if known else None
 
 
-def _cost(rows: Sequence[Row], protocol: Protocol) -> list[CostLine]:
+def _cost(rows: Sequence[RunRow], protocol: Protocol) -> list[CostLine]:
     """Scoring and recovery together: what each method really took."""
     lines: list[CostLine] = []
     for recovery in protocol.recoveries:
@@ -349,9 +349,9 @@ def _cost(rows: Sequence[Row], protocol: Protocol) -> list[CostLine]:
     return lines
 
 
-def _refused(rows: Sequence[Row]) -> list[Refusal]:
+def _refused(rows: Sequence[RunRow]) -> list[Refusal]:
     """Runs without a result, each reason once."""
-    reasons: dict[tuple[str, str, str], list[Row]] = {}
+    reasons: dict[tuple[str, str, str], list[RunRow]] = {}
     for row in rows:
         if row["status"] != "ok":
             reasons.setdefault((row["criterion"], row["status"], row["why"]), []).append(row)

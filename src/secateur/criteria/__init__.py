@@ -1,5 +1,6 @@
 """Criteria: weights and statistics in, scores out (higher = keep). One per file, each registered here."""
 
+from secateur.criteria.accumulator import Accumulator
 from secateur.criteria.activations.activation_variance import ActivationVariance
 from secateur.criteria.activations.apoz import APoZ
 from secateur.criteria.activations.lasso import Lasso
@@ -36,6 +37,7 @@ from secateur.criteria.weights.random_control import Random
 
 __all__ = [
     "APoZ",
+    "Accumulator",
     "ActivationVariance",
     "AngularDistance",
     "BlockInfluence",

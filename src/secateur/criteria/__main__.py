@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.criteria import get, names
+from secateur.criteria.docstrings import first_sentence, section
 
 HEAD = """# Criteria
 
@@ -27,10 +28,10 @@ def _row(name: str) -> str:
         rule.summary,
         ", ".join(sorted(rule.needs)) or "nothing",
         ", ".join(rule.granularities),
-        rule.complexity,
+        first_sentence(section(type(rule), "Cost")),
         rule.speed,
         rule.best_for,
-        rule.source,
+        section(type(rule), "Source").removesuffix("."),
         ", ".join(f"`{key}={value!r}`" for key, value in rule.options().items()),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"

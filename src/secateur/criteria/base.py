@@ -7,10 +7,10 @@ group. The others override `_score`.
 
 from __future__ import annotations
 
-import random
+import sys
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -18,25 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError, RecipeError
+from secateur.criteria.docstrings import section
+from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.model.call import default_loss
-from secateur.model.tensors import named_tensors, require_finite
+from secateur.model.carried import refuse_carried_masks
+from secateur.model.guard import guard
+from secateur.model.tensors import has_values, named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
-from secateur.types import Data, Example, Group, Loss
+from secateur.types import Data, Example, Group, Json, Loss, Span
 
 Reduction = Literal["sum", "mean", "max"]
+Reads = Literal["values", "sums", "nothing"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
+STATED = ("name", "summary", "speed", "best_for")  # class variables that every criterion gives a value
+DOCUMENTED = ("Cost", "Source")  # sections that its docstring has
 PROMISES = frozenset({"permutation", "batch_split", "zero_lowest"})
 TINY = 1e-15  # below it the squares of float32 numbers begin to vanish
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -69,26 +66,32 @@ class Criterion(ABC):
     """A rule that says what matters least.
 
     Options are keyword-only constructor arguments, stored as attributes of the same name (a frozen
-    keyword-only dataclass does both). A subclass states the class variables below and implements
-    `contributions` (additive) or `_score`.
+    keyword-only dataclass does both). A subclass states the class variables below, says in its docstring what it
+    costs ("Cost:") and where it comes from ("Source:"), and implements `contributions` (additive) or `_score`.
 
     `needs` says what the context must hold, `mode` the mode in which the model is scored. `promises` are
     properties that the contract suite then tests: "permutation" (units that are reordered take their scores
     with them), "batch_split" (the same samples in other batches score the same), "zero_lowest" (no unit
-    scores below one whose weights and activations are all zero).
+    scores below one whose weights and activations are all zero). `live` names constructor arguments that no recipe
+    can write and no plan can hold, for example an `Accumulator`; they are no options.
+
+    `reads` says what it does with the values of the weights. "values": anything, so that NaN and Inf are looked for
+    beforehand; "sums": it adds up functions of single weights that are NaN or Inf where the weight is, so that each
+    weight is read once, and looked at again only where a sum is not finite; "nothing": it works for a model on the
+    meta device too.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    complexity: ClassVar[str]
     speed: ClassVar[str]
     granularities: ClassVar[tuple[str, ...]] = ("any",)
     best_for: ClassVar[str]
-    source: ClassVar[str]
     mode: ClassVar[Literal["eval", "train"]] = "eval"
     comparable: ClassVar[bool] = False  # scores of different layers share one scale, for example a loss change
     promises: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    reads: ClassVar[Reads] = "values"
+    live: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that are objects of a running program
 
     @property
     def reduction(self) -> Reduction:
@@ -116,8 +119,8 @@ class Criterion(ABC):
         """Last step from the reduced contributions to the score (a root, a division by two)."""
         return values
 
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments, so that ``type(c)(**c.options()) == c``."""
+    def options(self) -> dict[str, Json]:
+        """The constructor's arguments as plain data; ``type(c)(**c.options()) == c``, save for what is `live`."""
         return {name: getattr(self, name) for name in option_names(type(self))}
 
     def score(self, context: Context) -> dict[str, Tensor]:
@@ -133,32 +136,51 @@ class Criterion(ABC):
             RecipeError: a granularity that the criterion cannot score, or data is missing.
             NonFiniteError: NaN or Inf in a weight or in a score; names the tensor and the first index.
         """
-        self._check(context)
+        context = self._admitted(context)
         if not context.groups:
             return {}
+        gradients = "gradients" in self.needs
+        # Out of inference mode, whoever calls: what a criterion makes there could have no gradient.
+        with torch.inference_mode(False), self._guard(context, gradients=gradients):
+            scores = self._score(context)
+        try:
+            return {group.name: self._checked(scores, group) for group in context.groups}
+        except NonFiniteError:
+            self._require_finite(context)  # names the weight, where one is the cause
+            raise
+
+    def _admitted(self, context: Context) -> Context:
+        """The context as the criterion sees it: checked, with weights only, and with a loss where one is needed."""
+        self._check(context)
         if "labels" in self.needs and context.loss is None:
             context = replace(context, loss=default_loss)
-        model = context.model
-        with untouched(model, seed=context.seed):
-            model.train(self.mode == "train")
-            with torch.inference_mode(False), torch.set_grad_enabled("gradients" in self.needs):
-                scores = self._score(context)
-        return {group.name: self._checked(scores, group) for group in context.groups}
+        weights = {name for name, p in context.model.named_parameters() if p.is_floating_point() or p.is_complex()}
+        return replace(context, groups=[_of_weights(group, weights) for group in context.groups])
 
-    def weights(self, context: Context) -> dict[str, Tensor]:
-        """Parameters that count for some group, by name, detached, in the order of the groups."""
-        known = named_tensors(context.model)
-        spans = (span for group in context.groups for span in group.spans)
-        return {s.tensor: known[s.tensor].detach() for s in spans if counts(s.role, self.roles)}
+    def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[None]:
+        """The model as it is scored, and given back as it was."""
+        return guard(context.model, mode=self.mode, gradients=gradients, seed=context.seed, example=context.example)
+
+    def weights(self, context: Context, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Parameters that count for some group, by name, detached, in the order of the groups.
+
+        Args:
+            context: model and groups.
+            known: the tensors of the model by name, where they are at hand.
+        """
+        known = named_tensors(context.model) if known is None else known
+        counted = (s.tensor for group in context.groups for s in group.spans if counts(s.role, self.roles))
+        return {name: known[name].detach() for name in dict.fromkeys(counted) if name in known}
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        values = self.contributions(context)
-        return {
-            g.name: self.finish(reduce_spans(values, g, self.reduction, roles=self.roles, squared=self.squared))
-            for g in context.groups
-        }
+        sums = Sums(self.contributions(context), self.reduction, squared=self.squared)
+        scores = {group.name: self.finish(sums.of(group, self.roles)) for group in context.groups}
+        if not sums.finite:
+            self._require_finite(context)
+        return scores
 
     def _check(self, context: Context) -> None:
+        refuse_carried_masks(context.model)
         for group in context.groups:
             if "any" not in self.granularities and group.granularity not in self.granularities:
                 raise RecipeError(
@@ -168,10 +190,24 @@ class Criterion(ABC):
         if self.needs & {"data", "labels"} and context.data is None:
             raise RecipeError(f"criterion {self.name!r} needs data", hint="pass data=, an iterable of batches")
         known = named_tensors(context.model)
+        # These show in the sums over them, and a second reading would cost as much as the criterion itself.
+        summed = set(self.weights(context, known)) if self.reads == "sums" else set()
         for name in dict.fromkeys(span.tensor for group in context.groups for span in group.spans):
             if name not in known:
                 raise InputError(f"the model has no tensor {name!r}", hint=suggestion(name, known))
-            require_finite(known[name], name)
+            if has_values(known[name]):
+                if name not in summed:
+                    require_finite(known[name], name)
+            elif self.reads != "nothing":
+                raise InputError(
+                    f"tensor {name!r} has no values yet",
+                    why=f"criterion {self.name!r} reads them",
+                    hint="load the weights, run one forward pass, or choose criterion 'random', which reads nothing",
+                )
+
+    def _require_finite(self, context: Context) -> None:
+        for name, weight in self.weights(context).items():
+            require_finite(weight, name)
 
     def _checked(self, scores: Mapping[str, Tensor], group: Group) -> Tensor:
         score = scores[group.name].detach().to(torch.float32).contiguous()
@@ -189,11 +225,15 @@ def register(cls: type[C]) -> type[C]:
     """Class decorator: make a criterion known under its name.
 
     Raises:
-        TypeError: a class variable is missing or holds an unknown word, or the name is taken.
+        TypeError: a class variable or a section of the docstring is missing, a class variable holds an unknown word,
+            or the name is taken.
     """
-    for attribute in ("name", "summary", "complexity", "speed", "best_for", "source"):
+    for attribute in STATED:
         if not getattr(cls, attribute, ""):
             raise TypeError(f"{cls.__name__}.{attribute} is empty")
+    for title in DOCUMENTED:
+        if sys.flags.optimize < 2 and not section(cls, title):  # -OO takes all docstrings away
+            raise TypeError(f"the docstring of {cls.__name__} has no section {title!r}")
     if not cls.needs <= NEEDS or not cls.promises <= PROMISES:
         raise TypeError(f"{cls.__name__}: needs are {sorted(NEEDS)}, promises {sorted(PROMISES)}")
     return CRITERIA.register(cls.name)(cls)
@@ -221,6 +261,22 @@ def get(criterion: str | Criterion, options: Mapping[str, object] | None = None)
             raise RecipeError("options go with the name of a criterion, not with an object")
         return criterion
     return CRITERIA.build(criterion, options)
+
+
+def _of_weights(group: Group, weights: Set[str]) -> Group:
+    """The group without spans of buffers and of whole numbers, which no criterion can score; "state" never counts.
+
+    Raises:
+        InputError: nothing is left: its units hold no weight.
+    """
+    spans = tuple(span for span in group.spans if span.tensor in weights or span.role == "state")
+    if group.spans and not any(span.tensor in weights for span in spans):
+        raise InputError(
+            f"the units of group {group.name!r} hold no weights",
+            why=f"{group.spans[0].tensor!r} is a buffer, or holds whole numbers",
+            hint="protect it: nothing says what its units are worth",
+        )
+    return group if len(spans) == len(group.spans) else replace(group, spans=spans)
 
 
 def counts(role: str, roles: frozenset[str] | None) -> bool:
@@ -256,36 +312,71 @@ def reduce_spans(
     Cost:
         One pass over the counted elements; nothing of the size of a tensor is allocated for channels.
     """
-    spans = [s for s in group.spans if s.tensor in values and counts(s.role, roles)]
-    if not spans:
-        raise InputError(
-            f"no tensor of group {group.name!r} has a value for this criterion",
-            hint="choose another criterion, or count every coupled tensor",
-        )
-    if spans[0].index is None:
-        whole = values[spans[0].tensor].reshape(group.shape)
-        return whole.to(torch.float64).square() if squared else whole
-    # Units are gathered on the CPU: atomics on a GPU add in changing order, and plans must be reproducible.
-    total = torch.full((group.size,), -torch.inf if how == "max" else 0.0, dtype=torch.float64)
-    count = torch.zeros(group.size, dtype=torch.float64)
-    for span in spans:
-        value = values[span.tensor].detach()
-        index = (span.index if span.index is not None else torch.arange(value.numel()).view(value.shape)).cpu()
-        dims = [d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1]
-        times = float(np.prod([value.shape[d] for d in dims]))
-        value = _along(value, dims, how, squared=squared)
-        flat, unit = value.cpu().to(torch.float64).flatten(), index.flatten()
-        if bool((unit < 0).any()):
-            flat, unit = flat[unit >= 0], unit[unit >= 0]
-        if how == "max":
-            total.scatter_reduce_(0, unit, flat, "amax")
-        else:
-            total.index_add_(0, unit, flat)
-        count += times * torch.bincount(unit, minlength=group.size)
-    if how == "mean":
-        total /= count.clamp(min=1)
-    total[count == 0] = 0.0
-    return total.view(group.shape).to(values[spans[0].tensor].device)
+    return Sums(values, how, squared=squared).of(group, roles)
+
+
+class Sums:
+    """Element values, reduced to units group by group; see `reduce_spans`.
+
+    A tensor that several groups share is read once for all that cut it along the same dimension: a projection of an
+    attention layer belongs to its heads and to the features of its heads.
+
+    Args:
+        values: tensor name -> value of each element.
+        how: "sum", "mean" or "max".
+        squared: reduce the squares.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], how: Reduction = "sum", *, squared: bool = False) -> None:
+        self.finite = True
+        self._values, self._how, self._squared = values, how, squared
+        self._known: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def of(self, group: Group, roles: frozenset[str] | None) -> Tensor:
+        """One value per unit; arguments, result and refusals are those of `reduce_spans`."""
+        values, how = self._values, self._how
+        spans = [s for s in group.spans if s.tensor in values and counts(s.role, roles)]
+        if not spans:
+            raise InputError(
+                f"no tensor of group {group.name!r} has a value for this criterion",
+                hint="choose another criterion, or count every coupled tensor",
+            )
+        if spans[0].index is None:
+            whole = values[spans[0].tensor].reshape(group.shape)
+            return whole.to(torch.float64).square() if self._squared else whole
+        # Units are gathered on the CPU: atomics on a GPU add in changing order, and plans must be reproducible.
+        total = torch.full((group.size,), -torch.inf if how == "max" else 0.0, dtype=torch.float64)
+        count = torch.zeros(group.size, dtype=torch.float64)
+        for span in spans:
+            value = values[span.tensor].detach()
+            index = (span.index if span.index is not None else torch.arange(value.numel()).view(value.shape)).cpu()
+            dims = tuple(d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1)
+            flat, unit = self._along(span, dims), index.flatten()
+            if bool((unit < 0).any()):
+                flat, unit = flat[unit >= 0], unit[unit >= 0]
+            if how == "max":
+                total.scatter_reduce_(0, unit, flat, "amax")
+            else:
+                total.index_add_(0, unit, flat)
+            times = float(np.prod([value.shape[d] for d in dims]))
+            count += times * torch.bincount(unit, minlength=group.size)
+        if how == "mean":
+            total /= count.clamp(min=1)
+        total[count == 0] = 0.0
+        return total.view(group.shape).to(values[spans[0].tensor].device)
+
+    def _along(self, span: Span, dims: tuple[int, ...]) -> Tensor:
+        """The tensor of a span without the dimensions that no unit depends on: float64, flat, on the CPU."""
+        key = (span.tensor, dims)
+        if key in self._known:
+            return self._known[key]
+        value = self._values[span.tensor].detach()
+        flat = _along(value, list(dims), self._how, squared=self._squared).cpu().to(torch.float64).flatten()
+        # Looked at before units are picked: an element that belongs to no unit must not be NaN either.
+        self.finite = self.finite and bool(torch.isfinite(flat).all())
+        if span.role != "self":  # a weight that is itself the unit stands in one group only: keeping it is of no use
+            self._known[key] = flat
+        return flat
 
 
 def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> Tensor:
@@ -299,70 +390,3 @@ def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> 
     if not dims:
         return value
     return value.amax(dims, True) if how == "max" else value.sum(dims, True, dtype=torch.float64)
-
-
-@contextmanager
-def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
-    """Give the model back as it was found, also when an exception passes through.
-
-    Restored are: training flags, hooks of modules, requires_grad, the gradients (put aside meanwhile, so that
-    a backward pass cannot add to them), buffers, and the random states of Python, NumPy and torch.
-    Weights are not copied: nothing inside may write to them.
-
-    Args:
-        model: the model.
-        seed: seeds all three generators on entry, if given.
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> with untouched(layer):
-        ...     _ = layer.eval()
-        >>> layer.training
-        True
-    """
-    modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
-    training = [m.training for m in modules]
-    hooks = [(getattr(m, h), dict(getattr(m, h))) for m in modules for h in HOOKS if hasattr(m, h)]
-    grads = [(p, p.requires_grad, p.grad) for p in parameters]
-    copies = [(b, b.detach().clone()) for b in buffers]
-    generators = _random_states()
-    try:
-        for parameter in parameters:
-            parameter.grad = None
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - user data may draw from the global generator
-            torch.manual_seed(seed)
-        yield
-    finally:
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
-        for live, kept in hooks:
-            if live != kept:
-                live.clear()
-                live.update(kept)
-        for parameter, wanted, grad in grads:
-            parameter.requires_grad_(wanted)
-            parameter.grad = grad
-        with torch.no_grad():
-            for buffer, copy in copies:
-                # Compared by value: batch norm changes its statistics without a new version number.
-                if not buffer.is_meta and not torch.equal(buffer, copy):
-                    buffer.copy_(copy)
-        _restore_random_states(generators)
-
-
-def _random_states() -> tuple[Any, Any, Tensor, list[Tensor]]:
-    cuda: list[Tensor] = []
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        cuda = torch.cuda.get_rng_state_all()
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
-
-
-def _restore_random_states(states: tuple[Any, Any, Tensor, list[Tensor]]) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, FileRefusedError, RecipeError, ResourceError, UnsupportedError
-from secateur.model.call import call, describe, evaluating, outputs, with_batch_size
+from secateur.model.call import call, describe, outputs, with_batch_size
+from secateur.model.guard import evaluating
 from secateur.types import Example
 
 # protobuf refuses messages of 2 GiB and more; larger weights go to a file beside the model.
@@ -90,7 +91,7 @@ def export_onnx(
     # An exporter that sees batch size 1 fixes it, so the traced batch has at least two.
     sizes = (2, 3) if dynamic_batch else ()
     examples = [with_batch_size(example, size) for size in sizes] or [example]
-    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder, evaluating(model):
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder, evaluating(model, example=example):
         draft = Path(folder) / path.name
         names = _export(model, examples[0], draft, dynamic=dynamic_batch)
         error, allowed = _check(model, examples, draft, runtime=runtime, names=names, tolerance=tolerance)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from secateur.errors import FileRefusedError, ResourceError, SecateurError
 
-_AT_FDCWD = -100
+_AT_FDCWD = -100  # "relative to the current folder", as the system call spells it
 _NOREPLACE, _EXCHANGE = 1, 2
 # EPERM is here because older seccomp filters answer it for system calls that they do not know.
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TypeGuard
 
 from secateur.errors import FileRefusedError
 from secateur.files.parse import parse_json
@@ -36,7 +36,7 @@ ITEM_SIZE = {
     "F64": 8,
     "C64": 8,
 }
-_MAX_DIMS, _MAX_ELEMENTS = 64, 2**60
+_MAX_DIMS, _MAX_ELEMENTS = 64, 2**60  # torch takes no more dimensions; products beyond it would overflow in C
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,15 @@ def build_header(tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: 
         Length and JSON, padded so that the first tensor starts at a multiple of 8. The same input gives the
         same bytes, in any process.
     """
-    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    # In the order of the bytes; JSON keys keep it, so the same tensors give the same header.
+    table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     at = 0
     for name, dtype, shape in tensors:
         end = at + ITEM_SIZE[dtype] * prod(shape)
         table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(table, separators=(",", ":"), allow_nan=False).encode()
+    # The length of 8 bytes and a multiple of 8: readers may map the tensors into memory as they lie.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -102,6 +104,7 @@ def parse_header(text: bytes, *, payload: int, origin: str) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise corrupt(origin, "the metadata holds something else than text")
     entries = sorted((_entry(k, v, origin) for k, v in table.items()), key=lambda e: (e.begin, e.end, e.name))
+    # Sorted by their bytes and each beginning where the last one ended: no overlap can hide, and nothing between.
     at = 0
     for entry in entries:
         if entry.begin != at:
@@ -114,8 +117,8 @@ def parse_header(text: bytes, *, payload: int, origin: str) -> Header:
     return Header(tuple(entries), metadata)
 
 
-def _entry(name: str, value: Any, origin: str) -> Entry:
-    shown = f"tensor {name[:80]!a}"
+def _entry(name: str, value: object, origin: str) -> Entry:
+    shown = f"tensor {name[:80]!a}"  # names in a file can be long and hold anything
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise corrupt(origin, f"{shown} does not have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -130,7 +133,8 @@ def _entry(name: str, value: Any, origin: str) -> Entry:
     return Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
 
 
-def _sizes(value: Any) -> bool:
+def _sizes(value: object) -> TypeGuard[list[int]]:
+    # By exact type: True is an int for Python, and no size.
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
 
 

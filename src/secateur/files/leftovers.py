@@ -60,13 +60,14 @@ def sweep(target: Path) -> None:
 
 
 def _clean(path: Path, target: Path, *, old: bool) -> None:
+    # The link itself: what it points to is not ours.
     if path.is_symlink():
         path.unlink()
         return
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         if not mark(fd):
-            return
+            return  # another container reused the number: that process is alive after all
         if old and not os.path.lexists(target):
             disk.rename_new(path, target)
         elif path.is_dir():
@@ -79,7 +80,7 @@ def _clean(path: Path, target: Path, *, old: bool) -> None:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 asks and does nothing
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:

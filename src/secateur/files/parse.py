@@ -45,9 +45,10 @@ def _refused(origin: str, why: str) -> FileRefusedError:
     return FileRefusedError(f"{origin} is refused: it is not plain JSON", why=why)
 
 
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) != len(pairs):
+        # Readers differ in which of two values they take, so a check by one reader would not bind another.
         seen: set[str] = set()
         key = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {key[:80]!a} occurs twice in one object")
@@ -59,19 +60,19 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _finite(text: str) -> float:
-    value = float(text)
+    value = float(text)  # 1e999 is valid JSON, and infinity when it is read
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is too large")
     return value
 
 
-def _check(value: Any, max_depth: int) -> None:
+def _check(value: object, max_depth: int) -> None:
     """Walk without recursion: depth, and text that UTF-8 cannot hold."""
     stack = [(value, 1)]
     while stack:
         item, depth = stack.pop()
         if isinstance(item, str):
-            item.encode()
+            item.encode()  # half a surrogate pair is fine in a Python string and in no file
         elif isinstance(item, dict | list):
             if depth > max_depth:
                 raise ValueError(f"it nests deeper than {max_depth} levels")

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from secateur.errors import FileRefusedError
 
+# Devices on Windows, whatever extension follows: "con.json" opens the console.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
@@ -65,6 +66,7 @@ def open_inside(folder: str | Path, name: str) -> BinaryIO:
     fd = None
     try:
         fd = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        # Step by step from the folder's descriptor: a path as a whole could be moved under us between two checks.
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             flags = os.O_RDONLY | nofollow | (0 if last else getattr(os, "O_DIRECTORY", 0))
@@ -79,6 +81,7 @@ def open_inside(folder: str | Path, name: str) -> BinaryIO:
             why="it is missing, or a link, which is never followed for a name that comes out of a file",
         ) from error
     found = os.fstat(fd)
+    # A second hard link could lead to a file outside the folder, and no path would show it.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         os.close(fd)
         raise FileRefusedError(

@@ -9,7 +9,7 @@ library.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -126,11 +126,40 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
     Cost: one pass; one tensor at a time is copied where it is not contiguous or not on the CPU.
     """
+    header, stored = _layout(tensors, metadata or {})
+    with atomic_file(path) as sink:
+        sink.write(header)
+        for tensor in stored:
+            _write_tensor(sink.write, tensor)
+    return sink.sha256
+
+
+def size_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
+    """Bytes of the file that `save_tensors` would write, without writing it.
+
+    Args:
+        tensors: as for `save_tensors`.
+        metadata: as for `save_tensors`.
+
+    Returns:
+        Bytes, exact: those of the header and of every tensor that is stored.
+
+    Raises:
+        InputError: as `save_tensors`.
+
+    Cost: the header is built; no value is read.
+    """
+    header, stored = _layout(tensors, metadata or {})
+    return len(header) + sum(tensor.numel() * tensor.element_size() for tensor in stored)
+
+
+def _layout(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
+    """The header of the file, and the tensors whose bytes follow it, in order."""
     names = _dtype_names()
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, names)
     stored, aliases = _split_aliases(tensors)
-    fields = {"format": "pt", **(metadata or {})}
+    fields = {"format": "pt", **metadata}
     if any(key.startswith("secateur.") for key in fields):
         raise InputError("metadata keys that begin with 'secateur.' are reserved")
     if aliases:
@@ -138,11 +167,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     # Widest items first keeps every tensor aligned to its own item size, as the library does.
     order = sorted(stored, key=lambda n: (-ITEM_SIZE[names[stored[n].dtype]], n))
     header = build_header([(n, names[stored[n].dtype], tuple(stored[n].shape)) for n in order], fields)
-    with atomic_file(path) as sink:
-        sink.write(header)
-        for name in order:
-            _write_tensor(sink.write, stored[name])
-    return sink.sha256
+    return header, [stored[name] for name in order]
 
 
 def _read_header(stream: BinaryIO, path: Path) -> tuple[Header, bytes]:
@@ -157,7 +182,7 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[Header, bytes]:
     return parse_header(text, payload=size - 8 - length, origin=str(path)), prefix + text
 
 
-def _read_tensor(stream: BinaryIO, entry: Entry, digest: Any, path: Path) -> Tensor:
+def _read_tensor(stream: BinaryIO, entry: Entry, digest: hashlib._Hash, path: Path) -> Tensor:
     import torch
 
     dtype = {name: dtype for dtype, name in _dtype_names().items()}[entry.dtype]
@@ -173,12 +198,13 @@ def _read_tensor(stream: BinaryIO, entry: Entry, digest: Any, path: Path) -> Ten
     return torch.frombuffer(buffer, dtype=dtype).reshape(entry.shape)
 
 
-def _write_tensor(write: Any, tensor: Tensor) -> None:
+def _write_tensor(write: Callable[[memoryview], None], tensor: Tensor) -> None:
     import torch
 
     dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     if dense.numel() == 0:
         return
+    # Bytes are taken by way of numpy, which has no bfloat16 and no float8: hence the view as bytes first.
     # A single element counts as contiguous whatever its stride, which the view as bytes does not accept.
     plain = dense.as_strided((dense.numel(),), (1,))
     real = torch.view_as_real(plain).reshape(-1) if plain.is_complex() else plain
@@ -206,10 +232,12 @@ def _check_tensor(name: str, tensor: Tensor, names: Mapping[torch.dtype, str]) -
 def _split_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    first: dict[Any, str] = {}
+    first: dict[tuple[object, ...], str] = {}
     for name, tensor in sorted(tensors.items()):
+        # The address alone does not tell a square weight from its transpose, nor a tensor from its conjugate view.
         view = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg())
         key = (tensor.data_ptr(), *view)
+        # Empty tensors all have the address 0 and are no ties.
         if tensor.numel() and key in first:
             aliases[name] = first[key]
         else:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from secateur.errors import FileRefusedError
 from secateur.files.paths import open_inside
 
-MAX_HEADER = 100_000_000
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _WINDOW = 65_536
 _SIGNATURES = (
     (b"PK\x03\x04", "zip"),
@@ -109,6 +109,7 @@ def refuse(path: Path, kind: str, *, wanted: str) -> FileRefusedError:
 def _kind(head: bytes, size: int, stream: BinaryIO) -> str:
     if not head:
         return "empty"
+    # The dangerous kinds first: a file can be two things at once, and the reader chooses.
     if _is_tar(head):
         return "tar"
     if _has_zip_tail(stream, size):

@@ -12,10 +12,16 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, RecipeError
-from secateur.model.call import batch_size_of, call, device_of, evaluating, to_device, with_batch_size
-from secateur.types import Example, Latency
+from secateur.model.call import batch_size_of, call, device_of, to_device, with_batch_size
+from secateur.model.guard import evaluating
+from secateur.types import Example, Latency, Stop
 
 Timer = Callable[[], float]
+
+# The fewest rounds that can say anything: were two models equally fast, each round would be a toss, and all of n rounds
+# would fall alike with probability 2 / 2^n: 1/16 for five rounds, and 1/32, below 5 %, for six (sign test, two sides).
+FEWEST_ROUNDS = 6
+WARMUP_SHARE = 0.25  # of the time budget that warming up may use
 
 
 def latency(
@@ -24,6 +30,8 @@ def latency(
     *,
     rounds: int = 30,
     warmup: int = 3,
+    seconds: float | None = None,
+    spread: float = 0.0,
     threads: int | None = None,
     batch_size: int | None = None,
     timer: Timer = time.perf_counter,
@@ -33,48 +41,126 @@ def latency(
     Interleaving lets a busy or throttling machine slow all models alike. Compare only numbers of one call;
     numbers of two calls differ by whatever the machine did in between.
 
+    With `seconds` or `spread` the rounds end as soon as the time is used up or the models are compared closely enough,
+    though never before the sixth: fewer cannot tell a difference from chance. Neither rule looks at which model is
+    faster, so stopping early favours none.
+
     Args:
         models: name -> model; all take the same example.
         example: what `secateur.model.call.call` takes.
-        rounds: timed forward passes per model, at least 1.
-        warmup: untimed rounds before them.
+        rounds: timed forward passes per model at most, at least 1.
+        warmup: untimed rounds before them at most.
+        seconds: time budget for all rounds together; a quarter of it is for warming up, which is once at least where it
+            is asked for at all. None = no budget.
+        spread: stop when p10 and p90 of every ratio (of the times, where there is one model) lie at most this far
+            apart, as a fraction of the median. 0 = never.
         threads: CPU threads to use; None leaves the setting alone. Put back afterwards.
         batch_size: repeat or trim the example to this size; None leaves it as it is.
         timer: a clock in seconds.
 
     Returns:
         Name -> median, 10th and 90th percentile in milliseconds, and the same of the ratio to the first model,
-        round by round.
+        round by round, and why the rounds ended.
 
     Raises:
         InputError: there is no model.
-        RecipeError: rounds, warmup or threads out of range.
+        RecipeError: rounds, warmup, seconds, spread or threads out of range.
         ForwardError: a forward fails.
 
-    Cost: ``(rounds + warmup)`` forward passes per model.
+    Cost: ``(rounds + warmup)`` forward passes per model, fewer where a rule ends them.
     """
     if not models:
         raise InputError("there is no model to measure")
-    for name, value, least in (("rounds", rounds, 1), ("warmup", warmup, 0), ("threads", threads or 1, 1)):
-        if value < least:
-            raise RecipeError(f"{name} is {value}", hint=f"give at least {least}")
+    _check_options(rounds, warmup, seconds, spread, threads)
     if batch_size is not None:
         example = with_batch_size(example, batch_size)
+    # Copied once, before the clock starts: moving the input is no part of the model.
     inputs = {name: to_device(example, device_of(model)) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    with _threads(threads) as used, evaluating(*models.values()), torch.inference_mode(), _no_collection():
-        for number in range(-warmup, rounds):
-            order = list(models) if number % 2 == 0 else list(models)[::-1]
-            for name in order:
-                taken = _time(models[name], inputs[name], timer)
-                if number >= 0:
-                    seconds[name].append(taken)
+    taken: dict[str, list[float]] = {name: [] for name in models}
+
+    def one_round(number: int) -> None:
+        # Whoever runs second finds the other's data in the cache, so they take turns.
+        for name in list(models) if number % 2 == 0 else list(models)[::-1]:
+            taken[name].append(_time(models[name], inputs[name], timer))
+
+    with (
+        _threads(threads) as used,
+        evaluating(*models.values(), example=inputs),
+        torch.inference_mode(),
+        _no_collection(),
+    ):
+        budget = _Budget(seconds, timer)
+        for number in range(warmup):
+            one_round(number - warmup)
+            # The first passes choose kernels and fill caches, so one is taken however little time there is.
+            if budget.used(WARMUP_SHARE):
+                break
+        for values in taken.values():
+            values.clear()
+        stopped = _timed_rounds(one_round, taken, rounds, spread, budget)
     size = batch_size_of(example)
-    first = next(iter(seconds))
+    first = next(iter(taken))
     return {
-        name: _summary(values, used, size, None if name == first else seconds[first])
-        for name, values in seconds.items()
+        name: _summary(values, used, size, stopped, None if name == first else taken[first])
+        for name, values in taken.items()
     }
+
+
+class _Budget:
+    """How much of the time for all rounds is used up."""
+
+    def __init__(self, seconds: float | None, timer: Timer) -> None:
+        self.seconds, self.timer, self.begun = seconds, timer, timer()
+
+    def used(self, share: float = 1.0) -> bool:
+        """Whether this share of the budget is gone; never, where there is no budget."""
+        return self.seconds is not None and self.timer() - self.begun >= share * self.seconds
+
+
+def _timed_rounds(
+    one_round: Callable[[int], None], taken: Mapping[str, list[float]], rounds: int, spread: float, budget: _Budget
+) -> Stop:
+    """Run rounds until a rule ends them, and say which."""
+    for number in range(rounds):
+        one_round(number)
+        if number + 1 in range(FEWEST_ROUNDS, rounds):
+            if spread and all(_spread(values) <= spread for values in _compared(taken)):
+                return "spread"
+            if budget.used():
+                return "time"
+    return "rounds"
+
+
+def _compared(taken: Mapping[str, list[float]]) -> list[list[float]]:
+    """What is compared: every model with the first one, round by round; a model alone with itself."""
+    first, *others = taken.values()
+    return [_ratios(values, first) for values in others] if others and min(first) > 0 else [first]
+
+
+def _ratios(seconds: list[float], first: list[float]) -> list[float]:
+    return [mine / other for mine, other in zip(seconds, first, strict=True)]
+
+
+def _spread(values: list[float]) -> float:
+    median, p10, p90 = _outward(values)
+    return (p90 - p10) / median if median else 0.0
+
+
+def _outward(values: list[float]) -> tuple[float, float, float]:
+    """Median, p10 and p90; the last two are values that are there, so that nine of ten lie on this side of either.
+
+    Interpolated percentiles of few rounds would promise more agreement than there was: with one round of six above 1,
+    p90 can lie below it.
+    """
+    low, high = np.percentile(values, 10, method="lower"), np.percentile(values, 90, method="higher")
+    return float(np.median(values)), float(low), float(high)
+
+
+def _check_options(rounds: int, warmup: int, seconds: float | None, spread: float, threads: int | None) -> None:
+    whole = (("rounds", rounds, 1), ("warmup", warmup, 0), ("threads", 1 if threads is None else threads, 1))
+    for name, value, least in (*whole, ("seconds", seconds or 0, 0), ("spread", spread, 0)):
+        if value < least:
+            raise RecipeError(f"{name} is {value}", hint=f"give at least {least}")
 
 
 def _time(model: nn.Module, example: Example, timer: Timer) -> float:
@@ -87,17 +173,15 @@ def _time(model: nn.Module, example: Example, timer: Timer) -> float:
 
 
 def _synchronize(device: torch.device) -> None:
+    # Kernels of a GPU are only queued by the call: without waiting the clock would time the queueing.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _summary(seconds: list[float], threads: int, batch_size: int, first: list[float] | None) -> Latency:
+def _summary(seconds: list[float], threads: int, batch_size: int, stopped: Stop, first: list[float] | None) -> Latency:
     p10, median, p90 = (float(value) for value in np.percentile(np.array(seconds) * 1e3, [10, 50, 90]))
-    ratio = None
-    if first is not None and min(first) > 0:
-        low, middle, high = (float(v) for v in np.percentile(np.array(seconds) / np.array(first), [10, 50, 90]))
-        ratio = (middle, low, high)
-    return Latency(median, p10, p90, len(seconds), threads, batch_size, ratio)
+    ratio = _outward(_ratios(seconds, first)) if first is not None and min(first) > 0 else None
+    return Latency(median, p10, p90, len(seconds), threads, batch_size, ratio, stopped)
 
 
 @contextmanager

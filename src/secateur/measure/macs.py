@@ -10,8 +10,7 @@ its leading dimension holds samples (`samples_in` decides, and says how); ratios
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import SecateurError
-from secateur.model.call import batch_size_of, call, device_of, evaluating, outputs, pick_sample, to_device
+from secateur.model.call import batch_size_of, call, device_of, outputs, pick_sample, to_device
+from secateur.model.guard import evaluating
+from secateur.model.kernels import unfused_attention
 from secateur.types import Example
 
 Shape = Sequence[int]
@@ -180,9 +181,10 @@ def count(model: nn.Module, example: Example) -> Operations:
         ForwardError: the forward fails on the example.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
-    with evaluating(model), _unfused(), counter:
+    # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
+    with evaluating(model, example=example), unfused_attention(), sdpa_kernel(SDPBackend.MATH), counter:
         output = call(model, to_device(example, device_of(model)))
-    total = counter.get_total_flops() // 2
+    total = counter.get_total_flops() // 2  # the counter counts a multiplication and an addition as two
     modules = {"": total}
     for path, operations in counter.get_flop_counts().items():
         # The counter writes the class of the model before the first dot, and "Global" for the whole.
@@ -192,22 +194,11 @@ def count(model: nn.Module, example: Example) -> Operations:
     return Operations(total, modules, output)
 
 
-@contextmanager
-def _unfused() -> Iterator[None]:
-    # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
 def _formulas() -> dict[object, Callable[..., int]]:
     """FLOPs of operations for which flop_counter has no formula; the arguments are shapes."""
     aten = torch.ops.aten
     formulas: dict[object, Callable[..., int]] = {
+        # Without these two a model that calls them with vectors would cost less than with a batch of one.
         aten.mv: lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
         aten.dot: lambda left, right, **_: 2 * left[0],
         aten._trilinear: _trilinear_flops,
@@ -221,6 +212,7 @@ def _formulas() -> dict[object, Callable[..., int]]:
 
 
 def _trilinear_flops(a: Shape, b: Shape, c: Shape, ea: Shape, eb: Shape, ec: Shape, *_: object, **__: object) -> int:
+    # ea, eb and ec say which dimensions of the common product each operand lacks.
     total = len(a) + len(ea)
     sizes = [1] * total
     # Each factor lacks the dimensions over which it is expanded: line its own up with the rest.
@@ -233,6 +225,7 @@ def _trilinear_flops(a: Shape, b: Shape, c: Shape, ea: Shape, eb: Shape, ec: Sha
 
 
 def _mkldnn_rnn_flops(x: Shape, w_input: Shape, w_hidden: Shape, *_: object, **__: object) -> int:
+    # One layer and direction per call; both matrices are used once per step and sample.
     return 2 * int(x[0] * x[1] * (torch.Size(w_input).numel() + torch.Size(w_hidden).numel()))
 
 

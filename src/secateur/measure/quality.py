@@ -22,13 +22,13 @@ from secateur.model.call import (
     default_loss,
     describe,
     device_of,
-    evaluating,
     prediction,
     to_device,
     to_example,
     to_target,
 )
 from secateur.model.door import Parts, first_batch, task_of
+from secateur.model.guard import evaluating, guard
 from secateur.types import Batch, Data, Evaluate, Judge, Loss, Metric
 
 # Training data may have no end, and say little of quality: so much of them shows whether the model still works.
@@ -81,17 +81,20 @@ def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss
         ('the test part', 0.667)
     """
     batches, on = data.judging
-    limited = batches is not None and data.test is None
-    if limited and batches is not None:
+    # A test part has an end, and its figure is quoted: read whole.
+    if batches is not None and data.test is None:
         batches = _Leading(batches)
         on += f" (at most {MOST_BATCHES} batches)"
     if judge is not None:
         return _asked(judge, batches, on)
     if batches is None:
         return Yardstick(None, why="there are no data")
-    task = task_of(model, first_batch(batches))
+    # A loader that shuffles draws even for one batch; whoever draws next must not notice.
+    with torch.random.fork_rng(devices=[]):
+        task = task_of(model, first_batch(batches))
     if task.kind == "classification":
         figure: Evaluate = accuracy_on(batches)
+    # What the user trains for is a better figure than one guessed from shapes, except where a share of hits is there.
     elif loss is not None:
         figure = _loss_on(batches, loss, "loss")
     elif task.kind == "none":
@@ -116,7 +119,8 @@ def _repeatable(evaluate: Evaluate) -> Callable[[nn.Module], dict[str, float]]:
 
     def measured(model: nn.Module) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            # The CPU's alone, from which loaders draw: `torch.manual_seed` would set those of every GPU for good.
+            torch.default_generator.manual_seed(0)
             return quality(model, evaluate)
 
     return measured
@@ -134,6 +138,7 @@ def _asked(judge: Judge, batches: Data | None, on: str) -> Yardstick:
                 hint="give evaluate(model) -> number or mapping, a metric with update, compute and reset, "
                 "or a mapping of names to such",
             )
+    # One pass over the data serves all metrics; each function reads what it reads.
     metrics = {name or _snake(type(one).__name__): one for name, one in named.items() if isinstance(one, Metric)}
     functions = {name: one for name, one in named.items() if not isinstance(one, Metric)}
     if metrics and (batches is None or to_target(first_batch(batches)) is None):
@@ -250,7 +255,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
             if target is None or target.is_floating_point():
                 raise InputError(f"batch {number}, {describe(batch)}, holds no integer target")
             predicted = prediction(call(model, to_example(moved)))
-            counted = target >= 0
+            counted = target >= 0  # negative labels are the usual way to say "not this one"
             hits += int(((_classes(predicted, target, number) == target) & counted).sum())
             total += int(counted.sum())
     if not total:
@@ -259,6 +264,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def _classes(predicted: Tensor, target: Tensor, number: int) -> Tensor:
+    # The largest of several NaN is the first, which would count as class 0 and now and then be right.
     if predicted.isnan().any():
         raise NonFiniteError(f"the output for batch {number} of the evaluation data has NaN")
     if predicted.dim() < 2 or predicted.shape[:1] + predicted.shape[2:] != target.shape:
@@ -278,7 +284,7 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     """Call ``evaluate(model)`` and bring the result into named floats.
 
     Args:
-        model: any module.
+        model: any module; given back as it was, whatever mode the evaluation leaves it in.
         evaluate: returns a number or a mapping of numbers.
 
     Returns:
@@ -288,9 +294,9 @@ def quality(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
         InputError: the result is neither.
         NonFiniteError: a value is NaN or infinite.
     """
-    # An evaluation that draws must not shift what the run draws after it.
-    with torch.random.fork_rng(devices=[]):
+    with guard(model):  # an evaluation that ends in eval mode, or draws numbers, changes nothing for what follows
         result = evaluate(model)
+    # A bare number has no name that a table could show.
     return _numbers(dict(result) if isinstance(result, Mapping) else {"quality": result}, result)
 
 

@@ -39,8 +39,8 @@ def snapshot(
         NonFiniteError: an output on the example is NaN or infinite, or a quality is not finite.
         ForwardError: the forward fails on the example.
 
-    Cost: a forward pass on the example, one on a single sample where `samples` is left out, one write of the
-        weights, and what ``evaluate`` takes.
+    Cost: a forward pass on the example, one on a single sample where `samples` is left out, a look at
+        every weight, and what ``evaluate`` takes.
 
     Example:
         >>> import torch
@@ -59,6 +59,7 @@ def snapshot(
                     f"output {number} of the model, {describe(tensor)}, has {found} on the example",
                     hint="check the weights and the example for NaN, Inf and values that overflow",
                 )
+        # The model's own batch where the caller has no other model to compare with.
         samples = samples_in(model, example, whole) if samples is None else samples
         multiplications = whole.total // samples
         per = "example" if samples == 1 < batch_size_of(example) else "sample"

@@ -32,6 +32,7 @@ def width_grid(device: str = "cpu", *, rounds: int = 7, timer: Callable[[], floa
 
     Cost: some 500 small products, well under a second; remembered for the process.
     """
+    # Wide enough to fill the vector units, small enough that 65 widths take a moment.
     left = torch.ones(256, 256, device=device)
     rights = {n: torch.ones(256, n, device=device) for n in WIDTHS}
     best = dict.fromkeys(WIDTHS, float("inf"))
@@ -41,6 +42,7 @@ def width_grid(device: str = "cpu", *, rounds: int = 7, timer: Callable[[], floa
             torch.mm(left, right)
             if left.is_cuda:
                 torch.cuda.synchronize(left.device)
+            # The fastest round: whatever disturbs a product makes it slower, never faster.
             best[n] = min(best[n], (timer() - started) / n)
     shares = {step: _share(best, step) for step in STEPS[1:]}
     best_step = min(shares, key=lambda step: shares[step])

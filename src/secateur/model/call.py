@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from pathlib import Path
@@ -208,7 +207,7 @@ def outputs(value: Any) -> list[Tensor]:
         >>> len(outputs({"logits": torch.zeros(1), "hidden": (torch.zeros(2), None)}))
         2
     """
-    found = list(_tensors(value))
+    found = list(tensors_in(value))
     if not found:
         raise UnsupportedError(
             f"the forward returned {type(value).__name__}, with no tensor in it",
@@ -217,18 +216,19 @@ def outputs(value: Any) -> list[Tensor]:
     return found
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors of an output, example or batch, in a stable order; see `outputs` for what is walked."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
-            yield from _tensors(getattr(value, entry.name))
+            yield from tensors_in(getattr(value, entry.name))
 
 
 def inputs(example: Example) -> list[Tensor]:
@@ -242,7 +242,7 @@ def inputs(example: Example) -> list[Tensor]:
         [2, 3]
     """
     _require_input(example)
-    found = list(_tensors(example))
+    found = list(tensors_in(example))
     if not found:
         raise InputError(
             f"the example is {describe(example)}, with no tensor in it",
@@ -372,7 +372,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 def batch_size_of(example: Example) -> int:
     """Size of the first dimension of the first tensor that has one; 1 where there is none."""
-    return next((tensor.shape[0] for tensor in _tensors(example) if tensor.dim()), 1)
+    return next((tensor.shape[0] for tensor in tensors_in(example) if tensor.dim()), 1)
 
 
 def with_batch_size(example: Example, size: int) -> Any:
@@ -415,47 +415,6 @@ def _rows(value: Any, batch: int, rows: Tensor) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_rows(item, batch, rows) for item in value)
     return value
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in eval mode without gradients; modes, buffers and random state are as before on leaving.
-
-    Args:
-        models: one or more modules; buffers that a forward changes all the same are put back.
-    """
-    modules = list({id(module): module for model in models for module in model.modules()}.values())
-    modes = [module.training for module in modules]
-    buffers = [(module, dict(module._buffers), _copies(module)) for module in modules if module._buffers]
-    devices = sorted({device_of(model).index or 0 for model in models if device_of(model).type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            for module in modules:
-                module.training = False
-            yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for module, held, copies in buffers:
-            _put_back(module, held, copies)
-
-
-def _copies(module: nn.Module) -> dict[str, Tensor]:
-    held = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
-    return {name: buffer.detach().clone() for name, buffer in held.items() if _writable(buffer)}
-
-
-def _writable(buffer: Tensor) -> bool:
-    return not (buffer.is_meta or buffer.is_inference())
-
-
-def _put_back(module: nn.Module, held: Mapping[str, Tensor | None], copies: Mapping[str, Tensor]) -> None:
-    for name, buffer in held.items():
-        module._buffers[name] = buffer
-        # Compared by value: batch norm writes its statistics without counting up their version.
-        if buffer is not None and name in copies and not torch.equal(buffer, copies[name]):
-            with torch.no_grad():
-                buffer.copy_(copies[name])
 
 
 def require_reiterable(data: Any, why: str) -> None:

@@ -18,7 +18,6 @@ from secateur.model.call import (
     call,
     describe,
     device_of,
-    evaluating,
     own_loss,
     prediction,
     takes_labels,
@@ -27,6 +26,7 @@ from secateur.model.call import (
     to_target,
     with_labels,
 )
+from secateur.model.guard import evaluating
 from secateur.types import Batch, Data, Example
 
 NAMES = ("train", "calibration", "test")

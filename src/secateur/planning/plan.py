@@ -85,7 +85,7 @@ class Plan(PlanData):
             self.edit.apply(model, optimizer)
             result = model
         if masks:
-            mask_model(result, masks)
+            mask_model(result, masks, keep_originals=False)
         if follow is not None:
             follow()
         remember(result, whole)
@@ -101,7 +101,7 @@ class Plan(PlanData):
             masks = self.edit.masks_after(averaged)
             self.replay(averaged)
             if masks:
-                mask_model(averaged, masks)
+                mask_model(averaged, masks, keep_originals=False)
 
         return migration(model, ema, replay, cuts=self.cuts, layers=self.layers, masks=self.masks)
 

@@ -17,7 +17,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.sniff import open_regular, refuse, sniff_stream
 from secateur.recipe.overrides import apply_overrides
-from secateur.recipe.reader import MAX_BYTES, Source, read_yaml
+from secateur.recipe.reader import MAX_BYTES, RecipeText, read_yaml
 from secateur.recipe.reader import Path as Keys
 from secateur.recipe.schema import Recipe
 from secateur.registry import suggestion
@@ -81,11 +81,11 @@ def _quoted(data: Any) -> Any:
     return data if plain else DoubleQuotedScalarString(data)
 
 
-def _read(source: str | Path | Mapping[str, Any] | Recipe) -> Source:
+def _read(source: str | Path | Mapping[str, Any] | Recipe) -> RecipeText:
     if isinstance(source, Recipe):
-        return Source("recipe", source.model_dump(mode="json", by_alias=True))
+        return RecipeText("recipe", source.model_dump(mode="json", by_alias=True))
     if isinstance(source, Mapping):
-        return Source("recipe", copy.deepcopy(dict(source)))
+        return RecipeText("recipe", copy.deepcopy(dict(source)))
     if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
         return read_yaml(source, "recipe")
     if isinstance(source, str) and source in bundled():
@@ -120,7 +120,7 @@ def _without_nulls(data: Any) -> Any:
     return data
 
 
-def _explain(error: Any, read: Source, origins: Mapping[Keys, str]) -> str:
+def _explain(error: Any, read: RecipeText, origins: Mapping[Keys, str]) -> str:
     kind = error["type"]
     path = _keys(error["loc"], read.data, missing=kind in {"missing", "extra_forbidden"})
     where = _where(path, read, origins)
@@ -149,7 +149,7 @@ def _message(error: Any, path: Keys) -> str:
     return f"{message[:1].lower()}{message[1:]}{said}"
 
 
-def _where(path: Keys, read: Source, origins: Mapping[Keys, str]) -> str:
+def _where(path: Keys, read: RecipeText, origins: Mapping[Keys, str]) -> str:
     """The override that wrote the value (or something around or inside it), else the line in the file."""
     for set_path, label in reversed(list(origins.items())):
         shorter = min(len(path), len(set_path))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.errors import RecipeError
-from secateur.recipe.reader import Path, Source, read_value
+from secateur.recipe.reader import Path, RecipeText, read_value
 from secateur.recipe.schema import Recipe
 
 _CHOICES = ("criterion", "granularity", "allocation")
 
 
-def apply_overrides(source: Source, overrides: list[str]) -> dict[Path, str]:
+def apply_overrides(source: RecipeText, overrides: list[str]) -> dict[Path, str]:
     """Set values in the data of a recipe.
 
     Args:

@@ -25,7 +25,7 @@ Path = tuple[str | int, ...]
 
 
 @dataclass
-class Source:
+class RecipeText:
     """Plain data and where each piece of it was written."""
 
     origin: str
@@ -40,7 +40,7 @@ class Source:
         return self.origin
 
 
-def read_yaml(text: str, origin: str) -> Source:
+def read_yaml(text: str, origin: str) -> RecipeText:
     """Parse one YAML document.
 
     Args:
@@ -56,7 +56,7 @@ def read_yaml(text: str, origin: str) -> Source:
     """
     if len(text.encode(errors="replace")) > MAX_BYTES:
         raise RecipeError(f"{origin}: larger than {MAX_BYTES} bytes")
-    source = Source(origin)
+    source = RecipeText(origin)
     try:
         _check_events(text, origin)
         node = _yaml().compose(text)
@@ -117,7 +117,7 @@ def _check_events(text: str, origin: str) -> None:
 class _Builder:
     """Turns nodes into plain data; counts what aliases expand to, so that a bomb stops early."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RecipeText) -> None:
         self.source = source
         self.count = 0
 

@@ -84,6 +84,7 @@ class Optimizer(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        # Silence would let a reader believe that Adam ran with Nesterov momentum.
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise problem(f"momentum and nesterov belong to sgd, not to {self.name}")
         if self.nesterov and not self.momentum:
@@ -163,9 +164,13 @@ class Measure(Part):
     quality: bool = True
     """Measure quality at all: by `evaluate`, or by what the labels ask for."""
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
-    """Timed rounds, before and after in turns."""
+    """Timed rounds at most, before and after in turns; five at most for masks, of which no speed is expected."""
     warmup: Annotated[int, Field(ge=0, le=100_000)] = 5
-    """Rounds that are not timed."""
+    """Rounds at most that are not timed."""
+    seconds: Annotated[float, Field(gt=0)] = 3.0
+    """Time budget of all rounds; six are timed whatever they take, since fewer cannot tell a difference from chance."""
+    spread: Annotated[float, Field(ge=0)] = 0.05
+    """Enough when nine of ten rounds agree on the ratio after / before within this fraction of it; 0 = never enough."""
     batch_size: Count | None = None
     """Batch of the timed forward pass; left out: that of the example."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.errors import InputError, NonFiniteError
-from secateur.model.call import call, device_of, evaluating, to_device, to_example
+from secateur.model.call import call, device_of, to_device, to_example
+from secateur.model.guard import evaluating
 from secateur.types import Data
 
 

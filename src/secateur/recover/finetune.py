@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import ForwardError, InputError, NonFiniteError, RecipeError, SecateurError
+from secateur.masks import mask_model
 from secateur.model.call import (
     default_loss,
     describe,
@@ -23,15 +22,15 @@ from secateur.model.call import (
     require_reiterable,
     to_device,
 )
-from secateur.recover.masks import MaskHolder
-from secateur.recover.optimizers import Factory, Schedule, build_optimizer, rate_factor, resolve_schedule
+from secateur.model.guard import guard
+from secateur.recover.optimizers import OptimizerSpec, Schedule, build_optimizer, rate_factor, resolve_schedule
 from secateur.types import Batch, Data, Loss
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Record:
+class TrainStep:
     """One optimizer step: its number from 0, its epoch, the loss before it, the learning rate used."""
 
     step: int
@@ -44,7 +43,7 @@ class Record:
 class History:
     """What a fine-tuning did, step by step."""
 
-    records: tuple[Record, ...]
+    records: tuple[TrainStep, ...]
     seconds: float
 
     @property
@@ -63,7 +62,7 @@ def finetune(
     data: Data,
     loss: Loss | None = None,
     *,
-    optimizer: Mapping[str, Any] | Factory | None = None,
+    optimizer: OptimizerSpec | None = None,
     schedule: str | Schedule = "constant",
     warmup_steps: int = 0,
     steps: int | None = None,
@@ -90,7 +89,8 @@ def finetune(
         epochs: number of passes instead; neither = one pass.
         masks: parameter name -> bool, True = keep.
         progress: called after each step with (steps done, steps in all, or 0 where not known).
-        seed: of dropout and of loaders that draw from torch's global generator, which is put back.
+        seed: of dropout and of loaders that draw from the global generators of Python, NumPy or torch; all are put
+            back.
 
     Returns:
         The history. The same seed, data, model and thread count give the same weights on one machine.
@@ -107,45 +107,86 @@ def finetune(
     """
     total = _total_steps(data, steps=steps, epochs=epochs, schedule=schedule, warmup=warmup_steps)
     factor = resolve_schedule(schedule)
-    holder = MaskHolder(model, masks)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise InputError("no parameter of the model requires a gradient", hint="call model.requires_grad_()")
-    started, records = time.perf_counter(), []
-    with _transaction(model), _seeded(model, seed):
+    started, records = time.perf_counter(), list[TrainStep]()
+    with guard(model, mode="train", gradients=True, seed=seed, rollback=True):
         built = build_optimizer(optimizer, trained)
         base = [float(group["lr"]) for group in built.param_groups]
-        holder.mask_weights()
-        model.train()
+        # Nobody takes these masks back, so what they hide need not be stored. The hold ends with the optimizer.
+        mask_model(model, masks or {}, keep_originals=False).hold(built)
         passes = None if steps is not None else (epochs or 1)
         with closing(_passes(data, passes)) as batches:
             for step, (epoch, batch) in enumerate(islice(batches, steps)):
                 scale = rate_factor(factor, step, total, warmup=warmup_steps)
                 for group, rate in zip(built.param_groups, base, strict=True):
                     group["lr"] = rate * scale
-                value = _step(model, batch, loss or default_loss, optimizer=built, holder=holder, step=step)
-                records.append(Record(step, epoch, value, base[0] * scale))
+                try:
+                    value = train_step(model, batch, loss, optimizer=built, step=step)
+                except NonFiniteError as error:
+                    why = "the model is back at the state before the fine-tuning"
+                    raise NonFiniteError(error.what, why=why, hint=error.hint) from error
+                records.append(TrainStep(step, epoch, value, base[0] * scale))
                 if progress is not None:
                     progress(step + 1, total)
         _check_weights(model)
     return History(tuple(records), time.perf_counter() - started)
 
 
-def _step(model: nn.Module, batch: Batch, loss: Loss, *, optimizer: Optimizer, holder: MaskHolder, step: int) -> float:
+def train_step(
+    model: nn.Module,
+    batch: Batch,
+    loss: Loss | None = None,
+    *,
+    optimizer: Optimizer,
+    step: int = 0,
+    after_backward: Callable[[], None] | None = None,
+) -> float:
+    """One step of training: gradients of one batch, and what the optimizer makes of them.
+
+    `finetune` is a loop around it; a loop of your own may be another one. Masks hold through it where a handle
+    holds the optimizer (``handle.hold(optimizer)``).
+
+    Args:
+        model: changed in place; in the mode that it is in.
+        batch: moved to the model's device.
+        loss: ``loss(model, batch) -> scalar``; None = `secateur.model.call.default_loss`.
+        optimizer: moves parameters of the model.
+        step: its number, for errors.
+        after_backward: called between backward and the step, for example to read or clip gradients. Masked places
+            still have theirs then.
+
+    Returns:
+        the loss before the step.
+
+    Raises:
+        NonFiniteError: the loss is NaN or infinite; no weight was moved.
+        ForwardError: forward or loss fail on the batch; its shapes are named.
+        InputError: the loss is no scalar with a gradient.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(1, 1)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> batch = (torch.ones(1, 1), torch.zeros(1, 1))
+        >>> train_step(net, batch, optimizer=optimizer) >= train_step(net, batch, optimizer=optimizer)
+        True
+    """
     optimizer.zero_grad(set_to_none=True)
-    result = _loss(model, batch, loss, step)
+    result = _loss(model, batch, loss or default_loss, step)
     value = float(result.detach())
+    # Before backward: gradients of a NaN would reach weights and moments, and nothing could be taken back.
     if not math.isfinite(value):
         raise NonFiniteError(
             f"the loss is {value} at step {step}",
-            why="the model is back at the state before the fine-tuning",
+            why="the step was not made",
             hint="lower the learning rate, add warm-up steps, or look for NaN in the data",
         )
     result.backward()  # type: ignore[no-untyped-call]
-    holder.mask_gradients()
+    if after_backward is not None:
+        after_backward()
     optimizer.step()
-    holder.mask_weights()
-    holder.mask_state(optimizer)
     return value
 
 
@@ -221,37 +262,3 @@ def _check_weights(model: nn.Module) -> None:
                 why="the model is back at the state before the fine-tuning",
                 hint="lower the learning rate",
             )
-
-
-@contextmanager
-def _transaction(model: nn.Module) -> Iterator[None]:
-    """Put modes and gradients back; on an error the weights and buffers too."""
-    tensors = [*model.parameters(), *model.buffers()]
-    copies = [tensor.detach().clone() for tensor in tensors]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
-        for module, held in buffers:
-            module._buffers.update(held)
-        raise
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-
-
-@contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    devices = [device_of(model).index or 0] if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(seed)
-        yield

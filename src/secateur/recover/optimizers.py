@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +14,10 @@ from secateur.registry import suggestion
 
 Factory = Callable[[Sequence[nn.Parameter]], Optimizer]
 Schedule = Callable[[int, int], float]
+OptimizerSpec = Mapping[str, object] | Factory  # {"name": ..., options}, or a callable that builds it
 
-DEFAULT_OPTIMIZER: Mapping[str, Any] = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-_CLASSES: Mapping[str, tuple[type[Optimizer], frozenset[str]]] = {
+DEFAULT_OPTIMIZER: Mapping[str, object] = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+_CLASSES: Mapping[str, tuple[Callable[..., Optimizer], frozenset[str]]] = {
     "sgd": (torch.optim.SGD, frozenset({"lr", "momentum", "weight_decay", "nesterov"})),
     "adam": (torch.optim.Adam, frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"})),
     "adamw": (torch.optim.AdamW, frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"})),
@@ -29,7 +29,7 @@ SCHEDULES: Mapping[str, Schedule] = {
 }
 
 
-def build_optimizer(spec: Mapping[str, Any] | Factory | None, parameters: Sequence[nn.Parameter]) -> Optimizer:
+def build_optimizer(spec: OptimizerSpec | None, parameters: Sequence[nn.Parameter]) -> Optimizer:
     """Make an optimizer for these parameters.
 
     Args:
@@ -45,6 +45,7 @@ def build_optimizer(spec: Mapping[str, Any] | Factory | None, parameters: Sequen
         >>> type(build_optimizer({"name": "adam", "lr": 1e-3}, [nn.Parameter(torch.zeros(1))])).__name__
         'Adam'
     """
+    # Asked before `callable`: a built optimizer may hold the parameters of another model, and would train those.
     if isinstance(spec, Optimizer):
         raise RecipeError(
             "the optimizer is already built, for parameters that may not be these",
@@ -56,12 +57,13 @@ def build_optimizer(spec: Mapping[str, Any] | Factory | None, parameters: Sequen
         optimizer = _from_mapping(DEFAULT_OPTIMIZER if spec is None else spec, parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UnsupportedError(
-            "LBFGS calls the model several times per step, so masks cannot be held", hint="use sgd or adamw"
+            "LBFGS calls the model several times per step, which this loop does not offer",
+            hint="use sgd or adamw, or a loop of your own, where handle.hold(optimizer) holds masks",
         )
     return optimizer
 
 
-def _from_mapping(spec: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> Optimizer:
+def _from_mapping(spec: Mapping[str, object], parameters: Sequence[nn.Parameter]) -> Optimizer:
     options = dict(spec)
     name = str(options.pop("name", "sgd")).lower()
     if name not in _CLASSES:
@@ -72,6 +74,7 @@ def _from_mapping(spec: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -
         raise RecipeError(
             f"the optimizer {name} has no option {unknown[0]!r}", hint=suggestion(unknown[0], sorted(known))
         )
+    # Adaptive methods take steps of about the learning rate in every weight, plain gradients are far smaller.
     options.setdefault("lr", 0.01 if name == "sgd" else 1e-3)
     try:
         return kind(parameters, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from secateur.errors import RecipeError
 from secateur.kinds.slices.cut import Cuts, cut_copy
 from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUpdate, Refit, Step
 from secateur.recover.bn import refresh_batchnorm
-from secateur.recover.finetune import Record, finetune
+from secateur.recover.finetune import TrainStep, finetune
 from secateur.solve.obs_update import obs_update
 from secateur.solve.refit import refit_consumers
 from secateur.types import Data, Loss
@@ -48,7 +49,7 @@ def recover(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Record, ...]:
+) -> tuple[TrainStep, ...]:
     """Run one recovery step of a recipe in place.
 
     Args:
@@ -67,6 +68,7 @@ def recover(
     Raises:
         RecipeError: a step that does not fit what was pruned: a refit of masks, or a closed form for whole layers.
     """
+    # Comparisons keep steps as plain data, which their addresses are made of.
     step = _STEP.validate_python(dict(step)) if isinstance(step, Mapping) else step
     if damage.layers and isinstance(step, Refit | ObsUpdate):
         raise RecipeError(
@@ -75,7 +77,10 @@ def recover(
             hint="Use finetune for layers.",
         )
     if isinstance(step, BatchNormRefresh):
-        refresh_batchnorm(model, train, step.batches)
+        # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            refresh_batchnorm(model, train, step.batches)
     elif isinstance(step, Refit):
         _refit(model, step, damage, scoring, seed, progress)
     elif isinstance(step, ObsUpdate):
@@ -126,6 +131,7 @@ def dense_control(
     Cost: that of the steps on the unpruned model, and memory for its copy.
     """
     model = cut_copy(original, {}, {})
+    # cut_copy and not deepcopy: it knows the modules that a plain copy breaks.
     repeated = [step for step in steps if step.method in REPEATABLE]
     untouched = Damage(original, {}, {})
     for step in repeated:
@@ -167,7 +173,7 @@ def _finetune(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Record, ...]:
+) -> tuple[TrainStep, ...]:
     optimizer = step.optimizer.model_dump()
     # The schema has their defaults for every optimizer; torch's other ones do not take them.
     if step.optimizer.name != "sgd":

@@ -1,23 +1,19 @@
 """The report of a run: as JSON (schema 1), in a terminal, and as one HTML file that opens offline."""
 
-from secateur.report.build import build, environment
-from secateur.report.histogram import histogram, near_zero
+from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
+from secateur.report.histogram import distribution, histogram, near_zero
 from secateur.report.html import render_html, render_structure_html
 from secateur.report.progress import progress
 from secateur.report.record import (
     Choice,
     Control,
     Environment,
-    Fallback,
     Histogram,
     Layer,
     Locked,
-    Proof,
-    Record,
-    State,
-    Timing,
+    Report,
     TrainingPoint,
-    Units,
+    UnitCount,
     json_schema,
 )
 from secateur.report.terminal import plain_lines, render
@@ -27,18 +23,20 @@ __all__ = [
     "Choice",
     "Control",
     "Environment",
-    "Fallback",
+    "Events",
+    "Goal",
     "Histogram",
     "Layer",
     "Locked",
-    "Proof",
-    "Record",
-    "State",
-    "Timing",
+    "Method",
+    "Origin",
+    "Effect",
+    "Report",
     "TrainingPoint",
-    "Units",
+    "UnitCount",
     "Verdict",
     "build",
+    "distribution",
     "environment",
     "histogram",
     "json_schema",

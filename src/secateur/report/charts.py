@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
-from secateur.report.record import Histogram
-from secateur.report.record import Record as Report
+from secateur.report.record import Histogram, Report
 from secateur.report.text import clean, count, for_plotly, percent, significant
-from secateur.report.verdict import rows
+from secateur.report.verdict import LATENCY_LABEL, rows
 
+# A plotly figure as JSON. Its own schema has thousands of keys, and only plotly.js knows whether they fit.
 Figure = dict[str, Any]
 BEFORE, AFTER, NEAR = "#9aa1ab", "#3f86cc", "#d98324"
+# Hover texts are written here and not by plotly's own templates, which would put names into its markup unescaped.
 _HOVER = "%{customdata}<extra></extra>"
-_LABEL = 34
+_LABEL = 34  # characters of a layer's name beside an axis
 
 
-def figures(report: Report) -> dict[str, Any]:
+class Bins(TypedDict):
+    """A histogram for the page's script."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class Histograms(TypedDict):
+    """Both histograms of a layer, and the highest score that was removed."""
+
+    name: str
+    weights: Bins | None
+    scores: Bins | None
+    cut: float | None
+
+
+class Charts(TypedDict):
+    """Everything that the page's script draws."""
+
+    before_after: Figure | None
+    layers: Figure | None
+    training: Figure | None
+    histograms: list[Histograms]
+
+
+def figures(report: Report) -> Charts:
     """Give everything that the page's script draws, ready to be written as JSON.
 
     Args:
@@ -50,6 +76,7 @@ def before_after(report: Report) -> Figure | None:
     Returns:
         A plotly figure with two bars per row, or None where no row has a share.
     """
+    # In shares of the value before, so that MACs, bytes and milliseconds fit one axis.
     shown = [row for row in rows(report) if row.share is not None]
     if not shown:
         return None
@@ -106,7 +133,7 @@ def layers(report: Report) -> Figure | None:
     }
     layout = _layout(80 + 24 * len(ticks), "% of the layer")
     layout["yaxis"] |= _rows([layer.name for layer in report.layers])
-    layout["xaxis"] |= {"range": [0, 102]}
+    layout["xaxis"] |= {"range": [0, 102]}  # the whole share, so that two reports can be laid side by side
     return {"data": [bars, near], "layout": layout | {"bargap": 0.3}}
 
 
@@ -131,6 +158,7 @@ def training(report: Report) -> Figure | None:
     layout = _layout(60 + 150 * len(curves), "step")
     del layout["yaxis"], layout["legend"]
     data = []
+    # Plotly stacks from below, and the loss is read first: hence from the last to the first.
     for place, (name, pairs) in enumerate(reversed(curves)):
         axis = "" if place == 0 else str(place + 1)
         low = place / len(curves)
@@ -147,7 +175,7 @@ def training(report: Report) -> Figure | None:
 def _curve(name: str, pairs: list[tuple[int, float | None]], axis: str) -> Figure:
     return {
         "type": "scatter",
-        "mode": "lines+markers" if len(pairs) <= 60 else "lines",
+        "mode": "lines+markers" if len(pairs) <= 60 else "lines",  # more markers would hide the curve
         "name": name,
         "x": [step for step, _ in pairs],
         "y": [value for _, value in pairs],
@@ -183,6 +211,7 @@ def _layout(height: int, title: str) -> Figure:
     return {
         "height": height,
         "margin": {"l": 8, "r": 16, "t": 34, "b": 44},
+        # Transparent: the page sets light and dark itself.
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 13},
@@ -198,12 +227,12 @@ def _latency_spread(report: Report, labels: list[str]) -> tuple[list[float | Non
     before, after = report.before.latency_ms, report.after.latency_ms
     low: list[float | None] = [None] * len(labels)
     high = low.copy()
-    if before and after and before.median and "latency (p10-p90)" in labels:
-        place = labels.index("latency (p10-p90)")
+    if before and after and before.median and LATENCY_LABEL in labels:
+        place = labels.index(LATENCY_LABEL)
         low[place] = 100 * (after.median - after.p10) / before.median
         high[place] = 100 * (after.p90 - after.median) / before.median
     return low, high
 
 
-def _bins(found: Histogram | None) -> dict[str, Any] | None:
+def _bins(found: Histogram | None) -> Bins | None:
     return None if found is None else {"edges": list(found.edges), "counts": list(found.counts)}

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from markupsafe import Markup
 
 from secateur.errors import RecipeError
 from secateur.report.charts import figures
-from secateur.report.record import Record as Report
+from secateur.report.record import Report
 from secateur.report.terminal import proof_line
 from secateur.report.text import clean, count, percent, seconds, significant
 from secateur.report.verdict import rows, score, verdict
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent  # templates are read from the package, never looked up by a name from outside
 _SCRIPT, _END = "<script>", "</script>"
 
 
@@ -62,12 +63,14 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
+        # A misspelt name in a template would otherwise render as nothing, which in a report reads as "none".
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     filters: dict[str, Callable[..., str]] = {
         "clean": clean,
+        # Commands and recipes keep their line feeds, names do not.
         "lines": lambda text: clean(text, lines=True),
         "arrows": lambda text: text.replace(" -> ", " → "),
         "count": count,
@@ -101,22 +104,38 @@ def render_structure_html(view: Mapping[str, Any]) -> str:
     )
 
 
-def _tree(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Groups by the parts of their names: {"groups": [...], "children": {part: tree}, "params": total}."""
-    root: dict[str, Any] = {"groups": [], "children": {}, "params": 0}
+@dataclass
+class Branch:
+    """What lies under one prefix of names.
+
+    Args:
+        groups: those whose name ends here.
+        children: next part of the name -> what lies under it.
+        params: of everything under it.
+    """
+
+    groups: list[Mapping[str, Any]] = field(default_factory=list)
+    children: dict[str, Branch] = field(default_factory=dict)
+    params: int = 0
+
+
+def _tree(groups: Sequence[Mapping[str, Any]]) -> Branch:
+    root = Branch()
     for group in groups:
         node = root
+        # The last part names the group itself, which is a leaf and no branch.
         for part in group["name"].split(".")[:-1]:
-            node["params"] += group["params"]
-            node = node["children"].setdefault(part, {"groups": [], "children": {}, "params": 0})
-        node["params"] += group["params"]
-        node["groups"].append(group)
+            node.params += group["params"]
+            node = node.children.setdefault(part, Branch())
+        node.params += group["params"]
+        node.groups.append(group)
     return root
 
 
-def json_block(data: Any) -> Markup:
+def json_block(data: object) -> Markup:
     """Write JSON that cannot end the script element it stands in."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    # HTML ends a script element at "</script", whatever JSON string it stands in.
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return Markup(text)  # noqa: S704
@@ -136,6 +155,7 @@ def plotly_script() -> str:
     """plotly.js as the text of a script element."""
     from plotly.offline import get_plotlyjs
 
+    # Browsers hash a script after they made all line ends "\n", so the policy's hash must be of that text.
     script = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
     if "</script" in script.lower() or "<!--" in script:
         raise RecipeError(

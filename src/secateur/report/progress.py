@@ -49,7 +49,7 @@ def progress(
         >>> with progress("score", 2) as step:
         ...     step(1, 2)
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True)  # standard output belongs to the result
     if console.is_terminal and not console.is_dumb_terminal:
         with _bar(console) as bar:
             task = bar.add_task(escape(writable(clean(description), console.encoding)), total=total)
@@ -62,6 +62,7 @@ def progress(
 
 def _bar(console: Console) -> Progress:
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    # Transient: when the stage is done its bar goes, and the report is what stays on the screen.
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     return Progress(*shown, console=console, transient=True)
 
@@ -74,6 +75,7 @@ class _Lines:
         self._printed = False
 
     def step(self, done: int, total: int) -> None:
+        # Logs are kept: a line every few seconds at most, and none at all for a stage that is done before the first.
         now = self._clock()
         if now - self._last < self._interval:
             return

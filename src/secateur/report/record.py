@@ -1,100 +1,57 @@
-"""Schema 1 of report.json: everything that a run says about itself, as data."""
+"""Schema 1 of report.json: everything that a run says about itself, as data.
+
+What stages measure and prove stands in it as they made it (`secateur.types`). Here are the parts that only a report
+has.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal, NoReturn, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic import model_validator as check
 
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, FileRefusedError, TargetError
+from secateur.types import Amount, Certificate, Count, Degradation, Lock, Snapshot, Text
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from secateur import types
-
-MAX_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024  # many times the largest report; JSON takes ten times that in memory
 ZEROS_ONLY = "zeros only: no speed expected"
 
+Applied = Literal["cut", "mask", "packed"]
+Status = Literal["ok", "degraded", "target_missed"]
 
-def _well_formed(value: Any) -> Any:
-    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
-
-def _finite(value: Any) -> Any:
+def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    # Pydantic's own ban on NaN does not reach into free JSON.
     json.dumps(value, allow_nan=False)
     return value
 
 
-Text = Annotated[str, BeforeValidator(_well_formed), Field(max_length=100_000)]
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
 Options = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 
 
-class Part(BaseModel):
-    """Base of every part of a record: strict, frozen, without unknown keys and without NaN."""
+class ReportPart(BaseModel):
+    """Base of every part of a report: strict, frozen, without unknown keys and without NaN.
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
+    The records of `secateur.types` carry no settings of their own, so these hold for them too, and a record that a
+    stage made unchecked is checked here (``revalidate_instances``).
+    """
 
-
-class Timing(Part):
-    """Latency of one forward pass in milliseconds."""
-
-    median: Amount
-    p10: Amount
-    p90: Amount
-    rounds: Count
-    threads: Count = 1
-    batch_size: Count = 1
-    ratio: tuple[Amount, Amount, Amount] | None = None
-    """Median, p10 and p90 of this time over that before, round by round."""
-
-    @check(mode="after")
-    def _ordered(self) -> Self:
-        if not self.p10 <= self.median <= self.p90:
-            raise ValueError("latency needs p10 <= median <= p90")
-        return self
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        serialize_by_alias=True,
+        revalidate_instances="always",
+    )
 
 
-class State(Part):
-    """What the model is before or after: sizes, speed and quality."""
-
-    params: Count
-    nonzero: Count
-    macs: Count | None
-    size_bytes: Count
-    latency_ms: Timing | None = None
-    quality: dict[Text, float] = Field(default_factory=dict)
-    macs_per: Literal["sample", "example"] = "sample"
-
-    @classmethod
-    def of(cls, snapshot: types.Snapshot) -> Self:
-        """Take over a measured snapshot.
-
-        Args:
-            snapshot: what the model was at one moment.
-
-        Returns:
-            The same numbers as a part of a record.
-        """
-        latency = snapshot.latency_ms
-        return cls(
-            params=int(snapshot.params),
-            nonzero=int(snapshot.nonzero),
-            macs=None if snapshot.macs is None else int(snapshot.macs),
-            size_bytes=int(snapshot.size_bytes),
-            latency_ms=None if latency is None else Timing(**vars(latency)),
-            quality=numbers(snapshot.quality),
-            macs_per=snapshot.macs_per,
-        )
-
-
-class Units(Part):
+class UnitCount(ReportPart):
     """How many units were removed, of how many, and what a unit is."""
 
     removed: Count
@@ -113,56 +70,14 @@ class Units(Part):
         return self.removed / self.total if self.total else 0.0
 
 
-class Choice(Part):
+class Choice(ReportPart):
     """A named method with the options that it ran with."""
 
     name: Text
     options: Options = Field(default_factory=dict)
 
 
-class Proof(Part):
-    """Certificate that the cut model equals the original replayed without the removed parts."""
-
-    max_abs_error: Amount
-    tolerance: Amount
-    dtype: Text
-    method: Text
-    outputs: Count = 1
-
-    @classmethod
-    def of(cls, certificate: types.Certificate) -> Self:
-        """Take over a certificate.
-
-        Args:
-            certificate: of the verified cut.
-
-        Returns:
-            The same facts as a part of a record.
-        """
-        return cls(**vars(certificate))
-
-
-class Fallback(Part):
-    """Something that was done less well than asked."""
-
-    stage: Text
-    what: Text
-    why: Text = ""
-
-    @classmethod
-    def of(cls, degradation: types.Degradation) -> Self:
-        """Take over a degradation.
-
-        Args:
-            degradation: as a stage reported it.
-
-        Returns:
-            The same words as a part of a record.
-        """
-        return cls(**vars(degradation))
-
-
-class Histogram(Part):
+class Histogram(ReportPart):
     """Counts between edges; one edge more than counts."""
 
     edges: tuple[float, ...]
@@ -177,7 +92,7 @@ class Histogram(Part):
         return self
 
 
-class Layer(Part):
+class Layer(ReportPart):
     """One pruned tensor: how much went, and how its weights and scores were spread before.
 
     ``near_zero`` is the share of weights below 1 % of their root mean square; ``score_cut`` the highest score
@@ -196,97 +111,52 @@ class Layer(Part):
     score_histogram: Histogram | None = None
     score_cut: float | None = None
 
-    @classmethod
-    def measure(
-        cls,
-        name: str,
-        weight: Tensor,
-        *,
-        params_after: int,
-        scores: Tensor,
-        keep: Tensor,
-        bins: int = 40,
-    ) -> Self:
-        """Measure a layer from the weight before pruning and the decision on its units.
 
-        Args:
-            name: of the layer or group.
-            weight: before pruning, any shape.
-            params_after: elements of the weight that are still stored.
-            scores: one per unit, higher = keep.
-            keep: bool, the shape of ``scores``, True = keep.
-            bins: of both histograms.
+@dataclass(frozen=True, kw_only=True)
+class Locked(Lock):
+    """A part that may not be cut, and why.
 
-        Returns:
-            The layer's part of a record.
-
-        Raises:
-            NonFiniteError: NaN or Inf in the weight or the scores.
-
-        Cost:
-            A few passes over the weight.
-        """
-        from secateur.report.histogram import histogram, near_zero
-
-        removed = int((~keep).sum())
-        return cls(
-            name=name,
-            shape=tuple(weight.shape),
-            params_before=weight.numel(),
-            params_after=params_after,
-            removed=removed,
-            total=keep.numel(),
-            sparsity=removed / keep.numel() if keep.numel() else 0.0,
-            near_zero=near_zero(weight),
-            weight_histogram=histogram(weight, bins),
-            score_histogram=histogram(scores, bins),
-            score_cut=float(scores[~keep].max()) if removed else None,
-        )
-
-
-class Locked(Part):
-    """A part that may not be cut, and why."""
+    Args:
+        name: of the group that is locked.
+        params: parameters of which it decides the size.
+        reason, op, module, where, hint: as of a `Lock`.
+    """
 
     name: Text
     params: Count
-    reason: Text
-    op: Text = ""
-    module: Text = ""
-    where: Text = ""
-    hint: Text = ""
 
     @classmethod
-    def of(cls, name: str, lock: types.Lock, *, params: int) -> Self:
+    def of(cls, name: str, lock: Lock, *, params: int) -> Self:
         """Take over a lock of the structure engine.
 
         Args:
-            name: of the group or parameter that is locked.
+            name: of the group that is locked.
             lock: the reason.
-            params: how many parameters it holds.
+            params: parameters of which the group decides the size.
 
         Returns:
-            The same facts as a part of a record.
+            The lock with its place.
         """
         return cls(name=name, params=params, **vars(lock))
 
 
-class Control(Part):
+class Control(ReportPart):
     """The original after the same recovery steps: what they bring without any pruning."""
 
     steps: tuple[Text, ...]
     quality: dict[Text, float]
 
 
-class TrainingPoint(Part):
+class TrainingPoint(ReportPart):
     """One logged step of recovery; the loss is None where it was not finite."""
 
     step: Count
-    loss: float | None
+    loss: float | None  # JSON has no NaN, and a point left out would make the curve look whole
     lr: Amount
     quality: float | None = None
 
 
-class Environment(Part):
+class Environment(ReportPart):
     """Where the run took place. It holds no host name and no user name."""
 
     python: Text
@@ -299,7 +169,7 @@ class Environment(Part):
     secateur: Text
 
 
-class Record(Part):
+class Report(ReportPart):
     """Everything that a run says about itself: the content of ``report.json``, schema 1.
 
     ``applied`` says how the decision reached the model: "cut" (parts are gone), "mask" (zeros are stored, so
@@ -307,11 +177,11 @@ class Record(Part):
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
-    status: Literal["ok", "degraded", "target_missed"]
+    status: Status
     title: Text
-    applied: Literal["cut", "mask", "packed"]
-    before: State
-    after: State
+    applied: Applied
+    before: Snapshot
+    after: Snapshot
     after_cut_quality: dict[Text, float] | None = None
     quality_on: Text = ""
     """Which data the quality figures are of; empty where only the user's own evaluation knows."""
@@ -319,16 +189,16 @@ class Record(Part):
     """Why there are no quality figures, where there are none."""
     control: Control | None = None
     sparsity: Share
-    units: Units
+    units: UnitCount
     criterion: Choice
     granularity: Choice
     scope: Text
     allocation: Choice
     target: dict[Text, float] = Field(default_factory=dict)
     achieved: dict[Text, float] = Field(default_factory=dict)
-    certificate: Proof | None = None
+    certificate: Certificate | None = None
     certificate_reason: Text = ""
-    degradations: tuple[Fallback, ...] = ()
+    degradations: tuple[Degradation, ...] = ()
     seconds: dict[Text, Amount] = Field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
     locked: tuple[Locked, ...] = ()
@@ -342,9 +212,10 @@ class Record(Part):
     @check(mode="after")
     def _consistent(self) -> Self:
         if self.certificate is None and not self.certificate_reason:
-            raise ValueError("a record without a certificate says why in certificate_reason")
+            raise ValueError("a report without a certificate says why in certificate_reason")
         if (self.status == "ok" and self.degradations) or (self.status == "degraded" and not self.degradations):
             raise ValueError("status is degraded where, and only where, something was degraded")
+        # The figure is stored for readers of the JSON, who shall not meet two that differ.
         if self.sparsity != self.units.sparsity:
             raise ValueError("sparsity is units.removed / units.total")
         return self
@@ -382,9 +253,11 @@ class Record(Part):
         if len(raw) > max_bytes:
             raise FileRefusedError(f"a report of {len(raw):,} bytes is over the limit of {max_bytes:,} bytes")
         try:
+            # Read twice, since pydantic's reader takes keys that occur twice and NaN without a word.
             json.loads(raw, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
             return cls.model_validate_json(raw)
         except ValidationError as error:
+            # Inputs and contexts are left out of the message: they come from the file and may be anything.
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the top level"
             raise FileRefusedError(
@@ -396,7 +269,7 @@ class Record(Part):
             raise FileRefusedError("the report is not valid JSON", why=str(error)) from None
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """Give the JSON Schema (draft 2020-12) of ``report.json``.
 
     Returns:
@@ -406,27 +279,11 @@ def json_schema() -> dict[str, Any]:
         >>> json_schema()["properties"]["schema"]["const"]
         1
     """
-    schema = Record.model_json_schema(mode="serialization")
+    schema = Report.model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Turn named numbers of any numeric type into plain floats.
-
-    Args:
-        values: name to int, float, numpy scalar or one-element tensor.
-
-    Returns:
-        A new dictionary of floats.
-
-    Example:
-        >>> numbers({"accuracy": 1})
-        {'accuracy': 1.0}
-    """
-    return {str(name): float(value) for name, value in values.items()}
-
-
-def status_of(degradations: Iterable[object], *, target_missed: bool) -> Literal["ok", "degraded", "target_missed"]:
+def status_of(degradations: Iterable[object], *, target_missed: bool) -> Status:
     """Decide the status of a run; a missed target outranks a degradation.
 
     Args:
@@ -434,7 +291,7 @@ def status_of(degradations: Iterable[object], *, target_missed: bool) -> Literal
         target_missed: whether a target was asked and not reached.
 
     Returns:
-        The value of ``Record.status``.
+        The value of ``Report.status``.
 
     Example:
         >>> status_of([], target_missed=False)
@@ -445,12 +302,13 @@ def status_of(degradations: Iterable[object], *, target_missed: bool) -> Literal
     return "degraded" if list(degradations) else "ok"
 
 
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Readers of JSON differ in which of two equal keys they believe, so a report must not hold any.
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key occurs twice in one object")
     return found
 
 
-def _no_constant(name: str) -> None:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")

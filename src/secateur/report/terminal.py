@@ -11,12 +11,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.record import Locked
-from secateur.report.record import Record as Report
+from secateur.report.record import Locked, Report
 from secateur.report.text import clean, count, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
 
-MOST_LOCKED = 8
+MOST_LOCKED = 8  # lines; a language model has hundreds, and the report holds them all
 _STYLES = {"ok": "bold green", "degraded": "bold yellow", "target_missed": "bold red"}
 _HEADS = ("", "before", "after", "change")
 
@@ -33,6 +32,7 @@ def render(report: Report, *, console: Console | None = None, files: Mapping[str
         files: what lies where, for example {"report": "out/report.html"}.
     """
     console = console or Console()
+    # Pipes and logs get lines that `grep` finds: no boxes, and no wrapping at a width that nobody set.
     if not console.is_terminal or console.is_dumb_terminal:
         for line in plain_lines(report, files=files):
             console.print(_text(console, line), soft_wrap=True)
@@ -70,6 +70,7 @@ def plain_lines(report: Report, *, files: Mapping[str, str] | None = None) -> li
 
 
 def _text(console: Console, line: str) -> Text:
+    # As `Text`, rich reads no markup in it: a layer may be called "[red]".
     return Text(writable(line, console.encoding))
 
 
@@ -93,9 +94,10 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         yield "degraded", body
     if report.warnings:
         yield "warnings", [clean(warning) for warning in report.warnings]
-    yield "proof", [proof_line(report)]
+    yield "proof", [proof_line(report)]  # also where there is none: silence would read as proved
     if report.locked:
         total = sum(one.params for one in report.locked)
+        # The largest first, since these decide how much could be gained by freeing them.
         largest = sorted(report.locked, key=lambda one: (-one.params, one.name))
         body = [_locked_line(one) for one in largest[:MOST_LOCKED]]
         if len(largest) > MOST_LOCKED:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import unicodedata
 
+# Categories of Unicode that are not seen: control, format (among them the direction marks), surrogates, unassigned,
+# private, and the two separators that some viewers break lines at.
 _UNSEEN = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 
 
@@ -35,6 +37,7 @@ def clean(text: str, *, limit: int = 0, lines: bool = False) -> str:
         else char
         for char in text
     )
+    # After the escapes, each of which is up to ten characters long.
     if limit and len(shown) > limit:
         head = limit // 3
         shown = f"{shown[:head]}…{shown[len(shown) - (limit - head - 1) :]}"
@@ -146,6 +149,7 @@ def percent(fraction: float, decimals: int = 1) -> str:
     """
     value = 100 * fraction
     step = 10.0**-decimals / 2
+    # A share that is not nothing, or not everything, must not be rounded into it: that is what is looked at.
     if 0 < abs(value) < step:
         return f"{significant(value, 2)} %"
     while value < 100 <= value + step and decimals < 6:
@@ -177,6 +181,7 @@ def seconds(value: float) -> str:
 def _scaled(value: float, suffixes: tuple[str, ...]) -> str:
     for suffix in suffixes:
         value /= 1000
+        # 999.5 and more would be written with three digits as 1,000.
         if abs(value) < 999.5 or suffix == suffixes[-1]:
             return f"{significant(value)}{suffix}"
     return ""

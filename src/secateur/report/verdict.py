@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from secateur.measure.latency import FEWEST_ROUNDS
 from secateur.measure.quality import higher_is_better
-from secateur.report.record import Record as Report
-from secateur.report.record import State, Timing
+from secateur.report.record import Report
 from secateur.report.text import clean, count, percent, significant, size
+from secateur.types import Latency, Snapshot
 
-FEWEST_ROUNDS = 5
+LATENCY_LABEL = "latency (p10-p90)"
 _SHARES = {
     "accuracy",
     "acc",
@@ -27,6 +28,11 @@ _SHARES = {
     "miou",
 }
 _VERBS = {"cut": "Pruned", "mask": "Masked", "packed": "Pruned"}
+_STOPPED = {
+    "rounds": "",
+    "spread": ", enough for its spread",
+    "time": ", all that the time budget allowed",
+}
 _DONE = {"cut": "removed", "mask": "set to zero", "packed": "left out by a sparse kernel"}
 
 
@@ -47,7 +53,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table before/after, as text; ``share`` is after / before, None without a meaning."""
 
     label: str
@@ -58,11 +64,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Direction:
+    """The words for a figure that rose and for one that fell."""
+
+    rose: str
+    fell: str
+
+
+COUNT = Direction("more", "fewer")
+SIZE = Direction("larger", "smaller")
+TIME = Direction("slower", "faster")
+
+
+@dataclass(frozen=True)
 class Speed:
     """Comparison of two latencies.
 
     Args:
-        kind: "faster" and "slower" only where nine of ten rounds say so (or the intervals p10-p90 lie apart).
+        kind: "faster" and "slower" only where nine of ten rounds say so, or the intervals p10-p90 lie apart, and there
+            were six rounds or more.
         words: the claim, for example "1.73x faster".
     """
 
@@ -73,9 +93,10 @@ class Speed:
 def speed(report: Report) -> Speed:
     """Compare the latency before and after, and claim no more than the spread allows.
 
-    A difference counts only with at least five rounds, and only if nine of ten rounds show it: before and after
-    are timed in the same round, so a busy machine slows both. Without paired rounds the intervals p10-p90 must not
-    touch. A run that only wrote zeros is never called faster.
+    A difference counts only if nine of ten rounds show it: before and after are timed in the same round, so a busy
+    machine slows both. Without paired rounds the intervals p10-p90 must not touch. And it counts only with at least six
+    rounds: were both equally fast, five rounds would all fall alike in one case of 16, six in one of 32, which is the
+    first below 5 % (sign test, two sides). A run that only wrote zeros is never called faster.
 
     Args:
         report: a record with or without latencies.
@@ -87,21 +108,36 @@ def speed(report: Report) -> Speed:
     if before is None or after is None:
         words = "zeros only, no speed expected" if report.applied == "mask" else "latency not measured"
         return Speed("zeros" if report.applied == "mask" else "unmeasured", words)
+    # One thread before and eight after would be called a gain of the pruning.
     if (before.threads, before.batch_size) != (after.threads, after.batch_size):
         return Speed("incomparable", "measured under different settings, not comparable")
-    fewest = min(before.rounds, after.rounds)
-    slower, faster = after.p10 > before.p90, after.p90 < before.p10
-    if after.ratio is not None:
-        slower, faster = after.ratio[1] > 1, after.ratio[2] < 1
-    if slower and fewest >= FEWEST_ROUNDS:
-        return Speed("slower", _ratio(after.median, before.median, "slower"))
+    rounds = min(before.rounds, after.rounds)
+    slower, faster = _agreed(before, after)
+    # Before the word about zeros: that no gain is expected is no reason to keep a loss to oneself.
+    if slower and rounds >= FEWEST_ROUNDS:
+        return Speed("slower", _factor_of(before, after))
     if report.applied == "mask":
         return Speed("zeros", "zeros only, no speed expected")
-    if fewest < FEWEST_ROUNDS:
-        return Speed("same", f"no measurable difference ({fewest} rounds are too few)")
-    if faster:
-        return Speed("faster", _ratio(before.median, after.median, "faster"))
-    return Speed("same", "no measurable difference")
+    if rounds < FEWEST_ROUNDS:
+        few = f"{rounds} round{'' if rounds == 1 else 's'}"
+        return Speed("same", f"not distinguishable ({few}, a difference needs {FEWEST_ROUNDS} that agree)")
+    return Speed("faster", _factor_of(before, after)) if faster else Speed("same", "no measurable difference")
+
+
+def _agreed(before: Latency, after: Latency) -> tuple[bool, bool]:
+    """Whether the rounds agree that after is slower, and that it is faster."""
+    if after.ratio is None:
+        return after.p10 > before.p90, after.p90 < before.p10
+    _, low, high = after.ratio
+    return low > 1, high < 1
+
+
+def _factor_of(before: Latency, after: Latency) -> str:
+    """How much faster or slower, by the medians that stand beside it."""
+    if after.ratio is not None and (after.ratio[0] > 1) != (after.median > before.median):
+        # One odd round can swap the medians. The paired rounds, on which the claim rests, cannot disagree with it.
+        return _times(1.0, after.ratio[0], TIME)
+    return _times(before.median, after.median, TIME)
 
 
 def verdict(report: Report) -> Verdict:
@@ -118,7 +154,10 @@ def verdict(report: Report) -> Verdict:
         parts = [f"{count(before.nonzero)} -> {count(after.nonzero)} non-zero parameters"]
         parts.append(f"nothing was cut, so the dense model keeps its {count(after.params)} parameters")
     else:
-        parts = [_change(before.macs, after.macs, "MACs"), _change(before.params, after.params, "parameters")]
+        parts = [
+            _count_clause("MACs", before.macs, after.macs),
+            _count_clause("parameters", before.params, after.params),
+        ]
     parts.append(_latency(report))
     if report.applied != "mask":
         parts.append(f"size {size(before.size_bytes)} -> {size(after.size_bytes)}")
@@ -126,7 +165,7 @@ def verdict(report: Report) -> Verdict:
     return Verdict(_lead(report), tuple(parts))
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: Report) -> list[TableRow]:
     """List the figures before and after, with their change.
 
     Args:
@@ -138,12 +177,11 @@ def rows(report: Report) -> list[Row]:
     """
     before, after = report.before, report.after
     found = [
-        _counts("parameters", before.params, after.params),
-        _counts("non-zero parameters", before.nonzero, after.nonzero),
-        _counts(f"MACs per {before.macs_per}", before.macs, after.macs),
+        _count_row("parameters", before.params, after.params),
+        _count_row("non-zero parameters", before.nonzero, after.nonzero),
+        _count_row(f"MACs per {before.macs_per}", before.macs, after.macs),
+        _size_row(before.size_bytes, after.size_bytes),
     ]
-    weight = _counts("size", before.size_bytes, after.size_bytes)
-    found.append(Row("size", size(before.size_bytes), size(after.size_bytes), weight.change, weight.share))
     if before.latency_ms or after.latency_ms:
         found.append(_latency_row(report))
     for name in _names(before, after):
@@ -196,31 +234,33 @@ def _latency(report: Report) -> str:
     )
 
 
-def _latency_row(report: Report) -> Row:
+def _latency_row(report: Report) -> TableRow:
     before, after, claim = report.before.latency_ms, report.after.latency_ms, speed(report)
     share = after.median / before.median if before and after and before.median else None
+    # No bar for two numbers that must not be compared.
     shown = share if claim.kind != "incomparable" else None
-    return Row("latency (p10-p90)", _milliseconds(before), _milliseconds(after), claim.words, shown)
+    return TableRow(LATENCY_LABEL, _milliseconds(before), _milliseconds(after), claim.words, shown)
 
 
-def _milliseconds(timing: Timing | None) -> str:
+def _milliseconds(timing: Latency | None) -> str:
     return f"{significant(timing.median)} ms ({_spread(timing)})" if timing else "not measured"
 
 
-def _spread(timing: Timing) -> str:
+def _spread(timing: Latency) -> str:
     return f"{significant(timing.p10)}-{significant(timing.p90)}"
 
 
-def _settings(timing: Timing) -> str:
+def _settings(timing: Latency) -> str:
     threads = f"{timing.threads} thread{'' if timing.threads == 1 else 's'}"
-    return f"{threads}, batch {timing.batch_size}, {timing.rounds} rounds"
+    return f"{threads}, batch {timing.batch_size}, {timing.rounds} rounds{_STOPPED[timing.stopped or 'rounds']}"
 
 
-def _names(before: State, after: State) -> list[str]:
+def _names(before: Snapshot, after: Snapshot) -> list[str]:
     return sorted({*before.quality, *after.quality})
 
 
 def _is_share(name: str, *values: float | None) -> bool:
+    # By name and by value: "accuracy" 91.0 is in percent already, and a "loss" of 0.5 is no share.
     words = re.split(r"[^a-z0-9]+", name.lower())
     return bool(_SHARES.intersection(words)) and all(0 <= value <= 1 for value in values if value is not None)
 
@@ -231,12 +271,13 @@ def _score(value: float | None, share: bool) -> str:
     return percent(value) if share else significant(value, 4)
 
 
-def _quality_row(name: str, before: State, after: State) -> Row:
+def _quality_row(name: str, before: Snapshot, after: Snapshot) -> TableRow:
     old, new = before.quality.get(name), after.quality.get(name)
     share = _is_share(name, old, new)
-    change = "" if old is None or new is None else _delta(old, new, share)
+    change = "" if old is None or new is None else _quality_change(old, new, share)
+    # A bar as a share of the value before means nothing for figures that can be negative.
     ratio = new / old if old is not None and new is not None and old > 0 and new >= 0 else None
-    return Row(clean(name), _score(old, share), _score(new, share), change, ratio)
+    return TableRow(clean(name), _score(old, share), _score(new, share), change, ratio)
 
 
 def _quality(report: Report) -> list[str]:
@@ -268,53 +309,55 @@ def _dense(report: Report, name: str, share: bool) -> str:
     return "the dense model was not given the same steps" if gained else ""
 
 
-def _control_row(name: str, before: State, reached: float) -> Row:
+def _control_row(name: str, before: Snapshot, reached: float) -> TableRow:
     """The dense model on its way through the same steps: from the same start, to where it came."""
-    row = _quality_row(name, before, before.model_copy(update={"quality": {name: reached}}))
+    row = _quality_row(name, before, replace(before, quality={name: reached}))
     return replace(row, label=f"{row.label}, dense control")
 
 
-def _delta(old: float, new: float, share: bool) -> str:
+def _quality_change(old: float, new: float, share: bool) -> str:
+    """How a quality figure moved: in points where it is a share, else in its own unit. Better or worse is not said."""
     if old == new:
         return "unchanged"
     difference = 100 * (new - old) if share else new - old
     sign = "+" if difference > 0 else "-"
     if share:
+        # One decimal would write a loss of 0.04 points as none.
         amount = f"{abs(difference):.1f}" if abs(difference) >= 0.05 else significant(abs(difference), 1)
         return f"{sign}{amount} points"
     return f"{sign}{significant(abs(difference))}"
 
 
-def _counts(label: str, old: int | None, new: int | None) -> Row:
+def _count_row(label: str, old: int | None, new: int | None) -> TableRow:
     first, last = ("not counted" if value is None else count(value) for value in (old, new))
     if old is None or new is None:
-        return Row(label, first, last, "")
-    more, fewer = ("larger", "smaller") if label == "size" else ("more", "fewer")
-    return Row(label, first, last, _difference(old, new, more, fewer), new / old if old else None)
+        return TableRow(label, first, last, "")
+    return TableRow(label, first, last, _count_change(old, new, COUNT), new / old if old else None)
 
 
-def _change(old: int | None, new: int | None, what: str) -> str:
+def _size_row(old: int, new: int) -> TableRow:
+    return TableRow("size", size(old), size(new), _count_change(old, new, SIZE), new / old if old else None)
+
+
+def _count_clause(what: str, old: int | None, new: int | None) -> str:
+    """A count in the verdict, where the figure is named after its change: "2.10x fewer MACs"."""
     if old is None or new is None:
         return f"{what} not counted"
-    if old == new:
-        return f"{what} unchanged"
-    return _difference(old, new, f"more {what}", f"fewer {what}")
+    return f"{what} unchanged" if old == new else _count_change(old, new, COUNT, f" {what}")
 
 
-def _difference(old: int, new: int, more: str, fewer: str) -> str:
+def _count_change(old: int, new: int, words: Direction, what: str = "") -> str:
     if old == new:
         return "unchanged"
-    if min(old, new) == 0:
-        return f"{count(old)} -> {count(new)}"
-    return _ratio(new, old, more) if new > old else _ratio(old, new, fewer)
+    # There is no factor to or from nothing.
+    return f"{count(old)} -> {count(new)}" if 0 in (old, new) else _times(old, new, words) + what
 
 
-def _ratio(large: float, small: float, word: str) -> str:
-    if small == 0:
+def _times(old: float, new: float, words: Direction) -> str:
+    """A change as a factor: "1.73x faster"; a small one in percent of the old figure."""
+    word = words.rose if new > old else words.fell
+    if 0 in (old, new):
         return word
-    ratio = large / small
+    factor = max(old, new) / min(old, new)
     # Below 1.1 a factor hides what happened: 1.03x could be 2.6 % or 3.4 %.
-    if ratio < 1.1:
-        base = small if word.startswith(("more", "larger", "slower")) else large
-        return f"{percent((large - small) / base)} {word}"
-    return f"{significant(ratio)}x {word}"
+    return f"{significant(factor)}x {word}" if factor >= 1.1 else f"{percent(abs(new - old) / old)} {word}"

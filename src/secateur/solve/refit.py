@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.kinds.slices.cut import Cuts
 from secateur.model.call import require_reiterable, to_example
+from secateur.model.guard import guard
 from secateur.model.tensors import named_tensors
 from secateur.registry import suggestion
 from secateur.solve.shortcut import Shortcut, find_shortcut
@@ -23,7 +24,7 @@ from secateur.statistics.activations.gram import Geometry, Sampler, geometry
 from secateur.statistics.activations.observe import Flow, Observer, Site, argument
 from secateur.statistics.activations.streams import few_samples, finite
 from secateur.statistics.gradients.functional import batches
-from secateur.structure.capture import capture
+from secateur.structure.capture import capture, quiet
 from secateur.structure.trace import Ref, Trace
 from secateur.types import Data, Example
 
@@ -95,9 +96,8 @@ def refit_consumers(
     require_reiterable(data, "the refit, one pass for every layer,")
     layers: list[_Layer] | None = None
     records: tuple[Trace, Trace] | None = None
-    before = {name: p.detach().clone() for name, p in cut.named_parameters()}
     changed: dict[str, Tensor] = {}
-    try:
+    with guard(cut, rollback=True), quiet(original), quiet(cut):
         done = 0
         while layers is None or done < len(layers):
             sampler = Sampler(positions, seed)
@@ -115,11 +115,6 @@ def refit_consumers(
             assert layers is not None
             changed.update(_solve(cut, layers[done], ridge))
             done += 1
-    except BaseException:
-        with torch.no_grad():
-            for name, parameter in cut.named_parameters():
-                parameter.copy_(before[name])
-        raise
     return changed
 
 

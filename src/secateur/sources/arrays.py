@@ -39,6 +39,7 @@ def load_npz(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSe
             f"{path} holds the arrays {sorted(arrays)}",
             hint="it needs x and y, or x_train and y_train (and x_test, y_test)",
         )
+    # Here and not in a forward pass an hour later: the training part fits the model, and only the test part does not.
     if test is not None and test[0].shape[1:] != train[0].shape[1:]:
         raise InputError(f"{path}: a sample of x_train is {train[0].shape[1:]}, of x_test {test[0].shape[1:]}")
     return build_dataset(f"npz:{path}", train, test, batch_size=batch_size, seed=seed)

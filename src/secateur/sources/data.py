@@ -60,6 +60,7 @@ def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: T
 
 def _from_factory(word: str, made: object) -> DataSet:
     """What a factory may return: a DataSet, a mapping of loaders, or one iterable of batches."""
+    # Made by hand, it may hold what `enter` would not guess: an example of another form, the number of classes.
     if isinstance(made, DataSet):
         return made
     try:
@@ -90,6 +91,7 @@ def _load_hub(name: str, *, batch_size: int, seed: int) -> DataSet:
         ) from error
     if "train" not in parts:
         raise InputError(f"hf:{name} has the parts {sorted(parts)}, and no train")
+    # Test first: a validation part may have been used to choose the model.
     test = next((parts[part] for part in ("test", "validation", "valid") if part in parts), None)
     train = _hub_arrays(parts["train"], name)
     held = _hub_arrays(test, name) if test is not None else None
@@ -102,6 +104,7 @@ def _hub_arrays(part: Any, name: str) -> Arrays:
     image = next((column for column in ("image", "img") if column in columns), None)
     if label is None or image is None:
         raise InputError(f"hf:{name} has the columns {columns}", hint="only images with labels are read from the hub")
+    # Pixels of any mode become uint8 here, so that hub, parquet and folders are standardised by one rule.
     pixels = [np.asarray(row, dtype=np.uint8) for row in part[image]]
     if len({array.shape for array in pixels}) != 1:
         raise InputError(f"hf:{name} has images of different sizes", hint="bring them to one size first")

@@ -55,6 +55,7 @@ class ConvNet(nn.Module):
         x = self.pool(self.stem(x))
         x = self.pool(self.widen(x))
         x = self.top(self.residual(x))
+        # A mean and not a flatten: the classifier then has one input per channel, which can be cut with it.
         logits: Tensor = self.classify(x.mean((2, 3)))
         return logits
 
@@ -77,6 +78,7 @@ class LeNet(nn.Module):
 
 def build_convnet(seed: int = 0) -> ConvNet:
     """The demo's convolutional network, untrained; the seed decides the weights."""
+    # Forked: building a network must not move the generator that the caller draws from.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ConvNet()

@@ -37,6 +37,7 @@ def load_parquet(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> Da
     path = Path(path)
     if path.is_dir():
         train = _parquet_files(sorted(path.glob("train*.parquet")), path)
+        # The first name that is there: a set with test and validation keeps the latter for choosing.
         tests = next((found for name in _TEST_NAMES if (found := sorted(path.glob(f"{name}*.parquet")))), [])
         test = _parquet_files(tests, path) if tests else None
     else:
@@ -102,6 +103,7 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _class_folders(path: Path, classes: Sequence[str]) -> Arrays:
+    # Numbered by the training part: a class of the test part alone would take the number of another.
     unknown = sorted(set(_class_names(path)) - set(classes))
     if unknown:
         raise InputError(f"{path} has the class {unknown[0]!r}, which the training part has not")
@@ -135,6 +137,7 @@ def _decode(images: Iterable[bytes], where: str) -> npt.NDArray[np.uint8]:
     for number, data in enumerate(images):
         try:
             with Image.open(io.BytesIO(data)) as image:
+                # Sixteen-bit grey is a grey image too; palettes and alpha become RGB, as the networks take it.
                 grey = image.mode in {"1", "L", "I;16"}
                 pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:

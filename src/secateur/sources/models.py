@@ -81,6 +81,7 @@ def _demo(word: str, name: str, seed: int) -> Source:
 
 def _from_factory(word: str, made: object) -> Source:
     model, example = made, None
+    # A module is no tuple, so a pair can only be the model and its example.
     if isinstance(made, (tuple, list)) and len(made) == 2:
         model, example = made
     if not isinstance(model, nn.Module):

@@ -83,6 +83,7 @@ class TensorData:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.arange(self.num_samples)
         if self.shuffle:
+            # By numpy, seeded anew: torch's generator belongs to the training that reads these batches.
             order = torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(len(order)))
         for start in range(0, len(order), self.batch_size):
             index = order[start : start + self.batch_size]
@@ -139,6 +140,7 @@ def split_indices(
     test: list[npt.NDArray[np.int64]] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
+        # At least one of a class to test with, if there is another to train with.
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
         test.append(members[:count])
     chosen = np.sort(np.concatenate(test))
@@ -180,6 +182,7 @@ def build_dataset(
             _tensor(x), _tensor(y), batch_size=batch_size, shuffle=shuffle, seed=seed, normalize=normalize
         )
 
+    # Another stream than that of the split and of the shuffles, so that one does not follow from the other.
     chosen = np.random.default_rng([seed, 1]).permutation(len(inputs))[:CALIBRATION_SAMPLES]
     calibration = loader(inputs[chosen], targets[chosen])
     classes = np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1
@@ -206,7 +209,7 @@ def channel_statistics(images: npt.NDArray[np.uint8]) -> Normalize:
         levels = np.arange(256) / 255
         mean = float(counts @ levels / counts.sum())
         means.append(mean)
-        stds.append(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())) or 1.0)
+        stds.append(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())) or 1.0)  # constant: not divided by 0
     return tuple(means), tuple(stds)
 
 

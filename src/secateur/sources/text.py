@@ -47,6 +47,7 @@ class TokenData:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(self.blocks), self.batch_size):
             block = self.blocks[start : start + self.batch_size]
+            # The same tokens: a causal model shifts its labels by one itself.
             yield {"input_ids": block, "labels": block}
 
 
@@ -106,6 +107,7 @@ def _blocks(path: Path, tokenizer: Tokenizer, tokens: int) -> Tensor:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text", why=str(error)) from error
+    # The whole text at once: given line by line, a tokenizer would add its marks of beginning and end to each.
     numbers = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64)
     count = len(numbers) // tokens
     if count == 0:

@@ -41,10 +41,12 @@ def call_factory(target: str) -> object:
 
 
 def _find(module_name: str, attribute: str) -> Callable[[], object]:
+    # A module that was written a moment ago (by a test, by a notebook) is not seen without it.
     importlib.invalidate_caches()
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        # Only where this very module is missing: an import inside it that fails is the user's to mend.
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise RecipeError(
                 f"there is no module {module_name!r}", hint=f"looked on sys.path and in {Path.cwd()}"

@@ -43,20 +43,22 @@ class Atom:
 class Prod:
     """Row-major product of factors; `Prod(())` is the dimension of size one."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("finer", "parts", "size")
 
     def __init__(self, parts: Sequence[Axis]) -> None:
         self.parts = tuple(parts)
+        self.finer: Axis | None = None  # what it became when a factor was refined; found again by `resolve`
         self.size: int = prod(p.size for p in self.parts)
 
 
 class Sum:
     """Ordered concatenation of terms."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("finer", "parts", "size")
 
     def __init__(self, parts: Sequence[Axis]) -> None:
         self.parts = tuple(parts)
+        self.finer: Axis | None = None
         self.size: int = sum(p.size for p in self.parts)
 
 
@@ -87,9 +89,14 @@ def resolve(node: Axis) -> Axis:
         end = resolve(node.bound)
         node.bound = end  # path compression
         return end
-    if all(not isinstance(p, Atom) or p.bound is None for p in node.parts):
-        return node
-    return product(node.parts) if isinstance(node, Prod) else concat(node.parts)
+    if node.finer is not None:
+        node.finer = resolve(node.finer)
+        return node.finer
+    for part in node.parts:  # a plain loop: this runs a hundred times per operation
+        if isinstance(part, Atom) and part.bound is not None:
+            node.finer = product(node.parts) if isinstance(node, Prod) else concat(node.parts)
+            return node.finer
+    return node
 
 
 def leaves(node: Axis) -> Iterator[Atom]:

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import ForwardError
 from secateur.model.call import call
+from secateur.model.guard import guard
+from secateur.model.kernels import unfused
 from secateur.structure import rules, size_uses
 from secateur.structure.provenance import Dim, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder
@@ -26,6 +28,10 @@ from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors
 from secateur.types import Example
 
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
+# These write their running statistics in training mode, and their signatures do not say so.
+UNDECLARED = frozenset(
+    getattr(torch.ops.aten, name).default for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+)
 
 
 def capture(model: nn.Module, example: Example) -> Trace:
@@ -49,11 +55,10 @@ def capture(model: nn.Module, example: Example) -> Trace:
     recorder = Recorder(model)
     recorder.add_inputs(example)
     with ExitStack() as stack:
-        stack.enter_context(quiet(model))
+        stack.enter_context(quiet(model, copies=False))  # the recorder keeps what a call is about to change
         stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.equality))
         stack.enter_context(recorder.here.followed(model))
         stack.enter_context(recorder.buffers_kept())
-        stack.enter_context(torch.no_grad())
         # The function mode stands on top: a call passes it first, with the integers as the user's code wrote them.
         stack.enter_context(_Dispatch(recorder))
         stack.enter_context(_Functions(recorder))
@@ -76,26 +81,16 @@ def _forward(model: nn.Module, example: Example) -> object:
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode, slow path of attention, no oneDNN fusion of recurrent layers; all restored."""
-    training = [module for module in model.modules() if module.training]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    onednn = torch._C._get_mkldnn_enabled()  # the public switch warns about TF32 on some machines
-    try:
-        for module in training:
-            module.training = False
-        # A fused encoder layer is one operator that no rule could see through; so is a fused recurrent layer.
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=[]):
-            if recurrent:
-                torch._C._set_mkldnn_enabled(False)
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(onednn)
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module in training:
-            module.training = True
+def quiet(model: nn.Module, example: Example = None, *, copies: bool = True) -> Iterator[None]:
+    """A `guard` in eval mode without gradients, where no kernel hides the calls that it stands for.
+
+    Args:
+        model: what is run.
+        example: what it is run on.
+        copies: as for `guard`.
+    """
+    with guard(model, mode="eval", gradients=False, example=example, copies=copies), unfused(model):
+        yield
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -121,7 +116,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors_in = tensors_of((args, kwargs))
         # Numbered before the call: a new constant must be known as it was before an in-place operator writes into it.
         numbers = {id(t): recorder.number(t) for t in tensors_in}
-        if _mutates(func):
+        if func in UNDECLARED or _mutates(func):
             for tensor in tensors_in:
                 recorder.before_mutation(tensor)
         result = func(*args, **kwargs)

@@ -133,12 +133,31 @@ def result_sizes(call: FunctionCall) -> None:
         call.tie(value, axis)
 
 
-@handles("chunk", "tensor_split")
+@handles("chunk")
 def chunk(call: FunctionCall) -> None:
     """Pieces are equal, or a cut would move their borders."""
     dim = call.integer(2, "dim")
     if len({axis.size for axis in call.pieces(dim)}) > 1:
         lock(call.axes(call.args[0])[dim], call.recorder.reason("cut into pieces of unequal size"))
+
+
+@handles("tensor_split", "hsplit", "vsplit", "dsplit")
+def tensor_split(call: FunctionCall) -> None:
+    """Borders follow from the size of the whole: equal pieces must shrink alike, others cannot be cut."""
+    tensor, given = call.tensor(0, "input"), call.get(1, "indices_or_sections", "sections", "indices")
+    if call.name == "tensor_split":
+        dim = call.integer(2, "dim")
+    else:
+        dim = {"vsplit": 0, "hsplit": min(1, tensor.dim() - 1), "dsplit": 2}[call.name]
+    pieces = call.pieces(dim)
+    # Below this function are plain slices, which know of their own borders only.
+    if not isinstance(given, int):
+        lock(call.axes(tensor)[dim], call.recorder.reason("cut at positions from the code"))
+    elif len({axis.size for axis in pieces}) > 1:
+        lock(call.axes(tensor)[dim], call.recorder.reason("cut into pieces of unequal size"))
+    else:
+        for other in pieces[1:]:
+            call.recorder.unify(pieces[0], other)
 
 
 @handles("pad")

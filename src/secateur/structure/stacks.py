@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from secateur.measure.macs import macs_by_module
@@ -102,7 +101,7 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
     """
     containers = {path: module for path, module in model.named_modules() if _is_container(module)}
     runs = BlockRuns({f"{path}.{i}" if path else str(i): m for path, c in containers.items() for i, m in _numbered(c)})
-    with quiet(model), torch.no_grad(), runs.hooks(), runs:
+    with quiet(model, example), runs.hooks(), runs:
         call(model, example)
     costs = macs_by_module(model, example)
     guarded = protected_tensors(model, dict(model.named_parameters()), protect)

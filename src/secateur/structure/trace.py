@@ -18,14 +18,14 @@ Args: TypeAlias = tuple[object, ...]  # as a call passes them: tensors, numbers,
 Kwargs: TypeAlias = dict[str, object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ref:
     """A tensor of the run, by number."""
 
     number: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where in the model and in the user's code something happened."""
 
@@ -34,7 +34,7 @@ class Place:
     where: str = ""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Restrict:
     """How an operation that mixes a dimension (a norm, a softmax, a mean) is replayed on kept coordinates.
 
@@ -51,7 +51,7 @@ class Restrict:
     aligned: list[tuple[int, ...]] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Step:
     """One executed ATen call.
 
@@ -74,7 +74,7 @@ class Step:
     place: Place
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class SizeUse:
     """An integer that the user's code passed as the size of `axis` (`expr` says how it came about).
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import NEEDS, PROMISES, Criterion, get, names
+from secateur.criteria.base import DOCUMENTED, NEEDS, PROMISES, STATED, Criterion, get, names
+from secateur.criteria.docstrings import section
 from secateur.errors import InputError, NonFiniteError, RecipeError, SecateurError
 from secateur.registry import build
 from secateur.testing.scenes import Scene, SceneMaker, TinyNet, groups_of, tiny_scene
@@ -170,12 +171,14 @@ def check(name: str) -> Callable[[Callable[[Stage], None]], Check]:
 @check("metadata is complete")
 def _metadata(stage: Stage) -> None:
     c = stage.criterion
-    for attribute in ("name", "summary", "complexity", "speed", "best_for", "source"):
+    for attribute in STATED:
         require(bool(getattr(c, attribute, "").strip()), f"{attribute} is empty")
     require(bool(c.granularities), "granularities is empty")
     require(c.needs <= NEEDS, f"needs {set(c.needs)}")
     require(c.promises <= PROMISES, f"promises {set(c.promises)}")
     require(bool((type(c).__doc__ or "").strip()), "no docstring")
+    for title in DOCUMENTED:
+        require(bool(section(type(c), title)), f"the docstring has no section {title!r}")
 
 
 @check("a registered name gives this class")
@@ -449,6 +452,31 @@ def _tied(stage: Stage) -> None:
     scene.model.add_module("alias", scene.model.get_submodule("fc2"))
     scores = stage.score(scene, groups=groups_of(scene.model, "element"))
     require("fc2.weight" in scores and "alias.weight" not in scores, f"scores of {list(scores)}")
+
+
+@check("buffers beside the weights do not count")
+def _only_weights(stage: Stage) -> None:
+    kinds = [kind for kind in stage.scored if kind != "element"]  # an element has no other places
+    stage.only_if(bool(kinds), "scores elements only")
+    alone, beside = stage.scene(kinds[0]), stage.scene(kinds[0])
+    group = beside.groups[0]
+    number = torch.arange(group.size)
+    tables = {"out": number.float() * 100, "in": number, "scale": number > 0}
+    for role, table in tables.items():
+        beside.model.register_buffer(f"table_{role}", table)
+    more = tuple(Span(f"table_{role}", number, role) for role in tables)
+    groups = [replace(group, spans=(*more, *group.spans)), *beside.groups[1:]]
+    expect_same(stage.score(alone), stage.score(beside, groups=groups), exact=True)
+
+
+@check("a model without values is scored or refused by name")
+def _meta(stage: Stage) -> None:
+    whole, scene = stage.main, stage.main
+    scene.model.to("meta")
+    if stage.criterion.reads == "nothing":
+        expect_same(stage.score(whole), stage.score(scene), exact=True)
+    else:
+        expect_error(InputError, lambda: stage.score(scene), "has no values yet")
 
 
 @check("a GPU gives the scores of the CPU")

@@ -98,6 +98,45 @@ class SplitConcat(nn.Module):
         return self.head(F.relu(self.out(torch.cat([self.b(right), self.a(left)], 1))))
 
 
+@case(image(), free="stem a b out", share=0.3)
+class TensorSplitEqual(nn.Module):
+    """Three equal pieces by count: they stay equal only where they shrink alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.out, self.head = conv(3, 12), conv(4, 8), conv(4, 8), conv(20, 9), head(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, middle, right = F.relu(self.stem(x)).tensor_split(3, 1)
+        return self.head(F.relu(self.out(torch.cat([self.b(right), middle, self.a(left)], 1))))
+
+
+@case(image(), free="a", share=0.0, locked={"stem": "pieces of unequal size", "stem#2": "pieces of unequal size"})
+class TensorSplitUnequal(nn.Module):
+    """Five channels in two pieces: after a cut their borders would lie elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = conv(3, 5), conv(3, 8), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.tensor_split(F.relu(self.stem(x)), 2, dim=1)
+        return self.head(F.relu(torch.cat([self.a(left), right], 1)))
+
+
+@case(image(), free="a", share=0.0, locked={"stem": "cut at positions", "stem#2": "cut at positions"})
+class HSplitAtPositions(nn.Module):
+    """Pieces that begin at positions from the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = conv(3, 8), conv(6, 8), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.hsplit(F.relu(self.stem(x)), [2])
+        return self.head(F.relu(torch.cat([self.a(right), left], 1)))
+
+
 @case(image(), free="stem a b", share=0.2)
 class SplitIdentity(nn.Module):
     """One half passes unchanged (ShuffleNet V2 without the shuffle)."""

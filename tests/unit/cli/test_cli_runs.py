@@ -20,10 +20,10 @@ from secateur.cli.prune import finish
 from secateur.kinds.weights import granularity
 from secateur.kinds.weights.granularity import STRUCTURAL
 from secateur.recipe import load_recipe
-from secateur.report import Fallback
 from secateur.result import Result
+from secateur.types import Degradation
 
-SLOW = Fallback(stage="apply", what="slow path")
+SLOW = Degradation(stage="apply", what="slow path")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def result() -> Result:
     [
         ({}, 0, "Pruned"),
         (
-            {"status": "degraded", "degradations": (Fallback(stage="apply", what="slow path"),)},
+            {"status": "degraded", "degradations": (Degradation(stage="apply", what="slow path"),)},
             7,
             "Finished but degraded",
         ),
@@ -121,7 +121,7 @@ def test_what_the_demo_asks_for(granularity: str, sparsity: float | None, target
     assert recipe.min_keep == 2
     assert recipe.recover[-1].epochs == 2  # type: ignore[union-attr]
     assert recipe.measure.batch_size == 64
-    assert recipe.round_to == (8 if granularity == "channel" else 1)
+    assert recipe.round_to == (8 if granularity == "channel" else None)
 
 
 @pytest.mark.parametrize("name", [*STRUCTURAL, *granularity.names(), "2:4"])

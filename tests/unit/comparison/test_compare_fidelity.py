@@ -91,8 +91,7 @@ def test_scores_that_know_the_changes_agree_fully() -> None:
 class Oracle(Criterion):
     """Knows what the loss does without a channel, by trying each of them."""
 
-    name, summary, complexity, speed = "oracle", "tries every unit", "as many passes as units", "slow"
-    best_for, source, comparable = "tests", "leave-one-out", True
+    name, summary, speed, best_for, comparable = "oracle", "tries every unit", "slow", "tests", True
 
     def __init__(self, *, sign: int = 1) -> None:
         self.sign = sign

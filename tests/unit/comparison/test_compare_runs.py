@@ -381,7 +381,7 @@ def test_scores_come_from_the_same_samples_in_the_same_order(
     seen: list[list[int]] = []
 
     class Looks(Criterion):
-        name, summary, complexity, speed, best_for, source = "looks", "-", "-", "-", "-", "-"
+        name, summary, speed, best_for = "looks", "-", "-", "-"
 
         def _score(self, context: Context) -> dict[str, torch.Tensor]:
             seen.append([id(batch) for batch in context.data])

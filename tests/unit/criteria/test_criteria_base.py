@@ -1,7 +1,6 @@
 """reduce_spans against brute force, the registry, and that scoring leaves no trace."""
 
 import itertools
-import random
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur.criteria import Context, Criterion, Magnitude, get, names, reduce_spans, register
-from secateur.criteria.base import untouched
+from secateur.criteria.docstrings import first_sentence, section
 from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.registry import suggestion
 from secateur.testing import tiny_scene
@@ -111,6 +110,19 @@ def test_register_refuses_incomplete_and_double_names():
 
     with pytest.raises(TypeError, match="name is empty"):
         register(Nameless)
+
+    class Costless(Criterion):
+        """Says where it comes from, and not what it costs.
+
+        Source:
+            Nobody, 2020.
+        """
+
+        name, summary, speed, best_for = "costless", "-", "-", "-"
+
+    with pytest.raises(TypeError, match="docstring of Costless has no section 'Cost'"):
+        register(Costless)
+    assert "costless" not in names()
     assert get("magnitude").__class__ is Magnitude
 
 
@@ -121,39 +133,6 @@ def test_a_criterion_without_a_body_says_so():
     scene = tiny_scene("element")
     with pytest.raises(TypeError, match="neither contributions nor _score"):
         Empty().score(scene.context())
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_untouched_restores_everything(fails):
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout())
-    model[1].eval()
-    model[0].weight.requires_grad_(False)
-    grad = model[0].bias.grad = torch.ones(3)
-    mean = model[1].running_mean.clone()
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        with untouched(model, seed=3):
-            assert model[0].bias.grad is None
-            model.train()
-            model[0].register_forward_hook(lambda *_: None)
-            model.requires_grad_(True)
-            model(torch.randn(8, 3)).sum().backward()
-            random.random(), np.random.rand()  # noqa: NPY002
-            assert not torch.equal(model[1].running_mean, mean)
-            if fails:
-                raise KeyError("half way")
-    except KeyError:
-        assert fails
-    assert [m.training for m in model] == [True, False, True]
-    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
-    assert model[0].bias.grad is grad
-    assert torch.equal(grad, torch.ones(3))
-    assert model[1].weight.grad is None
-    assert torch.equal(model[1].running_mean, mean)
-    assert not model[0]._forward_hooks
-    assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
-    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 def test_seed_decides_what_is_random():
@@ -193,3 +172,28 @@ def test_context_is_small_by_default():
     context = Context(nn.Linear(1, 1), [])
     assert context.data is None
     assert Magnitude().score(context) == {}
+
+
+def test_sections_of_a_docstring():
+    class Sample:
+        """One line: with a colon.
+
+        Args:
+            cost: what Cost: means.
+
+        Cost:
+            One pass over
+            the weights (Li et al. 2017). No data.
+
+        Source: Han et al., 2015, section 3.1.
+
+        Example:
+            >>> 1
+            1
+        """
+
+    assert section(Sample, "Cost") == "One pass over the weights (Li et al. 2017). No data."
+    assert section(Sample, "Source") == "Han et al., 2015, section 3.1."
+    assert section(Sample, "Raises") == ""
+    assert first_sentence(section(Sample, "Cost")) == "One pass over the weights (Li et al. 2017)"
+    assert first_sentence(section(Sample, "Source")) == "Han et al., 2015, section 3.1"

@@ -47,6 +47,40 @@ def test_equal_hash_means_equal_text(first, second):
     assert (stable_hash(first) == stable_hash(second)) == (canonical_json(first) == canonical_json(second))
 
 
+class Words(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        ({"a": [1, {"b": [0.5, float("nan")]}]}, NonFiniteError, r"at \$\.a\[1\]\.b\[1\]"),
+        ([1.0, -float("inf")], NonFiniteError, r"at \$\[1\]"),
+        ({"a": {3: 1}}, TypeError, r"3 at \$\.a is not text"),
+        ({"a": (1, {1, 2})}, TypeError, r"set at \$\.a\[1\]"),
+        ([[[object()]]], TypeError, r"object at \$\[0\]\[0\]\[0\]"),
+        ({"a": np.int64(3)}, TypeError, r"int64 at \$\.a"),
+    ],
+)
+def test_what_is_not_plain_is_named_with_its_place(value, error, text):
+    with pytest.raises(error, match=text):
+        canonical_json(value)
+
+
+def test_look_alikes_of_plain_types_are_written_like_them():
+    from types import MappingProxyType
+
+    inner = {"b": 1, "a": (np.float64(0.5), Words("x"), True)}
+    assert canonical_json(MappingProxyType(inner)) == canonical_json({"a": [0.5, "x", True], "b": 1})
+
+
+def test_data_that_hold_themselves_are_refused_and_not_followed_for_ever():
+    loop = []
+    loop.append(loop)
+    with pytest.raises(RecursionError):
+        canonical_json({"a": loop})
+
+
 def test_canonical_json_golden():
     assert canonical_json({"b": [1.0, -0.0, 1e-7, 0.1], "a": (True, None, "é")}) == (
         '{"a":[true,null,"\\u00e9"],"b":[1.0,-0.0,1e-07,0.1]}\n'

@@ -111,6 +111,17 @@ def test_ties_are_stored_once_and_come_back_tied(tmp_path):
     assert load_metadata(tmp_path / "x") == {"format": "pt"}
 
 
+def test_a_square_weight_and_its_transpose_are_no_tie(tmp_path):
+    """Same address, shape and dtype: only the strides tell them apart."""
+    weight = torch.arange(9.0).reshape(3, 3)
+    save_tensors(tmp_path / "x", {"a": weight, "b": weight.t(), "c": weight})
+    loaded = load_tensors(tmp_path / "x")
+    assert torch.equal(loaded["a"], weight)
+    assert torch.equal(loaded["b"], weight.t())
+    assert loaded["c"] is loaded["a"]
+    assert set(library.load_file(tmp_path / "x")) == {"a", "b"}
+
+
 def test_empty_tensors_are_never_tied(tmp_path):
     save_tensors(tmp_path / "x", {"a": torch.empty(0), "b": torch.empty(0, 3), "c": torch.empty(0)})
     read = load_tensors(tmp_path / "x")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur.errors import InputError
-from secateur.files.safe import save_tensors
+from secateur.files.safe import save_tensors, size_of
 from secateur.measure import num_nonzero, num_params, size_bytes
 
 
@@ -81,6 +81,66 @@ def test_views_of_one_storage_are_stored_each():
     model = Views()
     assert num_params(model) == 10
     assert payload(model) == 10 * 4
+
+
+class Zoo(nn.Module):
+    """Every kind of tensor that a state can hold, under names that need escapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("weiß", nn.Parameter(torch.randn(3, 5)))
+        self.short = nn.Parameter(torch.randn(7).half())
+        self.brain = nn.Parameter(torch.randn(2, 1, 3).bfloat16())
+        self.register_buffer("complex", torch.randn(3, dtype=torch.complex64))
+        self.register_buffer("truth", torch.tensor([True, False, True]))
+        self.register_buffer("steps", torch.tensor(3))
+        self.register_buffer("nothing", torch.empty(0, 4))
+        self.register_buffer("hidden", torch.ones(1000), persistent=False)
+        self.square = nn.Parameter(torch.randn(4, 4))
+        self.turned = nn.Parameter(self.square.data.t())
+        self.tied = self.square
+        self.norm = nn.BatchNorm1d(3)
+
+    def get_extra_state(self):
+        return {"not": "a tensor"}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_size_is_exactly_that_of_the_file_for_every_kind_of_tensor(tmp_path):
+    state = {n: t for n, t in Zoo().state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+    save_tensors(tmp_path / "x", state)
+    assert size_bytes(Zoo()) == (tmp_path / "x").stat().st_size
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=9), st.lists(st.integers(0, 4), max_size=3), max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_size_of_any_tensors_is_that_of_their_file(shapes):
+    tensors = {name: torch.zeros(shape, dtype=torch.int16) for name, shape in shapes.items() if name != "__metadata__"}
+    for metadata in (None, {"a": "b" * len(tensors)}):
+        with tempfile.TemporaryDirectory() as folder:
+            save_tensors(Path(folder) / "x", tensors, metadata)
+            assert size_of(tensors, metadata) == (Path(folder) / "x").stat().st_size
+
+
+def test_nothing_is_written_to_learn_a_size(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    monkeypatch.setattr("secateur.files.disk.create", lambda path: pytest.fail(f"{path} was written"))
+    assert size_bytes(nn.Linear(3, 4)) > 64
+
+
+def test_a_weight_and_its_transpose_are_two_tensors():
+    """A square weight has the shape of its transpose, and the same address: only the strides tell."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.arange(9.0).reshape(3, 3))
+            self.b = nn.Parameter(self.a.data.t())
+
+    assert num_params(Turned()) == 18
+    assert payload(Turned()) == 18 * 4
 
 
 def test_weights_that_cannot_be_stored_are_refused():

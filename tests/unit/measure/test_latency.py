@@ -9,6 +9,8 @@ from torch import nn
 
 from secateur.errors import ForwardError, InputError, RecipeError
 from secateur.measure import latency
+from secateur.measure.pair import time_pair
+from secateur.recipe.schema import Measure
 
 
 class Clock:
@@ -26,15 +28,17 @@ class Fake(nn.Module):
 
     def __init__(self, name, clock, durations, log):
         super().__init__()
-        self.name, self.clock, self.durations, self.log = name, clock, list(durations), log
+        self.name, self.clock = name, clock
+        # Kept outside the module: what its own lists hold is put back after the measurement.
+        self.take, self.note = list(reversed(durations)).pop, log.append
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
         assert not self.training
         assert torch.is_inference_mode_enabled()
         assert not gc.isenabled()
-        self.log.append((self.name, len(x)))
-        self.clock.now += self.durations.pop(0)
+        self.note((self.name, len(x)))
+        self.clock.now += self.take()
         return x
 
 
@@ -92,7 +96,9 @@ def test_the_real_clock_gives_positive_times_in_order():
         assert 0 < one.p10 <= one.median <= one.p90
 
 
-@pytest.mark.parametrize("option", [{"rounds": 0}, {"warmup": -1}, {"threads": -2}])
+@pytest.mark.parametrize(
+    "option", [{"rounds": 0}, {"warmup": -1}, {"threads": -2}, {"threads": 0}, {"seconds": -1.0}, {"spread": -0.1}]
+)
 def test_options_out_of_range(option):
     with pytest.raises(RecipeError, match=next(iter(option))):
         latency({"x": nn.Identity()}, torch.zeros(1), **option)
@@ -109,6 +115,75 @@ def test_the_ratio_is_taken_round_by_round(rounds):
     models, timer, _ = pair(before, after)
     measured = latency(models, torch.zeros(1), rounds=len(rounds), warmup=0, timer=timer)
     first, second = measured.values()
-    shares = np.array(after) / np.array(before)
+    shares = np.sort(np.array(after) / np.array(before))
+    last = len(rounds) - 1
     assert first.ratio is None
-    np.testing.assert_allclose(second.ratio, [np.median(shares), *np.percentile(shares, [10, 90])], rtol=1e-6)
+    # p10 and p90 are rounds that took place: the next ones outwards from a tenth and nine tenths of the way.
+    outwards = [shares[last // 10], shares[-(-9 * last // 10)]]
+    np.testing.assert_allclose(second.ratio, [np.median(shares), *outwards], rtol=1e-6)
+    assert 10 * (shares <= second.ratio[2] * (1 + 1e-6)).sum() >= 9 * len(rounds)
+
+
+def test_rounds_are_fixed_where_no_rule_ends_them():
+    models, clock, log = pair([1.0] * 20, [1.0] * 20)
+    found = latency(models, torch.zeros(1), rounds=18, warmup=2, timer=clock)
+    assert (len(log), found["a"].rounds, found["b"].rounds, found["b"].stopped) == (40, 18, 18, "rounds")
+
+
+def test_a_small_spread_of_the_ratio_ends_the_rounds():
+    # The machine gets slower and slower, which both models suffer alike: the times spread, their ratio does not.
+    busy = [1.0 + number for number in range(40)]
+    models, clock, _ = pair(busy, [0.5 * seconds for seconds in busy])
+    found = latency(models, torch.zeros(1), rounds=30, warmup=0, spread=0.05, timer=clock)
+    assert (found["b"].rounds, found["b"].stopped, found["b"].ratio) == (6, "spread", (0.5, 0.5, 0.5))
+    assert found["a"].p90 > 2 * found["a"].p10
+
+
+def test_a_spread_that_only_later_rounds_reach():
+    # One odd round in front: it is within the outer tenth, and leaves it when there are eleven rounds.
+    models, clock, _ = pair([1.0] * 40, [9.0] + [1.0] * 39)
+    found = latency(models, torch.zeros(1), rounds=30, warmup=0, spread=0.05, timer=clock)
+    assert (found["b"].rounds, found["b"].stopped) == (11, "spread")
+
+
+def test_a_model_alone_is_timed_until_its_own_spread_is_small():
+    models, clock, _ = pair([1.0] * 40, [])
+    found = latency({"a": models["a"]}, torch.zeros(1), rounds=30, warmup=0, spread=0.01, timer=clock)
+    assert (found["a"].rounds, found["a"].stopped) == (6, "spread")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "warm", "timed", "stopped"),
+    [
+        (1.0, 1, 6, "time"),  # used up at once: one round to warm up, and the six without which nothing can be said
+        (21.0, 3, 8, "time"),  # two seconds a round: a quarter of the budget warms up, the rest is timed
+        (1000.0, 5, 12, "rounds"),
+    ],
+)
+def test_a_time_budget_ends_the_rounds(seconds, warm, timed, stopped):
+    jitter = [1.0 + 0.1 * (number % 3) for number in range(40)]
+    models, clock, log = pair([1.0] * 40, jitter)
+    found = latency(models, torch.zeros(1), rounds=12, warmup=5, seconds=seconds, spread=0.01, timer=clock)
+    assert (len(log) // 2 - timed, found["b"].rounds, found["b"].stopped) == (warm, timed, stopped)
+
+
+def test_fewer_rounds_than_six_are_taken_where_they_are_asked_for():
+    models, clock, _ = pair([1.0] * 4, [1.0] * 4)
+    found = latency(models, torch.zeros(1), rounds=4, warmup=0, seconds=0.5, spread=1.0, timer=clock)
+    assert (found["b"].rounds, found["b"].stopped) == (4, "rounds")
+
+
+@pytest.mark.parametrize(("zeros_only", "rounds"), [(False, 7), (True, 5)])
+def test_a_pair_is_timed_as_the_recipe_asks_and_zeros_five_times(zeros_only, rounds):
+    models, _, log = pair([0.0] * 40, [0.0] * 40)
+    wanted = Measure(rounds=7, warmup=2, batch_size=3, threads=1, spread=0.0, seconds=100.0)
+    before, after = time_pair(models["a"], models["b"], torch.zeros(1), wanted, zeros_only=zeros_only)
+    assert (before.rounds, after.rounds, len(log)) == (rounds, rounds, 2 * (rounds + 2))
+    assert (before.ratio, after.threads, after.batch_size) == (None, 1, 3)
+    assert {size for _, size in log} == {3}
+
+
+def test_a_pair_is_not_timed_where_the_recipe_asks_for_no_latency():
+    models, _, log = pair([], [])
+    assert time_pair(models["a"], models["b"], torch.zeros(1), Measure(latency=False), zeros_only=False) == (None, None)
+    assert log == []

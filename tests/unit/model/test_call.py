@@ -9,13 +9,13 @@ from secateur.errors import ForwardError, InputError, UnsupportedError
 from secateur.model.call import (
     call,
     default_loss,
-    evaluating,
     outputs,
     require_reiterable,
     to_example,
     to_target,
     with_batch_size,
 )
+from secateur.model.guard import evaluating
 
 
 class Two(nn.Module):

@@ -1,3 +1,5 @@
+from collections import UserList
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,7 @@ class Mixed(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.plain = nn.BatchNorm1d(4, track_running_stats=False)
         self.unused = nn.BatchNorm1d(4)
-        self.modes = []
+        self.modes = UserList()  # no plain list: those are put back as they were
 
     def forward(self, x):
         self.modes.append((self.training, self.norm.training, self.drop.training))

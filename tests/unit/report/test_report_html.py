@@ -45,7 +45,7 @@ def record(make, snapshot, hostile):
         before=snapshot(latency=(2.0, 1.9, 2.1, 20), quality={hostile: 0.5, "accuracy": 0.9}),
         after=snapshot(500, latency=(1.0, 0.9, 1.1, 20), quality={hostile: 0.4, "accuracy": 0.8}),
         name=hostile,
-        units=R.Units(removed=4, total=8, what=hostile),
+        units=R.UnitCount(removed=4, total=8, what=hostile),
         criterion=R.Choice(name=hostile, options={hostile: hostile}),
         granularity=R.Choice(name=hostile, options={hostile: [hostile]}),
         allocation=R.Choice(name=hostile),

@@ -1,7 +1,10 @@
+import math
+
 import pytest
 
 from secateur import types as T
-from secateur.report import Control, TrainingPoint, Units, verdict
+from secateur.measure.latency import FEWEST_ROUNDS
+from secateur.report import Control, TrainingPoint, UnitCount, verdict
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size, writable
 from secateur.report.verdict import rows, speed
 
@@ -56,8 +59,46 @@ def test_paired_rounds_decide_where_there_are_any(make, snapshot, ratio, kind):
 
 
 def test_too_few_rounds_are_no_difference(make, snapshot):
-    claim = speed(make(**pair(snapshot, (*SLOW[:3], 50), (*FAST[:3], 4))))
-    assert (claim.kind, claim.words) == ("same", "no measurable difference (4 rounds are too few)")
+    for ratio in (None, (0.6, 0.5, 0.7)):
+        record = make(**pair(snapshot, (*SLOW[:3], 50), (*FAST[:3], 5, 1, 1, ratio)))
+        words = "not distinguishable (5 rounds, a difference needs 6 that agree)"
+        assert (speed(record).kind, speed(record).words) == ("same", words)
+        record = make(**pair(snapshot, (*FAST[:3], 5), (*SLOW[:3], 5, 1, 1, ratio and (1.7, 1.4, 2.0))))
+        assert speed(record).kind == "same"
+    assert speed(make(**pair(snapshot, (*SLOW[:3], 6), (*FAST[:3], 6, 1, 1, (0.6, 0.5, 0.7))))).kind == "faster"
+
+
+def by_chance(rounds, agreeing):
+    """Two-sided sign test: how often so many of the rounds agree where both models are equally fast."""
+    return 2 * sum(math.comb(rounds, k) for k in range(agreeing, rounds + 1)) / 2**rounds
+
+
+def test_six_is_the_fewest_rounds_and_nine_of_ten_are_always_enough():
+    assert by_chance(FEWEST_ROUNDS - 1, FEWEST_ROUNDS - 1) > 0.05
+    for rounds in range(FEWEST_ROUNDS, 300):
+        # p90 of the ratio is the round at this place, so below 1 it leaves at most the ones above it.
+        agreeing = math.ceil(9 * (rounds - 1) / 10) + 1
+        assert agreeing >= 0.9 * rounds
+        assert by_chance(rounds, agreeing) <= 0.05
+
+
+def test_words_follow_the_rounds_where_the_medians_were_swapped(make, snapshot):
+    before, after = (1.0, 0.9, 2.0, 9), (1.1, 0.8, 1.2, 9, 1, 1, (0.8, 0.7, 0.95))
+    assert speed(make(**pair(snapshot, before, after))).words == "1.25x faster"
+
+
+@pytest.mark.parametrize(
+    ("stopped", "words"),
+    [
+        (None, "9 rounds)"),
+        ("rounds", "9 rounds)"),
+        ("spread", "9 rounds, enough for its spread)"),
+        ("time", "9 rounds, all that the time budget allowed)"),
+    ],
+)
+def test_the_verdict_says_why_the_rounds_ended(make, snapshot, stopped, words):
+    after = (*FAST[:3], 9, 1, 1, (0.6, 0.5, 0.7), stopped)
+    assert words in str(verdict(make(**pair(snapshot, (*SLOW[:3], 9), after))))
 
 
 def test_different_settings_are_not_compared(make, snapshot):
@@ -76,7 +117,7 @@ def masked(make, snapshot, after):
         applied="mask",
         certificate=None,
         certificate_reason="nothing was cut",
-        units=Units(removed=1, total=2, what="elements"),
+        units=UnitCount(removed=1, total=2, what="elements"),
         before=snapshot(2_000_000, latency=SLOW, **sizes),
         after=snapshot(2_000_000, latency=after, nonzero=1_000_000, **sizes),
     )
@@ -98,7 +139,7 @@ def test_zeros_that_made_it_slower_say_so(make, snapshot):
 
 
 def test_target_missed(make):
-    record = make(target={"macs": 0.5, "latency_ms": 3.0}, achieved={"macs": 0.61}, target_missed=True)
+    record = make(target={"macs": 0.5, "latency_ms": 3.0}, achieved={"macs": 0.61}, missed=True)
     assert verdict(record).lead == (
         "Target missed (latency_ms 3.00 was asked, nothing measured; macs 0.500 was asked, 0.610 reached), "
         "50.0 % of the channels removed"

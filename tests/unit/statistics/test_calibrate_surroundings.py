@@ -12,9 +12,10 @@ from secateur.criteria.curvature.obd import OptimalBrainDamage
 from secateur.criteria.curvature.obs import OptimalBrainSurgeon
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
+from secateur.model.kernels import exact_derivatives
 from secateur.statistics.curvature.damping import FRACTIONS, GRID, choose_damping
 from secateur.statistics.curvature.inverse import Blocks
-from secateur.statistics.gradients.functional import exact_derivatives, samples_of
+from secateur.statistics.gradients.functional import samples_of
 from secateur.statistics.gradients.gradient_rows import flatten, gradient_rows, unflatten
 from secateur.statistics.gradients.per_sample import per_sample_gradients
 from secateur.types import Group, Span

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from secateur.amounts.allocate.base import Amounts, Request, register
+from secateur.amounts.allocate.base import Amounts, Spread, register
 
 
 @register("global")
-def global_(request: Request) -> Amounts:
+def global_(request: Spread) -> Amounts:
     """Let all units compete by their scores as they are.
 
     A bad choice where scores of different layers have different scales: it can empty a layer, so use a

@@ -51,10 +51,8 @@ class ActivationVariance(Criterion):
     name: ClassVar[str] = "activation-variance"
     summary: ClassVar[str] = "units that are nearly constant on the data matter least: Var a"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass over the data"
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "cuts that are followed by constant folding, least squares or fine-tuning"
-    source: ClassVar[str] = "Polyak and Wolf 2015"
     granularities: ClassVar[tuple[str, ...]] = STRUCTURES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

@@ -57,10 +57,8 @@ class APoZ(Criterion):
     name: ClassVar[str] = "apoz"
     summary: ClassVar[str] = "units that are zero behind the ReLU most of the time matter least: 1 - APoZ"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass over the data"
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "ReLU networks with dead or nearly dead channels"
-    source: ClassVar[str] = "Hu et al. 2016"
     granularities: ClassVar[tuple[str, ...]] = STRUCTURES
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})

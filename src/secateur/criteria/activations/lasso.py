@@ -78,10 +78,8 @@ class Lasso(Criterion):
     name: ClassVar[str] = "lasso"
     summary: ClassVar[str] = "units that a LASSO regression of the next layer's output drops first matter least"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass, Gram matrices k x k, u solves of u x u"
     speed: ClassVar[str] = "medium: no labels, no gradients"
     best_for: ClassVar[str] = "channels of convolutional networks that are refitted instead of retrained"
-    source: ClassVar[str] = "He et al. 2017"
     granularities: ClassVar[tuple[str, ...]] = STRUCTURES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

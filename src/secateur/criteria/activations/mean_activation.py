@@ -64,10 +64,8 @@ class MeanActivation(Criterion):
     name: ClassVar[str] = "mean-activation"
     summary: ClassVar[str] = "units whose output is small on the data matter least: mean |a|"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass over the data"
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "networks with ReLU or GELU, and data without labels"
-    source: ClassVar[str] = "Polyak and Wolf 2015; Molchanov et al. 2017"
     granularities: ClassVar[tuple[str, ...]] = STRUCTURES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

@@ -81,10 +81,8 @@ class Reap(Criterion):
     name: ClassVar[str] = "reap"
     summary: ClassVar[str] = "experts that add little to the tokens routed to them: mean of gate times output norm"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "two forward passes over the data"
     speed: ClassVar[str] = "fast: forward passes, no labels"
     best_for: ClassVar[str] = "mixtures of experts, and data without labels"
-    source: ClassVar[str] = "Lasby et al. 2025"
     granularities: ClassVar[tuple[str, ...]] = ("expert",)
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

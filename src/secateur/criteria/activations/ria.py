@@ -55,10 +55,8 @@ class RIA(Criterion):
     name: ClassVar[str] = "ria"
     summary: ClassVar[str] = "weights that are small in their row and column, on small inputs, matter least"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass over the data"
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "weights and n:m patterns of language models, without fine-tuning"
-    source: ClassVar[str] = "Zhang et al. 2024"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     power: float = 0.5

@@ -53,10 +53,8 @@ class StructuredOBS(Criterion):
     name: ClassVar[str] = "structured-obs"
     summary: ClassVar[str] = "units that the refitted next layer misses least go first: Optimal Brain Surgeon"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass, Gram matrices k x k, k^3 for the inverse and its updates"
     speed: ClassVar[str] = "slow for wide layers: no labels, no gradients"
     best_for: ClassVar[str] = "neurons, heads and channels that are refitted instead of retrained"
-    source: ClassVar[str] = "Hassibi and Stork 1992; Kurtic et al. 2023"
     granularities: ClassVar[tuple[str, ...]] = STRUCTURES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

@@ -45,10 +45,8 @@ class ThiNet(Criterion):
     name: ClassVar[str] = "thinet"
     summary: ClassVar[str] = "units whose joint contribution to the next layer is smallest go first"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass, Gram matrices k x k, greedy in u^2"
     speed: ClassVar[str] = "medium: no labels, no gradients"
     best_for: ClassVar[str] = "channels of convolutional networks that are refitted or fine-tuned"
-    source: ClassVar[str] = "Luo et al. 2017"
     granularities: ClassVar[tuple[str, ...]] = STRUCTURES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

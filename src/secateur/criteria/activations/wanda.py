@@ -69,10 +69,8 @@ class Wanda(Criterion):
     name: ClassVar[str] = "wanda"
     summary: ClassVar[str] = "small weights on small inputs matter least: |w| ||x||"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass over the data"
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "weights and n:m patterns of language models, scope row, without fine-tuning"
-    source: ClassVar[str] = "Sun et al. 2024"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     def contributions(self, context: Context) -> dict[str, Tensor]:

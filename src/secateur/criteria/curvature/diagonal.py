@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, untouched
+from secateur.criteria.base import Context, Criterion
 from secateur.model import call
 from secateur.registry import one_of
 from secateur.statistics.curvature.hessian import Diagonal
@@ -52,8 +50,8 @@ class DiagonalCriterion(Criterion):
         Returns:
             Values, methods and standard errors per parameter.
         """
-        self._check(context)
-        with at_rest(context):
+        context = self._admitted(context)
+        with torch.inference_mode(False), self._guard(context):
             return self._diagonal(context, list(self.weights(context)))
 
     def contributions(self, context: Context) -> dict[str, Tensor]:
@@ -61,14 +59,6 @@ class DiagonalCriterion(Criterion):
         weights = self.weights(context)
         values = self._diagonal(context, list(weights)).values
         return {n: values[n] * w.to(torch.float64).square() / 2 for n, w in weights.items()}
-
-
-@contextmanager
-def at_rest(context: Context) -> Iterator[None]:
-    """The model in eval mode, given back as it was; as inside `Criterion.score`."""
-    with untouched(context.model, seed=context.seed), torch.inference_mode(False):
-        context.model.eval()
-        yield
 
 
 def data_and_loss(context: Context, why: str) -> tuple[Data, Loss]:

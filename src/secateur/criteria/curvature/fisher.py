@@ -65,10 +65,8 @@ class Fisher(DiagonalCriterion):
     name: ClassVar[str] = "fisher"
     summary: ClassVar[str] = "rise of the loss from the mean squared per-sample gradient"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
-    complexity: ClassVar[str] = "one backward pass per sample"
     speed: ClassVar[str] = "medium: about three epochs over the scoring data"
     best_for: ClassVar[str] = "networks that do not fit their data fully; a cheap second-order score"
-    source: ClassVar[str] = "Kunstner et al. 2019; Theis et al. 2018"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

@@ -55,10 +55,8 @@ class GaussNewton(DiagonalCriterion):
     name: ClassVar[str] = "gauss-newton"
     summary: ClassVar[str] = "rise of the loss from the Gauss-Newton diagonal, which is never negative"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
-    complexity: ClassVar[str] = "outputs x samples backward passes"
     speed: ClassVar[str] = "slow: about 1.4 epochs per output (ten classes: 14); draws=1: three"
     best_for: ClassVar[str] = "ReLU networks with few outputs, where it is the true Hessian diagonal"
-    source: ClassVar[str] = "Schraudolph 2002; Botev et al. 2017"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

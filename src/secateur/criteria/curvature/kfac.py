@@ -83,10 +83,8 @@ class KroneckerCurvature(Criterion):
     name: ClassVar[str] = "kfac"
     summary: ClassVar[str] = "rise of the loss for whole units from Kronecker-factored curvature"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
-    complexity: ClassVar[str] = "outputs x samples backward passes; a small product per unit"
     speed: ClassVar[str] = "slow: about one epoch per output; slopes='sampled' or 'data': five"
     best_for: ClassVar[str] = "filters, neurons and heads, whose weights act together"
-    source: ClassVar[str] = "Martens, Grosse 2015; Wang et al. 2019"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

@@ -84,10 +84,8 @@ class OptimalBrainDamage(DiagonalCriterion):
     name: ClassVar[str] = "obd"
     summary: ClassVar[str] = "rise of the loss from the true Hessian diagonal: h w^2 / 2"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
-    complexity: ClassVar[str] = "outputs x samples backward passes (ReLU nets), else Hessian products"
     speed: ClassVar[str] = "slow: 1.5 epochs per output for ReLU nets; else 2.5 per probe"
     best_for: ClassVar[str] = "trained networks, labels at hand, little or no fine-tuning afterwards"
-    source: ClassVar[str] = "LeCun, Denker, Solla 1989"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 

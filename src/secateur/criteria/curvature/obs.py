@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.base import Context, Criterion, counts, register
-from secateur.criteria.curvature.diagonal import at_rest, data_and_loss, mean_gradient
+from secateur.criteria.curvature.diagonal import data_and_loss, mean_gradient
 from secateur.errors import RecipeError
 from secateur.registry import one_of
 from secateur.statistics.curvature.damping import Trial, choose_damping
@@ -104,10 +104,8 @@ class OptimalBrainSurgeon(Criterion):
     name: ClassVar[str] = "obs"
     summary: ClassVar[str] = "rise of the loss after the best update of the others: w^2 / (2 [F^-1]_qq)"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients"})
-    complexity: ClassVar[str] = "N per-sample gradients, N^2 x weights operations"
     speed: ClassVar[str] = "medium to slow: seconds for the gradients, then algebra; memory for N gradients"
     best_for: ClassVar[str] = "one-shot pruning of elements without fine-tuning, with its weight update"
-    source: ClassVar[str] = "Hassibi, Stork 1992; Singh, Alistarh 2020; Frantar et al. 2021"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
@@ -148,8 +146,8 @@ class OptimalBrainSurgeon(Criterion):
         Returns:
             What `score_units` and `update` read from; valid until the weights change.
         """
-        self._check(context)
-        with at_rest(context):
+        context = self._admitted(context)
+        with torch.inference_mode(False), self._guard(context):
             return self._fit(context)
 
     def update(

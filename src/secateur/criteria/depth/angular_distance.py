@@ -45,10 +45,8 @@ class AngularDistance(Criterion):
     name: ClassVar[str] = "angular-distance"
     summary: ClassVar[str] = "runs of blocks that turn the hidden state by the smallest angle matter least"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass over the data"
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "neighbouring layers of deep transformers that go together"
-    source: ClassVar[str] = "Gromov et al. 2024"
     comparable: ClassVar[bool] = True
     granularities: ClassVar[tuple[str, ...]] = ("layer",)
     promises: ClassVar[frozenset[str]] = frozenset({"batch_split", "zero_lowest"})

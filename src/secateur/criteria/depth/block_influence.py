@@ -60,10 +60,8 @@ class BlockInfluence(Criterion):
     name: ClassVar[str] = "block-influence"
     summary: ClassVar[str] = "blocks that hardly turn the hidden state matter least: 1 - mean cosine"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
-    complexity: ClassVar[str] = "one forward pass over the data"
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "layers of deep transformers, and data without labels"
-    source: ClassVar[str] = "Men et al. 2024 (ShortGPT)"
     comparable: ClassVar[bool] = True
     granularities: ClassVar[tuple[str, ...]] = ("layer",)
     promises: ClassVar[frozenset[str]] = frozenset({"batch_split", "zero_lowest"})

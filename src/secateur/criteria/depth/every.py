@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, register
+from secateur.criteria.base import Context, Criterion, Reads, register
 from secateur.errors import RecipeError
 
 
@@ -35,12 +35,11 @@ class Every(Criterion):
 
     name: ClassVar[str] = "every"
     summary: ClassVar[str] = "every k-th block goes first, the deepest of them first"
-    complexity: ClassVar[str] = "none"
     speed: ClassVar[str] = "instant: nothing is read"
     best_for: ClassVar[str] = "layers, as the baseline that other criteria must beat"
-    source: ClassVar[str] = "Fan, Grave, Joulin 2020"
     comparable: ClassVar[bool] = True
     granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    reads: ClassVar[Reads] = "nothing"
     promises: ClassVar[frozenset[str]] = frozenset()
 
     k: int = 2

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.depth.block_influence import best_where_locked
 from secateur.model.bypass import bypassed
-from secateur.model.call import default_loss, evaluating
+from secateur.model.call import default_loss
+from secateur.model.guard import evaluating
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
 from secateur.types import Data, Loss
@@ -45,10 +46,8 @@ class LossIncrease(Criterion):
     name: ClassVar[str] = "loss-increase"
     summary: ClassVar[str] = "measured rise of the loss when a block is left out"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels"})
-    complexity: ClassVar[str] = "one forward pass over the data per block"
     speed: ClassVar[str] = "slow for deep networks: forward passes, as many as blocks"
     best_for: ClassVar[str] = "layers, where labelled data and some time are at hand"
-    source: ClassVar[str] = "leave-one-out; Song et al. 2024 (SLEB, greedy)"
     comparable: ClassVar[bool] = True
     granularities: ClassVar[tuple[str, ...]] = ("layer",)
     promises: ClassVar[frozenset[str]] = frozenset({"batch_split"})

@@ -279,10 +279,8 @@ class GateScore(LossCriterion):
 
     name: ClassVar[str] = "gate"
     summary: ClassVar[str] = "size of a trainable gate on each unit, or the reaction of the loss to it"
-    complexity: ClassVar[str] = "one forward and backward pass over the data; none for the size"
     speed: ClassVar[str] = "medium: less than one epoch over the scoring data; single weights three"
     best_for: ClassVar[str] = "channels, heads and neurons of networks without batch norm"
-    source: ClassVar[str] = "Liu et al. 2017; Molchanov et al. 2019"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

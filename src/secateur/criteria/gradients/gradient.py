@@ -55,10 +55,8 @@ class Gradient(CoupledCriterion):
 
     name: ClassVar[str] = "gradient"
     summary: ClassVar[str] = "weights to which the loss does not react (small |g|) matter least"
-    complexity: ClassVar[str] = "one forward and backward pass over the data"
     speed: ClassVar[str] = "medium: one epoch over the scoring data"
     best_for: ClassVar[str] = "growing weights back; as a control of taylor"
-    source: ClassVar[str] = "Evci et al. 2020"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 
     norm: Literal["l1", "l2"] = "l1"

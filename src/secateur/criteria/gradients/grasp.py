@@ -71,10 +71,8 @@ class Grasp(CoupledCriterion):
 
     name: ClassVar[str] = "grasp"
     summary: ClassVar[str] = "keep the weights without which the gradient's norm shrinks: w * (H g)"
-    complexity: ClassVar[str] = "one backward and one double backward pass over the data"
     speed: ClassVar[str] = "medium: three to five epochs over the scoring data"
     best_for: ClassVar[str] = "pruning before training"
-    source: ClassVar[str] = "Wang et al. 2020; Frankle et al. 2021"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 

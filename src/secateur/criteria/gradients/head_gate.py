@@ -63,10 +63,8 @@ class HeadImportance(LossCriterion):
 
     name: ClassVar[str] = "head-importance"
     summary: ClassVar[str] = "reaction of the loss to a mask variable on each head: mean |dL/dxi|"
-    complexity: ClassVar[str] = "one forward and backward pass over the data"
     speed: ClassVar[str] = "medium: less than one epoch over the scoring data"
     best_for: ClassVar[str] = "attention heads"
-    source: ClassVar[str] = "Michel et al. 2019"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
     granularities: ClassVar[tuple[str, ...]] = ("head", "head_dim", "neuron", "channel")

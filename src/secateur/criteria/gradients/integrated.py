@@ -20,8 +20,9 @@ from secateur.criteria.gradients.loss_gradient import (
     walk,
 )
 from secateur.errors import RecipeError
+from secateur.model.kernels import exact_derivatives
 from secateur.registry import one_of
-from secateur.statistics.gradients.functional import exact_derivatives, loss_value, require_finite_loss
+from secateur.statistics.gradients.functional import loss_value, require_finite_loss
 from secateur.types import Group
 
 Steps = list[tuple[float, float]]
@@ -84,10 +85,8 @@ class IntegratedGradients(CoupledCriterion):
 
     name: ClassVar[str] = "integrated"
     summary: ClassVar[str] = "change of the loss along the straight way to zero: the integral of -g w"
-    complexity: ClassVar[str] = "steps (times groups, times units) passes over the data"
     speed: ClassVar[str] = "slow: eight epochs per group over the scoring data"
     best_for: ClassVar[str] = "small models; the true change per unit as an oracle (path 'unit')"
-    source: ClassVar[str] = "Sundararajan et al. 2017"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 

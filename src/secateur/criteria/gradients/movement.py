@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from secateur.criteria.accumulator import Accumulator, State
 from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
@@ -20,7 +21,7 @@ from secateur.criteria.gradients.loss_gradient import (
     require_finite_gradient,
     walk,
 )
-from secateur.errors import RecipeError
+from secateur.errors import InputError, RecipeError
 from secateur.types import Batch
 
 
@@ -78,13 +79,28 @@ class MovementAccumulator:
             self.sums[name] = self.sums[name] - value if name in self.sums else -value
         self.steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The sums and the number of steps, to go on after an interruption."""
         return {"sums": dict(self.sums), "steps": self.steps}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.sums, self.steps = dict(state["sums"]), int(state["steps"])
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            InputError: it is no state of an accumulator of these parameters.
+        """
+        sums, steps = state.get("sums"), state.get("steps")
+        if not isinstance(sums, Mapping) or not isinstance(steps, int):
+            raise InputError("this is no state of a movement accumulator", hint="give what state_dict() returned")
+        for name, value in sums.items():
+            if name not in self._watched or value.shape != self._watched[name].shape:
+                raise InputError(
+                    f"the saved movement of {name!r} belongs to no watched parameter",
+                    hint="load it for the same model and the same names",
+                )
+        # On the device of the parameters: a checkpoint is often read on the CPU.
+        self.sums = {name: value.to(self._watched[name].device) for name, value in sums.items()}
+        self.steps = steps
 
 
 @register
@@ -102,7 +118,8 @@ class Movement(CoupledCriterion):
     front of a batch norm is zero whatever the filter is worth, so that channels would be scored by noise.)
 
     Args:
-        accumulator: what was observed in your loop; None trains a copy.
+        accumulator: what was observed in your loop; None trains a copy. It is no option: a plan says "movement", and
+            not what was observed.
         steps: gradient descent steps on the copy, through the data as often as needed; None is one walk
             through the data.
         lr: learning rate of these steps.
@@ -118,8 +135,8 @@ class Movement(CoupledCriterion):
         NonFiniteError: the loss or a gradient is NaN or Inf (too large a learning rate?).
 
     Cost:
-        With an accumulator one product per weight and step. Without, one forward and backward pass per step
-        and a copy of the model.
+        One product per weight and training step of an accumulator, else one forward and backward pass per step and a
+        copy of the model.
 
     Source:
         Sanh, Wolf, Rush, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", 2020, section 4, equation 2
@@ -140,13 +157,12 @@ class Movement(CoupledCriterion):
     name: ClassVar[str] = "movement"
     summary: ClassVar[str] = "weights that training moves towards zero matter least: -sum of g w"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "labels", "gradients", "training"})
-    complexity: ClassVar[str] = "one product per weight and training step"
     speed: ClassVar[str] = "medium: one epoch over the scoring data; free inside your own training loop"
     best_for: ClassVar[str] = "fine-tuning a pretrained model, at high sparsity"
-    source: ClassVar[str] = "Sanh et al. 2020"
     comparable: ClassVar[bool] = True
+    live: ClassVar[frozenset[str]] = frozenset({"accumulator"})
 
-    accumulator: MovementAccumulator | None = None
+    accumulator: Accumulator | None = None
     steps: int | None = None
     lr: float = 1e-3
 
@@ -170,7 +186,7 @@ class Movement(CoupledCriterion):
         observed = self.accumulator is not None and context.data is None
         super()._check(replace(context, data=()) if observed else context)
 
-    def _trained(self, context: Context, names: list[str]) -> MovementAccumulator:
+    def _trained(self, context: Context, names: list[str]) -> Accumulator:
         model = copy.deepcopy(context.model).eval()
         parameters = [model.get_parameter(name) for name in names]
         optimizer = torch.optim.SGD(parameters, lr=self.lr)

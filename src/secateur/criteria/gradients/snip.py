@@ -58,10 +58,8 @@ class Snip(CoupledCriterion):
 
     name: ClassVar[str] = "snip"
     summary: ClassVar[str] = "reaction of the loss to a mask on each connection at initialisation: |g w|"
-    complexity: ClassVar[str] = "one forward and backward pass over the data"
     speed: ClassVar[str] = "fast: one batch is enough"
     best_for: ClassVar[str] = "pruning before training, at moderate sparsity"
-    source: ClassVar[str] = "Lee et al. 2019"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

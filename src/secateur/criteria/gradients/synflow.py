@@ -82,10 +82,8 @@ class SynFlow(Criterion):
     name: ClassVar[str] = "synflow"
     summary: ClassVar[str] = "share of a weight in all paths from input to output; no data, no layer is lost"
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
-    complexity: ClassVar[str] = "one forward and backward pass of one sample per round"
     speed: ClassVar[str] = "fast: no data"
     best_for: ClassVar[str] = "pruning before training, at high sparsity"
-    source: ClassVar[str] = "Tanaka et al. 2020"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

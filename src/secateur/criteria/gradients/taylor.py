@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Reduction, reduce_spans, register, untouched
+from secateur.criteria.base import Context, Reduction, reduce_spans, register
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -17,6 +17,7 @@ from secateur.criteria.gradients.loss_gradient import (
     warn_if_stationary,
 )
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
+from secateur.model.guard import guard
 from secateur.registry import one_of
 from secateur.types import Group
 
@@ -90,10 +91,8 @@ class Taylor(CoupledCriterion):
 
     name: ClassVar[str] = "taylor"
     summary: ClassVar[str] = "first-order estimate of the change of the loss: |g w|, in six named variants"
-    complexity: ClassVar[str] = "one forward and backward pass over the data"
     speed: ClassVar[str] = "medium: one epoch over the scoring data"
     best_for: ClassVar[str] = "channels, heads and neurons of a trained network, across layers"
-    source: ClassVar[str] = "Molchanov et al. 2017; 2019"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
 
@@ -111,7 +110,7 @@ class Taylor(CoupledCriterion):
             kinds.setdefault(self._kind(group), []).append(group)
         values: dict[str, Tensor] = {}
         for kind, groups in kinds.items():
-            with untouched(context.model):  # each kind finds the parameters as the user left them
+            with guard(context.model):  # each kind finds the parameters as the user left them
                 values |= self._of_kind(kind, replace(context, groups=groups))
         return {g.name: self.finish(values[g.name]).view(g.shape) for g in context.groups}
 

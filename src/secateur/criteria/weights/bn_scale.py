@@ -63,10 +63,8 @@ class NormScale(Criterion):
 
     name: ClassVar[str] = "bn-scale"
     summary: ClassVar[str] = "channels that their batch norm scales down (small |gamma|) matter least"
-    complexity: ClassVar[str] = "one pass over the norms' weights"
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "channels of networks trained with an L1 penalty on the batch-norm scales"
-    source: ClassVar[str] = "Liu et al. 2017"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
 

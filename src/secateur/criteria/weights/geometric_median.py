@@ -62,10 +62,8 @@ class GeometricMedian(Criterion):
 
     name: ClassVar[str] = "fpgm"
     summary: ClassVar[str] = "filters near the geometric median of their layer can be replaced by the others"
-    complexity: ClassVar[str] = "units squared times weights per unit"
     speed: ClassVar[str] = "fast: no data"
     best_for: ClassVar[str] = "filters with similar norms and duplicates, within a layer"
-    source: ClassVar[str] = "He et al. 2019"
 
     reduce: Literal["sum", "mean"] = "sum"
 

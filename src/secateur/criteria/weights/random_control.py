@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, register
+from secateur.criteria.base import Context, Criterion, Reads, register
 
 
 @register
@@ -47,11 +47,10 @@ class Random(Criterion):
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "a random number per unit: the control that a criterion must beat"
-    complexity: ClassVar[str] = "one random number per unit"
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "comparisons: what removal costs when nothing is known"
-    source: ClassVar[str] = "control; Gale et al. 2019; Blalock et al. 2020"
     comparable: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "nothing"
     promises: ClassVar[frozenset[str]] = frozenset()
 
     seed: int | None = None

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import InputError, RecipeError
+from secateur.model.carried import refuse_carried_masks
 from secateur.model.protect import protected
 from secateur.registry import Registry, option_names
-from secateur.types import Group, Span
+from secateur.types import Group, Json, Span
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -68,7 +69,7 @@ class Granularity(ABC):
     def group(self, weight: Weight) -> Group | None:
         """The units of one weight, or None where it has none of this kind."""
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Json]:
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in option_names(type(self))}
 
@@ -88,6 +89,7 @@ class Granularity(ABC):
         Raises:
             RecipeError: a pattern of `protect` matches nothing.
             InputError: a weight of a lazy module that has no shape yet.
+            UnsupportedError: the model carries masks of torch; see `secateur.import_masks`.
 
         Cost:
             No weight is read. Index tensors are small, but 8 bytes per element for strips and blocks.
@@ -98,6 +100,8 @@ class Granularity(ABC):
 
 def prunable_weights(model: nn.Module, protect: Collection[str] = ()) -> list[Weight]:
     """Weights that granularities split into units; see `Granularity.groups` for the rules."""
+    # A weight that torch masks is no parameter, and its layer would be left out without a word.
+    refuse_carried_masks(model)
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
@@ -154,7 +158,7 @@ def register(cls: type[G]) -> type[G]:
 names = GRANULARITIES.names
 
 
-def parse(spec: str | Mapping[str, Any] | Granularity) -> Granularity:
+def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
     """A granularity from its short form.
 
     Args:

@@ -265,7 +265,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ForwardError: the forward fails.
         """
         self._seen, self._receive = 0, receive
-        with quiet(self._model), torch.no_grad():
+        with quiet(self._model, copies=False):  # once per batch: values are kept by the guard around all of them
             try:
                 with self:
                     call(self._model, example)

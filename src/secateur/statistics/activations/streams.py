@@ -17,7 +17,7 @@ from secateur.errors import NonFiniteError
 from secateur.model.call import to_example
 from secateur.statistics.activations.observe import Observer, Site
 from secateur.statistics.gradients.functional import batches
-from secateur.structure.capture import capture
+from secateur.structure.capture import capture, quiet
 from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group
 
@@ -69,17 +69,18 @@ def gather(
         found[site].add(value, site.dim)
 
     total = len(data) if isinstance(data, Sized) else 0
-    for number, (batch, size) in enumerate(batches(model, data), start=1):
-        example = to_example(batch)
-        if observer is None:
-            if record is None:
-                record = capture(model, few_samples(example, size))
-            sites = list(find(record))
-            found.update({site: make(site) for site in sites})
-            observer = Observer(model, record, sites, last=True)
-        observer.run(example, receive)
-        if progress is not None:
-            progress(number, max(total, number))
+    with quiet(model):
+        for number, (batch, size) in enumerate(batches(model, data), start=1):
+            example = to_example(batch)
+            if observer is None:
+                if record is None:
+                    record = capture(model, few_samples(example, size))
+                sites = list(find(record))
+                found.update({site: make(site) for site in sites})
+                observer = Observer(model, record, sites, last=True)
+            observer.run(example, receive)
+            if progress is not None:
+                progress(number, max(total, number))
     assert record is not None
     return record, found
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
 from secateur.model import call
+from secateur.model.kernels import exact_derivatives
 from secateur.statistics.curvature.hessian import Diagonal, Progress
 from secateur.statistics.curvature.output_curvature import output_and_loss
-from secateur.statistics.gradients.functional import Tensors, batches, exact_derivatives, parameters
+from secateur.statistics.gradients.functional import Tensors, batches, parameters
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.statistics.notes import note
 from secateur.types import Batch, Data, Loss

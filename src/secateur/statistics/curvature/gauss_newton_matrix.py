@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from secateur.errors import ResourceError, UnsupportedError
+from secateur.model.kernels import exact_derivatives
 from secateur.statistics.curvature.hessian import Diagonal, Progress
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker, roots
 from secateur.statistics.gradients.functional import (
     Tensors,
     batches,
-    exact_derivatives,
     parameters,
     per_sample_leaves,
     require_finite_loss,

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
+from secateur.model.kernels import exact_derivatives
 from secateur.statistics.curvature.gauss_newton_matrix import TAPED, Pulled, pull_back
 from secateur.statistics.curvature.hessian import Progress
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker
-from secateur.statistics.gradients.functional import Tensors, batches, exact_derivatives, parameters, samples_of
+from secateur.statistics.gradients.functional import Tensors, batches, parameters, samples_of
 from secateur.statistics.gradients.layer_tape import Tape, unfolded
 from secateur.statistics.gradients.per_sample import disagreeing, per_sample_gradients
 from secateur.types import Batch, Data, Loss

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.errors import InputError, NonFiniteError
 from secateur.model import call
@@ -170,28 +167,3 @@ def mean_loss(model: nn.Module, loss: Loss, kept: Sequence[Held], weights: Mappi
             total += size * float(loss_value(model, loss, batch, weights))
             count += size
     return total / count
-
-
-@contextmanager
-def exact_derivatives(model: nn.Module) -> Iterator[None]:
-    """Kernels that have second derivatives and batching rules, in full float32.
-
-    Attention runs on the math backend (the fused kernels have no double backward), the fused inference path
-    of nn.MultiheadAttention is off, TF32 is off, and recurrent layers leave cuDNN.
-    """
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    fused = torch.backends.mha.get_fastpath_enabled()
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="There is a performance drop because")
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=not recurrent, deterministic=True, allow_tf32=False))
-        stack.enter_context(torch.enable_grad())
-        torch.backends.mha.set_fastpath_enabled(False)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-            torch.backends.cuda.matmul.allow_tf32 = matmul

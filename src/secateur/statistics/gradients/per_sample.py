@@ -17,10 +17,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import InputError, ResourceError
 from secateur.model import call
+from secateur.model.kernels import exact_derivatives
 from secateur.statistics.gradients.functional import (
     Tensors,
     batches,
-    exact_derivatives,
     loss_value,
     parameters,
     per_sample_leaves,

@@ -6,7 +6,9 @@ from gradient_nets import Attention, Conv, attention_groups, conv_groups, elemen
 from torch import nn
 from torch.nn import functional
 
+import secateur as sc
 from secateur.amounts import select
+from secateur.criteria import get
 from secateur.criteria.base import Context
 from secateur.criteria.gradients.integrated import IntegratedGradients
 from secateur.criteria.gradients.movement import Movement, MovementAccumulator
@@ -235,3 +237,46 @@ def test_negative_changes_are_treated_as_asked():
     assert float(keep.min()) < 0
     assert torch.equal(clip, keep.clamp(min=0))
     assert torch.equal(size, keep.abs())
+
+
+def observed(model, data):
+    movement = MovementAccumulator(model)
+    for batch in data:
+        model.zero_grad()
+        default_loss(model, batch).backward()
+        movement.observe()
+    return movement
+
+
+def test_a_plan_from_an_accumulator_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    model, data = Conv(norm=False), images()
+    criterion = Movement(accumulator=observed(model, data), coupled="in")
+    plan = sc.plan(model.eval(), data[0][0], criterion=criterion, granularity="channel", target={"sparsity": 0.5})
+    plan.save(tmp_path / "plan.json")
+    loaded = sc.Plan.load(tmp_path / "plan.json")
+    assert loaded.to_json() == plan.to_json()
+    for name, weight in plan.apply(model).state_dict().items():
+        assert torch.equal(weight, loaded.apply(model).state_dict()[name])
+    expected = {"normalize": "none", "frozen": "error", "unused": "error", "coupled": "in", "steps": None, "lr": 0.001}
+    assert criterion.options() == expected
+    assert Movement(**criterion.options()).accumulator is None
+    assert get("movement", criterion.options()) == Movement(coupled="in")
+
+
+def test_an_accumulator_is_no_option_of_a_recipe():
+    with pytest.raises(RecipeError, match="'movement' has no option 'accumulator'"):
+        get("movement", {"accumulator": 3})
+
+
+def test_a_foreign_state_is_refused():
+    model = nn.Linear(2, 1, bias=False)
+    movement = observed(model, [(torch.ones(1, 2), torch.ones(1, 1))])
+    good = movement.state_dict()
+    for bad in ({}, {**good, "steps": "3"}, {"sums": 1, "steps": 1}):
+        with pytest.raises(InputError, match="no state"):
+            movement.load_state_dict(bad)
+    for sums in ({"bias": torch.ones(1)}, {"weight": torch.ones(2, 2)}):
+        with pytest.raises(InputError, match="no watched parameter"):
+            movement.load_state_dict({"sums": sums, "steps": 1})
+    assert movement.state_dict() == good

@@ -1,0 +1,51 @@
+"""The values that masks hide, kept without an index: in the order in which their elements lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 20  # elements; torch forms positions of 8 bytes and more per element where it selects or scatters
+
+
+def take(tensor: Tensor, drop: Tensor) -> Tensor:
+    """The elements of a tensor where `drop` is True, in row-major order.
+
+    Args:
+        tensor: any shape.
+        drop: bool, the same shape or of size 1 in some dimensions.
+
+    Returns:
+        vector of the tensor's dtype, of its own memory.
+    """
+    whole = drop.expand(tensor.shape)
+    taken = tensor.new_empty(int(torch.count_nonzero(whole)))
+    start = 0
+    for values, gone in _blocks(tensor.detach(), whole):
+        piece = values.masked_select(gone)
+        taken[start : start + len(piece)] = piece
+        start += len(piece)
+    return taken
+
+
+def put(tensor: Tensor, drop: Tensor, values: Tensor) -> None:
+    """Write back in place what `take` took, bit for bit."""
+    start = 0
+    for target, gone in _blocks(tensor.detach(), drop.expand(tensor.shape)):
+        stop = start + int(torch.count_nonzero(gone))
+        target.masked_scatter_(gone, values[start:stop])
+        start = stop
+
+
+def _blocks(tensor: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of both, row by row, as views."""
+    if tensor.dim() == 0:
+        yield tensor.view(1), mask.view(1)
+    elif tensor.dim() > 1 and tensor.numel() > BLOCK * tensor.shape[0]:
+        for row, own in zip(tensor, mask, strict=True):
+            yield from _blocks(row, own)
+    else:
+        rows = max(BLOCK * tensor.shape[0] // max(tensor.numel(), 1), 1)
+        yield from zip(torch.split(tensor, rows), torch.split(mask, rows), strict=True)

@@ -1,0 +1,162 @@
+"""What the report of a run says, collected from the plan, the two snapshots and the journal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from secateur.files.seeds import canonical_json
+from secateur.measure import Yardstick
+from secateur.model.call import device_of
+from secateur.planning import Plan
+from secateur.planning.decision import fingerprint
+from secateur.recipe import Recipe
+from secateur.report.assembly import Effect, Goal, Method, Origin, build, environment
+from secateur.report.journal import Journal
+from secateur.report.layers import locked_parts, pruned_layers
+from secateur.report.record import Choice, Control, Report, UnitCount
+from secateur.request import Named, Request, Target
+from secateur.types import Snapshot
+
+
+def collect(
+    model: nn.Module,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    before: Snapshot,
+    after: Snapshot,
+    run: Journal,
+    judged: Yardstick,
+    control: Control | None = None,
+    after_cut: Mapping[str, float] | None = None,
+    title: str = "",
+    command: str = "",
+) -> Report:
+    """The report of a finished run.
+
+    Args:
+        model: as it came.
+        plan: what was decided, certified where something was cut.
+        recipe: as it was resolved.
+        before: the model as it came, measured.
+        after: the model as it goes, measured.
+        run: stages, fallbacks, doubts and training.
+        judged: how quality was measured, or why it was not.
+        control: the original after the same recovery steps, where that was asked for.
+        after_cut: quality right after the cut, before any recovery.
+        title: what the report calls the run; the model's class by default.
+        command: the command line that reproduces it.
+
+    Returns:
+        A validated report.
+
+    Cost: two passes over the weights of the layers that competed, for their histograms.
+    """
+    return build(
+        Origin(
+            title or type(model).__name__,
+            fingerprint(model),
+            environment(device=str(device_of(model)), seed=recipe.seed),
+            command,
+            recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
+        ),
+        Method(
+            _choice(plan.request.criterion),
+            _granularity(plan.request),
+            recipe.scope,
+            Choice(name=plan.request.allocation),
+        ),
+        replace(
+            _effect(plan, before, after),
+            after_cut_quality=after_cut,
+            quality_on=judged.on,
+            quality_missing=judged.why,
+            control=control,
+        ),
+        goal=_goal(plan, before, after, recipe),
+        events=run.events(),
+        layers=pruned_layers(model, plan),
+        locked=locked_parts(model, plan),
+    )
+
+
+def forecast(
+    model: nn.Module, plan: Plan, recipe: Recipe, *, before: Snapshot, after: Snapshot, title: str = ""
+) -> Report:
+    """What a plan would bring, measured on an applied copy: the report of a run that has not taken place.
+
+    Args:
+        model: as it is.
+        plan: what would be done.
+        recipe: as it was resolved.
+        before: the model as it is, measured.
+        after: the copy, measured.
+        title: what the report calls it; the model's class by default.
+
+    Returns:
+        A validated report without layers, stages and achieved target: nothing was achieved yet.
+    """
+    return build(
+        Origin(
+            title or type(model).__name__,
+            plan.fingerprint,
+            environment(device=str(device_of(model)), seed=recipe.seed),
+        ),
+        Method(
+            _choice(plan.request.criterion),
+            Choice(name=plan.units["what"]),
+            recipe.scope,
+            Choice(name=plan.request.allocation),
+        ),
+        replace(_effect(plan, before, after), quality_missing="it is not predicted"),
+        goal=Goal(target=Target.of(recipe.target.given()).flat()),
+    )
+
+
+def _effect(plan: Plan, before: Snapshot, after: Snapshot) -> Effect:
+    units = plan.units
+    return Effect(
+        before,
+        after,
+        applied="mask" if plan.masks else "cut",
+        units=UnitCount(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
+        certificate=plan.certificate,
+        certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
+    )
+
+
+def _goal(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> Goal:
+    found: dict[str, float] = {
+        "sparsity": plan.units["sparsity"],
+        "count": float(plan.units["removed"]),
+        "params": after.params / max(before.params, 1),
+        "memory_bytes": float(after.size_bytes),
+    }
+    # A model without a counted operation, an embedding alone for example, has no share of 0 MACs.
+    if before.macs and after.macs is not None:
+        found["macs"] = after.macs / before.macs
+    if after.latency_ms is not None:
+        found["latency_ms"] = after.latency_ms.median
+    target = Target.of(recipe.target.given())
+    asked = target.numbers()
+    # Scores below a threshold go, whatever comes of that: it is met by definition.
+    found |= {name: value for name, value in asked.items() if name == "threshold"}
+    # Every other target was counted when the plan was made. Time alone is not the plan's to promise: the machine that
+    # measures at the end may be busier than it was then.
+    missed = found.get("latency_ms", 0.0) > asked.get("latency_ms", math.inf)
+    return Goal(target.flat(), {name: found[name] for name in target.given() if name in found}, missed)
+
+
+def _choice(named: Named) -> Choice:
+    # By way of JSON, since requests may hold tuples where files hold lists.
+    return Choice(name=named.name, options=json.loads(canonical_json(named.options)))
+
+
+def _granularity(request: Request) -> Choice:
+    """One with its options, or several by their names: options of different kinds have no common meaning."""
+    return _choice(request.granularity[0]) if len(request.granularity) == 1 else Choice(name=request.what)

@@ -1,0 +1,82 @@
+"""What is kept while a run goes: how long its stages took, what degraded it, what its criteria doubt."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypedDict
+
+from secateur.criteria import StationaryWarning
+from secateur.report.assembly import Events
+from secateur.report.record import TrainingPoint
+from secateur.statistics.notes import CurvatureWarning
+from secateur.types import Degradation
+
+Progress = Callable[[str, int, int], None]
+Step = Callable[[int, int], None]
+
+
+class LogLine(TypedDict):
+    """One line of log.jsonl: a stage that ended, and its wall time."""
+
+    stage: str
+    seconds: float
+
+
+class Journal:
+    """Times the stages, keeps the log, passes progress on.
+
+    Args:
+        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        doubts: sentences for the report that were known before the run.
+    """
+
+    def __init__(self, progress: Progress | None = None, doubts: Sequence[str] = ()) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.log: list[LogLine] = []
+        self.degradations: list[Degradation] = []
+        self.doubts: list[str] = list(doubts)
+        self.training: list[TrainingPoint] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Run a stage, and keep its wall time under its name."""
+        started = time.perf_counter()
+        if self.progress is not None:
+            self.progress(name, 0, 0)
+        yield
+        # Only a stage that ended well is kept: after an error there is no report to stand in.
+        self.seconds[name] = round(time.perf_counter() - started, 4)
+        self.log.append({"stage": name, "seconds": self.seconds[name]})
+
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
+        with warnings.catch_warnings(record=True) as caught:
+            # A filter of the caller's must not decide whether a run counts as degraded.
+            warnings.simplefilter("always")
+            yield
+        for one in caught:
+            if issubclass(one.category, CurvatureWarning):
+                self.degradations.append(Degradation("score", str(one.message)))
+            elif issubclass(one.category, StationaryWarning):
+                self.doubts.append(str(one.message))
+            else:
+                # Nobody here knows it, so it goes on to the caller, from the line that it came from.
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+    def step(self, name: str) -> Step:
+        """A ``step(done, total)`` that tells of progress inside the stage `name`."""
+
+        def report_step(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(name, done, total)
+
+        return report_step
+
+    def events(self) -> Events:
+        """What happened up to now, as a report holds it."""
+        return Events(self.seconds, self.degradations, self.doubts, self.training)
