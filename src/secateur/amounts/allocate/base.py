@@ -15,7 +15,7 @@ from secateur.registry import Registry
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class Allotment:
     """What is to be spread over the groups.
 
     Args:
@@ -54,7 +54,7 @@ class Amounts:
     removed: Mapping[str, int] | None = None
 
 
-Allocator = Callable[[Spread], Amounts]
+Allocator = Callable[[Allotment], Amounts]
 ALLOCATIONS: Registry[Allocator] = Registry("allocation", "allocations")
 register, names = ALLOCATIONS.register, ALLOCATIONS.names
 
@@ -68,7 +68,7 @@ def allocate(
     count: int | None = None,
     min_keep: int = 0,
 ) -> Amounts:
-    """Spread a total over groups.
+    """Allotment a total over groups.
 
     Args:
         scores: group name -> scores, higher = keep.
@@ -98,7 +98,7 @@ def allocate(
     total = round_half_up(sparsity, sum(sizes.values())) if count is None and sparsity is not None else count
     known = {group: tuple((shapes or {}).get(group, score.shape)) for group, score in scores.items()}
     floors = {group: min(min_keep, size) for group, size in sizes.items()}
-    request = Spread(scores, known, total or 0, floors)
+    request = Allotment(scores, known, total or 0, floors)
     require_reachable(request.count, sum(request.limits), sum(sizes.values()))
     return allocator(request)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.amounts.allocate.base import Amounts, Spread, register
+from secateur.amounts.allocate.base import Allotment, Amounts, register
 from secateur.errors import RecipeError
 
 
 @register("lamp")
-def lamp(request: Spread) -> Amounts:
+def lamp(request: Allotment) -> Amounts:
     """Replace each score by its LAMP score; one ranking over all layers follows.
 
     Meant for magnitudes. The largest score of each layer becomes 1, so no layer is emptied while another has
