@@ -302,7 +302,11 @@ def test_a_folder_that_appears_after_the_check_is_not_replaced(tmp_path, monkeyp
             target.mkdir()
             (target / "plan.json").write_text("first")
 
-    with pytest.raises(FileRefusedError), publish_dir(tmp_path / "out") as folder:
-        (folder / "plan.json").write_text("second")
-        monkeypatch.setattr(atomic, "require_free", slow)
+    def second() -> None:
+        with publish_dir(tmp_path / "out") as folder:
+            (folder / "plan.json").write_text("second")
+            monkeypatch.setattr(atomic, "require_free", slow)
+
+    with pytest.raises(FileRefusedError):
+        second()
     assert (tmp_path / "out" / "plan.json").read_text() == "first"
