@@ -72,13 +72,14 @@ class Plan(PlanData):
         Cost: one copy of what is kept; certification adds about three forward passes.
         """
         self.validate(model)
-        whole = self._since_the_first(model)
+        before = origin_of(model)  # asked now: in place, the model is another one afterwards
+        # Composed now as well, since it wants the model that this plan was made for; its proof is added once made.
+        whole = before.followed(self, model) if isinstance(before, Plan) else self
         known = self.evidence
         proof = known.certify if known is not None and self.removes and model is known.model else None
         result = model if inplace and proof is None else self.edit.copy(model)
         if proof is not None:
             self.certificate = proof(model, result)
-            whole.certificate = self.certificate if whole is self else whole.certificate
         follow = None if ema is None else self._migration(model, ema)
         masks = self.edit.masks_after(model)
         if inplace:
@@ -88,13 +89,10 @@ class Plan(PlanData):
             mask_model(result, masks, keep_originals=False)
         if follow is not None:
             follow()
+        if before is not None:
+            whole.certificate = composed_certificate([p.certificate for p in (before, self) if p.removes])
         remember(result, whole)
         return result
-
-    def _since_the_first(self, model: nn.Module) -> Plan:
-        """This plan composed with all that made `model` from the first one; itself where that is not known."""
-        before = origin_of(model)
-        return before.followed(self, model) if isinstance(before, Plan) else self
 
     def _migration(self, model: nn.Module, ema: Averages) -> Callable[[], None]:
         def replay(averaged: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import InputError, PlanMismatchError, RecipeError
+from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
 
 
@@ -131,6 +132,35 @@ def test_a_second_round_is_saved_for_the_first_constructor(tmp_path) -> None:
     third = sc.prune(loaded, X, recipe=recipe)
     third.save(tmp_path / "three")
     assert torch.equal(sc.load(tmp_path / "three", model=deep)(X), third.model(X))
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_every_round_that_was_proved_stays_proved_in_the_plan_that_is_saved(rounds, inplace) -> None:
+    model, errors = deep(), []
+    for _ in range(rounds):
+        plan = sc.plan(model, X, granularity="neuron", target={"sparsity": 0.2}, tolerance=1e-4)
+        model = plan.apply(model, inplace=inplace)
+        errors.append(plan.certificate.max_abs_error)
+    whole = origin_of(model)
+    assert len(whole.request.earlier) == rounds - 1
+    assert whole.certificate.tolerance == pytest.approx(rounds * 1e-4)
+    assert whole.certificate.max_abs_error == pytest.approx(sum(errors))
+
+
+def test_a_model_that_was_changed_by_hand_since_counts_as_a_first_one(tmp_path) -> None:
+    recipe = {"target": {"params": 0.8}, "granularity": "neuron", "measure": {"latency": False}}
+    sc.prune(deep(), X, recipe=recipe).save(tmp_path / "one")
+
+    def with_new_parts() -> Deep:
+        model = sc.load(tmp_path / "one", model=deep)
+        model.layers[0], model.head = Residual(0, inner=40), nn.Linear(8, 7)
+        return model
+
+    second = sc.prune(with_new_parts(), X, recipe=recipe)
+    second.save(tmp_path / "two")
+    assert second.plan.request.earlier == ()
+    assert torch.equal(sc.load(tmp_path / "two", model=with_new_parts)(X), second.model(X))
 
 
 def test_plans_of_another_model_do_not_follow() -> None:
