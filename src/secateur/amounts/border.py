@@ -102,12 +102,33 @@ def floored(values: Tensor, floor: int, dtype: torch.dtype) -> Chunks:
     plain = partial(flat_chunks, values, dtype)
     if floor == 0:
         return plain
+    if floor == 1:  # the default, on every weight of a model: one pass, and no copy but of one chunk
+        return partial(_with_best_kept, plain, _place_of_best(plain()))
     if floor >= values.numel():
         return lambda: (torch.full_like(chunk, torch.inf) for chunk in plain())
     border = find_border(plain, values.numel() - floor, values.numel(), dtype)
     return lambda: (
         chunk.masked_fill(stays, torch.inf) for chunk, stays in zip(plain(), kept_chunks(plain(), border), strict=True)
     )
+
+
+def _place_of_best(chunks: Iterable[Tensor]) -> int:
+    """Number of the unit that would go last: the highest, of equal ones the last."""
+    best, place, start = None, -1, 0
+    for chunk in chunks:
+        high = chunk.max()
+        if best is None or bool(high >= best):
+            best, place = high, start + int(torch.nonzero(chunk == high)[-1])
+        start += chunk.numel()
+    return place
+
+
+def _with_best_kept(plain: Chunks, place: int) -> Iterator[Tensor]:
+    start = 0
+    for chunk in plain():
+        inside = start <= place < start + chunk.numel()
+        yield chunk.index_fill(0, torch.tensor(place - start, device=chunk.device), torch.inf) if inside else chunk
+        start += chunk.numel()
 
 
 def kept_chunks(chunks: Iterable[Tensor], border: Border) -> Iterator[Tensor]:

@@ -99,7 +99,8 @@ def select(
         allocation: how a global amount is spread: "global" (default), "uniform", "erk", "lamp".
         granularity: only a pattern such as "2:4" makes a difference: the n highest scores of each m
             consecutive ones along the input dimension stay, and so does the tail that m does not divide.
-        min_keep: units that stay in each group, with scope "row" in each row. Where that binds, the next
+        min_keep: units that stay in each group (none by default: scores are sorted as they are; `plan` and recipes
+            keep one), with scope "row" in each row. Where that binds, the next
             units go instead: of the whole ranking, or with separate scopes of the other groups in proportion
             to their size. Rows do not stand in for each other.
         protect: names of groups, or of modules that hold them, with shell wildcards. They stay whole and

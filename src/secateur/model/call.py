@@ -30,6 +30,8 @@ from secateur.types import Batch, Example
 LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
 ANY_NAME = "**"
 _TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent.parent)
+_NETWORKS = str(Path(_HERE) / "sources")  # bundled networks are models like a user's
 
 
 def call(model: nn.Module, example: Example) -> Any:
@@ -123,12 +125,13 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
 
 
 def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
-    """File:line of the innermost frame outside torch and this file, and the innermost module's name."""
+    """File:line of the innermost frame of the user's code, and the innermost module's name."""
     names = {id(module): name for name, module in model.named_modules()}
     where, module = "", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = frame.f_code.co_filename
-        if not path.startswith((_TORCH, "<")) and path != __file__:
+        # While a model is captured, frames of this package stand below those of the forward.
+        if not path.startswith((_TORCH, "<")) and (not path.startswith(_HERE) or path.startswith(_NETWORKS)):
             where = f"{path}:{line}"
         module = names.get(id(frame.f_locals.get("self")), "") or module
     return where, module

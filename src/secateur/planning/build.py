@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur import criteria
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import InputError, RecipeError
-from secateur.kinds.base import Candidates, Keep, Left
+from secateur.kinds.base import Candidates, Family, Keep, Left
 from secateur.kinds.find import find, is_physical, spelt_out
 from secateur.kinds.weights.granularity import Granularity
 from secateur.kinds.weights.kind import Weights
@@ -270,6 +270,15 @@ def _scores(
             raise InputError(f"the scores of {name!r} hold NaN or Inf")
     # Whoever leaves a group out has not said that its units are worth little: they stay and do not count.
     candidates.groups = [group for group in candidates.groups if group.name in scores]
+    for family in candidates.families:
+        missing = [name for name in family.groups if name not in scores]
+        if 0 < len(missing) < len(family.groups):
+            raise InputError(
+                f"scores= holds no scores of {missing[0]!r}",
+                why="one number sizes it and groups that have scores, so they keep equally many units",
+                hint="give scores for all of: " + ", ".join(family.groups[:5]),
+            )
+    candidates.families = [family for family in candidates.families if family.groups[0] in scores]
     if not candidates.groups:
         raise InputError("scores= holds no group.", hint=f"groups: {', '.join(list(known)[:5])}")
     return scores
@@ -300,7 +309,22 @@ def given_keep(
     for name, mask in result.items():
         group = known[name]
         _allowed(candidates, group, mask)
+    for family in candidates.families:
+        _equal_counts(family, result)
     return result
+
+
+def _equal_counts(family: Family, keep: Keep) -> None:
+    counts = {name: int(keep[name].sum()) for name in family.groups}
+    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[least] != counts[most]:
+        raise InputError(
+            f"{least!r} would keep {counts[least]} units and {most!r} {counts[most]}",
+            why="one number sizes both",
+            hint="remove equally many units from each of: " + ", ".join(family.groups[:5]),
+        )
+    if counts[least] < family.least:
+        raise InputError(f"{least!r} would keep {counts[least]} units", why=f"at least {family.least} are needed")
 
 
 def _allowed(candidates: Candidates, group: Group, mask: Tensor) -> None:

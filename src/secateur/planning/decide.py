@@ -88,7 +88,7 @@ def _masks(candidates: Weights, scores: Scores, request: Request) -> Keep:
         granularity=candidates.unit,
         groups=candidates.groups,
         allocation=None if request.allocation == "global" else request.allocation,
-        min_keep=request.min_keep if request.min_keep > 1 else 0,
+        min_keep=request.min_keep,
         shapes={g.name: tuple(tensors[g.spans[0].tensor].shape) for g in candidates.groups},
     )
 

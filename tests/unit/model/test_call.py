@@ -16,6 +16,7 @@ from secateur.model.call import (
     with_batch_size,
 )
 from secateur.model.guard import evaluating
+from secateur.structure.capture import capture
 
 
 class Two(nn.Module):
@@ -241,3 +242,12 @@ def test_an_example_without_a_tensor_is_said_to_be_the_fault_and_not_the_forward
         secateur.inspect(nn.Linear(3, 4), (1, 3))
     with pytest.raises(InputError, match="give it as data="):
         secateur.inspect(nn.Linear(3, 4), loader())
+
+
+def test_an_error_while_a_model_is_captured_names_the_line_of_the_model():
+    class Fails(torch.nn.Module):
+        def forward(self, x):
+            return x.gather(1, torch.full((1, 1), 99))
+
+    with pytest.raises(ForwardError, match=r"test_call\.py:\d+"):
+        capture(Fails(), torch.zeros(1, 2))

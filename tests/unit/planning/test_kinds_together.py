@@ -444,3 +444,15 @@ def test_bytes_count_the_buffers_of_blocks() -> None:
     block = whole - sum(t.numel() * t.element_size() for n, t in model.state_dict().items() if ".0." not in n)
     plan = sc.plan(model, X, granularity="layer", target={"memory_bytes": whole - 2 * block})
     assert len(plan.groups["layers"]["removed"]) == 2
+
+
+@pytest.mark.parametrize("min_keep", [0, 1, 3])
+def test_masks_keep_the_units_that_are_promised(min_keep) -> None:
+    model, _ = two_layers()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-6)
+    plan = sc.plan(model, granularity="element", target={"sparsity": 0.5}, min_keep=min_keep)
+    assert int(plan.masks["0.weight"].sum()) == min_keep
+    assert plan.units["removed"] == round(0.5 * plan.units["total"])
+    keep = sc.select(sc.score(model), sparsity=0.5, min_keep=min_keep)
+    assert all(torch.equal(keep[name], mask) for name, mask in plan.masks.items())

@@ -6,7 +6,7 @@ from mixtures import Apart, Cosine, Dense, E, Grouped, H, K, Net, Stacked, Stubb
 from torch import nn
 
 import secateur as sc
-from secateur.errors import CertificateError, RecipeError, SecateurError, TargetError, UnsupportedError
+from secateur.errors import CertificateError, InputError, RecipeError, SecateurError, TargetError, UnsupportedError
 from secateur.kinds.experts.find import find_mixtures
 from secateur.kinds.experts.prove import certify_experts
 from secateur.structure.capture import capture
@@ -218,3 +218,17 @@ def test_prune_saves_a_folder_that_loads(x, tmp_path):
     result = sc.prune(net(), x, recipe=recipe)
     result.save(tmp_path / "out")
     assert torch.equal(sc.load(tmp_path / "out", Net())(x), result.model(x))
+
+
+def test_given_experts_must_be_as_the_routers_and_the_counts_need_them(x):
+    names = list(sc.score(net(), x, granularity="expert"))
+    with pytest.raises(InputError, match="one number sizes both"):
+        sc.plan(net(), x, granularity="expert", remove={names[0]: [0]})
+    with pytest.raises(InputError, match=f"at least {K}"):
+        sc.plan(net(), x, granularity="expert", remove={name: list(range(E - 1)) for name in names})
+    scores = sc.score(net(), x, granularity="expert")
+    with pytest.raises(InputError, match=names[1]):
+        sc.plan(net(), x, granularity="expert", scores={names[0]: scores[names[0]]}, target={"count": 2})
+    plan = sc.plan(net(), x, granularity="expert", remove={name: [0, 3] for name in names})
+    plan.certify()
+    assert set(plan.attributes.values()) == {E - 2}
