@@ -152,8 +152,10 @@ class Criterion(ABC):
 
     def _score(self, context: Context) -> dict[str, Tensor]:
         values = self.contributions(context)
+        # In single precision at once: sums and roots in double precision of all single weights would be twice the
+        # size of the model.
         return {
-            g.name: self.finish(reduce_spans(values, g, self.reduction, roles=self.roles, squared=self.squared))
+            g.name: self.finish(reduce_spans(values, g, self.reduction, roles=self.roles, squared=self.squared)).float()
             for g in context.groups
         }
 

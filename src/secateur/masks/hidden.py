@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 20  # elements; torch forms positions of 8 bytes and more per element where it selects or scatters
+BLOCK = 1 << 16  # elements; torch forms positions of 8 bytes and more per element where it selects or scatters
 
 
 def take(tensor: Tensor, drop: Tensor) -> Tensor:
