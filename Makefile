@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all lint types clean
+.PHONY: demo test test-all doctests lint types clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,10 +22,14 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-test: lint types
+test: lint types doctests
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: lint types
+# By themselves: conftest files of several folders would clash as modules.
+doctests: $(STAMP)
+	$(BIN)/python -m pytest --doctest-modules src/secateur
+
+test-all: lint types doctests
 	$(BIN)/python -m pytest -n 2
 
 clean:

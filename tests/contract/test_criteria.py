@@ -79,7 +79,12 @@ def leak(context, scores):
     }
 
 
+def by_buffers(context, scores):
+    return {n: s + len(list(context.model.buffers())) for n, s in scores.items()}
+
+
 FAULTS = {
+    "buffers beside the weights do not count": by_buffers,
     "the same seed gives the same bits": each(noise),
     "scores are finite": each(lambda s: s / 0),
     "scores have the shape of the group": each(lambda s: s.flatten()[:1]),

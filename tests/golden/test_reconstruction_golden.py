@@ -11,7 +11,7 @@ from secateur.criteria.activations.thinet import ThiNet
 from secateur.planning.build import grouped, make_plan
 from secateur.solve.refit import refit_consumers
 from secateur.statistics.activations.gram import readings, unit_gram
-from secateur.statistics.activations.lasso_path import drop_points, lasso_at, lasso_path
+from secateur.statistics.activations.lasso_path import drop_points, lasso_path
 
 ALL = [Lasso(positions=None), Lasso(positions=None, stages=1), ThiNet(positions=None), StructuredOBS(positions=None)]
 
@@ -27,7 +27,7 @@ def passing(width, outputs=1):
 def moments(model, x, name="0"):
     groups, record = grouped(model, x, "channel")
     group = next(g for g in groups if g.name == name)
-    found = readings(model, [x], [group], positions=None, record=record)[name]
+    found = readings(model, [x], [group], positions=None, trace=record)[name]
     pairs = [unit_gram(reading, group.size) for reading in found]
     return sum(k for k, _ in pairs) * len(x), sum(b for _, b in pairs) * len(x)
 
@@ -42,7 +42,8 @@ def test_orthogonal_channels():
     torch.testing.assert_close(drop_points(gram, output), a.square())
     for lam, beta in lasso_path(gram, output):
         torch.testing.assert_close(beta, (1 - lam / a.square()).clamp(min=0), rtol=1e-9, atol=1e-9)
-    lam, beta = lasso_at(gram, output, 2)
+    # The lower end of the stretch on which two coefficients survive.
+    lam, beta = next((lam, beta) for lam, beta in lasso_path(gram, output) if int((beta != 0).sum()) == 2)
     assert lam == pytest.approx(4.0)
     torch.testing.assert_close(
         beta, torch.tensor([1 - 4 / 9, 0, 0, 1 - 4 / 25], dtype=torch.float64), rtol=1e-9, atol=1e-9

@@ -1,6 +1,8 @@
 """Golden values of Optimal Brain Surgeon: closed forms, constrained optima, and a real small network."""
 
+import copy
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from secateur.criteria.base import Context
 from secateur.criteria.curvature.fisher import Fisher
 from secateur.criteria.curvature.kfac import KroneckerCurvature
 from secateur.criteria.curvature.obd import OptimalBrainDamage
-from secateur.criteria.curvature.obs import OptimalBrainSurgeon, prune_in_chunks
+from secateur.criteria.curvature.obs import OptimalBrainSurgeon
 from secateur.criteria.weights.magnitude import Magnitude
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss
@@ -263,10 +265,6 @@ def test_wrong_options_are_refused():
     ):
         with pytest.raises(RecipeError):
             OptimalBrainSurgeon(**options)
-    model, data = small_net()
-    context = Context(model, elements(model), data=data, loss=default_loss)
-    with pytest.raises(RecipeError, match="chunks"):
-        prune_in_chunks(OptimalBrainSurgeon(), context, lowest, sparsity=0.5, chunks=0)
 
 
 @pytest.fixture(scope="module")
@@ -336,22 +334,38 @@ def test_scores_rank_as_true_loss_changes_do(trained):
     assert found["obd"] > found["fisher"] > magnitude
 
 
-def test_update_of_survivors_and_chunks_lower_the_loss(trained):
+def in_steps(criterion, context, sparsity, steps):
+    """Masks and new weights when scores, inverse and weights are renewed between equal steps."""
+    here = replace(context, model=copy.deepcopy(context.model))
+    live, keep = dict(here.model.named_parameters()), {}
+    for step in range(1, steps + 1):
+        surgery = criterion.fit(here)
+        scores = criterion.score_units(here, surgery)  # what is zero already scores lowest, and goes first again
+        assert all(bool((scores[name][~kept] == 0).all()) for name, kept in keep.items())
+        before, keep = keep, lowest(scores, sparsity * step / steps)
+        assert not any(bool((keep[name] & ~kept).any()) for name, kept in before.items())
+        weights = criterion.update(here, keep, surgery=surgery)
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                live[name].copy_(tensor)
+    return keep, weights
+
+
+def test_update_of_survivors_and_steps_lower_the_loss(trained):
     model, data = trained
     context = Context(model, elements(model), data=data, loss=default_loss)
     criterion = OptimalBrainSurgeon(form="block", gradients=400)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     losses = {}
-    for chunks in (1, 4):
-        found = prune_in_chunks(criterion, context, lowest, sparsity=0.7, chunks=chunks)
-        count = sum(int((~k).sum()) for k in found.keep.values())
-        assert count == round(0.7 * sum(k.numel() for k in found.keep.values()))
-        assert len(found.dampings) == chunks
-        for name, keep in found.keep.items():
-            assert int((found.weights[name][~keep] != 0).sum()) == 0
-        losses[chunks] = loss_on(model, data, found.weights)
-        losses["zeros"] = loss_on(model, data, masked(model, found.keep))
-        assert losses[chunks] < losses["zeros"]
+    for steps in (1, 4):
+        kept, weights = in_steps(criterion, context, 0.7, steps)
+        count = sum(int((~k).sum()) for k in kept.values())
+        assert count == round(0.7 * sum(k.numel() for k in kept.values()))
+        for name, keep in kept.items():
+            assert int((weights[name][~keep] != 0).sum()) == 0
+        losses[steps] = loss_on(model, data, weights)
+        losses["zeros"] = loss_on(model, data, masked(model, kept))
+        assert losses[steps] < losses["zeros"]
     assert losses[4] < losses[1]
     magnitude = loss_on(model, data, masked(model, lowest(Magnitude().score(context), 0.7)))
     assert losses[4] < losses[1] < magnitude

@@ -216,3 +216,26 @@ def test_tp_474_tp_525_index_sets_do_not_grow_with_the_width() -> None:
 def test_modelopt_176_prune_a_chosen_submodule_only() -> None:
     plan = sc.plan(small(), picture(), target={"sparsity": 0.3}, protect=["a", "head"])
     assert set(plan.groups) == {"b.0"}
+
+
+class Positions(nn.Module):
+    """A table of positions beside the table that it is looked up in, as BERT has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(16, 8), nn.Linear(8, 4)
+        self.register_buffer("numbers", torch.arange(16))
+
+    def forward(self, x):
+        return self.head(torch.relu(x + self.table(self.numbers[: x.shape[0]])))
+
+
+def test_what_only_buffers_have_is_no_unit():
+    model, example = Positions().eval(), torch.randn(8, 8)
+    groups = structure(model, capture(model, example)).groups
+    weights = {name for name, _ in model.named_parameters()}
+    without = [group for group in groups if not any(span.tensor in weights for span in group.spans)]
+    assert {span.tensor for group in without for span in group.spans} == {"numbers"}
+    assert all("only buffers" in group.locks[-1].reason for group in without)
+    with pytest.raises(UnsupportedError, match="everything is locked"):
+        sc.plan(model, example, granularity="neuron", target={"sparsity": 0.5})

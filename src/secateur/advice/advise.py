@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
 from secateur import criteria
 from secateur.advice.facts import Facts, gather_facts
-from secateur.advice.recommend import Reason, recommend
-from secateur.errors import InputError, RecipeError, TargetError
-from secateur.model.call import require_reiterable, to_example
+from secateur.advice.recommend import Reason, RecipeDraft, recommend
+from secateur.errors import RecipeError, TargetError
+from secateur.model.door import Given, enter
 from secateur.planning import make_plan
 from secateur.recipe import Recipe, dump_recipe, load_recipe
 from secateur.report.text import clean
-from secateur.types import Data, Example, Loss
+from secateur.types import Example, Json, Loss
 
 SHARES = (0.6, 0.7, 0.8, 0.9)  # of the MACs, tried in turn where the first target cannot be reached
 
@@ -41,11 +40,12 @@ class Advice:
         """The recipe as YAML; the reasons stand above it as comments."""
         lines = [f"# {clean(self.facts.model)}: {self.facts.params:,} parameters, data: {self.facts.data}"]
         for reason in self.reasons:
+            # Cleaned of line breaks: a class name must not be able to end its comment.
             lines.append(f"# {reason.topic}: {clean(reason.choice)}. {clean(reason.because)}")
             lines.append(f"#   {clean(reason.evidence)}")
         return "\n".join(lines) + "\n" + dump_recipe(self.recipe)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain data, for JSON."""
         return {
             "recipe": self.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -65,7 +65,7 @@ def advise(
     model: nn.Module,
     example: Example = None,
     *,
-    data: Data | None = None,
+    data: Given | None = None,
     labels: bool | None = None,
     budget_seconds: float | None = None,
     loss: Loss | None = None,
@@ -80,7 +80,7 @@ def advise(
     Args:
         model: left as it is.
         example: forward inputs; taken from the first batch of `data` where it is left out.
-        data: batches that will be scored and trained with.
+        data: batches that will be scored and trained with; or a mapping or `DataSet` of parts, of which train counts.
         labels: whether the batches have targets; None = look at the first.
         budget_seconds: time for recovery; None = not limited. With it one batch is timed, which is the only fact
             that may differ from call to call.
@@ -106,32 +106,30 @@ def advise(
     """
     if budget_seconds is not None and not budget_seconds > 0:
         raise RecipeError(f"budget_seconds={budget_seconds} is no time", hint="give seconds, or leave it out")
-    example = _example(example, data)
+    parts = enter(data)
+    example = parts.example() if example is None else example
     facts = gather_facts(
-        model, example, data=data, labels=labels, budget_seconds=budget_seconds, loss=loss, protect=protect
-    )  # fmt: skip
+        model,
+        example,
+        data=parts.scoring if parts.train is None else parts.train,
+        labels=labels,
+        budget_seconds=budget_seconds,
+        loss=loss,
+        protect=protect,
+    )
     draft = recommend(facts, criteria.names())
     draft.recipe["protect"] = list(protect)
     plain = _reachable(model, example, draft.recipe)
+    # The rules know how much may go for the quality's sake; what the structure lets go only a plan can tell.
     if plain["target"] != draft.recipe["target"]:
         share = plain["target"]["macs"]
         draft.say("target", f"keep {share:.0%} of the multiply-accumulates", "less cannot be reached", "a trial plan")
     return Advice(load_recipe(plain), tuple(draft.reasons), tuple(dict.fromkeys(draft.alternatives)), facts)
 
 
-def _example(example: Example, data: Data | None) -> Any:
-    if example is not None:
-        return example
-    if data is None:
-        raise InputError("advise() needs an example or data.", hint="Pass example=the inputs of one forward pass.")
-    require_reiterable(data, "its first batch serves as the example")
-    for batch in data:
-        return to_example(batch)
-    raise InputError("The data holds no batch.", hint="Pass data with at least one batch.")
-
-
-def _reachable(model: nn.Module, example: Example, recipe: dict[str, Any]) -> dict[str, Any]:
+def _reachable(model: nn.Module, example: Example, recipe: RecipeDraft) -> RecipeDraft:
     """The recipe with the first target that a trial plan reaches; how far a list goes is the same for all criteria."""
+    # Any criterion will do for that: magnitude needs no data.
     tried = [recipe["target"], *({"macs": share} for share in SHARES if share > recipe["target"].get("macs", 1.0))]
     for target in tried:
         try:
@@ -142,9 +140,9 @@ def _reachable(model: nn.Module, example: Example, recipe: dict[str, Any]) -> di
                 granularity=recipe["granularity"],
                 scope=recipe.get("scope", "global"),
                 protect=recipe["protect"],
-                round_to=recipe.get("round_to", 1),
+                round_to=recipe.get("round_to"),
             )
         except TargetError:
             continue
         return {**recipe, "target": target}
-    return recipe
+    return recipe  # pruning it says why it cannot be reached, better than advice could

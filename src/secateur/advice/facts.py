@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +12,16 @@ from torch import nn
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure import num_params
 from secateur.measure.macs import samples_in
-from secateur.model.call import default_loss, device_of, require_reiterable, to_device, to_target
+from secateur.model.call import default_loss, device_of, to_device, to_target
 from secateur.model.guard import guard
 from secateur.planning.build import grouped
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure
 from secateur.structure.trace import Trace
-from secateur.types import Data, Example, Loss
+from secateur.types import Batch, Data, Example, Group, Json, Loss
 
+# By name and along the classes' ancestors: BatchNorm2d, SyncBatchNorm and users' own share these.
 NORMS = {"_BatchNorm": "batch", "LayerNorm": "layer", "GroupNorm": "group", "RMSNorm": "rms"}
 PIECEWISE = ("relu", "relu_", "leaky_relu", "leaky_relu_", "hardtanh", "hardtanh_", "threshold")
 SMOOTH = ("gelu", "silu", "silu_", "elu", "elu_", "mish", "tanh", "sigmoid", "hardswish", "softplus")
@@ -83,7 +83,7 @@ class Facts:
             return None
         return self.budget_seconds / (self.seconds_per_batch * self.batches)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain data, for JSON."""
         return asdict(self)
 
@@ -107,12 +107,14 @@ def gather_facts(
     record = capture(model, example)
     found, cost = structure(model, record, protect), CostModel(model, record, samples_in(model, example))
     whole = cost.params({})
-    kinds: dict[str, list[Any]] = {}
+    kinds: dict[str, list[Group]] = {}
     for group in found.groups:
+        # What is locked cannot go, whatever its share.
         if not group.locks:
             kinds.setdefault(group.granularity, []).append(group)
     ran = _functions(record)
     units = {kind: sum(group.size for group in groups) for kind, groups in sorted(kinds.items())}
+    # Of all groups of a kind at once: what two of them share goes once.
     shares = {
         kind: (whole - cost.params({found.atoms[group.name].id: 0 for group in groups})) / max(whole, 1)
         for kind, groups in sorted(kinds.items())
@@ -149,7 +151,9 @@ def _experts(model: nn.Module, example: Example, protect: Sequence[str]) -> dict
 
 def _functions(record: Trace) -> tuple[str, ...]:
     known = {*PIECEWISE, *SMOOTH, "softmax", "_softmax"}
+    # From the calls that ran, since a module says nothing of functions that a forward calls by hand.
     names = {str(step.func).removeprefix("aten.").partition(".")[0] for step in record.steps}
+    # Fused attention hides its softmax.
     attention = {"softmax"} if any("scaled_dot_product" in name for name in names) else set()
     return tuple(sorted({name.strip("_") for name in names & known} | attention))
 
@@ -159,28 +163,29 @@ def _norms(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(kinds))
 
 
-def _data(data: Data | None, labels: bool | None, loss: Loss | None) -> tuple[str, Any, int | None]:
+def _data(data: Data | None, labels: bool | None, loss: Loss | None) -> tuple[str, Batch, int | None]:
     if data is None:
         if labels:
             raise InputError("labels=True without data", hint="pass data, or leave labels out")
         return NONE, None, None
-    require_reiterable(data, "its first batch is looked at, and the rest is for pruning")
     batch = next(iter(data), None)
     if batch is None:
         raise InputError("the data holds no batch", hint="pass data with at least one batch")
+    # A loss of the user's own knows where its targets are.
     has = loss is not None or to_target(batch) is not None
     if labels and not has:
         raise InputError("labels=True, but the first batch holds no target", hint="pass a loss, or (input, target)")
     try:
         length: int | None = len(data)  # type: ignore[arg-type]
-    except TypeError:
+    except TypeError:  # a stream has no length
         length = None
     return (LABELLED if (has if labels is None else labels) else UNLABELLED), batch, length
 
 
-def _seconds(model: nn.Module, batch: Any, loss: Loss | None) -> float:
+def _seconds(model: nn.Module, batch: Batch, loss: Loss | None) -> float:
     """The shorter of two passes: the first one pays for what torch sets up once."""
     rule, device, taken = loss or default_loss, device_of(model), []
+    # Eval: running statistics must not move.
     with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = time.perf_counter()

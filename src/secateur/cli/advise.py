@@ -44,6 +44,7 @@ def advise(
     from secateur.files import atomic_write
 
     jobs.use_threads(threads)
+    # Before the model is loaded: a name that is taken should not cost a minute.
     if out is not None:
         jobs.require_free_file(out, force=force)
     work = jobs.resolve(model, data, seed=seed or 0)

@@ -14,7 +14,9 @@ from secateur.errors import EXIT_DEGRADED, EXIT_OK, RecipeError
 
 if TYPE_CHECKING:
     from secateur.comparison import Comparison
+    from secateur.comparison.study import Study
 
+Words = Optional[str]  # noqa: UP045
 FILES = ("compare.html", "results.csv", "compare.md", "summary.json", "manifest.json")
 
 
@@ -26,28 +28,24 @@ def compare(
         str, typer.Option("--criteria", metavar="A,B,...", help="Names, or name:option=value; all = every one.")
     ] = "magnitude,fpgm,taylor",
     levels: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--levels", metavar="0.5,0.8,...", help="Fractions removed; default six."),
+        Words, typer.Option("--levels", metavar="0.5,0.8,...", help="Fractions removed; default six.")
     ] = None,
     granularity: Annotated[str, typer.Option("--granularity", help="channel, head, element, 2:4...")] = "channel",
     match: Annotated[str, typer.Option("--match", help="What levels count: auto, units, macs or params.")] = "auto",
     scope: Annotated[str, typer.Option("--scope", help="Where units compete: global or local.")] = "global",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many.")] = 3,
     recover: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--recover", metavar="FILE|NAME", help="A recipe whose recovery steps are run too."),
+        Words, typer.Option("--recover", metavar="FILE|NAME", help="A recipe whose recovery steps are run too.")
     ] = None,
     recover_levels: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--recover-levels", metavar="0.5,...", help="Levels with recovery; default all."),
+        Words, typer.Option("--recover-levels", metavar="0.5,...", help="Levels with recovery; default all.")
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes that train a demo network first.")] = 3,
     probes: Annotated[
         int, typer.Option("--probes", min=0, help="Units set to zero one by one, to see what scores tell; 0 = none.")
     ] = 64,
     preset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--preset", help="quick: a few batches of everything, under two minutes."),
+        Words, typer.Option("--preset", help="quick: a few batches of everything, under two minutes.")
     ] = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -74,6 +72,7 @@ def compare(
         epochs=epochs,
         probes=probes,
     )
+    # Before the preset changes the study: the line should say --preset, and not what that stood for.
     command = _command(study, out, recover, preset)
     if preset is not None:
         study = compare_study.preset(study, preset)
@@ -91,6 +90,7 @@ def show_findings(found: Comparison, *, as_json: bool) -> int:
     else:
         write((found.out / "compare.md").read_text(encoding="utf-8"))
         write("\n" + "\n".join(f"{found.out / name}" for name in FILES) + "\n")
+    # Refused runs are no fault of the comparison: a level out of reach is a result.
     if diverged or broken:
         say(f"degraded: {diverged} runs diverged, {len(broken)} recoveries were not paired", style="yellow")
         return EXIT_DEGRADED
@@ -111,13 +111,13 @@ def fractions(option: str, text: str | None) -> tuple[float, ...] | None:
         raise RecipeError(f"{option} {text!r} is no list of numbers", hint=f"for example {option} 0.5,0.8") from error
 
 
-def _command(study: object, out: Path, recover: str | None, preset: str | None) -> str:
+def _command(study: Study, out: Path, recover: str | None, preset: str | None) -> str:
     from secateur.comparison.study import Study
 
-    assert isinstance(study, Study)
     words = ["secateur", "compare", study.model, "--data", study.data, "--criteria", ",".join(study.criteria)]
     for option, values in (("--levels", study.levels), ("--recover-levels", study.recover_levels)):
         words += [option, ",".join(f"{value:g}" for value in values)] if values else []
+    # Only what differs from the defaults: a line that is read, copied and changed should be short.
     usual = Study(study.model, study.data)
     for name in ("granularity", "match", "scope", "seeds", "epochs", "probes"):
         if getattr(study, name) != getattr(usual, name):

@@ -135,6 +135,7 @@ def compare(
         )
     require_scipy()  # now, and not after hours of runs
     wanted, contestants = protocol or Protocol.of(**options), make_contestants(criteria)
+    # Everything that can be refused is refused here: nothing was written or trained yet.
     if wanted.trains:
         _require_training_data(data)
     batches = _scoring_batches(data, calibration, calibration_batches)
@@ -142,16 +143,18 @@ def compare(
     first = build(wanted.seeds[0])
     # The names of the qualities are known when something was measured; nothing is written before that.
     wanted = wanted.measuring(quality(first, evaluate))
+    # One sample: MACs and latency are then those of one input, whatever batch was scored with.
     example = with_batch_size(to_example(batches[0]), 1) if example is None else example
     material = Material(batches, data, example, evaluate, loss, Store(out))
     count = _Counter(len(planned(wanted, contestants)), progress)
     rows: list[RunRow] = []
     told: list[dict[str, ScoreFidelity]] = []
     for seed in wanted.seeds:
+        # The first model was built already, to be measured; a builder may take hours over another.
         base = first if seed == wanted.seeds[0] else build(seed)
         run = SeedRun(wanted, contestants, material, seed=seed, base=base)
         rows += [count(*run.result(cell)) for cell in run.cells()]
-        told.append(run.fidelity())
+        told.append(run.fidelity())  # after the runs: it needs every criterion's scores, which lie in the store now
     summary = summarise(rows, wanted, told, [name for name, _ in first.named_modules()])
     manifest = _manifest(wanted, contestants, batches, rows, first, title=title, command=command)
     publish(material.store.folder, rows, summary, manifest)
@@ -181,7 +184,7 @@ def _require_training_data(data: Data | None) -> None:
 def _scoring_batches(data: Data | None, calibration: Data | None, limit: int) -> list[Batch]:
     """The scoring samples, held in memory: every criterion gets the very same objects in the same order."""
     if calibration is not None:
-        batches = list(calibration)
+        batches = list(calibration)  # read once, so a stream will do
     elif data is not None:
         if limit < 1:
             raise RecipeError(f"calibration_batches is {limit}", hint="give at least 1")
@@ -208,7 +211,7 @@ def _builder(models: Models, seeds: Sequence[int]) -> Callable[[int], nn.Module]
         if len(models) != len(seeds):
             raise RecipeError(f"there are {len(models)} models and {len(seeds)} seeds", hint="give one per seed")
         return dict(zip(seeds, models, strict=True)).__getitem__
-    return models
+    return models  # a function of the seed, called once for each
 
 
 def _manifest(
@@ -235,6 +238,7 @@ def _manifest(
             "samples": sum(batch_size_of(to_example(batch)) for batch in batches),
             "hash": hash_batches(batches),
         },
+        # As text, since JSON has no other keys.
         "bases": {str(row["seed"]): row["base"] for row in rows},
         "runs": {"total": len(rows), "ok": sum(row["status"] == "ok" for row in rows)},
         "environment": cast(Machine, machine),

@@ -27,6 +27,7 @@ def words(summary: Summary) -> list[str]:
     """The findings as sentences, cautions first."""
     seeds = len(summary["seeds"])
     lines = []
+    # Cautions first: whoever reads one line only should read the one that takes the others back.
     if seeds == 1:
         lines.append("One seed: nothing is tested, and no order of the criteria should be read from this.")
     elif summary["bases"] == 1:
@@ -57,6 +58,7 @@ def _verdicts(summary: Summary, recovery: str) -> list[str]:
     lines: Sequence[CurveMean] = summary["curve_means"][recovery]
     where = "over the whole curve"
     if not lines:
+        # Curves of one level have no mean; that level speaks for itself.
         board = next((board for board in summary["boards"] if board["recovery"] == recovery and board["lines"]), None)
         if board is None:
             return []
@@ -115,6 +117,7 @@ def _curve_table(summary: Summary, recovery: str, protocol: HeldFixed) -> str:
 
 
 def _quality(line: BoardLine) -> str:
+    # Marks in the cell, since a Markdown table has no colours.
     sign = {BETTER: " +", WORSE: " -"}.get(line["verdict"], "")
     spread = "" if line["sd"] is None else f" ±{significant(line['sd'], 2)}"
     return f"{number(line['mean'])}{spread}{sign}{' *' if line['leading'] else ''}"
@@ -170,6 +173,7 @@ def _fidelity_table(summary: Summary, protocol: HeldFixed) -> str:
 
 
 def _scoring_table(summary: Summary) -> str:
+    # Two significant digits: the third one changes with the weather in the machine.
     rows = [
         [
             _text(line["criterion"]),

@@ -114,6 +114,7 @@ class Protocol:
             raise RecipeError(f"levels {[*self.levels]} are not ascending", hint="Protocol.of(levels=...) sorts them")
         among("recover_levels", self.recover_levels, self.levels)
         among("ablation_levels", self.ablation_levels, self.levels)
+        # Tables, differences and latencies start from what the cut alone leaves.
         if NO_RECOVERY not in self.recoveries:
             raise RecipeError(f"recoveries lack {NO_RECOVERY!r}", hint=f"add {NO_RECOVERY!r}: ()")
         if not 0 < self.confidence < 1:
@@ -134,6 +135,7 @@ class Protocol:
             RecipeError: an unknown word, a level out of range, a wrong step.
             TypeError: an option that there is not.
         """
+        # As a call with a misspelt keyword: mypy sees it before, Python would not.
         unknown = sorted(set(options) - set(ProtocolOptions.__annotations__))
         if unknown:
             raise TypeError(f"a comparison has no option {unknown[0]!r}")
@@ -155,6 +157,7 @@ class Protocol:
             scope=options.get("scope", "global"),
             allocation=options.get("allocation", "global"),
             protect=tuple(options.get("protect", ())),
+            # A seed that is named twice would be counted as two independent observations.
             seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds)),
             metric=options.get("metric"),
             maximize=options.get("maximize"),
@@ -215,6 +218,7 @@ class Protocol:
             "scope": self.scope,
             "allocation": self.allocation,
             "protect": list(self.protect),
+            # Not levels, seeds or probes: those say which cells there are, and not what one of them finds.
             "rounds": self.rounds,
             "tag": self.tag,
         }

@@ -41,6 +41,7 @@ class RowLatency(TypedDict):
     ratio: list[float] | None
 
 
+# Not total: a run that was refused or diverged has found nothing, and its row says so by what it lacks.
 class Outcome(TypedDict, total=False):
     """What a run found; all of it is missing where the run was refused or diverged.
 
@@ -107,7 +108,8 @@ class RunRow(Outcome):
 # -- the summary -----------------------------------------------------------------------------------------------
 
 
-class Spread(TypedDict):
+# None and not NaN wherever there is no number: JSON has no NaN.
+class SeedSpread(TypedDict):
     """A quality over the seeds: mean, standard deviation (n - 1), and how many seeds there are."""
 
     mean: float | None
@@ -126,7 +128,7 @@ class SizeFigures(TypedDict):
     latency_share: float | None
 
 
-class CurvePoint(Spread, SizeFigures):
+class CurvePoint(SeedSpread, SizeFigures):
     """A criterion at one level."""
 
     level: float
@@ -150,7 +152,7 @@ class AgainstReference(TypedDict):
     verdict: str
 
 
-class CurveMean(Spread, AgainstReference):
+class CurveMean(SeedSpread, AgainstReference):
     """A criterion over the whole curve."""
 
     criterion: str
@@ -264,7 +266,7 @@ class Summary(TypedDict):
     maximize: bool
     seeds: list[int]
     bases: int
-    dense: dict[str, Spread]
+    dense: dict[str, SeedSpread]
     curves: dict[str, dict[str, list[CurvePoint]]]
     boards: list[Board]
     curve_means: dict[str, list[CurveMean]]
@@ -281,6 +283,7 @@ class Summary(TypedDict):
 # -- the manifest ----------------------------------------------------------------------------------------------
 
 
+# Not all of `Protocol` once more: a page that reads a field says so here, the others are for the reader of the file.
 class HeldFixed(TypedDict):
     """The part of the protocol that the page reads; the manifest holds all of it."""
 

@@ -16,13 +16,14 @@ def reinitialise(model: nn.Module, seed: int) -> None:
     Raises:
         UnsupportedError: a parameter that no module knows how to start; it is named.
     """
-    known: set[int] = set()
+    known: set[int] = set()  # by identity: a tied parameter has two names, and is started once
     with seed_everything(seed):
         for module in model.modules():
             reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
                 known |= {id(parameter) for parameter in module.parameters()}
+    # Trained weights that stayed would be an inheritance, which this control is to be without.
     for name, parameter in model.named_parameters():
         if id(parameter) not in known:
             raise UnsupportedError(

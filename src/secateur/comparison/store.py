@@ -52,6 +52,7 @@ class Store:
             FileRefusedError: the file is no JSON, or another result than its name says.
         """
         path = self.folder / "cells" / f"{key}.json"
+        # What exists is whole: it was written under another name, and renamed at the end.
         if not path.exists():
             return None
         found = load_json(path)
@@ -75,4 +76,5 @@ class Store:
     def put_scores(self, key: str, found: Scored) -> None:
         """Keep scores: a later level does not pay for them again."""
         path = self.folder / "scores" / f"{key}.safetensors"
+        # The cost rides in the header of the scores, so that one cannot be there without the other.
         save_tensors(path, found.scores, {_FACTS: canonical_json(found.cost or {}).strip()})

@@ -195,6 +195,7 @@ def sample(data: Data, batches: int) -> Data:
     """
     if not isinstance(data, TensorData):
         return Limited(data, batches)
+    # Always the same sample, whatever the seed: seeds are to differ in training, and not in what they are judged by.
     order = torch.randperm(data.num_samples, generator=torch.Generator().manual_seed(0))
     chosen = order[: batches * data.batch_size].sort().values
     return TensorData(
@@ -245,7 +246,7 @@ def _trainer(
             f"{source.name} has random weights, and only demo networks are trained here",
             hint="train it first, and give it as py:package.module:factory",
         )
-    folder = out / "base"
+    folder = out / "base"  # beside the cells: they belong to these very weights
 
     def step(done: int, total: int) -> None:
         if progress is not None:

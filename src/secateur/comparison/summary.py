@@ -32,8 +32,8 @@ from secateur.comparison.records import (
     ScoreFidelity,
     ScoringCost,
     ScoringLine,
+    SeedSpread,
     SizeFigures,
-    Spread,
     Summary,
 )
 from secateur.comparison.recoveries import NO_RECOVERY
@@ -110,10 +110,11 @@ def _where(rows: Sequence[RunRow], label: str, level: float, recovery: str) -> l
 
 
 def _by_seed(rows: Sequence[RunRow], protocol: Protocol) -> dict[int, float]:
+    # By seed, as pairs are made; a seed whose run diverged or was refused is missing, and its pair with it.
     return {row["seed"]: float(row["quality"][protocol.quality]) for row in rows}
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def _spread(values: Sequence[float]) -> SeedSpread:
     return {
         "mean": mean(values) if values else None,
         "sd": stdev(values) if len(values) > 1 else None,

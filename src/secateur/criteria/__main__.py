@@ -22,17 +22,17 @@ def page() -> str:
 
 
 def _row(name: str) -> str:
-    rule = get(name)
+    criterion = get(name)
     cells = [
-        f"`{rule.name}`",
-        rule.summary,
-        ", ".join(sorted(rule.needs)) or "nothing",
-        ", ".join(rule.granularities),
-        first_sentence(section(type(rule), "Cost")),
-        rule.speed,
-        rule.best_for,
-        section(type(rule), "Source").removesuffix("."),
-        ", ".join(f"`{key}={value!r}`" for key, value in rule.options().items()),
+        f"`{criterion.name}`",
+        criterion.summary,
+        ", ".join(sorted(criterion.needs)) or "nothing",
+        ", ".join(criterion.granularities),
+        first_sentence(section(type(criterion), "Cost")),
+        criterion.speed,
+        criterion.best_for,
+        section(type(criterion), "Source").removesuffix("."),
+        ", ".join(f"`{key}={value!r}`" for key, value in criterion.options().items()),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 

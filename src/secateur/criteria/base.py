@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import sys
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.criteria.docstrings import section
-from secateur.errors import InputError, RecipeError
+from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.model.call import default_loss
 from secateur.model.carried import refuse_carried_masks
 from secateur.model.guard import guard
-from secateur.model.tensors import named_tensors, require_finite
+from secateur.model.tensors import has_values, named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
-from secateur.types import Data, Example, Group, Json, Loss
+from secateur.structure.trace import Trace
+from secateur.types import Data, Example, Group, Json, Loss, Span
 
 Reduction = Literal["sum", "mean", "max"]
+Reads = Literal["values", "sums", "nothing"]
 NEEDS = frozenset({"data", "labels", "gradients", "training"})
 STATED = ("name", "summary", "speed", "best_for")  # class variables that every criterion gives a value
 DOCUMENTED = ("Cost", "Source")  # sections that its docstring has
 PROMISES = frozenset({"permutation", "batch_split", "zero_lowest"})
+CHUNK = 65_536  # elements that are squared at a time
 TINY = 1e-15  # below it the squares of float32 numbers begin to vanish
 
 
@@ -47,7 +50,7 @@ class Context:
             (input, target) and labelled batches is taken.
         example: example inputs of the model.
         seed: everything random follows from it.
-        capture: the structure engine's record of one forward pass, where it was made.
+        capture: the structure engine's trace of one forward pass, where it was made.
         progress: called as ``progress(done, total)``, total 0 = unknown.
     """
 
@@ -57,12 +60,12 @@ class Context:
     loss: Loss | None = None
     example: Example = None
     seed: int = 0
-    capture: Any = None
+    capture: Trace | None = None
     progress: Callable[[int, int], None] | None = None
 
 
 class Criterion(ABC):
-    """A rule that says what matters least.
+    """Says what matters least: one number per unit, higher = keep.
 
     Options are keyword-only constructor arguments, stored as attributes of the same name (a frozen
     keyword-only dataclass does both). A subclass states the class variables below, says in its docstring what it
@@ -73,6 +76,11 @@ class Criterion(ABC):
     with them), "batch_split" (the same samples in other batches score the same), "zero_lowest" (no unit
     scores below one whose weights and activations are all zero). `live` names constructor arguments that no recipe
     can write and no plan can hold, for example an `Accumulator`; they are no options.
+
+    `reads` says what it does with the values of the weights. "values": anything, so that NaN and Inf are looked for
+    beforehand; "sums": it adds up functions of single weights that are NaN or Inf where the weight is, so that each
+    weight is read once, and looked at again only where a sum is not finite; "nothing": it works for a model on the
+    meta device too.
     """
 
     name: ClassVar[str]
@@ -84,6 +92,7 @@ class Criterion(ABC):
     mode: ClassVar[Literal["eval", "train"]] = "eval"
     comparable: ClassVar[bool] = False  # scores of different layers share one scale, for example a loss change
     promises: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    reads: ClassVar[Reads] = "values"
     live: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that are objects of a running program
 
     @property
@@ -129,35 +138,49 @@ class Criterion(ABC):
             RecipeError: a granularity that the criterion cannot score, or data is missing.
             NonFiniteError: NaN or Inf in a weight or in a score; names the tensor and the first index.
         """
-        self._check(context)
+        context = self._admitted(context)
         if not context.groups:
             return {}
-        if "labels" in self.needs and context.loss is None:
-            context = replace(context, loss=default_loss)
         gradients = "gradients" in self.needs
         # Out of inference mode, whoever calls: what a criterion makes there could have no gradient.
         with torch.inference_mode(False), self._guard(context, gradients=gradients):
             scores = self._score(context)
-        return {group.name: self._checked(scores, group) for group in context.groups}
+        try:
+            return {group.name: self._checked(scores, group) for group in context.groups}
+        except NonFiniteError:
+            self._require_finite(context)  # names the weight, where one is the cause
+            raise
+
+    def _admitted(self, context: Context) -> Context:
+        """The context as the criterion sees it: checked, with weights only, and with a loss where one is needed."""
+        self._check(context)
+        if "labels" in self.needs and context.loss is None:
+            context = replace(context, loss=default_loss)
+        weights = {name for name, p in context.model.named_parameters() if p.is_floating_point() or p.is_complex()}
+        return replace(context, groups=[_of_weights(group, weights) for group in context.groups])
 
     def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[None]:
         """The model as it is scored, and given back as it was."""
         return guard(context.model, mode=self.mode, gradients=gradients, seed=context.seed, example=context.example)
 
-    def weights(self, context: Context) -> dict[str, Tensor]:
-        """Parameters that count for some group, by name, detached, in the order of the groups."""
-        known = named_tensors(context.model)
-        spans = (span for group in context.groups for span in group.spans)
-        return {s.tensor: known[s.tensor].detach() for s in spans if counts(s.role, self.roles)}
+    def weights(self, context: Context, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Parameters that count for some group, by name, detached, in the order of the groups.
+
+        Args:
+            context: model and groups.
+            known: the tensors of the model by name, where they are at hand.
+        """
+        known = named_tensors(context.model) if known is None else known
+        counted = (s.tensor for group in context.groups for s in group.spans if counts(s.role, self.roles))
+        return {name: known[name].detach() for name in dict.fromkeys(counted) if name in known}
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        values = self.contributions(context)
-        # In single precision at once: sums and roots in double precision of all single weights would be twice the
-        # size of the model.
-        return {
-            g.name: self.finish(reduce_spans(values, g, self.reduction, roles=self.roles, squared=self.squared)).float()
-            for g in context.groups
-        }
+        sums = Sums(self.contributions(context), self.reduction, squared=self.squared)
+        # In single precision at once: roots in double precision of all single weights would be twice the model.
+        scores = {group.name: self.finish(sums.of(group, self.roles)).float() for group in context.groups}
+        if not sums.finite:
+            self._require_finite(context)
+        return scores
 
     def _check(self, context: Context) -> None:
         refuse_carried_masks(context.model)
@@ -170,10 +193,24 @@ class Criterion(ABC):
         if self.needs & {"data", "labels"} and context.data is None:
             raise RecipeError(f"criterion {self.name!r} needs data", hint="pass data=, an iterable of batches")
         known = named_tensors(context.model)
+        # These show in the sums over them, and a second reading would cost as much as the criterion itself.
+        summed = set(self.weights(context, known)) if self.reads == "sums" else set()
         for name in dict.fromkeys(span.tensor for group in context.groups for span in group.spans):
             if name not in known:
                 raise InputError(f"the model has no tensor {name!r}", hint=suggestion(name, known))
-            require_finite(known[name], name)
+            if has_values(known[name]):
+                if name not in summed:
+                    require_finite(known[name], name)
+            elif self.reads != "nothing":
+                raise InputError(
+                    f"tensor {name!r} has no values yet",
+                    why=f"criterion {self.name!r} reads them",
+                    hint="load the weights, run one forward pass, or choose criterion 'random', which reads nothing",
+                )
+
+    def _require_finite(self, context: Context) -> None:
+        for name, weight in self.weights(context).items():
+            require_finite(weight, name)
 
     def _checked(self, scores: Mapping[str, Tensor], group: Group) -> Tensor:
         score = scores[group.name].detach().to(torch.float32).contiguous()
@@ -229,6 +266,22 @@ def get(criterion: str | Criterion, options: Mapping[str, object] | None = None)
     return CRITERIA.build(criterion, options)
 
 
+def _of_weights(group: Group, weights: Set[str]) -> Group:
+    """The group without spans of buffers and of whole numbers, which no criterion can score; "state" never counts.
+
+    Raises:
+        InputError: nothing is left: its units hold no weight.
+    """
+    spans = tuple(span for span in group.spans if span.tensor in weights or span.role == "state")
+    if group.spans and not any(span.tensor in weights for span in spans):
+        raise InputError(
+            f"the units of group {group.name!r} hold no weights",
+            why=f"{group.spans[0].tensor!r} is a buffer, or holds whole numbers",
+            hint="protect it: nothing says what its units are worth",
+        )
+    return group if len(spans) == len(group.spans) else replace(group, spans=spans)
+
+
 def counts(role: str, roles: frozenset[str] | None) -> bool:
     """Whether spans of a role count; None stands for all but "state"."""
     return role != "state" if roles is None else role in roles
@@ -262,46 +315,99 @@ def reduce_spans(
     Cost:
         One pass over the counted elements; nothing of the size of a tensor is allocated for channels.
     """
-    spans = [s for s in group.spans if s.tensor in values and counts(s.role, roles)]
-    if not spans:
-        raise InputError(
-            f"no tensor of group {group.name!r} has a value for this criterion",
-            hint="choose another criterion, or count every coupled tensor",
-        )
-    if spans[0].index is None:
-        whole = values[spans[0].tensor].reshape(group.shape)
-        return whole.to(torch.float64).square() if squared else whole
-    # Units are gathered on the CPU: atomics on a GPU add in changing order, and plans must be reproducible.
-    total = torch.full((group.size,), -torch.inf if how == "max" else 0.0, dtype=torch.float64)
-    count = torch.zeros(group.size, dtype=torch.float64)
-    for span in spans:
-        value = values[span.tensor].detach()
-        index = (span.index if span.index is not None else torch.arange(value.numel()).view(value.shape)).cpu()
-        dims = [d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1]
-        times = float(np.prod([value.shape[d] for d in dims]))
-        value = _along(value, dims, how, squared=squared)
-        flat, unit = value.cpu().to(torch.float64).flatten(), index.flatten()
-        if bool((unit < 0).any()):
-            flat, unit = flat[unit >= 0], unit[unit >= 0]
-        if how == "max":
-            total.scatter_reduce_(0, unit, flat, "amax")
-        else:
-            total.index_add_(0, unit, flat)
-        count += times * torch.bincount(unit, minlength=group.size)
-    if how == "mean":
-        total /= count.clamp(min=1)
-    total[count == 0] = 0.0
-    return total.view(group.shape).to(values[spans[0].tensor].device)
+    return Sums(values, how, squared=squared).of(group, roles)
+
+
+class Sums:
+    """Element values, reduced to units group by group; see `reduce_spans`.
+
+    A tensor that several groups share is read once for all that cut it along the same dimension: a projection of an
+    attention layer belongs to its heads and to the features of its heads.
+
+    Args:
+        values: tensor name -> value of each element.
+        how: "sum", "mean" or "max".
+        squared: reduce the squares.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], how: Reduction = "sum", *, squared: bool = False) -> None:
+        self.finite = True
+        self._values, self._how, self._squared = values, how, squared
+        self._known: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def of(self, group: Group, roles: frozenset[str] | None) -> Tensor:
+        """One value per unit; arguments, result and refusals are those of `reduce_spans`."""
+        values, how = self._values, self._how
+        spans = [s for s in group.spans if s.tensor in values and counts(s.role, roles)]
+        if not spans:
+            raise InputError(
+                f"no tensor of group {group.name!r} has a value for this criterion",
+                hint="choose another criterion, or count every coupled tensor",
+            )
+        if spans[0].index is None:
+            whole = values[spans[0].tensor].reshape(group.shape)
+            return whole.to(torch.float64).square() if self._squared else whole
+        # Units are gathered on the CPU: atomics on a GPU add in changing order, and plans must be reproducible.
+        total = torch.full((group.size,), -torch.inf if how == "max" else 0.0, dtype=torch.float64)
+        count = torch.zeros(group.size, dtype=torch.float64)
+        for span in spans:
+            value = values[span.tensor].detach()
+            index = (span.index if span.index is not None else torch.arange(value.numel()).view(value.shape)).cpu()
+            dims = tuple(d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1)
+            flat, unit = self._along(span, dims), index.flatten()
+            if bool((unit < 0).any()):
+                flat, unit = flat[unit >= 0], unit[unit >= 0]
+            if how == "max":
+                total.scatter_reduce_(0, unit, flat, "amax")
+            else:
+                total.index_add_(0, unit, flat)
+            times = float(np.prod([value.shape[d] for d in dims]))
+            count += times * torch.bincount(unit, minlength=group.size)
+        if how == "mean":
+            total /= count.clamp(min=1)
+        total[count == 0] = 0.0
+        return total.view(group.shape).to(values[spans[0].tensor].device)
+
+    def _along(self, span: Span, dims: tuple[int, ...]) -> Tensor:
+        """The tensor of a span without the dimensions that no unit depends on: float64, flat, on the CPU."""
+        key = (span.tensor, dims)
+        if key in self._known:
+            return self._known[key]
+        value = self._values[span.tensor].detach()
+        flat = _along(value, list(dims), self._how, squared=self._squared).cpu().to(torch.float64).flatten()
+        # Looked at before units are picked: an element that belongs to no unit must not be NaN either.
+        self.finite = self.finite and bool(torch.isfinite(flat).all())
+        if span.role != "self":  # a weight that is itself the unit stands in one group only: keeping it is of no use
+            self._known[key] = flat
+        return flat
 
 
 def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> Tensor:
     """Reduce the dimensions that no unit depends on."""
     if squared:
         wide = value if value.dtype in (torch.float32, torch.float64) else value.to(torch.float32)
-        norm = torch.linalg.vector_norm(wide, 2, dims, True).to(torch.float64) if dims else wide.to(torch.float64)
-        if dims and not bool(torch.isfinite(norm).all() & (norm > TINY).all()):  # squares that leave float32
-            norm = torch.linalg.vector_norm(wide.to(torch.float64), 2, dims, True)
-        return norm.square()
+        found = _squares(wide, dims)
+        if dims and not bool(torch.isfinite(found).all() & (found > TINY**2).all()):  # squares that leave float32
+            found = _squares(wide.to(torch.float64), dims)
+        return found
     if not dims:
         return value
     return value.amax(dims, True) if how == "max" else value.sum(dims, True, dtype=torch.float64)
+
+
+def _squares(value: Tensor, dims: list[int]) -> Tensor:
+    """Sums of squares along `dims`, which stay with size one, in float64."""
+    if not dims:
+        return value.to(torch.float64).square()
+    if 0 not in dims or not value.is_contiguous():
+        norms: Tensor = torch.linalg.vector_norm(value, 2, dims, True)
+        return norms.to(torch.float64).square()
+    # A norm over the rows of a matrix walks down every column, ten times slower than along the memory. So rows are
+    # squared and added a few at a time, few enough that they stay in the cache.
+    flat = value.reshape(value.shape[0], -1)
+    total = torch.zeros(flat.shape[1], dtype=torch.float64, device=value.device)
+    for rows in torch.split(flat, max(1, CHUNK // flat.shape[1])):
+        total += rows.square().sum(0)
+    total = total.view(1, *value.shape[1:])
+    rest = [d for d in dims if d != 0]
+    return total.sum(rest, True) if rest else total

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from secateur.kinds.layers.drop import Layers, check_layers, drop_layers, new_names, stand_ins
 from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model
-from secateur.masks import Masks
+from secateur.masks.units import Masks
 from secateur.model.tensors import named_tensors
 from secateur.structure.provenance import Attribute
 

@@ -16,7 +16,7 @@ from secateur.masks.hidden import put, take
 from secateur.masks.hold import Dropped, Hold, forget, mask_gradients, mask_weights, moved_by
 from secateur.masks.sparsity import Sparsity, masked_elements, sparsity_of
 from secateur.masks.units import Masks, check, expand, first_names, resolve
-from secateur.types import Group
+from secateur.types import Group, Kept
 
 _MASK, _HIDDEN = "mask.", "hidden."  # what names in `state_dict` begin with
 
@@ -34,9 +34,9 @@ def mask_model(
     Args:
         model: changed in place.
         masks: parameter name -> bool tensor of its shape (or of size 1 in dimensions where all entries are
-            equal), True = keep; or what `select` made of `score`, for units of any granularity. Masks are held, not
-            copied: change them by ``handle.update``, not in place.
-        groups: for decisions about larger units than elements that do not know their groups, as those of `select` do.
+            equal), True = keep. They are held, not copied: change them by ``handle.update``, not in place.
+        groups: where `masks` are decisions about units (rows, blocks, channels), the groups they were made for; what
+            `select` made of `score` knows them.
         keep_originals: False where nobody takes the masks back: the hidden values are not stored then, and
             ``remove()`` is refused.
 
@@ -56,6 +56,7 @@ def mask_model(
         ...     layer.weight[0, 1].item()
         0.0
     """
+    known = groups or (masks.groups if isinstance(masks, Kept) else ())  # `select` hands on the groups of `score`
     handle = MaskHandle(model, keep_originals=keep_originals)
     known = tuple(groups) or getattr(masks, "groups", ())  # `select` hands its groups on
     handle.update(expand(known, masks) if known else masks)

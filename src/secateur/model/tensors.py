@@ -16,7 +16,23 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
         >>> list(named_tensors(nn.BatchNorm1d(2, affine=False)))
         ['running_mean', 'running_var', 'num_batches_tracked']
     """
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    seen_parameters: set[int] = set()
+    seen_buffers: set[int] = set()
+    # One walk for both: the walk over the modules costs more than everything that is looked up on the way, and the
+    # names are asked for a dozen times while a plan is made.
+    for path, module in model.named_modules():
+        start = f"{path}." if path else ""
+        for held, found, seen in (
+            (module._parameters, parameters, seen_parameters),
+            (module._buffers, buffers, seen_buffers),
+        ):
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[start + name] = tensor
+    return {**parameters, **buffers}
 
 
 def has_values(tensor: Tensor) -> bool:

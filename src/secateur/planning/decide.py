@@ -24,7 +24,7 @@ from secateur.kinds.base import Candidates, Family, Keep, Left
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.measure.latency import latency
-from secateur.request import AMOUNTS, Request, Target
+from secateur.request import AMOUNTS, Amount, Request, Target
 from secateur.types import Group
 
 ROUNDS, WARMUP = 15, 3  # of every latency measurement while searching
@@ -83,7 +83,7 @@ def _masks(candidates: Weights, scores: Scores, request: Request) -> Keep:
     tensors = dict(candidates.model.named_parameters())
     return select(
         scores,
-        **target.given(),  # type: ignore[arg-type]
+        **_whole_counts(target),  # type: ignore[arg-type]
         scope=request.scope,
         granularity=candidates.unit,
         groups=candidates.groups,
@@ -277,6 +277,17 @@ class _Search:
             timed = latency({"cut": model}, self.candidates.example, rounds=rounds, warmup=WARMUP)
             self.timed[key] = timed["cut"].median
         return self.timed[key]
+
+
+def _whole_counts(target: Target) -> dict[str, Amount]:
+    """What the target gives, with counts as integers: a recipe reads 100 as 100.0, which `Target` found to be whole."""
+    given = target.given()
+    count = given.get("count")
+    if isinstance(count, Mapping):
+        given["count"] = {pattern: int(number) for pattern, number in count.items()}
+    elif count is not None:
+        given["count"] = int(count)
+    return given
 
 
 def _target(request: Request) -> Target:

@@ -95,20 +95,20 @@ def refit_consumers(
     wanted = None if names is None else list(names)
     require_reiterable(data, "the refit, one pass for every layer,")
     layers: list[_Layer] | None = None
-    records: tuple[Trace, Trace] | None = None
+    traces: tuple[Trace, Trace] | None = None
     changed: dict[str, Tensor] = {}
     with guard(cut, rollback=True), quiet(original), quiet(cut):
         done = 0
         while layers is None or done < len(layers):
             sampler = Sampler(positions, seed)
             for number, (batch, size) in enumerate(batches(original, data), start=1):
-                if layers is None or records is None:
+                if layers is None or traces is None:
                     example = few_samples(to_example(batch), size)
-                    records = capture(original, example), capture(cut, example)
-                    layers = _layers(cut, records, cuts, wanted)
+                    traces = capture(original, example), capture(cut, example)
+                    layers = _layers(cut, traces, cuts, wanted)
                     if not layers:
                         return {}
-                _add_batch((original, cut), records, layers[done], sampler, to_example(batch))
+                _add_batch((original, cut), traces, layers[done], sampler, to_example(batch))
                 if progress is not None:
                     total = len(data) if isinstance(data, Sized) else number
                     progress(done * total + number, len(layers) * total)
@@ -118,9 +118,9 @@ def refit_consumers(
     return changed
 
 
-def _layers(cut: nn.Module, records: tuple[Trace, Trace], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
+def _layers(cut: nn.Module, traces: tuple[Trace, Trace], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
     """The layers in the order in which they run."""
-    flows = Flow(records[0]), Flow(records[1])
+    flows = Flow(traces[0]), Flow(traces[1])
     uses = [_uses(flow) for flow in flows]
     for name in wanted or ():
         if name not in uses[1]:
@@ -130,7 +130,7 @@ def _layers(cut: nn.Module, records: tuple[Trace, Trace], cuts: Cuts, wanted: Se
         if wanted is not None and name not in wanted:
             continue
         try:
-            shape = geometry(flows[1], records[1].steps[steps[0]])
+            shape = geometry(flows[1], traces[1].steps[steps[0]])
         except UnsupportedError:
             if wanted is not None:
                 raise
@@ -146,7 +146,7 @@ def _layers(cut: nn.Module, records: tuple[Trace, Trace], cuts: Cuts, wanted: Se
 
 def _uses(flow: Flow) -> dict[str, list[int]]:
     uses: dict[str, list[int]] = {}
-    for i, step in enumerate(flow.record.steps):
+    for i, step in enumerate(flow.trace.steps):
         name = flow.weight(step) if step.contracted else ""
         if name:
             uses.setdefault(name, []).append(i)
@@ -161,7 +161,7 @@ def _layer(
     outputs: Tensor | None,
     steps: tuple[list[int], list[int]],
 ) -> _Layer:
-    before, after = flows[0].record.steps, flows[1].record.steps
+    before, after = flows[0].trace.steps, flows[1].trace.steps
     addend = argument(after[steps[1][0]], "self" if not shape.kernel else "bias")
     addend = argument(after[steps[1][0]], "bias", addend)
     bias = flows[1].source(addend.number)[0] if isinstance(addend, Ref) else ""
@@ -179,7 +179,7 @@ def _layer(
 
 def _add_batch(
     models: tuple[nn.Module, nn.Module],
-    records: tuple[Trace, Trace],
+    traces: tuple[Trace, Trace],
     layer: _Layer,
     sampler: Sampler,
     example: Example,
@@ -199,7 +199,7 @@ def _add_batch(
         where[i] = shape.places(value, sampler)
         rows[i] = shape.rows(value, where[i])
 
-    Observer(models[1], records[1], [*layer.cut, *aside], last=True).run(example, see_cut)
+    Observer(models[1], traces[1], [*layer.cut, *aside], last=True).run(example, see_cut)
     goals: dict[int, Tensor] = {}
     before = {s.original: i for i, s in enumerate(layer.shortcuts) if s is not None}
 
@@ -212,7 +212,7 @@ def _add_batch(
         else:
             goals[i] = taken
 
-    Observer(models[0], records[0], [*layer.original, *before], last=True).run(example, see_original)
+    Observer(models[0], traces[0], [*layer.original, *before], last=True).run(example, see_original)
     for i, shortcut in enumerate(layer.shortcuts):
         goal = goals[i] if shortcut is None else goals[i] + moved[i] * shortcut.factor.to(goals[i].device)
         _accumulate(layer, rows[i], goal)

@@ -57,7 +57,7 @@ def find_shortcut(
 
 def _addition(flow: Flow, start: int) -> tuple[int, int, Step | None] | None:
     """(step, number of the other operand, batch norm in between) of the addition that a layer's result goes to."""
-    steps = flow.record.steps
+    steps = flow.trace.steps
     number, norm = steps[start].outputs[0], None
     for i in range(start + 1, len(steps)):
         step = steps[i]
@@ -77,17 +77,17 @@ def _addition(flow: Flow, start: int) -> tuple[int, int, Step | None] | None:
 
 
 def _other(flow: Flow, i: int, number: int, norm: Step | None) -> tuple[int, int, Step | None] | None:
-    step = flow.record.steps[i]
+    step = flow.trace.steps[i]
     operands = [a.number for a in step.args[:2] if isinstance(a, Ref)]
     others = [n for n in operands if n != number]
     if len(operands) != 2 or len(others) != 1 or argument(step, "alpha", 1) != 1:
         return None
-    same = [a.size for a in flow.record.axes[others[0]]] == [a.size for a in flow.record.axes[number]]
+    same = [a.size for a in flow.trace.axes[others[0]]] == [a.size for a in flow.trace.axes[number]]
     return (i, others[0], norm) if others[0] in flow.activations and same else None
 
 
 def _last_size(flow: Flow, number: int) -> int:
-    axes = flow.record.axes[number]
+    axes = flow.trace.axes[number]
     return axes[-1].size if axes else 1
 
 

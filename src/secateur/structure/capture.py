@@ -57,7 +57,7 @@ def capture(model: nn.Module, example: Example) -> Trace:
     with ExitStack() as stack:
         stack.enter_context(quiet(model, copies=False))  # the recorder keeps what a call is about to change
         stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.equality))
-        stack.enter_context(recorder.here.followed(model))
+        stack.enter_context(recorder.here.followed(recorder.modules))
         stack.enter_context(recorder.buffers_kept())
         # The function mode stands on top: a call passes it first, with the integers as the user's code wrote them.
         stack.enter_context(_Dispatch(recorder))

@@ -112,9 +112,8 @@ class CostModel:
 
     def __init__(self, model: nn.Module, trace: Trace, samples: int = 1) -> None:
         self.samples = samples
-        named = dict(model.named_parameters())
-        tensors = trace.tensors()
-        whole = named_tensors(model)
+        tensors, whole = trace.tensors(), named_tensors(model)
+        named = {name: tensor for name, tensor in whole.items() if isinstance(tensor, nn.Parameter)}
         # What the forward never touched has no dimensions in the trace: it is there before and after.
         fixed = sum(p.numel() for name, p in named.items() if name not in tensors)
         fixed_bytes = sum(t.numel() * t.element_size() for name, t in whole.items() if name not in tensors)

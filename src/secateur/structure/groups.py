@@ -72,8 +72,9 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
     guarded = protected_tensors(model, tensors, protect)
     heads = {a.id for axis in trace.heads for a in leaves(axis)}
     inner = {a.id for axis in trace.inner for a in leaves(axis)} - heads
+    weights = {name for name, _ in model.named_parameters()}
     used: Counter[str] = Counter()
-    order = {name: i for i, (name, _) in enumerate([*model.named_parameters(), *model.named_buffers()])}
+    order = {name: i for i, name in enumerate(named_tensors(model))}
     for atom in sorted(atoms.values(), key=lambda a: (min(order[n] for n, _ in places[a.id]), bool(a.locks))):
         spans = _spans(trace, tensors, places[atom.id], atom)
         kind = _kind(tensors, places[atom.id], atom, heads, inner, spans)
@@ -83,6 +84,9 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         name = base if used[base] == 1 else f"{base}#{used[base]}"
         locks = list(atom.locks)
         locks += [reason for place, reason in guarded.items() if place in {s.tensor for s in spans}]
+        if not any(span.tensor in weights for span in spans):
+            # A table of positions, for example: no criterion can say what its entries are worth.
+            locks.append(Lock("only buffers have this dimension, no weight"))
         constraints = {"multiple": atom.multiple} if atom.multiple > 1 else {}
         found.atoms[name] = atom
         found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks), constraints))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -55,9 +55,9 @@ class Here:
         return Place(self.function, self.module, user_line())
 
     @contextmanager
-    def followed(self, model: nn.Module) -> Iterator[None]:
-        """Keep track of which module runs."""
-        paths = {id(module): name for name, module in model.named_modules()}
+    def followed(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Keep track of which of these modules runs, by its name."""
+        paths = {id(module): name for name, module in modules.items()}
 
         def enter(module: nn.Module, _: object) -> None:
             # A module that the forward makes on the fly has no name: what it does counts for the one that made it.
@@ -92,10 +92,12 @@ class OwnTensors:
         # `weight.data` and the like are other Python objects over the same memory.
         self.by_storage: dict[StorageKey, str] = {}
         self.held: list[Tensor] = []  # so that no id is given to another tensor while the run goes on
-        for name, tensor in [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]:
+        parameters, buffers = [], []
+        for path, module in model.named_modules(remove_duplicate=False):
+            start = f"{path}." if path else ""
+            parameters += [(start + name, p) for name, p in module._parameters.items() if p is not None]
+            buffers += [(start + name, b) for name, b in module._buffers.items() if b is not None]
+        for name, tensor in (*parameters, *buffers):
             if id(tensor) in self.by_id:
                 aliases[name] = self.by_id[id(tensor)]
                 continue

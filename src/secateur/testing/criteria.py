@@ -454,6 +454,31 @@ def _tied(stage: Stage) -> None:
     require("fc2.weight" in scores and "alias.weight" not in scores, f"scores of {list(scores)}")
 
 
+@check("buffers beside the weights do not count")
+def _only_weights(stage: Stage) -> None:
+    kinds = [kind for kind in stage.scored if kind != "element"]  # an element has no other places
+    stage.only_if(bool(kinds), "scores elements only")
+    alone, beside = stage.scene(kinds[0]), stage.scene(kinds[0])
+    group = beside.groups[0]
+    number = torch.arange(group.size)
+    tables = {"out": number.float() * 100, "in": number, "scale": number > 0}
+    for role, table in tables.items():
+        beside.model.register_buffer(f"table_{role}", table)
+    more = tuple(Span(f"table_{role}", number, role) for role in tables)
+    groups = [replace(group, spans=(*more, *group.spans)), *beside.groups[1:]]
+    expect_same(stage.score(alone), stage.score(beside, groups=groups), exact=True)
+
+
+@check("a model without values is scored or refused by name")
+def _meta(stage: Stage) -> None:
+    whole, scene = stage.main, stage.main
+    scene.model.to("meta")
+    if stage.criterion.reads == "nothing":
+        expect_same(stage.score(whole), stage.score(scene), exact=True)
+    else:
+        expect_error(InputError, lambda: stage.score(scene), "has no values yet")
+
+
 @check("a GPU gives the scores of the CPU")
 def _gpu(stage: Stage) -> None:
     stage.only_if(torch.cuda.is_available(), "no CUDA device here")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from secateur.criteria.base import Context
 from secateur.kinds.weights import parse
+from secateur.structure.trace import Trace
 from secateur.types import Group, Loss, Span
 
 KINDS: dict[str, Any] = {
@@ -32,14 +33,14 @@ class Scene:
         groups: units of one granularity.
         data: two batches of (inputs, labels).
         loss: cross-entropy of a batch.
-        capture: the structure engine's record, for criteria that need one.
+        capture: the structure engine's trace, for criteria that need one.
     """
 
     model: nn.Module
     groups: list[Group]
     data: list[tuple[Tensor, Tensor]]
     loss: Loss
-    capture: Any = None
+    capture: Trace | None = None
 
     def context(self, **changes: Any) -> Context:
         """The context of this scene, with fields replaced."""

@@ -75,6 +75,12 @@ def test_convolutions_with_batch_norm_and_labels(train: TensorData) -> None:
     assert "Renda" in reasons(found)["schedule"][2]
 
 
+def test_parts_of_data_are_taken_as_prune_takes_them(train: TensorData) -> None:
+    whole = advise(Net(), data=train)
+    assert advise(Net(), data={"train": train, "test": [torch.zeros(2, 1, 6, 6)]}).to_dict() == whole.to_dict()
+    assert advise(Net(), data={"calibration": train}).recipe == whole.recipe
+
+
 def test_convolutions_without_batch_norm_and_without_labels() -> None:
     found = advise(Plain(), data=[torch.randn(4, 1, 6, 6)])
     assert found.recipe.criterion == "apoz"

@@ -121,7 +121,7 @@ def test_what_the_demo_asks_for(granularity: str, sparsity: float | None, target
     assert recipe.min_keep == 2
     assert recipe.recover[-1].epochs == 2  # type: ignore[union-attr]
     assert recipe.measure.batch_size == 64
-    assert recipe.round_to == (8 if granularity == "channel" else 1)
+    assert recipe.round_to == (8 if granularity == "channel" else None)
 
 
 @pytest.mark.parametrize("name", [*STRUCTURAL, *granularity.names(), "2:4"])

@@ -53,6 +53,23 @@ def test_reduce_spans_is_brute_force(case, how):
     np.testing.assert_allclose(reduce_spans(values, group, how).numpy(), brute_force(values, group, how), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e22])  # squares that float32 cannot hold, and plain ones
+@pytest.mark.parametrize("shape", [(300, 500), (7, 5, 3, 2), (4, 6, 1, 1), (90_000, 2)])
+@pytest.mark.parametrize("along", [0, 1])
+def test_sums_of_squares_are_those_of_float64(scale, shape, along):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale
+    units = shape[along]
+    place = [1] * len(shape)
+    place[along] = units
+    span = Span("w", torch.arange(units).view(place), "in" if along else "out")
+    group = Group("g", "channel", (units,), (span,))
+    others = tuple(d for d in range(len(shape)) if d != along)
+    exact = (weight.numpy().astype(np.float64) ** 2).sum(others)
+    for laid_out in (weight, weight.transpose(0, 1).contiguous().transpose(0, 1)):
+        found = reduce_spans({"w": laid_out}, group, squared=True)
+        np.testing.assert_allclose(found.numpy(), exact, rtol=2e-6)
+
+
 def test_roles_choose_what_counts():
     group = Group(
         "g",

@@ -1,13 +1,16 @@
 """Closed forms of the norms."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.amounts import select
 from secateur.criteria import Context, Magnitude
-from secateur.errors import RecipeError
+from secateur.errors import NonFiniteError, RecipeError
 from secateur.testing import tiny_scene
 from secateur.types import Group, Span
 
@@ -80,7 +83,7 @@ def test_unknown_words_are_refused():
         Magnitude(coupled="in")
 
 
-def test_a_coupled_buffer_of_bools_counts_as_numbers():
+def test_a_coupled_buffer_of_bools_does_not_count():
     """Transformers keep masks of bools as buffers; some are sliced with the units that they belong to."""
     layer = torch.nn.Linear(2, 2, bias=False)
     layer.weight.data.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -88,4 +91,68 @@ def test_a_coupled_buffer_of_bools_counts_as_numbers():
     index = torch.arange(2)
     spans = (Span("weight", index.view(2, 1), "out"), Span("mask", index, "out"))
     scores = Magnitude(norm="l2").score(Context(layer, [Group("rows", "channel", (2,), spans)]))
-    torch.testing.assert_close(scores["rows"], torch.tensor([5.0, 1.0]))
+    torch.testing.assert_close(scores["rows"], torch.tensor([5.0, 0.0]))
+
+
+class Reads(TorchDispatchMode):
+    """Counts the calls that read a whole weight."""
+
+    def __init__(self, *weights):
+        super().__init__()
+        self.memory = {weight.untyped_storage()._cdata: name for name, weight in weights}
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for value in args:
+            name = self.memory.get(value.untyped_storage()._cdata) if isinstance(value, torch.Tensor) else None
+            if name is not None and func not in (torch.ops.aten.detach.default, torch.ops.aten.view.default):
+                self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_a_weight_is_read_once_for_every_dimension_that_is_cut(norm):
+    """Heads and the features of heads are cut from the same rows: these are added up once for both."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8, bias=False), torch.nn.Linear(8, 5, bias=False))
+    heads = torch.arange(4).repeat_interleave(2)
+    features = torch.arange(2).repeat(4)
+    groups = [
+        Group(name, "head", (units,), (Span("0.weight", index[:, None], "out"), Span("1.weight", index[None], "in")))
+        for name, units, index in (("heads", 4, heads), ("features", 2, features))
+    ]
+    out = Group("out", "neuron", (5,), (Span("1.weight", torch.arange(5)[:, None], "out"),))
+    weights = [("0.weight", net[0].weight), ("1.weight", net[1].weight)]
+    criterion, context = Magnitude(norm=norm), Context(net, [*groups, out])
+    with Reads(*weights) as reads:
+        scores = criterion.score(context)
+    # |w| is formed once, and read from then on; squares are never formed.
+    assert reads.counts == ({"0.weight": 1, "1.weight": 2} if norm == "l2" else {"0.weight": 1, "1.weight": 1})
+    for group in (*groups, out):
+        alone = criterion.score(Context(net, [group]))[group.name]
+        assert torch.equal(scores[group.name], alone)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("place", [(0, 1), (2, 0)])  # in a unit, and in a row that belongs to none
+def test_what_is_not_finite_is_named_though_no_weight_is_searched(bad, norm, reduce, place):
+    layer = torch.nn.Linear(2, 3, bias=False)
+    group = Group("rows", "channel", (2,), (Span("weight", torch.tensor([[0], [1], [-1]]), "out"),))
+    with torch.no_grad():
+        layer.weight[place] = bad
+    with pytest.raises(NonFiniteError, match=rf"'weight' holds .* at index \({place[0]}, {place[1]}\)"):
+        Magnitude(norm=norm, reduce=reduce).score(Context(layer, [group]))
+    elements = Group("weight", "element", (3, 2), (Span("weight", None, "self"),))
+    with pytest.raises(NonFiniteError, match="'weight' holds"):
+        Magnitude(norm=norm, reduce=reduce).score(Context(layer, [elements]))
+
+
+def test_weights_that_do_not_count_are_looked_at_all_the_same():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    spans = (Span("0.weight", torch.arange(2)[:, None], "out"), Span("1.weight", torch.arange(2)[None], "in"))
+    with torch.no_grad():
+        net[1].weight[1, 1] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"'1.weight' holds nan at index \(1, 1\)"):
+        Magnitude(coupled="out").score(Context(net, [Group("g", "neuron", (2,), spans)]))

@@ -77,3 +77,29 @@ def test_slices_agree_bit_for_bit(found: Tensor | None) -> None:
     require_slices("w", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
     with pytest.raises(CertificateError, match="'w'"):
         require_slices("w", torch.tensor([1.0, 2.0]), found)
+
+
+KINDS = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.complex64,
+    torch.int64,
+    torch.int8,
+    torch.bool,
+]
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("size", [1, 3, 8, 17])
+def test_one_other_number_anywhere_is_seen(dtype: torch.dtype, size: int) -> None:
+    """Whatever the width of the numbers, and wherever in its storage the tensor begins."""
+    held = torch.arange(size + 1).to(dtype)
+    for tensor in (held, held[1:], held.expand(2, -1).t()):
+        require_slices("w", tensor, tensor.clone())
+        for place in range(tensor.shape[0]):
+            other = tensor.clone()
+            other[place] = ~other[place] if dtype is torch.bool else other[place] + 1
+            with pytest.raises(CertificateError, match="'w'"):
+                require_slices("w", tensor, other)

@@ -1,6 +1,6 @@
 """How much is removed from which group: one allocation per file, each registered here."""
 
-from secateur.amounts.allocate.base import Amounts, Spread, allocate, apportion, names, register, round_half_up
+from secateur.amounts.allocate.base import Allotment, Amounts, allocate, apportion, names, register, round_half_up
 from secateur.amounts.allocate.erk import erk, erk_densities
 from secateur.amounts.allocate.global_ import global_
 from secateur.amounts.allocate.lamp import lamp, lamp_scores
@@ -8,7 +8,7 @@ from secateur.amounts.allocate.uniform import uniform
 
 __all__ = [
     "Amounts",
-    "Spread",
+    "Allotment",
     "allocate",
     "apportion",
     "erk",

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from secateur.amounts.allocate.base import Amounts, Spread, apportion, register, water_fill
+from secateur.amounts.allocate.base import Allotment, Amounts, apportion, register, water_fill
 from secateur.errors import RecipeError
 
 
 @register("erk")
-def erk(request: Spread) -> Amounts:
+def erk(request: Allotment) -> Amounts:
     """Give each layer a density in proportion to (sum of its dimensions) / (product of its dimensions).
 
     Small layers stay dense, large ones carry the sparsity. A bad choice at low sparsity of networks with one

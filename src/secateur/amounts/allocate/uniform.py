@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from secateur.amounts.allocate.base import Amounts, Spread, apportion, register
+from secateur.amounts.allocate.base import Allotment, Amounts, apportion, register
 
 
 @register("uniform")
-def uniform(request: Spread) -> Amounts:
+def uniform(request: Allotment) -> Amounts:
     """Remove from each group in proportion to its size, with an exact total.
 
     Needs no comparison of scores between layers. A bad choice for networks with small, sensitive layers: the

@@ -61,17 +61,19 @@ class ActivationVariance(Criterion):
         _, found = gather(
             context.model,
             context.data,
-            lambda record: consumers(context.groups, record),
+            lambda trace: consumers(context.groups, trace),
             lambda _: Moments(),
-            record=context.capture,
+            trace=context.capture,
             progress=context.progress,
         )
         groups = {group.name: group for group in context.groups}
         parts = defaultdict(list)
         for site, statistic in found.items():
             group, moments = groups[site.group], cast(Moments, statistic)
+            # A channel of a convolution has one position here, a head or a flattened channel several.
             within, positions = per_unit(finite(moments.squares) / moments.count, site.unit, group.size)
             variance = within / positions.clamp(min=1)
+            # Here all positions of a unit are samples of one thing, so the spread between them is variance as well.
             if group.granularity in POOLED:
                 variance = variance + _between(moments.mean, site.unit, group.size)
             parts[site.group].append((variance, positions))
@@ -82,6 +84,7 @@ def _between(mean_p: Tensor, unit: Tensor, size: int) -> Tensor:
     """Variance of the position means within each unit."""
     total, positions = per_unit(mean_p, unit, size)
     centre = total / positions.clamp(min=1)
+    # Positions that no unit owns take part below as well, and fall out again in `per_unit`.
     own = torch.where(unit >= 0, centre[unit.clamp(min=0)], 0.0)
     squares, _ = per_unit((mean_p.cpu() - own).square(), unit, size)
     return squares / positions.clamp(min=1)

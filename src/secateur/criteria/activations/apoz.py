@@ -78,6 +78,7 @@ class APoZ(Criterion):
             zeros = cast(Zeros, statistic)
             assert zeros.zeros is not None
             total, positions = per_unit(zeros.zeros, site.unit, sizes[site.group])
+            # Every position has seen as many activations as any other, so one count serves all.
             parts[site.group].append((1 - total / (positions.clamp(min=1) * zeros.count), positions))
         return mean_of_sites(context.groups, parts)
 
@@ -86,39 +87,42 @@ class APoZ(Criterion):
         return gather(
             context.model,
             context.data,
-            lambda record: _behind_relu(context, record),
+            lambda trace: _behind_relu(context, trace),
             lambda _: Zeros(),
-            record=context.capture,
+            trace=context.capture,
             progress=context.progress,
         )[1]
 
     def _near_zero(self, context: Context) -> dict[Site, Statistic]:
         assert context.data is not None
+        # Two walks: what counts as nearly zero is known only when the scale is.
         require_reiterable(context.data, "epsilon, which is relative to the scale of the layer,")
-        record, norms = gather(
+        trace, norms = gather(
             context.model,
             context.data,
-            lambda record: consumers(context.groups, record),
+            lambda trace: consumers(context.groups, trace),
             lambda _: Norms(2),
-            record=context.capture,
+            trace=context.capture,
         )
         bounds = {}
         for site, statistic in norms.items():
             norm = cast(Norms, statistic)
+            # Over the positions of units only: others (a concatenation) belong to another layer.
             mean = float(norm.sums()[(site.unit >= 0).to(norm.sums().device)].mean()) / norm.count
+            # The root mean square, since the mean of |a| itself is near zero where most activations are.
             bounds[site] = self.epsilon * mean**0.5
         return gather(
             context.model,
             context.data,
             lambda _: list(bounds),
             lambda site: Zeros(bounds[site]),
-            record=record,
+            trace=trace,
             progress=context.progress,
         )[1]
 
 
-def _behind_relu(context: Context, record: Trace) -> list[Site]:
-    sites = result_sites(record, context.groups, is_relu)
+def _behind_relu(context: Context, trace: Trace) -> list[Site]:
+    sites = result_sites(trace, context.groups, is_relu)
     found = {site.group for site in sites}
     for group in context.groups:
         if group.name not in found:
@@ -139,10 +143,12 @@ def is_relu(step: Step) -> bool:
         value: Any = args[position] if len(args) > position else step.kwargs.get(key)
         return isinstance(value, (int, float)) and value == 0
 
+    # Named by the operator that runs, not by the module: functional and in-place forms are the same here.
     if name in ("relu", "relu6", "hardswish"):
         return True
     if name in ("hardtanh", "clamp_min"):
         return is_zero(1, "min_val" if name == "hardtanh" else "min")
     if name == "clamp":
         return is_zero(1, "min")
+    # Two arguments: below the one it gives the other, and only zero for zero is a ReLU.
     return name == "threshold" and is_zero(1, "threshold") and is_zero(2, "value")

@@ -26,7 +26,7 @@ def read(context: Context, positions: int | None) -> Mapping[str, list[Reading]]
         context.groups,
         positions=positions,
         seed=context.seed,
-        record=context.capture,
+        trace=context.capture,
         progress=context.progress,
     )
 
@@ -101,18 +101,23 @@ def _score_group(consumers: Sequence[Reading], units: int, stages: int) -> Tenso
     alive = torch.arange(units)
     matrices = [reading.matrix for reading in consumers]
     gram, output = _sums(consumers, units, matrices)
+    # The energy of the whole output: points of wide and narrow layers become shares of it.
     scale = max(float(output.sum()), 1e-300)
     order: list[int] = []
     levels: list[float] = []
     for stage in range(stages):
         points = drop_points(gram[alive][:, alive], output[alive]) / scale
+        # What is still alive after this stage, counted from the end, so that rounding never leaves a unit over.
         goes = len(alive) - (units * (stages - 1 - stage)) // stages
+        # Of equal points the unit with the lower number goes first, on every machine.
         first = torch.argsort(points, stable=True)
         order += alive[first[:goes]].tolist()
         levels += points[first[:goes]].tolist()
+        # Sorted again, for the order of the columns decides between equal units.
         alive = alive[first[goes:]].sort().values
         if len(alive) == 0:
             break
+        # As published: the next path starts from weights that already make up for what has gone.
         matrices = [_refitted(reading, alive, units) for reading in consumers]
         gram, output = _sums(consumers, units, matrices)
     return ordered_scores(torch.tensor(order), torch.tensor(levels))
@@ -128,8 +133,10 @@ def _refitted(reading: Reading, alive: Tensor, units: int, ridge: float = 1e-9) 
     out = torch.zeros_like(reading.matrix)
     kept = torch.zeros(units, dtype=torch.bool).index_fill_(0, alive, True)
     for g, (gram, matrix, unit) in enumerate(zip(reading.gram, reading.matrix, reading.unit, strict=True)):
+        # Columns without unit belong to other groups and are not for this one to take.
         stays = torch.where(unit >= 0, kept[unit.clamp(min=0)], True)
         inner = gram[stays][:, stays]
+        # Just enough to solve for columns that depend on each other; the same term on the right keeps their weights.
         damping = ridge * inner.diagonal().mean().clamp(min=1e-300)
         wanted = gram[stays] @ matrix.T + damping * matrix.T[stays]
         solution = torch.linalg.solve(inner + damping * torch.eye(len(inner), dtype=torch.float64), wanted)

@@ -19,9 +19,9 @@ from secateur.types import Group
 STRUCTURES = ("channel", "neuron", "head", "head_dim", "conv_group")
 
 
-def consumers(groups: Sequence[Group], record: Trace) -> list[Site]:
+def consumers(groups: Sequence[Group], trace: Trace) -> list[Site]:
     """What the consumers of the groups read, every tensor once."""
-    return distinct(record, consumer_sites(record, groups))
+    return distinct(trace, consumer_sites(trace, groups))
 
 
 @register
@@ -81,9 +81,9 @@ class MeanActivation(Criterion):
         _, found = gather(
             context.model,
             context.data,
-            lambda record: consumers(context.groups, record),
+            lambda trace: consumers(context.groups, trace),
             lambda _: Norms(power),
-            record=context.capture,
+            trace=context.capture,
             progress=context.progress,
         )
         sizes = {group.name: group.size for group in context.groups}
@@ -91,6 +91,7 @@ class MeanActivation(Criterion):
         for site, statistic in found.items():
             norms = cast(Norms, statistic)
             total, positions = per_unit(norms.sums(), site.unit, sizes[site.group])
+            # Mean over the positions of the unit too: a head with many features is not larger for having them.
             mean = total / (positions.clamp(min=1) * norms.count)
             parts[site.group].append((mean if power == 1 else mean.sqrt(), positions))
         return mean_of_sites(context.groups, parts)

@@ -110,11 +110,13 @@ class _Listener:
     def __init__(self, model: nn.Module, group: Group, *, gated: bool) -> None:
         self.group, self.gated = group, gated
         known = named_tensors(model)
+        # The router has two dimensions; weights with one slice per expert have three.
         homes = {s.tensor.rpartition(".")[0] for s in group.spans if known[s.tensor].dim() > 2}
         if not homes:
             raise UnsupportedError(f"no weights [experts, ...] belong to group {group.name!r}")
         self.path = _common([span.tensor.rpartition(".")[0] for span in group.spans])
         self.block, self.experts = model.get_submodule(self.path), [model.get_submodule(home) for home in sorted(homes)]
+        # Names within the block, since the block alone is called again below.
         cut = len(self.path) + 1 if self.path else 0
         self.weights = {  # of the experts, by their name within the block: what makes an expert silent
             s.tensor[cut:]: s.index
@@ -124,11 +126,12 @@ class _Listener:
         self.sums = torch.zeros(group.size, dtype=torch.float64)
         self.counts = torch.zeros(group.size, dtype=torch.float64)
         self.tokens = 0
+        # Busy: our own calls run into our own hooks. Heard: the experts have told all that the block could tell.
         self._busy = self._heard = False
 
     def listen(self, hooks: ExitStack) -> None:
         """Put hooks on the block, to be removed when the stack closes."""
-        if len(self.experts) == 1:
+        if len(self.experts) == 1:  # several modules share the tokens in ways that cannot be seen from outside
             hooks.callback(self.experts[0].register_forward_hook(self._one_each, with_kwargs=True).remove)
         hooks.callback(self.block.register_forward_hook(self._left_out, with_kwargs=True).remove)
 
@@ -148,7 +151,9 @@ class _Listener:
         total, parts = torch.zeros(0), []
         self._busy = True
         try:
+            # One of the chosen at a time with the weight 1: what comes out is f_j of the token, whatever j is.
             for slot in range(chosen.shape[-1]):
+                # By identity: the module may take them in any place, by position or by name.
                 one = {id(chosen): chosen[..., slot : slot + 1], id(weights): torch.ones_like(weights[..., :1])}
                 given = [one.get(id(value), value) for value in args]
                 named = {key: one.get(id(value), value) for key, value in kwargs.items()}
@@ -161,9 +166,11 @@ class _Listener:
             return  # the module wants k experts per token, so they are left out in turn
         finally:
             self._busy = False
+        # A module that does anything else with the tokens is found out here.
         if _same(total, result.double().reshape(-1, result.shape[-1]), result.dtype):
             for numbers, sizes in parts:
                 self._add(numbers, sizes)
+            # Every token counts once, however many experts it is sent to.
             self.tokens += chosen.shape[:-1].numel()
             self._heard = True
 
@@ -185,7 +192,7 @@ class _Listener:
         own = dict(block.named_parameters())
         self._busy = True
         try:
-
+            # Zero weights make an expert silent without touching the model: parameters are swapped for the call.
             def without(gone: range) -> Tensor:
                 silent: dict[str, Tensor] = {}
                 for name, index in self.weights.items():
@@ -193,6 +200,7 @@ class _Listener:
                     silent[name] = own[name].detach() * stays.to(own[name])
                 return call.outputs(functional_call(block, silent, args, kwargs))[0].double()
 
+            # What the experts give together, apart from a shared path that always runs.
             rest, added = whole - without(range(self.group.size)), torch.zeros_like(whole)
             parts = []
             for number in range(self.group.size):
@@ -225,10 +233,12 @@ def _routed(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, T
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     chosen = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool and t.dim() >= 2]
     weights = [t for t in tensors if t.is_floating_point() and len(chosen) == 1 and t.shape == chosen[0].shape]
+    # More than these two: the tokens themselves. An expert layer that is not told its tokens is none.
     return (chosen[0], weights[0]) if len(weights) == 1 and len(tensors) > 2 else None
 
 
 def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    # Sums in another order differ by a few roundings of the dtype; a wrong part differs by far more.
     tolerance = 1e-3 if torch.finfo(dtype).eps < 1e-5 else 0.05
     return a.shape == b.shape and (not b.numel() or bool((a - b).abs().max() <= tolerance * b.abs().max()))
 

@@ -80,9 +80,11 @@ class _Layer:
     """One consumer, or one group of a convolution, while units go."""
 
     def __init__(self, gram: Tensor, matrix: Tensor, unit: Tensor, damping: float) -> None:
+        # Relative damping, so that one value fits layers whose inputs differ in scale by orders of magnitude.
         size = float(gram.diagonal().mean())
         factor, _ = damped_cholesky(gram, max(damping * size, 1e-30), "the second moments of a layer's input")
         self.inverse = torch.cholesky_inverse(factor)
+        # Both are updated while units go; the reading itself serves other criteria.
         self.matrix = matrix.clone()
         self.columns = [torch.nonzero(unit == u).flatten() for u in range(int(unit.max()) + 1)]
 
@@ -93,10 +95,12 @@ class _Layer:
         for u in torch.nonzero(alive).flatten().tolist():
             if u < len(self.columns) and len(self.columns[u]):
                 widths.setdefault(len(self.columns[u]), []).append(u)
+        # Units of equal width form one batch of small factorisations: one call in place of hundreds.
         for units in widths.values():
             index = torch.stack([self.columns[u] for u in units])
             block = self.inverse[index[:, :, None], index[:, None, :]]
             weights = self.matrix[:, index].permute(1, 2, 0)
+            # ||L^-1 w||^2 is w^T B^-1 w without the inverse of B, which may be nearly singular.
             factor = torch.linalg.cholesky(block)
             half = torch.linalg.solve_triangular(factor, weights, upper=False)
             cost[torch.tensor(units)] = half.square().sum((1, 2))
@@ -109,10 +113,13 @@ class _Layer:
         gone = self.columns[unit]
         block = self.inverse[gone][:, gone]
         step = torch.linalg.solve(block, self.inverse[gone])
+        # The block form of the update: the survivors take over what the columns did, and H^-1 shrinks to theirs.
         self.matrix -= self.matrix[:, gone] @ step
         self.inverse -= self.inverse[:, gone] @ step
+        # Exactly zero, not to rounding, so that columns that have gone can never come back into a cost.
         self.matrix[:, gone] = 0.0
         self.inverse[gone] = self.inverse[:, gone] = 0.0
+        # A unit diagonal keeps the blocks of later units factorisable.
         self.inverse[gone, gone] = 1.0
 
 
@@ -129,12 +136,14 @@ def surgeon_order(consumers: Sequence[Reading], units: int, damping: float = 1e-
     """
     layers, scale = [], 0.0
     for reading in consumers:
+        # The mean energy of what the consumer gives: costs become shares of it and compare across layers.
         scale += float(((reading.matrix @ reading.gram) * reading.matrix).sum())
         for gram, matrix, unit in zip(reading.gram, reading.matrix, reading.unit, strict=True):
             layers.append(_Layer(gram, matrix, unit, damping))
     alive = torch.ones(units, dtype=torch.bool)
     order: list[int] = []
     errors: list[float] = []
+    # To the last unit: scores must rank any amount, also what a target never reaches.
     for _ in range(units):
         cost = sum((layer.costs(alive) for layer in layers), torch.zeros(units, dtype=torch.float64))
         best = int(torch.where(alive, cost, torch.inf).argmin())

@@ -60,6 +60,7 @@ class ThiNet(Criterion):
         found = read(context, self.positions)
         scores = {}
         for group in context.groups:
+            # Consumers of one group add up: the unit goes from all of them at once.
             gram = sum((unit_gram(r, group.size)[0] for r in found[group.name]), torch.zeros(()))
             order, errors = greedy_order(gram)
             scores[group.name] = ordered_scores(order, errors / gram.sum().clamp(min=1e-300)).view(group.shape)
@@ -85,10 +86,11 @@ def greedy_order(gram: Tensor) -> tuple[Tensor, Tensor]:
     error, cross = torch.zeros((), dtype=torch.float64), torch.zeros(units, dtype=torch.float64)
     gone = torch.zeros(units, dtype=torch.bool)
     for step in range(units):
+        # The error after removal of one more, from the error so far: ||Z_S + Z_u||^2, expanded.
         after = torch.where(gone, torch.inf, error + 2 * cross + gram.diagonal())
         best = int(after.argmin())
         error, cross = after[best], cross + gram[best]
         gone[best] = True
         order.append(best)
         errors[step] = error
-    return torch.tensor(order), errors.clamp(min=0)
+    return torch.tensor(order), errors.clamp(min=0)  # a sum of squares; rounding may have taken it below zero

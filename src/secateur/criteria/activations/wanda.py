@@ -28,7 +28,7 @@ def inputs_of(context: Context, criterion: Criterion) -> dict[str, Inputs]:
                 f"group {group.name!r} has no weight matrix, so {criterion.name!r} has nothing to score",
                 hint="protect the group, or use criterion 'mean-activation'",
             )
-    return input_norms(context.model, context.data, names, record=context.capture, progress=context.progress)
+    return input_norms(context.model, context.data, names, trace=context.capture, progress=context.progress)
 
 
 @register

@@ -50,7 +50,7 @@ class DiagonalCriterion(Criterion):
         Returns:
             Values, methods and standard errors per parameter.
         """
-        self._check(context)
+        context = self._admitted(context)
         with torch.inference_mode(False), self._guard(context):
             return self._diagonal(context, list(self.weights(context)))
 

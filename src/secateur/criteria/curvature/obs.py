@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +16,7 @@ from secateur.registry import one_of
 from secateur.statistics.curvature.damping import Trial, choose_damping
 from secateur.statistics.curvature.hessian import hessian_blocks
 from secateur.statistics.curvature.inverse import Blocks, Curvature, LowRank, gram
-from secateur.statistics.gradients.functional import Tensors, parameters
+from secateur.statistics.gradients.functional import parameters
 from secateur.statistics.gradients.gradient_rows import flatten, gradient_rows, unflatten
 from secateur.statistics.notes import note
 from secateur.types import Group
@@ -61,7 +60,8 @@ class OptimalBrainSurgeon(Criterion):
     w_Q^T ([F^-1]_QQ)^-1 w_Q / 2, which is not the sum over its members. `update` moves the survivors by the
     exact minimum for the whole removed set, and removed weights become exactly 0.0. A bad choice where there
     are far fewer gradients than directions that matter, where gradients vanish (the network fits its data),
-    and for large steps in one go: `prune_in_chunks` estimates the inverse anew between steps.
+    and for large steps in one go: one inverse holds only near the weights where it was taken, so take several steps
+    (`Plan.then`) and score anew between them.
 
     Groups: the saliency of the unit as a set, over all its tensors ("low-rank"), or summed over blocks ("block").
     Scores are changes of one loss and compare across layers.
@@ -146,7 +146,7 @@ class OptimalBrainSurgeon(Criterion):
         Returns:
             What `score_units` and `update` read from; valid until the weights change.
         """
-        self._check(context)
+        context = self._admitted(context)
         with torch.inference_mode(False), self._guard(context):
             return self._fit(context)
 
@@ -303,73 +303,3 @@ def _coordinates(
     if len(units) > 1:
         pairs = torch.unique(pairs, dim=1)
     return pairs[1], pairs[0]
-
-
-Choose = Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True, eq=False)
-class Chunked:
-    """Outcome of pruning in chunks.
-
-    Args:
-        keep: group name -> bool tensor, True = keep.
-        weights: parameter name -> new values; removed weights are exactly 0.0.
-        dampings: absolute damping of every chunk.
-    """
-
-    keep: dict[str, Tensor]
-    weights: Tensors
-    dampings: tuple[float, ...]
-
-
-def prune_in_chunks(
-    criterion: OptimalBrainSurgeon, context: Context, choose: Choose, *, sparsity: float, chunks: int = 4
-) -> Chunked:
-    """Remove in steps, with scores, inverse and weights renewed in between.
-
-    One inverse holds only near the weights where it was taken: at high sparsity a renewed one is worth
-    more than any choice of criterion. What is removed in one chunk stays removed in the next.
-
-    Args:
-        criterion: the surgeon.
-        context: the model is not changed: the work is done on a copy.
-        choose: ``(scores, sparsity) -> keep``, a selection that removes the lowest scores.
-        sparsity: of the last chunk; chunk k of n aims at ``sparsity * k / n``.
-        chunks: number of steps, at least 1; 4 or more for large steps.
-
-    Returns:
-        What is kept, the new weights, and the damping of every chunk.
-
-    Raises:
-        RecipeError: chunks below 1, or a selection that brings back a removed unit.
-
-    Cost:
-        `chunks` times the criterion.
-
-    Source:
-        Kurtic et al., "The Optimal BERT Surgeon", 2022, section 4 (number of recomputations).
-    """
-    if chunks < 1:
-        raise RecipeError(f"chunks={chunks} is too few", hint="give at least 1")
-    model = copy.deepcopy(context.model)
-    here = replace(context, model=model)
-    live = dict(model.named_parameters())
-    keep = {group.name: torch.ones(group.shape, dtype=torch.bool) for group in context.groups}
-    weights: Tensors = {}
-    dampings = []
-    for step in range(1, chunks + 1):
-        surgery = criterion.fit(here)
-        scores = {n: s.to(torch.float32).cpu() for n, s in criterion.score_units(here, surgery).items()}
-        below = min(float(s.min()) for s in scores.values()) - 1.0
-        scores = {name: torch.where(keep[name], s, below) for name, s in scores.items()}
-        chosen = {name: kept.cpu() for name, kept in choose(scores, sparsity * step / chunks).items()}
-        if any(bool((chosen[name] & ~keep[name]).any()) for name in keep):
-            raise RecipeError("the selection brought back units that an earlier chunk removed")
-        keep = chosen
-        weights = criterion.update(here, keep, surgery=surgery)
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                live[name].copy_(tensor)
-        dampings.append(surgery.damping)
-    return Chunked(keep, weights, tuple(dampings))

@@ -67,5 +67,6 @@ class AngularDistance(Criterion):
 
     def _smallest(self, distances: Tensor) -> Tensor:
         """For every block the smallest distance of the runs that it is in."""
+        # A block in no run is worth the largest distance: nothing says that it could go.
         runs = torch.where(distances.isnan(), torch.ones_like(distances), distances)
         return torch.stack([runs[max(0, place - self.span + 1) : place + 1].min() for place in range(len(runs))])

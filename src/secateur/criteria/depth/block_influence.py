@@ -73,6 +73,7 @@ class BlockInfluence(Criterion):
 
 def best_where_locked(group: Group, scores: Tensor) -> Tensor:
     """Scores in which the blocks that may not go are as good as the best of the others."""
+    # Not infinity: scores must be finite, and a locked block takes no part in the choice anyway.
     free = torch.tensor(group.attributes["free"][: group.size])
     return torch.where(free, scores, scores[free].max() if bool(free.any()) else scores)
 
@@ -111,7 +112,7 @@ class _Path:
         """Put hooks on the free blocks, to be removed when the stack closes."""
         names: Sequence[str] = self.group.attributes["blocks"]
         for place, free in enumerate(self.group.attributes["free"][: self.group.size]):
-            if free:
+            if free:  # locked blocks may not even have a hidden state that could be compared
                 block = model.get_submodule(names[place])
                 hooks.callback(block.register_forward_pre_hook(self._enter(place), with_kwargs=True).remove)
                 hooks.callback(block.register_forward_hook(self._leave(place)).remove)
@@ -129,13 +130,16 @@ class _Path:
         free = self.group.attributes["free"]
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # The run ends here; it began `span - 1` blocks before.
             first = place - self.span + 1
             start, hidden = self._before.pop(first, None), first_tensor(output)
             if start is None or hidden is None or not all(free[first : place + 1]):
                 return
             require_finite(hidden, self.group.attributes["blocks"][place], what="the hidden state after")
+            # 1 - cos is a small difference of numbers near one, which float32 would round away.
             x, y = start.double(), hidden.double()
             cosine = (x * y).sum(dim) / (x.norm(dim=dim) * y.norm(dim=dim)).clamp(min=TINY)
+            # Rounding may take a cosine above one, where arccos has no value.
             self.sums[first] += self.measure(cosine.clamp(-1, 1)).sum().cpu()
             self.counts[first] += cosine.numel()
 

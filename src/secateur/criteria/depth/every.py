@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, register
+from secateur.criteria.base import Context, Criterion, Reads, register
 from secateur.errors import RecipeError
 
 
@@ -39,6 +39,7 @@ class Every(Criterion):
     best_for: ClassVar[str] = "layers, as the baseline that other criteria must beat"
     comparable: ClassVar[bool] = True
     granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    reads: ClassVar[Reads] = "nothing"
     promises: ClassVar[frozenset[str]] = frozenset()
 
     k: int = 2
@@ -52,5 +53,6 @@ class Every(Criterion):
         found = {}
         for group in context.groups:
             place = torch.arange(1, group.size + 1)
+            # Every k-th scores below 1 and the others above; within both the deepest is lowest.
             found[group.name] = (place % self.k != 0) + 1 - place / (group.size + 1)
         return found

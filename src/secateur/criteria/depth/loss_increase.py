@@ -67,18 +67,20 @@ class LossIncrease(Criterion):
         if self.greedy:
             gone: list[str] = []
             for turn in range(len(free)):
-                losses = [mean_loss(model, data, loss, without=[*gone, name]) for _, _, name in free]
+                # Each turn measures all that are left: what stands in for what shows only once one of them has gone.
+                losses = [loss_without(model, data, loss, without=[*gone, name]) for _, _, name in free]
                 group, place, name = free.pop(min(range(len(losses)), key=losses.__getitem__))
-                found[group][place] = turn
+                found[group][place] = turn  # turns, not losses: those of different turns start from different networks
                 gone.append(name)
         else:
-            whole = mean_loss(model, data, loss)
+            # Subtracted, so that "zero" means that nothing is lost; the order would be the same without.
+            whole = loss_without(model, data, loss)
             for group, place, name in free:
-                found[group][place] = mean_loss(model, data, loss, without=[name]) - whole
+                found[group][place] = loss_without(model, data, loss, without=[name]) - whole
         return {group.name: best_where_locked(group, found[group.name]) for group in context.groups}
 
 
-def mean_loss(model: nn.Module, data: Data, loss: Loss | None, *, without: Sequence[str] = ()) -> float:
+def loss_without(model: nn.Module, data: Data, loss: Loss | None, *, without: Sequence[str] = ()) -> float:
     """Mean loss over the samples, in eval mode, with some modules as identity.
 
     Raises:

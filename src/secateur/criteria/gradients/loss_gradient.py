@@ -18,7 +18,6 @@ from secateur.criteria.base import Context, Criterion, counts
 from secateur.errors import InputError, NonFiniteError
 from secateur.model.call import default_loss, describe
 from secateur.model.kernels import exact_derivatives
-from secateur.model.tensors import named_tensors
 from secateur.registry import one_of
 from secateur.statistics.gradients.functional import batches, require_finite_loss
 from secateur.types import Batch, Group, Loss
@@ -70,24 +69,23 @@ class LossCriterion(Criterion):
         """The parameters that count, made to require gradients; the others made not to.
 
         Raises:
-            InputError: a buffer, or a frozen parameter and frozen="error"; the message names them.
+            InputError: a frozen parameter and frozen="error"; the message names it.
         """
-        known = named_tensors(context.model)
-        names = list(self.weights(context))
-        buffers = [n for n in names if not isinstance(known[n], nn.Parameter)]
-        fixed = [n for n in names if n not in buffers and not known[n].requires_grad]
-        if buffers or (fixed and self.frozen == "error"):
+        known = dict(context.model.named_parameters())
+        chosen = {name: known[name] for name in self.weights(context)}
+        fixed = [name for name, parameter in chosen.items() if not parameter.requires_grad]
+        if fixed and self.frozen == "error":
             raise InputError(
-                f"no gradient for {listed(buffers or fixed)}",
-                why="buffers have none" if buffers else "requires_grad is False",
+                f"no gradient for {listed(fixed)}",
+                why="requires_grad is False",
                 hint="protect them, set frozen='score', or choose a criterion without gradients",
             )
-        chosen = {n: p for n, p in known.items() if n in set(names) and isinstance(p, nn.Parameter)}
-        for parameter in context.model.parameters():
+        # The graph then reaches back only as far as the first weight that counts.
+        for parameter in known.values():
             parameter.requires_grad_(False)
         for parameter in chosen.values():
             parameter.requires_grad_(True)
-        return {name: chosen[name] for name in names}
+        return chosen
 
     def mean_gradient(self, context: Context) -> dict[str, Tensor]:
         """Gradient of the mean loss over the data, by parameter name, in float32 or the wider dtype."""

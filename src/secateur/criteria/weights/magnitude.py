@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, Reduction, register
+from secateur.criteria.base import Context, Criterion, Reads, Reduction, register
 from secateur.registry import one_of
 
 
@@ -60,6 +60,7 @@ class Magnitude(Criterion):
     summary: ClassVar[str] = "small weights matter least: |w|, or the norm of a group of weights"
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "a first try, n:m patterns, and every pruning that is followed by fine-tuning"
+    reads: ClassVar[Reads] = "sums"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     norm: Literal["l1", "l2", "linf"] = "l2"

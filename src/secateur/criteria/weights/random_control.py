@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, register
+from secateur.criteria.base import Context, Criterion, Reads, register
 
 
 @register
@@ -50,6 +50,7 @@ class Random(Criterion):
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "comparisons: what removal costs when nothing is known"
     comparable: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "nothing"
     promises: ClassVar[frozenset[str]] = frozenset()
 
     seed: int | None = None

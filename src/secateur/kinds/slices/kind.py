@@ -99,7 +99,7 @@ class Slices(Candidates):
 
     def decision(self, keep: Keep) -> Decision:
         """Slices and attributes of a choice."""
-        atoms = {self.ids[name]: mask.cpu().numpy() for name, mask in keep.items() if not bool(mask.all())}
+        atoms = self._atoms(keep)
         counts = {i: int(mask.sum()) for i, mask in atoms.items()}
         cuts: dict[str, dict[int, Tensor]] = {}
         for name, axes in self.structure.tensors.items():
@@ -108,6 +108,9 @@ class Slices(Candidates):
                 if not stays.all():
                     cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
         return Decision(atoms, counts, cuts, edits(self.model, self.trace, counts))
+
+    def _atoms(self, keep: Keep) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+        return {self.ids[name]: mask.cpu().numpy() for name, mask in keep.items() if not bool(mask.all())}
 
     def write(self, keep: Keep) -> Edit:
         """Kept indices per tensor dimension, and the integers that follow."""
@@ -119,8 +122,7 @@ class Slices(Candidates):
         self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned."""
-        atoms = self.decision(keep).atoms
-        proof = certify(whole, cut, self.example, self.trace, atoms, dtype=dtype, tolerance=tolerance)
+        proof = certify(whole, cut, self.example, self.trace, self._atoms(keep), dtype=dtype, tolerance=tolerance)
         if self.request.expressible:
             require_native(cut, self.example)
         return proof

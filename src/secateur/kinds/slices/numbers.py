@@ -8,7 +8,7 @@ count only where they are values: as sizes and positions they belong to the full
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,10 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure import rules
 from secateur.structure.rules.base import MOVED, base_name
-from secateur.structure.trace import Ref, Step
+from secateur.structure.trace import Args, Kwargs, Op, Ref, Step
 
-Entry = tuple[Any, tuple[Any, ...], dict[str, Any]]
 MADE = "lift_fresh"  # torch.tensor(number) inside a forward
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PlayedCall:
+    """One call of the cut model's run: its plain arguments, with None in place of tensors."""
+
+    func: Op
+    args: Args
+    kwargs: Kwargs
 
 
 class NumberTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -27,54 +35,57 @@ class NumberTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.entries: list[Entry] = []
+        self.calls: list[PlayedCall] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Op, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         kwargs = kwargs or {}
+        # As the engine's own mode does, so that both runs consist of the same calls.
         if not rules.known(func) and func._can_decompose():
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         if MADE in func._schema.name:
-            self.entries.append((func, tuple(t.clone() if t.dim() == 0 else None for t in args), {}))
+            # A number that became a tensor is still a number of the code. Larger constants hold data.
+            made = tuple(t.clone() if isinstance(t, Tensor) and t.dim() == 0 else None for t in args)
+            self.calls.append(PlayedCall(func, made, {}))
         else:
             plain = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
-            self.entries.append((func, tuple(None if isinstance(a, Tensor) else a for a in args), plain))
+            self.calls.append(PlayedCall(func, tuple(None if isinstance(a, Tensor) else a for a in args), plain))
         return func(*args, **kwargs)
 
 
-def align(steps: Sequence[Step], entries: Sequence[Entry]) -> list[Entry | None]:
+def align(steps: Sequence[Step], calls: Sequence[PlayedCall]) -> list[PlayedCall | None]:
     """The call of the other run for every step, or nothing if the runs differ.
 
     Calls that only move data are left out: whether a product copies its operands depends on their sizes.
     """
     mine = [i for i, step in enumerate(steps) if base_name(step.func) not in MOVED]
-    theirs = [entry for entry in entries if base_name(entry[0]) not in MOVED]
-    found: list[Entry | None] = [None] * len(steps)
+    theirs = [played for played in calls if base_name(played.func) not in MOVED]
+    found: list[PlayedCall | None] = [None] * len(steps)
     if len(mine) != len(theirs):
         return []
-    for i, entry in zip(mine, theirs, strict=True):
-        if steps[i].func is not entry[0] or len(steps[i].args) != len(entry[1]):
+    for i, played in zip(mine, theirs, strict=True):
+        # One call that differs and the numbers of all others belong to nobody knows which step.
+        if steps[i].func is not played.func or len(steps[i].args) != len(played.args):
             return []
-        found[i] = entry
+        found[i] = played
     return found
 
 
-def numbers(step: Step, entry: Entry) -> tuple[list[Any], dict[str, Any]]:
+def numbers(step: Step, played: PlayedCall) -> tuple[list[object], Kwargs]:
     """Arguments of a step with the values that the other run used."""
-    func, theirs, named = entry
-    values = torch.Tag.pointwise in func.tags
-    args = [_choose(mine, their, values) for mine, their in zip(step.args, theirs, strict=True)]
-    kwargs = {key: _choose(mine, named.get(key, mine), values) for key, mine in step.kwargs.items()}
+    values = torch.Tag.pointwise in played.func.tags
+    args = [_choose(mine, their, values) for mine, their in zip(step.args, played.args, strict=True)]
+    kwargs = {key: _choose(mine, played.kwargs.get(key, mine), values) for key, mine in step.kwargs.items()}
     return args, kwargs
 
 
-def _choose(mine: Any, their: Any, values: bool) -> Any:
+def _choose(mine: object, their: object, values: bool) -> object:
     if isinstance(mine, Ref):
         return their if isinstance(their, Tensor) else mine
+    # Fractions are always values. Integers are so in pointwise calls only: elsewhere they are sizes and positions,
+    # and those of the smaller model do not fit the replay at full size.
     if type(mine) is float and type(their) is float:
         return their
     return their if values and type(mine) is int and type(their) is int else mine

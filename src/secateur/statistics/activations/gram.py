@@ -50,6 +50,7 @@ class Geometry:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as float64 [g, n per group, k]."""
+        # float64 throughout: solutions of nearly singular systems lose half of the digits.
         weight = weight.detach().double()
         if self.turned:
             weight = weight.T
@@ -59,10 +60,12 @@ class Geometry:
         """Back into the shape, dtype and device of a weight."""
         shape = like.T.shape if self.turned else like.shape
         weight = matrix_gnk.reshape(shape)
+        # The layout that a fresh weight has; a transposed view would be saved as it lies.
         return (weight.T if self.turned else weight).to(like).contiguous()
 
     def columns(self, per_channel: Tensor) -> Tensor:
         """Values of input channels -> values of the columns: [g, k]."""
+        # Columns run over channels first and places of the kernel last, as the weight lies in memory.
         return per_channel.view(self.groups, -1).repeat_interleave(prod(self.kernel), 1)
 
     def rows(self, value: Tensor, where: Tensor | None = None) -> Tensor:
@@ -73,11 +76,13 @@ class Geometry:
             where: int64 [samples, P] positions of the output to take per sample; None takes all.
         """
         if not self.kernel:
+            # A copy even of float64: the model may go on to write into what it has read.
             return value.to(torch.float64, copy=True).reshape(1, -1, value.shape[-1])
         spatial = len(self.kernel)
         value = value if value.dim() == spatial + 2 else value[None]
         value = F.pad(value, [p for size in reversed(self.padding) for p in (size, size)])
         for d, (size, stride, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            # Windows as views: nothing is copied until the sampled places are picked.
             value = value.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
         if where is None:
             value = value.movedim(1, 1 + spatial).flatten(0, spatial)
@@ -95,6 +100,7 @@ class Geometry:
             value: the input of the call.
             sampler: draws them.
         """
+        # Without a batch dimension there is no sample to draw places for; all of the few are taken.
         if not self.kernel or value.dim() != len(self.kernel) + 2:
             return None
         sizes = zip(value.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
@@ -123,13 +129,16 @@ def geometry(flow: Flow, step: Step) -> Geometry:
     name, chain = flow.source(operand) if operand >= 0 else ("", [])
     whole = bool(name) and all(base_name(call.func) in _TURNS for call, _ in chain)
     kind = base_name(step.func)
+    # "whole": the weight is used as it lies, turned at most, so that a solution can be written back into it.
     if whole and kind in CONVOLUTIONS and not argument(step, "transposed", False):
-        kernel = tuple(axis.size for axis in flow.record.axes[operand][2:])
+        kernel = tuple(axis.size for axis in flow.trace.axes[operand][2:])
         options = (_pair(argument(step, key), len(kernel)) for key in ("stride", "padding", "dilation"))
         stride, padding, dilation = options
         return Geometry(False, kernel, stride, padding, dilation, int(argument(step, "groups", 1)))
-    if whole and kind in _PRODUCTS and len(flow.record.axes[operand]) == 2:
+    # Products of two dimensions only: a stack of experts is no weight of one layer.
+    if whole and kind in _PRODUCTS and len(flow.trace.axes[operand]) == 2:
         turns = sum(base_name(call.func) in ("t", "transpose", "permute", "numpy_T") for call, _ in chain)
+        # The contracted dimension is the last of [n, k]; each transpose on the way turns that round.
         return Geometry(turned=(dim == 0) == (turns % 2 == 0))
     raise UnsupportedError(
         f"{step.place.op} in {step.place.module!r} cannot be reconstructed",
@@ -157,11 +166,13 @@ class Sampler:
 
     def draw(self, samples: int, space: int, device: torch.device) -> Tensor | None:
         """Int64 [samples, P] for the next samples, None for all places."""
+        # By the number of the sample in the whole data, so that other batches draw the same places.
         first, self.samples = self.samples, self.samples + samples
         if self.positions is None or space <= self.positions:
             return None
         start, count = first * self.positions, samples * self.positions
         mixed = np.arange(start, start + count, dtype=np.uint64).reshape(samples, self.positions)
+        # splitmix64: a counter through a mixer is a stream without state.
         mixed = mixed + np.uint64(self.seed << 40 & (1 << 64) - 1)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -213,7 +224,7 @@ def readings(
     *,
     positions: int | None = 16,
     seed: int = 0,
-    record: Trace | None = None,
+    trace: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[Reading]]:
     """Second moments of what the consumers of every group read.
@@ -224,7 +235,7 @@ def readings(
         groups: the groups.
         positions: places in space taken per image and convolution, None for all.
         seed: of the places.
-        record: a whole record of this model, where there is one.
+        trace: a whole trace of this model, where there is one.
         progress: called as ``progress(done, total)``.
 
     Returns:
@@ -240,13 +251,14 @@ def readings(
     groups = list(groups)
     where: dict[Site, Geometry] = {}
 
-    def find(record: Trace) -> list[Site]:
-        flow = Flow(record)
-        sites = consumer_sites(record, groups)
+    def find(trace: Trace) -> list[Site]:
+        flow = Flow(trace)
+        sites = consumer_sites(trace, groups)
         for site in sites:
-            where[site] = geometry(flow, record.steps[site.step])
+            where[site] = geometry(flow, trace.steps[site.step])
             columns = where[site].columns(site.unit).shape[1]
             if columns > MAX_COLUMNS:
+                # Refused before the forward pass, not by the allocator in the middle of it.
                 raise ResourceError(
                     f"the Gram matrix of {site.weight!r} would have {columns} columns, the most is {MAX_COLUMNS}",
                     hint=f"protect group {site.group!r}, or score it with another criterion",
@@ -256,11 +268,13 @@ def readings(
     def make(site: Site) -> Statistic:
         return Gram(where[site], Sampler(positions, seed))
 
-    _, found = gather(model, data, find, make, record=record, progress=progress)
+    _, found = gather(model, data, find, make, trace=trace, progress=progress)
     result: dict[str, list[Reading]] = {group.name: [] for group in groups}
     for site, statistic in found.items():
         gram = cast(Gram, statistic)
+        # Per row: consumers that see more positions weigh no more than others.
         mean = (gram.total / max(gram.rows, 1)).cpu()
+        # A sum of squares shows every NaN and Inf of its column.
         finite(mean.diagonal(dim1=-2, dim2=-1).flatten())
         matrix = where[site].matrix(model.get_parameter(site.weight)).cpu()
         result[site.group].append(Reading(site.weight, mean, matrix, where[site].columns(site.unit)))
@@ -281,9 +295,11 @@ def unit_gram(reading: Reading, units: int, matrix: Tensor | None = None) -> tup
     Returns:
         K float64 [u, u] and b float64 [u].
     """
+    # Columns of other groups and of none stay as they are, so their part of the output is no matter here.
     owned = (reading.unit >= 0).double()
     original = reading.matrix * owned[:, None, :]
     matrix = original if matrix is None else matrix * owned[:, None, :]
+    # <Z_i, Z_j> of columns: the moment of the inputs times the product of their weights.
     products = reading.gram * (matrix.transpose(1, 2) @ matrix)
     with_output = (matrix * (original @ reading.gram)).sum(1)
     gram = torch.zeros(units, units, dtype=torch.float64)

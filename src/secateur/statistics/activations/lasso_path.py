@@ -39,22 +39,28 @@ def lasso_path(gram: Tensor, output: Tensor) -> list[tuple[float, Tensor]]:
     diagonal = gram.diagonal()
     scale = float(diagonal.mean()) if size else 0.0
     beta = torch.zeros(size, dtype=torch.float64)
+    # Columns of zeros never join: their correlation with the rest stays zero, and a solve with them would fail.
     usable = diagonal > DEAD * max(float(diagonal.max()) if size else 0.0, 1e-300)
     if not bool(usable.any()) or not float(output[usable].abs().max()) > 0:
         return [(0.0, beta)]
+    # Exactly equal columns would make the system singular as soon as both are active.
     gram = gram + RIDGE * scale * torch.eye(size, dtype=torch.float64)
     rest = output.clone()
     lam = float(rest[usable].abs().max())
     path = [(lam, beta.clone())]
     active = [int(torch.where(usable, rest.abs(), -1.0).argmax())]
+    # The coefficient that has just left: rounding must not let it join again at the same place.
     fresh = -1
+    # Joins and leaves alternate; in practice about `size` steps, and never without end.
     for _ in range(8 * size):
         index = torch.tensor(active)
+        # A coefficient that has just joined is zero, and grows with the sign of its correlation.
         sign = torch.where(beta[index] != 0, beta[index].sign(), rest[index].sign())
         direction = torch.linalg.solve(gram[index][:, index], sign)
         slope = gram[:, index] @ direction
         step, event = _next_event(beta, rest, slope, lam, index, direction, usable, fresh)
         beta[index] += step * direction
+        # Anew in each step: errors of thousands of small updates would add up.
         rest = output - gram @ beta
         lam -= step
         fresh = -1
@@ -86,14 +92,17 @@ def _next_event(
     outside = usable.clone()
     outside[index] = False
     best, event = lam, None
+    # A correlation may catch up with lam from either side.
     for sign in (1.0, -1.0):
         gap, speed = lam - sign * rest, 1.0 - sign * slope
+        # Parallel ones never meet.
         steps = torch.where(outside & (speed > 1e-12), gap.clamp(min=0) / speed.clamp(min=1e-12), torch.inf)
         if fresh >= 0:
             steps[fresh] = torch.where(gap[fresh] > 1e-9 * lam, steps[fresh], torch.inf)
         at = int(steps.argmin())
         if float(steps[at]) < best:
             best, event = float(steps[at]), at
+    # Only those that move towards zero can leave.
     leaving = torch.where(beta[index] * direction < 0, -beta[index] / direction, torch.inf)
     at = int(leaving.argmin())
     if float(leaving[at]) < best:
@@ -119,26 +128,6 @@ def drop_points(gram: Tensor, output: Tensor) -> Tensor:
     return points
 
 
-def lasso_at(gram: Tensor, output: Tensor, count: int) -> tuple[float, Tensor]:
-    """Where exactly `count` coefficients survive: the lower end of that stretch of the path.
-
-    Args:
-        gram: Z^T Z.
-        output: Z^T y.
-        count: wanted survivors. Where several join at one penalty the largest |beta| survive; where fewer than
-            `count` ever join, those that do.
-
-    Returns:
-        The penalty and beta [c], zero for all others.
-    """
-    path = lasso_path(gram, output)
-    for lam, beta in path:
-        if int((beta != 0).sum()) >= count:
-            keep = torch.argsort(beta.abs(), descending=True, stable=True)[:count]
-            return lam, torch.zeros_like(beta).index_copy_(0, keep, beta[keep])
-    return path[-1]
-
-
 def ordered_scores(order: Tensor, levels: Tensor) -> Tensor:
     """Scores that a selection of any exact count removes in this order.
 
@@ -156,6 +145,7 @@ def ordered_scores(order: Tensor, levels: Tensor) -> Tensor:
     values = torch.cummax(levels.double(), 0).values if len(levels) else levels.double()
     rising, last = [], -1.0
     for value in values.tolist():
+        # A selection breaks ties by index; equal levels would let it choose against the order.
         least = last + max(abs(last) * 2e-6, 1e-30)  # some steps of float32: survives being scaled
         last = value if value >= least else least
         rising.append(last)

@@ -1,8 +1,8 @@
-"""Look at activations of further batches at the places that a record knows: what consumers read, what ReLUs give.
+"""Look at activations of further batches at the places that a trace knows: what consumers read, what ReLUs give.
 
-A record says which call contracts which tensor over which dimension. The same calls come in the same order when
+A trace says which call contracts which tensor over which dimension. The same calls come in the same order when
 the model runs again, so counting the calls of the operators concerned finds the tensors; nothing is hooked and
-nothing is copied. Batch and spatial sizes may differ from those of the record.
+nothing is copied. Batch and spatial sizes may differ from those of the trace.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Site:
     """One tensor of the run that is handed out.
 
     Args:
-        step: number of the call in the record.
-        tensor: number of the tensor in the record.
+        step: number of the call in the trace.
+        tensor: number of the tensor in the trace.
         dim: its dimension of interest.
         result: whether it is what the call returns, rather than what it reads.
         group: name of the group whose units lie along `dim` ("" for sites that are asked for by weight).
@@ -54,20 +54,23 @@ class Site:
 
 
 class Flow:
-    """Questions about the flow of data through a record.
+    """Questions about the flow of data through a trace.
 
     Args:
-        record: the record.
+        trace: the trace.
     """
 
-    def __init__(self, record: Trace) -> None:
-        self.record = record
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
         self.made: dict[int, Step] = {}
-        self.activations = set(record.inputs)
-        for step in record.steps:
+        self.activations = set(trace.inputs)
+        for step in trace.steps:
+            # What is computed from weights alone (a normalised weight) is no activation, however many calls it takes.
             depends = any(n in self.activations for n in self.read(step))
             for number in step.outputs:
-                self.made.setdefault(number, step)
+                self.made.setdefault(
+                    number, step
+                )  # in-place calls return a tensor that exists already: its first maker counts
                 if depends:
                     self.activations.add(number)
 
@@ -79,7 +82,8 @@ class Flow:
     def source(self, number: int) -> tuple[str, list[tuple[Step, int]]]:
         """The parameter or buffer that a tensor is a view or copy of; calls and positions of their results."""
         chain: list[tuple[Step, int]] = []
-        while number not in self.record.names:
+        # Back through calls that move data and compute nothing, up to the parameter itself.
+        while number not in self.trace.names:
             step = self.made.get(number)
             if step is None or base_name(step.func) not in _MOVES or number in self.activations:
                 return "", []
@@ -87,7 +91,7 @@ class Flow:
             moved = step.args[0]
             assert isinstance(moved, Ref)  # what moves data takes the tensor first
             number = moved.number
-        return self.record.names[number], chain[::-1]
+        return self.trace.names[number], chain[::-1]
 
     def weight(self, step: Step) -> str:
         """Name of the parameter that a call contracts with an activation, "" if there is none."""
@@ -98,21 +102,22 @@ class Flow:
         return ""
 
 
-def atoms_of(record: Trace, group: Group) -> list[tuple[Atom, Tensor]]:
+def atoms_of(trace: Trace, group: Group) -> list[tuple[Atom, Tensor]]:
     """Atoms that hold the units of a group, each with the unit of every index (-1 = none).
 
     Args:
-        record: a record of the group's model.
+        trace: a trace of the group's model.
         group: units whose spans vary along one dimension.
     """
-    numbers = {name: number for number, name in record.names.items()}
+    numbers = {name: number for number, name in trace.names.items()}
     found: dict[int, tuple[Atom, Tensor]] = {}
     for span in group.spans:
         if span.index is None or span.tensor not in numbers:
             continue
-        axes = record.axes[numbers[span.tensor]]
+        axes = trace.axes[numbers[span.tensor]]
         dims = [d for d, size in enumerate(span.index.shape) if size != 1] or [0]
         if len(dims) == 1:
+            # The units are those of an earlier trace; the index says which atom of this one they lie along.
             match = _match(axes[dims[0]], span.index.flatten().cpu())
             if match is not None:
                 found.setdefault(match[0].id, match)
@@ -128,15 +133,17 @@ def _match(axis: Axis, index: Tensor) -> tuple[Atom, Tensor] | None:
             index_here = index.expand(len(at)) if len(index) == 1 else index
             used = (at >= 0) & (index_here >= 0)
             unit = torch.full((atom.size,), -1)
+            # Read the units off the places, and see below whether every place has the unit that it should have.
             unit[at[used]] = index_here[used]
             again = torch.where(at >= 0, unit[at.clamp(min=0)], -1)
+            # Several atoms may fit, one of them being a product: the smallest is the one that can be cut.
             finest = best is None or int((unit >= 0).sum()) < int((best[1] >= 0).sum())
             if bool(used.any()) and torch.equal(again, index_here) and finest:
                 best = (atom, unit)
     return best
 
 
-def consumer_sites(record: Trace, groups: Iterable[Group]) -> list[Site]:
+def consumer_sites(trace: Trace, groups: Iterable[Group]) -> list[Site]:
     """What the consumers of every group read: contracted activations whose sum runs over the units.
 
     A tensor that several calls read is listed once per call; `distinct` keeps one of each.
@@ -144,12 +151,12 @@ def consumer_sites(record: Trace, groups: Iterable[Group]) -> list[Site]:
     Raises:
         UnsupportedError: no call sums over the units of a group; names it.
     """
-    flow, sites = Flow(record), []
+    flow, sites = Flow(trace), []
     for group in groups:
         found = [
             Site(i, number, d, group=group.name, unit=unit, weight=flow.weight(step))
-            for atom, index in atoms_of(record, group)
-            for i, step in enumerate(record.steps)
+            for atom, index in atoms_of(trace, group)
+            for i, step in enumerate(trace.steps)
             for number, d, axis in step.contracted
             if number in flow.activations and _sums_over(step, number, atom)
             for unit in _units(axis, atom, index)
@@ -178,47 +185,48 @@ def _units(axis: Axis, atom: Atom, index: Tensor) -> list[Tensor]:
     return found
 
 
-def result_sites(record: Trace, groups: Iterable[Group], chosen: Callable[[Step], bool]) -> list[Site]:
+def result_sites(trace: Trace, groups: Iterable[Group], chosen: Callable[[Step], bool]) -> list[Site]:
     """What chosen calls return, wherever it has the units of a group along some dimension.
 
     Args:
-        record: a whole record.
+        trace: a whole trace.
         groups: the groups.
         chosen: which calls.
     """
-    steps = [(i, step) for i, step in enumerate(record.steps) if step.outputs and chosen(step)]
+    steps = [(i, step) for i, step in enumerate(trace.steps) if step.outputs and chosen(step)]
     return [
         Site(i, step.outputs[0], d, result=True, group=group.name, unit=unit)
         for group in groups
-        for atom, index in atoms_of(record, group)
+        for atom, index in atoms_of(trace, group)
         for i, step in steps
-        for d, axis in enumerate(record.axes[step.outputs[0]])
+        for d, axis in enumerate(trace.axes[step.outputs[0]])
         for unit in _units(axis, atom, index)
     ]
 
 
-def weight_sites(record: Trace, names: Iterable[str]) -> list[Site]:
+def weight_sites(trace: Trace, names: Iterable[str]) -> list[Site]:
     """The activation that each weight is contracted with, for every use of the weight.
 
     Args:
-        record: a record.
+        trace: a trace.
         names: parameters; those that are never contracted with an activation have no site.
     """
-    flow, wanted = Flow(record), set(names)
+    flow, wanted = Flow(trace), set(names)
     return [
         Site(i, number, d, weight=name)
-        for i, step in enumerate(record.steps)
+        for i, step in enumerate(trace.steps)
         if step.contracted and (name := flow.weight(step)) in wanted
         for number, d, _ in step.contracted
         if number in flow.activations
     ]
 
 
-def distinct(record: Trace, sites: Iterable[Site]) -> list[Site]:
+def distinct(trace: Trace, sites: Iterable[Site]) -> list[Site]:
     """Sites without those that read the same values again (three projections read one tensor)."""
     kept: dict[tuple[Any, ...], Site] = {}
     for site in sites:
-        writers = [i for i in range(site.step) if site.tensor in record.steps[i].outputs]
+        # An in-place call in between makes other values of the same tensor.
+        writers = [i for i in range(site.step) if site.tensor in trace.steps[i].outputs]
         version = site.step if site.result else (writers[-1] if writers else -1)
         kept.setdefault((site.group, site.tensor, site.dim, version, tuple(site.unit.tolist())), site)
     return list(kept.values())
@@ -233,18 +241,19 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         model: the captured model, or one that was cut from it: the calls are the same.
-        record: the record that the sites belong to.
+        trace: the trace that the sites belong to.
         sites: what to hand out.
         last: leave the forward after the last site.
 
     Cost: a forward pass plus about 10 microseconds per call.
     """
 
-    def __init__(self, model: nn.Module, record: Trace, sites: Sequence[Site], *, last: bool = False) -> None:
+    def __init__(self, model: nn.Module, trace: Trace, sites: Sequence[Site], *, last: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._model, self._record, self._last = model, record, last
-        watched = {record.steps[site.step].func for site in sites}
-        self._expected = [i for i, step in enumerate(record.steps) if step.func in watched]
+        self._model, self._trace, self._last = model, trace, last
+        watched = {trace.steps[site.step].func for site in sites}
+        # Only calls of these operators are counted: the others may differ, as long as these come in this order.
+        self._expected = [i for i, step in enumerate(trace.steps) if step.func in watched]
         self._watched = watched
         self._sites: dict[int, list[Site]] = {}
         for site in sites:
@@ -261,7 +270,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             receive: called with every site and its tensor, which must not be changed or kept.
 
         Raises:
-            UnsupportedError: the model makes other calls than on the example of the record.
+            UnsupportedError: the model makes other calls than on the example of the trace.
             ForwardError: the forward fails.
         """
         self._seen, self._receive = 0, receive
@@ -269,6 +278,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 with self:
                     call(self._model, example)
+            # The guard has put back the modes by then, as for every other way out.
             except _Stop:
                 return
         if self._seen != len(self._expected):
@@ -279,6 +289,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Count the call and hand out what is asked for."""
         kwargs = kwargs or {}
+        # As at capture: the same calls are seen only if the same composites are taken apart.
         if not rules.known(func) and func._can_decompose():
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -287,12 +298,13 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func not in self._watched:
             return func(*args, **kwargs)
         number = self._expected[self._seen] if self._seen < len(self._expected) else -1
-        if number < 0 or self._record.steps[number].func is not func:
-            wanted = str(self._record.steps[number].func) if number >= 0 else "no further call"
+        if number < 0 or self._trace.steps[number].func is not func:
+            wanted = str(self._trace.steps[number].func) if number >= 0 else "no further call"
             self._differs(f"call {self._seen} is {func}, expected was {wanted}")
+        # Operands before the call, which may write into them; results after it.
         self._seen += 1
         sites = self._sites.get(number, [])
-        step = self._record.steps[number]
+        step = self._trace.steps[number]
         for site in sites:
             if not site.result:
                 self._hand_out(site, _operand(step, site.tensor, args, kwargs))
@@ -305,10 +317,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _hand_out(self, site: Site, value: Tensor) -> None:
+        # The same operator in the same place of the order, but with another operand.
         if value.dim() <= site.dim or (len(site.unit) and value.shape[site.dim] != len(site.unit)):
-            place = self._record.steps[site.step].place
+            place = self._trace.steps[site.step].place
             self._differs(f"{place.op} in {place.module!r} reads a tensor of shape {tuple(value.shape)}")
-        self._receive(site, value.detach())
+        self._receive(site, value.detach())  # whoever keeps it must not keep the graph
 
     def _differs(self, why: str) -> None:
         raise UnsupportedError(
@@ -320,6 +333,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _operand(step: Step, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     for recorded, value in zip(step.args, args, strict=False):
+        # By position first: an operand that is there twice is the same tensor.
         if isinstance(recorded, Ref) and recorded.number == number and isinstance(value, Tensor):
             return value
     for name, recorded in step.kwargs.items():

@@ -39,7 +39,7 @@ def gather(
     find: Find,
     make: Callable[[Site], Statistic],
     *,
-    record: Trace | None = None,
+    trace: Trace | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Trace, dict[Site, Statistic]]:
     """Run the model over the data and gather a statistic at every site.
@@ -47,13 +47,13 @@ def gather(
     Args:
         model: in eval mode; left as it is.
         data: batches; labels are not read.
-        find: record -> sites.
+        find: trace -> sites.
         make: site -> empty statistic.
-        record: a whole record of this model, where there is one; else the first batch is captured.
+        trace: a whole trace of this model, where there is one; else the first batch is captured.
         progress: called as ``progress(done, total)``.
 
     Returns:
-        the record and the statistics by site.
+        the trace and the statistics by site.
 
     Raises:
         InputError: the data holds no batch.
@@ -69,20 +69,24 @@ def gather(
         found[site].add(value, site.dim)
 
     total = len(data) if isinstance(data, Sized) else 0
+    # Around all batches, so that what a forward leaves behind is put back once and not per batch.
     with quiet(model):
         for number, (batch, size) in enumerate(batches(model, data), start=1):
             example = to_example(batch)
             if observer is None:
-                if record is None:
-                    record = capture(model, few_samples(example, size))
-                sites = list(find(record))
+                if trace is None:
+                    # Two samples tell the calls; one would let a batch size of 1 pass for a broadcast dimension.
+                    trace = capture(model, few_samples(example, size))
+                sites = list(find(trace))
                 found.update({site: make(site) for site in sites})
-                observer = Observer(model, record, sites, last=True)
+                observer = Observer(
+                    model, trace, sites, last=True
+                )  # the forward ends behind the last site: heads and losses are never run
             observer.run(example, receive)
             if progress is not None:
                 progress(number, max(total, number))
-    assert record is not None
-    return record, found
+    assert trace is not None
+    return trace, found
 
 
 def few_samples(example: Example, size: int) -> Any:
@@ -125,6 +129,7 @@ class Norms(Statistic):
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch."""
         dtype = torch.promote_types(value.dtype, torch.float32)
+        # One fused reduction: |a|^2 as a tensor of its own would be as large as the activation.
         norm = torch.linalg.vector_norm(value, self.power, others(value, dim), dtype=dtype).double()
         norm = norm if self.power == 1 else norm.square()
         self.total = norm if self.total is None else self.total + norm
@@ -155,6 +160,7 @@ class Zeros(Statistic):
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch."""
         count = value.numel() // max(value.shape[dim], 1)
+        # No copy of |a| where exact zeros are asked for.
         small = value == 0 if self.bound == 0.0 else value.abs() <= self.bound
         zeros = small.sum(others(value, dim))
         self.zeros = zeros if self.zeros is None else self.zeros + zeros
@@ -171,8 +177,10 @@ class Moments(Statistic):
 
     def add(self, value: Tensor, dim: int) -> None:
         """Take in one batch (Chan, Golub, LeVeque 1979, equation 2.1)."""
+        # Half precision holds no mean of thousands of values.
         value = value.to(torch.promote_types(value.dtype, torch.float32))
         centre = value.mean(others(value, dim), keepdim=True)
+        # About the mean of this batch; the difference of the means is added below. Sums of squares would cancel.
         spread = torch.linalg.vector_norm(value - centre, 2, others(value, dim)).double()
         mean = centre.flatten().double()
         n = value.numel() // max(value.shape[dim], 1)
@@ -218,6 +226,7 @@ def mean_of_sites(groups: Sequence[Group], parts: Mapping[str, Sequence[tuple[Te
         value = torch.zeros(group.size, dtype=torch.float64)
         seen = torch.zeros(group.size, dtype=torch.float64)
         for part, positions in parts[group.name]:
+            # A unit that a site does not have is not zero there; it is not there.
             value += torch.where(positions > 0, part, 0.0)
             seen += positions > 0
         means[group.name] = (value / seen.clamp(min=1)).view(group.shape)

@@ -30,7 +30,7 @@ from secateur.statistics.gradients.functional import (
     require_finite_loss,
     samples_of,
 )
-from secateur.statistics.gradients.layer_tape import Tape
+from secateur.statistics.gradients.layer_tape import LayerTape
 from secateur.statistics.gradients.per_sample import CHUNK_NUMBERS, batching_pays, disagreeing, hessian_operator
 from secateur.types import Batch, Data, Loss
 
@@ -198,7 +198,7 @@ class Pulled:
         slopes: in the order of ``tape.outputs(names)``: [B, K, ...].
     """
 
-    tape: Tape
+    tape: LayerTape
     names: tuple[str, ...]
     sign: Tensor
     slopes: list[Tensor | None]
@@ -206,7 +206,7 @@ class Pulled:
 
 def pull_back(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors, pick: Pick) -> Pulled | None:
     """Pull all roots of a batch back together, as far as layers can be read off; None where none can."""
-    tape = Tape(model, held)
+    tape = LayerTape(model, held)
     if not tape.owner:
         return None
     leaves = {name: held[name].clone().requires_grad_() for name in tape.owner}

@@ -23,7 +23,7 @@ from secateur.statistics.curvature.gauss_newton_matrix import TAPED, Pulled, pul
 from secateur.statistics.curvature.hessian import Progress
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker
 from secateur.statistics.gradients.functional import Tensors, batches, parameters, samples_of
-from secateur.statistics.gradients.layer_tape import Tape, unfolded
+from secateur.statistics.gradients.layer_tape import LayerTape, unfolded
 from secateur.statistics.gradients.per_sample import disagreeing, per_sample_gradients
 from secateur.types import Batch, Data, Loss
 
@@ -104,7 +104,7 @@ def kronecker_factors(
     """
     names = list(names)
     held = parameters(model, names)
-    owner = Tape(model, names).owner
+    owner = LayerTape(model, names).owner
     weights = [n for n, (module, slot) in owner.items() if slot == "weight" and isinstance(module, LAYERS)]
     biases = {id(module): n for n, (module, slot) in owner.items() if slot == "bias"}
     bias_of = {name: biases.get(id(owner[name][0]), "") for name in weights}
@@ -160,7 +160,7 @@ def _pulls(
 
 
 def _pull_loss(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors) -> Pulled:
-    tape = Tape(model, held)
+    tape = LayerTape(model, held)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in held.items()}
     with tape.recording():
         _, value = output_and_loss(model, loss, batch, leaves)

@@ -22,7 +22,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 HANDLED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm, *NORMS)
 
 
-class Tape:
+class LayerTape:
     """Inputs and outputs of the layers that own some parameters, for one forward pass at a time.
 
     Args:

@@ -27,7 +27,7 @@ from secateur.statistics.gradients.functional import (
     require_finite_loss,
     samples_of,
 )
-from secateur.statistics.gradients.layer_tape import Tape
+from secateur.statistics.gradients.layer_tape import LayerTape
 from secateur.types import Batch, Data, Loss
 
 CHUNK_NUMBERS = 2**25  # gradients held at once: 128 MiB in float32
@@ -177,7 +177,7 @@ def _generic(model: nn.Module, loss: Loss, batch: Batch, held: Tensors, size: in
 
 def _taped(model: nn.Module, loss: Loss, batch: Batch, held: Tensors, size: int, number: int) -> Tensors:
     """Gradients of the parameters that can be read off their layers, as far as two samples confirm them."""
-    tape = Tape(model, held)
+    tape = LayerTape(model, held)
     if not tape.owner:
         return {}
     leaves = {name: held[name].clone().requires_grad_() for name in tape.owner}

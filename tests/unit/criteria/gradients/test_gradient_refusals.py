@@ -103,7 +103,7 @@ def test_buffers_have_no_gradient():
             self.register_buffer("weight", torch.ones(2, 2))
 
     group = elements(nn.Linear(2, 2), "weight")
-    with pytest.raises(InputError, match="buffers have none"):
+    with pytest.raises(InputError, match="hold no weights"):
         Gradient().score(Context(Buffered(), group, data=[torch.ones(1)], loss=lambda m, b: m.weight.sum()))
 
 
