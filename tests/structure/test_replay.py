@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.slices.cut import cut_copy
-from secateur.kinds.slices.originals import Kept, Originals, View
+from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView
 from secateur.kinds.slices.replay import Replay, certify
 from secateur.model.tensors import named_tensors
 from secateur.structure.attributes import edits
@@ -66,7 +66,7 @@ def in_full(replay: Replay) -> Replay:
     """The same with every weight copied whole and every call at full size."""
     replay.originals.views = {}
     for n, name in replay.trace.names.items():
-        replay.values[n] = replay.originals.whole(View(name, tuple(range(len(replay.trace.axes[n])))))
+        replay.values[n] = replay.originals.whole(StoredView(name, tuple(range(len(replay.trace.axes[n])))))
     return replay
 
 
@@ -251,7 +251,9 @@ def test_removed_positions_of_a_weight_poison_the_factor_that_picks_them() -> No
         other.id: np.array([0, 0, 1, 1, 0, 1], bool),
         free.id: np.array([0, 1, 1, 0, 1], bool),
     }
-    found = Originals(trace, named_tensors(model), Kept(masks)).factor(View("2.weight", (1, 0)), 0, other, 1)
+    found = Originals(trace, named_tensors(model), KeptSlices(masks)).factor(
+        StoredView("2.weight", (1, 0)), 0, other, 1
+    )
     assert found.shape == (3, 3)
     assert found.isnan().all(1).tolist() == [False, True, True]  # of the positions 2, 3 and 5 the weight keeps 2
     assert torch.equal(found[0], model[2].weight[[1, 2, 4], 2])

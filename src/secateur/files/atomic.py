@@ -190,7 +190,8 @@ def _sync_folder(folder: Path) -> None:
 def _commit(temp: Path, target: Path, *, force: bool) -> None:
     """Put ``temp`` in place; afterwards ``temp`` is gone or holds what was there before."""
     require_free(target, force=force)
-    replaces = os.path.lexists(target)
+    # Without force a folder that appeared since the check is somebody else's, who was first: it is never swapped out.
+    replaces = force and os.path.lexists(target)
     if replaces:
         _swap(temp, target)
     else:

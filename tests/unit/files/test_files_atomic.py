@@ -289,3 +289,24 @@ def test_no_torch_at_import():
         "secateur.files.seeds.canonical_json({}); import secateur.recipe; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_that_appears_after_the_check_is_not_replaced(tmp_path, monkeypatch):
+    from secateur.files import atomic
+
+    checked = atomic.require_free
+
+    def slow(target, *, force):
+        checked(target, force=force)
+        if not target.exists():  # somebody else is faster
+            target.mkdir()
+            (target / "plan.json").write_text("first")
+
+    def second() -> None:
+        with publish_dir(tmp_path / "out") as folder:
+            (folder / "plan.json").write_text("second")
+            monkeypatch.setattr(atomic, "require_free", slow)
+
+    with pytest.raises(FileRefusedError):
+        second()
+    assert (tmp_path / "out" / "plan.json").read_text() == "first"

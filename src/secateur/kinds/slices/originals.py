@@ -27,7 +27,7 @@ class Positions:
     go: Tensor
 
 
-class Kept:
+class KeptSlices:
     """Which positions of dimensions stay.
 
     Args:
@@ -58,7 +58,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class StoredView:
     """A parameter or buffer with its dimensions in some order: dimension i is dimension `dims[i]` of the tensor."""
 
     name: str
@@ -76,23 +76,23 @@ class Originals:
     """
 
     def __init__(
-        self, trace: Trace, tensors: Mapping[str, Tensor], kept: Kept, cut: Mapping[str, Tensor] | None = None
+        self, trace: Trace, tensors: Mapping[str, Tensor], kept: KeptSlices, cut: Mapping[str, Tensor] | None = None
     ) -> None:
         self.tensors, self.kept, self.cut = tensors, kept, cut
         self.axes: dict[str, Axes] = trace.tensors()
         self.views = _views(trace)
         self.compared: set[str] = set()  # names whose kept slices were seen to be those of the cut model
 
-    def whole(self, view: View) -> Tensor:
+    def whole(self, view: StoredView) -> Tensor:
         """A copy of a tensor with NaN wherever something goes."""
         return self._poisoned(self.tensors[view.name].detach().clone(), view.name, {}).permute(view.dims)
 
-    def rows(self, view: View, rows: Tensor) -> Tensor:
+    def rows(self, view: StoredView, rows: Tensor) -> Tensor:
         """As `whole`, of some rows only."""
         chosen = self.tensors[view.name].detach().index_select(0, rows)
         return self._poisoned(chosen, view.name, {0: rows})
 
-    def factor(self, view: View, summed: int, axis: Axis, free: int) -> Tensor:
+    def factor(self, view: StoredView, summed: int, axis: Axis, free: int) -> Tensor:
         """A weight as one factor of a product, without what the product leaves out and what comes out as NaN anyway.
 
         Args:
@@ -156,7 +156,7 @@ class Originals:
             require_slices(name, wanted, None if self.cut is None else self.cut.get(name))
 
 
-def kept_only(tensor: Tensor, axes: Axes, kept: Kept) -> Tensor:
+def kept_only(tensor: Tensor, axes: Axes, kept: KeptSlices) -> Tensor:
     """The kept coordinates of a tensor."""
     for d, axis in enumerate(axes):
         positions = kept(axis)
@@ -170,9 +170,9 @@ def can_be_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _views(trace: Trace) -> dict[int, View]:
+def _views(trace: Trace) -> dict[int, StoredView]:
     """Tensor number -> which parameter or buffer it is, of those that nothing in the run writes to."""
-    found = {number: View(name, tuple(range(len(trace.axes[number])))) for number, name in trace.names.items()}
+    found = {number: StoredView(name, tuple(range(len(trace.axes[number])))) for number, name in trace.names.items()}
     below = dict(trace.names)  # every tensor that shares memory with a parameter or buffer
     written: set[str] = set()
     for step in trace.steps:
@@ -185,7 +185,7 @@ def _views(trace: Trace) -> dict[int, View]:
             assert isinstance(first, Ref)
             if base_name(step.func) in REORDERS and first.number in found:
                 before = found[first.number]
-                found[step.outputs[0]] = View(before.name, tuple(before.dims[d] for d in _order(step, before)))
+                found[step.outputs[0]] = StoredView(before.name, tuple(before.dims[d] for d in _order(step, before)))
     return {number: view for number, view in found.items() if view.name not in written}
 
 
@@ -204,7 +204,7 @@ def _written(step: Step) -> list[int]:
     return found
 
 
-def _order(step: Step, view: View) -> list[int]:
+def _order(step: Step, view: StoredView) -> list[int]:
     """Where each dimension of the result comes from: the operator itself says so, on a tensor with marked sizes."""
     marked = torch.empty([d + 2 for d in range(len(view.dims))], device="meta")
     return [n - 2 for n in step.func(marked, *step.args[1:], **step.kwargs).shape]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
-from secateur.kinds.slices.originals import Kept, Originals, View, can_be_nan, kept_only
+from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
 from secateur.model.agreement import agreement, doubled, run_cut
 from secateur.model.call import outputs
 from secateur.model.tensors import named_tensors
@@ -71,7 +71,7 @@ class Replay:
     ) -> None:
         self.trace = trace
         self.tape = align(trace.steps, tape)
-        self.kept = Kept(keep)
+        self.kept = KeptSlices(keep)
         self.originals = Originals(trace, tensors, self.kept, cut)
         self.values: dict[int, Tensor] = {}
         last = {
@@ -103,7 +103,7 @@ class Replay:
         if number not in self.values:
             name, view = self.trace.names.get(number), self.originals.views.get(number)
             if view is None and name is not None:  # one that the run writes to
-                view = View(name, tuple(range(len(self.trace.axes[number]))))
+                view = StoredView(name, tuple(range(len(self.trace.axes[number]))))
             # Copies, as calls of the run may write in place.
             constant = self.trace.constants.get(number)
             self.values[number] = self.originals.whole(view) if view is not None else cast(Tensor, constant).clone()

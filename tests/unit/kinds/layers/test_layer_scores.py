@@ -6,7 +6,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.criteria import AngularDistance, BlockInfluence, Every, LossIncrease
-from secateur.criteria.depth.loss_increase import mean_loss
+from secateur.criteria.depth.loss_increase import loss_without
 from secateur.errors import InputError, NonFiniteError, RecipeError
 
 
@@ -104,8 +104,8 @@ def test_an_identity_block_goes_first():
         plan = sc.plan(model, x, granularity="layer", criterion=rule, data=data, target={"count": 1})
         removed = plan.layers["layers"]["removed"]
         if rule == "loss-increase" or isinstance(rule, LossIncrease):
-            best = min(mean_loss(model, data, None, without=[f"layers.{i}"]) for i in range(6))
-            assert mean_loss(model, data, None, without=[f"layers.{removed[0]}"]) == best
+            best = min(loss_without(model, data, None, without=[f"layers.{i}"]) for i in range(6))
+            assert loss_without(model, data, None, without=[f"layers.{removed[0]}"]) == best
         else:
             assert removed == [3]
 
@@ -137,7 +137,7 @@ def test_greedy_order_is_the_brute_force_one():
     gone = []
     for turn in range(4):
         rest = [i for i in range(4) if i not in gone]
-        losses = {i: mean_loss(model, data, None, without=[f"layers.{j}" for j in (*gone, i)]) for i in rest}
+        losses = {i: loss_without(model, data, None, without=[f"layers.{j}" for j in (*gone, i)]) for i in rest}
         best = min(rest, key=losses.__getitem__)
         assert int(found[best]) == turn
         gone.append(best)
