@@ -176,7 +176,8 @@ class Criterion(ABC):
 
     def _score(self, context: Context) -> dict[str, Tensor]:
         sums = Sums(self.contributions(context), self.reduction, squared=self.squared)
-        scores = {group.name: self.finish(sums.of(group, self.roles)) for group in context.groups}
+        # In single precision at once: roots in double precision of all single weights would be twice the model.
+        scores = {group.name: self.finish(sums.of(group, self.roles)).float() for group in context.groups}
         if not sums.finite:
             self._require_finite(context)
         return scores

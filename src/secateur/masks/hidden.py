@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 20  # elements; torch forms positions of 8 bytes and more per element where it selects or scatters
+BLOCK = 1 << 16  # elements; torch forms positions of 8 bytes and more per element where it selects or scatters
 
 
 def take(tensor: Tensor, drop: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _blocks(tensor: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pieces of both, row by row, as views."""
     if tensor.dim() == 0:
         yield tensor.view(1), mask.view(1)
-    elif tensor.dim() > 1 and tensor.numel() > BLOCK * tensor.shape[0]:
+    elif tensor.dim() > 1 and tensor.numel() > BLOCK * tensor.shape[0]:  # a single row is larger than a block
         for row, own in zip(tensor, mask, strict=True):
             yield from _blocks(row, own)
     else:

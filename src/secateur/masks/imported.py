@@ -72,7 +72,7 @@ def import_masks(model: nn.Module, *, inplace: bool = True, keep_originals: bool
         (3, ['bias', 'weight'])
     """
     target = model if inplace else _copy(model)
-    masks = _found(target)
+    masks = _found(target)  # all are read and checked before the first is taken away
     for found in masks:
         _make_plain(found)
     return mask_model(target, {found.name: found.keep for found in masks}, keep_originals=keep_originals)
@@ -110,7 +110,7 @@ def _prune_mask(carried: CarriedMask) -> _Found:
     module, name = carried.module, carried.attribute
     method = module._forward_pre_hooks[_hook_of(module, name)]
     mask, original = module._buffers.get(f"{name}_mask"), module._parameters.get(f"{name}_orig")
-    # Methods may only choose the mask. One that applies it in its own way computes something else than zeros.
+    # Methods may choose the mask as they like. One that applies it in its own way computes something else than zeros.
     if mask is None or original is None or type(method).apply_mask is not BasePruningMethod.apply_mask:  # type: ignore[attr-defined]
         raise _not_a_mask(carried, f"{type(method).__name__} does more than multiply by a mask")
     if not is_binary(mask):

@@ -55,6 +55,7 @@ def sparsity_of(model: nn.Module, masks: Masks) -> Sparsity:
         One pass over the weights; nothing of their size is held.
     """
     found = resolve(model, masks)
+    # Integers are left out: what is stored in them (packed, quantised) is not a weight of zero where it is 0.
     zeros = {id(p): _zeros(p) for p in model.parameters() if p.is_floating_point() or p.is_complex()}
     own = [(parameter, keep) for parameter, keep in found.values()]
     return Sparsity(

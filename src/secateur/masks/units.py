@@ -39,7 +39,7 @@ def expand(groups: Sequence[Group], keep: Masks, *, model: nn.Module | None = No
         [[True], [False]]
     """
     known = {group.name: group for group in groups}
-    tensors = None if model is None else named_tensors(model)
+    tensors = None if model is None else named_tensors(model)  # buffers too: the spans of a group may lie in them
     masks: dict[str, Tensor] = {}
     for name, kept in keep.items():
         if name not in known:
@@ -90,6 +90,7 @@ def resolve(model: nn.Module, masks: Masks) -> dict[str, tuple[nn.Parameter, Ten
 def first_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> the first name of that parameter; others only where it is tied."""
     first: dict[int, str] = {}
+    # By identity and not by memory: a view of a parameter is another parameter to every optimizer.
     named = model.named_parameters(remove_duplicate=False)
     return {name: first.setdefault(id(parameter), name) for name, parameter in named}
 

@@ -40,6 +40,7 @@ class CarriedMask:
 
 def carried_masks(model: nn.Module) -> Iterator[CarriedMask]:
     """All masked tensors of a model, module by module; a module that occurs twice comes once."""
+    # By what is there and not by names: parameters that end in _orig are nobody's mask.
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for hook in module._forward_pre_hooks.values():
@@ -87,6 +88,7 @@ def is_mask(step: nn.Module, hidden: Tensor | None) -> bool:
         step: the parametrization.
         hidden: the tensor that it masks. Where it is not known, the buffer alone decides.
     """
+    # Spectral norm keeps two vectors, weight norm has parameters: both are asked no further.
     buffers = list(step.buffers())
     if len(buffers) != 1 or next(step.parameters(), None) is not None or not is_binary(buffers[0]):
         return False

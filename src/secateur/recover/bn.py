@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.errors import InputError, NonFiniteError
 from secateur.model.call import call, device_of, to_device, to_example
 from secateur.model.guard import evaluating
-from secateur.types import Data
+from secateur.types import Batch, Data
 
 
 @dataclass
@@ -32,6 +31,7 @@ class _Pool:
         count = x.numel() // max(x.shape[1], 1)
         if count == 0:
             return
+        # The batch in float32, as the layer itself sees it; the pool in float64, since it adds up over many batches.
         variance, mean = torch.var_mean(x.detach().float(), dims, correction=0)
         variance, mean = variance.double(), mean.double()
         if self.mean is None or self.squares is None:
@@ -88,6 +88,7 @@ def refresh_batchnorm(model: nn.Module, data: Data, batches: int = 20) -> int:
     pools, read = _collect(model, norms, islice(iter(data), batches))
     if read == 0:
         raise InputError("there is no data to refresh the batch norms with", hint="give at least one batch")
+    # All are checked before one is written: on an error the model is as it was.
     for name, pool in pools.items():
         _check(name, pool)
     for name, pool in pools.items():
@@ -95,7 +96,7 @@ def refresh_batchnorm(model: nn.Module, data: Data, batches: int = 20) -> int:
     return len(pools)
 
 
-def _collect(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any]) -> tuple[dict[str, _Pool], int]:
+def _collect(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Batch]) -> tuple[dict[str, _Pool], int]:
     pools = {name: _Pool() for name in norms}
     device, read = device_of(model), 0
     with ExitStack() as stack:
@@ -104,15 +105,17 @@ def _collect(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[A
             stack.callback(handle.remove)
         # `evaluating` puts back modes and the buffers that the forward passes below change.
         stack.enter_context(evaluating(model))
+        # Batch norms alone in training: they hand on what they normalise by the batch, dropout stays off.
         for norm in norms.values():
             norm.training = True
         for batch in batches:
             call(model, to_device(to_example(batch), device))
             read += 1
+    # One value has no variance; a norm that saw no more keeps what it has.
     return {name: pool for name, pool in pools.items() if pool.count > 1}, read
 
 
-def _observe(pool: _Pool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _observe(pool: _Pool, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
     pool.add(args[0] if args else kwargs["input"])
 
 

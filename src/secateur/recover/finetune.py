@@ -117,6 +117,7 @@ def finetune(
         # Nobody takes these masks back, so what they hide need not be stored. The hold ends with the optimizer.
         mask_model(model, masks or {}, keep_originals=False).hold(built)
         passes = None if steps is not None else (epochs or 1)
+        # Closed at once, also when a step raises: the data get their epoch back then, not when the garbage is taken.
         with closing(_passes(data, passes)) as batches:
             for step, (epoch, batch) in enumerate(islice(batches, steps)):
                 scale = rate_factor(factor, step, total, warmup=warmup_steps)
@@ -197,9 +198,10 @@ def _loss(model: nn.Module, batch: Batch, loss: Loss, step: int) -> Tensor:
     except ForwardError as error:
         raise ForwardError(f"step {step}: {error.what}", why=error.why, hint=error.hint) from error
     except SecateurError:
-        raise
+        raise  # says already what is wrong
     except Exception as error:
         fail(error, model, f"the loss failed at step {step} on the batch {describe(batch)}")
+    # A loss of detached outputs would run and move nothing but by weight decay.
     if not isinstance(result, Tensor) or result.numel() != 1 or not result.requires_grad:
         raise InputError(
             f"the loss returned {describe(result)}, which is no scalar with a gradient",
@@ -220,10 +222,11 @@ def _total_steps(data: Data, *, steps: int | None, epochs: int | None, schedule:
     passes = epochs or 1
     if passes > 1:
         require_reiterable(data, f"{passes} epochs")
+    # Loaders of streams have a length that raises, so it is asked for and not looked up.
     try:
         return passes * len(data)  # type: ignore[arg-type]
     except TypeError:
-        if schedule == "constant":
+        if schedule == "constant":  # the one that never asks how far it is
             return 0
         raise RecipeError(
             f"the schedule {schedule!r} needs the number of steps, and the data has no length",
@@ -233,6 +236,7 @@ def _total_steps(data: Data, *, steps: int | None, epochs: int | None, schedule:
 
 def _passes(data: Data, passes: int | None) -> Generator[tuple[int, Batch], None, None]:
     """(epoch, batch) over so many passes, without end for None."""
+    # Data that shuffle by their epoch give the same order in every fine-tuning, and are left at the epoch they had.
     set_epoch, before = getattr(data, "set_epoch", None), getattr(data, "epoch", 0)
     epoch = 0
     try:
@@ -255,6 +259,7 @@ def _passes(data: Data, passes: int | None) -> Generator[tuple[int, Batch], None
 
 
 def _check_weights(model: nn.Module) -> None:
+    # The loss of each step was seen before it; what the last step did was not.
     for name, parameter in model.named_parameters():
         if not parameter.detach().isfinite().all():
             raise NonFiniteError(

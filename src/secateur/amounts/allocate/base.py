@@ -113,10 +113,12 @@ def round_half_up(sparsity: float, units: int) -> int:
         >>> round_half_up(0.7, 45), round_half_up(0.5, 3)
         (32, 2)
     """
+    # Not 1: everything gone is no pruning, and `True` would pass as 1. NaN fails both comparisons.
     if isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         percent = 1 < sparsity < 100
         hint = f"a fraction, not a percentage: did you mean {sparsity / 100:g}?" if percent else ""
         raise RecipeError(f"sparsity={sparsity} is outside [0, 1)", hint=hint or "0.5 removes half of the units")
+    # In decimal: 0.7 * 45 is 31.5 as it was written, and 31.499999999999996 in binary.
     return int((Decimal(str(sparsity)) * units).to_integral_value(ROUND_HALF_UP))
 
 
@@ -127,6 +129,7 @@ def require_reachable(count: int, most: int, units: int) -> None:
         TargetError: names the reachable range.
     """
     if not 0 <= count <= most:
+        # Rounded down: the number that the hint names must itself be reachable.
         highest = math.floor(1e6 * most / units) / 1e6 if units else 0.0
         raise TargetError(
             f"cannot remove {count} of {units} units",
@@ -161,6 +164,7 @@ def apportion(
     require_reachable(total - sum(lowest), sum(limits) - sum(lowest), sum(limits))
     quotas = water_fill(shares, Fraction(total), limits, floors=lowest)
     result = [math.floor(q) for q in quotas]
+    # Each remainder is below one, so one unit more for the largest of them never passes a limit, which is whole.
     order = sorted(range(len(quotas)), key=lambda i: (result[i] - quotas[i], i))
     for i in order[: total - sum(result)]:
         result[i] += 1
@@ -175,6 +179,7 @@ def water_fill(
     Amounts out of bounds are fixed at the bound, on the side that is further out in sum, and the others are
     solved again: an amount once fixed never has to be freed.
     """
+    # Fractions, not floats: the amounts sum to exactly the total, whatever the shares.
     fixed: dict[int, Fraction] = {}
     while True:
         free = [i for i in range(len(shares)) if i not in fixed]
@@ -184,6 +189,7 @@ def water_fill(
         over = {i: Fraction(limits[i]) for i in free if rate * shares[i] > limits[i]}
         if not under and not over:
             return [fixed[i] if i in fixed else rate * shares[i] for i in range(len(shares))]
+        # One side at a time: what it fixes changes the rate, and amounts on the other side may lie inside again.
         excess = sum(bound - rate * shares[i] for i, bound in (under | over).items())
         fixed |= under if excess >= 0 else {}
         fixed |= over if excess <= 0 else {}

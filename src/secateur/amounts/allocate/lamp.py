@@ -47,6 +47,7 @@ def lamp_scores(score: Tensor) -> Tensor:
         >>> [round(s, 4) for s in lamp_scores(torch.tensor([3.0, 1.0, 2.0])).tolist()]
         [1.0, 0.0714, 0.3077]
     """
+    # Stable, so that of equal scores the later counts as the larger, as everywhere.
     ascending, order = score.detach().to(torch.float64).flatten().sort(stable=True)
     square = (ascending / ascending[-1:].clamp(min=torch.finfo(torch.float64).tiny)).square()
     # Summed from the large end: total minus prefix would lose all digits there.
