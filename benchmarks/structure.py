@@ -7,7 +7,7 @@ ConvNeXt-T). One round runs secateur (capture, groups, scores and plan; then the
 (graph, importance, step) on fresh copies of the same model, both in place, in alternating order; the first round is
 not counted. Printed are medians of the processor time of this process, which a busy machine changes less than the
 clock, and the ratios. The depth series are Llama-like models of a hidden width of 256; each time is the least of three.
-`--big` plans a Llama of 32 blocks and a hidden width of 4096 (6.7 billion weights) on the meta device.
+Without --no-big, a Llama of 32 blocks and a hidden width of 4096 (6.7 billion weights) is planned on the meta device.
 Needs: pip install secateur[hf] torch-pruning==1.6.1
 """
 
@@ -68,7 +68,10 @@ def llama(blocks: int, width: int = 256, device: str = "cpu") -> tuple[nn.Module
             vocab_size=1000, use_cache=False,
         )  # fmt: skip
     with torch.device(device):
-        return hf.LlamaForCausalLM(config).eval(), {"input_ids": torch.zeros(1, 32, dtype=torch.long, device=device)}
+        example = {"input_ids": torch.zeros(1, 32, dtype=torch.long)}
+        if device == "meta":  # else transformers asks the positions for their values, which meta tensors do not have
+            example["attention_mask"] = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+        return hf.LlamaForCausalLM(config).eval(), example
 
 
 def ours(model: nn.Module, x: Any, target: dict[str, float]) -> dict[str, float]:
