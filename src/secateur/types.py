@@ -223,14 +223,41 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One input on which the cut model gave what the original gives without what is removed.
+
+    Args:
+        input: what it was, for example "other values, batch 3 for 2, size 4 for 12".
+        method: how the original was run without what is removed.
+        error: the largest error.
+    """
+
+    input: Text
+    method: Text
+    error: Amount
+
+
+@dataclass(frozen=True)
 class Certificate:
-    """Proof that a cut model gives the outputs of the original replayed with the removed parts left out."""
+    """Proof that a cut model gives the outputs of the original with the removed parts left out.
+
+    Args:
+        max_abs_error: the largest of all methods and inputs.
+        tolerance: that it was held to.
+        dtype: in which the outputs were compared.
+        method: of the first proof, on the example.
+        outputs: compared tensors.
+        trials: inputs on which the second proof held: the original run eagerly, without what is removed.
+        notes: what the proof does not show, and what it takes for granted.
+    """
 
     max_abs_error: Amount
     tolerance: Amount
     dtype: Text
     method: Text
     outputs: Count = 1
+    trials: tuple[Trial, ...] = ()
+    notes: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import lcm
 from typing import Any
 
@@ -16,7 +17,9 @@ from secateur.integrations.transformers import is_native
 from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
+from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.replay import certify
+from secateur.kinds.trials import tried, with_trials
 from secateur.measure.macs import samples_in
 from secateur.request import Request
 from secateur.structure.attributes import edits
@@ -121,8 +124,17 @@ class Slices(Candidates):
     def prove(
         self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
     ) -> Certificate:
-        """By replay of the original's calls with the removed parts poisoned."""
+        """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
         proof = certify(whole, cut, self.example, self.trace, self._atoms(keep), dtype=dtype, tolerance=tolerance)
+        choice = self.decision(keep)
+        found = tried(
+            [partial(ablated, cuts=choice.cuts), partial(ablated_with_widths, cuts=choice.cuts, attributes=choice.attributes)],
+            whole,
+            cut,
+            self.example,
+            tolerance=tolerance,
+        )
+        proof = with_trials(proof, found)
         if self.request.expressible:
             require_native(cut, self.example)
         return proof

@@ -1,0 +1,107 @@
+"""The second proof: the original itself, run eagerly, of which the removed slices are missing.
+
+What the replay of `kinds.slices.replay` and the cut share is the structure engine: a wrong rule would prove itself.
+Here no rule of the engine takes part. The kept indices of the plan say which slices of which tensors go; in a copy of
+the original they become NaN, and the forward runs as it is, on any input, with `Missing` arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.kinds.slices.missing import NAN, Missing
+from secateur.kinds.slices.widths import KeptWidths, Width
+from secateur.kinds.trials import Reference
+from secateur.model.tensors import named_tensors
+from secateur.structure.provenance import Attribute, owner_at
+
+Cuts = Mapping[str, Mapping[int, Tensor]]
+
+
+def ablated(model: nn.Module, cuts: Cuts) -> Reference:
+    """The original without what a plan removes; numbers that the code takes from widths are those of the original.
+
+    Args:
+        model: the original; it is not changed, and what the plan leaves whole is shared with it.
+        cuts: tensor name -> dimension -> kept indices.
+
+    Cost: a copy of the tensors that are cut, and of the buffers; about one forward pass of the original per run.
+    """
+    copied, missing = _without(model, cuts)
+    return Reference(copied, "ablation", lambda: missing, fitted)
+
+
+def ablated_with_widths(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) -> Reference:
+    """As `ablated`, where widths that the code reckons with are those of the cut model.
+
+    Args:
+        model: the original.
+        cuts: tensor name -> dimension -> kept indices.
+        attributes: integers of the model -> their value in the cut model.
+    """
+    copied, missing = _without(model, cuts)
+    widths = KeptWidths(missing)
+    for attribute, kept in attributes.items():
+        owner = vars(owner_at(copied, attribute.owner))
+        if attribute.item is None and type(owner[attribute.name]) is int:
+            owner[attribute.name] = Width(owner[attribute.name], kept, widths.note)
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        with missing, widths:
+            yield
+
+    def notes() -> list[str]:
+        return [f"the function changes with the width: {line} reckons with what is kept" for line in sorted(widths.used)]
+
+    return Reference(copied, "ablation with kept widths", around, fitted, notes=notes)
+
+
+def _without(model: nn.Module, cuts: Cuts) -> tuple[nn.Module, Missing]:
+    """A copy of which the removed slices are NaN."""
+    tensors = named_tensors(model)
+    # Weights that old-style hooks compute before every forward are results, which cannot be copied as they are.
+    kept = (value for module in model.modules() for value in vars(module).values())
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
+    memo.update((id(t), t) for n, t in tensors.items() if isinstance(t, nn.Parameter) and n not in cuts)
+    poisoned = {name: _poisoned(tensors[name], dims) for name, dims in cuts.items()}
+    memo.update((id(tensors[name]), tensor) for name, tensor in poisoned.items())
+    return copy.deepcopy(model, memo), Missing(poisoned.values())
+
+
+def _poisoned(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """A copy whose removed slices are NaN; integers, which know no NaN, stay as they are."""
+    result = tensor.detach().clone()
+    if result.is_floating_point() or result.is_complex():
+        for d, kept in dims.items():
+            gone = torch.ones(tensor.shape[d], dtype=torch.bool)
+            gone[kept.cpu()] = False
+            result.index_fill_(d, gone.nonzero().flatten().to(tensor.device), NAN)
+    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
+
+
+def fitted(expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of the ablated original at the sizes of the cut model's: missing slices are left out.
+
+    Where the cut model has another size than what is left, nothing is taken out, so that the shapes differ.
+    """
+    if len(expected) != len(found):
+        return list(expected)
+    return [_fit(a, tuple(b.shape)) for a, b in zip(expected, found, strict=True)]
+
+
+def _fit(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tensor.dim() != len(shape) or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    for d, size in enumerate(shape):
+        if size < tensor.shape[d]:
+            there = ~torch.isnan(tensor.movedim(d, 0).flatten(1)).all(1)
+            if int(there.sum()) == size:
+                tensor = tensor.index_select(d, there.nonzero().flatten())
+    return tensor

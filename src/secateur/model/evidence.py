@@ -1,0 +1,188 @@
+"""Inputs made anew in the form of an example: other values, another batch, shorter and longer.
+
+A proof on the example alone sees what the example reaches: some positions, one length, one branch. What is made here
+keeps the form (masks stay masks, numbers of tokens stay numbers of tokens) and changes the rest. Which sizes a model
+takes nobody knows but the model: callers try, and what it refuses is not part of any promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.types import Example
+
+SEED = 20  # of the values; any number
+GRID = 32  # the largest power of two that a new size is a multiple of, where the old one is
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """An input and what is said about it.
+
+    Args:
+        what: for the certificate, for example "other values, batch 3, length 96 for 128".
+        example: what one forward takes.
+    """
+
+    what: str
+    example: Example
+
+
+class Form:
+    """The tensors of an example, of which others of the same form are made.
+
+    Args:
+        example: what one forward takes.
+        model: its largest table of embeddings says which numbers of tokens there are, where the example holds one only.
+
+    Attributes:
+        batch: size of the first dimension, where all tensors share it; else None.
+        sizes: other sizes that occur, ascending.
+        blank: places of integer tensors that hold one number only, which says nothing about the others.
+        drawn: those of them that are drawn anew from the whole table all the same.
+    """
+
+    def __init__(self, example: Example, model: nn.Module) -> None:
+        plain = dict(example) if isinstance(example, Mapping) else example
+        leaves, self.tree = pytree.tree_flatten(plain)
+        self.leaves: list[Any] = leaves
+        self.tensors = [t for t in leaves if isinstance(t, Tensor)]
+        first = {t.shape[0] for t in self.tensors if t.dim() > 0}
+        self.batch = first.pop() if len(first) == 1 else None
+        start = 0 if self.batch is None else 1
+        self.sizes = sorted({size for t in self.tensors for size in t.shape[start:] if size > 1})
+        tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+        self.vocabulary = max(tables, default=0)
+        self.blank = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
+        self.drawn: frozenset[int] = frozenset()
+
+    def anew(self, *, batch: int | None = None, sizes: Mapping[int, int] | None = None) -> Example:
+        """The example with other values, at other sizes.
+
+        Args:
+            batch: of the first dimension; None = as it is.
+            sizes: old size -> new size, of all other dimensions that have the old one.
+        """
+        generator = torch.Generator().manual_seed(SEED)
+
+        def make(i: int, leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            resized = self._resized(leaf.detach(), batch, sizes or {})
+            if i in self.blank:
+                return _numbers(0, self.vocabulary - 1, resized, generator) if i in self.drawn else resized
+            return _drawn(leaf, resized, generator)
+
+        return pytree.tree_unflatten([make(i, leaf) for i, leaf in enumerate(self.leaves)], self.tree)
+
+    def _resized(self, tensor: Tensor, batch: int | None, sizes: Mapping[int, int]) -> Tensor:
+        for d, old in enumerate(tensor.shape):
+            first = d == 0 and self.batch is not None
+            new = (old if batch is None else batch) if first else sizes.get(old, old)
+            if new != old:
+                # Repeated from the start, so that masks of ones stay such and positions stay in their range.
+                tensor = tensor.index_select(d, torch.arange(new, device=tensor.device) % old)
+        return tensor.clone()
+
+
+def _is_blank(tensor: Tensor) -> bool:
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    return whole and tensor.numel() > 1 and not _is_mask(tensor) and bool((tensor == tensor.flatten()[0]).all())
+
+
+def _numbers(low: int, high: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(low, high + 1, tuple(like.shape), generator=generator)
+    return drawn.to(dtype=like.dtype, device=like.device)
+
+
+def _drawn(tensor: Tensor, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Other values from a tensor's range, in the shape of another."""
+    if tensor.dtype == torch.bool or tensor.numel() == 0 or _is_mask(tensor):
+        return like
+    if tensor.is_complex():
+        parts = (_drawn(part, other, generator) for part, other in zip(_parts(tensor), _parts(like), strict=True))
+        return torch.complex(*parts)
+    if not tensor.is_floating_point():
+        return _numbers(int(tensor.min()), int(tensor.max()), like, generator)
+    finite = tensor.double()[torch.isfinite(tensor)]
+    mean, std = (float(finite.mean()), float(finite.std(correction=0))) if finite.numel() else (0.0, 0.0)
+    drawn = torch.randn(tuple(like.shape), generator=generator, dtype=torch.float64)
+    if std > 0:
+        drawn = (mean + std * drawn).clamp(float(finite.min()), float(finite.max()))
+    elif mean != 0:  # blank: around the one number that it holds
+        drawn = mean * (1 + 0.5 * drawn)
+    return drawn.to(dtype=tensor.dtype, device=tensor.device)
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    return tensor.real, tensor.imag
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Zeros and ones, both or ones only: what stands in a mask, and what must not become anything else."""
+    if tensor.is_complex():
+        return False
+    low, high = float(tensor.min()), float(tensor.max())
+    return low >= 0 and high == 1 and bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def shorter(size: int) -> int:
+    """A quarter of a size, on the same grid."""
+    step = _step(size)
+    return max(step, step * round(size / 4 / step)) if size > step else max(1, size // 2)
+
+
+def longer(size: int) -> int:
+    """An eighth more, or the next on the same grid."""
+    step = _step(size)
+    return size + step * max(1, round(size / 8 / step))
+
+
+def _step(size: int) -> int:
+    return min(size & -size, GRID) if size & -size < size else min(max(size // 4, 1), GRID)
+
+
+def inputs_beside(
+    example: Example, model: nn.Module, accepts: Callable[[Input], bool]
+) -> Iterator[Input]:
+    """Inputs beside an example that the model takes: small ones first.
+
+    Args:
+        example: what one forward takes.
+        model: whose input it is.
+        accepts: runs the original on an input, and says whether it takes it.
+
+    Yields:
+        at most two: other values with another batch at shorter sizes, and other values at longer ones.
+
+    Cost: one run per size that occurs in the example, mostly far shorter than the example.
+    """
+    form = Form(example, model)
+    taken = {s: shorter(s) for s in form.sizes if shorter(s) < s and accepts(_input(form, None, {s: shorter(s)}))}
+    for place in form.blank if form.vocabulary > 1 else ():
+        before, form.drawn = form.drawn, form.drawn | {place}
+        # Numbers beyond a table cannot be tried on a GPU: its error would end the process's use of it.
+        if form.tensors[0].is_cuda or not accepts(_input(form, None, taken)):
+            form.drawn = before
+    batches = [None] if form.batch is None else [form.batch + 1, None]
+    tries = [_input(form, batch, sizes) for sizes in ([taken, {}] if taken else [{}]) for batch in batches]
+    yield from islice((small for small in tries if accepts(small)), 1)
+    more = {s: longer(s) for s in taken}
+    large = _input(form, None, more)
+    if more and accepts(large):
+        yield large
+
+
+def _input(form: Form, batch: int | None, sizes: Mapping[int, int]) -> Input:
+    words = ["other values"]
+    if batch is not None:
+        words.append(f"batch {batch} for {form.batch}")
+    words += [f"size {new} for {old}" for old, new in sizes.items()]
+    return Input(", ".join(words), form.anew(batch=batch, sizes=sizes))
