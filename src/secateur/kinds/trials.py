@@ -128,7 +128,8 @@ def tried(
     """
     found = Tried()
     trial = _Trials(model, cut, tolerance, found)
-    trial.choose(alternatives, example)
+    if not trial.choose(alternatives, example):
+        return found
     if effort == "default":
         trial.elsewhere(example)
     trial.require_live()
@@ -149,19 +150,26 @@ class _Trials:
         self.model, self.cut, self.tolerance, self.found = model, cut, tolerance, found
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
-    def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> None:
-        """Find the reference that the cut model agrees with on the example."""
-        first: SecateurError | None = None
+    def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
+        """Find the reference that the cut model agrees with on the example; False where none can be run."""
+        differs: CertificateError | None = None
         for make in alternatives:
             self.make, self.reference = make, make(self.model)
+            given = Input(THE_EXAMPLE, example)
             try:
-                self.hold(Input(THE_EXAMPLE, example))
-            except CertificateError as error:
-                first = first or error
+                expected = self._expected(given)
+            except ForwardError as error:
+                self.found.notes.append(f"{self.reference.method} could not be run: {error.why}"[:300])
                 continue
-            return
-        assert first is not None
-        raise first
+            try:
+                self.hold(given, expected)
+            except CertificateError as error:
+                differs = differs or error
+                continue
+            return True
+        if differs is not None:
+            raise differs
+        return False
 
     def elsewhere(self, example: Example) -> None:
         """Other inputs, and training mode on the smallest of them."""
@@ -201,8 +209,8 @@ class _Trials:
         found = self._answer_of_cut(self.cut, given, mode)
         try:
             self._compare(self.reference, given, expected, found)
-        except CertificateError:
-            self._in_double(given, mode)
+        except CertificateError as error:
+            self._in_double(given, mode, error)
         for tensor in found.tensors:
             self._see(tensor)
 
@@ -220,12 +228,16 @@ class _Trials:
                 "above. Nothing was changed or saved.",
             ) from error
 
-    def _in_double(self, given: Input, mode: Mode) -> None:
+    def _in_double(self, given: Input, mode: Mode, rounded: CertificateError) -> None:
         """An error may be rounding; in double precision a mistake stays as large as it was."""
         reference, cut = self.make(doubled(self.model)), doubled(self.cut)
         twice = Input(given.what, doubled(given.example))
-        expected = answer(reference.model, twice.example, mode, reference.around)
-        error = self._compare(reference, twice, expected, self._answer_of_cut(cut, twice, mode))
+        try:
+            expected = answer(reference.model, twice.example, mode, reference.around)
+            found = answer(cut, twice.example, mode)
+        except SecateurError:
+            raise rounded from None  # some operators know single precision only
+        error = self._compare(reference, twice, expected, found)
         self.found.notes.append(
             f"on {given.what} single precision rounds more than the tolerance; in double the error is {error:.1e}"
         )

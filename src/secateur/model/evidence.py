@@ -149,9 +149,7 @@ def _step(size: int) -> int:
     return min(size & -size, GRID) if size & -size < size else min(max(size // 4, 1), GRID)
 
 
-def inputs_beside(
-    example: Example, model: nn.Module, accepts: Callable[[Input], bool]
-) -> Iterator[Input]:
+def inputs_beside(example: Example, model: nn.Module, accepts: Callable[[Input], bool]) -> Iterator[Input]:
     """Inputs beside an example that the model takes: small ones first.
 
     Args:

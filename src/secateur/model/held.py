@@ -115,7 +115,7 @@ def _order(named: Arguments, draw: Callable[[], Tensor]) -> Tensor:
 def _likeliest(named: Arguments, draw: Callable[[], Tensor]) -> Tensor:
     chances: Tensor = named["self"]
     count = named["num_samples"]
-    order = chances.argsort(-1, descending=True, stable=True)
+    order = torch.argsort(chances, dim=-1, descending=True, stable=True)
     return order[..., :1].expand(*order.shape[:-1], count).clone() if named["replacement"] else order[..., :count]
 
 

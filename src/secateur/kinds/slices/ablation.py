@@ -58,7 +58,9 @@ def ablated_with_widths(model: nn.Module, cuts: Cuts, attributes: Mapping[Attrib
             yield
 
     def notes() -> list[str]:
-        return [f"the function changes with the width: {line} reckons with what is kept" for line in sorted(widths.used)]
+        return [
+            f"the function changes with the width: {line} reckons with what is kept" for line in sorted(widths.used)
+        ]
 
     return Reference(copied, "ablation with kept widths", around, fitted, notes=notes)
 

@@ -128,7 +128,10 @@ class Slices(Candidates):
         proof = certify(whole, cut, self.example, self.trace, self._atoms(keep), dtype=dtype, tolerance=tolerance)
         choice = self.decision(keep)
         found = tried(
-            [partial(ablated, cuts=choice.cuts), partial(ablated_with_widths, cuts=choice.cuts, attributes=choice.attributes)],
+            [
+                partial(ablated, cuts=choice.cuts),
+                partial(ablated_with_widths, cuts=choice.cuts, attributes=choice.attributes),
+            ],
             whole,
             cut,
             self.example,

@@ -333,6 +333,18 @@ def _over_last(mode: Missing, call: Call) -> object:
     return tuple(result)
 
 
+def _batch_norm(mode: Missing, call: Call) -> object:
+    """In training a mean over all dimensions but the channels: also how weights are standardised."""
+    x: Tensor = call.args[0]
+    if not call.get("training", True):
+        return call.run()
+    kept = _without(mode, call, [d for d in range(x.dim()) if d != 1])
+    result = list(call.run())
+    for d, stay in kept.items():
+        result[0] = _spread(result[0], d, x.shape[d], stay)
+    return tuple(result)
+
+
 def _group_norm(mode: Missing, call: Call) -> object:
     """Every group over the channels that it still has."""
     x: Tensor = call.get("input")
@@ -418,6 +430,7 @@ HANDLERS = _table(
     ("addmv", _product((1, 1), (2, 0))),
     ("dot vdot", _product((0, 0), (1, 0))),
     ("linear", _product((0, -1), (1, 1))),
+    ("_grouped_mm", _product((0, -1), (1, -2))),
     ("_cdist_forward", _product((0, -1), (1, -1))),
     ("_trilinear", _trilinear),
     ("convolution", _convolution),
@@ -437,6 +450,7 @@ HANDLERS = _table(
     ),
     ("topk", _chosen),
     ("native_layer_norm _fused_rms_norm", _over_last),
+    ("native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm", _batch_norm),
     ("native_group_norm", _group_norm),
     ("_weight_norm_interface", _weight_norm),
     ("eq ne lt le gt ge isnan isfinite isinf logical_not logical_and logical_or bitwise_and bitwise_or", _question),
