@@ -232,3 +232,21 @@ def test_given_experts_must_be_as_the_routers_and_the_counts_need_them(x):
     plan = sc.plan(net(), x, granularity="expert", remove={name: [0, 3] for name in names})
     plan.certify()
     assert set(plan.attributes.values()) == {E - 2}
+
+
+def test_an_expert_that_no_token_reaches_is_compared_all_the_same(x):
+    """The router never chooses the last expert, so only its weights can tell that the wrong one was kept."""
+    model = net()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.router.weight[E - 1] = 0
+            block.router.correction_bias[E - 1] = -1e4
+    plan = sc.plan(model, x, granularity="expert", remove={f"blocks.{i}/expert": [0] for i in range(2)})
+    proof = plan.evidence.certify
+    cut = plan.apply(model)
+    proof(model, cut)
+    with torch.no_grad():
+        cut.blocks[0].experts.up[-1] += 0.5
+    assert torch.equal(cut(x), plan.apply(model)(x))
+    with pytest.raises(CertificateError, match=r"blocks\.0\.experts\.up"):
+        proof(model, cut)
