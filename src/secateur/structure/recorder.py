@@ -91,12 +91,14 @@ class OwnTensors:
         self.by_id: dict[int, str] = {}
         # `weight.data` and the like are other Python objects over the same memory.
         self.by_storage: dict[StorageKey, str] = {}
+        self.parameters: set[str] = set()
         self.held: list[Tensor] = []  # so that no id is given to another tensor while the run goes on
         parameters, buffers = [], []
         for path, module in model.named_modules(remove_duplicate=False):
             start = f"{path}." if path else ""
             parameters += [(start + name, p) for name, p in module._parameters.items() if p is not None]
             buffers += [(start + name, b) for name, b in module._buffers.items() if b is not None]
+        self.parameters.update(name for name, _ in parameters)
         for name, tensor in (*parameters, *buffers):
             if id(tensor) in self.by_id:
                 aliases[name] = self.by_id[id(tensor)]
@@ -156,6 +158,9 @@ class Recorder:
         # and the like are positions in these dimensions, which a cut would shift.
         self.sources: dict[int, Source] = {}
         self.positions: dict[int, list[Axis]] = {}
+        # Numbers of parameters and of what was made of parameters alone, as weights are. What went through a layer as
+        # its input (learned tokens, queries) is not among them: it is data that happens to be learned.
+        self.weights: set[int] = set()
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.
         self.made: list[Axes] = []
         # (tensor, its values before) of everything outside the run that an in-place call changed.
@@ -181,6 +186,8 @@ class Recorder:
         number = self.named[name] = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
         self.trace.names[number] = name
         self.sources[number] = (name, tuple(range(tensor.dim())))
+        if name in self.own.parameters:
+            self.weights.add(number)
         return number
 
     def _add_constant(self, tensor: Tensor) -> int:

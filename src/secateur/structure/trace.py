@@ -100,6 +100,8 @@ class Trace:
         size_uses: integers to watch.
         inputs, outputs: tensor numbers.
         heads, inner: ids of atoms seen as batch, and as inner, dimension of products of two activations.
+        widths: dimensions of weights in products, and the widths of tables: what makes units of their atoms.
+        parallel: dimensions over which products with weights run side by side (blocks, experts).
         aliases: every other name of a tied tensor -> its first name.
         values: attributes as they were during the run.
     """
@@ -115,6 +117,8 @@ class Trace:
     outputs: list[int] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
     inner: list[Axis] = field(default_factory=list)
+    widths: list[Axis] = field(default_factory=list)
+    parallel: list[Axis] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     values: dict[Attribute, int] = field(default_factory=dict)
 

@@ -34,6 +34,11 @@ MOVED = frozenset(
 )
 
 
+# Python functions whose first tensor is data, even where it is a parameter (a learned token), and whose other one is
+# the weight.
+LAYERS = frozenset(["linear", "multi_head_attention_forward"])
+
+
 def register(*names: str) -> Callable[[R], R]:
     """Register a rule for operators by base name ("mm" for all overloads of aten.mm; "mylib::op" otherwise).
 
@@ -163,6 +168,8 @@ class Call:
     def contract(self, tensor: Tensor, *dims: int) -> None:
         """Note that the call sums over dimensions of `tensor`; tells producers from consumers."""
         axes, number = self.axes(tensor), self.number(tensor)
+        if self._is_weight(tensor, number):
+            self.recorder.trace.widths += axes
         summed = {d % tensor.dim() for d in dims}
         self.contracted += [(number, d, axes[d]) for d in sorted(summed)]
         name, where = self.recorder.sources.get(number, ("", ()))
@@ -170,6 +177,14 @@ class Call:
             if original >= 0:
                 role = "in" if d in summed else "out"
                 self.recorder.trace.roles.setdefault((name, original), role)
+
+    def _is_weight(self, tensor: Tensor, number: int) -> bool:
+        """Whether a factor of a product is a weight: made of parameters, and not what a layer is applied to."""
+        if tensor is self.get("weight"):  # of a convolution, say: also where a network has computed it
+            return number not in self.recorder.trace.names or number in self.recorder.weights
+        if number not in self.recorder.weights:
+            return False
+        return self.recorder.here.function not in LAYERS or tensor is self.tensors()[-1]
 
     def is_activation(self, tensor: Tensor) -> bool:
         """Whether a tensor is not a (moved) parameter."""
@@ -241,6 +256,7 @@ def follow_source(call: Call, produced: list[int]) -> None:
     """A moved parameter is still that parameter: remember which of its dimensions went where."""
     for result, axes in call.positions.items():
         call.recorder.positions[produced[result]] = axes
+    _follow_weights(call, produced)
     if base_name(call.func) not in MOVED or not call.args or not produced:
         return
     source = call.recorder.sources.get(call.number(call.first))
@@ -253,3 +269,18 @@ def follow_source(call: Call, produced: list[int]) -> None:
     moved = tuple(places.get(id(resolve(axis)), -1) for axis in after)
     if any(d >= 0 for d in moved):
         call.recorder.sources[produced[0]] = (name, moved)
+
+
+def _follow_weights(call: Call, produced: list[int]) -> None:
+    """What is made of parameters alone is a weight like them, unless a layer was applied to it."""
+    recorder = call.recorder
+    if not recorder.weights or call.restricted is not None:
+        return
+    if recorder.here.function in LAYERS and base_name(call.func) not in MOVED:
+        return
+    numbers = [recorder.number(tensor) for tensor in call.tensors()]
+    trace = recorder.trace
+    if any(n in recorder.weights for n in numbers) and all(
+        n in recorder.weights or n in trace.names or n in trace.constants and n not in trace.inputs for n in numbers
+    ):
+        recorder.weights.update(produced)
