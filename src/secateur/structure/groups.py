@@ -60,7 +60,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         RecipeError: a pattern of `protect` matches nothing.
     """
     tensors = trace.tensors()
-    settle(trace, {a.id: a for axes in tensors.values() for axis in axes for a in leaves(axis)}.values())
+    settle(trace, [a for axes in tensors.values() for axis in axes for a in leaves(axis)])
     places: dict[int, list[tuple[str, int]]] = defaultdict(list)
     atoms: dict[int, Atom] = {}
     for name, axes in tensors.items():
@@ -141,13 +141,19 @@ def _kind(
     mates = {a.id for n, d in places for a in leaves(tensors[n][d])} - {atom.id}
     if atom.id in heads:
         return "head"
-    if atom.id in inner and mates & heads:
+    if atom.id in inner and mates & heads and not _runs_through(tensors, places):
         return "head_dim"
     producers = [len(tensors[s.tensor]) for s in spans if s.role == "out"]
     outer = not _is_whole(tensors, spans, atom) and any(_is_outer(tensors[n][d], atom) for n, d in places)
     if mates and producers and max(producers) > 2 and outer:
         return "conv_group"
     return "neuron" if producers and max(producers) <= 2 else "channel"
+
+
+def _runs_through(tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]]) -> bool:
+    """Whether an atom is in the input and in the output of one weight: then it is the width of a residual stream."""
+    matrices = Counter(name for name, _ in places if len(tensors[name]) > 1)
+    return any(count > 1 for count in matrices.values())
 
 
 def _stands_alone(tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]], atom: Atom) -> bool:

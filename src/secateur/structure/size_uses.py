@@ -167,6 +167,19 @@ def pad(call: FunctionCall) -> None:
         call.watch(amount)
 
 
+@handles("interpolate", "upsample", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+         "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")  # fmt: skip
+def space_sizes(call: FunctionCall) -> None:
+    """Each integer is the size of a dimension of space, which may be features that stay as many as they are."""
+    result = call.result[0] if isinstance(call.result, tuple) else call.result
+    axes = call.axes(result)
+    rank = len(axes) - 2 if "pool" not in call.name else int(call.name[-2])
+    given = call.get(1, "size", "output_size")
+    sizes = list(given) if isinstance(given, (tuple, list)) else [given] * rank
+    for value, axis in zip(sizes, axes[len(axes) - rank :], strict=False):
+        call.tie(value, axis)
+
+
 @handles("unflatten")
 def unflatten(call: FunctionCall) -> None:
     """Each integer is one factor of the dimension."""

@@ -281,6 +281,6 @@ def _follow_weights(call: Call, produced: list[int]) -> None:
     numbers = [recorder.number(tensor) for tensor in call.tensors()]
     trace = recorder.trace
     if any(n in recorder.weights for n in numbers) and all(
-        n in recorder.weights or n in trace.names or n in trace.constants and n not in trace.inputs for n in numbers
+        n in recorder.weights or n in trace.names or (n in trace.constants and n not in trace.inputs) for n in numbers
     ):
         recorder.weights.update(produced)

@@ -25,9 +25,7 @@ def through(call: Call, axes: Axes, result: Tensor, untouched: Sequence[bool]) -
     return tuple(out)
 
 
-def windows(
-    call: Call, axes: Axes, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> Axes:
+def windows(call: Call, axes: Axes, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Axes:
     """The last dimensions after a sliding window; one of size 1, stride 1, without padding, touches nothing."""
     rank = len(axes)
     kernel, stride, padding = (_each(sizes, rank) for sizes in (kernel, stride or kernel, padding or [0]))
