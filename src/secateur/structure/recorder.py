@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.call import inputs, outputs
-from secateur.structure.axes import Axis, Conflict, Space, lock
+from secateur.structure import doors
+from secateur.structure.axes import Axis, Conflict, Space, leaves, lock
+from secateur.structure.conditions import Watch
 from secateur.structure.provenance import Expr, is_literal
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
 from secateur.types import Example, Lock
@@ -49,6 +51,13 @@ class Here:
     def place(self) -> Place:
         """The operation, the module and the user's source line."""
         return Place(self.op or self.function, self.module, user_line())
+
+    def caller(self) -> FrameType | None:
+        """The frame of the code that did something to an integer or flag; None where that is torch's own."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(HERE):
+            frame = frame.f_back
+        return None if frame is None or frame.f_code.co_filename.startswith(TORCH) else frame
 
     def use(self) -> Place:
         """The place of a size that is used now: the function that took the integer stands for the operation."""
@@ -141,11 +150,14 @@ class Recorder:
 
     Args:
         model: the model that is about to run.
+        after: the trace of an earlier run of it, whose atoms this run shares.
+        turned: see `Watch`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, after: Trace | None = None, turned: str = "") -> None:
         # The result, and the atoms in it.
-        self.trace = Trace()
+        self.trace = Trace() if after is None else after.another()
+        self.known = {} if after is None else after.tensors()
         self.space: Space = self.trace.space
         # Where the run is, and the modules that it goes through.
         self.here = Here()
@@ -161,6 +173,11 @@ class Recorder:
         # Numbers of parameters and of what was made of parameters alone, as weights are. What went through a layer as
         # its input (learned tokens, queries) is not among them: it is data that happens to be learned.
         self.weights: set[int] = set()
+        # Numbers of what depends on the input (or on chance), and atom -> which dimension of the input it is.
+        self.data: set[int] = set()
+        self.input_names: dict[int, str] = {}
+        self.watch = Watch(self, turned)
+        self.failed = ""  # why a run beside the first one ended early
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.
         self.made: list[Axes] = []
         # (tensor, its values before) of everything outside the run that an in-place call changed.
@@ -183,7 +200,8 @@ class Recorder:
         if known is not None:
             self.numbers.set(tensor, known)
             return known
-        number = self.named[name] = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
+        axes = self.known.get(name) or tuple(self.space.fresh(n) for n in tensor.shape)
+        number = self.named[name] = self.assign(tensor, axes)
         self.trace.names[number] = name
         self.sources[number] = (name, tuple(range(tensor.dim())))
         if name in self.own.parameters:
@@ -215,10 +233,15 @@ class Recorder:
             reason = Lock("a dimension of the model's input")
             number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
             self.trace.constants[number] = tensor
+            self.data.add(number)
+            for d, axis in enumerate(self.trace.axes[number]):
+                place = f" {len(self.trace.inputs)}" if self.trace.inputs else ""
+                self.input_names.update({atom.id: f"dimension {d} of input{place}" for atom in leaves(axis)})
             self.trace.inputs.append(number)
 
     def add_outputs(self, result: object) -> None:
         """Outputs are what the user relies on: protected."""
+        doors.given_out(self, result)
         for tensor in outputs(result):
             number = self.number(tensor)
             self.trace.outputs.append(number)
