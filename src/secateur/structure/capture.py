@@ -27,12 +27,11 @@ from secateur.model.kernels import unfused
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.conditions import Branch, arguments, unreached
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
-from secateur.structure.recorder import Recorder
+from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
 from secateur.types import Example
 
 MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
-SCALAR = "aten._local_scalar_dense.default"
 RANDOM = frozenset(["aten.rand.default", "aten.randn.default", "aten.randint.default", "aten.randint.low"])
 BRANCHES = ("size", "value", "mode", "argument")  # conditions whose other side can be taken
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
@@ -66,7 +65,7 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
     first = _run(model, example)
     trace, runs = first.trace, [(example, first)]
     for other in examples:
-        runs.append((other, _run(model, other, trace)))
+        runs.append((other, _run(model, other, first)))
         trace.further.append(runs[-1][1].trace)
     _look_beside(model, runs)
     return trace
@@ -75,7 +74,7 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
 def _run(
     model: nn.Module,
     example: Example,
-    after: Trace | None = None,
+    after: Recorder | None = None,
     *,
     mode: Mode = "eval",
     turned: str = "",
@@ -84,8 +83,9 @@ def _run(
     """One run, of which atoms and uses of sizes are those of an earlier one.
 
     Args:
-        model, example: what runs.
-        after: the trace of the first run.
+        model: what runs.
+        example: what it runs on.
+        after: the first run.
         mode: "train" takes the branches of training.
         turned: line at which the other branch is taken.
         switched: argument that is given the opposite of its default.
@@ -97,7 +97,7 @@ def _run(
         # The recorder keeps what a call is about to change, so no copies are needed.
         stack.enter_context(_calm(model, mode))
         stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=not beside))
-        stack.enter_context(recorder.here.followed(recorder.modules))
+        stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
         if beside:  # what it prints or warns of is none of the user's business
             stack.enter_context(redirect_stdout(StringIO()))
@@ -107,6 +107,8 @@ def _run(
         stack.enter_context(_Functions(recorder))
         try:
             recorder.add_outputs(_forward(model, _switched(model, example, switched)))
+        except Rejoined:
+            pass
         except (Exception, SystemExit) as error:
             if not beside:
                 raise
@@ -126,34 +128,35 @@ def _switched(model: nn.Module, example: Example, name: str) -> Example:
 
 def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> None:
     """Take the other branches, and note what the runs depended on."""
-    trace = runs[0][1].trace
-    found: dict[tuple[str, str, str], tuple[Example, Branch]] = {}
+    first = runs[0][1]
+    trace = first.trace
+    found: dict[tuple[str, str, str], tuple[Example, Recorder, Branch]] = {}
     for example, recorder in runs:
         for branch in (*recorder.watch.branches(recorder.input_names), *arguments(model, example)):
-            found.setdefault((branch.kind, branch.condition.where, branch.argument), (example, branch))
-    modes = [key for key in found if key[0] == "mode"]
+            found.setdefault((branch.kind, branch.condition.where, branch.argument), (example, recorder, branch))
     tried: dict[str, str] = {}
-    for key, (example, branch) in found.items():
+    for example, recorder, branch in found.values():
+        if branch.kind not in BRANCHES:
+            trace.conditions.append(branch.condition)
+            continue
+        # One run in train mode takes all the branches of it.
         name = "mode" if branch.kind == "mode" else f"{branch.condition.where} {branch.argument}"
-        if branch.kind in BRANCHES and name not in tried and len(tried) < MAX_BRANCHES + bool(modes):
-            tried[name] = _taken(model, example, trace, branch)
-        told = tried.get(name) if branch.kind in BRANCHES else None
-        other = "" if branch.kind not in BRANCHES else "the other branch was not seen"
-        trace.conditions.append(branch.told(told or other) if told or other else found[key][1].condition)
+        if name not in tried and (branch.kind == "mode" or len(tried.keys() - {"mode"}) < MAX_BRANCHES):
+            other = _taken(model, example, recorder, branch)
+            trace.beside.append(other.trace)
+            up_to = f" up to its {other.failed}" if other.failed else ", too"
+            tried[name] = f"the other branch was seen{up_to}"
+        trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     trace.conditions += unreached(model, trace.tensors(), trace.aliases)
 
 
-def _taken(model: nn.Module, example: Example, trace: Trace, branch: Branch) -> str:
-    """Run along the other side of a branch; returns what came of it."""
-    where = branch.condition.where
-    how: dict[str, Any] = {"turned": where}
-    if branch.kind in ("mode", "argument"):
-        how = {"mode": "train"} if branch.kind == "mode" else {"switched": branch.argument}
-    recorder = _run(model, example, trace, **how)
-    trace.beside.append(recorder.trace)
-    if recorder.failed:
-        return f"the other branch was seen up to its {recorder.failed}"
-    return "the other branch was seen, too"
+def _taken(model: nn.Module, example: Example, recorder: Recorder, branch: Branch) -> Recorder:
+    """A run along the other side of a branch."""
+    if branch.kind == "mode":
+        return _run(model, example, recorder, mode="train")
+    if branch.kind == "argument":
+        return _run(model, example, recorder, switched=branch.argument)
+    return _run(model, example, recorder, turned=branch.condition.where)
 
 
 def _forward(model: nn.Module, example: Example) -> object:
@@ -227,8 +230,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rules.follow_source(matched, produced)
         if name in RANDOM or not recorder.data.isdisjoint(numbers.values()):
             recorder.data.update(produced)
-            if name == SCALAR:
-                recorder.watch.value(recorder.here.function, result)
+        else:
+            rules.follow_weights(matched, numbers.values(), produced)
         recorder.trace.steps.append(
             Step(
                 func,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from secateur.structure.axes import Axis, leaves, resolve
+from secateur.structure.axes import Axis, leaves, resolve, same_axis
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, is_literal
 from secateur.structure.trace import Place, SizeUse
 from secateur.types import Condition, Example
@@ -30,6 +30,7 @@ SYMBOLS = {
     "floordiv": "//", "mod": "%",
 }  # fmt: skip
 OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
+SEEN_ONLY = ("__repr__", "__str__", "__format__", "data_ptr", "storage", "untyped_storage", "_typed_storage")
 MOST_NAMES = 6  # of arguments or parameters that one sentence lists
 
 
@@ -63,6 +64,7 @@ class Watch:
 
     recorder: Recorder
     turned: str = ""
+    turned_in: str = ""  # the module that was told so
     compared_sizes: list[tuple[Apply, bool, Place]] = field(default_factory=list)
     others: list[Branch] = field(default_factory=list)
 
@@ -87,7 +89,7 @@ class Watch:
         """What the code is told: the opposite, the first time at the line that is being looked at."""
         if not self.turned or where != self.turned:
             return result
-        self.turned = ""
+        self.turned, self.turned_in = "", self.recorder.here.module
         return not result
 
     def left(self, expr: Expr, value: int, how: str) -> None:
@@ -109,13 +111,12 @@ class Watch:
 
     def value(self, how: str, value: object) -> None:
         """A value that depends on the input left the graph."""
-        if self.recorder.here.caller() is None:
-            return
         place = self.recorder.here.place()
-        if how == "__bool__":
-            self._add("value", f"holds where this value of the data is {bool(value)}", place)
-        else:
-            self._add("read", f"holds for data like the example's, of which a value is read ({value})", place)
+        if isinstance(value, bool):
+            self._add("value", f"holds where this value of the data is {value}", place)
+        elif how not in SEEN_ONLY:
+            number = f", here {value}" if isinstance(value, (int, float)) else ""
+            self._add("read", f"holds for data like the example's, of which values are read ({how}{number})", place)
 
     def _add(self, kind: str, text: str, place: Place) -> None:
         branch = Branch(kind, Condition(text, place.where, place.module))
@@ -135,14 +136,10 @@ class Watch:
 
 def _on_data(expr: Apply) -> bool:
     """Whether a comparison asks for a size of the data, which other inputs change; what is cut is checked by itself."""
-    if isinstance(expr.left, Dim) and isinstance(expr.right, Dim) and _same(expr.left.axis, expr.right.axis):
+    if isinstance(expr.left, Dim) and isinstance(expr.right, Dim) and same_axis(expr.left.axis, expr.right.axis):
         return False
     dims = [resolve(axis) for axis in _axes(expr)]
     return any(axis.size == 1 or any(atom.locks for atom in leaves(axis)) for axis in dims)
-
-
-def _same(a: Axis, b: Axis) -> bool:
-    return resolve(a) is resolve(b) or (a.size == b.size and [x.id for x in leaves(a)] == [x.id for x in leaves(b)])
 
 
 def _axes(expr: Expr) -> Iterator[Axis]:

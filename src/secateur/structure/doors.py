@@ -38,9 +38,10 @@ def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
     reason = recorder.reason(f"its values leave the graph here as {READS[name]}", HINT)
     for axis in (*recorder.trace.axes[number], *recorder.positions.get(number, ())):
         lock(axis, reason)
-    if name in BOOLS and number in recorder.data:
-        return recorder.watch.answer(bool(result), recorder.here.place().where)
-    return result
+    if number not in recorder.data:
+        return result
+    recorder.watch.value(name, result)
+    return recorder.watch.answer(bool(result), recorder.here.place().where) if name in BOOLS else result
 
 
 def counted(recorder: Recorder, name: str, args: Args, result: object) -> object:

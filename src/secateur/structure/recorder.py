@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,9 +14,9 @@ from types import CodeType, FrameType
 import torch
 from torch import Tensor, nn
 
-from secateur.model.call import inputs, outputs
+from secateur.model.call import inputs, outputs, tensors_in
 from secateur.structure import doors
-from secateur.structure.axes import Axis, Conflict, Space, leaves, lock
+from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
 from secateur.structure.provenance import Expr, is_literal
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
@@ -64,17 +64,21 @@ class Here:
         return Place(self.function, self.module, user_line())
 
     @contextmanager
-    def followed(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Keep track of which of these modules runs, by its name."""
+    def followed(
+        self, modules: Mapping[str, nn.Module], left: Callable[[str, object], None] | None = None
+    ) -> Iterator[None]:
+        """Keep track of which of these modules runs, by its name; `left` hears what each of them returned."""
         paths = {id(module): name for name, module in modules.items()}
 
         def enter(module: nn.Module, _: object) -> None:
             # A module that the forward makes on the fly has no name: what it does counts for the one that made it.
             self.modules.append(paths.get(id(module), self.module))
 
-        def leave(*_: object) -> None:
+        def leave(module: nn.Module, _: object, result: object) -> None:
             if self.modules:
                 self.modules.pop()
+            if left is not None:
+                left(paths.get(id(module), ""), result)
 
         # Hooks of all modules at once: hooks of one's own on every module would change what its `_forward_hooks` hold.
         handles = [
@@ -150,14 +154,17 @@ class Recorder:
 
     Args:
         model: the model that is about to run.
-        after: the trace of an earlier run of it, whose atoms this run shares.
+        after: an earlier run of it, whose atoms this run shares.
         turned: see `Watch`.
     """
 
-    def __init__(self, model: nn.Module, after: Trace | None = None, turned: str = "") -> None:
+    def __init__(self, model: nn.Module, after: Recorder | None = None, turned: str = "") -> None:
         # The result, and the atoms in it.
-        self.trace = Trace() if after is None else after.another()
-        self.known = {} if after is None else after.tensors()
+        self.trace = Trace() if after is None else after.trace.another()
+        self.known = {} if after is None else after.trace.tensors()
+        # Module -> dimensions of the tensors that each of its runs returned, here and in the earlier run.
+        self.returned: dict[str, list[list[Axes]]] = {}
+        self.before = {} if after is None else after.returned
         self.space: Space = self.trace.space
         # Where the run is, and the modules that it goes through.
         self.here = Here()
@@ -248,6 +255,22 @@ class Recorder:
             for axis in (*self.trace.axes[number], *self.positions.get(number, ())):
                 lock(axis, Lock("a dimension of the model's output", hint="outputs are protected by default"))
 
+    def leave(self, module: str, result: object) -> None:
+        """A module returned; where that ends a branch that leads to the same dimensions, the rest is known.
+
+        Raises:
+            Rejoined: from here on this run would be the earlier one.
+        """
+        if module == "" or result is None:
+            return
+        here = [self.axes(tensor) for tensor in tensors_in(result)]
+        runs = self.returned.setdefault(module, [])
+        runs.append(here)
+        if self.watch.turned_in == module:
+            before = self.before.get(module, [])
+            if len(before) >= len(runs) and _alike(before[len(runs) - 1], here):
+                raise Rejoined
+
     # -- what the run leaves as it was -------------------------------------------------------------------
 
     @contextmanager
@@ -297,6 +320,17 @@ class Recorder:
             for axis in axes:
                 lock(axis, self.reason("a tensor is made here with a size from the code"))
         self.made.clear()
+
+
+class Rejoined(BaseException):
+    """A run along another branch is back where the earlier run was. No code of a model catches it."""
+
+
+def _alike(a: Sequence[Axes], b: Sequence[Axes]) -> bool:
+    """Whether tensors have the same dimensions, and not only equal sizes."""
+    return len(a) == len(b) and all(
+        len(x) == len(y) and all(same_axis(i, j) for i, j in zip(x, y, strict=True)) for x, y in zip(a, b, strict=True)
+    )
 
 
 def _storage_key(tensor: Tensor) -> StorageKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import TypeVar, cast
 
@@ -256,7 +256,6 @@ def follow_source(call: Call, produced: list[int]) -> None:
     """A moved parameter is still that parameter: remember which of its dimensions went where."""
     for result, axes in call.positions.items():
         call.recorder.positions[produced[result]] = axes
-    _follow_weights(call, produced)
     if base_name(call.func) not in MOVED or not call.args or not produced:
         return
     source = call.recorder.sources.get(call.number(call.first))
@@ -271,16 +270,18 @@ def follow_source(call: Call, produced: list[int]) -> None:
         call.recorder.sources[produced[0]] = (name, moved)
 
 
-def _follow_weights(call: Call, produced: list[int]) -> None:
-    """What is made of parameters alone is a weight like them, unless a layer was applied to it."""
-    recorder = call.recorder
-    if not recorder.weights or call.restricted is not None:
+def follow_weights(call: Call, numbers: Collection[int], produced: list[int]) -> None:
+    """What is made of parameters alone is a weight like them, unless a layer was applied to it.
+
+    Args:
+        call: the call, of which nothing depends on the input of the model.
+        numbers: of its tensor arguments.
+        produced: of its results.
+    """
+    recorder, names = call.recorder, call.recorder.trace.names
+    if call.restricted is not None or recorder.weights.isdisjoint(numbers):
         return
     if recorder.here.function in LAYERS and base_name(call.func) not in MOVED:
         return
-    numbers = [recorder.number(tensor) for tensor in call.tensors()]
-    trace = recorder.trace
-    if any(n in recorder.weights for n in numbers) and all(
-        n in recorder.weights or n in trace.names or (n in trace.constants and n not in trace.inputs) for n in numbers
-    ):
+    if all(n in recorder.weights or n in names or n in recorder.trace.constants for n in numbers):
         recorder.weights.update(produced)
