@@ -72,6 +72,24 @@ class Lock:
     hint: Text = ""
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What the run that a plan was learned from depended on: the plan holds where it is so again.
+
+    Args:
+        text: one sentence, for example "holds for dimension 1 of the input > 16 (here 20)".
+        where: "file:line" in the user's code, or "".
+        module: qualified name of the module that ran, or "".
+    """
+
+    text: Text
+    where: Text = ""
+    module: Text = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.where})" if self.where else self.text
+
+
 @dataclass(frozen=True, eq=False)
 class Span:
     """One place where the units of a group live.

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from secateur.structure.axes import Atom, Axis, Prod, Sum, add_lock, leaves, resolve, size_after
+from secateur.structure.axes import (
+    Atom,
+    Axis,
+    Conflict,
+    Prod,
+    Sum,
+    add_lock,
+    depends_on,
+    leaves,
+    product,
+    resolve,
+    size_after,
+)
 from secateur.structure.provenance import Apply, Attribute, Dim, Expr, attributes_in, evaluate, read
 from secateur.structure.trace import SizeUse, Trace
 from secateur.types import Lock
@@ -182,8 +194,9 @@ def settle(trace: Trace, atoms: Iterable[Atom]) -> None:
     Each free atom is changed, once by one and once by half, and the uses that read or size it are evaluated with the
     attributes that follow.
     """
+    _factor_widths(trace)
     sizes = Sizes(trace)
-    for atom in sorted(atoms, key=lambda a: a.id):
+    for atom in sorted({a.id: a for each in atoms for a in leaves(each)}.values(), key=lambda a: a.id):
         if atom.locks or atom.bound is not None or atom.id not in sizes.by_atom:
             continue
         together = [atom]
@@ -198,6 +211,53 @@ def settle(trace: Trace, atoms: Iterable[Atom]) -> None:
             assert isinstance(root, Atom)
             sizes.by_atom[root.id] = sizes.by_atom[atom.id]
             atom = root
+
+
+def _factor_widths(trace: Trace) -> None:
+    """Give a width the structure of the product that it sizes: heads times coordinates of a head.
+
+    The common spelling of attention reads the width of its input and uses it for something else: ``c // heads`` as the
+    size of a head, or ``c`` itself as the width of all heads together. Neither side can shrink by itself. Where the
+    width gets the factors of the other side, both shrink alike: by whole heads, or by the same coordinates of each.
+    """
+    definitions = _definitions(trace)
+    for use in trace.size_uses:
+        sides = None if isinstance(use.axis, int) else _two_sides(trace, use.expr, use.axis, definitions)
+        if sides is None or not any(isinstance(resolve(side), Prod) for side in sides):
+            continue
+        if _shrink_alike(*sides):
+            continue
+        try:
+            trace.space.unify(*sides)
+        except Conflict:
+            for side in sides:
+                for atom in leaves(side):
+                    add_lock(atom, _reason(use))
+
+
+def _shrink_alike(a: Axis, b: Axis) -> bool:
+    """Whether one side is made of the other's own parts, in another order say: it follows by itself."""
+    ids = depends_on(a), depends_on(b)
+    return ids[0] <= ids[1] or ids[1] <= ids[0]
+
+
+def _two_sides(
+    trace: Trace, expr: Expr, axis: Axis, definitions: Mapping[Attribute, Definition]
+) -> tuple[Axis, Axis] | None:
+    """A width that the code reads, and the product that has to stay as large as it; None for other arithmetic."""
+    if isinstance(expr, Dim):
+        width = expr.axis
+        return (width, axis) if width.size == axis.size else None
+    if not isinstance(expr, Apply) or expr.op != "floordiv" or not isinstance(expr.left, Dim):
+        return None
+    width, count = expr.left.axis, evaluate(expr.right, {}, trace.values)
+    if count * axis.size != width.size or axis.size == 1 or _shrink_alike(width, axis):
+        return None
+    known = definitions.get(expr.right) if isinstance(expr.right, Attribute) else None
+    if known is not None and known.axis.size == count and not known.steps:
+        return width, product([known.axis, axis])
+    fixed = Lock("a width is divided by this number", module="")
+    return width, product([trace.space.fresh(count, fixed), axis])
 
 
 def _extend(sizes: Sizes, together: list[Atom]) -> SizeUse | None:

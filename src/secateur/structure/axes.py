@@ -121,6 +121,16 @@ def add_lock(atom: Atom, reason: Lock) -> None:
         atom.locks.append(reason)
 
 
+def same_axis(a: Axis, b: Axis) -> bool:
+    """Whether two dimensions are indexed alike, as far as that is known."""
+    a, b = resolve(a), resolve(b)
+    if a is b:
+        return True
+    if type(a) is not type(b) or isinstance(a, Atom) or isinstance(b, Atom) or len(a.parts) != len(b.parts):
+        return False
+    return all(same_axis(x, y) for x, y in zip(a.parts, b.parts, strict=True))
+
+
 def depends_on(node: Axis) -> set[int]:
     """Ids of the atoms below `node`."""
     return {atom.id for atom in leaves(node)}

@@ -7,10 +7,13 @@ the model, its modes, buffers and hooks and the random state as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import cache
-from typing import cast
+from io import StringIO
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +22,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import ForwardError
 from secateur.model.call import call
-from secateur.model.guard import guard
+from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
-from secateur.structure import rules, size_uses
-from secateur.structure.provenance import Dim, TrackedInt, tracked_attributes
-from secateur.structure.recorder import Recorder
+from secateur.structure import doors, rules, size_uses
+from secateur.structure.conditions import Branch, arguments, unreached
+from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
+from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
 from secateur.types import Example
 
+MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
+RANDOM = frozenset(["aten.rand.default", "aten.randn.default", "aten.randint.default", "aten.randint.low"])
+BRANCHES = ("size", "value", "mode", "argument")  # conditions whose other side can be taken
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
 # These write their running statistics in training mode, and their signatures do not say so.
 UNDECLARED = frozenset(
@@ -34,37 +41,122 @@ UNDECLARED = frozenset(
 )
 
 
-def capture(model: nn.Module, example: Example) -> Trace:
-    """Run `model` once on `example` and return the trace of its dimensions.
+def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] = ()) -> Trace:
+    """Run `model` on `example` and return the trace of its dimensions.
 
     The run is in eval mode without gradients. On meta tensors nothing is computed, which is how models larger
-    than memory are planned.
+    than memory are planned. Where the code asks for train mode, compares a size of the data or reads a value of it, or
+    has a switch among its arguments, the model runs once more along the other branch (`MAX_BRANCHES` times at most):
+    what that branch does to a dimension constrains the plan as well, and the trace says where it was not seen.
 
     Args:
         model: any module whose forward runs on the example.
         example: a tensor, a tuple of positional or a mapping of keyword arguments.
+        examples: further ones, which the plan has to hold for as well.
 
     Returns:
-        the trace; the model is left as it was.
+        the trace, with one trace per further example in it; the model is left as it was.
 
     Raises:
-        ForwardError: the forward fails on the example.
+        ForwardError: the forward fails on an example.
 
-    Cost: one forward pass plus about 0.1 ms per operation; no copy of the weights.
+    Cost: per example one forward pass plus about 0.1 ms per operation; no copy of the weights.
     """
-    recorder = Recorder(model)
+    first = _run(model, example)
+    trace, runs = first.trace, [(example, first)]
+    for other in examples:
+        runs.append((other, _run(model, other, first)))
+        trace.further.append(runs[-1][1].trace)
+    _look_beside(model, runs)
+    return trace
+
+
+def _run(
+    model: nn.Module,
+    example: Example,
+    after: Recorder | None = None,
+    *,
+    mode: Mode = "eval",
+    turned: str = "",
+    switched: str = "",
+) -> Recorder:
+    """One run, of which atoms and uses of sizes are those of an earlier one.
+
+    Args:
+        model: what runs.
+        example: what it runs on.
+        after: the first run.
+        mode: "train" takes the branches of training.
+        turned: line at which the other branch is taken.
+        switched: argument that is given the opposite of its default.
+    """
+    recorder = Recorder(model, after, turned)
     recorder.add_inputs(example)
+    beside = mode == "train" or bool(turned or switched)
     with ExitStack() as stack:
-        stack.enter_context(quiet(model, copies=False))  # the recorder keeps what a call is about to change
-        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.equality))
-        stack.enter_context(recorder.here.followed(recorder.modules))
+        # The recorder keeps what a call is about to change, so no copies are needed.
+        stack.enter_context(_calm(model, mode))
+        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=not beside))
+        stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
+        if beside:  # what it prints or warns of is none of the user's business
+            stack.enter_context(redirect_stdout(StringIO()))
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
         # The function mode stands on top: a call passes it first, with the integers as the user's code wrote them.
         stack.enter_context(_Dispatch(recorder))
         stack.enter_context(_Functions(recorder))
-        result = _forward(model, example)
-    recorder.add_outputs(result)
-    return recorder.trace
+        try:
+            recorder.add_outputs(_forward(model, _switched(model, example, switched)))
+        except Rejoined:
+            pass
+        except (Exception, SystemExit) as error:
+            if not beside:
+                raise
+            recorder.failed = f"{type(error.__cause__ or error).__name__}"
+    return recorder
+
+
+def _switched(model: nn.Module, example: Example, name: str) -> Example:
+    """The example as keyword arguments, with one switch turned."""
+    if not name:
+        return example
+    parameters = inspect.signature(model.forward).parameters
+    positional = example if isinstance(example, tuple) else (example,)
+    named = example if isinstance(example, Mapping) else dict(zip(parameters, positional, strict=False))
+    return {**named, name: not parameters[name].default}
+
+
+def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> None:
+    """Take the other branches, and note what the runs depended on."""
+    first = runs[0][1]
+    trace = first.trace
+    found: dict[tuple[str, str, str], tuple[Example, Recorder, Branch]] = {}
+    for example, recorder in runs:
+        for branch in (*recorder.watch.branches(recorder.input_names), *arguments(model, example)):
+            found.setdefault((branch.kind, branch.condition.where, branch.argument), (example, recorder, branch))
+    tried: dict[str, str] = {}
+    for example, recorder, branch in found.values():
+        if branch.kind not in BRANCHES:
+            trace.conditions.append(branch.condition)
+            continue
+        # One run in train mode takes all the branches of it.
+        name = "mode" if branch.kind == "mode" else f"{branch.condition.where} {branch.argument}"
+        if name not in tried and (branch.kind == "mode" or len(tried.keys() - {"mode"}) < MAX_BRANCHES):
+            other = _taken(model, example, recorder, branch)
+            trace.beside.append(other.trace)
+            up_to = f" up to its {other.failed}" if other.failed else ", too"
+            tried[name] = f"the other branch was seen{up_to}"
+        trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
+    trace.conditions += unreached(model, trace.tensors(), trace.aliases)
+
+
+def _taken(model: nn.Module, example: Example, recorder: Recorder, branch: Branch) -> Recorder:
+    """A run along the other side of a branch."""
+    if branch.kind == "mode":
+        return _run(model, example, recorder, mode="train")
+    if branch.kind == "argument":
+        return _run(model, example, recorder, switched=branch.argument)
+    return _run(model, example, recorder, turned=branch.condition.where)
 
 
 def _forward(model: nn.Module, example: Example) -> object:
@@ -93,6 +185,12 @@ def quiet(model: nn.Module, example: Example = None, *, copies: bool = True) -> 
         yield
 
 
+@contextmanager
+def _calm(model: nn.Module, mode: Mode) -> Iterator[None]:
+    with guard(model, mode=mode, gradients=False, copies=False), unfused(model):
+        yield
+
+
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every ATen call."""
 
@@ -112,7 +210,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _execute(self, func: Op, args: Args, kwargs: Kwargs) -> object:
         recorder = self.recorder
-        recorder.here.op = _name(func)
+        recorder.here.op = name = _name(func)
         tensors_in = tensors_of((args, kwargs))
         # Numbered before the call: a new constant must be known as it was before an in-place operator writes into it.
         numbers = {id(t): recorder.number(t) for t in tensors_in}
@@ -130,6 +228,10 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 number = recorder.assign(tensor, dims)
             produced.append(number)
         rules.follow_source(matched, produced)
+        if name in RANDOM or not recorder.data.isdisjoint(numbers.values()):
+            recorder.data.update(produced)
+        else:
+            rules.follow_weights(matched, numbers.values(), produced)
         recorder.trace.steps.append(
             Step(
                 func,
@@ -175,7 +277,13 @@ class _Functions(TorchFunctionMode):
             return self._sizes(func(*args, **kwargs), args, kwargs)
         outer, recorder.here.function = recorder.here.function, name
         try:
-            result = func(*args, **kwargs)
+            result = func(*_without_flags(args), **_without_flags(kwargs))
+            if name in doors.READS:
+                return doors.read(recorder, name, args, result)
+            if name in doors.COUNTS:
+                return doors.counted(recorder, name, args, result)
+            if name in doors.MAKERS:
+                doors.watched_numbers(recorder, args[:1])
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(size_uses.FunctionCall(recorder, name, args, kwargs, result))
@@ -191,9 +299,19 @@ class _Functions(TorchFunctionMode):
         axes = self.recorder.axes(cast(Tensor, args[0]))
         if isinstance(plain, int):
             dim = cast(int, args[1] if len(args) > 1 else kwargs["dim"])
-            return TrackedInt(plain, Dim(axes[dim]), self.recorder.equality)
+            return TrackedInt(plain, Dim(axes[dim]), self.recorder.watch)
         sizes = zip(cast(torch.Size, plain), axes, strict=True)
-        return torch.Size([TrackedInt(n, Dim(axis), self.recorder.equality) for n, axis in sizes])
+        return torch.Size([TrackedInt(n, Dim(axis), self.recorder.watch) for n, axis in sizes])
+
+
+def _without_flags(given: Any) -> Any:
+    """Arguments with plain bools: torch takes nothing else for a flag."""
+    values = given.values() if isinstance(given, dict) else given
+    if not any(type(value) is TrackedFlag for value in values):
+        return given
+    if isinstance(given, dict):
+        return {key: int(value) == 1 if type(value) is TrackedFlag else value for key, value in given.items()}
+    return tuple(int(value) == 1 if type(value) is TrackedFlag else value for value in given)
 
 
 def _with_refs(tree: object, numbers: dict[int, int]) -> object:

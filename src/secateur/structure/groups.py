@@ -17,6 +17,8 @@ from secateur.structure.trace import Axes, Trace
 from secateur.types import Group, Lock, Span
 
 KERNEL = "the kernel's extent"
+DATA = "no weight of a product has this dimension: what lies along it are positions, tokens or other data"
+EXPERTS = "products with weights run side by side over this dimension: its positions are experts, not channels"
 SCALES = ("running_mean", "running_var")
 
 
@@ -58,7 +60,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         RecipeError: a pattern of `protect` matches nothing.
     """
     tensors = trace.tensors()
-    settle(trace, {a.id: a for axes in tensors.values() for axis in axes for a in leaves(axis)}.values())
+    settle(trace, [a for axes in tensors.values() for axis in axes for a in leaves(axis)])
     places: dict[int, list[tuple[str, int]]] = defaultdict(list)
     atoms: dict[int, Atom] = {}
     for name, axes in tensors.items():
@@ -72,6 +74,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
     guarded = protected_tensors(model, tensors, protect)
     heads = {a.id for axis in trace.heads for a in leaves(axis)}
     inner = {a.id for axis in trace.inner for a in leaves(axis)} - heads
+    widths, parallel = ({a.id for axis in found for a in leaves(axis)} for found in (trace.widths, trace.parallel))
     weights = {name for name, _ in model.named_parameters()}
     used: Counter[str] = Counter()
     order = {name: i for i, name in enumerate(named_tensors(model))}
@@ -87,6 +90,10 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         if not any(span.tensor in weights for span in spans):
             # A table of positions, for example: no criterion can say what its entries are worth.
             locks.append(Lock("only buffers have this dimension, no weight"))
+        elif atom.id not in widths:
+            locks.append(Lock(DATA))
+        elif atom.id in parallel and kind == "channel" and _stands_alone(tensors, places[atom.id], atom):
+            locks.append(Lock(EXPERTS, hint='whole experts are units of granularity "expert"'))
         constraints = {"multiple": atom.multiple} if atom.multiple > 1 else {}
         found.atoms[name] = atom
         found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks), constraints))
@@ -134,13 +141,24 @@ def _kind(
     mates = {a.id for n, d in places for a in leaves(tensors[n][d])} - {atom.id}
     if atom.id in heads:
         return "head"
-    if atom.id in inner and mates & heads:
+    if atom.id in inner and mates & heads and not _runs_through(tensors, places):
         return "head_dim"
     producers = [len(tensors[s.tensor]) for s in spans if s.role == "out"]
     outer = not _is_whole(tensors, spans, atom) and any(_is_outer(tensors[n][d], atom) for n, d in places)
     if mates and producers and max(producers) > 2 and outer:
         return "conv_group"
     return "neuron" if producers and max(producers) <= 2 else "channel"
+
+
+def _runs_through(tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]]) -> bool:
+    """Whether an atom is in the input and in the output of one weight: then it is the width of a residual stream."""
+    matrices = Counter(name for name, _ in places if len(tensors[name]) > 1)
+    return any(count > 1 for count in matrices.values())
+
+
+def _stands_alone(tensors: Mapping[str, Axes], places: Sequence[tuple[str, int]], atom: Atom) -> bool:
+    """Whether an atom is a dimension of its own wherever it occurs: blocks of a width are a factor of it somewhere."""
+    return all(resolve(tensors[name][d]) is atom for name, d in places)
 
 
 def _is_whole(tensors: Mapping[str, Axes], spans: Sequence[Span], atom: Atom) -> bool:

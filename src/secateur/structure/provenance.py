@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -21,13 +21,21 @@ from secateur.structure.axes import Axis, size_after
 
 CONTAINERS = (dict, OrderedDict, list, set)
 PLAIN = frozenset([*CONTAINERS, bool, int, float, str, tuple, type(None)])
+COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
 OPERATORS: dict[str, Callable[[int, int], int]] = {
+    **COMPARISONS,
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
-    "eq": operator.eq,
 }
 
 
@@ -64,38 +72,77 @@ class Apply:
 
 
 Expr = Attribute | Dim | Const | Apply
-Watch = Callable[[Expr], None]
+
+
+class Watcher(Protocol):
+    """Who is told what the code does with its integers, other than arithmetic."""
+
+    def compared(self, expr: Apply, result: bool) -> bool:
+        """Two integers were compared; returns what the code is told."""
+
+    def left(self, expr: Expr, value: int, how: str) -> None:
+        """An integer became something that carries no provenance."""
+
+    def asked_mode(self, training: bool) -> bool:
+        """The code branched on `training`; returns what it is told."""
 
 
 class TrackedInt(int):
     """An int with an expression; every other use sees a plain int."""
 
     expr: Expr
-    watch: Watch | None
+    watch: Watcher | None
 
-    def __new__(cls, value: int, expr: Expr, watch: Watch | None = None) -> TrackedInt:  # noqa: D102
+    def __new__(cls, value: int, expr: Expr, watch: Watcher | None = None) -> TrackedInt:  # noqa: D102
         self = super().__new__(cls, value)
         self.expr = expr
         self.watch = watch
         return self
 
-    def __eq__(self, other: object) -> bool:
-        equal = int.__eq__(self, other)
-        if equal is True and self.watch is not None and isinstance(other, int) and other is not self:
-            self.watch(Apply("eq", self.expr, expr_of(other)))
-        return equal
+    def _told(self, how: str) -> None:
+        if self.watch is not None:
+            self.watch.left(self.expr, int(self), how)
 
-    def __ne__(self, other: object) -> bool:
-        equal = self.__eq__(other)
-        return equal if equal is NotImplemented else not equal
+    def __hash__(self) -> int:
+        self._told("a key")
+        return int.__hash__(self)
 
-    __hash__ = int.__hash__
+    def __str__(self) -> str:
+        self._told("text")
+        return int.__repr__(self)
+
+    __repr__ = __str__
+
+    def __format__(self, form: str) -> str:
+        self._told("text")
+        return int.__format__(self, form)
+
+    def __bool__(self) -> bool:
+        result = int.__bool__(self)
+        return result if self.watch is None else self.watch.compared(Apply("ne", self.expr, Const(0)), result)
 
     def __deepcopy__(self, memo: object) -> int:
         return int(self)
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
+
+
+class TrackedFlag(int):
+    """The `training` of a module of the user's: says when the code branches on it."""
+
+    watch: Watcher
+
+    def __new__(cls, value: bool, watch: Watcher) -> TrackedFlag:  # noqa: D102
+        self = super().__new__(cls, value)
+        self.watch = watch
+        return self
+
+    def __bool__(self) -> bool:
+        return self.watch.asked_mode(int.__bool__(self))
+
+    def __repr__(self) -> str:
+        return repr(int.__bool__(self))
 
 
 def expr_of(value: int) -> Expr:
@@ -115,9 +162,25 @@ def _binary(name: str, *, swapped: bool) -> Callable[[TrackedInt, Any], Any]:
     return method
 
 
-for _name in set(OPERATORS) - {"eq"}:
+def _comparison(name: str) -> Callable[[TrackedInt, object], bool]:
+    function = COMPARISONS[name]
+
+    def method(self: TrackedInt, other: object) -> bool:
+        if not isinstance(other, int):
+            return NotImplemented
+        result = function(int(self), int(other))
+        if self.watch is None or other is self:
+            return result
+        return self.watch.compared(Apply(name, self.expr, expr_of(other)), result)
+
+    return method
+
+
+for _name in set(OPERATORS) - set(COMPARISONS):
     setattr(TrackedInt, f"__{_name}__", _binary(_name, swapped=False))
     setattr(TrackedInt, f"__r{_name}__", _binary(_name, swapped=True))
+for _name in COMPARISONS:
+    setattr(TrackedInt, f"__{_name}__", _comparison(_name))
 
 
 def evaluate(expr: Expr, counts: Mapping[int, int], attributes: Mapping[Attribute, int]) -> int:
@@ -196,13 +259,16 @@ def write(model: nn.Module, attribute: Attribute, value: int) -> None:
 
 
 @contextmanager
-def tracked_attributes(model: nn.Module, values: dict[Attribute, int], watch: Watch) -> Iterator[None]:
+def tracked_attributes(
+    model: nn.Module, values: dict[Attribute, int], watch: Watcher, *, flags: bool = False
+) -> Iterator[None]:
     """Replace integer attributes by tracked ones and note their `values`; all is put back on exit.
 
     Args:
         model: its modules and their configs get tracked integers.
         values: is filled with the attributes as they are.
-        watch: is told every equality that the forward relies on.
+        watch: is told what the forward does with them.
+        flags: also follow `training` of modules that are no classes of torch.
     """
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     held: list[tuple[Any, Any]] = []
@@ -219,6 +285,8 @@ def tracked_attributes(model: nn.Module, values: dict[Attribute, int], watch: Wa
             elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
                 values.update({Attribute(path, name, i): v for i, v in enumerate(value)})
                 store[name] = type(value)(TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
+            elif flags and name == "training" and _is_users(owner):
+                store[name] = TrackedFlag(value, watch)
     try:
         yield
     finally:
@@ -231,6 +299,11 @@ def tracked_attributes(model: nn.Module, values: dict[Attribute, int], watch: Wa
         for container, content in held:  # caches that a forward fills would outlive the cut
             if (container or content) and not _same(container, content):
                 _refill(container, content)
+
+
+def _is_users(owner: object) -> bool:
+    """Whether the code of a module is not torch's, which is known to keep its structure in both modes."""
+    return isinstance(owner, nn.Module) and not type(owner).__module__.startswith("torch.")
 
 
 def _same(a: Any, b: Any) -> bool:

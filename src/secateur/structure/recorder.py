@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,8 +14,10 @@ from types import CodeType, FrameType
 import torch
 from torch import Tensor, nn
 
-from secateur.model.call import inputs, outputs
-from secateur.structure.axes import Axis, Conflict, Space, lock
+from secateur.model.call import inputs, outputs, tensors_in
+from secateur.structure import doors
+from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
+from secateur.structure.conditions import Watch
 from secateur.structure.provenance import Expr, is_literal
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
 from secateur.types import Example, Lock
@@ -50,22 +52,33 @@ class Here:
         """The operation, the module and the user's source line."""
         return Place(self.op or self.function, self.module, user_line())
 
+    def caller(self) -> FrameType | None:
+        """The frame of the code that did something to an integer or flag; None where that is torch's own."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(HERE):
+            frame = frame.f_back
+        return None if frame is None or frame.f_code.co_filename.startswith(TORCH) else frame
+
     def use(self) -> Place:
         """The place of a size that is used now: the function that took the integer stands for the operation."""
         return Place(self.function, self.module, user_line())
 
     @contextmanager
-    def followed(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Keep track of which of these modules runs, by its name."""
+    def followed(
+        self, modules: Mapping[str, nn.Module], left: Callable[[str, object], None] | None = None
+    ) -> Iterator[None]:
+        """Keep track of which of these modules runs, by its name; `left` hears what each of them returned."""
         paths = {id(module): name for name, module in modules.items()}
 
         def enter(module: nn.Module, _: object) -> None:
             # A module that the forward makes on the fly has no name: what it does counts for the one that made it.
             self.modules.append(paths.get(id(module), self.module))
 
-        def leave(*_: object) -> None:
+        def leave(module: nn.Module, _: object, result: object) -> None:
             if self.modules:
                 self.modules.pop()
+            if left is not None:
+                left(paths.get(id(module), ""), result)
 
         # Hooks of all modules at once: hooks of one's own on every module would change what its `_forward_hooks` hold.
         handles = [
@@ -91,12 +104,14 @@ class OwnTensors:
         self.by_id: dict[int, str] = {}
         # `weight.data` and the like are other Python objects over the same memory.
         self.by_storage: dict[StorageKey, str] = {}
+        self.parameters: set[str] = set()
         self.held: list[Tensor] = []  # so that no id is given to another tensor while the run goes on
         parameters, buffers = [], []
         for path, module in model.named_modules(remove_duplicate=False):
             start = f"{path}." if path else ""
             parameters += [(start + name, p) for name, p in module._parameters.items() if p is not None]
             buffers += [(start + name, b) for name, b in module._buffers.items() if b is not None]
+        self.parameters.update(name for name, _ in parameters)
         for name, tensor in (*parameters, *buffers):
             if id(tensor) in self.by_id:
                 aliases[name] = self.by_id[id(tensor)]
@@ -139,11 +154,17 @@ class Recorder:
 
     Args:
         model: the model that is about to run.
+        after: an earlier run of it, whose atoms this run shares.
+        turned: see `Watch`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, after: Recorder | None = None, turned: str = "") -> None:
         # The result, and the atoms in it.
-        self.trace = Trace()
+        self.trace = Trace() if after is None else after.trace.another()
+        self.known = {} if after is None else after.trace.tensors()
+        # Module -> dimensions of the tensors that each of its runs returned, here and in the earlier run.
+        self.returned: dict[str, list[list[Axes]]] = {}
+        self.before = {} if after is None else after.returned
         self.space: Space = self.trace.space
         # Where the run is, and the modules that it goes through.
         self.here = Here()
@@ -156,6 +177,14 @@ class Recorder:
         # and the like are positions in these dimensions, which a cut would shift.
         self.sources: dict[int, Source] = {}
         self.positions: dict[int, list[Axis]] = {}
+        # Numbers of parameters and of what was made of parameters alone, as weights are. What went through a layer as
+        # its input (learned tokens, queries) is not among them: it is data that happens to be learned.
+        self.weights: set[int] = set()
+        # Numbers of what depends on the input (or on chance), and atom -> which dimension of the input it is.
+        self.data: set[int] = set()
+        self.input_names: dict[int, str] = {}
+        self.watch = Watch(self, turned)
+        self.failed = ""  # why a run beside the first one ended early
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.
         self.made: list[Axes] = []
         # (tensor, its values before) of everything outside the run that an in-place call changed.
@@ -178,9 +207,12 @@ class Recorder:
         if known is not None:
             self.numbers.set(tensor, known)
             return known
-        number = self.named[name] = self.assign(tensor, tuple(self.space.fresh(n) for n in tensor.shape))
+        axes = self.known.get(name) or tuple(self.space.fresh(n) for n in tensor.shape)
+        number = self.named[name] = self.assign(tensor, axes)
         self.trace.names[number] = name
         self.sources[number] = (name, tuple(range(tensor.dim())))
+        if name in self.own.parameters:
+            self.weights.add(number)
         return number
 
     def _add_constant(self, tensor: Tensor) -> int:
@@ -208,15 +240,36 @@ class Recorder:
             reason = Lock("a dimension of the model's input")
             number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
             self.trace.constants[number] = tensor
+            self.data.add(number)
+            for d, axis in enumerate(self.trace.axes[number]):
+                place = f" {len(self.trace.inputs)}" if self.trace.inputs else ""
+                self.input_names.update({atom.id: f"dimension {d} of input{place}" for atom in leaves(axis)})
             self.trace.inputs.append(number)
 
     def add_outputs(self, result: object) -> None:
         """Outputs are what the user relies on: protected."""
+        doors.given_out(self, result)
         for tensor in outputs(result):
             number = self.number(tensor)
             self.trace.outputs.append(number)
             for axis in (*self.trace.axes[number], *self.positions.get(number, ())):
                 lock(axis, Lock("a dimension of the model's output", hint="outputs are protected by default"))
+
+    def leave(self, module: str, result: object) -> None:
+        """A module returned; where that ends a branch that leads to the same dimensions, the rest is known.
+
+        Raises:
+            Rejoined: from here on this run would be the earlier one.
+        """
+        if module == "" or result is None:
+            return
+        here = [self.axes(tensor) for tensor in tensors_in(result)]
+        runs = self.returned.setdefault(module, [])
+        runs.append(here)
+        if self.watch.turned_in == module:
+            before = self.before.get(module, [])
+            if len(before) >= len(runs) and _alike(before[len(runs) - 1], here):
+                raise Rejoined
 
     # -- what the run leaves as it was -------------------------------------------------------------------
 
@@ -267,6 +320,17 @@ class Recorder:
             for axis in axes:
                 lock(axis, self.reason("a tensor is made here with a size from the code"))
         self.made.clear()
+
+
+class Rejoined(BaseException):
+    """A run along another branch is back where the earlier run was. No code of a model catches it."""
+
+
+def _alike(a: Sequence[Axes], b: Sequence[Axes]) -> bool:
+    """Whether tensors have the same dimensions, and not only equal sizes."""
+    return len(a) == len(b) and all(
+        len(x) == len(y) and all(same_axis(i, j) for i, j in zip(x, y, strict=True)) for x, y in zip(a, b, strict=True)
+    )
 
 
 def _storage_key(tensor: Tensor) -> StorageKey:

@@ -6,9 +6,10 @@ attribute or a size from `shape` becomes a `SizeUse`, which is checked and follo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import SupportsInt, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,8 @@ class FunctionCall:
 
     def tie(self, value: object, axis: Axis | None) -> None:
         """State that `value` is the size of `axis`."""
-        if axis is None or axis.size == 1 or not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        value = plain(value)
+        if axis is None or axis.size == 1 or value is None or value < 0:
             return
         place = self.recorder.here.use()
         expr = expr_of(value)
@@ -87,6 +89,21 @@ class FunctionCall:
             return self.recorder.space.split_product(axis, axis.size // count)[1]
         except Conflict:
             return axis
+
+
+def plain(value: object) -> int | None:
+    """An integer with its provenance; NumPy's integers and tensors that serve as one have none, like a literal."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, Tensor):
+        whole = value.numel() == 1 and not value.is_floating_point() and not value.is_meta
+        return int(value) if whole else None
+    try:
+        return operator.index(value)  # type: ignore[call-overload,no-any-return]
+    except TypeError:
+        return None
 
 
 Handler = Callable[[FunctionCall], None]
@@ -167,6 +184,19 @@ def pad(call: FunctionCall) -> None:
         call.watch(amount)
 
 
+@handles("interpolate", "upsample", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+         "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")  # fmt: skip
+def space_sizes(call: FunctionCall) -> None:
+    """Each integer is the size of a dimension of space, which may be features that stay as many as they are."""
+    result = call.result[0] if isinstance(call.result, tuple) else call.result
+    axes = call.axes(result)
+    rank = len(axes) - 2 if "pool" not in call.name else int(call.name[-2])
+    given = call.get(1, "size", "output_size")
+    sizes = list(given) if isinstance(given, (tuple, list)) else [given] * rank
+    for value, axis in zip(sizes, axes[len(axes) - rank :], strict=False):
+        call.tie(value, axis)
+
+
 @handles("unflatten")
 def unflatten(call: FunctionCall) -> None:
     """Each integer is one factor of the dimension."""
@@ -213,7 +243,7 @@ def split(call: FunctionCall) -> None:
 def narrow(call: FunctionCall) -> None:
     """Start and length of an interval."""
     dim = call.integer(1, "dim")
-    _bound(call, cast(SupportsInt, call.get(2, "start")), call.axes(call.args[0])[dim])
+    _bound(call, call.get(2, "start"), call.axes(call.args[0])[dim])
     call.tie(call.get(3, "length"), call.axes(call.result)[dim])
 
 
@@ -233,8 +263,7 @@ def getitem(call: FunctionCall) -> None:
             d += 1  # the rule of the operator has judged a strided slice
         elif isinstance(item, slice):
             for bound in (item.start, item.stop):
-                if isinstance(bound, int):
-                    _bound(call, bound, axes[d])
+                _bound(call, bound, axes[d])
             d += 1
         elif isinstance(item, Tensor) and item.dim() > 1 and item.dtype in (torch.bool, torch.uint8):
             d += item.dim()  # a mask takes as many dimensions as it has
@@ -242,8 +271,11 @@ def getitem(call: FunctionCall) -> None:
             d += 1
 
 
-def _bound(call: FunctionCall, bound: SupportsInt, axis: Axis) -> None:
+def _bound(call: FunctionCall, given: object, axis: Axis) -> None:
     """A slice bound counts the positions before it (or after it, when negative)."""
+    bound = plain(given)
+    if bound is None:
+        return
     size, position = axis.size, int(bound)
     if position in (0, size) or abs(position) > size:
         return

@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 
 from secateur.structure.axes import Axis, Space
 from secateur.structure.provenance import Attribute, Expr
+from secateur.types import Condition
 
 Axes: TypeAlias = tuple[Axis, ...]
 Op: TypeAlias = OpOverload  # one ATen operator with its overload, for example aten.add.Tensor
@@ -100,8 +101,14 @@ class Trace:
         size_uses: integers to watch.
         inputs, outputs: tensor numbers.
         heads, inner: ids of atoms seen as batch, and as inner, dimension of products of two activations.
+        widths: dimensions of weights in products, and the widths of tables: what makes units of their atoms.
+        parallel: dimensions over which products with weights run side by side (blocks, experts).
         aliases: every other name of a tied tensor -> its first name.
         values: attributes as they were during the run.
+        conditions: what the run depended on.
+        further: runs on further examples, which the plan has to hold for as well.
+        beside: runs that were made to see what else constrains the model: in train mode, or along another branch.
+            They share atoms and uses of sizes with this run, but are replayed by nobody.
     """
 
     space: Space = field(default_factory=Space)
@@ -115,12 +122,26 @@ class Trace:
     outputs: list[int] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
     inner: list[Axis] = field(default_factory=list)
+    widths: list[Axis] = field(default_factory=list)
+    parallel: list[Axis] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     values: dict[Attribute, int] = field(default_factory=dict)
+    conditions: list[Condition] = field(default_factory=list)
+    further: list[Trace] = field(default_factory=list)
+    beside: list[Trace] = field(default_factory=list)
+
+    def another(self) -> Trace:
+        """A trace of another run of the same model: what holds for one holds for both."""
+        shared = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "aliases", "values")
+        return Trace(**{name: getattr(self, name) for name in shared})
 
     def tensors(self) -> dict[str, Axes]:
-        """Name -> dimensions of every parameter and buffer that the run used."""
-        return {name: self.axes[number] for number, name in self.names.items()}
+        """Name -> dimensions of every parameter and buffer that the run used, or another run beside it."""
+        found: dict[str, Axes] = {}
+        for run in (self, *self.further, *self.beside):
+            for number, name in run.names.items():
+                found.setdefault(name, run.axes[number])
+        return found
 
 
 def tensors_of(tree: object) -> list[Tensor]:

@@ -209,13 +209,13 @@ def native_attention() -> nn.Module:
     return SelfAttention(16, 4, batch_first=True)
 
 
-@case(floats(2, 5, 8), free="0/head 0/head_dim 1.out_proj", share=0.3, zeroing=False)
+@case(floats(2, 5, 8), free="0/head 0 1.out_proj", share=0.3, zeroing=False)
 def native_attention_inside() -> nn.Module:
     """Where the width is free it follows the heads, and the sizes of the heads."""
     return nn.Sequential(nn.Linear(8, 24), SelfAttention(24, 4, batch_first=True), nn.LayerNorm(24), nn.Linear(24, 3))
 
 
-@case(floats(2, 5, 8), free="0/head 0/head_dim 1.linear1 2.linear1", share=0.4, zeroing=False, double=True)
+@case(floats(2, 5, 8), free="0/head 0 1.linear1 2.linear1", share=0.4, zeroing=False, double=True)
 def native_encoder_layers() -> nn.Module:
     """Two nn.TransformerEncoderLayer share one width, so they share heads and sizes of heads."""
     layers = [nn.TransformerEncoderLayer(24, 4, 40, batch_first=True, dropout=0.0, norm_first=n) for n in (True, False)]
@@ -224,7 +224,7 @@ def native_encoder_layers() -> nn.Module:
 
 @case(
     several(floats(2, 4, 12), floats(2, 7, 10)),
-    free="inner/head inner/head_dim memory attention.out_proj",
+    free="inner/head inner memory attention.out_proj",
     share=0.3,
     zeroing=False,
 )
@@ -241,7 +241,7 @@ class NativeCrossAttention(nn.Module):
         return self.out(self.attention(self.inner(x), memory, memory, need_weights=False)[0])
 
 
-@case(several(floats(2, 4, 12), floats(2, 7, 12)), free="inner/head inner/head_dim feed.linear1", share=0.3,
+@case(several(floats(2, 4, 12), floats(2, 7, 12)), free="inner/head inner feed.linear1", share=0.3,
       zeroing=False)  # fmt: skip
 class NativeDecoder(nn.Module):
     """nn.TransformerDecoderLayer: one packed weight serves queries of one sequence and keys of another."""

@@ -160,9 +160,9 @@ class UnknownOperator(nn.Module):
         return self.head(F.relu(self.d(F.relu(x))))
 
 
-@case(floats(6, 10), free="gate_up router width", share=0.2, zeroing=False)
+@case(floats(6, 10), free="gate_up width", share=0.2, zeroing=False, locked={"router": "experts"})
 class FusedExperts(nn.Module):
-    """Three-dimensional expert weights, dense routing by bmm: whole experts go with their row of the router."""
+    """Three-dimensional expert weights, dense routing by bmm: whole experts are no channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ LIFTED = (
     "the model's output",
     "size from the code",
     "size computed in the code",
+    "a softmax runs over",
 )
 
 

@@ -5,7 +5,7 @@ An operator without a rule is a barrier: all dimensions of its tensors are locke
 """
 
 from secateur.structure.rules import attention, contraction, factory, layout, lookup, norm, reduce, spatial, vision
-from secateur.structure.rules.base import Call, apply, follow_source, known, register
+from secateur.structure.rules.base import Call, apply, follow_source, follow_weights, known, register
 
 __all__ = [
     "Call",
@@ -14,6 +14,7 @@ __all__ = [
     "contraction",
     "factory",
     "follow_source",
+    "follow_weights",
     "known",
     "layout",
     "lookup",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.structure.axes import Axis, Conflict
 from secateur.structure.rules.base import Call, broadcast, register
+from secateur.structure.rules.norm import COMPETE
 from secateur.structure.trace import Axes, Restrict
 
 
@@ -39,6 +40,8 @@ def attention(call: Call) -> list[Axes]:
         broadcast(call, [(axes_q[0], axes_q[1], axes_q[2], axes_k[2]), call.axes(mask)])
     call.recorder.trace.heads.append(axes_q[1])
     call.recorder.trace.inner += [axes_q[3], axes_v[3]]
+    for axis in (axes_q[2], axes_k[2]):
+        call.lock(axis, COMPETE)
     inputs = [(call.number(t), 3, call.axes(t)[3]) for t in (q, k, v)]
     call.restricted = Restrict(inputs, [(0, 3, axes_v[3])], aligned=[(0, 1)])
     call.cost += [(*axes_q, axes_k[2]), (*axes_q[:3], axes_k[2], axes_v[3])]

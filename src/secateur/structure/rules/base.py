@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import TypeVar, cast
 
@@ -32,6 +32,11 @@ MOVED = frozenset(
         "_unsafe_view",
     ]
 )
+
+
+# Python functions whose first tensor is data, even where it is a parameter (a learned token), and whose other one is
+# the weight.
+LAYERS = frozenset(["linear", "multi_head_attention_forward"])
 
 
 def register(*names: str) -> Callable[[R], R]:
@@ -163,6 +168,8 @@ class Call:
     def contract(self, tensor: Tensor, *dims: int) -> None:
         """Note that the call sums over dimensions of `tensor`; tells producers from consumers."""
         axes, number = self.axes(tensor), self.number(tensor)
+        if self._is_weight(tensor, number):
+            self.recorder.trace.widths += axes
         summed = {d % tensor.dim() for d in dims}
         self.contracted += [(number, d, axes[d]) for d in sorted(summed)]
         name, where = self.recorder.sources.get(number, ("", ()))
@@ -170,6 +177,14 @@ class Call:
             if original >= 0:
                 role = "in" if d in summed else "out"
                 self.recorder.trace.roles.setdefault((name, original), role)
+
+    def _is_weight(self, tensor: Tensor, number: int) -> bool:
+        """Whether a factor of a product is a weight: made of parameters, and not what a layer is applied to."""
+        if tensor is self.get("weight"):  # of a convolution, say: also where a network has computed it
+            return number not in self.recorder.trace.names or number in self.recorder.weights
+        if number not in self.recorder.weights:
+            return False
+        return self.recorder.here.function not in LAYERS or tensor is self.tensors()[-1]
 
     def is_activation(self, tensor: Tensor) -> bool:
         """Whether a tensor is not a (moved) parameter."""
@@ -253,3 +268,20 @@ def follow_source(call: Call, produced: list[int]) -> None:
     moved = tuple(places.get(id(resolve(axis)), -1) for axis in after)
     if any(d >= 0 for d in moved):
         call.recorder.sources[produced[0]] = (name, moved)
+
+
+def follow_weights(call: Call, numbers: Collection[int], produced: list[int]) -> None:
+    """What is made of parameters alone is a weight like them, unless a layer was applied to it.
+
+    Args:
+        call: the call, of which nothing depends on the input of the model.
+        numbers: of its tensor arguments.
+        produced: of its results.
+    """
+    recorder, names = call.recorder, call.recorder.trace.names
+    if call.restricted is not None or recorder.weights.isdisjoint(numbers):
+        return
+    if recorder.here.function in LAYERS and base_name(call.func) not in MOVED:
+        return
+    if all(n in recorder.weights or n in names or n in recorder.trace.constants for n in numbers):
+        recorder.weights.update(produced)

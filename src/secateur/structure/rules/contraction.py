@@ -8,6 +8,7 @@ from torch import Tensor
 
 from secateur.structure.axes import ONE, Axis, Conflict, leaves, product
 from secateur.structure.rules.base import Call, broadcast, register
+from secateur.structure.rules.spatial import windows
 from secateur.structure.trace import Axes, Restrict
 
 
@@ -33,6 +34,8 @@ def bmm(call: Call) -> Axes:
     call.unify(axes_a[2], axes_b[1])
     call.contract(a, -1)
     call.contract(b, -2)
+    if {call.number(a), call.number(b)} & call.recorder.weights:
+        call.recorder.trace.parallel.append(axes_a[0])
     if call.is_activation(a) and call.is_activation(b):
         call.recorder.trace.heads.append(axes_a[0])
         call.recorder.trace.inner += [axes_a[2], axes_a[1], axes_b[2]]
@@ -137,8 +140,13 @@ def convolution(call: Call) -> Axes:
     out_channels = product([group, outer])
     if isinstance(bias, Tensor):
         call.unify(call.axes(bias)[0], out_channels)
-    sizes = call.results[0].shape[-spatial:]
-    space = tuple(call.fresh(n, "a spatial dimension") for n in sizes)
+    space = windows(
+        call,
+        axes_x[-spatial:],
+        kernel=weight.shape[2:],
+        stride=call.integers("stride"),
+        padding=[a + b for a, b in zip(call.integers("padding"), call.integers("output_padding"), strict=True)],
+    )
     call.cost.append((*lead, *(axes_x[-spatial:] if transposed else space), *axes_w))
     return (*lead, out_channels, *space)
 

@@ -23,6 +23,8 @@ def embedding(call: Call) -> Axes:
     call.lock(rows, "the vocabulary of a table", "rows are addressed by number")
     number = call.number(weight)
     name, dims = call.recorder.sources.get(number, ("", ()))
+    if number in call.recorder.weights:
+        call.recorder.trace.widths.append(columns)
     if name:
         call.recorder.trace.roles.setdefault((name, dims[1]), "out")
     return (*call.axes(indices), columns)
@@ -100,6 +102,8 @@ def embedding_bag(call: Call) -> list[Axes]:
     rows, columns = call.axes(call.first)
     call.lock(rows, "the vocabulary of a table", "rows are addressed by number")
     name, dims = call.recorder.sources.get(call.number(call.first), ("", ()))
+    if call.number(call.first) in call.recorder.weights:
+        call.recorder.trace.widths.append(columns)
     if name:
         call.recorder.trace.roles.setdefault((name, dims[1]), "out")
     bags, *others = call.results

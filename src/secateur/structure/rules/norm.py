@@ -8,6 +8,8 @@ from secateur.structure.axes import Axis, Conflict
 from secateur.structure.rules.base import Call, register
 from secateur.structure.trace import Axes, Restrict
 
+COMPETE = "a softmax runs over this dimension: its positions are alternatives (tokens, experts, classes), not channels"
+
 
 def mixed(call: Call, dims: list[int]) -> None:
     """The call mixes these dimensions of its first tensor and keeps them: replay it on what is kept."""
@@ -19,11 +21,22 @@ def mixed(call: Call, dims: list[int]) -> None:
     )
 
 
-@register("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp")
-def along(call: Call) -> list[Axes]:
-    """Mixes one dimension and keeps it."""
-    mixed(call, [call.integer("dim")])
-    return [call.axes(call.first)] * len(call.results)
+@register("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
+def softmax(call: Call) -> list[Axes]:
+    """Positions compete: one left out raises all others, so they are tokens, classes or experts, and no channels."""
+    axes = call.axes(call.first)
+    if axes:
+        call.lock(axes[call.integer("dim")], COMPETE)
+    return [axes] * len(call.results)
+
+
+@register("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+def cumulative(call: Call) -> list[Axes]:
+    """Every position depends on how many stand before it: of ones, this counts them."""
+    axes = call.axes(call.first)
+    if axes:
+        call.lock(axes[call.integer("dim")], "accumulated along this dimension, in the order of its positions")
+    return [axes] * len(call.results)
 
 
 @register(
@@ -81,6 +94,8 @@ def group_norm(call: Call) -> list[Axes]:
     x, groups = call.tensor("input"), call.integer("group")
     axes = call.axes(x)
     channels: Axis = axes[1]
+    for axis in axes[2:]:
+        call.lock(axis, "a spatial dimension")  # every group is normalised over all of it
     try:
         group, _ = call.recorder.space.split_product(channels, groups)
     except Conflict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from secateur.structure.axes import ONE
 from secateur.structure.rules.base import Call, broadcast, register
-from secateur.structure.rules.norm import along
 from secateur.structure.trace import Axes, Restrict
 
 
@@ -33,12 +32,12 @@ def _reduced(axes: Axes, chosen: set[int], *, keep: bool) -> Axes:
     return tuple(axis for d, axis in enumerate(axes) if d not in chosen)
 
 
-@register("max", "min", "median", "nanmedian", "cummax", "cummin")
+@register("max", "min", "median", "nanmedian")
 def extreme(call: Call) -> list[Axes] | Axes:
     """Values and their positions along one dimension; the values are those of what is kept."""
     if call.get("dim") is None or len(call.results) != 2:
         return ordered(call)
-    found = along(call) if len(call.results[0].shape) and "cum" in call.func._schema.name else reduction(call)
+    found = reduction(call)
     axes = call.axes(call.first)
     call.positions[1] = [axes[call.integer("dim")]] if axes else []
     return found

@@ -1,0 +1,238 @@
+"""What a run depended on: comparisons of sizes, values that were read, the mode, arguments left at their defaults.
+
+A run sees one path. Every place where another input would have taken another one is written down with its line, and is
+what `capture` goes back to, to see the other side as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from secateur.structure.axes import Axis, leaves, resolve, same_axis
+from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, is_literal
+from secateur.structure.trace import Place, SizeUse
+from secateur.types import Condition, Example
+
+if TYPE_CHECKING:
+    from secateur.structure.recorder import Recorder
+
+SYMBOLS = {
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "add": "+", "sub": "-", "mul": "*",
+    "floordiv": "//", "mod": "%",
+}  # fmt: skip
+OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
+SEEN_ONLY = ("__repr__", "__str__", "__format__", "data_ptr", "storage", "untyped_storage", "_typed_storage")
+MOST_NAMES = 6  # of arguments or parameters that one sentence lists
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A place where the run could have gone another way.
+
+    Args:
+        kind: "size", "value", "mode" or "argument".
+        condition: what is said about it.
+        argument: name of the argument, where it is one.
+    """
+
+    kind: str
+    condition: Condition
+    argument: str = ""
+
+    def told(self, outcome: str) -> Condition:
+        """The condition, with what came of looking at the other side."""
+        return replace(self.condition, text=f"{self.condition.text}; {outcome}")
+
+
+@dataclass(eq=False)
+class Watch:
+    """Is told what the code does with integers and flags, and may tell it the opposite, once.
+
+    Args:
+        recorder: of the run.
+        turned: line where the first answer is turned round, to see the other branch.
+    """
+
+    recorder: Recorder
+    turned: str = ""
+    turned_in: str = ""  # the module that was told so
+    compared_sizes: list[tuple[Apply, bool, Place]] = field(default_factory=list)
+    others: list[Branch] = field(default_factory=list)
+
+    def compared(self, expr: Apply, result: bool) -> bool:
+        """The code compared two integers: what it found has to stay so after a cut."""
+        recorder = self.recorder
+        if recorder.here.function or is_literal(expr):  # in torch, sizes are plain numbers; handlers know better
+            return result
+        if result == (expr.op == "eq") and expr.op in ("eq", "ne"):
+            recorder.equality(Apply("eq", expr.left, expr.right))
+        frame = recorder.here.caller()
+        if frame is None:
+            return result
+        place = recorder.here.place()
+        if expr.op not in ("eq", "ne"):
+            found = Place(SYMBOLS[expr.op], place.module, place.where)
+            recorder.trace.size_uses.append(SizeUse(expr, int(result), found))
+        self.compared_sizes.append((expr, result, place))
+        return self.answer(result, place.where)
+
+    def answer(self, result: bool, where: str) -> bool:
+        """What the code is told: the opposite, the first time at the line that is being looked at."""
+        if not self.turned or where != self.turned:
+            return result
+        self.turned, self.turned_in = "", self.recorder.here.module
+        return not result
+
+    def left(self, expr: Expr, value: int, how: str) -> None:
+        """An integer became a key or a text: from there nobody can follow it, so it has to stay what it is."""
+        here = self.recorder.here
+        if here.function or is_literal(expr) or here.caller() is None:
+            return
+        place = here.place()
+        self.recorder.trace.size_uses.append(SizeUse(expr, value, Place(how, place.module, place.where)))
+
+    def asked_mode(self, training: bool) -> bool:
+        """The code branched on `training`."""
+        frame = self.recorder.here.caller()
+        if frame is not None and not _chooses_a_number(frame):
+            place = self.recorder.here.place()
+            mode = "train" if training else "eval"
+            self._add("mode", f"holds in {mode} mode, which the code asks for", place)
+        return training
+
+    def value(self, how: str, value: object) -> None:
+        """A value that depends on the input left the graph."""
+        place = self.recorder.here.place()
+        if isinstance(value, bool):
+            self._add("value", f"holds where this value of the data is {value}", place)
+        elif how not in SEEN_ONLY:
+            number = f", here {value}" if isinstance(value, (int, float)) else ""
+            self._add("read", f"holds for data like the example's, of which values are read ({how}{number})", place)
+
+    def _add(self, kind: str, text: str, place: Place) -> None:
+        branch = Branch(kind, Condition(text, place.where, place.module))
+        if not any(b.kind == kind and b.condition.where == place.where for b in self.others):
+            self.others.append(branch)
+
+    def branches(self, names: Mapping[int, str]) -> Iterator[Branch]:
+        """Every place where other data would have taken another path, each line once."""
+        seen: set[str] = set()
+        for expr, result, place in self.compared_sizes:
+            if place.where not in seen and _on_data(expr):
+                seen.add(place.where)
+                text = f"holds for {_comparison(expr, result, names)}"
+                yield Branch("size", Condition(text, place.where, place.module))
+        yield from self.others
+
+
+def _on_data(expr: Apply) -> bool:
+    """Whether a comparison asks for a size of the data, which other inputs change; what is cut is checked by itself."""
+    if isinstance(expr.left, Dim) and isinstance(expr.right, Dim) and same_axis(expr.left.axis, expr.right.axis):
+        return False
+    dims = [resolve(axis) for axis in _axes(expr)]
+    return any(axis.size == 1 or any(atom.locks for atom in leaves(axis)) for axis in dims)
+
+
+def _axes(expr: Expr) -> Iterator[Axis]:
+    if isinstance(expr, Dim):
+        yield expr.axis
+    elif isinstance(expr, Apply):
+        yield from _axes(expr.left)
+        yield from _axes(expr.right)
+
+
+def _comparison(expr: Apply, result: bool, names: Mapping[int, str]) -> str:
+    sign = expr.op if result else OPPOSITE[expr.op]
+    sizes = ", ".join(str(axis.size) for axis in _axes(expr))
+    return f"{_words(expr.left, names)} {SYMBOLS[sign]} {_words(expr.right, names)} (here {sizes})"
+
+
+def _words(expr: Expr, names: Mapping[int, str]) -> str:
+    if isinstance(expr, Const):
+        return str(expr.value)
+    if isinstance(expr, Attribute):
+        return f"{expr.owner}.{expr.name}".strip(".")
+    if isinstance(expr, Dim):
+        return " x ".join(names.get(atom.id, "a size") for atom in leaves(expr.axis)) or "a size of 1"
+    return f"{_words(expr.left, names)} {SYMBOLS[expr.op]} {_words(expr.right, names)}"
+
+
+# -- what the code looks like ----------------------------------------------------------------------------------
+
+
+def _chooses_a_number(frame: FrameType) -> bool:
+    """Whether the line is ``number if self.training else ...``: a rate of dropout, and no other structure."""
+    chosen = [node for node in _conditionals(frame.f_code.co_filename) if node.lineno <= frame.f_lineno <= _end(node)]
+    return any(_is_number(node.body) or _is_number(node.orelse) for node in chosen)
+
+
+def _end(node: ast.expr) -> int:
+    return node.end_lineno or node.lineno
+
+
+def _is_number(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float)
+
+
+@cache
+def _conditionals(filename: str) -> tuple[ast.IfExp, ...]:
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except (SyntaxError, ValueError):
+        return ()
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.IfExp))
+    return tuple(node for node in found if any(_is_training(part) for part in ast.walk(node.test)))
+
+
+def _is_training(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "training"
+
+
+# -- what the example leaves open ----------------------------------------------------------------------------
+
+
+def arguments(model: nn.Module, example: Example) -> Iterator[Branch]:
+    """Arguments of the forward that the example leaves at their defaults; switches, one each, come first."""
+    try:
+        signature = inspect.signature(model.forward)
+        positional = example if isinstance(example, tuple) else () if isinstance(example, Mapping) else (example,)
+        given = signature.bind_partial(*positional, **(example if isinstance(example, Mapping) else {})).arguments
+    except (TypeError, ValueError):
+        return
+    open_ = {n: p.default for n, p in signature.parameters.items() if n not in given and p.default is not p.empty}
+    where = _where(model)
+    for name, default in open_.items():
+        if isinstance(default, bool):
+            yield Branch("argument", Condition(f"holds for {name}={default}, its default", where), name)
+    rest = [name for name, default in open_.items() if not isinstance(default, bool)]
+    if rest:
+        yield Branch("arguments", Condition(f"holds with defaults for {listed(rest)}", where))
+
+
+def _where(model: nn.Module) -> str:
+    code = getattr(inspect.unwrap(model.forward), "__code__", None)
+    if code is None:
+        return ""
+    return f"{'/'.join(code.co_filename.rsplit('/', 2)[-2:])}:{code.co_firstlineno}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def unreached(model: nn.Module, names: Mapping[str, object], aliases: Mapping[str, str]) -> Iterator[Condition]:
+    """Parameters that no run has read: nothing is known of them, and they stay whole."""
+    missing = [name for name, _ in model.named_parameters() if name not in names and name not in aliases]
+    if missing:
+        yield Condition(f"parameters that the forward never reached stay whole: {listed(missing)}")

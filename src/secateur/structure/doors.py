@@ -1,0 +1,84 @@
+"""Doors out of the graph: calls that turn a tensor into something that no operator rule can follow.
+
+What a cut changes in there nobody sees, so the dimensions that were read are locked, with the line that read them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from secateur.structure.axes import lock
+from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
+from secateur.structure.trace import Args, SizeUse
+
+if TYPE_CHECKING:
+    from secateur.structure.recorder import Recorder
+
+READS = {
+    "item": "a Python number", "__int__": "a Python number", "__float__": "a Python number",
+    "__complex__": "a Python number", "__index__": "a Python number", "__bool__": "a Python bool",
+    "is_nonzero": "a Python bool", "tolist": "a Python list", "numpy": "a NumPy array", "__array__": "a NumPy array",
+    "__dlpack__": "a DLPack capsule", "to_dlpack": "a DLPack capsule", "_to_dlpack": "a DLPack capsule",
+    "data_ptr": "an address", "storage": "its storage", "untyped_storage": "its storage", "_typed_storage": "its storage",
+    "__repr__": "text", "__str__": "text", "__format__": "text", "__contains__": "a Python bool",
+    "__reduce_ex__": "a pickle",
+}  # fmt: skip
+HINT = "keep the computation in tensors, or protect the layers that it reads"
+BOOLS = ("__bool__", "is_nonzero")
+
+
+def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
+    """A tensor went through a door: lock what was read of it; returns what the code gets."""
+    tensor = args[0] if args else None
+    if not isinstance(tensor, Tensor):
+        return result
+    number = recorder.number(tensor)
+    reason = recorder.reason(f"its values leave the graph here as {READS[name]}", HINT)
+    for axis in (*recorder.trace.axes[number], *recorder.positions.get(number, ())):
+        lock(axis, reason)
+    if number not in recorder.data:
+        return result
+    recorder.watch.value(name, result)
+    return recorder.watch.answer(bool(result), recorder.here.place().where) if name in BOOLS else result
+
+
+def counted(recorder: Recorder, name: str, args: Args, result: object) -> object:
+    """`numel` is the product of the sizes; `len` is a plain number, so what it counts has to stay."""
+    tensor = args[0] if args else None
+    if not isinstance(tensor, Tensor) or not isinstance(result, int):
+        return result
+    axes = recorder.axes(tensor)
+    if name == "__len__":
+        if axes:
+            lock(axes[0], recorder.reason("counted by len(), which gives a plain number", "use the size from shape"))
+        return result
+    expr: Expr | None = None
+    for axis in axes:
+        expr = Dim(axis) if expr is None else Apply("mul", expr, Dim(axis))
+    return result if expr is None else TrackedInt(result, expr, recorder.watch)
+
+
+COUNTS = ("numel", "nelement", "__len__")
+MAKERS = ("tensor", "as_tensor", "scalar_tensor", "asarray")  # of tensors from the numbers that they are given
+
+
+def watched_numbers(recorder: Recorder, tree: object) -> None:
+    """Integers that become values of a tensor, or leave the model beside its tensors, have to stay what they are."""
+    if isinstance(tree, TrackedInt):
+        if not is_literal(tree.expr):
+            recorder.trace.size_uses.append(SizeUse(tree.expr, int(tree), recorder.here.use()))
+    elif isinstance(tree, (list, tuple, set)):
+        for item in tree:
+            watched_numbers(recorder, item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            watched_numbers(recorder, item)
+
+
+def given_out(recorder: Recorder, result: object) -> None:
+    """Numbers among the outputs are what the user relies on, like tensors."""
+    recorder.here.function = "output"
+    watched_numbers(recorder, result)
+    recorder.here.function = ""
