@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur import criteria
 from secateur.criteria.base import Context
+from secateur.model.admit import admit
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
 from secateur.structure.view import View, look
@@ -27,6 +28,7 @@ def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) 
 
     Raises:
         ForwardError: the forward fails on the example.
+        InputError, UnsupportedError: what is given is no model, or one of a kind that cannot be pruned; says which.
 
     Cost: one forward pass.
 
@@ -36,7 +38,7 @@ def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) 
         >>> [group.name for group in inspect(net, torch.zeros(1, 4)).groups]
         ['0']
     """
-    return look(model, example, protect)
+    return look(admit(model), example, protect)
 
 
 def score(
@@ -68,6 +70,7 @@ def score(
 
     Raises:
         RecipeError: an unknown name, or data are missing.
+        InputError, UnsupportedError: as for `inspect`.
 
     Example:
         >>> import torch
@@ -76,6 +79,7 @@ def score(
         >>> score(nn.Sequential(layer), granularity={"name": "vector", "axis": "row"})
         {'0.weight': tensor([3.6056, 5.0990])}
     """
+    model = admit(model)
     groups, record = grouped(model, example, granularity, protect)
     context = Context(model, groups, data=data, loss=loss, example=example, seed=seed, capture=record)
     return Scores(criterion_of(criterion).score(context), groups)

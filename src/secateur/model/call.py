@@ -11,6 +11,7 @@ Two conventions that look alike and are not:
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 from collections.abc import Iterator, Mapping
@@ -232,6 +233,27 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
             yield from tensors_in(getattr(value, entry.name))
+
+
+def fresh(example: Example) -> Any:
+    """An example of its own for a run: a forward may write into its input, and the next one wants it as it was.
+
+    Args:
+        example: what `call` takes.
+
+    Returns:
+        A copy of the same form; what cannot be copied is the same object.
+
+    Example:
+        >>> given = {"x": torch.ones(2)}
+        >>> fresh(given)["x"].zero_().sum().item(), given["x"].sum().item()
+        (0.0, 2.0)
+    """
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors_in(example)}
+    try:
+        return copy.deepcopy(example, memo)
+    except Exception:
+        return example
 
 
 def inputs(example: Example) -> list[Tensor]:
