@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from secateur import criteria
 from secateur.criteria.base import Context
-from secateur.model.admit import admit
+from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
 from secateur.structure.view import View, look
@@ -38,7 +39,14 @@ def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) 
         >>> [group.name for group in inspect(net, torch.zeros(1, 4)).groups]
         ['0']
     """
-    return look(admit(model), example, protect)
+    view = look(admit(model, prepared=True), example, protect)
+    return replace(view, locked=tuple(_reworded(group) for group in view.locked))
+
+
+def _reworded(group: Group) -> Group:
+    """A group that fake quantisation locks is told what to do about it: no rule is missing there."""
+    locks = tuple(replace(lock, hint=PREPARE_AFTER) if is_rounding(lock.op) else lock for lock in group.locks)
+    return replace(group, locks=locks)
 
 
 def score(

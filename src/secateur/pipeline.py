@@ -147,7 +147,7 @@ def prune(
             model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
             run=run, title=title, command=command,
         )  # fmt: skip
-    return Result(pruned, plan, report, settings, tuple(run.degradations), tuple(run.log))
+    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log))
 
 
 def estimate(

@@ -216,7 +216,7 @@ def _builder(models: Models, seeds: Sequence[int]) -> Callable[[int], nn.Module]
         return lambda seed: admit(listed[seed], copied=True)
     if not callable(models) or isinstance(models, type):
         admit(models)  # says what was given in the place of a model
-    build = models  # a function of the seed, called once for each
+    build = cast("Callable[[int], nn.Module]", models)  # a function of the seed, called once for each
     return lambda seed: admit(build(seed), copied=True)
 
 

@@ -58,7 +58,7 @@ def mask_model(
         ...     layer.weight[0, 1].item()
         0.0
     """
-    handle = MaskHandle(admit(model, written=True), keep_originals=keep_originals)
+    handle = MaskHandle(admit(model, prepared=True), keep_originals=keep_originals)
     known = tuple(groups) or getattr(masks, "groups", ())  # `select` hands its groups on
     handle.update(expand(known, masks) if known else masks)
     return handle

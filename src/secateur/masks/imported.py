@@ -72,7 +72,7 @@ def import_masks(model: nn.Module, *, inplace: bool = True, keep_originals: bool
         >>> int((layer.weight == 0).sum()), sorted(layer.state_dict())
         (3, ['bias', 'weight'])
     """
-    model = admit(model, written=True)
+    model = admit(model, prepared=True)
     target = model if inplace else _copy(model)
     masks = _found(target)  # all are read and checked before the first is taken away
     for found in masks:

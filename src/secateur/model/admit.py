@@ -33,6 +33,10 @@ SHARDED = ("torch.distributed.fsdp", "torch.distributed._composable", "torch.dis
            "fairscale", "megatron", "torch.distributed._tensor")  # fmt: skip
 FLOAT_AFTER_ALL = frozenset({"FloatFunctional", "FXFloatFunctional"})  # stand-ins for operators in float models
 EIGHT_BITS = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32})
+PREPARE_AFTER = (
+    "prune the float model first, then prepare the result for quantisation (prepare, prepare_qat); "
+    "secateur.mask_model holds masks while it trains"
+)
 PRUNE_FIRST = "prune the float model first, then quantise the result"
 
 
@@ -40,7 +44,7 @@ class WrapperWarning(UserWarning):
     """A model came in a wrapper, and what is inside was taken."""
 
 
-def admit(model: object, *, copied: bool = False, written: bool = False) -> nn.Module:
+def admit(model: object, *, copied: bool = False, prepared: bool = False) -> nn.Module:
     """The module to work on, or one sentence about why this model is not one.
 
     Wrappers that only run another module (`torch.compile`, `DataParallel`, `DistributedDataParallel`) are taken off,
@@ -49,7 +53,7 @@ def admit(model: object, *, copied: bool = False, written: bool = False) -> nn.M
     Args:
         model: what the user gave.
         copied: it will be copied, so what cannot be copied is refused now, by name.
-        written: only zeros will be written into its weights: models prepared for quantisation may come in.
+        prepared: models prepared for quantisation may come in: they are looked at, or zeros are written into them.
 
     Returns:
         The module itself, or the one inside a wrapper.
@@ -69,7 +73,7 @@ def admit(model: object, *, copied: bool = False, written: bool = False) -> nn.M
     if inner is not model:
         warnings.warn(about_wrapper(model), WrapperWarning, stacklevel=3)
     for name, module in inner.named_modules():
-        _look(name or type(module).__name__, module, written=written)
+        _look(name or type(module).__name__, module, prepared=prepared)
     if copied:
         require_copyable(inner)
     return inner
@@ -176,7 +180,7 @@ def require_unwatched(model: nn.Module) -> None:
 # -- kinds of modules ----------------------------------------------------------------------------------------------
 
 
-def _look(name: str, module: nn.Module, *, written: bool) -> None:
+def _look(name: str, module: nn.Module, *, prepared: bool) -> None:
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedError(
@@ -198,12 +202,11 @@ def _look(name: str, module: nn.Module, *, written: bool) -> None:
         )
     if _from(kind, SHARDED):
         raise _sharded(name, kind.__name__)
-    if not written and _from(kind, PREPARED):
+    if not prepared and _from(kind, PREPARED):
         raise UnsupportedError(
             f"{name!r} ({kind.__name__}) prepares the model for quantisation: its values are rounded or watched",
             why="the rounding is learned for the layers as they are, and a cut would change what it has seen",
-            hint="prune the float model first, then prepare the result for quantisation (prepare, prepare_qat); "
-            "secateur.mask_model holds masks while it trains",
+            hint=PREPARE_AFTER,
         )
     if _from(kind, QUANTISED) and kind.__name__ not in FLOAT_AFTER_ALL and not _from(kind, PREPARED):
         raise _quantised(name, f"{kind.__name__} stores its weights in whole numbers")
@@ -266,6 +269,11 @@ def _sharded(name: str, kind: str) -> UnsupportedError:
         why="no process holds the whole of its weights, so none can rank, cut or prove them",
         hint="gather the full state dict, load it into the plain model in one process, prune that, and shard it again",
     )
+
+
+def is_rounding(op: str) -> bool:
+    """Whether an operator is one of fake quantisation."""
+    return "fake_quant" in op or "obs_fq" in op
 
 
 def _from(kind: type, places: tuple[str, ...]) -> bool:

@@ -105,7 +105,7 @@ def unprovable(error: Exception, model: nn.Module, example: Example) -> Exceptio
         return _by_chance(model, found)
     if found.restless:
         return UnsupportedError(
-            f"{type(model).__name__} gives other outputs each time, so a cut of it cannot be proved; nothing was changed",
+            f"{type(model).__name__} gives other outputs each time, so no cut of it can be proved; nothing was changed",
             why=f"two runs on one input, from one state, differ by {found.by_itself:.2g} of the largest output",
             hint="its forward asks a clock, another source of chance, or keeps state where nobody sees it: give it a "
             "way to switch that off in eval mode",
@@ -123,7 +123,7 @@ def unprovable(error: Exception, model: nn.Module, example: Example) -> Exceptio
 def _by_chance(model: nn.Module, found: Behaviour) -> UnsupportedError:
     differ = f"; runs from other seeds differ by {found.by_seed:.2g} of the largest output" if found.random else ""
     return UnsupportedError(
-        f"{type(model).__name__} draws random numbers in eval mode, so a cut of it cannot be proved; nothing was changed",
+        f"{type(model).__name__} draws random numbers in eval mode, so no cut of it can be proved; nothing was changed",
         why="; ".join(found.draws[:3]) + differ,
         hint="switch it off in eval mode (training=self.training for functional.dropout), or hand the noise in as an "
         "input; switch it on again on what comes back",
@@ -133,7 +133,7 @@ def _by_chance(model: nn.Module, found: Behaviour) -> UnsupportedError:
 # -- runs ----------------------------------------------------------------------------------------------------------
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[misc]
+class _Draws(TorchDispatchMode):
     """Names the operators that take from a generator, and the line that called them."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ def _states(held: list[object]) -> dict[str, object]:
     states: dict[str, object] = {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "random": random.getstate(),
-        "numpy": str((numpy[0], numpy[1].tobytes(), *numpy[2:])),  # type: ignore[index, union-attr]
+        "numpy": str((numpy[0], numpy[1].tobytes(), *numpy[2:])),  # type: ignore[index]
     }
     for i, generator in enumerate(held):
         states[f"the model itself ({type(generator).__name__}, number {i})"] = _state(generator)
@@ -200,7 +200,7 @@ def _seed(generator: object, seed: int) -> None:
         generator.seed(seed)
     else:
         bits = cast(np.random.Generator, generator).bit_generator
-        bits.state = type(bits)(seed).state  # type: ignore[call-arg]
+        bits.state = type(bits)(seed).state
 
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:

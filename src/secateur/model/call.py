@@ -32,6 +32,8 @@ LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
 ANY_NAME = "**"
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent.parent)
+# What runs beside the model while it is captured; capture.py itself calls the model's own operators.
+RECORDING = ("rules", "recorder.py", "size_uses.py", "axes.py", "groups.py")
 _NETWORKS = str(Path(_HERE) / "sources")  # bundled networks are models like a user's
 
 
@@ -111,9 +113,18 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
 
     Raises:
         ResourceError: memory ran out.
+        UnsupportedError: the engine's own rules failed beside the model.
         ForwardError: anything else.
     """
     text = f"{type(error).__name__}: {error}"
+    if _is_ours(error):
+        where, _ = _location(error, model)
+        raise UnsupportedError(
+            f"{type(model).__name__} runs, and secateur cannot follow it",
+            why=text + (f" at {where}" if where else ""),
+            hint="write that line with plainer operators (a product and a sum for a fused call, a loop for vmap); it "
+            "would help others if you reported it",
+        ) from error
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         raise ResourceError(what, why=text, hint="use a smaller batch") from error
     where, module = _location(error, model)
@@ -123,6 +134,13 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
         text += f" at {where}"
     hint = hint or "check that model(input) runs with this input on its own"
     raise ForwardError(what, why=text, hint=hint) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the innermost Python frame of an error is in the rules of the engine, and not where it runs the model."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inner = next((path for path in reversed(frames) if not path.startswith(_TORCH)), "")
+    return any(inner.startswith(str(Path(_HERE) / "structure" / part)) for part in RECORDING)
 
 
 def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:

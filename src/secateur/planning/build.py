@@ -204,6 +204,7 @@ def _plan(
             candidates.example,
         ),
         layers=edit.layers,
+        left_out=tuple(candidates.left_out),
     )
 
 
@@ -374,7 +375,8 @@ def units_of(granularity: GranularityLike | None, example: Example) -> tuple[Gra
     """The granularity object where one was given, and the choices that a file can hold."""
     if isinstance(granularity, Granularity):
         if isinstance(granularity, NM):
-            return granularity, (Named(f"{granularity.n}:{granularity.m}"),)
+            also = {"embeddings": True} if granularity.embeddings else {}
+            return granularity, (Named(f"{granularity.n}:{granularity.m}", also),)
         return granularity, (Named(granularity.name, granularity.options()),)
     return None, granularities(default_granularity(example) if granularity is None else granularity)
 

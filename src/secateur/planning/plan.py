@@ -73,7 +73,7 @@ class Plan(PlanData):
 
         Cost: one copy of what is kept; certification adds about three forward passes.
         """
-        given, model = model, admit(model, written=not self.removes)
+        given, model = model, admit(model, prepared=not self.removes)
         if inplace and self.removes:
             require_unwatched(given)
         self.validate(model)
@@ -188,6 +188,7 @@ class Plan(PlanData):
             cost=composed_cost(self.cost, following.cost),
             certificate=composed_certificate([p.certificate for p in (self, following) if p.removes]),
             layers=edit.layers,
+            left_out=tuple({one.name: one for one in (*self.left_out, *following.left_out)}.values()),
         )
 
     # -- reading ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import ForwardError
+from secateur.errors import ForwardError, SecateurError
 from secateur.model.call import call
 from secateur.model.guard import guard
 from secateur.model.kernels import unfused
@@ -70,7 +70,7 @@ def capture(model: nn.Module, example: Example) -> Trace:
 def _forward(model: nn.Module, example: Example) -> object:
     try:
         return call(model, example)
-    except ForwardError:
+    except SecateurError:
         raise
     except Exception as error:
         raise ForwardError(
