@@ -165,16 +165,24 @@ def require_unwatched(model: nn.Module) -> None:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    own = {id(parameter) for parameter in model.parameters()}
-    kind = nn.parallel.DistributedDataParallel
-    for found in gc.get_objects():
-        if issubclass(type(found), kind) and any(id(parameter) in own for parameter in found.parameters()):
+    if _holder(model):
+        gc.collect()  # a wrapper that was deleted stands in cycles, and goes when they are collected
+        found = _holder(model)
+        if found:
             raise UnsupportedError(
-                f"{type(model).__name__} is wrapped by {type(found).__name__}, so it cannot be cut in place",
+                f"{type(model).__name__} is wrapped by {found}, so it cannot be cut in place",
                 why="the wrapper keeps buckets and hooks for gradients of the old shapes; the next backward would fail",
                 hint="keep model.module, delete the wrapper (del model), cut, and wrap the result again; or leave out "
                 "inplace=True",
             )
+
+
+def _holder(model: nn.Module) -> str:
+    """The class of a living distributed wrapper that holds parameters of a model; "" where there is none."""
+    own = {id(parameter) for parameter in model.parameters()}
+    # By type, as isinstance asks objects that stand for others, and may wake them.
+    wrappers = [one for one in gc.get_objects() if issubclass(type(one), nn.parallel.DistributedDataParallel)]
+    return next((type(w).__name__ for w in wrappers if any(id(p) in own for p in w.parameters())), "")
 
 
 # -- kinds of modules ----------------------------------------------------------------------------------------------

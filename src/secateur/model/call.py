@@ -409,7 +409,8 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(to_device(item, device) for item in value)
+        moved = [to_device(item, device) for item in value]
+        return moved if isinstance(value, list) else tuple(moved)
     return value
 
 

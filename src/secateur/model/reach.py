@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 import sys
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterator
 from functools import cached_property, partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -27,6 +27,7 @@ CONTAINERS = (dict, list, deque, set, tuple)
 ARRAYS = (np.ndarray, bytearray, array)
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 FUNCTIONS = (FunctionType, MethodType, partial, CellType, staticmethod, classmethod, property, cached_property)
+HOLDERS = (UserDict, UserList, SimpleNamespace)  # objects of Python that are made to hold what a user puts in
 NUMBERS = (int, float, complex, str, bytes, type(None))
 # What these packages keep in their objects is their own affair: a logger alone reaches half the process.
 FOREIGN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "secateur"})
@@ -46,6 +47,8 @@ def kind_of(value: object) -> Kind:
         return "random"
     if isinstance(value, FUNCTIONS):
         return "function"
+    if isinstance(value, HOLDERS):
+        return "object"
     if isinstance(value, (type, ModuleType, BuiltinFunctionType, *NUMBERS)) or is_foreign(type(value)):
         return "plain"
     return "object"

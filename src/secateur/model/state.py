@@ -50,17 +50,19 @@ class _Values:
 
     tensor: Tensor
     memory: Tensor  # another handle on the same memory, for the case that the tensor is given other memory
-    copy: Tensor
+    copy: Tensor | None
 
     @staticmethod
-    def of(tensor: Tensor) -> _Values:
+    def of(tensor: Tensor, *, copied: bool) -> _Values:
         memory = tensor.detach()
-        return _Values(tensor, memory, _without_repeats(memory).clone())
+        return _Values(tensor, memory, _without_repeats(memory).clone() if copied else None)
 
     def put_back(self) -> None:
         with torch.no_grad():
             if self.tensor.layout == torch.strided and not self.tensor.is_set_to(self.memory):
                 self.tensor.data = self.memory
+            if self.copy is None:
+                return
             now = _without_repeats(self.memory)
             # Compared by value: batch norm writes its statistics without counting up their version. Written only
             # where something differs: a tensor in memory that may not be written is left alone.
@@ -114,7 +116,6 @@ class State:
         self.undo: list[Undo] = []  # of what is neither container nor tensor
         self.parameters: dict[int, Tensor] = {}
         self.tensors: dict[int, Tensor] = {}
-        self._copies = copies
         self._seen: set[int] = set()
         self._names: set[tuple[int, str]] = set()
         self._kinds: dict[type, Kind] = {}
@@ -127,7 +128,7 @@ class State:
         self.tensors.update((id(tensor), tensor) for tensor in tensors_in(example))
         leaves = [t for t in (*self.parameters.values(), *self.tensors.values()) if t.is_leaf]
         self.flags = [_Flags.of(tensor) for tensor in leaves]
-        self.values = [_Values.of(tensor) for tensor in self._copied(weights)] if copies else []
+        self.values = [_Values.of(tensor, copied=copies) for tensor in self._copied(weights)]
 
     def put_aside(self) -> None:
         """Take the gradients off the tensors."""
@@ -198,7 +199,7 @@ class State:
             names = [name for name in vars(base) if not (name.startswith("__") and name.endswith("__"))]
             before = {name: vars(base)[name] for name in names}
             self.undo.append(lambda base=base, before=before: _refill_class(base, before))  # type: ignore[misc]
-            for value in before.values():
+            for value in list(vars(base).values()):  # __call__ has a closure as well
                 self._walk(value)
             for space, name in globals_of(base):
                 self._keep_name(space, name)
@@ -237,8 +238,7 @@ class State:
             for item in self.attributes.add(value):
                 self._walk(item)
         elif kind == "array":
-            if self._copies:
-                self.undo.append(_undo_array(value))
+            self.undo.append(_undo_array(value))
         elif kind == "random":
             self.generators.append(value)
             self.undo.append(_undo_random(value))
@@ -297,7 +297,7 @@ class _Containers:
     def add(self, value: object) -> Iterable[object]:
         """Keep one, and return what is in it. Subclasses are read by the methods of the builtin class."""
         if isinstance(value, dict):
-            before = dict(dict.items(value))
+            before = _entries(value)
             self.mappings.append((value, before))
             return before.values()
         if isinstance(value, (list, deque)):
@@ -329,9 +329,14 @@ class _Containers:
                 set.update(members, known)
 
 
+def _entries(mapping: dict[K, V]) -> dict[K, V]:
+    # An ordered mapping keeps its order beside the entries, where the methods of dict do not see it.
+    return dict(OrderedDict.items(mapping) if isinstance(mapping, OrderedDict) else dict.items(mapping))
+
+
 def refill(live: dict[K, V], before: dict[K, V]) -> None:
     """Bring a mapping back to its entries, in their order."""
-    now = dict(dict.items(live))
+    now = _entries(live)
     same = len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values()))
     if not same:
         base: Any = OrderedDict if isinstance(live, OrderedDict) else dict

@@ -55,7 +55,7 @@ def capture(model: nn.Module, example: Example) -> Trace:
     recorder = Recorder(model)
     recorder.add_inputs(example)
     with ExitStack() as stack:
-        stack.enter_context(quiet(model, copies=False))  # the recorder keeps what a call is about to change
+        stack.enter_context(quiet(model, example, copies=False))  # the recorder keeps what a call is about to change
         stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.equality))
         stack.enter_context(recorder.here.followed(recorder.modules))
         stack.enter_context(recorder.buffers_kept())
