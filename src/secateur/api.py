@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from secateur import criteria
 from secateur.criteria.base import Context
+from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
 from secateur.structure.view import View, look
@@ -27,6 +29,7 @@ def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) 
 
     Raises:
         ForwardError: the forward fails on the example.
+        InputError, UnsupportedError: what is given is no model, or one of a kind that cannot be pruned; says which.
 
     Cost: one forward pass.
 
@@ -36,7 +39,14 @@ def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) 
         >>> [group.name for group in inspect(net, torch.zeros(1, 4)).groups]
         ['0']
     """
-    return look(model, example, protect)
+    view = look(admit(model, prepared=True), example, protect)
+    return replace(view, locked=tuple(_reworded(group) for group in view.locked))
+
+
+def _reworded(group: Group) -> Group:
+    """A group that fake quantisation locks is told what to do about it: no rule is missing there."""
+    locks = tuple(replace(lock, hint=PREPARE_AFTER) if is_rounding(lock.op) else lock for lock in group.locks)
+    return replace(group, locks=locks)
 
 
 def score(
@@ -68,6 +78,7 @@ def score(
 
     Raises:
         RecipeError: an unknown name, or data are missing.
+        InputError, UnsupportedError: as for `inspect`.
 
     Example:
         >>> import torch
@@ -76,6 +87,7 @@ def score(
         >>> score(nn.Sequential(layer), granularity={"name": "vector", "axis": "row"})
         {'0.weight': tensor([3.6056, 5.0990])}
     """
+    model = admit(model)
     groups, record = grouped(model, example, granularity, protect)
     context = Context(model, groups, data=data, loss=loss, example=example, seed=seed, capture=record)
     return Scores(criterion_of(criterion).score(context), groups)

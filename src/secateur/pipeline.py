@@ -15,6 +15,7 @@ from secateur.kinds.weights.granularity import Granularity
 from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
 from secateur.measure.pair import time_pair
+from secateur.model.admit import about_wrapper, admit
 from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
@@ -96,15 +97,17 @@ def prune(
         RecipeError: the recipe is wrong.
         InputError: no data where a step needs it, data that can be read only once, NaN or Inf in weights,
             activations or loss.
-        UnsupportedError: the model cannot be captured, or nothing can be cut.
+        UnsupportedError: the model is of a kind that cannot be pruned (quantised, scripted, sharded ...), cannot be
+            captured or copied, or nothing can be cut.
         TargetError: the target cannot be reached.
     """
+    came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration, test=test)
     settings, untrained = _settings(recipe, overrides, decision, given)
     _check(model, given, settings)
     example = given.example() if example is None else example
     run = Journal(progress, given.notes)
-    run.doubts += untrained
+    run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
     with run.stage("plan"), run.noticed():
         # Decided once, on the model as it came: a ratio of two counts needs one divisor.
         samples = samples_in(model, example)
@@ -144,7 +147,7 @@ def prune(
             model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
             run=run, title=title, command=command,
         )  # fmt: skip
-    return Result(pruned, plan, report, settings, tuple(run.degradations), tuple(run.log))
+    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log))
 
 
 def estimate(
@@ -191,6 +194,7 @@ def estimate(
         >>> told.report.before.params, told.report.after.params
         (178, 90)
     """
+    model = admit(model, copied=True)
     settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
     given = enter(data, calibration=calibration)
     _check_weights(model)

@@ -14,6 +14,7 @@ from secateur.files.safe import save_tensors
 from secateur.files.seeds import canonical_json
 from secateur.integrations.transformers import config_files, copy_tokenizer, express, is_transformers
 from secateur.loading import MANIFEST, PLAN, WEIGHTS
+from secateur.model.tensors import require_storable
 from secateur.planning.files import to_json
 from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
@@ -72,12 +73,14 @@ class Result:
 
         Raises:
             CertificateError: something was cut and not certified.
+            UnsupportedError: modules keep a state of their own that is no tensor.
             FileRefusedError: the folder exists, or is no output folder of secateur.
             ResourceError: the disk is full; nothing is left behind.
         """
         # A composed or loaded plan may lack its proof. A folder is taken for proved, so it is not written then.
         if self.plan.removes and self.plan.certificate is None:
             raise CertificateError("The plan has no certificate, so nothing is saved.")
+        require_storable(self.model)
         with publish_dir(path, force=force) as folder:
             self._write(folder)
         return Path(path)

@@ -142,6 +142,26 @@ class LayerEntry(TypedDict):
     lists: list[list[str]]
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A weight that masks do not cover.
+
+    Args:
+        name: of the parameter.
+        params: its elements.
+        why: the reason.
+        hint: what to do to have it covered.
+        wanted: whether it belongs to what was asked, so that leaving it out degrades the run; False for what is covered
+            on request only, or has no such units.
+    """
+
+    name: Text
+    params: Count
+    why: Text
+    hint: Text = ""
+    wanted: bool = False
+
+
 class Removal(TypedDict):
     """What goes from one group: what its units are, how many there were, the numbers of those that go."""
 

@@ -11,6 +11,7 @@ from secateur import criteria
 from secateur.advice.facts import Facts, gather_facts
 from secateur.advice.recommend import Reason, RecipeDraft, recommend
 from secateur.errors import RecipeError, TargetError
+from secateur.model.admit import admit
 from secateur.model.door import Given, enter
 from secateur.planning import make_plan
 from secateur.recipe import Recipe, dump_recipe, load_recipe
@@ -106,6 +107,7 @@ def advise(
     """
     if budget_seconds is not None and not budget_seconds > 0:
         raise RecipeError(f"budget_seconds={budget_seconds} is no time", hint="give seconds, or leave it out")
+    model = admit(model)
     parts = enter(data)
     example = parts.example() if example is None else example
     facts = gather_facts(

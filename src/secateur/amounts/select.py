@@ -347,6 +347,8 @@ def _one_amount(amounts: Mapping[str, float | Mapping[str, float] | None]) -> st
 
 
 def _checked(key: str, value: float) -> _Amount:
+    if not isinstance(value, (int, float)):
+        raise RecipeError(f"{key}={value!r} is a {type(value).__name__}, not a number", hint=f"for example {key}=0.5")
     if key == "count":
         return _Amount(count=_whole("count", value))
     if key == "threshold":

@@ -41,7 +41,7 @@ def estimate(
         emit(as_data(told))
     else:
         _print(told)
-    return 0
+    return told.report.exit_code
 
 
 def as_data(told: Estimate) -> dict[str, object]:
@@ -62,6 +62,8 @@ def as_data(told: Estimate) -> dict[str, object]:
         "predicted": asdict(record.after),
         "plan_cost": dict(told.plan.cost),
         "speed": {"kind": said.kind, "words": said.words, "method": _method(record)},
+        "model_sparsity": record.model_sparsity,
+        "left_out": [asdict(one) for one in record.left_out],
         "certificate": None if record.certificate is None else asdict(record.certificate),
         "environment": record.environment.model_dump(mode="json"),
     }
@@ -74,6 +76,7 @@ def _method(record: Report) -> str:
 
 
 def _print(told: Estimate) -> None:
+    from secateur.report.terminal import sparsity_lines
     from secateur.report.verdict import rows, speed
 
     record, units = told.report, told.report.units
@@ -83,5 +86,6 @@ def _print(told: Estimate) -> None:
     lines = [f"parameters and MACs: {counted}", f"speed: {speed(record).words} ({_method(record)})"]
     if record.certificate is not None:
         lines.append(f"cut equals replay: largest error {record.certificate.max_abs_error:.1e}")
+    lines += sparsity_lines(record)
     lines.append("quality: not predicted; nothing was changed, recovered or written")
     write("\n".join(lines) + "\n")

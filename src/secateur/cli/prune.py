@@ -32,6 +32,7 @@ def prune(
     """Prune MODEL by a recipe, prove the result, recover, measure, and write an output folder."""
     from secateur.cli import job as jobs
     from secateur.files import seed_everything
+    from secateur.model.tensors import require_storable
 
     settings = jobs.read_recipe(recipe, set_, seed)
     jobs.require_free(out, force=force)
@@ -39,6 +40,7 @@ def prune(
     with seed_everything(settings.seed):
         work = jobs.resolve(model, data, seed=settings.seed)
         jobs.warn_untrained(work)
+        require_storable(work.model)
         if dry_run:
             return show_plan(work, settings, as_json=json)
         command = command_line(model, data, settings, out)

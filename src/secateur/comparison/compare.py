@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Unpack, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.comparison.cells import planned
 from secateur.comparison.contestants import Contestant, CriterionChoice, make_contestants
@@ -22,6 +22,7 @@ from secateur.comparison.store import Store
 from secateur.comparison.summary import summarise
 from secateur.errors import InputError, RecipeError
 from secateur.measure import quality
+from secateur.model.admit import admit
 from secateur.model.call import batch_size_of, device_of, require_reiterable, to_example, with_batch_size
 from secateur.report import environment
 from secateur.types import Batch, Data, Evaluate, Example, Loss
@@ -200,18 +201,23 @@ def _scoring_batches(data: Data | None, calibration: Data | None, limit: int) ->
 def _builder(models: Models, seeds: Sequence[int]) -> Callable[[int], nn.Module]:
     # A module first: it may be callable, and even a sequence (nn.Sequential has a length and items).
     if isinstance(models, nn.Module):
-        return lambda _: models
-    if isinstance(models, Mapping):
+        inside = admit(models, copied=True)
+        return lambda _: inside
+    if isinstance(models, Mapping) and not any(isinstance(value, Tensor) for value in models.values()):
         known: Mapping[int, nn.Module] = models
         missing = [seed for seed in seeds if seed not in known]
         if missing:
             raise RecipeError(f"there is no model for seed {missing[0]}", hint=f"models are for {sorted(known)}")
-        return known.__getitem__
+        return lambda seed: admit(known[seed], copied=True)
     if isinstance(models, Sequence):
         if len(models) != len(seeds):
             raise RecipeError(f"there are {len(models)} models and {len(seeds)} seeds", hint="give one per seed")
-        return dict(zip(seeds, models, strict=True)).__getitem__
-    return models  # a function of the seed, called once for each
+        listed = dict(zip(seeds, models, strict=True))
+        return lambda seed: admit(listed[seed], copied=True)
+    if not callable(models) or isinstance(models, type):
+        admit(models)  # says what was given in the place of a model
+    build = cast("Callable[[int], nn.Module]", models)  # a function of the seed, called once for each
+    return lambda seed: admit(build(seed), copied=True)
 
 
 def _manifest(

@@ -20,7 +20,7 @@ from secateur.kinds.edit import Edit
 from secateur.request import Request
 from secateur.structure.groups import Structure
 from secateur.structure.trace import Trace
-from secateur.types import Certificate, Example, Group
+from secateur.types import Certificate, Example, Group, LeftOut
 
 Keep = Mapping[str, Tensor]  # group name -> bool tensor, True = the unit stays
 
@@ -88,6 +88,7 @@ class Candidates(ABC):
         trace: the run that they were found in, for criteria that watch it; None where none was made.
         structure: what the engine found, free and locked, for reports; None where it was not asked.
         families: groups that keep equally many units; empty where every group stands for itself.
+        left_out: weights that masks do not cover, each with its reason; empty for cuts, which lock dimensions.
     """
 
     physical: ClassVar[bool] = True  # whether units are removed for real; else zeros are written
@@ -99,6 +100,7 @@ class Candidates(ABC):
         self.trace: Trace | None = None
         self.structure: Structure | None = None
         self.families: Sequence[Family] = ()
+        self.left_out: Sequence[LeftOut] = ()
 
     def least(self, group: Group, scope: str) -> int:
         """Units that stay in a group; a share of each under a global ranking, so that its scale cannot empty it."""

@@ -16,7 +16,8 @@ from secateur.masks.hidden import put, take
 from secateur.masks.hold import Dropped, Hold, forget, mask_gradients, mask_weights, moved_by
 from secateur.masks.sparsity import Sparsity, masked_elements, sparsity_of
 from secateur.masks.units import Masks, check, expand, first_names, resolve
-from secateur.types import Group, Kept
+from secateur.model.admit import admit
+from secateur.types import Group
 
 _MASK, _HIDDEN = "mask.", "hidden."  # what names in `state_dict` begin with
 
@@ -45,6 +46,7 @@ def mask_model(
 
     Raises:
         InputError: an unknown name, or a mask of wrong shape or dtype; the model is unchanged then.
+        UnsupportedError: the model is of a kind whose weights cannot be set to zero (quantised, sharded, scripted).
 
     Cost:
         One pass over the masked parameters. Memory: the values that are hidden, and for a moment a byte per element
@@ -56,8 +58,7 @@ def mask_model(
         ...     layer.weight[0, 1].item()
         0.0
     """
-    known = groups or (masks.groups if isinstance(masks, Kept) else ())  # `select` hands on the groups of `score`
-    handle = MaskHandle(model, keep_originals=keep_originals)
+    handle = MaskHandle(admit(model, prepared=True), keep_originals=keep_originals)
     known = tuple(groups) or getattr(masks, "groups", ())  # `select` hands its groups on
     handle.update(expand(known, masks) if known else masks)
     return handle

@@ -13,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from secateur.errors import UnsupportedError
 from secateur.masks.handle import MaskHandle, mask_model
+from secateur.model.admit import admit
 from secateur.model.carried import PRUNE, CarriedMask, carried_masks, hidden_of, is_binary, is_mask, parametrizations
 
 
@@ -71,6 +72,7 @@ def import_masks(model: nn.Module, *, inplace: bool = True, keep_originals: bool
         >>> int((layer.weight == 0).sum()), sorted(layer.state_dict())
         (3, ['bias', 'weight'])
     """
+    model = admit(model, prepared=True)
     target = model if inplace else _copy(model)
     masks = _found(target)  # all are read and checked before the first is taken away
     for found in masks:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
-from secateur.model.call import call
+from secateur.model.call import call, fresh
 from secateur.types import Certificate, Example
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -73,7 +73,7 @@ def run_cut(cut: nn.Module, example: Example, *, when: str, hint: str) -> Any:
         UnsupportedError: its forward fails; says `when` and gives the hint.
     """
     try:
-        return call(cut, example)
+        return call(cut, fresh(example))
     except ForwardError as error:
         what = f"{type(cut).__name__} does not run {when}; nothing was changed or saved."
         raise UnsupportedError(what, why=error.why, hint=hint) from error

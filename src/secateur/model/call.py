@@ -11,6 +11,7 @@ Two conventions that look alike and are not:
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
 ANY_NAME = "**"
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent.parent)
+# What runs beside the model while it is captured; capture.py itself calls the model's own operators.
+RECORDING = ("rules", "recorder.py", "size_uses.py", "axes.py", "groups.py")
 _NETWORKS = str(Path(_HERE) / "sources")  # bundled networks are models like a user's
 
 
@@ -110,9 +113,18 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
 
     Raises:
         ResourceError: memory ran out.
+        UnsupportedError: the engine's own rules failed beside the model.
         ForwardError: anything else.
     """
     text = f"{type(error).__name__}: {error}"
+    if _is_ours(error):
+        where, _ = _location(error, model)
+        raise UnsupportedError(
+            f"{type(model).__name__} runs, and secateur cannot follow it",
+            why=text + (f" at {where}" if where else ""),
+            hint="write that line with plainer operators (a product and a sum for a fused call, a loop for vmap); it "
+            "would help others if you reported it",
+        ) from error
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         raise ResourceError(what, why=text, hint="use a smaller batch") from error
     where, module = _location(error, model)
@@ -122,6 +134,13 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
         text += f" at {where}"
     hint = hint or "check that model(input) runs with this input on its own"
     raise ForwardError(what, why=text, hint=hint) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the innermost Python frame of an error is in the rules of the engine, and not where it runs the model."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inner = next((path for path in reversed(frames) if not path.startswith(_TORCH)), "")
+    return any(inner.startswith(str(Path(_HERE) / "structure" / part)) for part in RECORDING)
 
 
 def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
@@ -232,6 +251,27 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
             yield from tensors_in(getattr(value, entry.name))
+
+
+def fresh(example: Example) -> Any:
+    """An example of its own for a run: a forward may write into its input, and the next one wants it as it was.
+
+    Args:
+        example: what `call` takes.
+
+    Returns:
+        A copy of the same form; what cannot be copied is the same object.
+
+    Example:
+        >>> given = {"x": torch.ones(2)}
+        >>> fresh(given)["x"].zero_().sum().item(), given["x"].sum().item()
+        (0.0, 2.0)
+    """
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors_in(example)}
+    try:
+        return copy.deepcopy(example, memo)
+    except Exception:
+        return example
 
 
 def inputs(example: Example) -> list[Tensor]:
@@ -369,7 +409,8 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(to_device(item, device) for item in value)
+        moved = [to_device(item, device) for item in value]
+        return moved if isinstance(value, list) else tuple(moved)
     return value
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from secateur.errors import InputError, NonFiniteError
+from secateur.errors import InputError, NonFiniteError, UnsupportedError
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -35,6 +35,17 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**parameters, **buffers}
 
 
+def require_shapes(model: nn.Module) -> None:
+    """Refuse weights of lazy modules, which have no shape before the first forward pass.
+
+    Raises:
+        InputError: names the first.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise InputError(f"{name!r} has no shape yet", hint="run one forward pass before pruning")
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether there are numbers in it: not on the meta device, and not waiting for a first forward pass."""
     return not (tensor.is_meta or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)))
@@ -48,6 +59,21 @@ def require_values(tensor: Tensor, name: str, *, what: str = "tensor") -> None:
     """
     if not has_values(tensor):
         raise InputError(f"{what} {name!r} has no values yet", hint="load the weights, or run one forward pass")
+
+
+def require_storable(model: nn.Module) -> None:
+    """Refuse a state that no file of tensors can hold: what modules return from ``get_extra_state``.
+
+    Raises:
+        UnsupportedError: names the entry. To be asked before long work, by whoever will save the result.
+    """
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise UnsupportedError(
+                f"{name!r} of the model's state is a {type(value).__name__}, which an output folder cannot hold",
+                why="folders hold tensors and text, so that loading them runs no code",
+                hint="keep it in a buffer, or save the result yourself: torch.save(result.model.state_dict(), file)",
+            )
 
 
 def require_finite(tensor: Tensor, name: str, *, what: str = "tensor") -> None:

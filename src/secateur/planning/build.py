@@ -17,7 +17,10 @@ from secateur.kinds.weights.granularity import Granularity
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
+from secateur.model.admit import admit
+from secateur.model.behaviour import unprovable
 from secateur.model.call import device_of
+from secateur.model.guard import guard
 from secateur.planning.decide import decide
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
@@ -112,24 +115,28 @@ def make_plan(
         RecipeError: an unknown name or a contradiction.
         InputError: given scores, masks or indices that do not fit the groups.
         TargetError: the target cannot be reached.
-        UnsupportedError: nothing of the model can be cut at this granularity; says what is locked.
+        UnsupportedError: nothing of the model can be cut at this granularity; says what is locked. Or the model is of a
+            kind that cannot be pruned.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> make_plan(net, torch.zeros(1, 4), remove={"0": [1, 5]}).groups["0"]["removed"]
         [1, 5]
     """
-    if masks is not None:
+    kinds = None if masks is not None else units_of(granularity, example)
+    model = admit(model, copied=kinds is not None and is_physical(kinds[1]))
+    if kinds is None:
+        assert masks is not None
         return plan_of_masks(model, masks, target, scores, keep, remove)
     given = keep is not None or remove is not None
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
     rule = None if given or scores is not None else criterion_of(criterion)
     chosen = Named(GIVEN) if rule is None else Named(rule.name, rule.options())
-    unit, kinds = units_of(granularity, example)
+    unit, choices = kinds
     request = Request(
         target=None if given else Target.of(target),
         criterion=chosen,
-        granularity=spelt_out(kinds),
+        granularity=spelt_out(choices),
         scope=scope,
         allocation=allocation,
         protect=tuple(protect) if not isinstance(protect, str) else protect,  # type: ignore[arg-type]
@@ -167,7 +174,15 @@ def _plan(
         cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
 
     def prove(original: nn.Module, cut: nn.Module) -> Certificate:
-        return candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance)
+        example = candidates.example
+        try:
+            with guard(original, cut, example=example):
+                return candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance)
+        except Exception as error:
+            other = unprovable(error, original, example)
+            if other is error:
+                raise
+            raise other from error
 
     return Plan(
         fingerprint=fingerprint(model),
@@ -189,6 +204,7 @@ def _plan(
             candidates.example,
         ),
         layers=edit.layers,
+        left_out=tuple(candidates.left_out),
     )
 
 
@@ -359,7 +375,8 @@ def units_of(granularity: GranularityLike | None, example: Example) -> tuple[Gra
     """The granularity object where one was given, and the choices that a file can hold."""
     if isinstance(granularity, Granularity):
         if isinstance(granularity, NM):
-            return granularity, (Named(f"{granularity.n}:{granularity.m}"),)
+            also = {"embeddings": True} if granularity.embeddings else {}
+            return granularity, (Named(f"{granularity.n}:{granularity.m}", also),)
         return granularity, (Named(granularity.name, granularity.options()),)
     return None, granularities(default_granularity(example) if granularity is None else granularity)
 

@@ -15,7 +15,7 @@ from secateur.model.tensors import named_tensors
 from secateur.request import Request
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, Example, Group, Removal, Units
+from secateur.types import Certificate, Example, Group, LeftOut, Removal, Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,7 @@ class PlanData:
         certificate: the proof, once made.
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> what goes from it.
+        left_out: weights that the masks do not cover, each with its reason.
     """
 
     fingerprint: str
@@ -72,6 +73,7 @@ class PlanData:
     certificate: Certificate | None = None
     evidence: Evidence | None = field(default=None, repr=False)
     layers: Layers = field(default_factory=dict)
+    left_out: Sequence[LeftOut] = ()
 
     @property
     def edit(self) -> Edit:

@@ -21,6 +21,8 @@ def explain(plan: PlanData) -> str:
         lines.append(f"  {name:<{width}}  {group['granularity']:<10} {group['size'] - gone}/{group['size']} kept")
     for name, mask in plan.masks.items():
         lines.append(f"  {name}: {int(mask.sum())}/{mask.numel()} weights kept")
+    for one in plan.left_out:
+        lines.append(f"  {one.name}: {one.params:,} weights left out: {one.why}" + (f"; {one.hint}" * bool(one.hint)))
     if plan.certificate:
         proof = plan.certificate
         lines.append(f"certificate: error {proof.max_abs_error:.1e} in {proof.dtype} ({proof.method})")

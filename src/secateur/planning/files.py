@@ -14,7 +14,7 @@ from secateur.planning.decision import PlanData
 from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.request import Request
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, LayerEntry, Removal, Units
+from secateur.types import Certificate, LayerEntry, LeftOut, Removal, Units
 
 SCHEMA = 1
 MAX_BYTES = 2**31
@@ -39,6 +39,8 @@ def to_json(plan: PlanData) -> str:
             "units": plan.units,
             "cost": plan.cost,
             "certificate": asdict(plan.certificate) if plan.certificate else None,
+            # Only where there are any: plans of cuts have the bytes that they always had.
+            **({"left_out": [asdict(one) for one in plan.left_out]} if plan.left_out else {}),
         }
     )
 
@@ -92,7 +94,15 @@ def _plan(make: type[P], data: Mapping[str, Any]) -> P:
         cost={_text(name): [_size(n, least=0) for n in pair] for name, pair in data["cost"].items()},
         certificate=_certificate(data["certificate"]) if data["certificate"] else None,
         layers=layers,
+        left_out=tuple(_left_out(entry) for entry in data.get("left_out", [])),
     )
+
+
+def _left_out(entry: Mapping[str, Any]) -> LeftOut:
+    if set(entry) != {"name", "params", "why", "hint", "wanted"} or type(entry["wanted"]) is not bool:
+        raise ValueError("an entry of left_out is malformed")
+    name, why, hint = (_text(entry[key]) for key in ("name", "why", "hint"))
+    return LeftOut(name, _size(entry["params"], least=0), why, hint, entry["wanted"])
 
 
 def _runs(removed: list[int]) -> list[list[int]]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.errors import CertificateError, PlanMismatchError
+from secateur.errors import CertificateError, PlanMismatchError, SecateurError
 from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json
 from secateur.masks import mask_model
+from secateur.model.admit import admit, not_copyable, require_unwatched
 from secateur.model.tensors import named_tensors
 from secateur.planning.averages import Averages, migration
 from secateur.planning.compose import composed_certificate, composed_cost, composed_edit, composed_groups
@@ -68,16 +69,20 @@ class Plan(PlanData):
         Raises:
             PlanMismatchError: the plan belongs to another model.
             CertificateError: the cut is not equal to its proof; nothing was changed.
+            UnsupportedError: the model cannot be copied, or is to be cut in place under `DistributedDataParallel`.
 
         Cost: one copy of what is kept; certification adds about three forward passes.
         """
+        given, model = model, admit(model, prepared=not self.removes)
+        if inplace and self.removes:
+            require_unwatched(given)
         self.validate(model)
         before = origin_of(model)  # asked now: in place, the model is another one afterwards
         # Composed now as well, since it wants the model that this plan was made for; its proof is added once made.
         whole = before.followed(self, model) if isinstance(before, Plan) else self
         known = self.evidence
         proof = known.certify if known is not None and self.removes and model is known.model else None
-        result = model if inplace and proof is None else self.edit.copy(model)
+        result = model if inplace and proof is None else self._copied(model)
         if proof is not None:
             self.certificate = proof(model, result)
         follow = None if ema is None else self._migration(model, ema)
@@ -93,6 +98,14 @@ class Plan(PlanData):
             whole.certificate = composed_certificate([p.certificate for p in (before, self) if p.removes])
         remember(result, whole)
         return result
+
+    def _copied(self, model: nn.Module) -> nn.Module:
+        try:
+            return self.edit.copy(model)
+        except SecateurError:
+            raise
+        except Exception as error:
+            raise not_copyable(model, error) from error
 
     def _migration(self, model: nn.Module, ema: Averages) -> Callable[[], None]:
         def replay(averaged: nn.Module) -> None:
@@ -175,6 +188,7 @@ class Plan(PlanData):
             cost=composed_cost(self.cost, following.cost),
             certificate=composed_certificate([p.certificate for p in (self, following) if p.removes]),
             layers=edit.layers,
+            left_out=tuple({one.name: one for one in (*self.left_out, *following.left_out)}.values()),
         )
 
     # -- reading ------------------------------------------------------------------------------------------

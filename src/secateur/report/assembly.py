@@ -23,7 +23,7 @@ from secateur.report.record import (
     UnitCount,
     status_of,
 )
-from secateur.types import Certificate, Degradation, Snapshot
+from secateur.types import Certificate, Degradation, LeftOut, Snapshot
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Effect:
         quality_on: which data the quality figures are of.
         quality_missing: why there are none.
         control: the original after the same recovery steps, where that was asked for.
+        left_out: weights that the masks do not cover.
     """
 
     before: Snapshot
@@ -89,6 +90,7 @@ class Effect:
     quality_on: str = ""
     quality_missing: str = ""
     control: Control | None = None
+    left_out: Sequence[LeftOut] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,8 @@ def build(
         seconds=dict(events.seconds),
         layers=tuple(layers),
         locked=tuple(locked),
+        left_out=tuple(effect.left_out),
+        model_sparsity=_model_sparsity(effect),
         training=tuple(events.training),
         warnings=tuple(dict.fromkeys(told)),  # several criteria may doubt the same thing
         command=origin.command,
@@ -184,6 +188,11 @@ def build(
         environment=origin.environment,
         fingerprint=origin.fingerprint,
     )
+
+
+def _model_sparsity(effect: Effect) -> float | None:
+    whole = effect.before.params
+    return 1 - min(effect.after.nonzero, whole) / whole if whole else None
 
 
 def environment(*, device: str = "cpu", seed: int = 0) -> Environment:

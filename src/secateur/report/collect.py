@@ -15,12 +15,12 @@ from secateur.model.call import device_of
 from secateur.planning import Plan
 from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe
-from secateur.report.assembly import Effect, Goal, Method, Origin, build, environment
+from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
 from secateur.report.record import Choice, Control, Report, UnitCount
 from secateur.request import Named, Request, Target
-from secateur.types import Snapshot
+from secateur.types import Degradation, Snapshot
 
 
 def collect(
@@ -79,7 +79,7 @@ def collect(
             control=control,
         ),
         goal=_goal(plan, before, after, recipe),
-        events=run.events(),
+        events=_with_left_out(run.events(), plan),
         layers=pruned_layers(model, plan),
         locked=locked_parts(model, plan),
     )
@@ -114,6 +114,7 @@ def forecast(
             Choice(name=plan.request.allocation),
         ),
         replace(_effect(plan, before, after), quality_missing="it is not predicted"),
+        events=Events(degradations=shortfall(plan)),
         goal=Goal(target=Target.of(recipe.target.given()).flat()),
     )
 
@@ -127,7 +128,24 @@ def _effect(plan: Plan, before: Snapshot, after: Snapshot) -> Effect:
         units=UnitCount(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
+        left_out=plan.left_out,
     )
+
+
+def _with_left_out(events: Events, plan: Plan) -> Events:
+    """The events of a run, and what it could not do although it was asked."""
+    return replace(events, degradations=(*events.degradations, *shortfall(plan)))
+
+
+def shortfall(plan: Plan) -> tuple[Degradation, ...]:
+    """What of the asked weights a plan of masks does not cover, in one sentence; empty where nothing is left out."""
+    missing = [one for one in plan.left_out if one.wanted]
+    if not missing:
+        return ()
+    names = ", ".join(one.name for one in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    why = dict.fromkeys(f"{one.why}; {one.hint}" if one.hint else one.why for one in missing)
+    weights = sum(one.params for one in missing)
+    return (Degradation("plan", f"{weights:,} weights were left out: {names}", " / ".join([*why][:3])),)
 
 
 def _goal(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> Goal:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from pydantic import model_validator as check
 
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, FileRefusedError, TargetError
-from secateur.types import Amount, Certificate, Count, Degradation, Lock, Snapshot, Text
+from secateur.types import Amount, Certificate, Count, Degradation, LeftOut, Lock, Snapshot, Text
 
 MAX_BYTES = 64 * 1024 * 1024  # many times the largest report; JSON takes ten times that in memory
 ZEROS_ONLY = "zeros only: no speed expected"
@@ -202,6 +202,10 @@ class Report(ReportPart):
     seconds: dict[Text, Amount] = Field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
     locked: tuple[Locked, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    """Weights that masks do not cover, each with its reason."""
+    model_sparsity: Share | None = None
+    """Share of all weights of the model as it came that is gone or zero now; `sparsity` counts what was asked."""
     training: tuple[TrainingPoint, ...] = ()
     warnings: tuple[Text, ...] = ()
     command: Text = ""

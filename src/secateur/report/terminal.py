@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.report.record import Locked, Report
-from secateur.report.text import clean, count, seconds, significant, writable
+from secateur.report.text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
 
 MOST_LOCKED = 8  # lines; a language model has hundreds, and the report holds them all
@@ -94,6 +94,8 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         yield "degraded", body
     if report.warnings:
         yield "warnings", [clean(warning) for warning in report.warnings]
+    if report.model_sparsity is not None:
+        yield "sparsity", list(sparsity_lines(report))
     yield "proof", [proof_line(report)]  # also where there is none: silence would read as proved
     if report.locked:
         total = sum(one.params for one in report.locked)
@@ -110,6 +112,23 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         )
     if files:
         yield "files", [f"{clean(what)}: {clean(where)}" for what, where in files.items()]
+
+
+def sparsity_lines(report: Report) -> Iterator[str]:
+    """Say what part of the asked units and of all weights is gone, and which weights were never among them.
+
+    Args:
+        report: the record of a run.
+    """
+    if report.model_sparsity is not None:
+        gone = "zero" if report.applied == "mask" else "gone or zero"
+        asked = f"{percent(report.sparsity)} of the {clean(report.units.what)}"
+        yield f"{asked} that were asked, {percent(report.model_sparsity)} of all weights of the model are {gone}"
+    for one in sorted(report.left_out, key=lambda one: (-one.params, one.name))[:MOST_LOCKED]:
+        line = f"left out: {clean(one.name, limit=60)} ({count(one.params)} weights): {clean(one.why)}"
+        yield line + (f"; {clean(one.hint)}" if one.hint else "")
+    if len(report.left_out) > MOST_LOCKED:
+        yield f"and {len(report.left_out) - MOST_LOCKED} more are left out, see the report"
 
 
 def proof_line(report: Report) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import ForwardError
+from secateur.errors import ForwardError, SecateurError
 from secateur.model.call import call
 from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
@@ -95,7 +95,7 @@ def _run(
     beside = mode == "train" or bool(turned or switched)
     with ExitStack() as stack:
         # The recorder keeps what a call is about to change, so no copies are needed.
-        stack.enter_context(_calm(model, mode))
+        stack.enter_context(_calm(model, example, mode))
         stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=not beside))
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
@@ -162,7 +162,7 @@ def _taken(model: nn.Module, example: Example, recorder: Recorder, branch: Branc
 def _forward(model: nn.Module, example: Example) -> object:
     try:
         return call(model, example)
-    except ForwardError:
+    except SecateurError:
         raise
     except Exception as error:
         raise ForwardError(
@@ -186,8 +186,8 @@ def quiet(model: nn.Module, example: Example = None, *, copies: bool = True) -> 
 
 
 @contextmanager
-def _calm(model: nn.Module, mode: Mode) -> Iterator[None]:
-    with guard(model, mode=mode, gradients=False, copies=False), unfused(model):
+def _calm(model: nn.Module, example: Example, mode: Mode) -> Iterator[None]:
+    with guard(model, mode=mode, gradients=False, example=example, copies=False), unfused(model):
         yield
 
 

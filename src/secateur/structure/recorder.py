@@ -281,7 +281,8 @@ class Recorder:
         finally:
             with torch.no_grad():
                 for tensor, before in self.changed.values():
-                    tensor.copy_(before)
+                    if tensor.shape == before.shape:  # one that was resized has its old memory back from the guard
+                        tensor.copy_(before)
 
     def before_mutation(self, tensor: Tensor) -> None:
         """Keep a copy of an external tensor that an in-place call is about to change."""

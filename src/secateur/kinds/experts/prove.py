@@ -15,7 +15,7 @@ from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
 from secateur.kinds.slices.cut import Cuts, cut_tensor
 from secateur.model.agreement import agreement, doubled, require_slices, run_cut
-from secateur.model.call import call, outputs
+from secateur.model.call import call, fresh, outputs
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, kept
 from secateur.structure.capture import quiet
@@ -70,7 +70,7 @@ def certify_experts(
     added = {name: removed for m, removed in less for name in m.biases}
     tensors = named_tensors(model)
     with quiet(model), torch.no_grad(), _without(tensors, added), _Masked(tensors, gone) as mode:
-        expected = [t.detach() for t in outputs(call(model, example))]
+        expected = [t.detach() for t in outputs(call(model, fresh(example)))]
     with quiet(cut), torch.no_grad():
         answer = run_cut(
             cut,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.kinds.layers.drop import Layers, block_names
 from secateur.model.agreement import agreement, doubled
 from secateur.model.bypass import bypassed
-from secateur.model.call import call, outputs
+from secateur.model.call import call, fresh, outputs
 from secateur.structure.capture import quiet
 from secateur.types import Certificate, Example
 
@@ -47,14 +47,14 @@ def certify_layers(
         model, cut, example = (doubled(x) for x in (model, cut, example))
     expected = identity_outputs(model, example, layers)
     with quiet(cut), torch.no_grad():
-        found = [t.detach() for t in outputs(call(cut, example))]
+        found = [t.detach() for t in outputs(call(cut, fresh(example)))]
     return identity_agreement(expected, found, tolerance)
 
 
 def identity_outputs(model: nn.Module, example: Example, layers: Layers) -> list[Tensor]:
     """Outputs of the whole model with the removed blocks as identity."""
     with bypassed(model, block_names(model, layers)), quiet(model), torch.no_grad():
-        return [t.detach() for t in outputs(call(model, example))]
+        return [t.detach() for t in outputs(call(model, fresh(example)))]
 
 
 def identity_agreement(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> Certificate:

@@ -6,6 +6,7 @@ from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, names, p
 from secateur.kinds.weights.kernel import Kernel
 from secateur.kinds.weights.nm import NM, keep_pattern
 from secateur.kinds.weights.vector import Vector
+from secateur.kinds.weights.weight import Weight
 
 __all__ = [
     "NM",
@@ -15,6 +16,7 @@ __all__ = [
     "Granularity",
     "Kernel",
     "Vector",
+    "Weight",
     "keep_pattern",
     "names",
     "parse",

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 
 from secateur.errors import RecipeError
-from secateur.kinds.weights.granularity import Granularity, Weight, positive, register
+from secateur.kinds.weights.granularity import Granularity, positive, register
+from secateur.kinds.weights.weight import Weight
 from secateur.types import Group
 
 

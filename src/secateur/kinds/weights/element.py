@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.kinds.weights.granularity import Granularity, Weight, register
+from secateur.kinds.weights.granularity import Granularity, register
+from secateur.kinds.weights.weight import Weight
 from secateur.types import Group
 
 
@@ -22,6 +23,7 @@ class Element(Granularity):
 
     name: ClassVar[str] = "element"
     summary: ClassVar[str] = "single weights"
+    single: ClassVar[bool] = True
 
     def group(self, weight: Weight) -> Group:
         """One unit per element; nothing is stored."""

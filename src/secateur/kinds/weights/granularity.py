@@ -7,84 +7,70 @@ reach across modules: their groups come from the structure engine.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeVar
+from math import prod
+from typing import ClassVar, TypeVar
 
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch import nn
 
-from secateur.errors import InputError, RecipeError
-from secateur.model.carried import refuse_carried_masks
-from secateur.model.protect import protected
+from secateur.errors import RecipeError
+from secateur.kinds.weights.found import find_weights
+from secateur.kinds.weights.weight import Weight
 from secateur.registry import Registry, option_names
-from secateur.types import Group, Json, Span
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+from secateur.types import Example, Group, Json, LeftOut
 
 
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """A weight that can be pruned.
-
-    Args:
-        name: qualified name of the parameter, the first one where it is tied.
-        shape: its shape.
-        transposed: False for [out, in, ...], True for [in, out, ...] (ConvTranspose, Conv1D of transformers).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    transposed: bool
-
-    @property
-    def matrix_shape(self) -> tuple[int, ...]:
-        """The shape as [out, in, ...]."""
-        return (self.shape[1], self.shape[0], *self.shape[2:]) if self.transposed else self.shape
-
-    def oriented(self, index: Tensor) -> Tensor:
-        """Turn an index over [out, in, ...] into one over the parameter's own layout (a view)."""
-        return index.transpose(0, 1) if self.transposed else index
-
-    def group(self, granularity: str, shape: tuple[int, ...], index: Tensor | None, **attributes: Any) -> Group:
-        """The group of this weight; `index` is over [out, in, ...]."""
-        own = None if index is None else self.oriented(index)
-        axes = {"out_dim": int(self.transposed), "in_dim": int(not self.transposed)}
-        return Group(self.name, granularity, shape, (Span(self.name, own, "self"),), attributes={**axes, **attributes})
-
-
+@dataclass(frozen=True, kw_only=True)
 class Granularity(ABC):
     """What is removed. Options are keyword-only constructor arguments (a frozen dataclass).
 
     A subclass states `name` and `summary` and implements `group`.
+
+    Args:
+        embeddings: whether tables of embeddings, and weights that are tied to one, are covered as well.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    single: ClassVar[bool] = False  # whether units are single weights, so that stacks of matrices have them too
+
+    embeddings: bool = False
 
     @abstractmethod
     def group(self, weight: Weight) -> Group | None:
         """The units of one weight, or None where it has none of this kind."""
 
     def options(self) -> dict[str, Json]:
-        """The constructor's arguments."""
-        return {name: getattr(self, name) for name in option_names(type(self))}
+        """The constructor's arguments; `embeddings` only where it is asked for."""
+        given = {name: getattr(self, name) for name in option_names(type(self))}
+        return {name: value for name, value in given.items() if name != "embeddings" or value}
 
-    def groups(self, model: nn.Module, protect: Collection[str] = ()) -> list[Group]:
-        """Units of every prunable weight, in the order of the model's modules.
+    def groups(self, model: nn.Module, protect: Collection[str] = (), example: Example = None) -> list[Group]:
+        """Units of every prunable weight, in the order of the model's modules; see `found` for what is left out."""
+        return self.found(model, protect, example)[0]
 
-        Prunable are the weights of Linear, Conv1d to 3d, ConvTranspose1d to 3d, the projections of
-        MultiheadAttention and Conv1D of transformers. Norms, biases and embeddings never are, nor is a Linear
-        whose weight is tied to an embedding. Tied weights come once, under their first name, and protecting
-        any of their names protects them.
+    def found(
+        self, model: nn.Module, protect: Collection[str] = (), example: Example = None
+    ) -> tuple[list[Group], tuple[LeftOut, ...]]:
+        """Units of every prunable weight, and the weights that have none.
+
+        Prunable is every floating-point parameter of two or more dimensions that takes part in a product: weights of
+        Linear, Conv1d to 3d, ConvTranspose1d to 3d, Bilinear, recurrent layers and cells, the projections of
+        MultiheadAttention, Conv1D of transformers, and what user code multiplies itself (fused experts, raw
+        parameters), where an example shows it. Norms and biases never are; embeddings, and what is tied to one, where
+        the option `embeddings` asks for them. Tied weights come once, under their first name, and protecting any of
+        their names protects them.
 
         Args:
             model: the model.
             protect: names of parameters or modules, with shell wildcards, "type:ClassName" for all modules
                 of a class, or "tag:WORD" for modules with that tag, that are left out.
+            example: what one forward takes.
+
+        Returns:
+            The groups, and what is left out, each with its reason.
 
         Raises:
             RecipeError: a pattern of `protect` matches nothing.
@@ -92,30 +78,31 @@ class Granularity(ABC):
             UnsupportedError: the model carries masks of torch; see `secateur.import_masks`.
 
         Cost:
-            No weight is read. Index tensors are small, but 8 bytes per element for strips and blocks.
+            No weight is read. Index tensors are small, but 8 bytes per element for strips and blocks. One capture of
+            the forward where user code holds parameters itself.
         """
-        found = (self.group(weight) for weight in prunable_weights(model, protect))
-        return [group for group in found if group is not None]
+        known = find_weights(model, protect, example=example, embeddings=self.embeddings)
+        units = [(weight, self._units(weight)) for weight in known.weights]
+        without = [LeftOut(w.name, prod(w.shape), *self._why(w)) for w, group in units if group is None]
+        return [group for _, group in units if group is not None], (*known.left_out, *without)
+
+    def _units(self, weight: Weight) -> Group | None:
+        return self.group(weight) if weight.matrix or self.single else None
+
+    def _why(self, weight: Weight) -> tuple[str, str, bool]:
+        """Reason, hint, and whether the weight was asked for."""
+        if weight.matrix:
+            return f"it has no units of granularity {self.name!r}", "", False
+        return (
+            f"granularity {self.name!r} splits matrices, and this is a stack of them or of unknown layout",
+            "use granularity element, or protect it",
+            True,
+        )
 
 
 def prunable_weights(model: nn.Module, protect: Collection[str] = ()) -> list[Weight]:
     """Weights that granularities split into units; see `Granularity.groups` for the rules."""
-    # A weight that torch masks is no parameter, and its layer would be left out without a word.
-    refuse_carried_masks(model)
-    aliases: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), []).append(name)
-    embedded = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    spared = embedded.union(protected(model, protect))
-    weights: dict[str, Weight] = {}
-    for parameter, transposed in _candidates(model):
-        names = aliases[id(parameter)]
-        name = names[0]
-        if isinstance(parameter, UninitializedParameter):
-            raise InputError(f"{name!r} has no shape yet", hint="run one forward pass before pruning")
-        if id(parameter) not in spared:
-            weights.setdefault(name, Weight(name, tuple(parameter.shape), transposed))
-    return list(weights.values())
+    return list(find_weights(model, protect).weights)
 
 
 def is_within(name: str, patterns: Collection[str]) -> bool:
@@ -128,22 +115,6 @@ def is_within(name: str, patterns: Collection[str]) -> bool:
     parts = name.split(".")
     prefixes = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
     return any(fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
-
-
-def _candidates(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
-    for module in model.modules():
-        # By class name: transformers need not be installed, and older versions keep the class elsewhere.
-        conv1d = any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers") for c in type(module).__mro__)
-        if isinstance(module, nn.MultiheadAttention):
-            attributes: tuple[str, ...] = ATTENTION_WEIGHTS
-        elif conv1d or isinstance(module, LAYERS):
-            attributes = ("weight",)
-        else:
-            continue
-        for attribute in attributes:
-            parameter = module._parameters.get(attribute)
-            if parameter is not None:
-                yield parameter, conv1d or isinstance(module, TRANSPOSED)
 
 
 GRANULARITIES: Registry[type[Granularity]] = Registry("granularity", "granularities")

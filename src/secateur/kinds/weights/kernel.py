@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from secateur.kinds.weights.granularity import Granularity, Weight, register
+from secateur.kinds.weights.granularity import Granularity, register
+from secateur.kinds.weights.weight import Weight
 from secateur.types import Group
 
 

@@ -23,11 +23,14 @@ class Weights(Candidates):
         self.unit = parse(request.granularity[0].spec()) if unit is None else unit
         if request.expressible:
             raise RecipeError("expressible=True belongs to cuts; masks leave every shape as it is.")
-        self.groups = self.unit.groups(model, request.protect)
+        self.groups, self.left_out = self.unit.found(model, request.protect, example)
         if not self.groups:
+            first = self.left_out[:3]
             raise UnsupportedError(
                 f"{type(model).__name__} has no weights to mask at granularity {self.unit.name!r}.",
-                hint="Weights of linear and convolution layers are masked; check `protect`.",
+                why="; ".join(f"{one.name}: {one.why}" for one in first),
+                hint=next((one.hint for one in first if one.hint), "")
+                or "Weights that take part in a product are masked; check `protect`.",
             )
 
     def price(self, what: str, left: Left) -> int:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError, RecipeError
-from secateur.kinds.weights.granularity import Granularity, Weight, positive, register
+from secateur.kinds.weights.granularity import Granularity, positive, register
+from secateur.kinds.weights.weight import Weight
 from secateur.types import Group
 
 
@@ -38,6 +39,7 @@ class NM(Granularity):
 
     name: ClassVar[str] = "n:m"
     summary: ClassVar[str] = "n weights kept of each m neighbours along the input, for example 2:4"
+    single: ClassVar[bool] = True
 
     n: int = 2
     m: int = 4
@@ -50,9 +52,11 @@ class NM(Granularity):
                 hint="n:m keeps n of each m weights, so n is smaller than m, for example 2:4",
             )
 
-    def group(self, weight: Weight) -> Group:
-        """One unit per element, as in granularity element."""
-        tail = weight.matrix_shape[1] % self.m
+    def group(self, weight: Weight) -> Group | None:
+        """One unit per element, as in granularity element; None where nobody knows which dimension is the input."""
+        if weight.width is None:
+            return None
+        tail = weight.width % self.m
         return weight.group(self.name, weight.shape, None, n=self.n, m=self.m, tail=tail)
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from secateur.kinds.weights.granularity import Granularity, Weight, positive, register
+from secateur.kinds.weights.granularity import Granularity, positive, register
+from secateur.kinds.weights.weight import Weight
 from secateur.registry import one_of
 from secateur.types import Group
 

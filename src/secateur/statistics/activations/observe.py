@@ -93,6 +93,11 @@ class Flow:
             number = moved.number
         return self.trace.names[number], chain[::-1]
 
+    @staticmethod
+    def moves(step: Step) -> bool:
+        """Whether a call only moves data."""
+        return base_name(step.func) in _MOVES
+
     def weight(self, step: Step) -> str:
         """Name of the parameter that a call contracts with an activation, "" if there is none."""
         for number, *_ in step.contracted:

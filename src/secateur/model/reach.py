@@ -1,0 +1,160 @@
+"""What a model can reach beside its modules and tensors: objects, functions and their closures, classes, globals.
+
+A forward may count in an object of its own, in a variable of the function that made it, or on its class. What is found
+here is kept and put back by `secateur.model.state`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from array import array
+from collections import OrderedDict, UserDict, UserList, deque
+from collections.abc import Iterator
+from functools import cached_property, partial
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["plain", "module", "parameter", "tensor", "container", "array", "random", "function", "object"]
+Place = tuple[dict[str, object], str]  # a namespace and a name in it
+
+CONTAINERS = (dict, list, deque, set, tuple)
+ARRAYS = (np.ndarray, bytearray, array)
+RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+FUNCTIONS = (FunctionType, MethodType, partial, CellType, staticmethod, classmethod, property, cached_property)
+HOLDERS = (UserDict, UserList, SimpleNamespace)  # objects of Python that are made to hold what a user puts in
+NUMBERS = (int, float, complex, str, bytes, type(None))
+# What these packages keep in their objects is their own affair: a logger alone reaches half the process.
+FOREIGN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "secateur"})
+
+
+def kind_of(value: object) -> Kind:
+    """What has to be done to keep a value; asked once per class, as isinstance is slow on tensors and modules."""
+    if isinstance(value, nn.Module):
+        return "module"
+    if isinstance(value, Tensor):
+        return "parameter" if type(value) is nn.Parameter else "tensor"
+    if isinstance(value, CONTAINERS):
+        return "container"
+    if isinstance(value, ARRAYS):
+        return "array"
+    if isinstance(value, RANDOM):
+        return "random"
+    if isinstance(value, FUNCTIONS):
+        return "function"
+    if isinstance(value, HOLDERS):
+        return "object"
+    if isinstance(value, (type, ModuleType, BuiltinFunctionType, *NUMBERS)) or is_foreign(type(value)):
+        return "plain"
+    return "object"
+
+
+def is_foreign(kind: type) -> bool:
+    """Whether a class belongs to Python, torch, NumPy or this package."""
+    return kind.__module__.partition(".")[0] in FOREIGN
+
+
+def slots_of(value: object) -> Iterator[str]:
+    """Names of the slots of an object that hold something."""
+    for kind in type(value).__mro__:
+        names = vars(kind).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name
+
+
+def inside(function: object) -> Iterator[object]:
+    """What a function holds: cells of its closure, defaults, attributes, and what it is bound to.
+
+    Functions of `FOREIGN` hold nothing here: a hook of this package collects what a criterion is about to read.
+    """
+    if _within_foreign(function):
+        return
+    if isinstance(function, MethodType):
+        yield from (function.__self__, function.__func__)
+    elif isinstance(function, partial):
+        yield from (function.func, function.args, function.keywords)
+    elif isinstance(function, (staticmethod, classmethod)):
+        yield function.__func__
+    elif isinstance(function, property):
+        yield from (part for part in (function.fget, function.fset) if part is not None)
+    elif isinstance(function, cached_property):
+        yield function.func
+    elif isinstance(function, FunctionType):
+        yield from function.__closure__ or ()
+        yield from (part for part in (function.__defaults__, function.__kwdefaults__) if part)
+        if vars(function):
+            yield vars(function)
+
+
+def _within_foreign(function: object) -> bool:
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).partition(".")[0] in FOREIGN
+
+
+def user_classes(kind: type) -> Iterator[type]:
+    """A class and its bases, without those of torch and Python."""
+    return (base for base in kind.__mro__ if not is_foreign(base))
+
+
+_GLOBALS: WeakKeyDictionary[type, tuple[Place, ...]] = WeakKeyDictionary()
+
+
+def globals_of(kind: type) -> tuple[Place, ...]:
+    """Variables of modules that the methods of a class use, and functions that these call: where they stand.
+
+    Functions, classes and modules among them are left out: only what can change is kept.
+    """
+    known = _GLOBALS.get(kind)
+    if known is None:
+        found: dict[tuple[int, str], Place] = {}
+        for value in list(vars(kind).values()):
+            _collect(value, found, set())
+        known = _GLOBALS[kind] = tuple(found.values())
+    return known
+
+
+def globals_of_function(function: FunctionType) -> tuple[Place, ...]:
+    """As `globals_of`, of one function."""
+    found: dict[tuple[int, str], Place] = {}
+    _collect(function, found, set())
+    return tuple(found.values())
+
+
+def _collect(value: object, found: dict[tuple[int, str], Place], seen: set[int]) -> None:
+    if not isinstance(value, FUNCTIONS) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if not isinstance(value, FunctionType):
+        for part in inside(value):
+            _collect(part, found, seen)
+        return
+    if _within_foreign(value):
+        return
+    space = value.__globals__
+    for name in _names(value.__code__):
+        if name not in space:
+            continue
+        held = space[name]
+        if isinstance(held, FunctionType):
+            _collect(held, found, seen)
+        elif isinstance(held, (*CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor)) or kind_of(held) == "object":
+            found[id(space), name] = (space, name)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def base_of(value: object) -> type:
+    """The builtin container whose methods read and fill a value, whatever its class does in them."""
+    return next(kind for kind in (OrderedDict, *CONTAINERS) if isinstance(value, kind))

@@ -1,0 +1,430 @@
+"""What a model is at one moment, beside the values of its weights, and how it becomes that again."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from operator import is_, itemgetter
+from types import CellType, FunctionType
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from secateur.model.call import tensors_in
+from secateur.model.reach import (
+    CONTAINERS,
+    Kind,
+    base_of,
+    globals_of,
+    globals_of_function,
+    inside,
+    kind_of,
+    slots_of,
+    user_classes,
+)
+from secateur.model.tensors import has_values
+from secateur.types import Example
+
+_TensorHooks = dict[int, object] | None
+K = TypeVar("K")
+V = TypeVar("V")
+Undo = Callable[[], None]
+# What torch itself keeps in every module: looked up by name, since walking it would be most of the cost of a guard.
+_OWN = {name: value for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
+_hooks_of = itemgetter(*(name for name in _OWN if "hooks" in name))
+_contents_of = itemgetter(*(name for name in _OWN if "hooks" not in name))
+_NAMES = frozenset(vars(nn.Module()))
+_MISSING = object()
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class _Values:
+    """What a tensor held."""
+
+    tensor: Tensor
+    memory: Tensor  # another handle on the same memory, for the case that the tensor is given other memory
+    copy: Tensor | None
+
+    @staticmethod
+    def of(tensor: Tensor, *, copied: bool) -> _Values:
+        memory = tensor.detach()
+        return _Values(tensor, memory, _without_repeats(memory).clone() if copied else None)
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            if self.tensor.layout == torch.strided and not self.tensor.is_set_to(self.memory):
+                self.tensor.data = self.memory
+            if self.copy is None:
+                return
+            now = _without_repeats(self.memory)
+            # Compared by value: batch norm writes its statistics without counting up their version. Written only
+            # where something differs: a tensor in memory that may not be written is left alone.
+            if not _same_bits(now, self.copy):
+                now.copy_(self.copy)
+
+
+@dataclass(frozen=True, eq=False)
+class _Flags:
+    """What autograd knows of a leaf tensor."""
+
+    tensor: Tensor
+    requires_grad: bool
+    gradient: Tensor | None
+    hooks: tuple[_TensorHooks, _TensorHooks]
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Flags:
+        backward, accumulated = _hooks(tensor)
+        hooks = (dict(backward) if backward else None, dict(accumulated) if accumulated else None)
+        return _Flags(tensor, tensor.requires_grad, tensor.grad, hooks)
+
+    def put_back(self) -> None:
+        tensor = self.tensor
+        if not tensor.is_leaf:  # an in-place operation has made the tensor part of a graph
+            tensor.detach_()
+        if tensor.requires_grad != self.requires_grad:
+            tensor.requires_grad_(self.requires_grad)
+        if tensor.grad is not self.gradient:
+            tensor.grad = self.gradient
+        for live, before in zip(_hooks(tensor), self.hooks, strict=True):
+            if live is not None:
+                refill(live, before or {})
+
+
+class State:
+    """Modules, their containers and tensors as they are now.
+
+    Args:
+        models: what is lent.
+        example: what they will be run on.
+        copies: whether values of buffers, tensors and arrays are kept.
+        weights: whether those of parameters are kept too.
+    """
+
+    def __init__(self, models: Iterable[nn.Module], example: Example, *, copies: bool, weights: bool) -> None:
+        self.training: list[tuple[nn.Module, bool]] = []
+        self.hooks = _Containers()
+        self.attributes = _Containers()
+        self.generators: list[object] = []  # that the model holds
+        self.undo: list[Undo] = []  # of what is neither container nor tensor
+        self.parameters: dict[int, Tensor] = {}
+        self.tensors: dict[int, Tensor] = {}
+        self._seen: set[int] = set()
+        self._names: set[tuple[int, str]] = set()
+        self._kinds: dict[type, Kind] = {}
+        for model in models:
+            self._visit(model)
+            if isinstance(model, torch.jit.ScriptModule):  # holds its tensors in C++, where no walk finds them
+                self.parameters.update((id(tensor), tensor) for tensor in model.parameters())
+                self.tensors.update((id(tensor), tensor) for tensor in model.buffers())
+        self._walk(example)
+        self.tensors.update((id(tensor), tensor) for tensor in tensors_in(example))
+        leaves = [t for t in (*self.parameters.values(), *self.tensors.values()) if t.is_leaf]
+        self.flags = [_Flags.of(tensor) for tensor in leaves]
+        self.values = [_Values.of(tensor, copied=copies) for tensor in self._copied(weights)]
+
+    def put_aside(self) -> None:
+        """Take the gradients off the tensors."""
+        for flags in self.flags:
+            if flags.gradient is not None:
+                flags.tensor.grad = None
+
+    def put_back(self, *, everything: bool) -> None:
+        """Undo what has changed; values, attributes and what stands under each name only with `everything`."""
+        if everything:
+            self.attributes.put_back()
+            for undo in self.undo:
+                undo()
+            for values in self.values:
+                values.put_back()
+        self.hooks.put_back()
+        for flags in self.flags:
+            flags.put_back()
+        for module, training in self.training:
+            if module.training != training:
+                module.training = training
+
+    def _copied(self, weights: bool) -> Iterator[Tensor]:
+        if weights:
+            yield from filter(has_values, self.parameters.values())
+        # What lies in the memory of a weight (a view, the flat list of a recurrent layer) has no values of its own:
+        # without `weights` nothing of the size of the weights is copied.
+        memory = {_memory(tensor) for tensor in self.parameters.values()} if self.tensors else set()
+        for tensor in self.tensors.values():
+            if has_values(tensor) and _memory(tensor) not in memory:
+                yield tensor
+
+    def _visit(self, module: nn.Module) -> None:
+        if id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        self.training.append((module, module.training))
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            return  # the first forward makes it a module of another class, for which its old attributes are wrong
+        attributes = vars(module)
+        self.attributes.add(attributes)
+        rest = set(attributes)
+        if attributes.keys() >= _NAMES:
+            hooks = _hooks_of(attributes)
+            self.hooks.add_all(hooks)
+            for each in filter(None, hooks):
+                for hook in list(each.values()) if isinstance(each, dict) else ():
+                    self._walk(hook)
+            contents = _contents_of(attributes)
+            self.attributes.empty.append(tuple(each for each in contents if not each))
+            for each in contents:
+                if each:
+                    self._walk(each)
+            rest -= _NAMES  # of modules that are scripted or come from an older torch, all are walked
+        for name in rest:
+            self._walk(attributes[name])
+        self._visit_class(type(module))
+        if isinstance(module, torch.jit.ScriptModule):
+            for child in module.children():
+                self._visit(child)
+
+    def _visit_class(self, kind: type) -> None:
+        """Keep what a class holds for all its instances, and the variables that its methods use."""
+        if id(kind) in self._seen:
+            return
+        self._seen.add(id(kind))
+        for base in user_classes(kind):
+            names = [name for name in vars(base) if not (name.startswith("__") and name.endswith("__"))]
+            before = {name: vars(base)[name] for name in names}
+            self.undo.append(lambda base=base, before=before: _refill_class(base, before))  # type: ignore[misc]
+            for value in list(vars(base).values()):  # __call__ has a closure as well
+                self._walk(value)
+            for space, name in globals_of(base):
+                self._keep_name(space, name)
+
+    def _keep_name(self, space: dict[str, object], name: str) -> None:
+        value = space.get(name, _MISSING)
+        if value is not _MISSING and (id(space), name) not in self._names:
+            self._names.add((id(space), name))
+            self.undo.append(lambda: space.__setitem__(name, value) if space.get(name) is not value else None)
+            self._walk(value)
+
+    def _walk(self, value: object) -> None:
+        """Keep a value and what is in it; modules that are held in plain lists are no submodules, but belong."""
+        kind = self._kinds.get(type(value))
+        if kind is None:
+            # Asked once per class: on tensors and modules isinstance is slow, and most values are plain.
+            kind = self._kinds[type(value)] = kind_of(value)
+        if kind == "plain":
+            return
+        if kind == "module":
+            self._visit(cast(nn.Module, value))
+        elif kind == "parameter":
+            self.parameters[id(value)] = cast(Tensor, value)
+        elif kind == "tensor":
+            tensor = cast(Tensor, value)
+            if isinstance(value, nn.Parameter):  # of a class of tensors that marks its parameters one by one
+                self.parameters[id(value)] = tensor
+            elif tensor.is_leaf:  # others are results, for example a normalised weight, and are computed anew
+                self.tensors[id(value)] = tensor
+        elif id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._walk_inside(value, kind)
+
+    def _walk_inside(self, value: object, kind: Kind) -> None:
+        if kind == "container":
+            for item in self.attributes.add(value):
+                self._walk(item)
+        elif kind == "array":
+            self.undo.append(_undo_array(value))
+        elif kind == "random":
+            self.generators.append(value)
+            self.undo.append(_undo_random(value))
+        elif kind == "function":
+            self._walk_function(value)
+        if kind == "object" or (kind == "container" and type(value) not in CONTAINERS):
+            self._walk_object(value)
+
+    def _walk_function(self, value: object) -> None:
+        for part in inside(value):
+            if not isinstance(part, CellType):
+                self._walk(part)
+                continue
+            try:
+                held = part.cell_contents
+            except ValueError:  # a variable that is not bound yet
+                continue
+            if id(part) not in self._seen:
+                self._seen.add(id(part))
+                self.undo.append(lambda part=part, held=held: _refill_cell(part, held))  # type: ignore[misc]
+                self._walk(held)
+        if isinstance(value, FunctionType):
+            for space, name in globals_of_function(value) if value.__globals__ is not globals() else ():
+                self._keep_name(space, name)
+
+    def _walk_object(self, value: object) -> None:
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):
+            for item in self.attributes.add(attributes):
+                self._walk(item)
+        for name in list(slots_of(value)):
+            held = getattr(value, name)
+            self.undo.append(lambda name=name, held=held: _refill_slot(value, name, held))  # type: ignore[misc]
+            self._walk(held)
+        if not isinstance(value, type):
+            self._visit_class(type(value))
+
+
+class _Containers:
+    """Lists, mappings and sets, and what was in them."""
+
+    def __init__(self) -> None:
+        self.empty: list[tuple[dict[object, object] | set[object], ...]] = []
+        self.mappings: list[tuple[dict[object, object], dict[object, object]]] = []
+        self.sequences: list[tuple[list[object] | deque[object], tuple[object, ...]]] = []
+        self.sets: list[tuple[set[object], frozenset[object]]] = []
+
+    def add_all(self, mappings: tuple[dict[object, object], ...]) -> None:
+        """Keep several, most of which are empty."""
+        if not any(mappings):
+            self.empty.append(mappings)
+            return
+        for mapping in mappings:
+            self.mappings.append((mapping, dict(mapping)))
+
+    def add(self, value: object) -> Iterable[object]:
+        """Keep one, and return what is in it. Subclasses are read by the methods of the builtin class."""
+        if isinstance(value, dict):
+            before = _entries(value)
+            self.mappings.append((value, before))
+            return before.values()
+        if isinstance(value, (list, deque)):
+            items = tuple(base_of(value).__iter__(value))  # type: ignore[attr-defined]
+            self.sequences.append((value, items))
+            return items
+        if isinstance(value, set):
+            self.sets.append((value, frozenset(value)))
+            return ()
+        return tuple.__iter__(value) if isinstance(value, tuple) else ()
+
+    def put_back(self) -> None:
+        """Refill the containers that have changed. Compared by identity: tensors have no ``==``."""
+        for containers in self.empty:
+            if any(containers):
+                for container in containers:
+                    container.clear()
+        for live, before in self.mappings:
+            refill(live, before)
+        for sequence, items in self.sequences:
+            base: Any = base_of(sequence)
+            now = tuple(base.__iter__(sequence))
+            if len(now) != len(items) or not all(map(is_, now, items)):
+                base.clear(sequence)
+                base.extend(sequence, items)
+        for members, known in self.sets:
+            if members != known:
+                set.clear(members)
+                set.update(members, known)
+
+
+def _entries(mapping: dict[K, V]) -> dict[K, V]:
+    # An ordered mapping keeps its order beside the entries, where the methods of dict do not see it.
+    return dict(OrderedDict.items(mapping) if isinstance(mapping, OrderedDict) else dict.items(mapping))
+
+
+def refill(live: dict[K, V], before: dict[K, V]) -> None:
+    """Bring a mapping back to its entries, in their order."""
+    now = _entries(live)
+    same = len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values()))
+    if not same:
+        base: Any = OrderedDict if isinstance(live, OrderedDict) else dict
+        base.clear(live)
+        for key, value in before.items():
+            base.__setitem__(live, key, value)
+
+
+def _refill_class(kind: type, before: dict[str, object]) -> None:
+    now = vars(kind)
+    for name in [name for name in now if name not in before and not name.startswith("__")]:
+        delattr(kind, name)
+    for name, value in before.items():
+        if now.get(name, _MISSING) is not value:
+            setattr(kind, name, value)
+
+
+def _refill_cell(cell: CellType, value: object) -> None:
+    cell.cell_contents = value
+
+
+def _refill_slot(owner: object, name: str, value: object) -> None:
+    if getattr(owner, name, _MISSING) is not value:
+        object.__setattr__(owner, name, value)  # its class may be frozen
+
+
+def _undo_array(value: object) -> Undo:
+    """Of what holds numbers by itself: a NumPy array, bytes, an array of Python."""
+    if isinstance(value, np.ndarray):
+        if not value.flags.writeable or value.dtype.hasobject:
+            return lambda: None
+        before = value.copy()
+
+        def write() -> None:
+            if value.shape == before.shape and value.tobytes() != before.tobytes():
+                value[...] = before
+
+        return write
+    kept = cast("bytearray | array[Any]", value)[:]
+
+    def replace() -> None:
+        if kept != value:
+            cast(Any, value)[:] = kept
+
+    return replace
+
+
+def _undo_random(value: object) -> Undo:
+    """Of a generator that the model holds."""
+    if isinstance(value, torch.Generator):
+        state = value.get_state()
+        return lambda: cast(None, value.set_state(state))
+    if isinstance(value, random.Random):
+        python = value.getstate()
+        return lambda: value.setstate(python)
+    if isinstance(value, np.random.RandomState):
+        old = value.get_state()
+        return lambda: value.set_state(old)
+    bits = cast(np.random.Generator, value).bit_generator
+    numpy = bits.state
+    return lambda: setattr(bits, "state", numpy)
+
+
+def _hooks(tensor: Tensor) -> tuple[_TensorHooks, _TensorHooks]:
+    return cast(_TensorHooks, tensor._backward_hooks), tensor._post_accumulate_grad_hooks
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # layouts without one storage
+        return id(tensor)
+
+
+def _without_repeats(tensor: Tensor) -> Tensor:
+    """One of each: expanded dimensions say the same many times, and can be neither copied cheaply nor written."""
+    if tensor.layout == torch.strided:
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if size > 1 and stride == 0:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same bits: NaN equals itself, and 0.0 is not -0.0."""
+    if a.layout != torch.strided or a.is_quantized:
+        return False
+    if a.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    bits = _BITS.get(a.element_size())
+    return torch.equal(a, b) if bits is None else torch.equal(a.view(bits), b.view(bits))
