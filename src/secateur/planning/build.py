@@ -35,6 +35,7 @@ from secateur.request import (
     default_granularity,
     granularities,
 )
+from secateur.structure.provenance import read
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Data, Example, Group, Loss
 
@@ -189,6 +190,7 @@ def _plan(
             candidates.example,
         ),
         layers=edit.layers,
+        sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
     )
 
 

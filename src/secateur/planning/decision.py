@@ -58,6 +58,9 @@ class PlanData:
         certificate: the proof, once made.
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> what goes from it.
+        sizes: integers on modules and configs that the decision relies on -> their value before it.
+        recorded: what the file that the plan was read from says of a proof. Anybody can write that into a file: it is
+            shown as a record, and never taken for a certificate.
     """
 
     fingerprint: str
@@ -72,11 +75,13 @@ class PlanData:
     certificate: Certificate | None = None
     evidence: Evidence | None = field(default=None, repr=False)
     layers: Layers = field(default_factory=dict)
+    sizes: Mapping[Attribute, int] = field(default_factory=dict)
+    recorded: Certificate | None = None
 
     @property
     def edit(self) -> Edit:
         """What is done to the model."""
-        return Edit(self.cuts, self.attributes, self.layers, self.masks)
+        return Edit(self.cuts, self.attributes, self.layers, self.masks, self.sizes)
 
     @property
     def removes(self) -> bool:
