@@ -109,21 +109,22 @@ def foreign(folder: Path, *, hashes: bool = True) -> str:
     if not any(mark in listed for mark in MARKS):
         return f"holds no {' or '.join(MARKS)} of ours"
     missing = set(listed)
-    for name in _entries(folder, {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}):
+    folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
+    for name in _entries(folder, folders):
         if name != MANIFEST and name not in listed:
             return f"holds {name[:80]!a}, which its {MANIFEST} does not list"
         missing.discard(name)
     if missing:
         return f"lacks {min(missing)[:80]!a}, which its {MANIFEST} lists"
-    if hashes:
-        for name, recorded in listed.items():
-            try:
-                same = _digest(folder, name) == recorded
-            except FileRefusedError:
-                same = False
-            if not same:
-                return f"holds {name[:80]!a}, which was changed since it was written"
-    return ""
+    changed = next((name for name, recorded in listed.items() if hashes and not _holds(folder, name, recorded)), None)
+    return "" if changed is None else f"holds {changed[:80]!a}, which was changed since it was written"
+
+
+def _holds(folder: Path, name: str, recorded: str) -> bool:
+    try:
+        return _digest(folder, name) == recorded
+    except FileRefusedError:
+        return False
 
 
 def _entries(folder: Path, folders: set[str]) -> Iterator[str]:

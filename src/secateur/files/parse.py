@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from secateur.errors import FileRefusedError
 
-
 MAX_VALUES = 1 << 22  # what secateur writes for 7 billion weights has a quarter of it
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))

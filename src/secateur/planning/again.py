@@ -107,9 +107,7 @@ def _renamed(rename: object, name: str) -> str | None:
 
 def _request(plan: PlanData, groups: Mapping[str, Removal]) -> Request:
     names = sorted({group["granularity"] for group in groups.values()})
-    return Request(
-        target=None, granularity=tuple(Named(name) for name in names), expressible=plan.request.expressible
-    )
+    return Request(target=None, granularity=tuple(Named(name) for name in names), expressible=plan.request.expressible)
 
 
 def _keep(candidates: Candidates, groups: Mapping[str, Removal]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from itertools import pairwise
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -75,10 +75,8 @@ def unpack(data: Any, what: str) -> Tensor:
         raise FileRefusedError(f"The plan's mask of {what!r} is malformed.", why=str(error)) from error
     size = prod(shape)
     # Seen from the length of the text, before a byte of it is decoded.
-    if min(shape, default=0) < 0 or size > MAX_ELEMENTS or len(text) != 4 * (-(-(-(-size // 8)) // 3)):
-        raise FileRefusedError(
-            f"The plan's mask of {what!r} has {len(text)} letters for shape {tuple(shape)}."
-        )
+    if min(shape, default=0) < 0 or size > MAX_ELEMENTS or len(text) != 4 * ceil(ceil(size / 8) / 3):
+        raise FileRefusedError(f"The plan's mask of {what!r} has {len(text)} letters for shape {tuple(shape)}.")
     try:
         raw = base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error) as error:

@@ -15,8 +15,8 @@ from secateur.files.safe import load_json
 from secateur.masks import mask_model
 from secateur.model.call import device_of
 from secateur.model.tensors import named_tensors
-from secateur.planning.averages import Averages, migration
 from secateur.planning.again import prove_anew
+from secateur.planning.averages import Averages, migration
 from secateur.planning.compose import (
     composed_certificate,
     composed_cost,
