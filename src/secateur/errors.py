@@ -15,7 +15,39 @@ SecateurError (exit 1)
 
 from __future__ import annotations
 
+import unicodedata
 from typing import ClassVar
+
+# Categories of Unicode that are not seen: control, format (among them the direction marks), surrogates, unassigned,
+# private, and the two separators that some viewers break lines at.
+_UNSEEN = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""Make control, direction and unassigned characters visible as escapes.
+
+    Names come from files that others wrote. A raw ESC in one of them would drive the reader's terminal, a direction
+    override would reorder the sentence around it.
+
+    Args:
+        text: any string.
+        lines: keep line feeds (for a sentence of several lines), else they are escaped too.
+
+    Returns:
+        Printable text without control characters.
+
+    Example:
+        >>> visible("conv\x1b[31m1")
+        'conv\\x1b[31m1'
+    """
+    if text.isascii() and text.replace("\n", "").isprintable() and (lines or "\n" not in text):
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(char) in _UNSEEN and not (lines and char == "\n")
+        else char
+        for char in text
+    )
 
 
 class SecateurError(Exception):
@@ -31,7 +63,8 @@ class SecateurError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
-        self.what, self.why, self.hint = what, why, hint
+        # Here and not where messages are made: no name of a tensor, key or file can slip past.
+        self.what, self.why, self.hint = (visible(str(text), lines=True) for text in (what, why, hint))
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -1,4 +1,8 @@
-"""Load a pruned model again: rebuild, replay the plan, fill in the weights. No code comes from a file."""
+"""Load a pruned model again: rebuild, replay the plan, fill in the weights. No code comes from a file.
+
+A folder is believed as far as its hashes reach: that its files are those that were written together. What its plan says
+of a proof stays a record, unless an example is at hand to prove the cut anew.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +12,84 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import PlanMismatchError, RecipeError
+from secateur.errors import FileRefusedError, PlanMismatchError, RecipeError
+from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.files.safe import load_json, load_tensors
-from secateur.planning.history import remember
+from secateur.planning.explain import not_proved
+from secateur.planning.files import MAX_BYTES
+from secateur.planning.history import origin_of, remember
 from secateur.planning.plan import Plan
+from secateur.types import Example
 
-PLAN, WEIGHTS, MANIFEST = "plan.json", "model.safetensors", "manifest.json"
+PLAN, WEIGHTS = "plan.json", "model.safetensors"
+WIDEST = 16  # bytes of one element of the widest dtype
 
 
-def load(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def load(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, example: Example = None) -> nn.Module:
     """Load what `Result.save` wrote.
 
     Args:
         path: the output folder.
         model: a freshly built model of the original architecture, or a function that builds one. A module is cut
             in place and returned.
+        example: what one forward takes. With it the cut is proved anew on `model` before anything is changed; without
+            it the folder's certificate is a record and no proof.
 
     Returns:
         the pruned model with its weights, ordinary and ready to run.
 
     Raises:
-        FileRefusedError: a file is missing, unsafe or damaged (checked against the manifest).
+        FileRefusedError: a file is missing, unsafe, damaged, or not the one whose hash the manifest records.
         PlanMismatchError: the plan or the weights belong to another model.
+        CertificateError: with an example: the cut is not what the plan says.
 
-    Cost: reading the weights once; no forward pass.
+    Cost: every file is read once; no forward pass. With an example, that of `Plan.prove` too.
     """
     folder = Path(path)
-    plan = Plan.load(folder / PLAN)
-    hashes = load_json(folder / MANIFEST)
-    tensors = load_tensors(folder / WEIGHTS, sha256=hashes.get(WEIGHTS) if isinstance(hashes, dict) else None)
+    hashes = read_manifest(folder)
+    for name in (PLAN, WEIGHTS):
+        if name not in hashes:
+            raise FileRefusedError(
+                f"{folder / MANIFEST} records no hash of {name}",
+                why="without it nobody can tell whether the file is the one that was written",
+                hint="get the folder again",
+            )
+    require_files(folder, {name: digest for name, digest in hashes.items() if name not in (PLAN, WEIGHTS)})
+    said = load_json(PLAN, within=folder, max_bytes=MAX_BYTES, sha256=hashes[PLAN])
+    plan = Plan.from_data(said, str(folder / PLAN))
     fresh = model if isinstance(model, nn.Module) else model()
     if not isinstance(fresh, nn.Module):
         raise RecipeError(f"load() needs a module or a function that returns one, not {type(fresh).__name__}.")
     plan.validate(fresh)
+    # Asked of the whole model before a byte of weights is read: what is cut off only makes it less.
+    room = WIDEST * sum(tensor.numel() for tensor in fresh.state_dict().values() if isinstance(tensor, Tensor))
+    tensors = load_tensors(WEIGHTS, within=folder, sha256=hashes[WEIGHTS], max_bytes=room)
+    if example is not None:
+        plan.prove(fresh, example)
     plan.replay(fresh)
     fill(fresh, tensors)
     remember(fresh, plan)  # a second round then saves one folder for the original architecture
     return fresh
 
 
+def doubt(model: nn.Module) -> str:
+    """What is not proved about a model that was loaded here, in words; "" where nothing is open.
+
+    Example:
+        >>> doubt(nn.Linear(2, 2))
+        ''
+    """
+    plan = origin_of(model)
+    if plan is None or not plan.removes or plan.certificate is not None:
+        return ""
+    return f"the cut of {plan.model} is {not_proved(plan.recorded)}"
+
+
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put weights into a model; names and shapes must agree exactly, ties stay tied.
 
     Raises:
-        PlanMismatchError: names the first tensor that is missing, left over or of another shape.
+        PlanMismatchError: names the first tensor that is missing, left over, of another shape or no such number.
     """
     own = model.state_dict(keep_vars=True)
     for name in sorted({*own, *tensors}):
@@ -65,6 +103,15 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 f"The tensor {name!r} has shape {tuple(tensors[name].shape)} in the file and "
                 f"{tuple(own[name].shape)} in the model."
             )
+        if _sort(own[name]) != _sort(tensors[name]):
+            raise PlanMismatchError(
+                f"The tensor {name!r} is {tensors[name].dtype} in the file and {own[name].dtype} in the model."
+            )
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].data = tensor.to(own[name].device)
+
+
+def _sort(tensor: Tensor) -> str:
+    """Whether a tensor holds fractions, complex numbers or whole ones: a model may change its precision, not this."""
+    return "real" if tensor.is_floating_point() else "complex" if tensor.is_complex() else str(tensor.dtype)

@@ -12,6 +12,7 @@ from torch import nn
 from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity
+from secateur.loading import doubt
 from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
 from secateur.measure.pair import time_pair
@@ -108,6 +109,8 @@ def prune(
     example = given.example() if example is None else example
     run = Journal(progress, given.notes)
     run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
+    # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
+    run.doubts += [said for said in (doubt(model),) if said]
     with run.stage("plan"), run.noticed():
         # Decided once, on the model as it came: a ratio of two counts needs one divisor.
         samples = samples_in(model, example)

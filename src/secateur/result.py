@@ -10,10 +10,11 @@ from torch import nn
 
 from secateur.errors import CertificateError
 from secateur.files.atomic import publish_dir
+from secateur.files.manifest import MANIFEST
 from secateur.files.safe import save_tensors
 from secateur.files.seeds import canonical_json
 from secateur.integrations.transformers import config_files, copy_tokenizer, express, is_transformers
-from secateur.loading import MANIFEST, PLAN, WEIGHTS
+from secateur.loading import PLAN, WEIGHTS
 from secateur.model.tensors import require_storable
 from secateur.planning.files import to_json
 from secateur.planning.history import origin_of
@@ -79,7 +80,10 @@ class Result:
         """
         # A composed or loaded plan may lack its proof. A folder is taken for proved, so it is not written then.
         if self.plan.removes and self.plan.certificate is None:
-            raise CertificateError("The plan has no certificate, so nothing is saved.")
+            raise CertificateError(
+                "The plan has no certificate, so nothing is saved.",
+                hint="Prove it first: plan.prove(model, example).",
+            )
         require_storable(self.model)
         with publish_dir(path, force=force) as folder:
             self._write(folder)

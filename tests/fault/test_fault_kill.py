@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from secateur.files import publish_dir
+from secateur.files.manifest import foreign
 
 FILES = 12
 WRITER = """
@@ -36,7 +37,8 @@ def whole(target: Path) -> int | None:
     if not target.exists():
         return None
     number = int((target / "report.json").read_text())
-    assert len(list(target.iterdir())) == FILES + 1
+    assert len(list(target.iterdir())) == FILES + 2
+    assert foreign(target) == ""
     for i in range(FILES):
         assert (target / f"{i}.bin").read_bytes() == number.to_bytes(4, "little") * 2000
     return number

@@ -42,12 +42,14 @@ def export(
     """Write the pruned model of DIR as safetensors, or as ONNX checked against onnxruntime."""
     import secateur as sc
     from secateur.cli import job as jobs
+    from secateur.cli.measure import tell_doubt
     from secateur.cli.progress import Stages
     from secateur.measure import num_params
 
     jobs.require_free_file(out, force=force)
     work = jobs.resolve(model, data)
-    network = sc.load(folder, model=work.model)
+    network = sc.load(folder, model=work.model, example=work.example)
+    tell_doubt(network)
     plan = {"format": format.value, "out": str(out), "params": num_params(network)}
     if dry_run:
         return _tell({**plan, "dry_run": True}, as_json=json)

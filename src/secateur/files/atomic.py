@@ -12,8 +12,7 @@ from pathlib import Path
 from secateur.errors import FileRefusedError
 from secateur.files import disk
 from secateur.files.leftovers import aside_path, mark, partial_path, sweep
-
-_MARKS = ("plan.json", "report.json")
+from secateur.files.manifest import foreign, seal
 
 
 class Sink:
@@ -92,14 +91,15 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 def publish_dir(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """Build a folder under a hidden name and publish it whole, or not at all.
 
-    The body writes into the yielded folder with whatever means it likes. When the body ends well, every file
+    The body writes into the yielded folder with whatever means it likes. When the body ends well, a
+    ``manifest.json`` with the hash of every file joins them (unless the body wrote one), every file
     is flushed to the disk and the folder gets its name in one step. After an error, an interrupt or a kill
     there is what was there before: nothing, or the whole old folder.
 
     Args:
         path: the folder to publish. Missing parents are made.
-        force: replace a folder that is there, if it is empty or holds a ``plan.json`` or ``report.json``.
-            Anything else is never replaced.
+        force: replace a folder that is there, if it is empty or all of it is ours: a manifest, and nothing but the
+            files that it lists, with the hashes that it lists. Anything else is never replaced.
 
     Yields:
         The hidden folder, in the same parent, so that the last step is a rename and not a copy.
@@ -108,7 +108,8 @@ def publish_dir(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         FileRefusedError: the target exists, is no output folder of secateur, or cannot be written.
         ResourceError: the disk or the quota is full.
 
-    Cost: one fsync per file and folder. For a moment old and new need disk space together.
+    Cost: one fsync per file and folder; with `force`, the old folder is read once. For a moment old and new need disk
+    space together.
     """
     target = absolute(Path(path))
     with disk.disk_errors(target):
@@ -124,6 +125,7 @@ def publish_dir(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         with disk.disk_errors(target, only_full=True):
             yield temp
         with disk.disk_errors(target):
+            seal(temp)
             _sync_tree(temp)
             _commit(temp, target, force=force)
     finally:
@@ -138,8 +140,17 @@ def absolute(path: Path) -> Path:
     return full.resolve() if full.name in {"", ".."} else full.parent.resolve() / full.name
 
 
-def require_free(target: Path, *, force: bool) -> None:
-    """Refuse a target that may not be (over)written."""
+def require_free(target: Path, *, force: bool, hashes: bool = True) -> None:
+    """Refuse a target that may not be (over)written.
+
+    Args:
+        target: the folder that would be written.
+        force: whether a folder of ours may be replaced.
+        hashes: read every file of it and compare; else only what is there is looked at.
+
+    Raises:
+        FileRefusedError: something is there that stays.
+    """
     if not os.path.lexists(target):
         return
     if not force:
@@ -148,29 +159,30 @@ def require_free(target: Path, *, force: bool) -> None:
             why="an output is never overwritten unless asked",
             hint="choose another folder, or use --force to replace it",
         )
-    reason = _why_not_replaceable(target)
+    reason = _why_not_replaceable(target, hashes=hashes)
     if reason:
-        raise FileRefusedError(
-            f"--force does not replace {target}",
-            why=f"it {reason}; only an empty folder or an output folder of secateur (with a plan.json or "
-            "report.json) is ever replaced",
-            hint="choose another folder, or remove this one yourself",
-        )
+        raise _not_ours(target, reason)
 
 
-def _why_not_replaceable(target: Path) -> str:
+def _not_ours(target: Path, reason: str) -> FileRefusedError:
+    return FileRefusedError(
+        f"--force does not replace {target}",
+        why=f"it {reason}; only an empty folder is ever replaced, or an output folder of secateur with nothing in it "
+        "but what its manifest.json lists, unchanged",
+        hint="choose another folder, or remove this one yourself",
+    )
+
+
+def _why_not_replaceable(target: Path, *, hashes: bool) -> str:
     if target.is_symlink() or not target.is_dir():
         return "is not a folder"
     # A report.json that lies about in a home folder must not cost the home folder.
     for name, place in (("the current folder", Path.cwd()), ("the home folder", Path("~").expanduser())):
         if target == place or target in place.parents:
             return f"holds {name}"
-    names = {entry.name for entry in target.iterdir()}
-    if ".git" in names:
+    if (target / ".git").exists():
         return "is a git repository"
-    if names and not any((target / mark).is_file() for mark in _MARKS):
-        return "holds other files"
-    return ""
+    return foreign(target, hashes=hashes)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -189,11 +201,16 @@ def _sync_folder(folder: Path) -> None:
 
 def _commit(temp: Path, target: Path, *, force: bool) -> None:
     """Put ``temp`` in place; afterwards ``temp`` is gone or holds what was there before."""
-    require_free(target, force=force)
+    require_free(target, force=force, hashes=False)
     # Without force a folder that appeared since the check is somebody else's, who was first: it is never swapped out.
     replaces = force and os.path.lexists(target)
     if replaces:
         _swap(temp, target)
+        reason = foreign(temp, hashes=False)
+        if reason:
+            # Somebody put a file there between the last look and the swap: it comes back with its folder.
+            _swap(temp, target)
+            raise _not_ours(target, reason)
     else:
         disk.rename_new(temp, target)
     try:

@@ -36,6 +36,7 @@ ITEM_SIZE = {
     "F64": 8,
     "C64": 8,
 }
+MAX_VALUES = 1 << 21  # some 100,000 tensors: two seconds of reading
 _MAX_DIMS, _MAX_ELEMENTS = 64, 2**60  # torch takes no more dimensions; products beyond it would overflow in C
 
 
@@ -97,7 +98,7 @@ def parse_header(text: bytes, *, payload: int, origin: str) -> Header:
         FileRefusedError: bad JSON, unknown dtype, a shape that is no list of sizes, offsets that do not fit
             the shape, overlap, a hole, or bytes before or after the tensors.
     """
-    table = parse_json(text, origin=f"the header of {origin}", max_depth=4)
+    table = parse_json(text, origin=f"the header of {origin}", max_depth=4, max_values=MAX_VALUES)
     if not isinstance(table, dict):
         raise corrupt(origin, "the header is not a JSON object")
     metadata = table.pop("__metadata__", {})

@@ -9,11 +9,14 @@ library.
 from __future__ import annotations
 
 import hashlib
+import hmac
+import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from secateur.errors import FileRefusedError, InputError
+from secateur.errors import FileRefusedError, InputError, ResourceError
 from secateur.files.atomic import atomic_file
 from secateur.files.header import ITEM_SIZE, Entry, Header, build_header, corrupt, header_length, parse_header
 from secateur.files.parse import parse_json
@@ -31,7 +34,12 @@ _CHUNK = 1 << 24
 
 
 def load_json(
-    path: str | Path, *, max_bytes: int = 64 << 20, max_depth: int = 64, within: str | Path | None = None
+    path: str | Path,
+    *,
+    max_bytes: int = 64 << 20,
+    max_depth: int = 64,
+    within: str | Path | None = None,
+    sha256: str | None = None,
 ) -> Any:
     """Read a JSON file that may be hostile.
 
@@ -40,12 +48,14 @@ def load_json(
         max_bytes: largest size that is read.
         max_depth: how deep objects and lists may nest.
         within: where ``path`` is a name that was read from another file: the folder it must not leave.
+        sha256: what was recorded of the file; the same bytes are checked and read.
 
     Returns:
         dicts, lists, str, int, finite float, bool and None.
 
     Raises:
-        FileRefusedError: missing, too large, another kind of file (said by its content), not plain JSON.
+        FileRefusedError: missing, too large, another kind of file (said by its content), not plain JSON, or another
+            SHA-256.
     """
     path, folder = Path(path), None if within is None else Path(within)
     with open_regular(path, within=folder) as stream:
@@ -55,7 +65,22 @@ def load_json(
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise FileRefusedError(f"{path} is refused: larger than {max_bytes} bytes")
+    require_hash(str(path), hashlib.sha256(data).hexdigest() if sha256 is not None else None, sha256)
     return parse_json(data, origin=str(path), max_depth=max_depth)
+
+
+def require_hash(origin: str, found: str | None, recorded: str | None) -> None:
+    """Refuse a file whose SHA-256 is not the one that was recorded; None means that nothing was recorded.
+
+    Raises:
+        FileRefusedError: they differ.
+    """
+    if recorded is not None and (found is None or not hmac.compare_digest(found, recorded.lower())):
+        raise FileRefusedError(
+            f"{origin} is refused: its SHA-256 is not the one that was recorded",
+            why=f"expected {recorded}, found {found}",
+            hint="the file was damaged or exchanged; get it again",
+        )
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
@@ -69,7 +94,13 @@ def load_metadata(path: str | Path) -> dict[str, str]:
     return {key: value for key, value in header.metadata.items() if not key.startswith("secateur.")}
 
 
-def load_tensors(path: str | Path, *, sha256: str | None = None, within: str | Path | None = None) -> dict[str, Tensor]:
+def load_tensors(
+    path: str | Path,
+    *,
+    sha256: str | None = None,
+    within: str | Path | None = None,
+    max_bytes: int | None = None,
+) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Args:
@@ -77,28 +108,27 @@ def load_tensors(path: str | Path, *, sha256: str | None = None, within: str | P
         sha256: what ``save_tensors`` returned. The format has no checksum, so this is the only way to notice
             a flipped bit inside a tensor.
         within: where ``path`` is a name that was read from another file: the folder it must not leave.
+        max_bytes: most bytes of tensors that are taken; told by the header, before memory is asked for.
 
     Returns:
         name -> tensor on the CPU, sorted by name. Names that were tied when saved share one tensor again.
 
     Raises:
-        FileRefusedError: missing, a pickle or an archive, truncated, a header that lies, or another SHA-256.
+        FileRefusedError: missing, a pickle or an archive, truncated, a header that lies, larger than `max_bytes`, or
+            another SHA-256.
+        ResourceError: the tensors are larger than the memory of this machine.
 
     Cost: one pass over the file; memory for the tensors and nothing else.
     """
     path, folder = Path(path), None if within is None else Path(within)
     with open_regular(path, within=folder) as stream:
         header, raw = _read_header(stream, path)
+        _require_room(header, max_bytes, path)
         digest = hashlib.sha256(raw)
         stored = {entry.name: _read_tensor(stream, entry, digest, path) for entry in header.entries}
         if stream.read(1):
             raise corrupt(str(path), "it grew while it was read")
-    if sha256 is not None and digest.hexdigest() != sha256.lower():
-        raise FileRefusedError(
-            f"{path} is refused: its SHA-256 is not the one that was recorded",
-            why=f"expected {sha256}, found {digest.hexdigest()}",
-            hint="the file was damaged or exchanged; get it again",
-        )
+    require_hash(str(path), digest.hexdigest(), sha256)
     for alias, name in _aliases(header, path).items():
         stored[alias] = stored[name]
     return dict(sorted(stored.items()))
@@ -182,10 +212,29 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[Header, bytes]:
     return parse_header(text, payload=size - 8 - length, origin=str(path)), prefix + text
 
 
+def _require_room(header: Header, max_bytes: int | None, path: Path) -> None:
+    size = header.entries[-1].end if header.entries else 0
+    if max_bytes is not None and size > max_bytes:
+        raise FileRefusedError(
+            f"{path} is refused: it holds {size} bytes of tensors", why=f"at most {max_bytes} can belong to this model"
+        )
+    if size > memory():
+        raise ResourceError(f"{path} does not fit into memory: {size} bytes of tensors, {memory()} bytes of memory")
+
+
+@cache
+def memory() -> int:
+    """Bytes of memory that this machine has; a very large number where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
 def _read_tensor(stream: BinaryIO, entry: Entry, digest: hashlib._Hash, path: Path) -> Tensor:
     import torch
 
-    dtype = {name: dtype for dtype, name in _dtype_names().items()}[entry.dtype]
+    dtype = _dtypes()[entry.dtype]
     if entry.begin == entry.end:
         return torch.empty(entry.shape, dtype=dtype)
     buffer = bytearray(entry.end - entry.begin)
@@ -261,6 +310,12 @@ def _aliases(header: Header, path: Path) -> dict[str, str]:
     return table
 
 
+@cache
+def _dtypes() -> dict[str, torch.dtype]:
+    return {name: dtype for dtype, name in _dtype_names().items()}
+
+
+@cache
 def _dtype_names() -> dict[torch.dtype, str]:
     import torch
 

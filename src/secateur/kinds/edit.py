@@ -28,12 +28,15 @@ class Edit:
         attributes: integers on modules and configs -> their new value.
         layers: path of a stack -> which of its blocks go, and which lists are shortened alike.
         masks: parameter name -> bool tensor, True = keep; written on what the cuts leave.
+        sizes: integers on modules and configs that say what the slices mean (how many heads a width holds) -> their
+            value before the edit.
     """
 
     cuts: Cuts = field(default_factory=dict)
     attributes: Mapping[Attribute, int] = field(default_factory=dict)
     layers: Layers = field(default_factory=dict)
     masks: Masks = field(default_factory=dict)
+    sizes: Mapping[Attribute, int] = field(default_factory=dict)
 
     @property
     def removes(self) -> bool:

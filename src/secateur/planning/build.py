@@ -38,6 +38,7 @@ from secateur.request import (
     default_granularity,
     granularities,
 )
+from secateur.structure.provenance import read
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Data, Example, Group, Loss
 
@@ -205,6 +206,7 @@ def _plan(
         ),
         layers=edit.layers,
         left_out=tuple(candidates.left_out),
+        sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
     )
 
 

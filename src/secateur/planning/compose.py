@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -44,7 +45,11 @@ def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
         masks[name] = masks[name] & mask if name in masks else mask
     attributes = {a: value for a, value in first.attributes.items() if stays(a.owner)}
     attributes.update({Attribute(back(a.owner), a.name, a.item): value for a, value in second.attributes.items()})
-    return Edit(cuts, attributes, layers, masks)
+    # What a cut has not changed was so before it; where one has, the first edit knows what it relied on itself.
+    sizes = {} if first.cuts else {Attribute(back(a.owner), a.name, a.item): v for a, v in second.sizes.items()}
+    shortened = {(owner, name) for entry in first.layers.values() for owner, name in entry["lists"]}
+    kept = {a: v for a, v in sizes.items() if a not in first.attributes and (a.owner, a.name) not in shortened}
+    return Edit(cuts, attributes, layers, masks, {**kept, **first.sizes})
 
 
 def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, LayerEntry]:
@@ -94,6 +99,24 @@ def composed_cost(first: Mapping[str, list[int]], second: Mapping[str, list[int]
     """Before the first step and after the second; masks have no costs of their own and leave them as they are."""
     names = sorted({*first, *second})
     return {n: [(first.get(n) or second[n])[0], (second.get(n) or first[n])[1]] for n in names}
+
+
+IN_PART = "composed, in part as a file records it"
+
+
+def composed_record(steps: Sequence[tuple[Certificate | None, Certificate | None]]) -> Certificate | None:
+    """What is said of steps that were not all proved here.
+
+    Args:
+        steps: (certificate, what a file records) of each.
+
+    Returns:
+        the sum, marked as a record; None where all were proved, or one has neither.
+    """
+    if all(proof is not None for proof, _ in steps):
+        return None
+    said = composed_certificate([proof if proof is not None else record for proof, record in steps])
+    return None if said is None else replace(said, method=IN_PART if len(steps) > 1 else said.method)
 
 
 def composed_certificate(proofs: Sequence[Certificate | None]) -> Certificate | None:

@@ -59,6 +59,9 @@ class PlanData:
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> what goes from it.
         left_out: weights that the masks do not cover, each with its reason.
+        sizes: integers on modules and configs that the decision relies on -> their value before it.
+        recorded: what the file that the plan was read from says of a proof. Anybody can write that into a file: it is
+            shown as a record, and never taken for a certificate.
     """
 
     fingerprint: str
@@ -74,11 +77,13 @@ class PlanData:
     evidence: Evidence | None = field(default=None, repr=False)
     layers: Layers = field(default_factory=dict)
     left_out: Sequence[LeftOut] = ()
+    sizes: Mapping[Attribute, int] = field(default_factory=dict)
+    recorded: Certificate | None = None
 
     @property
     def edit(self) -> Edit:
         """What is done to the model."""
-        return Edit(self.cuts, self.attributes, self.layers, self.masks)
+        return Edit(self.cuts, self.attributes, self.layers, self.masks, self.sizes)
 
     @property
     def removes(self) -> bool:

@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from itertools import pairwise
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from secateur.errors import FileRefusedError
 
 MAX_ELEMENTS = 2**34
+MAX_KEPT = 2**25  # indices that all cuts of a plan together spell out: 256 MB
 
 
 def intervals(indices: Tensor | npt.NDArray[np.int64]) -> list[list[int]]:
@@ -33,17 +35,21 @@ def indices(runs: Any, what: str) -> Tensor:
     """Half-open runs as ascending int64 indices.
 
     Raises:
-        FileRefusedError: runs that are not integers, not ascending or overlap.
+        FileRefusedError: runs that are not integers, not ascending, overlap, or spell out more than `MAX_KEPT`.
     """
     pairs = isinstance(runs, list) and all(isinstance(run, list) and len(run) == 2 for run in runs)
     if not pairs or not all(type(v) is int for run in runs for v in run):
         raise FileRefusedError(f"The plan's {what} is not a list of [start, stop] pairs.")
-    bounds = [v for run in runs for v in run]
-    rising = all(a < b for a, b in runs) and all(a <= b for a, b in pairwise(bounds))
-    if not rising or (bounds and (bounds[0] < 0 or bounds[-1] > MAX_ELEMENTS)):
+    flat = [v for run in runs for v in run]
+    rising = all(a < b for a, b in runs) and all(a <= b for a, b in pairwise(flat))
+    if not rising or (flat and (flat[0] < 0 or flat[-1] > MAX_ELEMENTS)):
         raise FileRefusedError(f"The plan's {what} holds runs that are negative, unordered or overlapping.")
-    parts = [torch.arange(a, b) for a, b in runs]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+    if sum(b - a for a, b in runs) > MAX_KEPT:
+        raise FileRefusedError(f"The plan's {what} spells out more than {MAX_KEPT} indices.")
+    bounds = np.asarray(flat, np.int64)
+    starts, lengths = bounds[::2], bounds[1::2] - bounds[::2]
+    before = np.cumsum(lengths) - lengths  # indices that stand before each run
+    return torch.from_numpy(np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64))
 
 
 def pack(mask: Tensor) -> dict[str, Any]:
@@ -64,12 +70,18 @@ def unpack(data: Any, what: str) -> Tensor:
     """
     try:
         shape: Sequence[int] = [int(n) for n in data["shape"]]
-        raw = base64.b64decode(data["bits"], validate=True)
-        kept = int(data["kept"])
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        kept, text = int(data["kept"]), str(data["bits"])
+    except (KeyError, TypeError, ValueError) as error:
         raise FileRefusedError(f"The plan's mask of {what!r} is malformed.", why=str(error)) from error
-    size = int(np.prod(shape, dtype=object)) if shape else 1
-    if min(shape, default=0) < 0 or size > MAX_ELEMENTS or len(raw) != -(-size // 8):
+    size = prod(shape)
+    # Seen from the length of the text, before a byte of it is decoded.
+    if min(shape, default=0) < 0 or size > MAX_ELEMENTS or len(text) != 4 * ceil(ceil(size / 8) / 3):
+        raise FileRefusedError(f"The plan's mask of {what!r} has {len(text)} letters for shape {tuple(shape)}.")
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise FileRefusedError(f"The plan's mask of {what!r} is malformed.", why=str(error)) from error
+    if len(raw) != -(-size // 8):
         raise FileRefusedError(f"The plan's mask of {what!r} has {len(raw)} bytes for shape {tuple(shape)}.")
     bits = np.unpackbits(np.frombuffer(raw, np.uint8))[:size].astype(bool)
     if int(bits.sum()) != kept:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from secateur.errors import visible
 from secateur.planning.decision import PlanData
+from secateur.types import Certificate
 
 
 def explain(plan: PlanData) -> str:
@@ -24,9 +26,25 @@ def explain(plan: PlanData) -> str:
     for one in plan.left_out:
         lines.append(f"  {one.name}: {one.params:,} weights left out: {one.why}" + (f"; {one.hint}" * bool(one.hint)))
     if plan.certificate:
-        proof = plan.certificate
-        lines.append(f"certificate: error {proof.max_abs_error:.1e} in {proof.dtype} ({proof.method})")
-    return "\n".join(lines)
+        lines.append(f"certificate: {_figures(plan.certificate)}")
+    elif plan.removes:
+        lines.append(not_proved(plan.recorded))
+    # Names in a plan may come from a file, and a line feed in one of them would look like a line of its own.
+    return "\n".join(visible(line) for line in lines)
+
+
+def not_proved(recorded: Certificate | None) -> str:
+    """What is said of a plan whose cut nobody has proved in this process.
+
+    Args:
+        recorded: what its file says of a proof; None where it says nothing, or there is no file.
+    """
+    says = "there is no record of a proof" if recorded is None else f"the file's record says: {_figures(recorded)}"
+    return visible(f"not proved here; {says}")
+
+
+def _figures(proof: Certificate) -> str:
+    return f"error {proof.max_abs_error:.1e} in {proof.dtype} ({proof.method})"
 
 
 def diff(plan: PlanData, other: PlanData) -> str:
@@ -43,4 +61,4 @@ def diff(plan: PlanData, other: PlanData) -> str:
         elif a.shape != b.shape or bool((a != b).any()):
             count = int((a != b).sum()) if a.shape == b.shape else a.numel()
             lines.append(f"{name}: {count} of {a.numel()} mask entries differ")
-    return "\n".join(lines)
+    return "\n".join(visible(line) for line in lines)

@@ -8,45 +8,65 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from secateur.errors import FileRefusedError, SecateurError
-from secateur.files.seeds import canonical_json
+from secateur.errors import FileRefusedError, ResourceError, SecateurError
+from secateur.files.parse import MAX_VALUES
+from secateur.files.seeds import canonical_json, stable_hash
 from secateur.planning.decision import PlanData
 from secateur.planning.encode import indices, intervals, pack, unpack
+from secateur.planning.schema import MAX_BYTES, SCHEMA, check_certificate, check_plan, damaged
 from secateur.request import Request
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, LayerEntry, LeftOut, Removal, Units
+from secateur.types import LayerEntry, LeftOut, Removal, Units
 
-SCHEMA = 1
-MAX_BYTES = 2**31
+__all__ = ["MAX_BYTES", "SCHEMA", "parse", "to_json"]
+
 P = TypeVar("P", bound=PlanData)
+# What a proof is about: a record of one that stands beside anything else is none.
+DECISION = ("fingerprint", "groups", "cuts", "attributes", "sizes", "masks", "layers")
 
 
 def to_json(plan: PlanData) -> str:
-    """Canonical JSON: the same decision gives the same bytes."""
-    return canonical_json(
-        {
-            "schema": SCHEMA,
-            "fingerprint": plan.fingerprint,
-            "model": plan.model,
-            "request": plan.request.to_data(),
-            "groups": {name: {**group, "removed": _runs(group["removed"])} for name, group in plan.groups.items()},
-            "cuts": {name: {str(d): intervals(kept) for d, kept in dims.items()} for name, dims in plan.cuts.items()},
-            "attributes": [
-                {"owner": a.owner, "name": a.name, "item": a.item, "value": v} for a, v in plan.attributes.items()
-            ],
-            "masks": {name: pack(mask) for name, mask in plan.masks.items()},
-            "layers": {path: dict(entry) for path, entry in plan.layers.items()},
-            "units": plan.units,
-            "cost": plan.cost,
-            "certificate": asdict(plan.certificate) if plan.certificate else None,
-            # Only where there are any: plans of cuts have the bytes that they always had.
-            **({"left_out": [asdict(one) for one in plan.left_out]} if plan.left_out else {}),
-        }
-    )
+    """Canonical JSON: the same decision gives the same bytes.
+
+    Raises:
+        ResourceError: the plan is larger than what is read again.
+    """
+    data = {
+        "schema": SCHEMA,
+        "fingerprint": plan.fingerprint,
+        "model": plan.model,
+        "request": plan.request.to_data(),
+        "groups": {name: {**group, "removed": _runs(group["removed"])} for name, group in plan.groups.items()},
+        "cuts": {name: {str(d): intervals(kept) for d, kept in dims.items()} for name, dims in plan.cuts.items()},
+        "attributes": _integers(plan.attributes),
+        "sizes": _integers(plan.sizes),
+        "masks": {name: pack(mask) for name, mask in plan.masks.items()},
+        "layers": {path: dict(entry) for path, entry in plan.layers.items()},
+        "units": plan.units,
+        "cost": plan.cost,
+        "left_out": [asdict(one) for one in plan.left_out],
+    }
+    proof = plan.certificate or plan.recorded
+    data["certificate"] = asdict(proof) if proof else None
+    data["decision"] = stable_hash({name: data[name] for name in DECISION}) if proof else None
+    text = canonical_json(data)
+    if len(text) > MAX_BYTES or sum(map(text.count, ",[{")) + 3 * text.count(":") > MAX_VALUES:
+        raise ResourceError(
+            "The plan is too large for a file.",
+            why=f"files of at most {MAX_BYTES} bytes and {MAX_VALUES} values are read again",
+            hint="Make one plan per part of the model (protect= names the others) and save each.",
+        )
+    return text
+
+
+def _integers(values: Mapping[Attribute, int]) -> list[dict[str, Any]]:
+    # In one order: what the engine found first is no part of the decision.
+    known = sorted(values.items(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].item or 0))
+    return [{"owner": a.owner, "name": a.name, "item": a.item, "value": value} for a, value in known]
 
 
 def parse(make: type[P], data: object, origin: str) -> P:
-    """The plan of parsed JSON.
+    """The plan of parsed JSON. Its certificate is a record and no proof.
 
     Args:
         make: the class of the plan.
@@ -54,55 +74,46 @@ def parse(make: type[P], data: object, origin: str) -> P:
         origin: what the file is called in errors.
 
     Raises:
-        FileRefusedError: not a plan, damaged, or of an unknown schema.
+        FileRefusedError: not a plan, damaged, of an unknown schema, or changed since its proof was recorded.
     """
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise FileRefusedError(
-            f"{origin} is not a secateur plan of schema {SCHEMA}.",
-            why=f"schema is {data.get('schema')!r}" if isinstance(data, dict) else "it is not a JSON object",
-        )
+    checked = check_plan(data, origin)
+    if checked["certificate"] is not None:
+        found = stable_hash({name: checked[name] for name in DECISION})
+        if checked["decision"] != found:
+            raise FileRefusedError(
+                f"{origin} is refused: it was changed after its certificate was made",
+                why=f"the certificate is about the decision {checked['decision']}, the file holds {found}",
+                hint="Make the plan anew with secateur.plan().",
+            )
     try:
-        return _plan(make, data)
+        return _plan(make, checked, origin)
     except FileRefusedError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, SecateurError) as error:
-        raise FileRefusedError(
-            f"{origin} is a damaged plan.", why=f"{type(error).__name__}: {error}", hint="Make the plan anew."
-        ) from error
+        raise damaged(origin, f"{type(error).__name__}: {error}"[:1000]) from error
 
 
-def _plan(make: type[P], data: Mapping[str, Any]) -> P:
-    layers = {_text(path): _layer_entry(entry) for path, entry in data.get("layers", {}).items()}
+def _plan(make: type[P], data: Mapping[str, Any], origin: str) -> P:
+    recorded = data["certificate"]
     return make(
-        fingerprint=_text(data["fingerprint"]),
-        model=_text(data["model"]),
+        fingerprint=data["fingerprint"],
+        model=data["model"],
         request=Request.from_data(data["request"]),
-        groups={_text(name): _removal(group, f"group {name!r}") for name, group in data["groups"].items()},
+        groups={name: _removal(group, f"group {name!r}") for name, group in data["groups"].items()},
         cuts={
             name: {int(d): indices(runs, f"cut of {name!r}") for d, runs in dims.items()}
             for name, dims in data["cuts"].items()
         },
-        attributes={
-            # Places of blocks start at 0; what sizes a dimension is at least 1.
-            Attribute(_text(a["owner"]), _text(a["name"]), _item(a["item"])): _size(
-                a["value"], least=0 if layers else 1
-            )
-            for a in data["attributes"]
-        },
+        # Places of blocks start at 0; what sizes a dimension is at least 1.
+        attributes=_attributes(data["attributes"], least=0 if data["layers"] else 1),
         masks={name: unpack(mask, name) for name, mask in data["masks"].items()},
         units=_units(data["units"]),
-        cost={_text(name): [_size(n, least=0) for n in pair] for name, pair in data["cost"].items()},
-        certificate=_certificate(data["certificate"]) if data["certificate"] else None,
-        layers=layers,
-        left_out=tuple(_left_out(entry) for entry in data.get("left_out", [])),
+        cost=data["cost"],
+        layers={path: _layer_entry(entry) for path, entry in data["layers"].items()},
+        sizes={Attribute(a["owner"], a["name"], a["item"]): a["value"] for a in data["sizes"]},
+        recorded=None if recorded is None else check_certificate(recorded, origin),
+        left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
     )
-
-
-def _left_out(entry: Mapping[str, Any]) -> LeftOut:
-    if set(entry) != {"name", "params", "why", "hint", "wanted"} or type(entry["wanted"]) is not bool:
-        raise ValueError("an entry of left_out is malformed")
-    name, why, hint = (_text(entry[key]) for key in ("name", "why", "hint"))
-    return LeftOut(name, _size(entry["params"], least=0), why, hint, entry["wanted"])
 
 
 def _runs(removed: list[int]) -> list[list[int]]:
@@ -110,49 +121,31 @@ def _runs(removed: list[int]) -> list[list[int]]:
 
 
 def _removal(group: Mapping[str, Any], what: str) -> Removal:
-    size, removed = _size(group["size"]), indices(group["removed"], what).tolist()
+    size, removed = group["size"], indices(group["removed"], what).tolist()
     if removed and removed[-1] >= size:
         raise ValueError(f"{what} has {size} units and removes number {removed[-1]}")
-    return Removal(granularity=_text(group["granularity"]), size=size, removed=removed)
+    return Removal(granularity=group["granularity"], size=size, removed=removed)
 
 
 def _units(data: Mapping[str, Any]) -> Units:
-    removed, total = _size(data["removed"], least=0), _size(data["total"], least=0)
-    return Units(what=_text(data["what"]), removed=removed, total=total, sparsity=removed / max(total, 1))
+    removed, total = data["removed"], data["total"]
+    if removed > total:
+        raise ValueError(f"{removed} units are removed of {total}")
+    return Units(what=data["what"], removed=removed, total=total, sparsity=removed / max(total, 1))
 
 
-def _certificate(data: Mapping[str, Any]) -> Certificate:
-    for name in ("max_abs_error", "tolerance"):
-        if isinstance(data[name], bool) or not isinstance(data[name], (int, float)) or data[name] < 0:
-            raise ValueError(f"the certificate's {name} is {data[name]!r}")
-    for name in ("dtype", "method"):
-        _text(data[name])
-    return Certificate(**data)
+def _attributes(data: list[Mapping[str, Any]], *, least: int) -> dict[Attribute, int]:
+    found = {Attribute(a["owner"], a["name"], a["item"]): a["value"] for a in data}
+    if len(found) != len(data):
+        raise ValueError("an attribute is set twice")
+    low = next((a for a, value in found.items() if value < least), None)
+    if low is not None:
+        raise ValueError(f"{low.owner}.{low.name} would become {found[low]}")
+    return found
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
-    return value
-
-
-def _size(value: Any, *, least: int = 1) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{value!r} is not an integer of at least {least}")
-    return value
-
-
-def _layer_entry(entry: Any) -> LayerEntry:
-    size, removed, lists = _size(entry["size"], least=2), entry["removed"], entry["lists"]
-    if not isinstance(removed, list) or not isinstance(lists, list) or set(entry) != {"size", "removed", "lists"}:
-        raise ValueError("an entry of layers is malformed")
-    places = [_size(i, least=0) for i in removed]
-    if places != sorted(set(places)) or not 0 < len(places) < size or places[-1] >= size:
+def _layer_entry(entry: Mapping[str, Any]) -> LayerEntry:
+    places = entry["removed"]
+    if places != sorted(set(places)) or len(places) >= entry["size"] or places[-1] >= entry["size"]:
         raise ValueError("places of layers are out of order or out of range")
-    return LayerEntry(size=size, removed=places, lists=[[_text(owner), _text(name)] for owner, name in lists])
-
-
-def _item(value: Any) -> int | None:
-    if value is not None and (type(value) is not int or value < 0):
-        raise ValueError(f"{value!r} is not a position")
-    return value
+    return LayerEntry(size=entry["size"], removed=places, lists=[list(pair) for pair in entry["lists"]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,15 +14,23 @@ from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json
 from secateur.masks import mask_model
 from secateur.model.admit import admit, not_copyable, require_unwatched
+from secateur.model.call import device_of
 from secateur.model.tensors import named_tensors
+from secateur.planning.again import prove_anew
 from secateur.planning.averages import Averages, migration
-from secateur.planning.compose import composed_certificate, composed_cost, composed_edit, composed_groups
+from secateur.planning.compose import (
+    composed_certificate,
+    composed_cost,
+    composed_edit,
+    composed_groups,
+    composed_record,
+)
 from secateur.planning.decision import PlanData, fingerprint
 from secateur.planning.explain import diff, explain
 from secateur.planning.files import MAX_BYTES, parse, to_json
 from secateur.planning.history import origin_of, remember
-from secateur.structure.provenance import Attribute, owner_at
-from secateur.types import Units
+from secateur.structure.provenance import Attribute, owner_at, read
+from secateur.types import Certificate, Example, Units
 
 
 @dataclass(eq=False)
@@ -49,12 +57,15 @@ class Plan(PlanData):
         inplace: bool = False,
         optimizer: Optimizer | None = None,
         ema: Averages | None = None,
+        example: Example = None,
     ) -> nn.Module:
         """Remove for real (or write zeros, where the plan holds masks), and prove it.
 
-        A plan that was made in this process certifies the cut before anything is handed back. A loaded plan is
-        checked against the model's names, shapes and dtypes. What is handed back remembers, while it lives, how it
-        came from the first model: saved after a second round it still loads onto the original constructor.
+        The cut is proved on this very model before anything is handed back, with the example of the plan or with the
+        one that is given. A plan that was read from a file brings no example: without one it is checked against the
+        model (names, shapes, dtypes, integers), its `certificate` stays None and `explain` says "not proved here".
+        What is handed back remembers, while it lives, how it came from the first model: saved after a second round it
+        still loads onto the original constructor.
 
         Args:
             model: the model that the plan was made for, or a fresh one of the same architecture.
@@ -62,12 +73,13 @@ class Plan(PlanData):
             optimizer: with `inplace`, its state is cut alike.
             ema: averaged weights that are cut (or masked) alike: an `AveragedModel`, or a mapping of parameter names
                 to tensors, changed in place.
+            example: what one forward takes, to prove the cut with.
 
         Returns:
             the smaller model, an ordinary module.
 
         Raises:
-            PlanMismatchError: the plan belongs to another model.
+            PlanMismatchError: the plan belongs to another model, or its slices are not what its units mean in it.
             CertificateError: the cut is not equal to its proof; nothing was changed.
             UnsupportedError: the model cannot be copied, or is to be cut in place under `DistributedDataParallel`.
 
@@ -77,11 +89,10 @@ class Plan(PlanData):
         if inplace and self.removes:
             require_unwatched(given)
         self.validate(model)
+        proof = self._proof(model, example)
         before = origin_of(model)  # asked now: in place, the model is another one afterwards
         # Composed now as well, since it wants the model that this plan was made for; its proof is added once made.
         whole = before.followed(self, model) if isinstance(before, Plan) else self
-        known = self.evidence
-        proof = known.certify if known is not None and self.removes and model is known.model else None
         result = model if inplace and proof is None else self._copied(model)
         if proof is not None:
             self.certificate = proof(model, result)
@@ -95,7 +106,7 @@ class Plan(PlanData):
         if follow is not None:
             follow()
         if before is not None:
-            whole.certificate = composed_certificate([p.certificate for p in (before, self) if p.removes])
+            _compose_proofs(whole, (before, self))
         remember(result, whole)
         return result
 
@@ -106,6 +117,40 @@ class Plan(PlanData):
             raise
         except Exception as error:
             raise not_copyable(model, error) from error
+    def prove(self, model: nn.Module, example: Example) -> Certificate | None:
+        """Prove the cut anew on a model that stays as it is: whatever a file says of an earlier proof is not asked.
+
+        The units are found again in this model, and the slices and integers that follow from them must be those of the
+        plan; then the cut is made on a copy and certified.
+
+        Args:
+            model: the model that the plan was made for, or a fresh one of the same architecture.
+            example: what one forward takes.
+
+        Returns:
+            the certificate, which the plan then holds; None where nothing is removed.
+
+        Raises:
+            PlanMismatchError: the plan belongs to another model, or its slices are not what its units mean in it.
+            CertificateError: the cut is not equal to its proof.
+            UnsupportedError: the model cannot be captured.
+
+        Cost: one run of the engine, one copy of what is kept, about three forward passes.
+        """
+        self.validate(model)
+        if self.removes:
+            self.certificate = prove_anew(self, model, self.edit.copy(model), example)
+        return self.certificate
+
+    def _proof(self, model: nn.Module, example: Example) -> Callable[[nn.Module, nn.Module], Certificate] | None:
+        """How the cut is proved on a model; None where nothing is at hand to prove it with."""
+        known = self.evidence
+        if known is not None and model is known.model and example is None:
+            return known.certify if self.removes else None
+        found = known.example if example is None and known is not None else example
+        if not self.removes or found is None or device_of(model).type == "meta":
+            return None
+        return lambda original, cut: prove_anew(self, original, cut, found)
 
     def _migration(self, model: nn.Module, ema: Averages) -> Callable[[], None]:
         def replay(averaged: nn.Module) -> None:
@@ -135,6 +180,8 @@ class Plan(PlanData):
         self.edit.check(model)
         for attribute in self.attributes:
             _require_int(model, attribute)
+        for attribute, before in self.sizes.items():
+            _require_size(model, attribute, before)
 
     def then(self, following: Plan, model: nn.Module) -> Plan:
         """This plan and one that was made for its result, as one plan for the original model.
@@ -176,7 +223,7 @@ class Plan(PlanData):
             removed = sum(int((~mask).sum()) for mask in edit.masks.values())
             total = sum(mask.numel() for mask in edit.masks.values())
         what, before = following.units["what"], replace(self.request, earlier=())
-        return Plan(
+        whole = Plan(
             fingerprint=self.fingerprint,
             model=self.model,
             request=replace(following.request, earlier=(*self.request.earlier, before, *following.request.earlier)),
@@ -186,10 +233,12 @@ class Plan(PlanData):
             masks=edit.masks,
             units=Units(what=what, removed=removed, total=total, sparsity=removed / max(total, 1)),
             cost=composed_cost(self.cost, following.cost),
-            certificate=composed_certificate([p.certificate for p in (self, following) if p.removes]),
             layers=edit.layers,
             left_out=tuple({one.name: one for one in (*self.left_out, *following.left_out)}.values()),
+            sizes=edit.sizes,
         )
+        _compose_proofs(whole, (self, following))
+        return whole
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -216,24 +265,32 @@ class Plan(PlanData):
         if not self.removes or self.certificate is not None:
             return
         if self.evidence is None:
-            raise CertificateError("The plan has no certificate.", hint="Make it anew with secateur.plan().")
+            raise CertificateError(
+                "The plan has no certificate.", hint="Prove it with plan.prove(model, example), or make it anew."
+            )
         self.apply(self.evidence.model)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically; makes the certificate first if it is not there yet.
 
+        A plan that was read from a file and not proved since is written with the record that it came with.
+
         Raises:
             CertificateError: the proof fails; nothing is written.
         """
-        self.certify()
+        if self.recorded is None:
+            self.certify()
         atomic_write(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan; every index and mask is checked, nothing is executed.
+        """Read a plan; every value is checked before anything is made of it, nothing is executed.
+
+        Its certificate is a record (`recorded`) and no proof: `prove` and ``apply(model, example=...)`` make one.
 
         Raises:
-            FileRefusedError: not a plan, corrupt, or of an unknown schema.
+            FileRefusedError: not a plan, corrupt, changed since its proof was recorded, too large, or of an unknown
+                schema.
         """
         return cls.from_data(load_json(path, max_bytes=MAX_BYTES), str(path))
 
@@ -249,6 +306,27 @@ def _difference(plan: PlanData, model: nn.Module) -> str:
     if missing:
         return f"{type(model).__name__} has no {missing[0]!r}"
     return f"tensor names, shapes or dtypes of this {type(model).__name__} differ"
+
+
+def _compose_proofs(whole: PlanData, steps: Sequence[PlanData]) -> None:
+    """Give a composed plan the proof of its steps, or where one of them was not proved here, what is on record."""
+    removing = [step for step in steps if step.removes]
+    whole.certificate = composed_certificate([step.certificate for step in removing])
+    whole.recorded = composed_record([(step.certificate, step.recorded) for step in removing])
+
+
+def _require_size(model: nn.Module, attribute: Attribute, before: int | None) -> None:
+    where = f"{attribute.owner}.{attribute.name}".lstrip(".")
+    try:
+        found = read(model, attribute)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise PlanMismatchError(f"The plan relies on {where!r}, which this model does not have.") from error
+    if found != before:
+        raise PlanMismatchError(
+            f"The plan was made for a model whose {where!r} is {before}; in this one it is {found}.",
+            why="the same slices would mean other units",
+            hint="Pass the architecture that the plan was made for, or make a new plan for this one.",
+        )
 
 
 def _require_int(model: nn.Module, attribute: Attribute) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 
-# Categories of Unicode that are not seen: control, format (among them the direction marks), surrogates, unassigned,
-# private, and the two separators that some viewers break lines at.
-_UNSEEN = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+from secateur.errors import visible
 
 
 def clean(text: str, *, limit: int = 0, lines: bool = False) -> str:
@@ -31,12 +28,7 @@ def clean(text: str, *, limit: int = 0, lines: bool = False) -> str:
         >>> clean("encoder.layer.0.attention", limit=11)
         'enc…tention'
     """
-    shown = "".join(
-        char.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(char) in _UNSEEN and not (lines and char == "\n")
-        else char
-        for char in text
-    )
+    shown = visible(text, lines=lines)
     # After the escapes, each of which is up to ten characters long.
     if limit and len(shown) > limit:
         head = limit // 3

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from secateur.errors import FileRefusedError, InputError, NonFiniteError, ResourceError
+from secateur.files.safe import memory
+from secateur.files.sniff import open_regular
 from secateur.sources.tensors import Array, Arrays, DataSet, build_dataset
 
 
@@ -49,7 +52,8 @@ def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
+            _require_room(handle, path)
             return _arrays(np.load(handle, allow_pickle=False), path)
     except MemoryError as error:
         raise ResourceError(f"{path} does not fit into memory", why=str(error)) from error
@@ -59,6 +63,18 @@ def _read(path: Path) -> dict[str, Array]:
             why=str(error),
             hint="write it with numpy.savez from arrays of numbers (objects need pickle, which runs code)",
         ) from error
+
+
+def _require_room(handle: BinaryIO, path: Path) -> None:
+    """The sizes that an archive claims, before anything is unpacked; numpy itself holds arrays to them."""
+    if not zipfile.is_zipfile(handle):
+        handle.seek(0)
+        return
+    with zipfile.ZipFile(handle) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > memory() // 2:
+        raise ResourceError(f"{path} unpacks to {size} bytes, more than half of this machine's memory")
+    handle.seek(0)
 
 
 def _arrays(loaded: object, path: Path) -> dict[str, Array]:

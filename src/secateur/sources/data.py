@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from secateur.model.door import Given, enter
 from secateur.registry import suggestion
 from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
-from secateur.sources.images import LABEL_COLUMNS, load_folder, load_parquet
+from secateur.sources.images import LABEL_COLUMNS, decode, image_bytes, load_folder, load_parquet
 from secateur.sources.tensors import Arrays, DataSet, build_dataset
 from secateur.sources.text import Tokenizer, load_text
 from secateur.sources.words import call_factory
@@ -82,7 +83,9 @@ def _load_hub(name: str, *, batch_size: int, seed: int) -> DataSet:
     except ImportError as error:
         raise UnsupportedError("hf: data needs the package datasets", hint="pip install datasets") from error
     try:
-        parts = datasets.load_dataset(name)
+        # Versions before 4 run a script of the data set where they are allowed to; later ones know no scripts.
+        old = int(str(datasets.__version__).split(".")[0]) < 4
+        parts = datasets.load_dataset(name, **({"trust_remote_code": False} if old else {}))
     except Exception as error:
         raise InputError(
             f"the data set {name!r} could not be loaded",
@@ -104,10 +107,7 @@ def _hub_arrays(part: Any, name: str) -> Arrays:
     image = next((column for column in ("image", "img") if column in columns), None)
     if label is None or image is None:
         raise InputError(f"hf:{name} has the columns {columns}", hint="only images with labels are read from the hub")
-    # Pixels of any mode become uint8 here, so that hub, parquet and folders are standardised by one rule.
-    pixels = [np.asarray(row, dtype=np.uint8) for row in part[image]]
-    if len({array.shape for array in pixels}) != 1:
-        raise InputError(f"hf:{name} has images of different sizes", hint="bring them to one size first")
-    stacked = np.stack(pixels)
-    images = stacked[:, None] if stacked.ndim == 3 else np.moveaxis(stacked, -1, 1)
-    return images, np.asarray(list(part[label]), dtype=np.int64)
+    # The bytes, not the pictures: the library would open them in any format, and this project opens four.
+    datasets = import_module("datasets")
+    rows = part.cast_column(image, datasets.Image(decode=False))[image]
+    return decode((image_bytes(row) for row in rows), f"hf:{name}"), np.asarray(list(part[label]), dtype=np.int64)

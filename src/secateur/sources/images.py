@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from secateur.errors import FileRefusedError, InputError, UnsupportedError
+from secateur.errors import FileRefusedError, InputError, ResourceError, UnsupportedError
+from secateur.files.safe import memory
+from secateur.files.sniff import open_regular
 from secateur.sources.tensors import Arrays, DataSet, build_dataset
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+# The only formats that are opened: Pillow's own list has some that start other programs (EPS) or fetch plugins.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+MAX_IMAGE_BYTES = 1 << 26
+MAX_PIXELS = 1 << 25  # of one image: 33 million
+MAX_ROWS = 1 << 24
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
 
@@ -61,12 +69,15 @@ def _parquet_files(files: Sequence[Path], asked: Path) -> Arrays:
             column = next((name for name in LABEL_COLUMNS if name in names), None)
             if "image" not in names or column is None:
                 raise InputError(f"{file} has the columns {names}", hint="it needs image (bytes) and label")
+            rows = parquet.read_metadata(file).num_rows
+            if rows > MAX_ROWS:
+                raise FileRefusedError(f"{file} is refused: it claims {rows} rows, {MAX_ROWS} at most")
             table = parquet.read_table(file, columns=["image", column])
         except (ArrowException, OSError) as error:
             raise FileRefusedError(f"{file} cannot be read as parquet", why=str(error)) from error
-        images += [row["bytes"] if isinstance(row, dict) else row for row in table["image"].to_pylist()]
+        images += map(image_bytes, table["image"].to_pylist())
         labels += table[column].to_pylist()
-    return _decode(images, str(asked)), _labels(labels, str(asked))
+    return decode(images, str(asked)), _labels(labels, str(asked))
 
 
 def load_folder(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSet:
@@ -113,7 +124,7 @@ def _class_folders(path: Path, classes: Sequence[str]) -> Arrays:
         for file in sorted((path / name).glob("*"))
         if file.suffix.lower() in SUFFIXES
     ]
-    images = _decode((file.read_bytes() for file, _ in files), str(path))
+    images = decode((image_bytes({"path": str(file)}) for file, _ in files), str(path))
     return images, _labels([number for _, number in files], str(path))
 
 
@@ -127,21 +138,61 @@ def _labels(labels: Sequence[object], where: str) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _decode(images: Iterable[bytes], where: str) -> npt.NDArray[np.uint8]:
-    """Decode to uint8 ``[samples, channels, height, width]``; one channel for grey images, else three."""
+def image_bytes(row: object) -> bytes:
+    """The bytes of an image: as they are, in a mapping with "bytes", or those of the file at its "path".
+
+    Raises:
+        FileRefusedError: none of these, no ordinary file, or larger than `MAX_IMAGE_BYTES`.
+    """
+    data = row.get("bytes") if isinstance(row, dict) else row
+    if data is None and isinstance(row, dict) and isinstance(row.get("path"), str):
+        with open_regular(Path(row["path"])) as stream:
+            data = stream.read(MAX_IMAGE_BYTES + 1)
+    if not isinstance(data, bytes):
+        raise FileRefusedError(f"an image is a {type(data).__name__}, not bytes")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise FileRefusedError(f"an image has more than {MAX_IMAGE_BYTES} bytes")
+    return data
+
+
+def decode(images: Iterable[bytes], where: str) -> npt.NDArray[np.uint8]:
+    """Decode to uint8 ``[samples, channels, height, width]``; one channel for grey images, else three.
+
+    Args:
+        images: the bytes of one file each; PNG, JPEG, BMP or WebP, told by their content.
+        where: they come from, for messages.
+
+    Raises:
+        UnsupportedError: pillow is not installed.
+        FileRefusedError: another format, damaged, or more pixels than `MAX_PIXELS`.
+        InputError: no image, or images of different sizes.
+        ResourceError: together they are larger than memory.
+    """
     try:
         from PIL import Image
     except ImportError as error:
         raise UnsupportedError("images need pillow", hint="pip install 'secateur[data]'") from error
     decoded: list[npt.NDArray[np.uint8]] = []
+    size = 0
     for number, data in enumerate(images):
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                # The header says how large it becomes; nothing was decoded yet.
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it has {image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded")
+                warnings.simplefilter("ignore")
                 # Sixteen-bit grey is a grey image too; palettes and alpha become RGB, as the networks take it.
                 grey = image.mode in {"1", "L", "I;16"}
                 pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-            raise FileRefusedError(f"image {number} of {where} cannot be decoded", why=str(error)) from error
+            raise FileRefusedError(
+                f"image {number} of {where} cannot be decoded",
+                why=str(error),
+                hint=f"images are {', '.join(FORMATS)}, whatever their names end in",
+            ) from error
+        size += pixels.nbytes
+        if size > memory() // 2:
+            raise ResourceError(f"the images of {where} do not fit into half of this machine's memory")
         decoded.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
         if decoded[-1].shape != decoded[0].shape:
             raise InputError(

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.errors import InputError, RecipeError, SecateurError, UnsupportedError
 from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
+from secateur.sources.hugging_face import check_config, check_folder, class_of
 from secateur.sources.text import Tokenizer
 from secateur.sources.words import call_factory
 from secateur.types import Example
@@ -125,12 +126,18 @@ def _hugging_face(word: str, name: str, seed: int) -> Source:
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise InputError(f"there is no folder {name}", hint="hf: takes a local folder or a hub ID")
     name = str(Path(name).expanduser()) if name.startswith("~") else name
+    if Path(name).is_dir():
+        check_folder(Path(name))
     try:
+        # The plain text first: transformers acts on some keys while it reads them.
+        plain, _ = transformers.PreTrainedConfig.get_config_dict(name, trust_remote_code=False)
+        check_config(plain, f"the config of {word}")
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        architecture = next(iter(config.architectures or ()), "AutoModel")
-        known = getattr(transformers, architecture, None) or transformers.AutoModel
+        known = class_of(transformers, config, word)
         # Only safetensors: the other weight format is pickle.
-        model = known.from_pretrained(name, use_safetensors=True)
+        model = known.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+    except SecateurError:
+        raise
     except Exception as error:
         raise _failed(word, error) from error
     example = _hugging_face_example(word, model, seed)

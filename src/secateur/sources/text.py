@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.files.sniff import open_regular
 from secateur.sources.tensors import SET_ASIDE, DataSet
 
 _TRAIN, _TEST = ("train.txt", "valid.txt", "validation.txt"), ("test.txt",)
@@ -104,7 +105,8 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _blocks(path: Path, tokenizer: Tokenizer, tokens: int) -> Tensor:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as stream:
+            text = stream.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text", why=str(error)) from error
     # The whole text at once: given line by line, a tokenizer would add its marks of beginning and end to each.

@@ -335,6 +335,13 @@ def _reason(use: SizeUse) -> Lock:
     )
 
 
+def relied_on(trace: Trace, atoms: Iterable[int]) -> dict[Attribute, int]:
+    """Attributes that say how dimensions of these atoms are read (so many heads in a width), with their values now."""
+    by_atom = Sizes(trace).by_atom
+    uses = {id(use): use for atom in atoms for use in by_atom.get(atom, {}).values()}
+    return {a: trace.values[a] for use in uses.values() for a in attributes_in(use.expr)}
+
+
 def edits(model: nn.Module, trace: Trace, counts: Mapping[int, int]) -> dict[Attribute, int]:
     """Attributes that change when the atoms keep `counts`, with their new values."""
     sizes = Sizes(trace)

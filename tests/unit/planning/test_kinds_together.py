@@ -78,9 +78,12 @@ def test_any_order_of_kinds_is_one_plan(kinds, through_files, tmp_path) -> None:
     assert torch.equal(again(X), model(X))
     assert [layer.layer_idx for layer in again.layers] == [layer.layer_idx for layer in model.layers]
     assert again.num_layers == model.num_layers
-    assert plan.certificate is not None
+    assert (plan.certificate is None) == through_files
     reread = Plan.from_data(json.loads(plan.to_json()))
+    assert reread.certificate is None
+    assert "not proved here" in reread.explain()
     assert torch.equal(reread.apply(copy.deepcopy(whole))(X), model(X))
+    assert reread.prove(whole, X).max_abs_error < 1e-5
 
 
 def test_layers_then_cuts_equals_the_forward_written_out() -> None:

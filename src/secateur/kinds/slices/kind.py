@@ -22,7 +22,7 @@ from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import tried, with_trials
 from secateur.measure.macs import samples_in
 from secateur.request import Request
-from secateur.structure.attributes import edits
+from secateur.structure.attributes import edits, relied_on
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
@@ -119,7 +119,8 @@ class Slices(Candidates):
         """Kept indices per tensor dimension, and the integers that follow."""
         choice = self.decision(keep)
         config = {} if self.native is None else self.native.attributes(choice.counts)
-        return Edit(choice.cuts, {**choice.attributes, **config})
+        sizes = relied_on(self.trace, choice.atoms)
+        return Edit(choice.cuts, {**choice.attributes, **config}, sizes=sizes)
 
     def prove(
         self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None

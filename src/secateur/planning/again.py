@@ -1,0 +1,159 @@
+"""The proof of a plan that was not made with this model here: units are found again, and slices compared.
+
+A plan from a file says which units go, which slices that means, and that it was proved. Only the first is taken from
+it. What the units mean is asked of the engine anew, with an example; what the plan cuts must be just that, and the cut
+is then certified as that of a new plan is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import PlanMismatchError, SecateurError
+from secateur.kinds.base import Candidates, Keep
+from secateur.kinds.edit import Edit
+from secateur.kinds.find import KINDS, find
+from secateur.kinds.layers.drop import new_names
+from secateur.planning.compose import composed_certificate, composed_edit
+from secateur.planning.decision import PlanData
+from secateur.request import Named, Request
+from secateur.structure.provenance import Attribute
+from secateur.types import Certificate, Example, Removal
+
+
+class Step(NamedTuple):
+    """Units of one kind, found again."""
+
+    candidates: Candidates
+    keep: Keep
+    before: nn.Module
+
+
+def prove_anew(plan: PlanData, original: nn.Module, cut: nn.Module, example: Example) -> Certificate:
+    """The certificate that `cut` is `original` without the units that a plan names.
+
+    Args:
+        plan: from anywhere; its certificate and its record are not asked.
+        original: the whole model.
+        cut: what the plan's edit made of it.
+        example: what one forward takes.
+
+    Raises:
+        PlanMismatchError: the units do not exist here, or the plan's slices are not what they mean.
+        CertificateError: the cut model is not the original without them.
+        UnsupportedError: the original cannot be captured.
+
+    Cost: one run of the engine per kind of removal in the plan, and the proof of each.
+    """
+    steps = _found(plan, original, example)
+    stages = [*(step.before for step in steps[1:]), cut]
+    dtype = "float64" if plan.recorded is not None and plan.recorded.dtype == "float64" else "float32"
+    proofs = [
+        step.candidates.prove(step.before, after, step.keep, dtype=dtype, tolerance=None)
+        for step, after in zip(steps, stages, strict=True)
+    ]
+    proof = composed_certificate(proofs)
+    assert proof is not None
+    return proof
+
+
+def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Step]:
+    """The plan's units as steps of one kind each, whose edits together are that of the plan."""
+    parts: dict[type[Candidates], dict[str, Removal]] = {}
+    for name, group in plan.groups.items():
+        if group["removed"]:
+            parts.setdefault(KINDS.get(group["granularity"], Candidates), {})[name] = group
+    kinds = sorted(parts, key=lambda kind: list(KINDS.values()).index(kind) if kind in KINDS.values() else -1)
+    if not kinds or Candidates in parts:
+        raise PlanMismatchError("The plan removes slices without saying which units they belong to.")
+    # A composed plan does not say what came first, and a group is called by what is still there: either way will do.
+    refused: SecateurError | None = None
+    for order in [kinds[::-1], kinds][: len(kinds)]:
+        try:
+            return list(_steps(plan, [parts[kind] for kind in order], original, example))
+        except SecateurError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _steps(
+    plan: PlanData, parts: Sequence[Mapping[str, Removal]], original: nn.Module, example: Example
+) -> Iterator[Step]:
+    whole, before = Edit(), original
+    for number, groups in enumerate(parts):
+        if number:
+            rename = new_names(original, whole.layers)
+            renamed = {_renamed(rename, name): group for name, group in groups.items()}
+            groups = {name: group for name, group in renamed.items() if name is not None}
+        candidates = find(before, example, _request(plan, groups))
+        keep = _keep(candidates, groups)
+        edit = candidates.write(keep)
+        whole = composed_edit(whole, edit, before) if number else edit
+        yield Step(candidates, keep, before)
+        before = edit.copy(before) if number < len(parts) - 1 else before
+    _require_equal(plan, whole)
+
+
+def _renamed(rename: object, name: str) -> str | None:
+    assert callable(rename)
+    found = rename(f"{name}.")
+    return None if found is None else str(found).removesuffix(".")
+
+
+def _request(plan: PlanData, groups: Mapping[str, Removal]) -> Request:
+    names = sorted({group["granularity"] for group in groups.values()})
+    return Request(target=None, granularity=tuple(Named(name) for name in names), expressible=plan.request.expressible)
+
+
+def _keep(candidates: Candidates, groups: Mapping[str, Removal]) -> dict[str, Tensor]:
+    known = {group.name: group for group in candidates.groups}
+    result = {}
+    for name, removal in groups.items():
+        group = known.get(name)
+        if group is None or group.size != removal["size"] or group.granularity != removal["granularity"]:
+            raise PlanMismatchError(
+                f"The plan removes units of {name!r}, which this model does not have, or not as free units.",
+                why="is no free group" if group is None else f"it has {group.size} of granularity {group.granularity}",
+                hint="Make a new plan for this model: see `secateur inspect` for what is free and what is locked.",
+            )
+        mask = torch.ones(group.size, dtype=torch.bool)
+        mask[removal["removed"]] = False
+        stays = candidates.stays(group)
+        if stays is not None and bool((stays & ~mask).any()):
+            raise PlanMismatchError(f"The plan removes locked units of {name!r}.")
+        result[name] = mask.view(group.shape)
+    return result
+
+
+def _require_equal(plan: PlanData, found: Edit) -> None:
+    """Refuse a plan that cuts anything else than its units mean."""
+    what = _differing_cut(plan, found) or _differing_integer(plan.attributes, found.attributes)
+    places = {path: (e["size"], e["removed"]) for path, e in plan.layers.items()}
+    if what == "" and places != {path: (e["size"], e["removed"]) for path, e in found.layers.items()}:
+        what = "the blocks"
+    if what:
+        raise PlanMismatchError(
+            f"The plan's units and its slices do not belong together: {what} would be cut otherwise in this model.",
+            why="the file was changed by hand, or the model's forward is another one",
+            hint="Make the plan anew with secateur.plan().",
+        )
+
+
+def _differing_cut(plan: PlanData, found: Edit) -> str:
+    for name in sorted({*plan.cuts, *found.cuts}):
+        mine, theirs = plan.cuts.get(name, {}), found.cuts.get(name, {})
+        if set(mine) != set(theirs) or any(not torch.equal(mine[d], theirs[d]) for d in mine):
+            return f"the tensor {name!r}"
+    return ""
+
+
+def _differing_integer(mine: Mapping[Attribute, int], theirs: Mapping[Attribute, int]) -> str:
+    for attribute in {**mine, **theirs}:
+        if mine.get(attribute) != theirs.get(attribute):
+            return f"the integer {f'{attribute.owner}.{attribute.name}'.lstrip('.')!r}"
+    return ""
