@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.model.agreement import agreement, doubled
+from secateur.model.behaviour import behaviour
 from secateur.model.call import call
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, guard
@@ -27,6 +28,7 @@ from secateur.types import Certificate, Example, Trial
 
 Effort = Literal["example", "default"]
 THE_EXAMPLE = "the example"
+HINT = "Protect what the plan removes, or cut at another granularity. Nothing was changed or saved."
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,8 @@ class Reference:
         fit: (its outputs, those of the cut model) -> its outputs at the cut model's sizes.
         renamed: name of a parameter in the original -> its name in the cut model, or None where it is gone.
         notes: what the runs so far have shown, to be said in the certificate.
+        differs: says what an output of the cut model is not.
+        hint: what to do then.
     """
 
     model: nn.Module
@@ -48,6 +52,8 @@ class Reference:
     fit: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] = lambda expected, found: list(expected)
     renamed: Callable[[str], str | None] = lambda name: name
     notes: Callable[[], Sequence[str]] = tuple
+    differs: str = "is not that of the original without what is removed"
+    hint: str = HINT
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +78,17 @@ class Tried:
     Args:
         trials: that held.
         notes: what they do not show, and what was taken for granted.
-        error: largest error of all.
+        proof: of the example; None where no reference could be run.
     """
 
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    error: float = 0.0
+    proof: Certificate | None = None
+
+    @property
+    def error(self) -> float:
+        """The largest of all."""
+        return max((trial.error for trial in self.trials), default=0.0)
 
 
 def answer(
@@ -105,6 +116,7 @@ def tried(
     cut: nn.Module,
     example: Example,
     *,
+    dtype: str = "float32",
     tolerance: float | None = None,
     effort: Effort = "default",
 ) -> Tried:
@@ -116,6 +128,7 @@ def tried(
         model: the original.
         cut: the smaller model.
         example: what one forward takes.
+        dtype: "float64" compares double copies of both.
         tolerance: as in `secateur.model.agreement.agreement`.
         effort: "example" tries the example only.
 
@@ -126,6 +139,8 @@ def tried(
     Cost: with the default effort about one pass on the example for each of the two, one on a longer input, and two on
         a shorter one.
     """
+    if dtype == "float64":
+        model, cut, example = (doubled(x) for x in (model, cut, example))
     found = Tried()
     trial = _Trials(model, cut, tolerance, found)
     if not trial.choose(alternatives, example):
@@ -141,6 +156,17 @@ def with_trials(proof: Certificate, found: Tried) -> Certificate:
     """A certificate and what trials have shown beside it."""
     error = max(proof.max_abs_error, found.error)
     return replace(proof, max_abs_error=error, trials=tuple(found.trials), notes=(*proof.notes, *found.notes))
+
+
+def certified(found: Tried, method: str, *, dtype: str) -> Certificate:
+    """A certificate that stands on trials alone.
+
+    Raises:
+        CertificateError: the reference could not be run, so there are none.
+    """
+    if found.proof is None:
+        raise CertificateError("The cut could not be proved.", why="; ".join(found.notes), hint=HINT)
+    return with_trials(replace(found.proof, method=method, dtype=dtype), found)
 
 
 class _Trials:
@@ -210,6 +236,9 @@ class _Trials:
         try:
             self._compare(self.reference, given, expected, found)
         except CertificateError as error:
+            if given.what != THE_EXAMPLE and behaviour(self.model, given.example).restless:
+                self.found.notes.append(f"on {given.what} the original itself answers differently each time")
+                return
             self._in_double(given, mode, error)
         for tensor in found.tensors:
             self._see(tensor)
@@ -243,9 +272,7 @@ class _Trials:
         )
 
     def _compare(self, reference: Reference, given: Input, expected: Answer, found: Answer) -> float:
-        hint = "A rule of the structure engine or code that it cannot see is behind this; protect what the plan cuts "
-        hint += "there. Nothing was changed or saved."
-        differs = f"is not that of the original without what is removed (on {given.what})"
+        hint, differs = reference.hint, f"{reference.differs} (on {given.what})"
         if expected.words != found.words:
             raise CertificateError(f"What the cut model returns {differs}.", why=_first(expected, found), hint=hint)
         proof = agreement(
@@ -267,7 +294,7 @@ class _Trials:
                 hint=hint,
             )
         self.found.trials.append(Trial(given.what, reference.method, proof.max_abs_error))
-        self.found.error = max(self.found.error, proof.max_abs_error)
+        self.found.proof = self.found.proof or proof
         return proof.max_abs_error
 
     def _see(self, tensor: Tensor) -> None:

@@ -117,6 +117,7 @@ class Plan(PlanData):
             raise
         except Exception as error:
             raise not_copyable(model, error) from error
+
     def prove(self, model: nn.Module, example: Example) -> Certificate | None:
         """Prove the cut anew on a model that stays as it is: whatever a file says of an earlier proof is not asked.
 

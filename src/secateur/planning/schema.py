@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from secateur.errors import FileRefusedError
 from secateur.files.seeds import canonical_json
 from secateur.planning.encode import MAX_KEPT
-from secateur.types import Certificate, LeftOut
+from secateur.types import Certificate
 
 SCHEMA = 1
 MAX_BYTES = 2**30
@@ -82,6 +82,16 @@ class UnitsPart(Part):
     sparsity: Annotated[float, Field(ge=0, le=1)]
 
 
+class LeftOutPart(Part):
+    """A weight that the masks do not cover."""
+
+    name: Name
+    params: Cost
+    why: Annotated[str, Field(max_length=MAX_REQUEST)]
+    hint: Annotated[str, Field(max_length=MAX_REQUEST)]
+    wanted: bool
+
+
 class PlanPart(Part):
     """A whole plan."""
 
@@ -97,7 +107,7 @@ class PlanPart(Part):
     layers: dict[Name, LayerPart]
     units: UnitsPart
     cost: dict[Literal["params", "macs"], Annotated[list[Cost], Field(min_length=2, max_length=2)]]
-    left_out: list[LeftOut]
+    left_out: list[LeftOutPart]
     certificate: dict[str, Any] | None
     decision: Hash | None
 

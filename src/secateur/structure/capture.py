@@ -147,7 +147,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             up_to = f" up to its {other.failed}" if other.failed else ", too"
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
-    trace.conditions += unreached(model, trace.tensors(), trace.aliases)
+    trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 
 def _taken(model: nn.Module, example: Example, recorder: Recorder, branch: Branch) -> Recorder:

@@ -168,7 +168,7 @@ def _comparison(name: str) -> Callable[[TrackedInt, object], bool]:
     def method(self: TrackedInt, other: object) -> bool:
         if not isinstance(other, int):
             return NotImplemented
-        result = function(int(self), int(other))
+        result: bool = function(int(self), int(other))
         if self.watch is None or other is self:
             return result
         return self.watch.compared(Apply(name, self.expr, expr_of(other)), result)

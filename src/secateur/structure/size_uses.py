@@ -101,7 +101,7 @@ def plain(value: object) -> int | None:
         whole = value.numel() == 1 and not value.is_floating_point() and not value.is_meta
         return int(value) if whole else None
     try:
-        return operator.index(value)  # type: ignore[call-overload,no-any-return]
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
 

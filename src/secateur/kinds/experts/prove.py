@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,17 +15,18 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
 from secateur.kinds.slices.cut import Cuts, cut_tensor
-from secateur.model.agreement import agreement, doubled, require_slices, run_cut
-from secateur.model.call import call, fresh, outputs
+from secateur.kinds.trials import Effort, Reference, certified, tried
+from secateur.model.agreement import require_slices
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, kept
-from secateur.structure.capture import quiet
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Example
 
 SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
         "clone", "_to_copy", "to", "contiguous")  # fmt: skip
+METHOD = "masked-router"
+CHANNELS = "Cut channels inside the experts instead (granularity: channel)."
 FIRST = {"mm": 0, "bmm": 0, "matmul": 0, "mv": 0, "addmm": 1, "baddbmm": 1, "linear": -1}  # place of the left factor
 
 
@@ -39,6 +41,7 @@ def certify_experts(
     *,
     dtype: str = "float32",
     tolerance: float | None = None,
+    effort: Effort = "default",
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` whose routers cannot choose the removed experts.
 
@@ -51,7 +54,8 @@ def certify_experts(
         keep: atom id -> bool array of kept experts.
         cuts: tensor name -> dimension -> kept indices.
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
-        tolerance: as in `secateur.kinds.slices.replay.certify`.
+        tolerance: as in `secateur.model.agreement.agreement`.
+        effort: as in `secateur.kinds.trials.tried`.
 
     Returns:
         the certificate; outputs that list experts (the router's logits) are compared on those that stay.
@@ -60,43 +64,47 @@ def certify_experts(
         UnsupportedError: the cut model does not run, or the router is no product with its weight.
         CertificateError: a tensor of the cut model is not what the plan keeps, or outputs differ.
 
-    Cost: one forward pass of each.
+    Cost: that of `secateur.kinds.trials.tried`, and one walk over the weights.
     """
     _same_slices(model, cut, cuts)
-    if dtype == "float64":
-        model, cut, example = (doubled(x) for x in (model, cut, example))
+    make = partial(with_masked_routers, record=record, mixtures=mixtures, keep=keep)
+    found = tried([make], model, cut, example, dtype=dtype, tolerance=tolerance, effort=effort)
+    return certified(found, METHOD, dtype=dtype)
+
+
+def with_masked_routers(model: nn.Module, record: Trace, mixtures: Sequence[Mixture], keep: Keep) -> Reference:
+    """The whole model whose routers cannot choose the removed experts; their biases change while it runs."""
     less = [(m, torch.from_numpy(~keep[m.atom.id])) for m in mixtures if m.atom.id in keep]
     gone = {name: removed for m, removed in less for name in m.routers}
     added = {name: removed for m, removed in less for name in m.biases}
     tensors = named_tensors(model)
-    with quiet(model), torch.no_grad(), _without(tensors, added), _Masked(tensors, gone) as mode:
-        expected = [t.detach() for t in outputs(call(model, fresh(example)))]
-    with quiet(cut), torch.no_grad():
-        answer = run_cut(
-            cut,
-            example,
-            when="without these experts",
-            hint="A number of experts is written somewhere that does not follow; protect the block named above.",
-        )
-    found = [t.detach() for t in outputs(answer)]
-    if mode.missed:
-        raise UnsupportedError(
-            f"{sorted(mode.missed)[0]!r} is used in a way that cannot be masked, so the cut cannot be proved.",
-            why="the router's logits are not a matrix product with this weight",
-            hint="Cut channels inside the experts instead (granularity: channel).",
-        )
-    expected = _kept_only(expected, record, keep)
-    if any(t.is_floating_point() and bool(torch.isnan(t).any()) for t in expected):
-        raise CertificateError(
-            "An output of the original is no number once the router leaves experts out.",
-            why="the router needs all of its experts",
-            hint="Cut channels inside the experts instead (granularity: channel).",
-        )
-    return agreement(
-        expected,
-        found,
-        tolerance,
-        method="masked-router",
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        with _without(tensors, added), _Masked(tensors, gone) as mode:
+            yield
+        if mode.missed:
+            raise UnsupportedError(
+                f"{sorted(mode.missed)[0]!r} is used in a way that cannot be masked, so the cut cannot be proved.",
+                why="the router's logits are not a matrix product with this weight",
+                hint=CHANNELS,
+            )
+
+    def fit(expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
+        left = _kept_only(expected, record, keep)
+        if any(t.is_floating_point() and bool(torch.isnan(t).any()) for t in left):
+            raise CertificateError(
+                "An output of the original is no number once the router leaves experts out.",
+                why="the router needs all of its experts",
+                hint=CHANNELS,
+            )
+        return left
+
+    return Reference(
+        model,
+        METHOD,
+        around,
+        fit,
         differs="is not that of the original without the removed experts",
         hint="The router may depend on experts in another way; nothing was changed or saved.",
     )

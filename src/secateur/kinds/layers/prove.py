@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from secateur.kinds.layers.drop import Layers, block_names
-from secateur.model.agreement import agreement, doubled
+from secateur.kinds.layers.drop import Layers, block_names, new_names
+from secateur.kinds.trials import Effort, Reference, certified, tried
+from secateur.model.agreement import agreement
 from secateur.model.bypass import bypassed
 from secateur.model.call import call, fresh, outputs
 from secateur.structure.capture import quiet
 from secateur.types import Certificate, Example
+
+METHOD = "identity"
+DIFFERS = "without the blocks is not that of the model with identity in their place"
+HINT = (
+    "Other code may count the blocks or return something of each: protect the special ones, or call the model so that "
+    "it returns the result only. Nothing was changed or saved."
+)
 
 
 def certify_layers(
@@ -23,6 +32,7 @@ def certify_layers(
     *,
     dtype: str = "float32",
     tolerance: float | None = None,
+    effort: Effort = "default",
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` with the removed blocks as identity.
 
@@ -33,22 +43,33 @@ def certify_layers(
         layers: container path -> {"size", "removed", "lists"}.
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: as in `secateur.model.agreement.agreement`.
+        effort: as in `secateur.kinds.trials.tried`.
 
     Returns:
         the certificate with the largest error found.
 
     Raises:
         CertificateError: shapes differ or the error is above the tolerance.
-        ForwardError: the cut model does not run.
+        UnsupportedError: the cut model does not run.
 
-    Cost: one forward pass of each.
+    Cost: that of `secateur.kinds.trials.tried`.
     """
-    if dtype == "float64":
-        model, cut, example = (doubled(x) for x in (model, cut, example))
-    expected = identity_outputs(model, example, layers)
-    with quiet(cut), torch.no_grad():
-        found = [t.detach() for t in outputs(call(cut, fresh(example)))]
-    return identity_agreement(expected, found, tolerance)
+    make = partial(with_identity, layers=layers)
+    return certified(
+        tried([make], model, cut, example, dtype=dtype, tolerance=tolerance, effort=effort), METHOD, dtype=dtype
+    )
+
+
+def with_identity(model: nn.Module, layers: Layers) -> Reference:
+    """The whole model with the removed blocks as identity."""
+    return Reference(
+        model,
+        METHOD,
+        lambda: bypassed(model, block_names(model, layers)),
+        renamed=new_names(model, layers),
+        differs=DIFFERS,
+        hint=HINT,
+    )
 
 
 def identity_outputs(model: nn.Module, example: Example, layers: Layers) -> list[Tensor]:
@@ -63,12 +84,4 @@ def identity_agreement(expected: Sequence[Tensor], found: Sequence[Tensor], tole
     Raises:
         CertificateError: they differ.
     """
-    return agreement(
-        expected,
-        found,
-        tolerance,
-        method="identity",
-        differs="without the blocks is not that of the model with identity in their place",
-        hint="Other code may count the blocks or return something of each: protect the special ones, or call the "
-        "model so that it returns the result only. Nothing was changed or saved.",
-    )
+    return agreement(expected, found, tolerance, method=METHOD, differs=DIFFERS, hint=HINT)

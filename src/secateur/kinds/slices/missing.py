@@ -60,7 +60,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""
-        noted = self.absent.get(tensor)
+        noted = self.absent.get(tensor)  # type: ignore[no-untyped-call]
         if noted is not None:
             return cast("dict[int, Tensor]", noted).get(dim % tensor.dim())
         if tensor.dim() == 0 or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
@@ -386,7 +386,7 @@ def _question(mode: Missing, call: Call) -> object:
     result: Tensor = call.run()
     for operand in call.args[:2]:
         if isinstance(operand, Tensor) and operand.shape == result.shape:
-            absent = mode.absent.get(operand) or mode.anywhere(operand)
+            absent = mode.absent.get(operand) or mode.anywhere(operand)  # type: ignore[no-untyped-call]
             if absent:
                 mode.absent[result] = absent
                 for d, gone in cast("dict[int, Tensor]", absent).items():
@@ -398,7 +398,7 @@ def _question(mode: Missing, call: Call) -> object:
 def _as_number(mode: Missing, call: Call) -> object:
     """What was missing as a truth value is NaN again as a number."""
     result: Tensor = call.run()
-    absent = mode.absent.get(call.args[0])
+    absent = mode.absent.get(call.args[0])  # type: ignore[no-untyped-call]
     if absent:
         if result.is_floating_point() or result.is_complex():
             for d, gone in cast("dict[int, Tensor]", absent).items():

@@ -100,10 +100,12 @@ for _name in ("truediv", "pow"):
     _as_value(_name)
 
 # Functions of torch to which a width among the arguments is a number to reckon with, and no size.
+_ARITHMETIC = ("add", "sub", "mul", "div", "truediv", "pow")
 _RECKONS = frozenset(
-    "add sub mul div true_divide divide multiply subtract rsub pow float_power add_ sub_ mul_ div_ pow_ rsqrt sqrt "
-    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__ __iadd__ __isub__ "
-    "__imul__ __itruediv__ clamp clamp_min clamp_max full full_like tensor as_tensor scalar_tensor fill_".split()
+    [f"{before}{name}{after}" for name in _ARITHMETIC for before, after in (("", ""), ("", "_"), ("__", "__"))]
+    + [f"__{letter}{name}__" for name in _ARITHMETIC for letter in "ri"]
+    + ["true_divide", "divide", "multiply", "subtract", "rsub", "float_power", "clamp", "clamp_min", "clamp_max"]
+    + ["full", "full_like", "tensor", "as_tensor", "scalar_tensor", "fill_"]
 )
 
 
