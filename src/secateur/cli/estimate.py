@@ -85,7 +85,7 @@ def _print(told: Estimate) -> None:
     counted = "counted by the plan, equal on the applied copy" if told.plan.cost else "counted on a copy"
     lines = [f"parameters and MACs: {counted}", f"speed: {speed(record).words} ({_method(record)})"]
     if record.certificate is not None:
-        lines.append(f"cut equals replay: largest error {record.certificate.max_abs_error:.1e}")
+        lines.append(f"the cut was proved: largest error {record.certificate.max_abs_error:.1e}")
     lines += sparsity_lines(record)
     lines.append("quality: not predicted; nothing was changed, recovered or written")
     write("\n".join(lines) + "\n")

@@ -13,7 +13,7 @@ from secateur.kinds.edit import Edit
 from secateur.kinds.layers.drop import Layers, block_names, kept_places, old_names
 from secateur.kinds.slices.cut import cut_tensor
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, LayerEntry, Removal
+from secateur.types import Certificate, LayerEntry, Removal, Trial
 
 
 def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
@@ -130,4 +130,16 @@ def composed_certificate(proofs: Sequence[Certificate | None]) -> Certificate | 
         dtype=min((proof.dtype for proof in known), key=lambda dtype: torch.finfo(getattr(torch, dtype)).bits),
         method="composed" if len(known) > 1 else known[0].method,
         outputs=known[-1].outputs,
+        trials=_composed_trials([proof.trials for proof in known]),
+        notes=tuple(dict.fromkeys(note for proof in known for note in proof.notes)),
+    )
+
+
+def _composed_trials(steps: Sequence[Sequence[Trial]]) -> tuple[Trial, ...]:
+    """Inputs that every step was tried on."""
+    found = [{trial.input: trial for trial in trials} for trials in steps]
+    shared = [name for name in found[0] if all(name in trials for trials in found)]
+    return tuple(
+        Trial(name, " and ".join(dict.fromkeys(t[name].method for t in found)), sum(t[name].error for t in found))
+        for name in shared
     )

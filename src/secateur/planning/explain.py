@@ -27,6 +27,7 @@ def explain(plan: PlanData) -> str:
         lines.append(f"  {one.name}: {one.params:,} weights left out: {one.why}" + (f"; {one.hint}" * bool(one.hint)))
     if plan.certificate:
         lines.append(f"certificate: {_figures(plan.certificate)}")
+        lines += [f"  {line}" for line in evidence(plan.certificate)]
     elif plan.removes:
         lines.append(not_proved(plan.recorded))
     # Names in a plan may come from a file, and a line feed in one of them would look like a line of its own.
@@ -41,6 +42,12 @@ def not_proved(recorded: Certificate | None) -> str:
     """
     says = "there is no record of a proof" if recorded is None else f"the file's record says: {_figures(recorded)}"
     return visible(f"not proved here; {says}")
+
+
+def evidence(proof: Certificate) -> list[str]:
+    """What a certificate stands on, beside the first proof on the example, and what it leaves open: one line each."""
+    lines = [f"held on {t.input}: error {t.error:.1e} ({t.method})" for t in proof.trials]
+    return [*(lines or ["not tried on any other input, nor by a second method"]), *proof.notes]
 
 
 def _figures(proof: Certificate) -> str:

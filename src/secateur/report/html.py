@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from secateur.errors import RecipeError
+from secateur.planning.explain import evidence
 from secateur.report.charts import figures
 from secateur.report.record import Report
 from secateur.report.terminal import proof_line
@@ -50,6 +51,7 @@ def render_html(report: Report, *, charts: bool = True) -> str:
         verdict=verdict(report),
         rows=rows(report),
         proof=proof_line(report),
+        evidence=[] if report.certificate is None else evidence(report.certificate),
         score=score,
         recipe=json.dumps(report.recipe, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False),
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704

@@ -14,6 +14,7 @@ from rich.text import Text
 from secateur.report.record import Locked, Report
 from secateur.report.text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
+from secateur.types import Certificate
 
 MOST_LOCKED = 8  # lines; a language model has hundreds, and the report holds them all
 _STYLES = {"ok": "bold green", "degraded": "bold yellow", "target_missed": "bold red"}
@@ -96,7 +97,8 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         yield "warnings", [clean(warning) for warning in report.warnings]
     if report.model_sparsity is not None:
         yield "sparsity", list(sparsity_lines(report))
-    yield "proof", [proof_line(report)]  # also where there is none: silence would read as proved
+    notes = () if report.certificate is None else report.certificate.notes
+    yield "proof", [proof_line(report), *map(clean, notes)]  # also where there is none: silence would read as proved
     if report.locked:
         total = sum(one.params for one in report.locked)
         # The largest first, since these decide how much could be gained by freeing them.
@@ -144,9 +146,17 @@ def proof_line(report: Report) -> str:
     if proof is None:
         return f"no certificate: {clean(report.certificate_reason)}"
     return (
-        f"cut equals replay on the example: largest error {significant(proof.max_abs_error, 2)}, "
-        f"tolerance {significant(proof.tolerance, 2)} ({clean(proof.dtype)}, {clean(proof.method)})"
+        f"the cut gives what the original gives without these parts: largest error "
+        f"{significant(proof.max_abs_error, 2)}, tolerance {significant(proof.tolerance, 2)} ({clean(proof.dtype)}, "
+        f"{clean(proof.method)}{_tried(proof)})"
     )
+
+
+def _tried(proof: Certificate) -> str:
+    if not proof.trials:
+        return ", the example only"
+    methods = ", ".join(dict.fromkeys(clean(trial.method) for trial in proof.trials))
+    return f"; {methods} on {len(proof.trials)} inputs"
 
 
 def _locked_line(one: Locked) -> str:
