@@ -49,6 +49,7 @@ class Decided(TypedDict, total=False):
     dtype: str
     tolerance: float | None
     expressible: bool
+    scales: str
 
 
 def prune(
@@ -88,8 +89,8 @@ def prune(
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
         **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
-            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible. They take the place of
-            the recipe's; a recipe is for what comes after: recovery, measuring.
+            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales. They take the
+            place of the recipe's; a recipe is for what comes after: recovery, measuring.
 
     Returns:
         the pruned model, its plan with certificate, and the report.
@@ -323,6 +324,7 @@ def plan_by(
         min_keep_fraction=recipe.min_keep_fraction,
         round_to=recipe.round_to,
         expressible=recipe.expressible,
+        scales=recipe.scales,
         seed=recipe.seed,
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,

@@ -24,6 +24,7 @@ _PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 CRITERION = "magnitude"
 SCOPE = "global"
 ALLOCATION = "global"
+SCALES = "keep"
 MIN_KEEP = 1  # units that every group keeps
 MIN_KEEP_FRACTION = 0.1  # of each group stays under a global ranking of cuts, so that no layer is emptied by its scale
 # Widths that are multiples of 8 cost nothing in quality and take ViT-B/16 at batch 8 from 0.65 to 0.50 of the time
@@ -223,6 +224,8 @@ class Request:
             exactly how much goes (sparsity, count, threshold) or the units are no widths (heads, experts, layers).
         seed: of everything random.
         expressible: whether a Hugging Face config must describe the result.
+        scales: "keep" = scales that the code takes from a width that is cut stay what they were; "follow" = they
+            follow the cut.
         earlier: the requests that were met before this one, where plans were composed.
 
     Raises:
@@ -240,12 +243,15 @@ class Request:
     round_to: int | Literal["auto"] | None = None
     seed: int = 0
     expressible: bool = False
+    scales: str = SCALES
     earlier: tuple[Request, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse contradictions that need no model to be seen."""
         if self.scope not in ("global", "local", "row"):
             raise RecipeError(f"scope {self.scope!r} is not known.", hint="Use global, local or (for masks) row.")
+        if self.scales not in ("keep", "follow"):
+            raise RecipeError(f"scales {self.scales!r} is not known.", hint="Use keep or follow.")
         for name in ("min_keep", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -296,6 +302,8 @@ class Request:
         }
         if self.expressible:
             data["expressible"] = True
+        if self.scales != SCALES:
+            data["scales"] = self.scales
         if self.earlier:
             data["steps"] = [request.to_data() for request in self.earlier]
         return data
@@ -326,7 +334,7 @@ class Request:
         )
 
 
-_PASSED = ("scope", "allocation", "min_keep", "min_keep_fraction", "round_to", "seed", "expressible")
+_PASSED = ("scope", "allocation", "min_keep", "min_keep_fraction", "round_to", "seed", "expressible", "scales")
 
 
 def granularities(

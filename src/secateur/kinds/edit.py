@@ -6,7 +6,7 @@ says all, edits that follow each other become one (`planning.compose`), and it c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from secateur.kinds.layers.drop import Layers, check_layers, drop_layers, new_names, stand_ins
 from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model
+from secateur.kinds.slices.fold import Scale, check_scales, rescale
 from secateur.masks.units import Masks
 from secateur.model.tensors import named_tensors
 from secateur.structure.provenance import Attribute
@@ -30,6 +31,7 @@ class Edit:
         masks: parameter name -> bool tensor, True = keep; written on what the cuts leave.
         sizes: integers on modules and configs that say what the slices mean (how many heads a width holds) -> their
             value before the edit.
+        scales: factors on what is left, so that a scale that the code takes from a width stays what it was.
     """
 
     cuts: Cuts = field(default_factory=dict)
@@ -37,6 +39,7 @@ class Edit:
     layers: Layers = field(default_factory=dict)
     masks: Masks = field(default_factory=dict)
     sizes: Mapping[Attribute, int] = field(default_factory=dict)
+    scales: Sequence[Scale] = ()
 
     @property
     def removes(self) -> bool:
@@ -49,7 +52,9 @@ class Edit:
         Raises:
             PlanMismatchError: names the tensor, stack or list and what does not fit.
         """
-        check(named_tensors(model), self.cuts)
+        tensors = named_tensors(model)
+        check(tensors, self.cuts)
+        check_scales(tensors, self.scales)
         check_layers(model, self.layers)
 
     def copy(self, model: nn.Module) -> nn.Module:
@@ -60,8 +65,11 @@ class Edit:
         """
         self.check(model)
         if not self.layers:
-            return cut_copy(model, self.cuts, self.attributes)
+            result = cut_copy(model, self.cuts, self.attributes)
+            rescale(named_tensors(result), self.scales, self.cuts)
+            return result
         result = cut_copy(model, self.cuts, {}, stand_ins(model, self.layers))
+        rescale(named_tensors(result), self.scales, self.cuts)
         drop_layers(result, self.layers, self.attributes)
         return result
 
@@ -74,6 +82,7 @@ class Edit:
         self.check(model)
         if self.cuts or not self.layers:
             cut_model(model, self.cuts, {} if self.layers else self.attributes, optimizer)
+            rescale(named_tensors(model), self.scales, self.cuts)
         if self.layers:
             drop_layers(model, self.layers, self.attributes, optimizer)
 

@@ -28,6 +28,10 @@ from secateur.types import Certificate, Example, Trial
 
 Effort = Literal["example", "default"]
 THE_EXAMPLE = "the example"
+CHANGES = (
+    'Protect what is cut there, or let the scale follow the width (scales="follow"), which the certificate then says. '
+    "Nothing was changed or saved."
+)
 HINT = "Protect what the plan removes, or cut at another granularity. Nothing was changed or saved."
 
 
@@ -41,6 +45,7 @@ class Reference:
         around: stands around every run.
         fit: (its outputs, those of the cut model) -> its outputs at the cut model's sizes.
         renamed: name of a parameter in the original -> its name in the cut model, or None where it is gone.
+        objection: what speaks against the cut though it agrees; "" if nothing.
         notes: what the runs so far have shown, to be said in the certificate.
         differs: says what an output of the cut model is not.
         hint: what to do then.
@@ -51,6 +56,7 @@ class Reference:
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     fit: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] = lambda expected, found: list(expected)
     renamed: Callable[[str], str | None] = lambda name: name
+    objection: Callable[[], str] = str
     notes: Callable[[], Sequence[str]] = tuple
     differs: str = "is not that of the original without what is removed"
     hint: str = HINT
@@ -152,6 +158,18 @@ def tried(
     return found
 
 
+def agrees(reference: Reference, cut: nn.Module, example: Example) -> bool:
+    """Whether a cut model gives what its reference gives on an example."""
+    try:
+        expected = answer(reference.model, example, "eval", reference.around)
+        found = answer(cut, example)
+        left = reference.fit(expected.tensors, found.tensors)
+        agreement(left, found.tensors, None, method=reference.method, differs="", hint="")
+    except SecateurError:
+        return False
+    return expected.words == found.words
+
+
 def with_trials(proof: Certificate, found: Tried) -> Certificate:
     """A certificate and what trials have shown beside it."""
     error = max(proof.max_abs_error, found.error)
@@ -190,7 +208,8 @@ class _Trials:
             try:
                 self.hold(given, expected)
             except CertificateError as error:
-                differs = differs or error
+                # That the function changes says more than that the outputs differ.
+                differs = error if differs is None or self.reference.objection() else differs
                 continue
             return True
         if differs is not None:
@@ -240,6 +259,9 @@ class _Trials:
                 self.found.notes.append(f"on {given.what} the original itself answers differently each time")
                 return
             self._in_double(given, mode, error)
+        if self.reference.objection():
+            what = "The function of what is left would change with the cut."
+            raise CertificateError(what, why=self.reference.objection(), hint=CHANGES)
         for tensor in found.tensors:
             self._see(tensor)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.model.call import call, fresh
+from secateur.model.tensors import computed_tensors
 from secateur.types import Certificate, Example
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -138,7 +139,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def doubled(value: Any) -> Any:
     """A copy in float64: of a module, or of the tensors in an example."""
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value).double()
+        return copy.deepcopy(value, computed_tensors(value)).double()
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.errors import CertificateError, SecateurError, UnsupportedError
 from secateur.model.call import call, fresh, tensors_in
 from secateur.model.guard import guard
+from secateur.model.held import draws
 from secateur.model.state import State
 from secateur.types import Example
 
@@ -141,7 +142,7 @@ class _Draws(TorchDispatchMode):
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if draws(func, args, kwargs or {}):
             self.add(f"{func.overloadpacket.__name__}{_line()}")
         return func(*args, **(kwargs or {}))
 

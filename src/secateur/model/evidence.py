@@ -44,7 +44,8 @@ class Form:
 
     Attributes:
         batch: size of the first dimension, where all tensors share it; else None.
-        sizes: other sizes that occur, ascending.
+        sizes: other sizes that occur, ascending, but for 1.
+        ones: whether a dimension of size 1 occurs among them.
         blank: places of integer tensors that hold one number only, which says nothing about the others.
         drawn: those of them that are drawn anew from the whole table all the same.
     """
@@ -57,7 +58,9 @@ class Form:
         first = {t.shape[0] for t in self.tensors if t.dim() > 0}
         self.batch = first.pop() if len(first) == 1 else None
         start = 0 if self.batch is None else 1
-        self.sizes = sorted({size for t in self.tensors for size in t.shape[start:] if size > 1})
+        found = {size for t in self.tensors for size in t.shape[start:]}
+        self.sizes = sorted(found - {0, 1})
+        self.ones = 1 in found
         tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
         self.vocabulary = max(tables, default=0)
         self.blank = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
@@ -173,6 +176,8 @@ def inputs_beside(example: Example, model: nn.Module, accepts: Callable[[Input],
     tries = [_input(form, batch, sizes) for sizes in ([taken, {}] if taken else [{}]) for batch in batches]
     yield from islice((small for small in tries if accepts(small)), 1)
     more = {s: longer(s) for s in taken}
+    if form.ones and accepts(_input(form, None, {**taken, 1: 4})):
+        more[1] = 4
     large = _input(form, None, more)
     if more and accepts(large):
         yield large

@@ -44,11 +44,9 @@ class HeldRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload[..., Any], types: object, args: Sequence[Any] = (), kwargs: Arguments | None = None
     ) -> object:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if not draws(func, args, kwargs):
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        if name in DRAWS_IF_TOLD and not _told(func, args, kwargs):
-            return func(*args, **kwargs)
         self.seen.add(name.rstrip("_"))
         answer = ANSWERS.get(name)
         if answer is None:
@@ -71,7 +69,12 @@ DRAWS_IF_TOLD = {
 }
 
 
-def _told(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) -> bool:
+def draws(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) -> bool:
+    """Whether a call draws random numbers."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    if func._schema.name.removeprefix("aten::") not in DRAWS_IF_TOLD:
+        return True
     named = _bound(func, args, kwargs)
     if "p" in named:
         return bool(named.get("train", True)) and named["p"] > 0

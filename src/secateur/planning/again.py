@@ -107,7 +107,12 @@ def _renamed(rename: object, name: str) -> str | None:
 
 def _request(plan: PlanData, groups: Mapping[str, Removal]) -> Request:
     names = sorted({group["granularity"] for group in groups.values()})
-    return Request(target=None, granularity=tuple(Named(name) for name in names), expressible=plan.request.expressible)
+    return Request(
+        target=None,
+        granularity=tuple(Named(name) for name in names),
+        expressible=plan.request.expressible,
+        scales=plan.request.scales,
+    )
 
 
 def _keep(candidates: Candidates, groups: Mapping[str, Removal]) -> dict[str, Tensor]:
@@ -133,6 +138,7 @@ def _keep(candidates: Candidates, groups: Mapping[str, Removal]) -> dict[str, Te
 def _require_equal(plan: PlanData, found: Edit) -> None:
     """Refuse a plan that cuts anything else than its units mean."""
     what = _differing_cut(plan, found) or _differing_integer(plan.attributes, found.attributes)
+    what = what or ("the factors" if tuple(plan.scales) != tuple(found.scales) else "")
     places = {path: (e["size"], e["removed"]) for path, e in plan.layers.items()}
     if what == "" and places != {path: (e["size"], e["removed"]) for path, e in found.layers.items()}:
         what = "the blocks"

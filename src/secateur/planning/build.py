@@ -30,6 +30,7 @@ from secateur.request import (
     CRITERION,
     MIN_KEEP,
     MIN_KEEP_FRACTION,
+    SCALES,
     SCOPE,
     Amount,
     Named,
@@ -66,6 +67,7 @@ def make_plan(
     dtype: str = "float32",
     tolerance: float | None = None,
     expressible: bool = False,
+    scales: str = SCALES,
     scores: Mapping[str, Tensor] | None = None,
     comparable: bool = True,
     keep: Mapping[str, Tensor] | None = None,
@@ -102,6 +104,9 @@ def make_plan(
         expressible: for Hugging Face models: cut so that a config describes the result, which `save_pretrained` and
             `from_pretrained` then handle without secateur. Groups of one config field keep equal counts, amounts are
             met to within one unit of each of them, and groups without a field stay whole.
+        scales: what becomes of a scale that the code takes from a width that is cut, as 1 / sqrt(width) in attention:
+            "keep" holds it at what it was, by a factor in the weights in front of it, and refuses the cut where there
+            is no place for one; "follow" lets it change, which the certificate then says.
         scores: group name -> scores, in the place of `criterion`; units of groups that are left out stay.
         comparable: whether given `scores` of different groups share one scale, for example a change of the loss; if
             not, one ranking of slices takes them relative to their group's mean, as it takes those of criteria.
@@ -146,6 +151,7 @@ def make_plan(
         round_to=width_grid(str(device_of(model))) if round_to == "auto" else round_to,
         seed=seed,
         expressible=expressible,
+        scales=scales,
     )
     candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
     if given:
@@ -205,6 +211,7 @@ def _plan(
             candidates.example,
         ),
         layers=edit.layers,
+        scales=edit.scales,
         left_out=tuple(candidates.left_out),
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
     )

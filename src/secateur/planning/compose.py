@@ -12,6 +12,7 @@ from secateur.errors import PlanMismatchError
 from secateur.kinds.edit import Edit
 from secateur.kinds.layers.drop import Layers, block_names, kept_places, old_names
 from secateur.kinds.slices.cut import cut_tensor
+from secateur.kinds.slices.fold import composed_scales
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, LayerEntry, Removal, Trial
 
@@ -49,7 +50,9 @@ def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
     sizes = {} if first.cuts else {Attribute(back(a.owner), a.name, a.item): v for a, v in second.sizes.items()}
     shortened = {(owner, name) for entry in first.layers.values() for owner, name in entry["lists"]}
     kept = {a: v for a, v in sizes.items() if a not in first.attributes and (a.owner, a.name) not in shortened}
-    return Edit(cuts, attributes, layers, masks, {**kept, **first.sizes})
+    renamed = [replace(scale, tensor=back(scale.tensor)) for scale in second.scales]
+    scales = composed_scales([s for s in first.scales if stays(s.tensor)], renamed, first.cuts)
+    return Edit(cuts, attributes, layers, masks, {**kept, **first.sizes}, scales)
 
 
 def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, LayerEntry]:

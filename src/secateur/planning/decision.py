@@ -11,6 +11,7 @@ from secateur.files.seeds import stable_hash
 from secateur.kinds.edit import Edit
 from secateur.kinds.layers.drop import Layers
 from secateur.kinds.slices.cut import Cuts
+from secateur.kinds.slices.fold import Scale
 from secateur.model.tensors import named_tensors
 from secateur.request import Request
 from secateur.structure.groups import Structure
@@ -59,6 +60,7 @@ class PlanData:
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> what goes from it.
         left_out: weights that the masks do not cover, each with its reason.
+        scales: factors on what is left, as in `secateur.kinds.edit.Edit`.
         sizes: integers on modules and configs that the decision relies on -> their value before it.
         recorded: what the file that the plan was read from says of a proof. Anybody can write that into a file: it is
             shown as a record, and never taken for a certificate.
@@ -78,12 +80,13 @@ class PlanData:
     layers: Layers = field(default_factory=dict)
     left_out: Sequence[LeftOut] = ()
     sizes: Mapping[Attribute, int] = field(default_factory=dict)
+    scales: Sequence[Scale] = ()
     recorded: Certificate | None = None
 
     @property
     def edit(self) -> Edit:
         """What is done to the model."""
-        return Edit(self.cuts, self.attributes, self.layers, self.masks, self.sizes)
+        return Edit(self.cuts, self.attributes, self.layers, self.masks, self.sizes, tuple(self.scales))
 
     @property
     def removes(self) -> bool:

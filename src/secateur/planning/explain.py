@@ -25,6 +25,9 @@ def explain(plan: PlanData) -> str:
         lines.append(f"  {name}: {int(mask.sum())}/{mask.numel()} weights kept")
     for one in plan.left_out:
         lines.append(f"  {one.name}: {one.params:,} weights left out: {one.why}" + (f"; {one.hint}" * bool(one.hint)))
+    for scale in plan.scales:
+        part = f"{scale.start}:{scale.stop} of dimension {scale.dim}"
+        lines.append(f"  {scale.tensor}: {part} times {scale.factor:.4g}, so that a scale by a width stays what it was")
     if plan.certificate:
         lines.append(f"certificate: {_figures(plan.certificate)}")
         lines += [f"  {line}" for line in evidence(plan.certificate)]

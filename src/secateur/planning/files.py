@@ -11,6 +11,7 @@ import numpy as np
 from secateur.errors import FileRefusedError, ResourceError, SecateurError
 from secateur.files.parse import MAX_VALUES
 from secateur.files.seeds import canonical_json, stable_hash
+from secateur.kinds.slices.fold import Scale
 from secateur.planning.decision import PlanData
 from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.planning.schema import MAX_BYTES, SCHEMA, check_certificate, check_plan, damaged
@@ -22,7 +23,7 @@ __all__ = ["MAX_BYTES", "SCHEMA", "parse", "to_json"]
 
 P = TypeVar("P", bound=PlanData)
 # What a proof is about: a record of one that stands beside anything else is none.
-DECISION = ("fingerprint", "groups", "cuts", "attributes", "sizes", "masks", "layers")
+DECISION = ("fingerprint", "groups", "cuts", "attributes", "sizes", "scales", "masks", "layers")
 
 
 def to_json(plan: PlanData) -> str:
@@ -40,6 +41,7 @@ def to_json(plan: PlanData) -> str:
         "cuts": {name: {str(d): intervals(kept) for d, kept in dims.items()} for name, dims in plan.cuts.items()},
         "attributes": _integers(plan.attributes),
         "sizes": _integers(plan.sizes),
+        "scales": [asdict(scale) for scale in plan.scales],
         "masks": {name: pack(mask) for name, mask in plan.masks.items()},
         "layers": {path: dict(entry) for path, entry in plan.layers.items()},
         "units": plan.units,
@@ -112,6 +114,7 @@ def _plan(make: type[P], data: Mapping[str, Any], origin: str) -> P:
         layers={path: _layer_entry(entry) for path, entry in data["layers"].items()},
         sizes={Attribute(a["owner"], a["name"], a["item"]): a["value"] for a in data["sizes"]},
         recorded=None if recorded is None else check_certificate(recorded, origin),
+        scales=tuple(Scale(**entry) for entry in data["scales"]),
         left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
     )
 

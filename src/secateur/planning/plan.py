@@ -237,6 +237,7 @@ class Plan(PlanData):
             layers=edit.layers,
             left_out=tuple({one.name: one for one in (*self.left_out, *following.left_out)}.values()),
             sizes=edit.sizes,
+            scales=edit.scales,
         )
         _compose_proofs(whole, (self, following))
         return whole

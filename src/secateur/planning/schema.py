@@ -82,6 +82,16 @@ class UnitsPart(Part):
     sparsity: Annotated[float, Field(ge=0, le=1)]
 
 
+class ScalePart(Part):
+    """A factor on part of a tensor."""
+
+    tensor: Name
+    dim: Annotated[int, Field(ge=0, lt=64)]
+    start: Place
+    stop: Size
+    factor: Annotated[float, Field(gt=1e-6, lt=1e6)]
+
+
 class LeftOutPart(Part):
     """A weight that the masks do not cover."""
 
@@ -103,6 +113,7 @@ class PlanPart(Part):
     cuts: dict[Name, dict[Dim, list[Run]]]
     attributes: list[IntegerPart]
     sizes: list[WasPart]
+    scales: list[ScalePart]
     masks: dict[Name, MaskPart]
     layers: dict[Name, LayerPart]
     units: UnitsPart

@@ -219,6 +219,9 @@ class Recipe(Part):
     channels and neurons in groups of 64 or more, unless the target says exactly how much goes."""
     expressible: bool = False
     """For Hugging Face models: cut so that a config describes the result and ``from_pretrained`` loads it."""
+    scales: Literal["keep", "follow"] = "keep"
+    """Scales that the code takes from a width that is cut (the root in attention): ``keep`` folds them into the weights
+    or refuses, ``follow`` lets the function change, which the certificate then says."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
     recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()

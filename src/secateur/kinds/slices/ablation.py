@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from secateur.kinds.slices.missing import NAN, Missing
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.kinds.trials import Reference
-from secateur.model.tensors import named_tensors
+from secateur.model.tensors import computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, owner_at
 
 Cuts = Mapping[str, Mapping[int, Tensor]]
@@ -34,16 +34,20 @@ def ablated(model: nn.Module, cuts: Cuts) -> Reference:
     Cost: a copy of the tensors that are cut, and of the buffers; about one forward pass of the original per run.
     """
     copied, missing = _without(model, cuts)
-    return Reference(copied, "ablation", lambda: missing, fitted)
+    return Reference(copied, "ablation", lambda: missing, fitted, objection=partial(_changed, missing))
 
 
-def ablated_with_widths(model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int]) -> Reference:
+def ablated_with_widths(
+    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], *, follow: bool = False
+) -> Reference:
     """As `ablated`, where widths that the code reckons with are those of the cut model.
 
     Args:
         model: the original.
         cuts: tensor name -> dimension -> kept indices.
         attributes: integers of the model -> their value in the cut model.
+        follow: whether scales may follow any width; else only numbers of what is summed up may: a norm or a mean that
+            is written by hand divides by as many as it sums.
     """
     copied, missing = _without(model, cuts)
     widths = KeptWidths(missing)
@@ -57,24 +61,40 @@ def ablated_with_widths(model: nn.Module, cuts: Cuts, attributes: Mapping[Attrib
         with missing, widths:
             yield
 
+    def scaled() -> list[str]:
+        """Lines that scale by a width of which nothing is summed up."""
+        return sorted({where for where, width in widths.used if width not in missing.reduced})
+
+    def objection() -> str:
+        by_width = [] if follow else [f"{where} scales by the width" for where in scaled()]
+        return "; ".join([*filter(None, [_changed(missing)]), *by_width])
+
     def notes() -> list[str]:
+        summed = sorted({where for where, _ in widths.used} - set(scaled()))
         return [
-            f"the function changes with the width: {line} reckons with what is kept" for line in sorted(widths.used)
+            *(f"the function changes with the cut: {where} scales by the width, which follows" for where in scaled()),
+            *(f"{where} divides by the number of what it sums, in the cut model of what is kept" for where in summed),
         ]
 
-    return Reference(copied, "ablation with kept widths", around, fitted, notes=notes)
+    return Reference(copied, "ablation with kept widths", around, fitted, notes=notes, objection=objection)
+
+
+def _changed(missing: Missing) -> str:
+    return "; ".join(
+        f"the weight used at {where} is computed anew from what is left" for where in sorted(missing.changed)
+    )
 
 
 def _without(model: nn.Module, cuts: Cuts) -> tuple[nn.Module, Missing]:
     """A copy of which the removed slices are NaN."""
     tensors = named_tensors(model)
-    # Weights that old-style hooks compute before every forward are results, which cannot be copied as they are.
-    kept = (value for module in model.modules() for value in vars(module).values())
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
+    memo = computed_tensors(model)
     memo.update((id(t), t) for n, t in tensors.items() if isinstance(t, nn.Parameter) and n not in cuts)
     poisoned = {name: _poisoned(tensors[name], dims) for name, dims in cuts.items()}
     memo.update((id(tensors[name]), tensor) for name, tensor in poisoned.items())
-    return copy.deepcopy(model, memo), Missing(poisoned.values())
+    copied = copy.deepcopy(model, memo)
+    # By name, as buffers that the plan leaves whole were copied with the model.
+    return copied, Missing([(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(copied).items()])
 
 
 def _poisoned(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

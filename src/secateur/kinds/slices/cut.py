@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError, UnsupportedError
-from secateur.model.tensors import named_tensors
+from secateur.model.tensors import computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, read, write
 
 Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
@@ -61,12 +61,6 @@ def cut_copy(
     result = copy.deepcopy(model, memo)
     finish(result, attributes)
     return result
-
-
-def computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Copies of weights that old-style hooks compute before each forward: deepcopy refuses such tensors."""
-    kept = (value for module in model.modules() for value in vars(module).values())
-    return {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
 
 
 def refuse_scripted(model: nn.Module, cuts: Cuts) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm
 from typing import Any
@@ -18,12 +18,14 @@ from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
+from secateur.kinds.slices.fold import Scale, fold
 from secateur.kinds.slices.replay import certify
-from secateur.kinds.trials import tried, with_trials
+from secateur.kinds.trials import agrees, tried, with_trials
 from secateur.measure.macs import samples_in
+from secateur.model.call import device_of
 from secateur.request import Request
 from secateur.structure.attributes import edits, relied_on
-from secateur.structure.axes import kept
+from secateur.structure.axes import kept, leaves
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
@@ -120,22 +122,58 @@ class Slices(Candidates):
         choice = self.decision(keep)
         config = {} if self.native is None else self.native.attributes(choice.counts)
         sizes = relied_on(self.trace, choice.atoms)
-        return Edit(choice.cuts, {**choice.attributes, **config}, sizes=sizes)
+        edit = Edit(choice.cuts, {**choice.attributes, **config}, sizes=sizes)
+        return replace(edit, scales=self._scales(edit, choice))
+
+    def _scales(self, edit: Edit, choice: Decision) -> tuple[Scale, ...]:
+        """Factors for coordinates of products of two activations, by whose number the code may scale the product."""
+        inner = {atom.id for axis in self.trace.inner for atom in leaves(axis)}
+        atoms = {group.name: self.structure.atoms[group.name] for group in self.groups}
+        cut = [
+            (g, atoms[g.name], choice.counts[atoms[g.name].id])
+            for g in self.groups
+            if atoms[g.name].id in choice.counts
+        ]
+        cut = [each for each in cut if each[1].id in inner]
+        if not cut or self.request.scales == "follow" or device_of(self.model).type == "meta":
+            return ()
+        whole = ablated(self.model, choice.cuts)
+
+        def holds(scales: tuple[Scale, ...]) -> bool:
+            return agrees(whole, replace(edit, scales=scales).copy(self.model), self.example)
+
+        # Where nothing agrees the plan is made all the same: the proof says what differs.
+        return fold(self.model, cut, self.structure.tensors, holds) or ()
 
     def prove(
         self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
-        proof = certify(whole, cut, self.example, self.trace, self._atoms(keep), dtype=dtype, tolerance=tolerance)
-        choice = self.decision(keep)
+        choice, scales = self.decision(keep), self.write(keep).scales
+        proof = certify(
+            whole,
+            cut,
+            self.example,
+            self.trace,
+            choice.atoms,
+            scales=scales,
+            dtype=dtype,
+            tolerance=tolerance,
+        )
         found = tried(
             [
                 partial(ablated, cuts=choice.cuts),
-                partial(ablated_with_widths, cuts=choice.cuts, attributes=choice.attributes),
+                partial(
+                    ablated_with_widths,
+                    cuts=choice.cuts,
+                    attributes=choice.attributes,
+                    follow=self.request.scales == "follow",
+                ),
             ],
             whole,
             cut,
             self.example,
+            dtype=dtype,
             tolerance=tolerance,
         )
         proof = with_trials(proof, found)

@@ -9,25 +9,46 @@ repeated here. NaN that does not fill a slice is a result like any other, and is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from secateur.model.place import users_line
 
 Op = OpOverload[..., Any]
 Arguments = dict[str, Any]
 NAN = float("nan")
+PRODUCTS = frozenset(
+    ["mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "addmv"]
+)  # make an activation, also of constants
+SERVES = {  # where a weight stands among the arguments
+    "mm": (1,), "addmm": (2,), "linear": (1,), "convolution": (1,), "embedding": (0,), "mul": (0, 1), "div": (1,),
+    "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (1,),
+}  # fmt: skip
+SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, missing slices are left out wherever positions are put together.
 
+    What is computed from weights alone (a weight over its norm, a softmax of gates) is reckoned twice, with and without
+    what is missing. Where such a result serves as a weight, both must agree, or the cut changes the weight: a norm of a
+    weight that is taken again over what is left is another norm.
+
     Args:
-        poisoned: tensors of which slices were made NaN; what is missing from them is looked for once.
+        weights: tensors of the model, of which slices were made NaN, each with the same tensor whole. What is whole
+            stands for itself.
+
+    Attributes:
+        reduced: sizes of dimensions that were summed up, and how many of their positions were there.
+        changed: lines of the user's code where a weight is used that is not what it was.
+        absent: truth values and counts cannot be NaN: what was missing where they come from stands here.
 
     Example:
         >>> with Missing():
@@ -35,17 +56,65 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         3.0
     """
 
-    def __init__(self, poisoned: Iterable[Tensor] = ()) -> None:
+    def __init__(self, weights: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.poisoned = {t.untyped_storage()._cdata for t in poisoned}
-        self._known: dict[tuple[object, ...], Tensor | None] = {}
-        # Truth values and counts cannot be NaN: what was missing where they come from stands here, for the next step.
+        self.whole: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        for tensor, whole in weights:
+            self.whole[tensor] = whole
+        self.stored = {t.untyped_storage()._cdata for t, _ in weights}
+        self.poisoned = {t.untyped_storage()._cdata for t, whole in weights if t is not whole}
+        self.reduced: set[tuple[int, int]] = set()
+        self.changed: set[str] = set()
         self.absent: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._known: dict[tuple[object, ...], Tensor | None] = {}
 
     def __torch_dispatch__(
         self, func: Op, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
         kwargs = dict(kwargs or {})
+        name = func._schema.name.removeprefix("aten::")
+        operands = _tensors((args, kwargs))
+        written = _written(func, args, kwargs) if func._schema.is_mutable else []
+        if name not in PRODUCTS and all(t in self.whole for t in operands):
+            return self._of_weights(func, args, kwargs, {id(t) for t in written})
+        for place in SERVES.get(name, ()):
+            self._require_same(args[place])
+        for tensor in written:  # a statistic that is written in training depends on the data from now on
+            self.whole.pop(tensor, None)  # type: ignore[no-untyped-call]
+        return self._run(func, args, kwargs)
+
+    def _of_weights(self, func: Op, args: Sequence[Any], kwargs: Arguments, written: set[int]) -> object:
+        """A weight or a constant, with and without what is missing."""
+
+        def whole(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return self.whole[value].clone() if id(value) in written else self.whole[value]
+
+        if all(self.whole[t] is t for t in _tensors((args, kwargs))):
+            result = func(*args, **kwargs)
+            full = result
+        else:
+            instead = pytree.tree_map(whole, (list(args), kwargs))
+            full, result = func(*instead[0], **instead[1]), self._run(func, args, kwargs)
+        if not isinstance(result, (Tensor, tuple, list)):
+            return full  # a number for Python: that of the original
+        for mine, other in zip(_tensors(result), _tensors(full), strict=True):
+            self.whole[mine] = other
+        return result
+
+    def _require_same(self, weight: object) -> None:
+        """Note where a computed weight is not, as far as it is there, what it is in the original."""
+        if not isinstance(weight, Tensor) or weight.untyped_storage()._cdata in self.stored:
+            return
+        whole = self.whole.get(weight)  # type: ignore[no-untyped-call]
+        if whole is None or whole is weight or not weight.is_floating_point():
+            return
+        error = torch.where(torch.isnan(weight), 0, weight - whole).abs().max()
+        if float(error) > SAME[weight.dtype] * float(whole.abs().max()):
+            self.changed.add(users_line())
+
+    def _run(self, func: Op, args: Sequence[Any], kwargs: Arguments) -> object:
         name = func._schema.name.removeprefix("aten::")
         handler = HANDLERS.get(name)
         if handler is not None:
@@ -114,6 +183,16 @@ class Call:
     def run(self) -> Any:
         """Call the operator."""
         return self.func(*self.args, **self.kwargs)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+
+
+def _written(func: Op, args: Sequence[Any], kwargs: Arguments) -> list[Tensor]:
+    """Operands that a call writes to."""
+    named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
+    return [t for a, value in named if a.alias_info is not None and a.alias_info.is_write for t in _tensors(value)]
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -271,6 +350,7 @@ def _reduction(mode: Missing, call: Call) -> object:
     """Positions become one number, or one number and its place."""
     x: Tensor = call.args[0]
     kept = _without(mode, call, _dims(call, x.dim()))
+    mode.reduced |= {(x.shape[d], len(stay)) for d, stay in kept.items()}
     result = call.run()
     if len(kept) != 1:
         return result

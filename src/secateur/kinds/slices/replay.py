@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError
+from secateur.kinds.slices.fold import Scale, rescaled
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
 from secateur.model.agreement import agreement, doubled, run_cut
@@ -311,6 +312,7 @@ def certify(
     trace: Trace,
     keep: Keep,
     *,
+    scales: Sequence[Scale] = (),
     dtype: str = "float32",
     tolerance: float | None = None,
 ) -> Certificate:
@@ -322,6 +324,7 @@ def certify(
         example: the inputs of the trace.
         trace: from `capture(model, example)`.
         keep: atom id -> bool array of kept indices.
+        scales: factors that the cut model holds beside the slices.
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: as in `agreement`.
 
@@ -345,7 +348,8 @@ def certify(
             hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
         )
     found = [t.detach() for t in outputs(answer)]
-    replay = Replay(trace, named_tensors(model), keep, tape.calls, named_tensors(cut))
+    tensors = rescaled(named_tensors(model), scales)
+    replay = Replay(trace, tensors, keep, tape.calls, named_tensors(cut))
     return agreement(
         replay.run(),
         found,

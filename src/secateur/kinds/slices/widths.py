@@ -8,10 +8,8 @@ where it shapes a tensor, kept where it becomes a value.
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.kinds.slices.missing import Missing
-
-_PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, sys.modules["secateur"]))
+from secateur.model.place import users_line
 
 
 class Width(int):
@@ -29,26 +26,30 @@ class Width(int):
     Args:
         whole: its value.
         kept: its value in the cut model.
-        told: is called where the kept value is used.
+        told: is called with the width that it comes from where the kept value is used.
+        width: whole and kept value of that, where this one was reckoned from it.
 
     Example:
-        >>> width = Width(16, 9, lambda: None)
+        >>> width = Width(16, 9, lambda width: None)
         >>> width + 0, width ** 0.5, (width // 2).kept
         (16, 3.0, 4)
     """
 
     kept: int
-    told: Callable[[], None]
+    told: Callable[[tuple[int, int]], None]
+    width: tuple[int, int]
 
-    def __new__(cls, whole: int, kept: int, told: Callable[[], None]) -> Width:
+    def __new__(
+        cls, whole: int, kept: int, told: Callable[[tuple[int, int]], None], width: tuple[int, int] | None = None
+    ) -> Width:
         """See the class."""
         self = super().__new__(cls, whole)
-        self.kept, self.told = kept, told
+        self.kept, self.told, self.width = kept, told, width or (whole, kept)
         return self
 
     def value(self) -> int:
         """The kept value, noted as used."""
-        self.told()
+        self.told(self.width)
         return self.kept
 
     def __float__(self) -> float:
@@ -69,12 +70,14 @@ def _as_size(name: str) -> None:
         if type(other) is not int and not isinstance(other, Width):
             return plain(self.value(), other) if isinstance(other, (float, complex)) else NotImplemented
         right = other.kept if isinstance(other, Width) else other
-        return Width(plain(int(self), int(other)), plain(self.kept, right), self.told)
+        return Width(plain(int(self), int(other)), plain(self.kept, right), self.told, self.width)
 
     def back(self: Width, other: object) -> object:
         if type(other) is not int:
             return plain(other, self.value()) if isinstance(other, (float, complex)) else NotImplemented
-        return Width(plain(other, int(self)), plain(other, self.kept) if self.kept or "d" not in name else 0, self.told)
+        if name in ("floordiv", "mod") and self.kept == 0:
+            return NotImplemented
+        return Width(plain(other, int(self)), plain(other, self.kept), self.told, self.width)
 
     setattr(Width, f"__{name}__", forth)
     setattr(Width, f"__r{name}__", back)
@@ -116,21 +119,17 @@ class KeptWidths(TorchFunctionMode):
         missing: says what is missing from a tensor.
 
     Attributes:
-        used: "file:line" of the user's code where the kept value was used.
+        used: where the kept value was used, "file:line" of the user's code, and the width that it comes from.
     """
 
     def __init__(self, missing: Missing) -> None:
         super().__init__()
         self.missing = missing
-        self.used: set[str] = set()
+        self.used: set[tuple[str, tuple[int, int]]] = set()
 
-    def note(self) -> None:
+    def note(self, width: tuple[int, int]) -> None:
         """Remember the innermost line of the user's code."""
-        frame = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_PACKAGES):
-            frame = cast(Any, frame.f_back)
-        if frame is not None:
-            self.used.add(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+        self.used.add((users_line(), width))
 
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
