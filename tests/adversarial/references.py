@@ -19,6 +19,7 @@ class Kept:
     """Which indices of a tensor's dimension stay, by the plan."""
 
     def __init__(self, model: nn.Module, plan: Any) -> None:
+        self.model = model
         self.cuts: Mapping[str, Mapping[int, Any]] = plan.cuts
         self.groups: Mapping[str, Any] = plan.groups
         self.layers: Mapping[str, Any] = getattr(plan, "layers", {}) or {}
@@ -30,6 +31,15 @@ class Kept:
 
     def cut(self, tensor: str, dim: int = 0) -> bool:
         return dim in self.cuts.get(tensor, {})
+
+    def name_before(self, name: str) -> str:
+        """The name, in the original, of a parameter of the cut model: blocks behind a removed one have moved up."""
+        for path, entry in self.layers.items():
+            if name.startswith(f"{path}."):
+                number, _, rest = name[len(path) + 1 :].partition(".")
+                stays = [i for i in range(len(self.model.get_submodule(path))) if i not in set(entry["removed"])]
+                return f"{path}.{stays[int(number)]}.{rest}"
+        return name
 
     def gone(self, tensor: str, dim: int = 0) -> Tensor:
         mask = torch.ones(self.sizes[tensor][dim], dtype=torch.bool)
@@ -54,13 +64,22 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A copy, also of models that keep a computed weight in an attribute (the old weight norm)."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                object.__setattr__(module, name, value.detach())
+    return copy.deepcopy(model)
+
+
 def zeroed(model: nn.Module, kept: Kept) -> nn.Module:
     """A copy in which everything that the plan removes is zero, wherever it lives."""
-    result = copy.deepcopy(model)
+    result = copied(model)
     tensors = tensors_of(result)
     with torch.no_grad():
         for name, dims in kept.cuts.items():
-            for dim in dims:
+            for dim in dims if name in tensors else ():
                 if tensors[name].is_floating_point():
                     tensors[name].index_fill_(dim, kept.gone(name, dim), 0.0)
     for path, module in list(result.named_modules()):
@@ -170,6 +189,35 @@ def scatter(part: Tensor, dim: int, index: Tensor, size: int, fill: float = 0.0)
     shape = list(part.shape)
     shape[dim] = size
     return torch.full(shape, fill, dtype=part.dtype).index_copy(dim, index, part)
+
+
+def effective(method: str, dims: Mapping[int, str] | None = None) -> Callable[[nn.Module, Kept], None]:
+    """The truth of a computed weight: what the original computes, without the removed slices, whatever was cut inside.
+
+    Args:
+        method: of the model, without arguments; or the path of a layer, whose `weight` is computed.
+        dims: dimension of the weight -> a tensor whose first dimension says what is kept there.
+    """
+
+    def change(model: nn.Module, kept: Kept) -> None:
+        owner, _, name = method.rpartition(".")
+        origin = copied(kept.model)
+        source = getattr(origin.get_submodule(owner) if owner else origin, name)
+        layer = isinstance(source, nn.Module)
+        with torch.no_grad():
+            for hook in source._forward_pre_hooks.values() if layer else ():
+                hook(source, None)  # the old weight and spectral norm write `weight` there
+            value = (source.weight if layer else source()).clone()
+            for dim, tensor in (dims or {}).items():
+                value.index_fill_(dim, kept.gone(tensor), 0.0)
+        if not layer:
+            put(model.get_submodule(owner) if owner else model, name, lambda: value)
+            return
+        bias = model.get_submodule(method).bias
+        call = F.linear if value.dim() == 2 else lambda x, w, b: source._conv_forward(x, w, b)
+        put(model.get_submodule(owner) if owner else model, name, lambda x: call(x, value, bias))
+
+    return change
 
 
 def plain(model: nn.Module, kept: Kept) -> None:
