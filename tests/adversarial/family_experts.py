@@ -45,7 +45,8 @@ def case(**options: Any) -> Any:
     options.setdefault("right", "channel")
     options.setdefault("whole", WHOLE)
     if options["whole"] == WHOLE:
-        options |= {"kinds": "channel expert", "truths": (over("share", "gate.weight"),)}
+        options.setdefault("truths", (over("share", "gate.weight"),))
+        options["kinds"] = "channel expert"
     return family.case(X, **options)
 
 
@@ -120,7 +121,7 @@ class Hashed(Experts):
         return F.one_hot((x.sum(-1) * 100).long() % self.up.shape[0], self.up.shape[0]) * 30.0 + 0 * self.gate(x)
 
 
-@case()
+@case(truths=(over("pick", "gate.weight", dim=(-1, 0)),))
 class BiasByNumber(Experts):
     """A stored bias per expert steers the choice."""
 
@@ -128,7 +129,10 @@ class BiasByNumber(Experts):
         self.register_buffer("steer", torch.tensor([0.5, 0.0, -0.5, 1.0]))
 
     def share(self, logits: Tensor) -> Tensor:
-        best = (logits + self.steer).topk(2, -1).indices
+        return self.pick(logits, self.steer)
+
+    def pick(self, logits: Tensor, steer: Tensor) -> Tensor:
+        best = (logits + steer).topk(2, -1).indices
         return torch.zeros_like(logits).scatter(-1, best, logits.sigmoid().gather(-1, best))
 
 

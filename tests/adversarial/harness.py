@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.errors import SecateurError, TargetError
+from secateur.errors import ForwardError, SecateurError, TargetError
 
 from .cases import Case, enliven
 from .references import Kept, copied, plain, put, zeroed
@@ -44,8 +44,15 @@ class _Differs(Exception):
 
 def judge(case: Case) -> tuple[Verdict, list[Verdict]]:
     """The worst of all tries, and every try."""
-    tries = [attempt(case, kind, target, seed) for kind in case.kinds for seed, target in enumerate(case.targets)]
+    tries = [attempt(case, kind, target, seed) for kind, seed, target in _plans(case)]
     return min(tries, key=lambda verdict: ORDER.index(verdict.outcome)), tries
+
+
+def _plans(case: Case) -> Iterator[tuple[str, int, float]]:
+    """All targets for the first granularity, the first target for the others."""
+    for number, kind in enumerate(case.kinds):
+        for seed, target in enumerate(case.targets[: 1 if number else None]):
+            yield kind, seed, target
 
 
 def needless(case: Case, tries: list[Verdict]) -> list[Verdict]:
@@ -73,7 +80,8 @@ def attempt(case: Case, kind: str, target: float, seed: int) -> Verdict:
         cut = plan.apply(model)
     except SecateurError as error:
         text = " ".join(str(error).split())
-        if re.search(r"please report", text, re.IGNORECASE):
+        blamed = isinstance(error, ForwardError) and _runs(case)
+        if blamed or re.search(r"please report", text, re.IGNORECASE):
             return Verdict(INTERNAL, text, kind)
         locked = isinstance(error, TargetError) or "can be cut at granularity" in text
         return Verdict(LOCKED if locked else REFUSED, text, kind)
@@ -85,6 +93,15 @@ def attempt(case: Case, kind: str, target: float, seed: int) -> Verdict:
     if not plan.cuts and not plan.layers:
         return Verdict(LOCKED, "the plan removes nothing", kind)
     return dataclasses.replace(compare(case, kind, model, plan, cut), kind=kind, cut=tuple(plan.cuts) or tuple(plan.layers))
+
+
+def _runs(case: Case) -> bool:
+    """Whether the original takes its example after all."""
+    try:
+        run(build(case), case.inputs[0](), training=False)
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def build(case: Case) -> nn.Module:
@@ -107,27 +124,34 @@ def compare(case: Case, kind: str, model: nn.Module, plan: Any, cut: nn.Module) 
     return best
 
 
-def _against(case: Case, model: nn.Module, kept: Kept, cut: nn.Module, truth: Any) -> Verdict:
+def _truth(case: Case, model: nn.Module, kept: Kept, truth: Any) -> nn.Module:
     original = zeroed(model, kept)
     truth(original, kept)
-    for one in (original, cut):
-        for name in case.still:
-            owner, _, last = name.rpartition(".")
-            put(one.get_submodule(owner) if owner else one, last, torch.zeros_like)
+    return _still(case, original)
+
+
+def _still(case: Case, model: nn.Module) -> nn.Module:
+    for name in case.still:
+        owner, _, last = name.rpartition(".")
+        put(model.get_submodule(owner) if owner else model, last, torch.zeros_like)
+    return model
+
+
+def _against(case: Case, model: nn.Module, kept: Kept, cut: nn.Module, truth: Any) -> Verdict:
     for number, make in enumerate(case.inputs):
         for training in (False, True) if case.train else (False,):
             where = f"[{'example' if not number else f'input {number}'}{', train mode' if training else ''}]"
             try:
-                want, goals = run(original, make(), training)
+                want, goals = run(_truth(case, model, kept, truth), make(), training)
             except Exception as error:  # noqa: BLE001 - the original does not take it, and promises nothing
                 if not number and not training:
                     return Verdict(BROKEN, repr(error))
                 continue
             try:
-                have, reached = run(cut, make(), training)
+                have, reached = run(_still(case, copied(cut)), make(), training)
             except Exception as error:  # noqa: BLE001
                 return Verdict(CRASH, f"{where} {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            random = training and not agree(want, run(original, make(), training, seed=1)[0])
+            random = training and not agree(want, run(_truth(case, model, kept, truth), make(), training, seed=1)[0])
             try:
                 if not random:
                     differ(want, have)
@@ -140,8 +164,8 @@ def _against(case: Case, model: nn.Module, kept: Kept, cut: nn.Module, truth: An
 
 
 def run(model: nn.Module, example: Any, training: bool, seed: int = 0) -> tuple[list[Any], set[str]]:
-    """Outputs of two calls of a fresh copy, one after the other, and the parameters that gradients reach."""
-    model = copied(model).train(training)
+    """Outputs of two calls, one after the other, and the parameters that gradients reach."""
+    model.train(training)
     arguments = example if isinstance(example, tuple) else (example,)
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
         torch.manual_seed(seed)
