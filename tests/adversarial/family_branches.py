@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cases import ROWS, STEPS, Family, Mid, both, fixed, floats, quiet
+from .cases import ROWS, STEPS, Family, both, fixed, floats, quiet
+from .nets import Mid
 
-family = Family("branches")
+family = Family("branches", targets=(0.3, 0.5))
 X, S = floats(*ROWS), floats(*STEPS)
 
 
@@ -32,7 +33,12 @@ mid("weight_size_decides", X, lambda m, h: 3 * h if m.fc2.weight.numel() >= 90 e
 mid("table_by_width", X, lambda m, h: h * {24: 2.0, 17: 0.5}.get(h.shape[1], 1.0))
 mid("widest_side", X, lambda m, h: h + 1 if max(h.shape) > 20 else h)
 mid("ranks_decide", floats((5, 8), (2, 6, 8)), lambda m, h: h.flip(-1) if h.dim() == 3 else h, condition="h.dim() == 3")
-mid("odd_batches_are_flipped", floats((4, 8), (5, 8)), lambda m, h: h.flip(1) if len(h) % 2 else h, condition="len(h) % 2")
+mid(
+    "odd_batches_are_flipped",
+    floats((4, 8), (5, 8)),
+    lambda m, h: h.flip(1) if len(h) % 2 else h,
+    condition="len(h) % 2",
+)
 mid("where_on_a_scalar", X, lambda m, h: torch.where(h.mean() > 0.6, h.flip(1), h))
 mid("longer_than_wide", floats((2, 6, 8), (2, 20, 8)), lambda m, h: h if h.shape[1] < h.shape[2] else 2 * h)
 mid("grad_of_input", X, lambda m, h: h.flip(1) if h.requires_grad and m.training else h, condition="h.requires_grad")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cases import IMAGES, Family, Image, floats
+from .cases import IMAGES, Family, floats
+from .nets import Image
 from .references import over
 
 family = Family("convolutions")
@@ -31,7 +32,13 @@ def shuffle(h: Tensor, groups: int) -> Tensor:
 
 mid("nothing", lambda m, h: h, right="channel")
 mid("depthwise", lambda m, h: m.dw(h), extra=lambda: {"dw": conv(16, 16, groups=16)}, right="channel")
-mid("grouped", lambda m, h: m.g(h), extra=lambda: {"g": conv(16, 16, groups=4)}, kinds="channel conv_group", right="channel")
+mid(
+    "grouped",
+    lambda m, h: m.g(h),
+    extra=lambda: {"g": conv(16, 16, groups=4)},
+    kinds="channel conv_group",
+    right="channel",
+)
 mid("shuffled", lambda m, h: m.g(shuffle(m.g(h), 4)), extra=lambda: {"g": conv(16, 16, groups=4)})
 mid("functional_depthwise", lambda m, h: F.conv2d(h, m.w, padding=1, groups=h.shape[1]),
     extra=lambda: {"w": nn.Parameter(torch.randn(16, 1, 3, 3))}, right="channel")  # fmt: skip
@@ -48,11 +55,21 @@ mid("channels_as_depth_one_tap", lambda m, h: m.c(h[:, None])[:, 0],
     extra=lambda: {"c": nn.Conv3d(1, 1, (1, 3, 3), padding=(0, 1, 1))})  # fmt: skip
 mid("channels_pooled", lambda m, h: h + F.avg_pool3d(h[:, None], (3, 1, 1), 1, (1, 0, 0))[:, 0])
 mid("maxout", lambda m, h: h.view(len(h), 8, 2, *h.shape[2:]).amax(2).repeat_interleave(2, 1))
-mid("max_pool_over_pairs", lambda m, h: F.max_pool1d(h.flatten(2).mT, 2).mT.view(len(h), -1, *h.shape[2:]).repeat(1, 2, 1, 1))
+mid(
+    "max_pool_over_pairs",
+    lambda m, h: F.max_pool1d(h.flatten(2).mT, 2).mT.view(len(h), -1, *h.shape[2:]).repeat(1, 2, 1, 1),
+)
 mid("local_response", lambda m, h: F.local_response_norm(h, 3, 1.0))
 mid("pixel_shuffle", lambda m, h: F.pixel_unshuffle(F.pixel_shuffle(h, 2), 2), right="channel")
-mid("pixel_shuffle_then_conv", lambda m, h: m.c(F.pixel_shuffle(h, 2)), extra=lambda: {"c": conv(4, 16)}, right="channel")
-mid("unshuffle_then_conv", lambda m, h: m.c(F.pixel_unshuffle(h, 2)), extra=lambda: {"c": conv(64, 16)}, right="channel")
+mid(
+    "pixel_shuffle_then_conv",
+    lambda m, h: m.c(F.pixel_shuffle(h, 2)),
+    extra=lambda: {"c": conv(4, 16)},
+    right="channel",
+)
+mid(
+    "unshuffle_then_conv", lambda m, h: m.c(F.pixel_unshuffle(h, 2)), extra=lambda: {"c": conv(64, 16)}, right="channel"
+)
 mid("space_to_depth_by_hand", lambda m, h: m.c(torch.cat([h[..., ::2, ::2], h[..., 1::2, 1::2]], 1)),
     extra=lambda: {"c": conv(32, 16)}, right="channel")  # fmt: skip
 mid("channel_shuffle_op", lambda m, h: F.channel_shuffle(h, 4))
@@ -67,7 +84,10 @@ mid("grid_sample_fixed", lambda m, h: F.grid_sample(h, m.grid.expand(len(h), -1,
     extra=lambda: {"grid": torch.rand(1, 8, 8, 2) * 2 - 1}, right="channel")  # fmt: skip
 mid("grid_from_channels", lambda m, h: F.grid_sample(h, h[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False))
 mid("unpool", lambda m, h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2), right="channel")
-mid("unpool_others", lambda m, h: F.max_unpool2d(F.avg_pool2d(h, 2), F.max_pool2d(h.flip(1), 2, return_indices=True)[1], 2))
+mid(
+    "unpool_others",
+    lambda m, h: F.max_unpool2d(F.avg_pool2d(h, 2), F.max_pool2d(h.flip(1), 2, return_indices=True)[1], 2),
+)
 mid("adaptive_pool_to_one", lambda m, h: h * F.adaptive_avg_pool2d(h, 1).sigmoid(), right="channel")
 mid("global_max_over_channels", lambda m, h: h * h.amax(1, keepdim=True).sigmoid(), right="channel")
 mid("channels_last_flatten", lambda m, h: m.f(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
@@ -80,9 +100,20 @@ mid("dropped_channels", lambda m, h: m.c(h[:, 2:14]), extra=lambda: {"c": conv(1
 mid("every_second_channel", lambda m, h: m.c(h[:, ::2]), extra=lambda: {"c": conv(8, 16)})
 mid("rotated", lambda m, h: torch.rot90(h, 1, (1, 2)).mean((1, 2))[:, None, None] + h)
 mid("ghost", lambda m, h: torch.cat([h[:, :8], m.c(h[:, :8])], 1), extra=lambda: {"c": conv(8, 8, groups=8)})
-mid("interpolated_channels", lambda m, h: F.interpolate(h.permute(0, 2, 3, 1).flatten(1, 2), size=16).view_as(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + h)
+mid(
+    "interpolated_channels",
+    lambda m, h: (
+        F.interpolate(h.permute(0, 2, 3, 1).flatten(1, 2), size=16).view_as(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        + h
+    ),
+)
 mid("strided_view", lambda m, h: h.as_strided(h.shape, h.stride()) * 2)
-mid("strided_view_backwards", lambda m, h: h + h.contiguous().as_strided((len(h), 15, *h.shape[2:]), h.stride(), h.stride(1)).mean(1, keepdim=True))
+mid(
+    "strided_view_backwards",
+    lambda m, h: (
+        h + h.contiguous().as_strided((len(h), 15, *h.shape[2:]), h.stride(), h.stride(1)).mean(1, keepdim=True)
+    ),
+)
 mid("inner_product_of_maps", lambda m, h: h * torch.einsum("bchw,bdhw->bcd", h, h).mean(2).tanh()[..., None, None],
     truths=(over("middle", "a.weight", dim=(0, 1), out=1),))  # fmt: skip
 
@@ -195,7 +226,12 @@ class Unet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.up, self.c = conv(3, 8), conv(8, 12, stride=2), nn.ConvTranspose2d(12, 8, 2, 2), conv(16, 4)
+        self.a, self.b, self.up, self.c = (
+            conv(3, 8),
+            conv(8, 12, stride=2),
+            nn.ConvTranspose2d(12, 8, 2, 2),
+            conv(16, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.a(x).relu()

@@ -53,7 +53,7 @@ class Stack(nn.Module):
 
 def case(**options: Any) -> Any:
     options.setdefault("kinds", "layer")
-    options.setdefault("targets", (0.34,))
+    options.setdefault("targets", (0.34, 0.5))
     return family.case(S, **options)
 
 

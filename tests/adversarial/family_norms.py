@@ -12,7 +12,7 @@ from .cases import IMAGES, ROWS, STEPS, Family, floats
 from .references import Kept, over, plain, put, scatter
 
 family = Family("norms")
-X, S, I = floats(*ROWS), floats(*STEPS), floats(*IMAGES)
+X, S, PICTURES = floats(*ROWS), floats(*STEPS), floats(*IMAGES)
 
 
 class Normed(nn.Module):
@@ -46,11 +46,18 @@ class NormedImage(nn.Module):
 
 
 def row(name: str, norm: Any, inputs: Any = X, extra: Any = None, **options: Any) -> None:
-    family.add(name, lambda: Normed(norm() if _is_factory(norm) else norm, **(extra() if extra else {})), inputs, **options)
+    family.add(
+        name, lambda: Normed(norm() if _is_factory(norm) else norm, **(extra() if extra else {})), inputs, **options
+    )
 
 
 def image(name: str, norm: Any, extra: Any = None, **options: Any) -> None:
-    family.add(name, lambda: NormedImage(norm() if _is_factory(norm) else norm, **(extra() if extra else {})), I, **options)
+    family.add(
+        name,
+        lambda: NormedImage(norm() if _is_factory(norm) else norm, **(extra() if extra else {})),
+        PICTURES,
+        **options,
+    )
 
 
 def _is_factory(norm: Any) -> bool:
@@ -85,56 +92,107 @@ KEPT = (over("norm", "fc1.weight"),)
 KEPT_IMAGE = (over("norm", "a.weight", dim=1, out=1),)
 
 row("layer_norm", lambda: nn.LayerNorm(24), right="channel")
-row("layer_norm_without_affine", lambda: nn.LayerNorm(24, elementwise_affine=False), truths=(layer_norm_of_kept,), right="channel")
+row(
+    "layer_norm_without_affine",
+    lambda: nn.LayerNorm(24, elementwise_affine=False),
+    truths=(layer_norm_of_kept,),
+    right="channel",
+)
 row("layer_norm_without_bias", lambda: nn.LayerNorm(24, bias=False), right="channel")
 row("rms_norm", lambda: nn.RMSNorm(24), right="channel")
 row("functional_layer_norm", lambda h: F.layer_norm(h, h.shape[-1:]), truths=KEPT, right="channel")
 row("functional_rms_norm", lambda h: F.rms_norm(h, h.shape[-1:]), truths=KEPT, right="channel")
 row("literal_shape", lambda h: F.layer_norm(h, (24,)), truths=KEPT)
-row("by_hand", lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt(), truths=KEPT, right="channel")
-row("by_hand_unbiased", lambda h: (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-5), truths=KEPT, right="channel")
+row(
+    "by_hand",
+    lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt(),
+    truths=KEPT,
+    right="channel",
+)
+row(
+    "by_hand_unbiased",
+    lambda h: (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-5),
+    truths=KEPT,
+    right="channel",
+)
 row("rms_by_hand", lambda h: h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5), truths=KEPT, right="channel")
-row("rms_by_norm", lambda h: h / h.norm(dim=-1, keepdim=True) * h.shape[-1] ** 0.5, truths=KEPT)
+row("rms_by_norm", lambda h: h / h.norm(dim=-1, keepdim=True) * h.shape[-1] ** 0.5, truths=(plain, *KEPT))
 row("rms_by_literal", lambda h: h / h.norm(dim=-1, keepdim=True) * 24**0.5, truths=(plain,), right="channel")
 row("unit_length", lambda h: F.normalize(h, dim=-1), right="channel")
 row("one_norm", lambda h: h / h.abs().sum(-1, keepdim=True), right="channel")
 row("by_maximum", lambda h: h / h.abs().amax(-1, keepdim=True), right="channel")
-row("minimum_to_maximum", lambda h: (h - h.amin(-1, keepdim=True)) / (h.amax(-1, keepdim=True) - h.amin(-1, keepdim=True)), truths=KEPT)
+row(
+    "minimum_to_maximum",
+    lambda h: (h - h.amin(-1, keepdim=True)) / (h.amax(-1, keepdim=True) - h.amin(-1, keepdim=True)),
+    truths=KEPT,
+)
 row("softmax", lambda h: h.softmax(-1) * 9, truths=KEPT, right="channel")
 row("log_softmax", lambda h: h.log_softmax(-1), truths=KEPT, right="channel")
-row("softmin_times_width", lambda h: F.softmin(h, -1) * h.shape[-1], truths=(over("norm", "fc1.weight"),))
 row("over_batch", lambda h: h - h.mean(0), right="channel")
 row("over_all", lambda h: (h - h.mean()) / (h.std() + 0.1), truths=KEPT)
 row("over_steps_and_units", lambda h: F.layer_norm(h, h.shape[-2:]), floats((2, 6, 8), (1, 6, 8)), truths=KEPT)
-row("over_steps", lambda h: (h - h.mean(1, keepdim=True)) / (h.std(1, keepdim=True) + 0.1), floats((2, 6, 8), (3, 17, 8)), right="channel")
+row(
+    "over_steps",
+    lambda h: (h - h.mean(1, keepdim=True)) / (h.std(1, keepdim=True) + 0.1),
+    floats((2, 6, 8), (3, 17, 8)),
+    right="channel",
+)
 row("group_norm", lambda: nn.GroupNorm(4, 24), right="channel")
 row("group_norm_one", lambda: nn.GroupNorm(1, 24), right="channel")
 row("group_norm_each", lambda: nn.GroupNorm(24, 24), floats((2, 8), (1, 8)))
-row("groups_by_hand", lambda h: F.layer_norm(h.view(len(h), 4, 6), (6,)).flatten(1), truths=(groups_of_kept("fc1.weight", 4),))
+row(
+    "groups_by_hand",
+    lambda h: F.layer_norm(h.view(len(h), 4, 6), (6,)).flatten(1),
+    truths=(groups_of_kept("fc1.weight", 4),),
+)
 row("groups_interleaved", lambda h: F.layer_norm(h.view(len(h), 6, 4).mT, (6,)).mT.flatten(1))
 row("batch_norm", lambda: nn.BatchNorm1d(24), right="channel")
 row("batch_norm_without_affine", lambda: nn.BatchNorm1d(24, affine=False), right="channel")
-row("batch_norm_without_statistics", lambda: nn.BatchNorm1d(24, track_running_stats=False), floats((5, 8), (9, 8)), right="channel")
+row(
+    "batch_norm_without_statistics",
+    lambda: nn.BatchNorm1d(24, track_running_stats=False),
+    floats((5, 8), (9, 8)),
+    right="channel",
+)
 row("local_response_by_hand", lambda h: h / (1 + F.avg_pool1d(h[:, None] ** 2, 3, 1, 1)[:, 0]))
 row("decorrelated", lambda h: h @ torch.linalg.inv(torch.eye(h.shape[1]) + h.T @ h / len(h)))
 row("ranked", lambda h: h.argsort(1).argsort(1) / h.shape[1])
 row("root_of_count", lambda h: h / (h > 0).sum(1, keepdim=True).clamp(min=1).sqrt(), right="channel")
-row("mean_of_positive", lambda h: h / (1 + h.clamp(min=0).sum(1, keepdim=True) / (h > 0).sum(1, keepdim=True).clamp(min=1)), right="channel")
+row(
+    "mean_of_positive",
+    lambda h: h / (1 + h.clamp(min=0).sum(1, keepdim=True) / (h > 0).sum(1, keepdim=True).clamp(min=1)),
+    right="channel",
+)
 image("instance_norm", lambda: nn.InstanceNorm2d(16, affine=True), right="channel")
 image("instance_norm_tracking", lambda: nn.InstanceNorm2d(16, affine=True, track_running_stats=True), right="channel")
 image("group_norm_image", lambda: nn.GroupNorm(4, 16), right="channel")
 image("local_response", lambda: nn.LocalResponseNorm(3, 1.0))
 image("cross_map", lambda: nn.CrossMapLRN2d(3, 1.0))
-image("pixel_norm", lambda h: h * torch.rsqrt(h.pow(2).mean(1, keepdim=True) + 1e-5), truths=KEPT_IMAGE, right="channel")
-image("layer_norm_channels_first", lambda h: F.layer_norm(h.movedim(1, -1), h.shape[1:2]).movedim(-1, 1), truths=KEPT_IMAGE, right="channel")
+image(
+    "pixel_norm", lambda h: h * torch.rsqrt(h.pow(2).mean(1, keepdim=True) + 1e-5), truths=KEPT_IMAGE, right="channel"
+)
+image(
+    "layer_norm_channels_first",
+    lambda h: F.layer_norm(h.movedim(1, -1), h.shape[1:2]).movedim(-1, 1),
+    truths=KEPT_IMAGE,
+    right="channel",
+)
 image("group_norm_one_functional", lambda h: F.group_norm(h, 1), truths=KEPT_IMAGE, right="channel")
 image("all_of_the_image", lambda h: F.layer_norm(h, h.shape[1:]), truths=KEPT_IMAGE, right="channel")
-image("instance_by_hand", lambda h: (h - h.mean((2, 3), keepdim=True)) / (h.std((2, 3), keepdim=True) + 0.1), right="channel")
-image("groups_by_view", lambda h: F.instance_norm(h.reshape(len(h), 4, -1)).view_as(h), truths=(groups_of_kept("a.weight", 4),))
+image(
+    "instance_by_hand",
+    lambda h: (h - h.mean((2, 3), keepdim=True)) / (h.std((2, 3), keepdim=True) + 0.1),
+    right="channel",
+)
+image(
+    "groups_by_view",
+    lambda h: F.instance_norm(h.reshape(len(h), 4, -1)).view_as(h),
+    truths=(groups_of_kept("a.weight", 4),),
+)
 image("filter_response", lambda h: h * torch.rsqrt(h.pow(2).mean((2, 3), keepdim=True) + 1e-3), right="channel")
 
 
-@family.case(I, truths=(plain, over("divide", "a.weight", dim=1, out=1)), right="channel")
+@family.case(PICTURES, truths=(plain, over("divide", "a.weight", dim=1, out=1)), right="channel")
 class GlobalResponse(nn.Module):
     """ConvNeXt v2: norms of channels, divided by their mean over channels."""
 
@@ -168,7 +226,7 @@ class AdaptiveNorm(nn.Module):
         return self.out(h + gate * self.down(self.up(n).relu()))
 
 
-@family.case(I, right="channel")
+@family.case(PICTURES, right="channel")
 class AdaIn(nn.Module):
     """Style transfer: statistics of one image for another."""
 

@@ -15,7 +15,7 @@ from .cases import IMAGES, ROWS, STEPS, Family, floats
 from .references import over, plain
 
 family = Family("outputs")
-X, S, I = floats(*ROWS), floats(*STEPS), floats(*IMAGES)
+X, S, PICTURES = floats(*ROWS), floats(*STEPS), floats(*IMAGES)
 Pair = namedtuple("Pair", "logits hidden")
 
 
@@ -100,7 +100,7 @@ class Generator(nn.Module):
         return list(self.steps(x))
 
 
-@family.case(I)
+@family.case(PICTURES)
 class Pyramid(nn.Module):
     """A feature pyramid: laterals of one width, and all levels come out."""
 

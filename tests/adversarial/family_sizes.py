@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cases import ROWS, STEPS, Family, Mid, floats, quiet
+from .cases import ROWS, STEPS, Family, floats, quiet
+from .nets import Mid
 from .references import over, plain
 
-family = Family("sizes")
+family = Family("sizes", targets=(0.3, 0.5))
 X, S = floats(*ROWS), floats(*STEPS)
 ZERO = quiet(lambda: torch.zeros(4, 8), X)
 
@@ -111,7 +112,12 @@ class OnTheFlySinusoid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.up, self.down, self.out = nn.Linear(8, 16), nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 3)
+        self.embed, self.up, self.down, self.out = (
+            nn.Linear(8, 16),
+            nn.Linear(16, 24),
+            nn.Linear(24, 16),
+            nn.Linear(16, 3),
+        )
 
     def table(self, steps: int, width: int) -> Tensor:
         rate = torch.exp(torch.arange(0, width, 2) * (-math.log(100.0) / width))

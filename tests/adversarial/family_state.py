@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cases import ROWS, STEPS, Family, Mid, floats
+from .cases import ROWS, STEPS, Family, floats
+from .nets import Mid
 
 family = Family("state")
 X, S = floats(*ROWS), floats(*STEPS)
@@ -284,9 +285,13 @@ class NoiseOnHidden(Mid):
 
 
 family.add("noise_held_still", NoiseOnHidden, X, still="noise")
-family.add("dropout", lambda: nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(0.5), nn.Linear(24, 4)), X, right="channel")
+family.add(
+    "dropout", lambda: nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(0.5), nn.Linear(24, 4)), X, right="channel"
+)
 family.add("rrelu", lambda: nn.Sequential(nn.Linear(8, 24), nn.RReLU(), nn.Linear(24, 4)), X, right="channel")
-family.add("batch_norm", lambda: nn.Sequential(nn.Linear(8, 24), nn.BatchNorm1d(24), nn.Linear(24, 4)), X, right="channel")
+family.add(
+    "batch_norm", lambda: nn.Sequential(nn.Linear(8, 24), nn.BatchNorm1d(24), nn.Linear(24, 4)), X, right="channel"
+)
 family.add("shuffled_channels", lambda: Mid(lambda m, h: h[:, torch.randperm(h.shape[1])]), X)
 
 

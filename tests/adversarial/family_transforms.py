@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .cases import ROWS, STEPS, Family, Mid, floats, quiet
+from .cases import ROWS, STEPS, Family, floats, quiet
+from .nets import Mid
 from .references import over, plain
 
 family = Family("transforms")
@@ -53,7 +54,11 @@ mid("gather_neighbours", lambda m, h: h.gather(-1, (torch.arange(h.shape[-1]) + 
 mid("take_along", lambda m, h: torch.take_along_dim(h, h.argsort(-1, descending=True), -1))
 mid("index_by_buffer", lambda m, h: h[:, m.order], extra=lambda: {"order": torch.randperm(24)})
 mid("index_select_every_second", lambda m, h: h + h.index_select(1, torch.arange(0, 24, 2)).repeat(1, 2))
-mid("index_add", lambda m, h: torch.zeros_like(h).index_add(1, m.order, h), extra=lambda: {"order": torch.randint(24, (24,))})
+mid(
+    "index_add",
+    lambda m, h: torch.zeros_like(h).index_add(1, m.order, h),
+    extra=lambda: {"order": torch.randint(24, (24,))},
+)
 mid("scatter_add", lambda m, h: torch.zeros_like(h).scatter_add(1, m.order.expand_as(h), h),
     extra=lambda: {"order": torch.randint(24, (24,))})  # fmt: skip
 mid("index_put", lambda m, h: _index_put(h))
@@ -85,7 +90,11 @@ mid("off_diagonal", lambda m, h: h + F.pad(torch.einsum("bi,bj->bij", h, h).diag
 mid("trace", lambda m, h: h * (h.T @ h).trace().tanh(), right="channel")
 mid("determinant", lambda m, h: h * torch.logdet(torch.eye(h.shape[1]) + h.T @ h).tanh())
 mid("covariance", lambda m, h: h @ torch.cov(h.T).tanh(), floats((5, 8), (9, 8)))
-mid("correlation_matrix", lambda m, h: h @ torch.corrcoef(h.T + m.fc1.bias[:, None]).nan_to_num(), floats((5, 8), (9, 8)))
+mid(
+    "correlation_matrix",
+    lambda m, h: h @ torch.corrcoef(h.T + m.fc1.bias[:, None]).nan_to_num(),
+    floats((5, 8), (9, 8)),
+)
 mid("singular_values", lambda m, h: h * torch.linalg.svdvals(h)[0].tanh(), right="channel")
 mid("power_iteration", lambda m, h: h * torch.linalg.matrix_norm(h, 2).tanh(), right="channel")
 mid("inverse_covariance", lambda m, h: h @ torch.linalg.inv(h.T @ h + torch.eye(h.shape[1])))
@@ -97,21 +106,43 @@ mid("renorm", lambda m, h: h.renorm(2, 0, 1.0), right="channel")
 mid("p_norm", lambda m, h: h / (1 + h.norm(p=3, dim=1, keepdim=True)), right="channel")
 mid("normalize", lambda m, h: F.normalize(h, dim=-1), right="channel")
 mid("softmax", lambda m, h: h.softmax(-1), truths=(over("middle", "fc1.weight", dim=(0, -1)),), right="channel")
-mid("logsumexp", lambda m, h: h - h.logsumexp(-1, keepdim=True), truths=(over("middle", "fc1.weight", dim=(0, -1)),), right="channel")
+mid(
+    "logsumexp",
+    lambda m, h: h - h.logsumexp(-1, keepdim=True),
+    truths=(over("middle", "fc1.weight", dim=(0, -1)),),
+    right="channel",
+)
 mid("softmax_time", lambda m, h: h.softmax(1), S, right="channel")
-mid("mean_and_max", lambda m, h: h * h.mean(-1, keepdim=True) + h.amax(-1, keepdim=True), truths=mean_of_kept, right="channel")
+mid(
+    "mean_and_max",
+    lambda m, h: h * h.mean(-1, keepdim=True) + h.amax(-1, keepdim=True),
+    truths=mean_of_kept,
+    right="channel",
+)
 mid("standard_deviation", lambda m, h: h / (0.1 + h.std(-1, keepdim=True)), truths=mean_of_kept, right="channel")
 mid("glu", lambda m, h: F.glu(torch.cat([h, h.tanh()], 1), 1), right="channel")
 mid("interleaved_gate", lambda m, h: (h[:, ::2] * h[:, 1::2].sigmoid()).repeat(1, 2))
 mid("bilinear", lambda m, h: h + m.bil(h, h), extra=lambda: {"bil": nn.Bilinear(24, 24, 24)}, right="channel")
 mid("bilinear_times_roll", lambda m, h: h + m.bil(h, h.roll(1, 1)), extra=lambda: {"bil": nn.Bilinear(24, 24, 24)})
-mid("einsum_transposed", lambda m, h: torch.einsum("bi,ij->bj", h, m.w), extra=lambda: {"w": nn.Parameter(torch.randn(24, 24) / 5)}, right="channel")
-mid("einsum_diagonal", lambda m, h: h * torch.einsum("ii->i", m.w), extra=lambda: {"w": nn.Parameter(torch.randn(24, 24))})
+mid(
+    "einsum_transposed",
+    lambda m, h: torch.einsum("bi,ij->bj", h, m.w),
+    extra=lambda: {"w": nn.Parameter(torch.randn(24, 24) / 5)},
+    right="channel",
+)
+mid(
+    "einsum_diagonal",
+    lambda m, h: h * torch.einsum("ii->i", m.w),
+    extra=lambda: {"w": nn.Parameter(torch.randn(24, 24))},
+)
 mid("einsum_tied", lambda m, h: torch.einsum("bi,ij,bj->b", h, m.w, h)[:, None].tanh() + h,
     extra=lambda: {"w": nn.Parameter(torch.randn(24, 24) / 9)}, right="channel")  # fmt: skip
 mid("vmap", lambda m, h: torch.vmap(lambda v: v.cumsum(0))(h))
 mid("vmap_pointwise", lambda m, h: torch.vmap(torch.tanh)(h), right="channel")
-mid("vmap_over_channels", lambda m, h: torch.vmap(lambda c, i: c * i, in_dims=(1, 0), out_dims=1)(h, torch.arange(h.shape[1])))
+mid(
+    "vmap_over_channels",
+    lambda m, h: torch.vmap(lambda c, i: c * i, in_dims=(1, 0), out_dims=1)(h, torch.arange(h.shape[1])),
+)
 mid("gradient_inside", lambda m, h: torch.func.grad(lambda v: v.pow(3).sum())(h), right="channel")
 mid("jacobian_product", lambda m, h: torch.func.jvp(torch.sin, (h,), (h.flip(1),))[1])
 mid("functional_call", lambda m, h: torch.func.functional_call(m.lin, {"weight": m.lin.weight.flip(0)}, (h,)),
@@ -127,7 +158,11 @@ mid("all_positive", lambda m, h: h * (h > 0).all(1, keepdim=True))
 mid("split_uneven", lambda m, h: torch.cat(h.split([4, 20], 1)[::-1], 1))
 mid("tensor_split", lambda m, h: torch.cat(h.tensor_split(5, 1)[::-1], 1))
 mid("unflatten_transpose", lambda m, h: h.unflatten(1, (4, -1)).mT.flatten(1))
-mid("matrix_of_features", lambda m, h: (h.view(len(h), 4, 6) @ m.w).flatten(1), extra=lambda: {"w": nn.Parameter(torch.randn(6, 6))})
+mid(
+    "matrix_of_features",
+    lambda m, h: (h.view(len(h), 4, 6) @ m.w).flatten(1),
+    extra=lambda: {"w": nn.Parameter(torch.randn(6, 6))},
+)
 mid("first_column_of_gram", lambda m, h: (h.T @ h)[:, :1].T + h)
 mid("swapped_axes", lambda m, h: h.reshape(h.shape[1], h.shape[0]).T)
 mid("bits", lambda m, h: (h.view(torch.int32) & -65536).view(torch.float32), train=False)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
-from .cases import ROWS, STEPS, Family, Mid, floats, ids
+from .cases import ROWS, STEPS, Family, floats, ids
+from .nets import Mid
 from .references import effective, every, over, plain
 
 family = Family("weights")
@@ -118,29 +119,86 @@ computed("softmax_of_weights", lambda m: m.w.softmax(1))
 computed("softmax_over_outputs", lambda m: m.w.softmax(0), right="channel")
 computed("cumulated", lambda m: m.w.cumsum(1))
 computed("exponential", lambda m: m.w.exp() / 9, right="channel")
-computed("low_rank", lambda m: m.a @ m.b, lambda: {"a": nn.Parameter(torch.randn(4, 3)), "b": nn.Parameter(torch.randn(3, 24))}, right="channel", truths=(plain,))
-computed("lora", lambda m: m.w + 0.5 * m.a @ m.b, lambda: {"a": nn.Parameter(torch.randn(4, 3)), "b": nn.Parameter(torch.randn(3, 24))}, right="channel", truths=(plain,))
-computed("kronecker", lambda m: torch.kron(m.a, m.b), lambda: {"a": nn.Parameter(torch.randn(2, 4)), "b": nn.Parameter(torch.randn(2, 6))})
-computed("circulant", lambda m: torch.stack([m.a.roll(i)[:24] for i in range(4)]), lambda: {"a": nn.Parameter(torch.randn(24))})
+computed(
+    "low_rank",
+    lambda m: m.a @ m.b,
+    lambda: {"a": nn.Parameter(torch.randn(4, 3)), "b": nn.Parameter(torch.randn(3, 24))},
+    right="channel",
+    truths=(plain,),
+)
+computed(
+    "lora",
+    lambda m: m.w + 0.5 * m.a @ m.b,
+    lambda: {"a": nn.Parameter(torch.randn(4, 3)), "b": nn.Parameter(torch.randn(3, 24))},
+    right="channel",
+    truths=(plain,),
+)
+computed(
+    "kronecker",
+    lambda m: torch.kron(m.a, m.b),
+    lambda: {"a": nn.Parameter(torch.randn(2, 4)), "b": nn.Parameter(torch.randn(2, 6))},
+)
+computed(
+    "circulant",
+    lambda m: torch.stack([m.a.roll(i)[:24] for i in range(4)]),
+    lambda: {"a": nn.Parameter(torch.randn(24))},
+)
 computed("toeplitz", lambda m: m.a.unfold(0, 24, 1)[:4], lambda: {"a": nn.Parameter(torch.randn(27))})
 computed("weight_of_both_triangles", lambda m: m.w.tril(8) + m.w.triu(9) * 2)
-computed("outer_product", lambda m: torch.outer(m.a, m.b), lambda: {"a": nn.Parameter(torch.randn(4)), "b": nn.Parameter(torch.randn(24))}, right="channel", truths=(plain,))
+computed(
+    "outer_product",
+    lambda m: torch.outer(m.a, m.b),
+    lambda: {"a": nn.Parameter(torch.randn(4)), "b": nn.Parameter(torch.randn(24))},
+    right="channel",
+    truths=(plain,),
+)
 computed("repeated", lambda m: m.a.repeat(1, 2), lambda: {"a": nn.Parameter(torch.randn(4, 12))})
 computed("repeat_interleaved", lambda m: m.a.repeat_interleave(2, 1), lambda: {"a": nn.Parameter(torch.randn(4, 12))})
 computed("looked_up", lambda m: m.a[:, torch.arange(24) % 5], lambda: {"a": nn.Parameter(torch.randn(4, 5))})
 computed("hashed", lambda m: m.a[(torch.arange(96) * 7 % 31).view(4, 24)], lambda: {"a": nn.Parameter(torch.randn(31))})
 computed("from_first_layer", lambda m: m.fc1.weight[:, :4].T * 2, right="channel")
 computed("from_first_layer_normalised", lambda m: (m.fc1.weight / m.fc1.weight.norm())[:, :4].T)
-computed("hypernetwork", lambda m: m.net(m.code).view(4, 24), lambda: {"net": nn.Linear(5, 96), "code": nn.Parameter(torch.randn(5))}, truths=(plain,))
-computed("hypernetwork_by_rows", lambda m: m.net(m.code).T, lambda: {"net": nn.Linear(5, 4), "code": nn.Parameter(torch.randn(24, 5))}, right="channel", truths=(plain,))
-computed("exponent_of_matrix", lambda m: torch.linalg.matrix_exp(m.a)[:4], lambda: {"a": nn.Parameter(torch.randn(24, 24) / 9)})
-computed("householder", lambda m: (torch.eye(24) - 2 * torch.outer(m.a, m.a) / m.a.dot(m.a))[:4], lambda: {"a": nn.Parameter(torch.randn(24))})
-computed("inverse", lambda m: torch.linalg.inv(m.a)[:4], lambda: {"a": nn.Parameter(torch.randn(24, 24) + 6 * torch.eye(24))})
+computed(
+    "hypernetwork",
+    lambda m: m.net(m.code).view(4, 24),
+    lambda: {"net": nn.Linear(5, 96), "code": nn.Parameter(torch.randn(5))},
+    truths=(plain,),
+)
+computed(
+    "hypernetwork_by_rows",
+    lambda m: m.net(m.code).T,
+    lambda: {"net": nn.Linear(5, 4), "code": nn.Parameter(torch.randn(24, 5))},
+    right="channel",
+    truths=(plain,),
+)
+computed(
+    "exponent_of_matrix",
+    lambda m: torch.linalg.matrix_exp(m.a)[:4],
+    lambda: {"a": nn.Parameter(torch.randn(24, 24) / 9)},
+)
+computed(
+    "householder",
+    lambda m: (torch.eye(24) - 2 * torch.outer(m.a, m.a) / m.a.dot(m.a))[:4],
+    lambda: {"a": nn.Parameter(torch.randn(24))},
+)
+computed(
+    "inverse", lambda m: torch.linalg.inv(m.a)[:4], lambda: {"a": nn.Parameter(torch.randn(24, 24) + 6 * torch.eye(24))}
+)
 computed("masked_by_position", lambda m: m.w * (torch.arange(24) % 3 > 0))
 computed("sorted", lambda m: m.w.sort(1).values)
-computed("pruned_by_buffer", lambda m: m.w * m.mask, lambda: {"mask": nn.Buffer((torch.rand(4, 24) > 0.3).float())}, right="channel")
+computed(
+    "pruned_by_buffer",
+    lambda m: m.w * m.mask,
+    lambda: {"mask": nn.Buffer((torch.rand(4, 24) > 0.3).float())},
+    right="channel",
+)
 computed("average_of_two", lambda m: (m.w + m.ema) / 2, lambda: {"ema": nn.Buffer(torch.randn(4, 24))}, right="channel")
-computed("complex_weight", lambda m: torch.view_as_complex(m.a).abs(), lambda: {"a": nn.Parameter(torch.randn(4, 24, 2))}, right="channel")
+computed(
+    "complex_weight",
+    lambda m: torch.view_as_complex(m.a).abs(),
+    lambda: {"a": nn.Parameter(torch.randn(4, 24, 2))},
+    right="channel",
+)
 
 
 @family.case(X, right="channel")
@@ -239,4 +297,3 @@ class Cosine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return 8 * self.cosine(self.a(x).relu(), self.proto)
-

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import linecache
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import ForwardError, SecateurError, TargetError
 
-from .cases import Case, enliven
+from .cases import Case, Make, enliven
 from .references import Kept, copied, plain, put, zeroed
 
 RIGHT, LOCKED, REFUSED, TOLD = "right", "locked", "refused", "told"
@@ -44,7 +45,9 @@ class _Differs(Exception):
 
 def judge(case: Case) -> tuple[Verdict, list[Verdict]]:
     """The worst of all tries, and every try."""
-    tries = [attempt(case, kind, target, seed) for kind, seed, target in _plans(case)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the models; what is judged are outcomes
+        tries = [attempt(case, kind, target, seed) for kind, seed, target in _plans(case)]
     return min(tries, key=lambda verdict: ORDER.index(verdict.outcome)), tries
 
 
@@ -80,28 +83,21 @@ def attempt(case: Case, kind: str, target: float, seed: int) -> Verdict:
         cut = plan.apply(model)
     except SecateurError as error:
         text = " ".join(str(error).split())
-        blamed = isinstance(error, ForwardError) and _runs(case)
+        blamed = isinstance(error, ForwardError) and _takes(build(case), case.inputs[0](), training=False)
         if blamed or re.search(r"please report", text, re.IGNORECASE):
             return Verdict(INTERNAL, text, kind)
         locked = isinstance(error, TargetError) or "can be cut at granularity" in text
         return Verdict(LOCKED if locked else REFUSED, text, kind)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return Verdict(INTERNAL, f"{type(error).__name__}: {error}", kind)
     changed = snapshot(model) != before or not same(example, given)
     if changed:
         return Verdict(WRONG, "the user's model or example was changed", kind)
     if not plan.cuts and not plan.layers:
         return Verdict(LOCKED, "the plan removes nothing", kind)
-    return dataclasses.replace(compare(case, kind, model, plan, cut), kind=kind, cut=tuple(plan.cuts) or tuple(plan.layers))
-
-
-def _runs(case: Case) -> bool:
-    """Whether the original takes its example after all."""
-    try:
-        run(build(case), case.inputs[0](), training=False)
-    except Exception:  # noqa: BLE001
-        return False
-    return True
+    return dataclasses.replace(
+        compare(case, kind, model, plan, cut), kind=kind, cut=tuple(plan.cuts) or tuple(plan.layers)
+    )
 
 
 def build(case: Case) -> nn.Module:
@@ -140,32 +136,55 @@ def _still(case: Case, model: nn.Module) -> nn.Module:
 def _against(case: Case, model: nn.Module, kept: Kept, cut: nn.Module, truth: Any) -> Verdict:
     for number, make in enumerate(case.inputs):
         for training in (False, True) if case.train else (False,):
-            where = f"[{'example' if not number else f'input {number}'}{', train mode' if training else ''}]"
-            try:
-                want, goals = run(_truth(case, model, kept, truth), make(), training)
-            except Exception as error:  # noqa: BLE001 - the original does not take it, and promises nothing
-                if not number and not training:
-                    return Verdict(BROKEN, repr(error))
-                continue
-            try:
-                have, reached = run(_still(case, copied(cut)), make(), training)
-            except Exception as error:  # noqa: BLE001
-                return Verdict(CRASH, f"{where} {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            random = training and not agree(want, run(_truth(case, model, kept, truth), make(), training, seed=1)[0])
-            try:
-                if not random:
-                    differ(want, have)
-                    reached = {kept.name_before(name) for name in reached}
-                if not random and goals != reached:
-                    raise _Differs(f"gradients reach other parameters: {sorted(goals ^ reached)}")
-            except _Differs as error:
-                return Verdict(WRONG, f"{where} {error}")
+            verdict = _on_input(case, model, kept, cut, truth, make, training)
+            if verdict is not None:
+                where = f"[{'example' if not number else f'input {number}'}{', train mode' if training else ''}]"
+                return Verdict(verdict.outcome, f"{where} {verdict.why}")
     return Verdict(RIGHT)
 
 
-def run(model: nn.Module, example: Any, training: bool, seed: int = 0) -> tuple[list[Any], set[str]]:
-    """Outputs of two calls, one after the other, and the parameters that gradients reach."""
+def _on_input(
+    case: Case, model: nn.Module, kept: Kept, cut: nn.Module, truth: Any, make: Make, training: bool
+) -> Verdict | None:
+    def true(seed: int = 0) -> tuple[list[Any], set[str]]:
+        return run(_truth(case, model, kept, truth), make(), training, seed, fast=False)
+
+    try:
+        want, goals = true()
+    except Exception as error:
+        return Verdict(BROKEN, repr(error)) if _takes(model, make(), training) else None
+    try:
+        have, reached = run(_still(case, copied(cut)), make(), training)
+    except Exception as error:
+        return Verdict(CRASH, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    if training and not agree(want, true(seed=1)[0]):
+        return None  # random in this mode: it runs, and that is what can be asked
+    reached = {kept.name_before(name) for name in reached}
+    try:
+        differ(want, have)
+    except _Differs as error:
+        return Verdict(WRONG, str(error))
+    return Verdict(WRONG, f"gradients reach other parameters: {sorted(goals ^ reached)}") if goals != reached else None
+
+
+def _takes(model: nn.Module, example: Any, training: bool) -> bool:
+    """Whether the original takes an input; where it does not, it promises nothing."""
+    try:
+        run(copied(model), example, training)
+    except Exception:
+        return False
+    return True
+
+
+def run(
+    model: nn.Module, example: Any, training: bool, seed: int = 0, *, fast: bool = True
+) -> tuple[list[Any], set[str]]:
+    """Outputs of two calls, one after the other, and the parameters that gradients reach.
+
+    Truths run without torch's fused encoder layers, which read the weights of norms past their modules.
+    """
     model.train(training)
+    torch.backends.mha.set_fastpath_enabled(fast)
     arguments = example if isinstance(example, tuple) else (example,)
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
         torch.manual_seed(seed)
@@ -202,7 +221,10 @@ def differ(want: list[Any], have: list[Any]) -> None:
     if len(want) != len(have):
         raise _Differs(f"{len(have)} outputs instead of {len(want)}")
     for a, b in zip(want, have, strict=True):
-        _one(torch.as_tensor(a) if isinstance(a, (float, int)) else a, torch.as_tensor(b) if isinstance(b, (float, int)) else b)
+        _one(
+            torch.as_tensor(a) if isinstance(a, (float, int)) else a,
+            torch.as_tensor(b) if isinstance(b, (float, int)) else b,
+        )
 
 
 def _one(a: Any, b: Any) -> None:
@@ -212,7 +234,10 @@ def _one(a: Any, b: Any) -> None:
         return
     if a.shape != b.shape:
         raise _Differs(f"shape {tuple(b.shape)} instead of {tuple(a.shape)}")
-    a, b = a.to(torch.complex128 if a.is_complex() else torch.float64), b.to(torch.complex128 if b.is_complex() else torch.float64)
+    a, b = (
+        a.to(torch.complex128 if a.is_complex() else torch.float64),
+        b.to(torch.complex128 if b.is_complex() else torch.float64),
+    )
     if not torch.equal(a.isfinite(), b.isfinite()):
         raise _Differs("other values are not finite")
     a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
@@ -251,7 +276,12 @@ def snapshot(model: nn.Module) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return (tuple(value.shape), str(value.dtype), value.detach().flatten().tolist() if not value.is_meta else None, value.requires_grad)
+        return (
+            tuple(value.shape),
+            str(value.dtype),
+            value.detach().to_dense().flatten().tolist() if not value.is_meta else None,
+            value.requires_grad,
+        )
     if isinstance(value, Mapping):
         return [(str(k), _plain(v)) for k, v in value.items()]
     if isinstance(value, (list, tuple)):

@@ -156,7 +156,9 @@ def over(
 
         def outer(*arguments: Any, **options: Any) -> Any:
             dims = dim if isinstance(dim, Sequence) else [dim] * len(arguments)
-            parts = [a.index_select(d, index) if isinstance(a, Tensor) else a for a, d in zip(arguments, dims, strict=False)]
+            parts = [
+                a.index_select(d, index) if isinstance(a, Tensor) else a for a, d in zip(arguments, dims, strict=False)
+            ]
             result = inner(*parts, *arguments[len(parts) :], **options)
             return result if out is None else scatter(result, out, index, size, fill)
 
