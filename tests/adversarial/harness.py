@@ -157,14 +157,13 @@ def _on_input(
         have, reached = run(_still(case, copied(cut)), make(), training)
     except Exception as error:
         return Verdict(CRASH, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
-    if training and not agree(want, true(seed=1)[0]):
-        return None  # random in this mode: it runs, and that is what can be asked
+    wrong = _difference(want, have)
     reached = {kept.name_before(name) for name in reached}
-    try:
-        differ(want, have)
-    except _Differs as error:
-        return Verdict(WRONG, str(error))
-    return Verdict(WRONG, f"gradients reach other parameters: {sorted(goals ^ reached)}") if goals != reached else None
+    if not wrong and goals != reached:
+        wrong = f"gradients reach other parameters: {sorted(goals ^ reached)}"
+    if wrong and training and _difference(want, true(seed=1)[0]):
+        return None  # random in this mode: it runs, and that is what can be asked
+    return Verdict(WRONG, wrong) if wrong else None
 
 
 def _takes(model: nn.Module, example: Any, training: bool) -> bool:
@@ -245,12 +244,13 @@ def _one(a: Any, b: Any) -> None:
         raise _Differs(f"relative error {float((a - b).abs().max()) / max(float(a.abs().max()), 1e-6):.2g}")
 
 
-def agree(want: list[Any], have: list[Any]) -> bool:
+def _difference(want: list[Any], have: list[Any]) -> str:
+    """What differs, in words; empty where nothing does."""
     try:
         differ(want, have)
-    except _Differs:
-        return False
-    return True
+    except _Differs as error:
+        return str(error)
+    return ""
 
 
 def told(case: Case, plan: Any) -> bool:
