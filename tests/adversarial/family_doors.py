@@ -163,7 +163,7 @@ mid(
     "numpy_random_by_width",
     lambda m, h: h * torch.from_numpy(np.random.default_rng(0).random(h.shape[1]).astype(np.float32)),
 )
-mid("hash_of_width", lambda m, h: h * (1 + hash((3, h.shape[1])) % 7))
+mid("hash_of_width", lambda m, h: h * (1 + hash((3, h.shape[1])) % 11))
 mid("id_cache", lambda m, h: h * _by_id(m))
 mid("module_without_call", lambda m, h: F.relu(m.fc1.weight.new_tensor(1.0)) * h, right="channel")
 mid("chained_views", lambda m, h: h.view(-1, 4, 6).permute(0, 2, 1).reshape(-1, 24))
