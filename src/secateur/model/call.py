@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from pathlib import Path
@@ -371,6 +371,11 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(to_device(item, device) for item in value)
     return value
+
+
+def several(example: Example, examples: Sequence[Example]) -> tuple[Example, tuple[Example, ...]]:
+    """The first example and the further ones, where ``examples=[...]`` may stand in the place of ``example``."""
+    return (example, tuple(examples)) if example is not None or not examples else (examples[0], tuple(examples[1:]))
 
 
 def batch_size_of(example: Example) -> int:

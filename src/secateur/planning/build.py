@@ -17,7 +17,7 @@ from secateur.kinds.weights.granularity import Granularity
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
-from secateur.model.call import device_of
+from secateur.model.call import device_of, several
 from secateur.planning.decide import decide
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
@@ -67,6 +67,7 @@ def make_plan(
     keep: Mapping[str, Tensor] | None = None,
     remove: Mapping[str, Sequence[int]] | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    examples: Sequence[Example] = (),
 ) -> Plan:
     """Decide what goes. Nothing is changed; `Plan.apply` does it.
 
@@ -104,6 +105,8 @@ def make_plan(
         keep: group name -> bool tensor, True = the unit stays, in the place of `target` and `criterion`.
         remove: group name -> numbers of the units that go, likewise.
         masks: parameter name -> bool tensor, True = keep: a plan of exactly these masks.
+        examples: several examples, in the place of `example` or beside it: other lengths, sizes, modes of the call.
+            What any of them needs stays, and the certificate holds for all of them. Costs are those of the first.
 
     Returns:
         the plan, not yet certified.
@@ -121,6 +124,7 @@ def make_plan(
     """
     if masks is not None:
         return plan_of_masks(model, masks, target, scores, keep, remove)
+    example, examples = several(example, examples)
     given = keep is not None or remove is not None
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
     rule = None if given or scores is not None else criterion_of(criterion)
@@ -139,7 +143,7 @@ def make_plan(
         seed=seed,
         expressible=expressible,
     )
-    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
+    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request, examples)
     if given:
         values: Mapping[str, Tensor] = {}
         chosen_keep = given_keep(candidates, keep, remove)
@@ -189,6 +193,7 @@ def _plan(
             candidates.example,
         ),
         layers=edit.layers,
+        conditions=() if candidates.trace is None else tuple(candidates.trace.conditions),
     )
 
 

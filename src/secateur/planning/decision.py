@@ -15,7 +15,7 @@ from secateur.model.tensors import named_tensors
 from secateur.request import Request
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, Example, Group, Removal, Units
+from secateur.types import Certificate, Condition, Example, Group, Removal, Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,7 @@ class PlanData:
         certificate: the proof, once made.
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> what goes from it.
+        conditions: what the run that the plan was learned from depended on.
     """
 
     fingerprint: str
@@ -72,6 +73,7 @@ class PlanData:
     certificate: Certificate | None = None
     evidence: Evidence | None = field(default=None, repr=False)
     layers: Layers = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def edit(self) -> Edit:

@@ -24,6 +24,7 @@ def explain(plan: PlanData) -> str:
     if plan.certificate:
         proof = plan.certificate
         lines.append(f"certificate: error {proof.max_abs_error:.1e} in {proof.dtype} ({proof.method})")
+    lines += [f"condition: {condition}" for condition in plan.conditions]
     return "\n".join(lines)
 
 

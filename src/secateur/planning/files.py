@@ -14,7 +14,7 @@ from secateur.planning.decision import PlanData
 from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.request import Request
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, LayerEntry, Removal, Units
+from secateur.types import Certificate, Condition, LayerEntry, Removal, Units
 
 SCHEMA = 1
 MAX_BYTES = 2**31
@@ -39,6 +39,7 @@ def to_json(plan: PlanData) -> str:
             "units": plan.units,
             "cost": plan.cost,
             "certificate": asdict(plan.certificate) if plan.certificate else None,
+            "conditions": [asdict(condition) for condition in plan.conditions],
         }
     )
 
@@ -92,6 +93,7 @@ def _plan(make: type[P], data: Mapping[str, Any]) -> P:
         cost={_text(name): [_size(n, least=0) for n in pair] for name, pair in data["cost"].items()},
         certificate=_certificate(data["certificate"]) if data["certificate"] else None,
         layers=layers,
+        conditions=tuple(_condition(each) for each in data.get("conditions", [])),  # older plans say none
     )
 
 
@@ -118,6 +120,10 @@ def _certificate(data: Mapping[str, Any]) -> Certificate:
     for name in ("dtype", "method"):
         _text(data[name])
     return Certificate(**data)
+
+
+def _condition(data: Mapping[str, Any]) -> Condition:
+    return Condition(_text(data["text"]), _text(data["where"]), _text(data["module"]))
 
 
 def _text(value: Any) -> str:

@@ -175,6 +175,7 @@ class Plan(PlanData):
             cost=composed_cost(self.cost, following.cost),
             certificate=composed_certificate([p.certificate for p in (self, following) if p.removes]),
             layers=edit.layers,
+            conditions=tuple(dict.fromkeys((*self.conditions, *following.conditions))),
         )
 
     # -- reading ------------------------------------------------------------------------------------------

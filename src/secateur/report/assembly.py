@@ -23,7 +23,7 @@ from secateur.report.record import (
     UnitCount,
     status_of,
 )
-from secateur.types import Certificate, Degradation, Snapshot
+from secateur.types import Certificate, Condition, Degradation, Snapshot
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Effect:
         units: removed and total units, and what a unit is ("channels").
         certificate: of the cut, or None with a reason.
         certificate_reason: why there is no certificate, for example "nothing was cut".
+        conditions: what the certificate depends on.
         after_cut_quality: quality right after the cut, before any recovery.
         quality_on: which data the quality figures are of.
         quality_missing: why there are none.
@@ -89,6 +90,7 @@ class Effect:
     quality_on: str = ""
     quality_missing: str = ""
     control: Control | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def build(
         achieved=dict(goal.achieved),
         certificate=effect.certificate,
         certificate_reason=effect.certificate_reason,
+        conditions=effect.conditions,
         degradations=tuple(events.degradations),
         seconds=dict(events.seconds),
         layers=tuple(layers),

@@ -127,6 +127,7 @@ def _effect(plan: Plan, before: Snapshot, after: Snapshot) -> Effect:
         units=UnitCount(removed=units["removed"], total=units["total"], what=f"{units['what']} units"),
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
+        conditions=plan.conditions,
     )
 
 

@@ -95,6 +95,8 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
     if report.warnings:
         yield "warnings", [clean(warning) for warning in report.warnings]
     yield "proof", [proof_line(report)]  # also where there is none: silence would read as proved
+    if report.conditions:
+        yield "the proof holds under conditions", [clean(str(condition)) for condition in report.conditions]
     if report.locked:
         total = sum(one.params for one in report.locked)
         # The largest first, since these decide how much could be gained by freeing them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
@@ -47,9 +47,9 @@ class Slices(Candidates):
     trace: Trace
     structure: Structure
 
-    def __init__(self, model: nn.Module, example: Example, request: Request) -> None:
-        super().__init__(model, example, request)
-        self.trace = capture(model, example)
+    def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:
+        super().__init__(model, example, request, examples)
+        self.trace = capture(model, example, examples=self.examples)
         self.structure = structure(model, self.trace, request.protect)
         self.native: FieldFamilies | None = None
         self.groups = self._found()
@@ -122,7 +122,10 @@ class Slices(Candidates):
         self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned."""
-        proof = certify(whole, cut, self.example, self.trace, self._atoms(keep), dtype=dtype, tolerance=tolerance)
+        proof = certify(
+            whole, cut, self.example, self.trace, self._atoms(keep), dtype=dtype, tolerance=tolerance,
+            examples=self.examples,
+        )  # fmt: skip
         if self.request.expressible:
             require_native(cut, self.example)
         return proof

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from secateur.errors import CertificateError
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
-from secateur.model.agreement import agreement, doubled, run_cut
+from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, resolve, size_after
@@ -313,6 +313,7 @@ def certify(
     *,
     dtype: str = "float32",
     tolerance: float | None = None,
+    examples: Sequence[Example] = (),
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
 
@@ -324,6 +325,7 @@ def certify(
         keep: atom id -> bool array of kept indices.
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: as in `agreement`.
+        examples: further ones, of which the trace holds a run each.
 
     Returns:
         the certificate with the largest error found.
@@ -336,7 +338,15 @@ def certify(
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
-        trace = capture(model, example)  # the same calls in the same order: the same atoms
+        examples = [doubled(each) for each in examples]
+        trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
+    runs = zip((example, *examples), (trace, *trace.further), strict=True)
+    return worst(_replayed(model, cut, each, run, keep, tolerance) for each, run in runs)
+
+
+def _replayed(
+    model: nn.Module, cut: nn.Module, example: Example, trace: Trace, keep: Keep, tolerance: float | None
+) -> Certificate:
     with quiet(cut), torch.no_grad(), NumberTape() as tape:
         answer = run_cut(
             cut,
