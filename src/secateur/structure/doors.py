@@ -21,7 +21,8 @@ READS = {
     "__complex__": "a Python number", "__index__": "a Python number", "__bool__": "a Python bool",
     "is_nonzero": "a Python bool", "tolist": "a Python list", "numpy": "a NumPy array", "__array__": "a NumPy array",
     "__dlpack__": "a DLPack capsule", "to_dlpack": "a DLPack capsule", "_to_dlpack": "a DLPack capsule",
-    "data_ptr": "an address", "storage": "its storage", "untyped_storage": "its storage", "_typed_storage": "its storage",
+    "data_ptr": "an address", "storage": "its storage", "untyped_storage": "its storage",
+    "_typed_storage": "its storage",
     "__repr__": "text", "__str__": "text", "__format__": "text", "__contains__": "a Python bool",
     "__reduce_ex__": "a pickle",
 }  # fmt: skip

@@ -7,6 +7,7 @@ which attribute has to change when that dimension is cut. A number without prove
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import operator
 from collections import OrderedDict
@@ -19,7 +20,9 @@ from torch import nn
 
 from secateur.structure.axes import Axis, size_after
 
+_RANGE = builtins.range
 CONTAINERS = (dict, OrderedDict, list, set)
+NUMBERS = (int, float, bool, str)
 PLAIN = frozenset([*CONTAINERS, bool, int, float, str, tuple, type(None)])
 COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     "eq": operator.eq,
@@ -126,6 +129,56 @@ class TrackedInt(int):
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
+
+
+class WatchedList(list[Any]):
+    """A list of plain values that says when a tracked integer picks one of them."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if type(key) is TrackedInt:
+            key._told("an index")
+        return list.__getitem__(self, key)
+
+
+class WatchedTuple(tuple[Any, ...]):
+    """The same as a tuple."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> Any:
+        if type(key) is TrackedInt:
+            key._told("an index")
+        return tuple.__getitem__(self, key)
+
+
+class _Ranges(type):
+    """Makes `isinstance(x, range)` and the like true of real ranges."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, _RANGE)
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, _RANGE)
+
+    def __call__(cls, *bounds: Any) -> range:
+        for bound in bounds:
+            if type(bound) is TrackedInt:
+                bound._told("the bound of a loop")
+        return _RANGE(*bounds)
+
+
+class WatchedRange(metaclass=_Ranges):
+    """`range` while a model is captured: an integer that bounds a loop says so; Python asks such an integer nothing."""
+
+
+@contextmanager
+def watched_loops() -> Iterator[None]:
+    """Put `WatchedRange` in the place of `range`."""
+    builtins.range = WatchedRange  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        builtins.range = _RANGE  # type: ignore[misc]
 
 
 class TrackedFlag(int):
@@ -284,7 +337,10 @@ def tracked_attributes(
                 store[name] = TrackedInt(value, Attribute(path, name), watch)
             elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
                 values.update({Attribute(path, name, i): v for i, v in enumerate(value)})
-                store[name] = type(value)(TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
+                items = (TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
+                store[name] = WatchedList(items) if type(value) is list else WatchedTuple(items)
+            elif type(value) in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
+                store[name] = WatchedList(value) if type(value) is list else WatchedTuple(value)
             elif flags and name == "training" and _is_users(owner):
                 store[name] = TrackedFlag(value, watch)
     try:
