@@ -24,7 +24,7 @@ from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, resolve, size_after
 from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Kwargs, Ref, Restrict, Step, Trace, numbers_in, tensors_of
+from secateur.structure.trace import Kwargs, Op, Ref, Restrict, Step, Trace, numbers_in, tensors_of
 from secateur.types import Certificate, Example
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear"])
@@ -131,8 +131,8 @@ class Replay:
         if restrict is not None and narrowed:
             self._narrow(restrict, step, args, local)
         func = torch.ops.aten.reshape.default if step.func is torch.ops.aten.view.default else step.func
-        result = func(*cast("list[object]", self._filled(args, local)), **cast(Kwargs, self._filled(kwargs, local)))
-        produced = tensors_of(result)
+        filled, named = cast("list[object]", self._filled(args, local)), cast(Kwargs, self._filled(kwargs, local))
+        produced = tensors_of(_attended(func, filled, named) or func(*filled, **named))
         if restrict is not None and narrowed:
             for position, d, axis in restrict.outputs:
                 positions = self.kept(axis)
@@ -243,6 +243,21 @@ class Replay:
             return None
         rows, places = torch.unique(cast(Tensor, self._filled(step.args[1], {})), return_inverse=True)
         return [self.originals.rows(view, rows)[places]]
+
+
+def _attended(func: Op, args: list[object], kwargs: Kwargs) -> list[Tensor] | None:
+    """Attention whose values are of another size than its keys: the kernel for equal sizes, which ran, cannot do it."""
+    if base_name(func) != "_scaled_dot_product_flash_attention_for_cpu":
+        return None
+    q, k, v = cast("list[Tensor]", args[:3])
+    if q.shape[-1] == v.shape[-1]:
+        return None
+    causal, mask = bool(args[4]) if len(args) > 4 else False, kwargs.get("attn_mask")
+    scale = cast("float | None", kwargs.get("scale"))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, cast("Tensor | None", mask), 0.0, causal, scale=scale
+    )
+    return [out, q.new_zeros(q.shape[:-1]).transpose(1, 2)]  # the second is bookkeeping that nobody reads
 
 
 def _factor_at(step: Step, at: int, rank: int) -> Factor | None:
