@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils import dlpack
 
 import secateur as sc
 from secateur.structure.capture import capture
-from secateur.structure.provenance import WatchedList
+from secateur.structure.watched import WatchedList
 
 WIDTH = 32
 
@@ -95,6 +96,15 @@ LITERALS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "half, through a tensor": lambda m, h: h[:, : torch.tensor(h.shape)[1] // 2],
     "half, through text": lambda m, h: h[:, : int(f"{h.shape[1]}") // 2],
     "half, through a float": lambda m, h: h[:, : int(h.shape[1] / 2)],
+    "half, through int": lambda m, h: h[:, : int(h.shape[1]) // 2],
+    "half, through a product": lambda m, h: h[:, : round(h.shape[1] * 0.5)],
+    "half, shifted": lambda m, h: h[:, : h.shape[1] >> 1],
+    "half, from the end": lambda m, h: h[:, -h.shape[1] // 2 :],
+    "half, with a remainder": lambda m, h: h[:, : divmod(h.shape[1], 2)[0]],
+    "half, negated twice": lambda m, h: h[:, : -(-h.shape[1] // 2)],
+    "half, rounded up": lambda m, h: h[:, : math.ceil(h.shape[1] / 2)],
+    "half, by a power": lambda m, h: h[:, : int(h.shape[1] ** 0.8)],
+    "half, by numpy's product": lambda m, h: h[:, : np.prod(h.shape) // len(h) // 2],
     "narrow": lambda m, h: h.narrow(1, np.int64(0), np.int64(16)),
     "narrow by a tensor": lambda m, h: torch.narrow(h, 1, torch.tensor(0), 16),
     "split": lambda m, h: h.split([np.int64(16), np.int64(16)], 1)[0],

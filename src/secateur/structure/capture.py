@@ -26,9 +26,10 @@ from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.conditions import Branch, arguments, unreached
-from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes, watched_loops
+from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
+from secateur.structure.watched import watched
 from secateur.types import Example
 
 MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
@@ -99,7 +100,7 @@ def _run(
         stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=not beside))
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
-        stack.enter_context(watched_loops())
+        stack.enter_context(watched(lambda tensor: doors.exported(recorder, tensor)))
         if beside:  # what it prints or warns of is none of the user's business
             stack.enter_context(redirect_stdout(StringIO()))
             stack.enter_context(warnings.catch_warnings(action="ignore"))

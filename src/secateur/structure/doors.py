@@ -45,6 +45,11 @@ def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
     return recorder.watch.answer(bool(result), recorder.here.place().where) if name in BOOLS else result
 
 
+def exported(recorder: Recorder, tensor: Tensor) -> None:
+    """A tensor became a capsule by a function that no mode sees."""
+    read(recorder, "to_dlpack", (tensor,), None)
+
+
 def counted(recorder: Recorder, name: str, args: Args, result: object) -> object:
     """`numel` is the product of the sizes; `len` is a plain number, so what it counts has to stay."""
     tensor = args[0] if args else None

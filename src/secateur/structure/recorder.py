@@ -281,7 +281,10 @@ class Recorder:
         finally:
             with torch.no_grad():
                 for tensor, before in self.changed.values():
-                    tensor.copy_(before)
+                    if tensor.shape != before.shape:
+                        tensor.data = before  # given other memory
+                    else:
+                        tensor.copy_(before)
 
     def before_mutation(self, tensor: Tensor) -> None:
         """Keep a copy of an external tensor that an in-place call is about to change."""

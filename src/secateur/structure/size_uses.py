@@ -277,6 +277,10 @@ def _bound(call: FunctionCall, given: object, axis: Axis) -> None:
     if bound is None:
         return
     size, position = axis.size, int(bound)
+    if not isinstance(given, int) and position not in (0, size):
+        # A number of another library may have been computed from this very size: neither side of it can change.
+        lock(axis, call.recorder.reason("cut at a position of which nobody knows where it comes from"))
+        return
     if position in (0, size) or abs(position) > size:
         return
     if position < 0 and not isinstance(bound, TrackedInt):
