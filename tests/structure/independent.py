@@ -50,7 +50,7 @@ def holds(
     if isinstance(found, sc.SecateurError):
         return None
     plan, cut = found
-    for one in (example, *others):
+    for one in (*([] if example is None else [example]), *others):
         for mode in (False, True) if train else (False,):
             wanted, got = (_run(m.train(mode), one) for m in (zeroed(model, plan), copy.deepcopy(cut)))
             for a, b in zip(wanted, got, strict=True):

@@ -63,13 +63,26 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
 
     Cost: per example one forward pass plus about 0.1 ms per operation; no copy of the weights.
     """
-    first = _run(model, example)
+    first = _first(model, example)
     trace, runs = first.trace, [(example, first)]
     for other in examples:
         runs.append((other, _run(model, other, first)))
         trace.further.append(runs[-1][1].trace)
     _look_beside(model, runs)
     return trace
+
+
+def _first(model: nn.Module, example: Example) -> Recorder:
+    """The run that all others share their atoms with."""
+    try:
+        return _run(model, example)
+    except ForwardError as error:
+        # Functions that torch does not let anybody watch take a plain bool for `training`, and nothing else.
+        if TrackedFlag.__name__ not in error.why:
+            raise
+    recorder = _run(model, example, flags=False)
+    recorder.watch.given_mode()
+    return recorder
 
 
 def _run(
@@ -80,6 +93,7 @@ def _run(
     mode: Mode = "eval",
     turned: str = "",
     switched: str = "",
+    flags: bool = True,
 ) -> Recorder:
     """One run, of which atoms and uses of sizes are those of an earlier one.
 
@@ -90,14 +104,18 @@ def _run(
         mode: "train" takes the branches of training.
         turned: line at which the other branch is taken.
         switched: argument that is given the opposite of its default.
+        flags: whether branches on `training` are watched.
     """
     recorder = Recorder(model, after, turned)
     recorder.add_inputs(example)
     beside = mode == "train" or bool(turned or switched)
+    flags = flags and not beside
     with ExitStack() as stack:
         # The recorder keeps what a call is about to change, so no copies are needed.
         stack.enter_context(_calm(model, mode))
-        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=not beside))
+        stack.enter_context(
+            tracked_attributes(model, recorder.trace.values, recorder.watch, flags=flags)
+        )
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
         stack.enter_context(watched(lambda tensor: doors.exported(recorder, tensor)))
@@ -149,7 +167,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             up_to = f" up to its {other.failed}" if other.failed else ", too"
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
-    trace.conditions += unreached(model, trace.tensors(), trace.aliases)
+    trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 
 def _taken(model: nn.Module, example: Example, recorder: Recorder, branch: Branch) -> Recorder:

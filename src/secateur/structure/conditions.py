@@ -109,6 +109,10 @@ class Watch:
             self._add("mode", f"holds in {mode} mode, which the code asks for", place)
         return training
 
+    def given_mode(self) -> None:
+        """The code hands `training` to something that nobody can watch: whether it also branches on it is not known."""
+        self._add("mode", "holds in eval mode, which the code hands on", Place())
+
     def value(self, how: str, value: object) -> None:
         """A value that depends on the input left the graph."""
         place = self.recorder.here.place()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex, cast
 
 from secateur.structure.expressions import COMPARISONS, OPERATORS, Apply, Const, Expr
 
@@ -62,9 +62,9 @@ class TrackedInt(int):
 
     __trunc__ = __floor__ = __ceil__ = __int__
 
-    def __round__(self, digits: int | None = None) -> int:
+    def __round__(self, *digits: SupportsIndex) -> int:
         self._told("a plain integer")
-        return int.__round__(self, digits)
+        return int.__round__(self, *digits)
 
     def __neg__(self) -> TrackedInt:
         return TrackedInt(-int.__int__(self), Apply("sub", Const(0), self.expr), self.watch)
@@ -184,9 +184,9 @@ def _comparison(name: str) -> Method:
     def method(self: TrackedInt, other: object) -> bool:
         if isinstance(other, float):
             self._told("a comparison")
-            return function(_bare(self), _bare(other))  # type: ignore[arg-type]
+            return function(_bare(self), _bare(other))
         if not isinstance(other, int):
-            return NotImplemented
+            return cast(bool, NotImplemented)
         result = function(_bare(self), _bare(other))
         if self.watch is None or other is self:
             return result

@@ -160,7 +160,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module, after: Recorder | None = None, turned: str = "") -> None:
         # The result, and the atoms in it.
-        self.trace = Trace() if after is None else after.trace.another()
+        self.trace: Trace = Trace() if after is None else after.trace.another()
         self.known = {} if after is None else after.trace.tensors()
         # Module -> dimensions of the tensors that each of its runs returned, here and in the earlier run.
         self.returned: dict[str, list[list[Axes]]] = {}

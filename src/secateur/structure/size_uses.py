@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ def plain(value: object) -> int | None:
         whole = value.numel() == 1 and not value.is_floating_point() and not value.is_meta
         return int(value) if whole else None
     try:
-        return operator.index(value)  # type: ignore[call-overload,no-any-return]
+        return operator.index(cast(SupportsIndex, value))
     except TypeError:
         return None
 

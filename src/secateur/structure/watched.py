@@ -63,16 +63,21 @@ def watched(exported: Callable[[Tensor], None]) -> Iterator[None]:
     Args:
         exported: is told of every tensor that becomes a DLPack capsule.
     """
-    export = dlpack.to_dlpack
+    export = getattr(dlpack, "to_dlpack")  # noqa: B009 - torch has it, and exports it to nobody
 
     def to_dlpack(tensor: Tensor) -> object:
         exported(tensor)
         return export(tensor)
 
     builtins.range = WatchedRange  # type: ignore[misc,assignment]
-    dlpack.to_dlpack = torch.to_dlpack = to_dlpack  # type: ignore[assignment]
+    _put(to_dlpack)
     try:
         yield
     finally:
         builtins.range = _RANGE  # type: ignore[misc]
-        dlpack.to_dlpack = torch.to_dlpack = export
+        _put(export)
+
+
+def _put(export: Callable[[Tensor], object]) -> None:
+    for owner in (dlpack, torch):
+        setattr(owner, "to_dlpack", export)  # noqa: B010

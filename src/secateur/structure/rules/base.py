@@ -169,7 +169,7 @@ class Call:
         """Note that the call sums over dimensions of `tensor`; tells producers from consumers."""
         axes, number = self.axes(tensor), self.number(tensor)
         if self._is_weight(tensor, number):
-            self.recorder.trace.widths += axes
+            self.recorder.trace.widths.extend(axes)
         summed = {d % tensor.dim() for d in dims}
         self.contracted += [(number, d, axes[d]) for d in sorted(summed)]
         name, where = self.recorder.sources.get(number, ("", ()))
