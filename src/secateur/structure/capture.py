@@ -113,9 +113,7 @@ def _run(
     with ExitStack() as stack:
         # The recorder keeps what a call is about to change, so no copies are needed.
         stack.enter_context(_calm(model, mode))
-        stack.enter_context(
-            tracked_attributes(model, recorder.trace.values, recorder.watch, flags=flags)
-        )
+        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=flags))
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
         stack.enter_context(watched(lambda tensor: doors.exported(recorder, tensor)))
@@ -226,7 +224,9 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        return self._execute(func, args, kwargs)
+        # Scripted code comes here past the function mode, which would take the engine's own questions for the user's.
+        with torch._C.DisableTorchFunction():
+            return self._execute(func, args, kwargs)
 
     def _execute(self, func: Op, args: Args, kwargs: Kwargs) -> object:
         recorder = self.recorder
