@@ -118,6 +118,49 @@ class MixedTokens(Sequence):
         return h + self.table[:n, :n] @ h
 
 
+class MixedByLayer(Sequence):
+    """A linear layer over time takes what is padded to its length, and what it makes is cut to the length again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Linear(LONGEST, LONGEST)
+
+    def mixed(self, h: Tensor) -> Tensor:
+        n = h.shape[1]
+        return h + self.table(F.pad(h.mT, (0, LONGEST - n)))[..., :n].mT
+
+
+class MixedByCount(MixedByLayer):
+    """The same, where the length comes as a value."""
+
+    def mixed(self, h: Tensor) -> Tensor:
+        n = torch.ones_like(h[:, :, 0]).sum(1).max().long().item()
+        return h + self.table(F.pad(h.mT, (0, LONGEST - h.shape[1])))[..., :n].mT
+
+
+class MixedByPart(MixedByLayer):
+    def mixed(self, h: Tensor) -> Tensor:
+        n = h.shape[1]
+        return h + F.linear(h.mT, self.table.weight[:n, :n], self.table.bias[:n]).mT
+
+
+class MixedBySplit(MixedByLayer):
+    def mixed(self, h: Tensor) -> Tensor:
+        n = h.shape[1]
+        return h + self.table(F.pad(h.mT, (0, LONGEST - n))).split([n, LONGEST - n], -1)[0].mT
+
+
+class Generated(Sequence):
+    """A weight over time that another layer makes, as wide as the longest sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Linear(WIDTH, LONGEST)
+
+    def mixed(self, h: Tensor) -> Tensor:
+        return h + self.table(h)[..., : h.shape[1]].tanh() @ h
+
+
 class Relative(Sequence):
     """A table of distances."""
 
@@ -187,6 +230,8 @@ TABLES: list[tuple[type[Sequence], dict[str, tuple[int, ...]]]] = [
     (StoredNumbers, {"table.weight": (0,), "numbers": (1,)}),
     *((kind, {"mask": (0, 1)}) for kind in (StoredMask, MaskParameter)),
     (MixedTokens, {"table": (0, 1)}),
+    *((kind, {"table.weight": (0, 1)}) for kind in (MixedByLayer, MixedByCount, MixedByPart, MixedBySplit)),
+    (Generated, {"table.weight": (0,)}),
     (Relative, {"table": (0,)}),
     *((kind, {"table": (1,)}) for kind in (Tokens, PooledTokens, PassedTokens, Latents, FusedLatents)),
 ]
@@ -329,6 +374,24 @@ def test_experts_are_no_channels(gate: str, product: str) -> None:
     assert plan is not None
     assert whole(plan, {"up": (0,), "down": (0,), "gate.weight": (0,)})
     assert 2 in plan.cuts["up"]
+
+
+class Beside(nn.Module):
+    """The input's own channels stand beside computed ones and are taken off again: no seam is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 12), nn.Linear(17, 14), nn.Linear(26, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([x, F.relu(self.a(x))], 1)
+        return self.c(torch.cat([F.relu(self.b(both)), both[:, x.shape[1] :]], 1))
+
+
+def test_a_seam_that_is_there_already_locks_nothing() -> None:
+    model, x = Beside(), torch.randn(4, 5)
+    assert {g.name for g in sc.inspect(model, x).groups} == {"a", "b"}
+    assert holds(model, x, [torch.randn(2, 5)]) is not None
 
 
 class Blocks(nn.Module):

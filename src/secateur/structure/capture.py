@@ -307,6 +307,7 @@ class _Functions(TorchFunctionMode):
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(size_uses.FunctionCall(recorder, name, args, kwargs, result))
+            recorder.opened.clear()
             if recorder.made:
                 if name not in COUNTED and tensors_of((args, kwargs)):
                     recorder.made.clear()  # sizes that torch itself computed from its arguments follow them

@@ -84,6 +84,15 @@ def attributes_in(expr: Expr) -> Iterator[Attribute]:
         yield from attributes_in(expr.right)
 
 
+def dims_in(expr: Expr) -> Iterator[Axis]:
+    """Every dimension whose size the expression reads."""
+    if isinstance(expr, Dim):
+        yield expr.axis
+    elif isinstance(expr, Apply):
+        yield from dims_in(expr.left)
+        yield from dims_in(expr.right)
+
+
 def is_literal(expr: Expr) -> bool:
     """Whether the expression reads no attribute and no dimension."""
     if isinstance(expr, Apply):

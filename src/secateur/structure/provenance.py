@@ -15,7 +15,17 @@ from typing import Any, cast
 
 from torch import nn
 
-from secateur.structure.expressions import Apply, Attribute, Const, Dim, Expr, attributes_in, evaluate, is_literal
+from secateur.structure.expressions import (
+    Apply,
+    Attribute,
+    Const,
+    Dim,
+    Expr,
+    attributes_in,
+    dims_in,
+    evaluate,
+    is_literal,
+)
 from secateur.structure.numbers import TrackedFlag, TrackedInt, Watcher, expr_of
 from secateur.structure.watched import WatchedList, WatchedTuple
 
@@ -28,6 +38,7 @@ __all__ = [
     "TrackedFlag",
     "TrackedInt",
     "attributes_in",
+    "dims_in",
     "evaluate",
     "expr_of",
     "is_literal",
