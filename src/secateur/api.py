@@ -10,19 +10,23 @@ from torch import nn
 from secateur import criteria
 from secateur.criteria.base import Context
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
+from secateur.model.call import several
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
 from secateur.structure.view import View, look
 from secateur.types import Data, Example, Group, Loss, Scores
 
 
-def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) -> View:
+def inspect(
+    model: nn.Module, example: Example = None, *, protect: Sequence[str] = (), examples: Sequence[Example] = ()
+) -> View:
     """What can be cut, what goes with it, what is locked, by which line of code, and what that costs.
 
     Args:
         model: any module that runs on `example`; left as it is.
         example: a tensor, a tuple of positional or a mapping of keyword arguments.
         protect: names or patterns that stay whole.
+        examples: several examples, in the place of `example` or beside it; what any of them needs is locked.
 
     Returns:
         a view with `groups`, `locked`, `to_dict()` and a readable `str()`.
@@ -39,7 +43,8 @@ def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) 
         >>> [group.name for group in inspect(net, torch.zeros(1, 4)).groups]
         ['0']
     """
-    view = look(admit(model, prepared=True), example, protect)
+    example, examples = several(example, examples)
+    view = look(admit(model, prepared=True), example, protect, examples)
     return replace(view, locked=tuple(_reworded(group) for group in view.locked))
 
 

@@ -17,6 +17,7 @@ from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
 from secateur.measure.pair import time_pair
 from secateur.model.admit import about_wrapper, admit
+from secateur.model.call import several
 from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
@@ -66,6 +67,7 @@ def prune(
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
+    examples: Sequence[Example] = (),
     **decision: Unpack[Decided],
 ) -> Result:
     """Prune a model by a recipe: plan, apply, certify, recover, measure.
@@ -88,6 +90,7 @@ def prune(
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
+        examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
         **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
             protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales. They take the
             place of the recipe's; a recipe is for what comes after: recovery, measuring.
@@ -107,6 +110,7 @@ def prune(
     given = enter(data, calibration=calibration, test=test)
     settings, untrained = _settings(recipe, overrides, decision, given)
     _check(model, given, settings)
+    example, examples = several(example, examples)
     example = given.example() if example is None else example
     run = Journal(progress, given.notes)
     run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
@@ -118,7 +122,7 @@ def prune(
         judged = _yardstick(model, given, settings, evaluate, loss)
         # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
         before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"))
+        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"), examples)
     with run.stage("apply"):
         pruned = plan.apply(model)
     # Between cut and recovery, so that the report can say which of the two brought what.
@@ -297,6 +301,7 @@ def plan_by(
     data: Data | None = None,
     loss: Loss | None = None,
     criterion: CriterionLike | None = None,
+    examples: Sequence[Example] = (),
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
 
@@ -307,6 +312,7 @@ def plan_by(
         data: batches to score with.
         loss: of the batches.
         criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
+        examples: further ones.
     """
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
@@ -328,4 +334,5 @@ def plan_by(
         seed=recipe.seed,
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
+        examples=examples,
     )

@@ -82,6 +82,7 @@ class Candidates(ABC):
         model: the original, whole.
         example: what one forward takes; None for masks.
         request: what was asked.
+        examples: further examples, which the plan holds for as well.
 
     Attributes:
         groups: the units that compete, with every slice that goes with each of them.
@@ -94,8 +95,8 @@ class Candidates(ABC):
     physical: ClassVar[bool] = True  # whether units are removed for real; else zeros are written
     scope: ClassVar[str | None] = None  # fixed by the kind, where its units cannot compete freely
 
-    def __init__(self, model: nn.Module, example: Example, request: Request) -> None:
-        self.model, self.example, self.request = model, example, request
+    def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:
+        self.model, self.example, self.request, self.examples = model, example, request, tuple(examples)
         self.groups: Sequence[Group] = ()
         self.trace: Trace | None = None
         self.structure: Structure | None = None

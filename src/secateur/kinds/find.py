@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -55,7 +55,7 @@ def kind_of(granularity: tuple[Named, ...]) -> type[Candidates]:
     return kinds.pop()
 
 
-def find(model: nn.Module, example: Example, request: Request) -> Candidates:
+def find(model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> Candidates:
     """What may go from a model at the granularities that are asked for.
 
     Raises:
@@ -67,4 +67,4 @@ def find(model: nn.Module, example: Example, request: Request) -> Candidates:
         raise RecipeError(
             f"granularity {request.what!r} needs an example.", hint="Pass example=the inputs of one forward pass."
         )
-    return kind(model, example, request)
+    return kind(model, example, request, examples) if kind.physical else kind(model, example, request)

@@ -122,6 +122,7 @@ def tried(
     cut: nn.Module,
     example: Example,
     *,
+    examples: Sequence[Example] = (),
     dtype: str = "float32",
     tolerance: float | None = None,
     effort: Effort = "default",
@@ -134,6 +135,7 @@ def tried(
         model: the original.
         cut: the smaller model.
         example: what one forward takes.
+        examples: further ones.
         dtype: "float64" compares double copies of both.
         tolerance: as in `secateur.model.agreement.agreement`.
         effort: "example" tries the example only.
@@ -147,10 +149,13 @@ def tried(
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
+        examples = [doubled(each) for each in examples]
     found = Tried()
     trial = _Trials(model, cut, tolerance, found)
     if not trial.choose(alternatives, example):
         return found
+    for number, other in enumerate(examples, 2):
+        trial.hold(Input(f"example {number}", other))
     if effort == "default":
         trial.elsewhere(example)
     trial.require_live()

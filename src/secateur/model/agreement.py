@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -147,3 +147,8 @@ def doubled(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: doubled(item) for key, item in value.items()}
     return value
+
+
+def worst(proofs: Iterable[Certificate]) -> Certificate:
+    """One certificate of several runs: that of the run with the largest error."""
+    return max(proofs, key=lambda proof: proof.max_abs_error)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from pathlib import Path
@@ -412,6 +412,11 @@ def to_device(value: Any, device: torch.device) -> Any:
         moved = [to_device(item, device) for item in value]
         return moved if isinstance(value, list) else tuple(moved)
     return value
+
+
+def several(example: Example, examples: Sequence[Example]) -> tuple[Example, tuple[Example, ...]]:
+    """The first example and the further ones, where ``examples=[...]`` may stand in the place of ``example``."""
+    return (example, tuple(examples)) if example is not None or not examples else (examples[0], tuple(examples[1:]))
 
 
 def batch_size_of(example: Example) -> int:

@@ -19,7 +19,7 @@ from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
 from secateur.model.admit import admit
 from secateur.model.behaviour import unprovable
-from secateur.model.call import device_of
+from secateur.model.call import device_of, several
 from secateur.model.guard import guard
 from secateur.planning.decide import decide
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
@@ -73,6 +73,7 @@ def make_plan(
     keep: Mapping[str, Tensor] | None = None,
     remove: Mapping[str, Sequence[int]] | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    examples: Sequence[Example] = (),
 ) -> Plan:
     """Decide what goes. Nothing is changed; `Plan.apply` does it.
 
@@ -113,6 +114,8 @@ def make_plan(
         keep: group name -> bool tensor, True = the unit stays, in the place of `target` and `criterion`.
         remove: group name -> numbers of the units that go, likewise.
         masks: parameter name -> bool tensor, True = keep: a plan of exactly these masks.
+        examples: several examples, in the place of `example` or beside it: other lengths, sizes, modes of the call.
+            What any of them needs stays, and the certificate holds for all of them. Costs are those of the first.
 
     Returns:
         the plan, not yet certified.
@@ -134,6 +137,7 @@ def make_plan(
     if kinds is None:
         assert masks is not None
         return plan_of_masks(model, masks, target, scores, keep, remove)
+    example, examples = several(example, examples)
     given = keep is not None or remove is not None
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
     rule = None if given or scores is not None else criterion_of(criterion)
@@ -153,7 +157,7 @@ def make_plan(
         expressible=expressible,
         scales=scales,
     )
-    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
+    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request, examples)
     if given:
         values: Mapping[str, Tensor] = {}
         chosen_keep = given_keep(candidates, keep, remove)
@@ -214,6 +218,7 @@ def _plan(
         scales=edit.scales,
         left_out=tuple(candidates.left_out),
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
+        conditions=() if candidates.trace is None else tuple(candidates.trace.conditions),
     )
 
 

@@ -16,7 +16,7 @@ from secateur.model.tensors import named_tensors
 from secateur.request import Request
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, Example, Group, LeftOut, Removal, Units
+from secateur.types import Certificate, Condition, Example, Group, LeftOut, Removal, Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,7 @@ class PlanData:
         sizes: integers on modules and configs that the decision relies on -> their value before it.
         recorded: what the file that the plan was read from says of a proof. Anybody can write that into a file: it is
             shown as a record, and never taken for a certificate.
+        conditions: what the run that the plan was learned from depended on.
     """
 
     fingerprint: str
@@ -82,6 +83,7 @@ class PlanData:
     sizes: Mapping[Attribute, int] = field(default_factory=dict)
     scales: Sequence[Scale] = ()
     recorded: Certificate | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def edit(self) -> Edit:

@@ -33,6 +33,7 @@ def explain(plan: PlanData) -> str:
         lines += [f"  {line}" for line in evidence(plan.certificate)]
     elif plan.removes:
         lines.append(not_proved(plan.recorded))
+    lines += [f"condition: {condition}" for condition in plan.conditions]
     # Names in a plan may come from a file, and a line feed in one of them would look like a line of its own.
     return "\n".join(visible(line) for line in lines)
 

@@ -17,7 +17,7 @@ from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.planning.schema import MAX_BYTES, SCHEMA, check_certificate, check_plan, damaged
 from secateur.request import Request
 from secateur.structure.provenance import Attribute
-from secateur.types import LayerEntry, LeftOut, Removal, Units
+from secateur.types import Condition, LayerEntry, LeftOut, Removal, Units
 
 __all__ = ["MAX_BYTES", "SCHEMA", "parse", "to_json"]
 
@@ -47,6 +47,7 @@ def to_json(plan: PlanData) -> str:
         "units": plan.units,
         "cost": plan.cost,
         "left_out": [asdict(one) for one in plan.left_out],
+        "conditions": [asdict(condition) for condition in plan.conditions],
     }
     proof = plan.certificate or plan.recorded
     data["certificate"] = asdict(proof) if proof else None
@@ -116,6 +117,7 @@ def _plan(make: type[P], data: Mapping[str, Any], origin: str) -> P:
         recorded=None if recorded is None else check_certificate(recorded, origin),
         scales=tuple(Scale(**entry) for entry in data["scales"]),
         left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
+        conditions=tuple(Condition(**entry) for entry in data["conditions"]),
     )
 
 

@@ -238,6 +238,7 @@ class Plan(PlanData):
             left_out=tuple({one.name: one for one in (*self.left_out, *following.left_out)}.values()),
             sizes=edit.sizes,
             scales=edit.scales,
+            conditions=tuple(dict.fromkeys((*self.conditions, *following.conditions))),
         )
         _compose_proofs(whole, (self, following))
         return whole

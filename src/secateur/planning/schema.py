@@ -102,6 +102,14 @@ class LeftOutPart(Part):
     wanted: bool
 
 
+class ConditionPart(Part):
+    """What the run that the plan was learned from depended on."""
+
+    text: Annotated[str, Field(max_length=MAX_REQUEST)]
+    where: Annotated[str, Field(max_length=MAX_REQUEST)]
+    module: Annotated[str, Field(max_length=MAX_REQUEST)]
+
+
 class PlanPart(Part):
     """A whole plan."""
 
@@ -119,6 +127,7 @@ class PlanPart(Part):
     units: UnitsPart
     cost: dict[Literal["params", "macs"], Annotated[list[Cost], Field(min_length=2, max_length=2)]]
     left_out: list[LeftOutPart]
+    conditions: list[ConditionPart]
     certificate: dict[str, Any] | None
     decision: Hash | None
 

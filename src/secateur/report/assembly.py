@@ -23,7 +23,7 @@ from secateur.report.record import (
     UnitCount,
     status_of,
 )
-from secateur.types import Certificate, Degradation, LeftOut, Snapshot
+from secateur.types import Certificate, Condition, Degradation, LeftOut, Snapshot
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Effect:
         units: removed and total units, and what a unit is ("channels").
         certificate: of the cut, or None with a reason.
         certificate_reason: why there is no certificate, for example "nothing was cut".
+        conditions: what the certificate depends on.
         after_cut_quality: quality right after the cut, before any recovery.
         quality_on: which data the quality figures are of.
         quality_missing: why there are none.
@@ -91,6 +92,7 @@ class Effect:
     quality_missing: str = ""
     control: Control | None = None
     left_out: Sequence[LeftOut] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def build(
         achieved=dict(goal.achieved),
         certificate=effect.certificate,
         certificate_reason=effect.certificate_reason,
+        conditions=effect.conditions,
         degradations=tuple(events.degradations),
         seconds=dict(events.seconds),
         layers=tuple(layers),

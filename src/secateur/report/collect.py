@@ -129,6 +129,7 @@ def _effect(plan: Plan, before: Snapshot, after: Snapshot) -> Effect:
         certificate=plan.certificate,
         certificate_reason="" if plan.certificate else "zeros are written; no slice is cut",
         left_out=plan.left_out,
+        conditions=plan.conditions,
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from pydantic import model_validator as check
 
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, FileRefusedError, TargetError
-from secateur.types import Amount, Certificate, Count, Degradation, LeftOut, Lock, Snapshot, Text
+from secateur.types import Amount, Certificate, Condition, Count, Degradation, LeftOut, Lock, Snapshot, Text
 
 MAX_BYTES = 64 * 1024 * 1024  # many times the largest report; JSON takes ten times that in memory
 ZEROS_ONLY = "zeros only: no speed expected"
@@ -198,6 +198,7 @@ class Report(ReportPart):
     achieved: dict[Text, float] = Field(default_factory=dict)
     certificate: Certificate | None = None
     certificate_reason: Text = ""
+    conditions: tuple[Condition, ...] = ()
     degradations: tuple[Degradation, ...] = ()
     seconds: dict[Text, Amount] = Field(default_factory=dict)
     layers: tuple[Layer, ...] = ()

@@ -99,6 +99,8 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         yield "sparsity", list(sparsity_lines(report))
     notes = () if report.certificate is None else report.certificate.notes
     yield "proof", [proof_line(report), *map(clean, notes)]  # also where there is none: silence would read as proved
+    if report.conditions:
+        yield "the proof holds under conditions", [clean(str(condition)) for condition in report.conditions]
     if report.locked:
         total = sum(one.params for one in report.locked)
         # The largest first, since these decide how much could be gained by freeing them.

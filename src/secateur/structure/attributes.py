@@ -28,7 +28,7 @@ from secateur.structure.axes import (
     resolve,
     size_after,
 )
-from secateur.structure.provenance import Apply, Attribute, Dim, Expr, attributes_in, evaluate, read
+from secateur.structure.provenance import Apply, Attribute, Dim, Expr, attributes_in, dims_in, evaluate, read
 from secateur.structure.trace import SizeUse, Trace
 from secateur.types import Lock
 
@@ -61,7 +61,7 @@ class Sizes:
         for use in self.trace.size_uses:
             related = self._related(use)
             sized = [] if isinstance(use.axis, int) else [use.axis]
-            for axis in (*sized, *_dims(use.expr)):
+            for axis in (*sized, *dims_in(use.expr)):
                 for atom in leaves(axis):
                     found[atom.id].update(related)
         return found
@@ -103,7 +103,7 @@ class Sizes:
         """Dimensions that a use ties together."""
         if not isinstance(use.axis, int):
             yield use.axis
-        yield from _dims(use.expr)
+        yield from dims_in(use.expr)
         for attribute in attributes_in(use.expr):
             for reader in self.readers[attribute]:
                 if reader.expr is not use.expr and not isinstance(reader.axis, int):
@@ -178,14 +178,6 @@ def _reads(steps: Iterable[tuple[str, Expr]], definitions: Mapping[Attribute, De
                 if attribute in definitions:
                     todo += [expr for _, expr in definitions[attribute].steps]
     return found
-
-
-def _dims(expr: Expr) -> Iterator[Axis]:
-    if isinstance(expr, Dim):
-        yield expr.axis
-    elif isinstance(expr, Apply):
-        yield from _dims(expr.left)
-        yield from _dims(expr.right)
 
 
 def settle(trace: Trace, atoms: Iterable[Atom]) -> None:

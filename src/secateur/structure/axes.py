@@ -121,6 +121,12 @@ def add_lock(atom: Atom, reason: Lock) -> None:
         atom.locks.append(reason)
 
 
+def is_data(node: Axis) -> bool:
+    """Whether nothing below `node` can be cut: a size of it changes with the input only."""
+    below = list(leaves(node))
+    return bool(below) and all(atom.locks for atom in below)
+
+
 def same_axis(a: Axis, b: Axis) -> bool:
     """Whether two dimensions are indexed alike, as far as that is known."""
     a, b = resolve(a), resolve(b)

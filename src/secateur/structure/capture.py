@@ -29,6 +29,7 @@ from secateur.structure.conditions import Branch, arguments, unreached
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
+from secateur.structure.watched import watched
 from secateur.types import Example
 
 MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
@@ -62,13 +63,26 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
 
     Cost: per example one forward pass plus about 0.1 ms per operation; no copy of the weights.
     """
-    first = _run(model, example)
+    first = _first(model, example)
     trace, runs = first.trace, [(example, first)]
     for other in examples:
         runs.append((other, _run(model, other, first)))
         trace.further.append(runs[-1][1].trace)
     _look_beside(model, runs)
     return trace
+
+
+def _first(model: nn.Module, example: Example) -> Recorder:
+    """The run that all others share their atoms with."""
+    try:
+        return _run(model, example)
+    except ForwardError as error:
+        # Functions that torch does not let anybody watch take a plain bool for `training`, and nothing else.
+        if TrackedFlag.__name__ not in error.why:
+            raise
+    recorder = _run(model, example, flags=False)
+    recorder.watch.given_mode()
+    return recorder
 
 
 def _run(
@@ -79,6 +93,7 @@ def _run(
     mode: Mode = "eval",
     turned: str = "",
     switched: str = "",
+    flags: bool = True,
 ) -> Recorder:
     """One run, of which atoms and uses of sizes are those of an earlier one.
 
@@ -89,16 +104,19 @@ def _run(
         mode: "train" takes the branches of training.
         turned: line at which the other branch is taken.
         switched: argument that is given the opposite of its default.
+        flags: whether branches on `training` are watched.
     """
     recorder = Recorder(model, after, turned)
     recorder.add_inputs(example)
     beside = mode == "train" or bool(turned or switched)
+    flags = flags and not beside
     with ExitStack() as stack:
         # The recorder keeps what a call is about to change, so no copies are needed.
         stack.enter_context(_calm(model, example, mode))
-        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=not beside))
+        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=flags))
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
+        stack.enter_context(watched(lambda tensor: doors.exported(recorder, tensor)))
         if beside:  # what it prints or warns of is none of the user's business
             stack.enter_context(redirect_stdout(StringIO()))
             stack.enter_context(warnings.catch_warnings(action="ignore"))
@@ -206,7 +224,9 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        return self._execute(func, args, kwargs)
+        # Scripted code comes here past the function mode, which would take the engine's own questions for the user's.
+        with torch._C.DisableTorchFunction():
+            return self._execute(func, args, kwargs)
 
     def _execute(self, func: Op, args: Args, kwargs: Kwargs) -> object:
         recorder = self.recorder
@@ -287,6 +307,7 @@ class _Functions(TorchFunctionMode):
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(size_uses.FunctionCall(recorder, name, args, kwargs, result))
+            recorder.opened.clear()
             if recorder.made:
                 if name not in COUNTED and tensors_of((args, kwargs)):
                     recorder.made.clear()  # sizes that torch itself computed from its arguments follow them

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from secateur.structure.axes import Axis, leaves, resolve, same_axis
-from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, is_literal
+from secateur.structure.axes import leaves, resolve, same_axis
+from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
 from secateur.structure.trace import Place, SizeUse
 from secateur.types import Condition, Example
 
@@ -109,6 +109,10 @@ class Watch:
             self._add("mode", f"holds in {mode} mode, which the code asks for", place)
         return training
 
+    def given_mode(self) -> None:
+        """The code hands `training` to something that nobody can watch: whether it also branches on it is not known."""
+        self._add("mode", "holds in eval mode, which the code hands on", Place())
+
     def value(self, how: str, value: object) -> None:
         """A value that depends on the input left the graph."""
         place = self.recorder.here.place()
@@ -138,21 +142,13 @@ def _on_data(expr: Apply) -> bool:
     """Whether a comparison asks for a size of the data, which other inputs change; what is cut is checked by itself."""
     if isinstance(expr.left, Dim) and isinstance(expr.right, Dim) and same_axis(expr.left.axis, expr.right.axis):
         return False
-    dims = [resolve(axis) for axis in _axes(expr)]
+    dims = [resolve(axis) for axis in dims_in(expr)]
     return any(axis.size == 1 or any(atom.locks for atom in leaves(axis)) for axis in dims)
-
-
-def _axes(expr: Expr) -> Iterator[Axis]:
-    if isinstance(expr, Dim):
-        yield expr.axis
-    elif isinstance(expr, Apply):
-        yield from _axes(expr.left)
-        yield from _axes(expr.right)
 
 
 def _comparison(expr: Apply, result: bool, names: Mapping[int, str]) -> str:
     sign = expr.op if result else OPPOSITE[expr.op]
-    sizes = ", ".join(str(axis.size) for axis in _axes(expr))
+    sizes = ", ".join(str(axis.size) for axis in dims_in(expr))
     return f"{_words(expr.left, names)} {SYMBOLS[sign]} {_words(expr.right, names)} (here {sizes})"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.structure.axes import lock
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
 from secateur.structure.trace import Args, SizeUse
+from secateur.types import Lock
 
 if TYPE_CHECKING:
     from secateur.structure.recorder import Recorder
@@ -21,7 +22,8 @@ READS = {
     "__complex__": "a Python number", "__index__": "a Python number", "__bool__": "a Python bool",
     "is_nonzero": "a Python bool", "tolist": "a Python list", "numpy": "a NumPy array", "__array__": "a NumPy array",
     "__dlpack__": "a DLPack capsule", "to_dlpack": "a DLPack capsule", "_to_dlpack": "a DLPack capsule",
-    "data_ptr": "an address", "storage": "its storage", "untyped_storage": "its storage", "_typed_storage": "its storage",
+    "data_ptr": "an address", "storage": "its storage", "untyped_storage": "its storage",
+    "_typed_storage": "its storage",
     "__repr__": "text", "__str__": "text", "__format__": "text", "__contains__": "a Python bool",
     "__reduce_ex__": "a pickle",
 }  # fmt: skip
@@ -41,7 +43,23 @@ def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
     if number not in recorder.data:
         return result
     recorder.watch.value(name, result)
+    if name in ("item", "tolist"):
+        return _numbers(recorder, result)
     return recorder.watch.answer(bool(result), recorder.here.place().where) if name in BOOLS else result
+
+
+def _numbers(recorder: Recorder, value: object) -> object:
+    """Integers that the data hold (lengths, say) are sizes of the data when they size something."""
+    if type(value) is list:
+        return [_numbers(recorder, item) for item in value]
+    if type(value) is not int or value < 2:
+        return value
+    return TrackedInt(value, Dim(recorder.space.fresh(value, Lock("a number that the data hold"))), recorder.watch)
+
+
+def exported(recorder: Recorder, tensor: Tensor) -> None:
+    """A tensor became a capsule by a function that no mode sees."""
+    read(recorder, "to_dlpack", (tensor,), None)
 
 
 def counted(recorder: Recorder, name: str, args: Args, result: object) -> object:

@@ -8,209 +8,49 @@ which attribute has to change when that dimension is cut. A number without prove
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from torch import nn
 
-from secateur.structure.axes import Axis, size_after
+from secateur.structure.expressions import (
+    Apply,
+    Attribute,
+    Const,
+    Dim,
+    Expr,
+    attributes_in,
+    dims_in,
+    evaluate,
+    is_literal,
+)
+from secateur.structure.numbers import TrackedFlag, TrackedInt, Watcher, expr_of
+from secateur.structure.watched import WatchedList, WatchedTuple
 
+__all__ = [
+    "Apply",
+    "Attribute",
+    "Const",
+    "Dim",
+    "Expr",
+    "TrackedFlag",
+    "TrackedInt",
+    "attributes_in",
+    "dims_in",
+    "evaluate",
+    "expr_of",
+    "is_literal",
+    "owner_at",
+    "owners",
+    "read",
+    "tracked_attributes",
+    "write",
+]
 CONTAINERS = (dict, OrderedDict, list, set)
+NUMBERS = (int, float, bool, str)
 PLAIN = frozenset([*CONTAINERS, bool, int, float, str, tuple, type(None)])
-COMPARISONS: dict[str, Callable[[int, int], bool]] = {
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-}
-OPERATORS: dict[str, Callable[[int, int], int]] = {
-    **COMPARISONS,
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-}
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """An integer stored on a module or config: `owner` is its dotted path, `item` the place in a tuple or list."""
-
-    owner: str
-    name: str
-    item: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Dim:
-    """The size of a tensor dimension."""
-
-    axis: Axis
-
-
-@dataclass(frozen=True)
-class Const:
-    """A literal."""
-
-    value: int
-
-
-@dataclass(frozen=True)
-class Apply:
-    """An arithmetic operation on two expressions."""
-
-    op: str
-    left: Attribute | Dim | Const | Apply
-    right: Attribute | Dim | Const | Apply
-
-
-Expr = Attribute | Dim | Const | Apply
-
-
-class Watcher(Protocol):
-    """Who is told what the code does with its integers, other than arithmetic."""
-
-    def compared(self, expr: Apply, result: bool) -> bool:
-        """Two integers were compared; returns what the code is told."""
-
-    def left(self, expr: Expr, value: int, how: str) -> None:
-        """An integer became something that carries no provenance."""
-
-    def asked_mode(self, training: bool) -> bool:
-        """The code branched on `training`; returns what it is told."""
-
-
-class TrackedInt(int):
-    """An int with an expression; every other use sees a plain int."""
-
-    expr: Expr
-    watch: Watcher | None
-
-    def __new__(cls, value: int, expr: Expr, watch: Watcher | None = None) -> TrackedInt:  # noqa: D102
-        self = super().__new__(cls, value)
-        self.expr = expr
-        self.watch = watch
-        return self
-
-    def _told(self, how: str) -> None:
-        if self.watch is not None:
-            self.watch.left(self.expr, int(self), how)
-
-    def __hash__(self) -> int:
-        self._told("a key")
-        return int.__hash__(self)
-
-    def __str__(self) -> str:
-        self._told("text")
-        return int.__repr__(self)
-
-    __repr__ = __str__
-
-    def __format__(self, form: str) -> str:
-        self._told("text")
-        return int.__format__(self, form)
-
-    def __bool__(self) -> bool:
-        result = int.__bool__(self)
-        return result if self.watch is None else self.watch.compared(Apply("ne", self.expr, Const(0)), result)
-
-    def __deepcopy__(self, memo: object) -> int:
-        return int(self)
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        return int, (int(self),)
-
-
-class TrackedFlag(int):
-    """The `training` of a module of the user's: says when the code branches on it."""
-
-    watch: Watcher
-
-    def __new__(cls, value: bool, watch: Watcher) -> TrackedFlag:  # noqa: D102
-        self = super().__new__(cls, value)
-        self.watch = watch
-        return self
-
-    def __bool__(self) -> bool:
-        return self.watch.asked_mode(int.__bool__(self))
-
-    def __repr__(self) -> str:
-        return repr(int.__bool__(self))
-
-
-def expr_of(value: int) -> Expr:
-    """The expression of a tracked int, or the literal."""
-    return value.expr if isinstance(value, TrackedInt) else Const(int(value))
-
-
-def _binary(name: str, *, swapped: bool) -> Callable[[TrackedInt, Any], Any]:
-    function = OPERATORS[name]
-
-    def method(self: TrackedInt, other: Any) -> Any:
-        if type(other) is not int and not isinstance(other, TrackedInt):
-            return NotImplemented
-        a, b = (other, self) if swapped else (self, other)
-        return TrackedInt(function(int(a), int(b)), Apply(name, expr_of(a), expr_of(b)), self.watch)
-
-    return method
-
-
-def _comparison(name: str) -> Callable[[TrackedInt, object], bool]:
-    function = COMPARISONS[name]
-
-    def method(self: TrackedInt, other: object) -> bool:
-        if not isinstance(other, int):
-            return NotImplemented
-        result: bool = function(int(self), int(other))
-        if self.watch is None or other is self:
-            return result
-        return self.watch.compared(Apply(name, self.expr, expr_of(other)), result)
-
-    return method
-
-
-for _name in set(OPERATORS) - set(COMPARISONS):
-    setattr(TrackedInt, f"__{_name}__", _binary(_name, swapped=False))
-    setattr(TrackedInt, f"__r{_name}__", _binary(_name, swapped=True))
-for _name in COMPARISONS:
-    setattr(TrackedInt, f"__{_name}__", _comparison(_name))
-
-
-def evaluate(expr: Expr, counts: Mapping[int, int], attributes: Mapping[Attribute, int]) -> int:
-    """Value of the expression after a cut that leaves `counts` and sets `attributes`."""
-    if isinstance(expr, Const):
-        return expr.value
-    if isinstance(expr, Dim):
-        return size_after(expr.axis, counts)
-    if isinstance(expr, Attribute):
-        return attributes[expr]
-    right = evaluate(expr.right, counts, attributes)
-    if expr.op in ("floordiv", "mod") and right == 0:
-        return -1
-    return OPERATORS[expr.op](evaluate(expr.left, counts, attributes), right)
-
-
-def attributes_in(expr: Expr) -> Iterator[Attribute]:
-    """Every attribute that the expression reads."""
-    if isinstance(expr, Attribute):
-        yield expr
-    elif isinstance(expr, Apply):
-        yield from attributes_in(expr.left)
-        yield from attributes_in(expr.right)
-
-
-def is_literal(expr: Expr) -> bool:
-    """Whether the expression reads no attribute and no dimension."""
-    if isinstance(expr, Apply):
-        return is_literal(expr.left) and is_literal(expr.right)
-    return isinstance(expr, Const)
 
 
 def owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -284,7 +124,10 @@ def tracked_attributes(
                 store[name] = TrackedInt(value, Attribute(path, name), watch)
             elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
                 values.update({Attribute(path, name, i): v for i, v in enumerate(value)})
-                store[name] = type(value)(TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
+                items = (TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
+                store[name] = WatchedList(items) if type(value) is list else WatchedTuple(items)
+            elif type(value) in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
+                store[name] = WatchedList(value) if type(value) is list else WatchedTuple(value)
             elif flags and name == "training" and _is_users(owner):
                 store[name] = TrackedFlag(value, watch)
     try:

@@ -187,6 +187,8 @@ class Recorder:
         self.failed = ""  # why a run beside the first one ended early
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.
         self.made: list[Axes] = []
+        # Dimensions that the present call has cut between two seams, until a handler says where.
+        self.opened: list[Axis] = []
         # (tensor, its values before) of everything outside the run that an in-place call changed.
         self.changed: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -281,7 +283,9 @@ class Recorder:
         finally:
             with torch.no_grad():
                 for tensor, before in self.changed.values():
-                    if tensor.shape == before.shape:  # one that was resized has its old memory back from the guard
+                    if tensor.shape != before.shape:
+                        tensor.data = before  # given other memory
+                    else:
                         tensor.copy_(before)
 
     def before_mutation(self, tensor: Tensor) -> None:

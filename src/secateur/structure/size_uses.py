@@ -9,13 +9,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
 
-from secateur.structure.axes import Axis, Conflict, lock
-from secateur.structure.provenance import TrackedInt, expr_of, is_literal
+from secateur.structure.axes import Axis, Conflict, is_data, lock
+from secateur.structure.provenance import TrackedInt, dims_in, expr_of, is_literal
 from secateur.structure.recorder import Recorder
 from secateur.structure.trace import Args, Axes, Kwargs, SizeUse
 from secateur.types import Lock
@@ -76,6 +76,12 @@ class FunctionCall:
         elif int(value) == axis.size:  # else the integer counts something else: -1, or a size that is broadcast
             self.recorder.trace.size_uses.append(SizeUse(expr, axis, place))
 
+    def reached(self, value: object, axis: Axis) -> None:
+        """State that `axis` was cut at `value`: where the input decides how far it is reached, it holds positions."""
+        opened = any(each is axis for each in self.recorder.opened)
+        if opened and isinstance(value, TrackedInt) and any(is_data(each) for each in dims_in(value.expr)):
+            lock(axis, self.recorder.reason("reached as far as the input is long: what lies along it are positions"))
+
     def watch(self, value: object) -> None:
         """State that `value` went into a computation, so that the cut model must compute it alike."""
         if isinstance(value, TrackedInt) and not is_literal(value.expr):
@@ -101,7 +107,7 @@ def plain(value: object) -> int | None:
         whole = value.numel() == 1 and not value.is_floating_point() and not value.is_meta
         return int(value) if whole else None
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(cast(SupportsIndex, value))
     except TypeError:
         return None
 
@@ -233,6 +239,8 @@ def split(call: FunctionCall) -> None:
     pieces = call.pieces(call.integer(2, "dim"))
     if len(pieces) == 1:
         return
+    for value in () if isinstance(sizes, int) else sizes:
+        call.reached(value, call.axes(call.args[0])[call.integer(2, "dim")])
     wanted = [sizes] * len(pieces) if isinstance(sizes, int) else list(sizes)
     for value, axis in zip(wanted, pieces, strict=True):
         if axis.size == int(value):  # the last piece may be shorter than asked for
@@ -277,6 +285,11 @@ def _bound(call: FunctionCall, given: object, axis: Axis) -> None:
     if bound is None:
         return
     size, position = axis.size, int(bound)
+    call.reached(bound, axis)
+    if not isinstance(given, int) and position not in (0, size):
+        # A number of another library may have been computed from this very size: neither side of it can change.
+        lock(axis, call.recorder.reason("cut at a position of which nobody knows where it comes from"))
+        return
     if position in (0, size) or abs(position) > size:
         return
     if position < 0 and not isinstance(bound, TrackedInt):

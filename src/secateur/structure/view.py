@@ -13,7 +13,7 @@ from secateur.model.call import batch_size_of
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure
-from secateur.types import Example, Group, MacsPer
+from secateur.types import Condition, Example, Group, MacsPer
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class View:
         locked: what cannot, each with its reasons.
         weights: group name -> parameters that go with all its units.
         macs_per: "sample", or "example" where the example's leading dimension holds no samples.
+        conditions: what the run depended on.
     """
 
     model: str
@@ -37,6 +38,7 @@ class View:
     locked: tuple[Group, ...]
     weights: dict[str, int]
     macs_per: MacsPer = "sample"
+    conditions: tuple[Condition, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -65,6 +67,7 @@ class View:
                 }
                 for g in self.locked
             ],
+            "conditions": [asdict(condition) for condition in self.conditions],
         }
 
     def __str__(self) -> str:
@@ -81,16 +84,17 @@ class View:
             lines.append(f"  {g.name}  {g.size} units, {self.weights[g.name]:,} parameters: {reason.reason}")
             lines += [f"    {where}"] if where else []
             lines += [f"    do: {reason.hint}"] if reason.hint else []
+        lines += ["conditions:", *(f"  {condition}" for condition in self.conditions)] if self.conditions else []
         return "\n".join(lines)
 
 
-def look(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> View:
+def look(model: nn.Module, example: Example, protect: Sequence[str] = (), examples: Sequence[Example] = ()) -> View:
     """Capture a model and describe it.
 
     Raises:
         ForwardError: the forward fails on the example.
     """
-    trace = capture(model, example)
+    trace = capture(model, example, examples=examples)
     found = structure(model, trace, protect)
     samples = samples_in(model, example)
     cost = CostModel(model, trace, samples)
@@ -104,4 +108,5 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> Vie
         tuple(g for g in found.groups if g.locks),
         weights,
         "example" if samples == 1 < batch_size_of(example) else "sample",
+        tuple(trace.conditions),
     )

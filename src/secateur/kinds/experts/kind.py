@@ -9,6 +9,7 @@ from secateur.kinds.experts.find import Mixture, expert_counts, find_mixtures, s
 from secateur.kinds.experts.prove import certify_experts
 from secateur.kinds.expressible import require_native, require_transformers
 from secateur.kinds.slices.kind import Decision, Slices
+from secateur.model.agreement import worst
 from secateur.types import Certificate, Group
 
 
@@ -63,16 +64,12 @@ class Experts(Slices):
     ) -> Certificate:
         """By the original whose routers cannot choose what is gone: a replay would choose it again."""
         choice = self.decision(keep)
-        proof = certify_experts(
-            whole,
-            cut,
-            self.example,
-            self.trace,
-            self.mixtures,
-            choice.atoms,
-            choice.cuts,
-            dtype=dtype,
-            tolerance=tolerance,
+        runs = zip((self.example, *self.examples), (self.trace, *self.trace.further), strict=True)
+        proof = worst(
+            certify_experts(
+                whole, cut, example, trace, self.mixtures, choice.atoms, choice.cuts, dtype=dtype, tolerance=tolerance
+            )
+            for example, trace in runs
         )
         if self.request.expressible:
             require_native(cut, self.example)

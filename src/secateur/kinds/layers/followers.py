@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,11 +202,50 @@ def _fault(
     model: nn.Module, example: Example, layers: Layers, attributes: Mapping[Attribute, int]
 ) -> CertificateError | ForwardError | None:
     """Why the model without the blocks is not the model with identity in their place; None if it is."""
-    expected = identity_outputs(model, example, layers)
+    gone = set(block_names(model, layers))
+    kept = [
+        m for path in layers for name, m in model.get_submodule(path).named_children() if _at(path, name) not in gone
+    ]
+    with handed(kept) as before:
+        expected = identity_outputs(model, example, layers)
     try:
-        with dropped(model, layers, attributes), quiet(model), torch.no_grad():
+        with dropped(model, layers, attributes), quiet(model), torch.no_grad(), handed(kept) as after:
             found = [t.detach() for t in outputs(call(model, example))]
         identity_agreement(expected, found, None)
     except (CertificateError, ForwardError) as error:
         return error
+    if before != after:
+        # Equal outputs on the example prove nothing then: a window wider than the example, for instance, shows nothing.
+        return CertificateError(
+            "Blocks that stay are called with other arguments.",
+            why="the code chooses arguments by the number of the block, and the numbers move up",
+        )
     return None
+
+
+def _at(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+@contextmanager
+def handed(blocks: Iterable[nn.Module]) -> Iterator[list[tuple[int, list[object]]]]:
+    """Note what plain values (numbers, switches, names) every block is called with, call by call."""
+    seen: list[tuple[int, list[object]]] = []
+
+    def note(block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        seen.append((id(block), list(_plain([*args, *kwargs.values()]))))
+
+    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain(tree: object) -> Iterator[object]:
+    if isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from _plain(item)
+    elif tree is None or type(tree) in (bool, int, float, str):
+        yield tree

@@ -15,6 +15,7 @@ from secateur.kinds.expressible import require_native, require_transformers, sea
 from secateur.kinds.layers.drop import dropped
 from secateur.kinds.layers.followers import decision, probe
 from secateur.kinds.layers.prove import certify_layers
+from secateur.model.agreement import worst
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.request import Request
 from secateur.structure.provenance import Attribute
@@ -25,8 +26,8 @@ from secateur.types import Certificate, Example, Group, LayerEntry, Span
 class LayerStacks(Candidates):
     """Stacks of blocks; a unit is a block."""
 
-    def __init__(self, model: nn.Module, example: Example, request: Request) -> None:
-        super().__init__(model, example, request)
+    def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:
+        super().__init__(model, example, request, examples)
         for name, tensor in named_tensors(model).items():
             require_finite(tensor, name)
         depth = find_stacks(model, example, request.protect)
@@ -84,7 +85,10 @@ class LayerStacks(Candidates):
             for stack, group in zip(self.stacks, self.groups, strict=True)
             if (mask := keep.get(group.name)) is not None and not bool(mask.all())
         }
-        proof = certify_layers(whole, cut, self.example, layers, dtype=dtype, tolerance=tolerance)
+        proof = worst(
+            certify_layers(whole, cut, example, layers, dtype=dtype, tolerance=tolerance)
+            for example in (self.example, *self.examples)
+        )
         if self.request.expressible:
             require_native(cut, self.example)
         return proof

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm
@@ -52,9 +52,9 @@ class Slices(Candidates):
     trace: Trace
     structure: Structure
 
-    def __init__(self, model: nn.Module, example: Example, request: Request) -> None:
-        super().__init__(model, example, request)
-        self.trace = capture(model, example)
+    def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:
+        super().__init__(model, example, request, examples)
+        self.trace = capture(model, example, examples=self.examples)
         self.structure = structure(model, self.trace, request.protect)
         self.native: FieldFamilies | None = None
         self.groups = self._found()
@@ -157,6 +157,7 @@ class Slices(Candidates):
             self.trace,
             choice.atoms,
             scales=scales,
+            examples=self.examples,
             dtype=dtype,
             tolerance=tolerance,
         )
@@ -173,6 +174,7 @@ class Slices(Candidates):
             whole,
             cut,
             self.example,
+            examples=self.examples,
             dtype=dtype,
             tolerance=tolerance,
         )

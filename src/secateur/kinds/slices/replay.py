@@ -19,13 +19,14 @@ from secateur.errors import CertificateError
 from secateur.kinds.slices.fold import Scale, rescaled
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
-from secateur.model.agreement import agreement, doubled, run_cut
+from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
+from secateur.model.held import HeldRandomness
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, resolve, size_after
 from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Kwargs, Ref, Restrict, Step, Trace, numbers_in, tensors_of
+from secateur.structure.trace import Kwargs, Op, Ref, Restrict, Step, Trace, numbers_in, tensors_of
 from secateur.types import Certificate, Example
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear"])
@@ -132,8 +133,8 @@ class Replay:
         if restrict is not None and narrowed:
             self._narrow(restrict, step, args, local)
         func = torch.ops.aten.reshape.default if step.func is torch.ops.aten.view.default else step.func
-        result = func(*cast("list[object]", self._filled(args, local)), **cast(Kwargs, self._filled(kwargs, local)))
-        produced = tensors_of(result)
+        filled, named = cast("list[object]", self._filled(args, local)), cast(Kwargs, self._filled(kwargs, local))
+        produced = tensors_of(_attended(func, filled, named) or func(*filled, **named))
         if restrict is not None and narrowed:
             for position, d, axis in restrict.outputs:
                 positions = self.kept(axis)
@@ -246,6 +247,21 @@ class Replay:
         return [self.originals.rows(view, rows)[places]]
 
 
+def _attended(func: Op, args: list[object], kwargs: Kwargs) -> list[Tensor] | None:
+    """Attention whose values are of another size than its keys: the kernel for equal sizes, which ran, cannot do it."""
+    if base_name(func) != "_scaled_dot_product_flash_attention_for_cpu":
+        return None
+    q, k, v = cast("list[Tensor]", args[:3])
+    if q.shape[-1] == v.shape[-1]:
+        return None
+    causal, mask = bool(args[4]) if len(args) > 4 else False, kwargs.get("attn_mask")
+    scale = cast("float | None", kwargs.get("scale"))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, cast("Tensor | None", mask), 0.0, causal, scale=scale
+    )
+    return [out, q.new_zeros(q.shape[:-1]).transpose(1, 2)]  # the second is bookkeeping that nobody reads
+
+
 def _factor_at(step: Step, at: int, rank: int) -> Factor | None:
     """How an operator treats the weight at a place of its arguments."""
     name = base_name(step.func)
@@ -315,6 +331,7 @@ def certify(
     scales: Sequence[Scale] = (),
     dtype: str = "float32",
     tolerance: float | None = None,
+    examples: Sequence[Example] = (),
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
 
@@ -327,6 +344,7 @@ def certify(
         scales: factors that the cut model holds beside the slices.
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: as in `agreement`.
+        examples: further ones, of which the trace holds a run each.
 
     Returns:
         the certificate with the largest error found.
@@ -339,8 +357,17 @@ def certify(
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
-        trace = capture(model, example)  # the same calls in the same order: the same atoms
-    with quiet(cut), torch.no_grad(), NumberTape() as tape:
+        examples = [doubled(each) for each in examples]
+        trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
+    runs = zip((example, *examples), (trace, *trace.further), strict=True)
+    tensors = rescaled(named_tensors(model), scales)
+    return worst(_replayed(tensors, cut, each, run, keep, tolerance) for each, run in runs)
+
+
+def _replayed(
+    tensors: Mapping[str, Tensor], cut: nn.Module, example: Example, trace: Trace, keep: Keep, tolerance: float | None
+) -> Certificate:
+    with quiet(cut), torch.no_grad(), HeldRandomness(), NumberTape() as tape:
         answer = run_cut(
             cut,
             example,
@@ -348,10 +375,10 @@ def certify(
             hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
         )
     found = [t.detach() for t in outputs(answer)]
-    tensors = rescaled(named_tensors(model), scales)
-    replay = Replay(trace, tensors, keep, tape.calls, named_tensors(cut))
+    with HeldRandomness():
+        expected = Replay(trace, tensors, keep, tape.calls, named_tensors(cut)).run()
     return agreement(
-        replay.run(),
+        expected,
         found,
         tolerance,
         method="replay",

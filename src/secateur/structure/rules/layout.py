@@ -138,6 +138,8 @@ def slice_(call: Call) -> Axes:
     dim = call.integer("dim", 0) % len(axes)
     size, length = source.shape[dim], call.results[0].shape[dim]
     start = min(max(_wrap(call.integer("start"), size), 0), size)
+    if not on_seams(axes[dim], start, length):
+        call.recorder.opened.append(axes[dim])
     axes[dim] = interval(call, axes[dim], start, length, call.integer("step", 1), apart=True)
     return tuple(axes)
 
@@ -219,6 +221,10 @@ def split(call: Call) -> list[Axes]:
     lengths = [piece.shape[dim] for piece in call.results]
     free_sizes = "with_sizes" in call.func._schema.name
     out, start = [], 0
+    if free_sizes and not all(
+        on_seams(axes[dim], at - n, n) for n, at in zip(lengths, accumulate(lengths), strict=True)
+    ):
+        call.recorder.opened.append(axes[dim])
     for length in lengths:
         apart = len(set(lengths)) > 1 or (free_sizes and on_seams(axes[dim], start, length))
         part = interval(call, axes[dim], start, length, apart=apart)
