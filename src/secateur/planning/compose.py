@@ -48,8 +48,8 @@ def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
     # What a cut has not changed was so before it; where one has, the first edit knows what it relied on itself.
     sizes = {} if first.cuts else {Attribute(back(a.owner), a.name, a.item): v for a, v in second.sizes.items()}
     shortened = {(owner, name) for entry in first.layers.values() for owner, name in entry["lists"]}
-    kept = {a: v for a, v in sizes.items() if a not in first.attributes and (a.owner, a.name) not in shortened}
-    return Edit(cuts, attributes, layers, masks, {**kept, **first.sizes})
+    same = {a: v for a, v in sizes.items() if a not in first.attributes and (a.owner, a.name) not in shortened}
+    return Edit(cuts, attributes, layers, masks, {**same, **first.sizes})
 
 
 def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, LayerEntry]:

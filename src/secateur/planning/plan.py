@@ -81,7 +81,8 @@ class Plan(PlanData):
             PlanMismatchError: the plan belongs to another model, or its slices are not what its units mean in it.
             CertificateError: the cut is not equal to its proof; nothing was changed.
 
-        Cost: one copy of what is kept; certification adds about three forward passes.
+        Cost: one copy of what is kept; certification adds about three forward passes, and on a model that the plan was
+            not made with a run of the engine.
         """
         self.validate(model)
         proof = self._proof(model, example)

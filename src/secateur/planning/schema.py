@@ -90,7 +90,7 @@ class PlanPart(Part):
     model: Name
     request: dict[str, Any]
     groups: dict[Name, GroupPart]
-    cuts: dict[Name, dict[Dim, list[Run]]]
+    cuts: dict[Name, dict[Dim, Annotated[list[Run], Field(min_length=1)]]]  # something always stays
     attributes: list[IntegerPart]
     sizes: list[WasPart]
     masks: dict[Name, MaskPart]
