@@ -15,8 +15,8 @@ from typing import Any
 
 import hostile
 
-from secateur.files.seeds import canonical_json, stable_hash
-from secateur.planning.files import DECISION
+from secateur.files.seeds import canonical_json
+from secateur.planning.files import decision_hash
 
 Change = Callable[[Path], object]
 ESCAPE = "\x1b]0;owned\x07\x1b[31m\u202e"  # sets the title, turns red, reverses the line
@@ -39,7 +39,7 @@ def reseal(folder: Path) -> None:
 def seal_plan(data: dict[str, Any]) -> dict[str, Any]:
     """The same for the decision that a certificate is about, where it can be written down at all."""
     with suppress(KeyError, TypeError, ValueError):
-        data["decision"] = stable_hash({name: data[name] for name in DECISION})
+        data["decision"] = decision_hash(data)
     return data
 
 

@@ -52,7 +52,7 @@ sys.addaudithook(_audit)
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.width = 16
+        self.width, self.unread = 16, 16
         self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 4)
 
     def forward(self, x):
@@ -193,6 +193,21 @@ def test_weights_of_a_terabyte_ask_for_no_memory(world, capfd):
     assert "can belong to this model" in str(error)
 
 
+@pytest.mark.parametrize("part", ["cuts", "groups"])
+def test_indices_are_counted_over_the_whole_plan_before_one_is_spelled_out(world, capfd, part):
+    """Each list within its bound, all of them together 2 GB."""
+    path = world / "out" / "plan.json"
+    data = json.loads(path.read_text())
+    for number in range(16):
+        if part == "cuts":
+            data["cuts"][f"{number}.weight"] = {"0": [[0, 2**24]]}
+        else:
+            data["groups"][f"{number}"] = {"granularity": "channel", "size": 2**24, "removed": [[0, 2**23]]}
+    path.write_text(json.dumps(folders.seal_plan(data)))
+    error = refused(lambda: Plan.load(path), world, capfd)
+    assert "indices, at most" in error.why
+
+
 IN_THE_WAY = [name for name, _ in folders.in_the_way(Path("outside"))]
 
 
@@ -255,6 +270,11 @@ def no_integer(data):
     data["attributes"] = []
 
 
+def an_integer_that_no_forward_reads(data):
+    """Nothing that runs could show it: only the comparison with what the units mean."""
+    data["attributes"].append({"owner": "", "name": "unread", "item": None, "value": 3})
+
+
 def no_units(data):
     data["groups"] = {}
 
@@ -264,7 +284,10 @@ def other_group(data):
     data["groups"]["fc2"] = {**group, "size": 4, "removed": [[0, 2]]}
 
 
-WRONG = (other_units, other_count, one_span_less, another_integer, no_integer, no_units, other_group)
+WRONG = (
+    other_units, other_count, one_span_less, another_integer, no_integer, an_integer_that_no_forward_reads, no_units,
+    other_group,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("change", WRONG)

@@ -56,14 +56,22 @@ def prove_anew(plan: PlanData, original: nn.Module, cut: nn.Module, example: Exa
     """
     steps = _found(plan, original, example)
     stages = [*(step.before for step in steps[1:]), cut]
-    dtype = "float64" if plan.recorded is not None and plan.recorded.dtype == "float64" else "float32"
+    # Terms that were set here hold; a file may ask for more precision, and never for a wider tolerance.
+    known = plan.evidence
+    dtype = known.dtype if known is not None else "float64" if _says_float64(plan) else "float32"
     proofs = [
-        step.candidates.prove(step.before, after, step.keep, dtype=dtype, tolerance=None)
+        step.candidates.prove(
+            step.before, after, step.keep, dtype=dtype, tolerance=None if known is None else known.tolerance
+        )
         for step, after in zip(steps, stages, strict=True)
     ]
     proof = composed_certificate(proofs)
     assert proof is not None
     return proof
+
+
+def _says_float64(plan: PlanData) -> bool:
+    return plan.recorded is not None and plan.recorded.dtype == "float64"
 
 
 def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Step]:

@@ -188,6 +188,8 @@ def _plan(
             candidates.structure,
             prove if candidates.physical else None,
             candidates.example,
+            dtype,
+            tolerance,
         ),
         layers=edit.layers,
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
