@@ -328,10 +328,17 @@ class Request:
             target=Target.of(target) if target else None,
             criterion=Named.of(data["criterion"]),  # type: ignore[arg-type]
             granularity=granularities(kinds),  # type: ignore[arg-type]
-            protect=tuple(data.get("protect", ())),  # type: ignore[arg-type]
+            protect=_listed(data.get("protect", ())),
             earlier=tuple(cls.from_data(step) for step in steps),
             **rest,  # type: ignore[arg-type]
         )
+
+
+def _listed(patterns: object) -> tuple[str, ...]:
+    # A single word would fall into its letters.
+    if not isinstance(patterns, (list, tuple)):
+        raise TypeError("protect is not a list")
+    return tuple(patterns)
 
 
 _PASSED = ("scope", "allocation", "min_keep", "min_keep_fraction", "round_to", "seed", "expressible", "scales")

@@ -74,7 +74,10 @@ def _digest(folder: Path, name: str, max_bytes: int | None = None) -> str:
         size = os.fstat(stream.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
             raise FileRefusedError(f"{name!a} in {folder} is refused: it has {size} bytes, {max_bytes} at most")
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while data := stream.read(1 << 20):
+            digest.update(data)
+        return digest.hexdigest()
 
 
 def _malformed(folder: Path, why: str) -> FileRefusedError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secateur.errors import PlanMismatchError
 from secateur.kinds.layers.drop import Layers, check_layers, drop_layers, new_names, stand_ins
 from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model
 from secateur.kinds.slices.fold import Scale, check_scales, rescale
@@ -56,6 +57,20 @@ class Edit:
         check(tensors, self.cuts)
         check_scales(tensors, self.scales)
         check_layers(model, self.layers)
+        if self.masks:
+            self._check_masks(model, {id(tensor): name for name, tensor in tensors.items()})
+
+    def _check_masks(self, model: nn.Module, first_names: Mapping[int, str]) -> None:
+        """Masks belong to parameters, under any of their names, and have the shape that the cuts leave."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, mask in self.masks.items():
+            if name not in parameters:
+                raise PlanMismatchError(f"The plan masks {name!r}, which this model does not have.")
+            shape = list(parameters[name].shape)
+            for d, kept in self.cuts.get(first_names[id(parameters[name])], {}).items():
+                shape[d] = len(kept)
+            if list(mask.shape) != shape:
+                raise PlanMismatchError(f"The plan's mask of {name!r} is {list(mask.shape)}; here it is {shape}.")
 
     def copy(self, model: nn.Module) -> nn.Module:
         """A new model without what goes, not yet masked; what goes is never copied.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -150,5 +151,8 @@ def doubled(value: Any) -> Any:
 
 
 def worst(proofs: Iterable[Certificate]) -> Certificate:
-    """One certificate of several runs: that of the run with the largest error."""
-    return max(proofs, key=lambda proof: proof.max_abs_error)
+    """One certificate of several runs: that of the run with the largest error, and what all of them have shown."""
+    known = list(proofs)
+    first = max(known, key=lambda proof: proof.max_abs_error)
+    trials = tuple(dict.fromkeys(trial for proof in known for trial in proof.trials))
+    return replace(first, trials=trials, notes=tuple(dict.fromkeys(note for proof in known for note in proof.notes)))

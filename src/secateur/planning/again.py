@@ -7,7 +7,7 @@ is then certified as that of a new plan is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,18 @@ from torch import Tensor, nn
 from secateur.errors import PlanMismatchError, SecateurError
 from secateur.kinds.base import Candidates, Keep
 from secateur.kinds.edit import Edit
+from secateur.kinds.experts.kind import Experts
 from secateur.kinds.find import KINDS, find
 from secateur.kinds.layers.drop import new_names
+from secateur.kinds.layers.kind import LayerStacks
+from secateur.kinds.slices.kind import Slices
 from secateur.planning.compose import composed_certificate, composed_edit
 from secateur.planning.decision import PlanData
 from secateur.request import Named, Request
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, Example, Removal
+
+ORDER = (LayerStacks, Experts, Slices)
 
 
 class Step(NamedTuple):
@@ -51,9 +56,13 @@ def prove_anew(plan: PlanData, original: nn.Module, cut: nn.Module, example: Exa
     """
     steps = _found(plan, original, example)
     stages = [*(step.before for step in steps[1:]), cut]
-    dtype = "float64" if plan.recorded is not None and plan.recorded.dtype == "float64" else "float32"
+    # Terms that were set here hold; a file may ask for more precision, and never for a wider tolerance.
+    known = plan.evidence
+    dtype = known.dtype if known is not None else "float64" if _says_float64(plan) else "float32"
     proofs = [
-        step.candidates.prove(step.before, after, step.keep, dtype=dtype, tolerance=None)
+        step.candidates.prove(
+            step.before, after, step.keep, dtype=dtype, tolerance=None if known is None else known.tolerance
+        )
         for step, after in zip(steps, stages, strict=True)
     ]
     proof = composed_certificate(proofs)
@@ -61,20 +70,24 @@ def prove_anew(plan: PlanData, original: nn.Module, cut: nn.Module, example: Exa
     return proof
 
 
+def _says_float64(plan: PlanData) -> bool:
+    return plan.recorded is not None and plan.recorded.dtype == "float64"
+
+
 def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Step]:
     """The plan's units as steps of one kind each, whose edits together are that of the plan."""
-    parts: dict[type[Candidates], dict[str, Removal]] = {}
+    parts: dict[object, dict[str, Removal]] = {}
     for name, group in plan.groups.items():
         if group["removed"]:
-            parts.setdefault(KINDS.get(group["granularity"], Candidates), {})[name] = group
-    kinds = sorted(parts, key=lambda kind: list(KINDS.values()).index(kind) if kind in KINDS.values() else -1)
-    if not kinds or Candidates in parts:
+            parts.setdefault(KINDS.get(group["granularity"]), {})[name] = group
+    if not parts or None in parts:
         raise PlanMismatchError("The plan removes slices without saying which units they belong to.")
     # A composed plan does not say what came first, and a group is called by what is still there: either way will do.
+    ways = [[parts[kind] for kind in order if kind in parts] for order in (ORDER, ORDER[::-1])]
     refused: SecateurError | None = None
-    for order in [kinds[::-1], kinds][: len(kinds)]:
+    for way in ways[: len(parts)]:
         try:
-            return list(_steps(plan, [parts[kind] for kind in order], original, example))
+            return list(_steps(plan, way, original, example))
         except SecateurError as error:
             refused = refused or error
     assert refused is not None
@@ -88,8 +101,7 @@ def _steps(
     for number, groups in enumerate(parts):
         if number:
             rename = new_names(original, whole.layers)
-            renamed = {_renamed(rename, name): group for name, group in groups.items()}
-            groups = {name: group for name, group in renamed.items() if name is not None}
+            groups = {name: group for old, group in groups.items() if (name := _renamed(rename, old)) is not None}
         candidates = find(before, example, _request(plan, groups))
         keep = _keep(candidates, groups)
         edit = candidates.write(keep)
@@ -99,10 +111,9 @@ def _steps(
     _require_equal(plan, whole)
 
 
-def _renamed(rename: object, name: str) -> str | None:
-    assert callable(rename)
+def _renamed(rename: Callable[[str], str | None], name: str) -> str | None:
     found = rename(f"{name}.")
-    return None if found is None else str(found).removesuffix(".")
+    return None if found is None else found.removesuffix(".")
 
 
 def _request(plan: PlanData, groups: Mapping[str, Removal]) -> Request:

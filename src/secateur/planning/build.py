@@ -213,6 +213,8 @@ def _plan(
             candidates.structure,
             prove if candidates.physical else None,
             candidates.example,
+            dtype,
+            tolerance,
         ),
         layers=edit.layers,
         scales=edit.scales,

@@ -49,10 +49,10 @@ def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
     # What a cut has not changed was so before it; where one has, the first edit knows what it relied on itself.
     sizes = {} if first.cuts else {Attribute(back(a.owner), a.name, a.item): v for a, v in second.sizes.items()}
     shortened = {(owner, name) for entry in first.layers.values() for owner, name in entry["lists"]}
-    kept = {a: v for a, v in sizes.items() if a not in first.attributes and (a.owner, a.name) not in shortened}
+    same = {a: v for a, v in sizes.items() if a not in first.attributes and (a.owner, a.name) not in shortened}
     renamed = [replace(scale, tensor=back(scale.tensor)) for scale in second.scales]
     scales = composed_scales([s for s in first.scales if stays(s.tensor)], renamed, first.cuts)
-    return Edit(cuts, attributes, layers, masks, {**kept, **first.sizes}, scales)
+    return Edit(cuts, attributes, layers, masks, {**same, **first.sizes}, scales)
 
 
 def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, LayerEntry]:

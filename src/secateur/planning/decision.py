@@ -31,6 +31,8 @@ class Evidence:
         structure: what the engine found, for cuts.
         certify: (original, cut model) -> certificate, where something is removed.
         example: the forward inputs that the plan was made with.
+        dtype: precision that the cut is proved in, on this model and on others.
+        tolerance: of that proof; None: by dtype.
     """
 
     model: nn.Module
@@ -40,6 +42,8 @@ class Evidence:
     structure: Structure | None = None
     certify: Callable[[nn.Module, nn.Module], Certificate] | None = None
     example: Example = None
+    dtype: str = "float32"
+    tolerance: float | None = None
 
 
 @dataclass(eq=False)

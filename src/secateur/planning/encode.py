@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain
 from math import ceil, prod
 from typing import Any
 
@@ -37,17 +37,18 @@ def indices(runs: Any, what: str) -> Tensor:
     Raises:
         FileRefusedError: runs that are not integers, not ascending, overlap, or spell out more than `MAX_KEPT`.
     """
-    pairs = isinstance(runs, list) and all(isinstance(run, list) and len(run) == 2 for run in runs)
-    if not pairs or not all(type(v) is int for run in runs for v in run):
+    # By exact type: True is an int for Python, and no index.
+    pairs = isinstance(runs, list) and set(map(type, runs)) <= {list} and set(map(len, runs)) <= {2}
+    flat = list(chain.from_iterable(runs)) if pairs else []
+    if not pairs or not set(map(type, flat)) <= {int}:
         raise FileRefusedError(f"The plan's {what} is not a list of [start, stop] pairs.")
-    flat = [v for run in runs for v in run]
-    rising = all(a < b for a, b in runs) and all(a <= b for a, b in pairwise(flat))
-    if not rising or (flat and (flat[0] < 0 or flat[-1] > MAX_ELEMENTS)):
-        raise FileRefusedError(f"The plan's {what} holds runs that are negative, unordered or overlapping.")
-    if sum(b - a for a, b in runs) > MAX_KEPT:
-        raise FileRefusedError(f"The plan's {what} spells out more than {MAX_KEPT} indices.")
-    bounds = np.asarray(flat, np.int64)
+    inside = not flat or (min(flat) >= 0 and max(flat) <= MAX_ELEMENTS)
+    bounds = np.asarray(flat if inside else [], np.int64)
     starts, lengths = bounds[::2], bounds[1::2] - bounds[::2]
+    if not inside or bool((lengths <= 0).any()) or bool((np.diff(bounds) < 0).any()):
+        raise FileRefusedError(f"The plan's {what} holds runs that are negative, unordered or overlapping.")
+    if int(lengths.sum()) > MAX_KEPT:
+        raise FileRefusedError(f"The plan's {what} spells out more than {MAX_KEPT} indices.")
     before = np.cumsum(lengths) - lengths  # indices that stand before each run
     return torch.from_numpy(np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
 
 from secateur.errors import FileRefusedError, ResourceError, SecateurError
 from secateur.files.parse import MAX_VALUES
-from secateur.files.seeds import canonical_json, stable_hash
+from secateur.files.seeds import canonical_json
 from secateur.kinds.slices.fold import Scale
 from secateur.planning.decision import PlanData
 from secateur.planning.encode import indices, intervals, pack, unpack
@@ -51,7 +53,7 @@ def to_json(plan: PlanData) -> str:
     }
     proof = plan.certificate or plan.recorded
     data["certificate"] = asdict(proof) if proof else None
-    data["decision"] = stable_hash({name: data[name] for name in DECISION}) if proof else None
+    data["decision"] = decision_hash(data) if proof else None
     text = canonical_json(data)
     if len(text) > MAX_BYTES or sum(map(text.count, ",[{")) + 3 * text.count(":") > MAX_VALUES:
         raise ResourceError(
@@ -60,6 +62,12 @@ def to_json(plan: PlanData) -> str:
             hint="Make one plan per part of the model (protect= names the others) and save each.",
         )
     return text
+
+
+def decision_hash(data: Mapping[str, Any]) -> str:
+    """SHA-256 of the parts of a plan's data that a proof is about; all of it is plain already."""
+    parts = {name: data[name] for name in DECISION}
+    return sha256(json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def _integers(values: Mapping[Attribute, int]) -> list[dict[str, Any]]:
@@ -81,7 +89,7 @@ def parse(make: type[P], data: object, origin: str) -> P:
     """
     checked = check_plan(data, origin)
     if checked["certificate"] is not None:
-        found = stable_hash({name: checked[name] for name in DECISION})
+        found = decision_hash(checked)
         if checked["decision"] != found:
             raise FileRefusedError(
                 f"{origin} is refused: it was changed after its certificate was made",

@@ -83,7 +83,8 @@ class Plan(PlanData):
             CertificateError: the cut is not equal to its proof; nothing was changed.
             UnsupportedError: the model cannot be copied, or is to be cut in place under `DistributedDataParallel`.
 
-        Cost: one copy of what is kept; certification adds about three forward passes.
+        Cost: one copy of what is kept; certification adds about three forward passes, and on a model that the plan was
+            not made with a run of the engine.
         """
         given, model = model, admit(model, prepared=not self.removes)
         if inplace and self.removes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.errors import FileRefusedError
@@ -118,7 +119,7 @@ class PlanPart(Part):
     model: Name
     request: dict[str, Any]
     groups: dict[Name, GroupPart]
-    cuts: dict[Name, dict[Dim, list[Run]]]
+    cuts: dict[Name, dict[Dim, Annotated[list[Run], Field(min_length=1)]]]  # something always stays
     attributes: list[IntegerPart]
     sizes: list[WasPart]
     scales: list[ScalePart]
@@ -169,8 +170,9 @@ def check_plan(data: object, origin: str) -> Mapping[str, Any]:
     return data
 
 
-def _spelt_out(lists: Any) -> int:
-    return sum(stop - start for start, stop in chain.from_iterable(lists) if stop > start)
+def _spelt_out(lists: Iterable[list[list[int]]]) -> int:
+    flat = np.asarray(list(chain.from_iterable(chain.from_iterable(lists))), np.int64)
+    return int((flat[1::2] - flat[::2]).clip(min=0).sum())
 
 
 def check_certificate(data: object, origin: str) -> Certificate:

@@ -239,27 +239,62 @@ def test_hub_data_without_the_package_or_the_hub(monkeypatch):
     with pytest.raises(UnsupportedError, match="pip install datasets"):
         resolve_data("hf:mnist")
 
-    def unreachable(name):
+    def unreachable(name, **options):
         raise ConnectionError("no network")
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=unreachable))
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=unreachable, __version__="4.0.0"))
     with pytest.raises(InputError, match="no network"):
         resolve_data("hf:mnist")
 
 
-def test_hub_data_with_images_and_labels(monkeypatch):
-    class Part(dict):
-        @property
-        def column_names(self):
-            return list(self)
+def encoded(array, form="PNG"):
+    from PIL import Image
 
-    part = Part(img=[np.full((4, 5, 3), n) for n in range(10)], label=[0, 1] * 5)
-    loaded = types.SimpleNamespace(load_dataset=lambda name: {"train": part, "validation": part})
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, form)
+    return buffer.getvalue()
+
+
+class Part(dict):
+    """As much of a hub's data set as is used: columns, and a column that is read as bytes."""
+
+    @property
+    def column_names(self):
+        return list(self)
+
+    def cast_column(self, name, feature):
+        assert feature == "bytes only"
+        return Part({**self, name: [{"bytes": row, "path": None} for row in self[name]]})
+
+
+@pytest.mark.parametrize(("version", "options"), [("4.1.0", {}), ("2.19.2", {"trust_remote_code": False})])
+def test_hub_data_with_images_and_labels(monkeypatch, version, options):
+    asked = []
+    part = Part(img=[encoded(np.full((4, 5, 3), n, np.uint8)) for n in range(10)], label=[0, 1] * 5)
+
+    def load(name, **more):
+        asked.append(more)
+        return {"train": part, "validation": part}
+
+    loaded = types.SimpleNamespace(
+        load_dataset=load, __version__=version, Image=lambda decode: "pictures" if decode else "bytes only"
+    )
     monkeypatch.setitem(sys.modules, "datasets", loaded)
     data = resolve_data("hf:any/thing")
+    assert asked == [options], "scripts of a data set are refused by the versions that know any"
     assert data.train.inputs.shape == (10, 3, 4, 5)
     assert data.train.inputs[:, 2, 3, 4].tolist() == list(range(10))
     assert data.test.num_samples == 10
+
+
+def test_hub_images_of_other_formats_are_refused(monkeypatch):
+    part = Part(img=[encoded(np.zeros((4, 5), np.uint8), "GIF")] * 4, label=[0, 1] * 2)
+    loaded = types.SimpleNamespace(
+        load_dataset=lambda name, **more: {"train": part}, __version__="4.0.0", Image=lambda decode: "bytes only"
+    )
+    monkeypatch.setitem(sys.modules, "datasets", loaded)
+    with pytest.raises(FileRefusedError, match="PNG, JPEG, BMP, WEBP"):
+        resolve_data("hf:any/thing")
 
 
 def test_a_test_part_that_the_model_may_have_seen_is_said_to_be_one(tmp_path):

@@ -200,7 +200,7 @@ def test_hugging_face_models_from_a_folder(tmp_path):
     with pytest.raises(InputError, match="there is no folder"):
         resolve_model(f"hf:{tmp_path / 'nothing'}")
     (tmp_path / "llama" / "config.json").write_text("no json")
-    with pytest.raises(InputError, match="could not be loaded"):
+    with pytest.raises(InputError, match="not plain JSON"):
         resolve_model(f"hf:{tmp_path / 'llama'}")
 
 
