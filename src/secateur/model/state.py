@@ -22,8 +22,8 @@ from secateur.model.reach import (
     Kind,
     base_of,
     globals_of,
-    globals_of_function,
     inside,
+    is_still,
     kind_of,
     slots_of,
     user_classes,
@@ -200,9 +200,8 @@ class State:
             before = {name: vars(base)[name] for name in names}
             self.undo.append(lambda base=base, before=before: _refill_class(base, before))  # type: ignore[misc]
             for value in list(vars(base).values()):  # __call__ has a closure as well
-                self._walk(value)
-            for space, name in globals_of(base):
-                self._keep_name(space, name)
+                if type(value) is not FunctionType or not is_still(value):
+                    self._walk(value)
 
     def _keep_name(self, space: dict[str, object], name: str) -> None:
         value = space.get(name, _MISSING)
@@ -261,7 +260,7 @@ class State:
                 self.undo.append(lambda part=part, held=held: _refill_cell(part, held))  # type: ignore[misc]
                 self._walk(held)
         if isinstance(value, FunctionType):
-            for space, name in globals_of_function(value) if value.__globals__ is not globals() else ():
+            for space, name in globals_of(value):
                 self._keep_name(space, name)
 
     def _walk_object(self, value: object) -> None:
