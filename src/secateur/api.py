@@ -10,6 +10,7 @@ from torch import nn
 from secateur import criteria
 from secateur.criteria.base import Context
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
+from secateur.model.behaviour import weights_kept
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
 from secateur.structure.view import View, look
@@ -39,7 +40,9 @@ def inspect(model: nn.Module, example: Example, *, protect: Sequence[str] = ()) 
         >>> [group.name for group in inspect(net, torch.zeros(1, 4)).groups]
         ['0']
     """
-    view = look(admit(model, prepared=True), example, protect)
+    model = admit(model, prepared=True)
+    with weights_kept(model):
+        view = look(model, example, protect)
     return replace(view, locked=tuple(_reworded(group) for group in view.locked))
 
 

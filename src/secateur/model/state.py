@@ -156,9 +156,9 @@ class State:
             yield from filter(has_values, self.parameters.values())
         # What lies in the memory of a weight (a view, the flat list of a recurrent layer) has no values of its own:
         # without `weights` nothing of the size of the weights is copied.
-        memory = {_memory(tensor) for tensor in self.parameters.values()} if self.tensors else set()
+        memory = {memory_of(tensor) for tensor in self.parameters.values()} if self.tensors else set()
         for tensor in self.tensors.values():
-            if has_values(tensor) and _memory(tensor) not in memory:
+            if has_values(tensor) and memory_of(tensor) not in memory:
                 yield tensor
 
     def _visit(self, module: nn.Module) -> None:
@@ -403,7 +403,8 @@ def _hooks(tensor: Tensor) -> tuple[_TensorHooks, _TensorHooks]:
     return cast(_TensorHooks, tensor._backward_hooks), tensor._post_accumulate_grad_hooks
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """A number for the memory that a tensor lies in: views of one tensor share it."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # layouts without one storage
