@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import is_, itemgetter
 from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -29,12 +26,12 @@ from secateur.model.reach import (
     user_classes,
 )
 from secateur.model.tensors import has_values
+from secateur.model.undo import Undo, undo_array, undo_random
 from secateur.types import Example
 
 _TensorHooks = dict[int, object] | None
 K = TypeVar("K")
 V = TypeVar("V")
-Undo = Callable[[], None]
 # What torch itself keeps in every module: looked up by name, since walking it would be most of the cost of a guard.
 _OWN = {name: value for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 _hooks_of = itemgetter(*(name for name in _OWN if "hooks" in name))
@@ -237,10 +234,10 @@ class State:
             for item in self.attributes.add(value):
                 self._walk(item)
         elif kind == "array":
-            self.undo.append(_undo_array(value))
+            self.undo.append(undo_array(value))
         elif kind == "random":
             self.generators.append(value)
-            self.undo.append(_undo_random(value))
+            self.undo.append(undo_random(value))
         elif kind == "function":
             self._walk_function(value)
         if kind == "object" or (kind == "container" and type(value) not in CONTAINERS):
@@ -360,43 +357,6 @@ def _refill_cell(cell: CellType, value: object) -> None:
 def _refill_slot(owner: object, name: str, value: object) -> None:
     if getattr(owner, name, _MISSING) is not value:
         object.__setattr__(owner, name, value)  # its class may be frozen
-
-
-def _undo_array(value: object) -> Undo:
-    """Of what holds numbers by itself: a NumPy array, bytes, an array of Python."""
-    if isinstance(value, np.ndarray):
-        if not value.flags.writeable or value.dtype.hasobject:
-            return lambda: None
-        before = value.copy()
-
-        def write() -> None:
-            if value.shape == before.shape and value.tobytes() != before.tobytes():
-                value[...] = before
-
-        return write
-    kept = cast("bytearray | array[Any]", value)[:]
-
-    def replace() -> None:
-        if kept != value:
-            cast(Any, value)[:] = kept
-
-    return replace
-
-
-def _undo_random(value: object) -> Undo:
-    """Of a generator that the model holds."""
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: cast(None, value.set_state(state))
-    if isinstance(value, random.Random):
-        python = value.getstate()
-        return lambda: value.setstate(python)
-    if isinstance(value, np.random.RandomState):
-        old = value.get_state()
-        return lambda: value.set_state(old)
-    bits = cast(np.random.Generator, value).bit_generator
-    numpy = bits.state
-    return lambda: setattr(bits, "state", numpy)
 
 
 def _hooks(tensor: Tensor) -> tuple[_TensorHooks, _TensorHooks]:

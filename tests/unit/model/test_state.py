@@ -374,8 +374,8 @@ def test_the_example_comes_back_and_is_no_reason_to_refuse(kind, entry):
 FAULTS = {
     "cells are not put back": ("_refill_cell", lambda cell, value: None, "closure"),
     "classes are not put back": ("_refill_class", lambda kind, before: None, "class"),
-    "arrays are not put back": ("_undo_array", lambda value: lambda: None, "numpy"),
-    "held generators are not put back": ("_undo_random", lambda value: lambda: None, "generator of torch"),
+    "arrays are not put back": ("undo_array", lambda value: lambda: None, "numpy"),
+    "held generators are not put back": ("undo_random", lambda value: lambda: None, "generator of torch"),
     "slots are not put back": ("_refill_slot", lambda owner, name, value: None, "slots"),
     "mappings are not put back": ("refill", lambda live, before: None, "number"),
     "values are not compared": ("_same_bits", lambda a, b: True, "buffer"),
