@@ -10,6 +10,7 @@ from torch import nn
 from secateur import criteria
 from secateur.criteria.base import Context
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
+from secateur.model.behaviour import weights_kept
 from secateur.model.call import several
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
@@ -43,8 +44,10 @@ def inspect(
         >>> [group.name for group in inspect(net, torch.zeros(1, 4)).groups]
         ['0']
     """
+    model = admit(model, prepared=True)
     example, examples = several(example, examples)
-    view = look(admit(model, prepared=True), example, protect, examples)
+    with weights_kept(model):
+        view = look(model, example, protect, examples)
     return replace(view, locked=tuple(_reworded(group) for group in view.locked))
 
 

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import SecateurError
+from secateur.model.behaviour import weights_kept
 from secateur.model.call import batch_size_of, call, device_of, outputs, pick_sample, to_device
 from secateur.model.guard import evaluating
 from secateur.model.kernels import unfused_attention
@@ -179,10 +180,17 @@ def count(model: nn.Module, example: Example) -> Operations:
 
     Raises:
         ForwardError: the forward fails on the example.
+        UnsupportedError: the forward writes to its own weights.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
-    with evaluating(model, example=example), unfused_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+    with (
+        evaluating(model, example=example),
+        weights_kept(model),
+        unfused_attention(),
+        sdpa_kernel(SDPBackend.MATH),
+        counter,
+    ):
         output = call(model, to_device(example, device_of(model)))
     total = counter.get_total_flops() // 2  # the counter counts a multiplication and an addition as two
     modules = {"": total}

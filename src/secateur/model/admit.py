@@ -11,6 +11,7 @@ import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ PREPARE_AFTER = (
     "secateur.mask_model holds masks while it trains"
 )
 PRUNE_FIRST = "prune the float model first, then quantise the result"
+
+
+_PLACES: WeakKeyDictionary[type, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
 
 
 class WrapperWarning(UserWarning):
@@ -286,11 +290,12 @@ def is_rounding(op: str) -> bool:
 
 def _from(kind: type, places: tuple[str, ...]) -> bool:
     """Whether a class or one of its bases is defined in one of these packages."""
-    return any(_within(base.__module__, place) for base in kind.__mro__ for place in places)
-
-
-def _within(module: str, place: str) -> bool:
-    return module == place or module.startswith(f"{place}.")
+    # Most classes of a model come many times, and nearly all are those of torch itself.
+    known = _PLACES.setdefault(kind, {})
+    if places not in known:
+        homes = [f"{base.__module__}." for base in kind.__mro__]
+        known[places] = any(home.startswith(f"{place}.") for home in homes for place in places)
+    return known[places]
 
 
 # -- copies --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +23,13 @@ from secateur.errors import CertificateError, SecateurError, UnsupportedError
 from secateur.model.call import call, fresh, tensors_in
 from secateur.model.guard import guard
 from secateur.model.held import draws
-from secateur.model.state import State
+from secateur.model.state import State, memory_of
+from secateur.model.tensors import has_values
 from secateur.types import Example
 
 NOISE = 1e-5  # relative to the largest output: kernels that add in any order differ by less
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent.parent)
+_CAPTURE = str(Path(_HERE) / "structure" / "capture.py")  # runs the model's own operators
 _BUNDLED = str(Path(_HERE) / "sources")
 
 
@@ -131,6 +135,57 @@ def _by_chance(model: nn.Module, found: Behaviour) -> UnsupportedError:
     )
 
 
+# -- weights -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def weights_kept(model: nn.Module) -> Iterator[None]:
+    """Put back weights that a forward writes to, and refuse the model: a guard copies none of that size.
+
+    Raises:
+        UnsupportedError: names the weight and the line. The weights are as before.
+
+    Cost: a look at every operator that writes; a copy of what is written to.
+    """
+    watch = _Writes(model)
+    try:
+        with watch:
+            yield
+    finally:
+        with torch.no_grad():
+            for weight, before, _ in watch.written.values():
+                weight.copy_(before)
+    for name, (_, _, line) in watch.written.items():
+        raise UnsupportedError(
+            f"the forward of {type(model).__name__} writes to its own weight {name!r}{line}",
+            why="every run changes the model, so none of them could be compared with another",
+            hint="change weights outside of the forward, or run it once first where it only sets them up",
+        )
+
+
+class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Copies weights before they are written to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.weights = {memory_of(p): (name, p) for name, p in model.named_parameters() if has_values(p)}
+        self.written: dict[str, tuple[Tensor, Tensor, str]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+        if func._schema.is_mutable and not _writes_itself():
+            given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **(kwargs or {})}
+            for argument in func._schema.arguments:
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    for tensor in tensors_in(given.get(argument.name)):
+                        self._keep(tensor)
+        return func(*args, **(kwargs or {}))
+
+    def _keep(self, tensor: Tensor) -> None:
+        name, weight = self.weights.get(memory_of(tensor), ("", tensor))
+        if name and name not in self.written:
+            self.written[name] = (weight, weight.detach().clone(), _line())
+
+
 # -- runs ----------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +274,15 @@ def _distance(a: list[Tensor], b: list[Tensor]) -> float:
             return float("inf")
         worst = max(worst, float(gap.max()) / max(float(torch.nan_to_num(x).abs().max()), 1e-30))
     return worst
+
+
+def _writes_itself() -> bool:
+    """Whether this package writes, and not the model: the engine puts back what a captured call has changed."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame = frame.f_back  # type: ignore[assignment]
+    path = "" if frame is None else frame.f_code.co_filename
+    return path.startswith(_HERE) and not path.startswith((_BUNDLED, _CAPTURE))
 
 
 def _line() -> str:

@@ -103,28 +103,42 @@ def user_classes(kind: type) -> Iterator[type]:
     return (base for base in kind.__mro__ if not is_foreign(base))
 
 
-_GLOBALS: WeakKeyDictionary[type, tuple[Place, ...]] = WeakKeyDictionary()
+_GLOBALS: WeakKeyDictionary[FunctionType, tuple[Place, ...]] = WeakKeyDictionary()
+_STILL: WeakKeyDictionary[FunctionType, bool] = WeakKeyDictionary()
 
 
-def globals_of(kind: type) -> tuple[Place, ...]:
-    """Variables of modules that the methods of a class use, and functions that these call: where they stand.
+def globals_of(function: FunctionType) -> tuple[Place, ...]:
+    """Variables of modules that a function uses, and functions that it calls: where they stand.
 
     Functions, classes and modules among them are left out: only what can change is kept.
     """
-    known = _GLOBALS.get(kind)
+    known = _GLOBALS.get(function)
     if known is None:
         found: dict[tuple[int, str], Place] = {}
-        for value in list(vars(kind).values()):
-            _collect(value, found, set())
-        known = _GLOBALS[kind] = tuple(found.values())
+        _collect(function, found, set())
+        known = _GLOBALS[function] = tuple(found.values())
     return known
 
 
-def globals_of_function(function: FunctionType) -> tuple[Place, ...]:
-    """As `globals_of`, of one function."""
-    found: dict[tuple[int, str], Place] = {}
-    _collect(function, found, set())
-    return tuple(found.values())
+def is_still(function: FunctionType) -> bool:
+    """Whether a method holds nothing that can change, as nearly all do: looked at once, as classes have hundreds."""
+    known = _STILL.get(function)
+    if known is None:
+        known = _STILL[function] = _within_foreign(function) or (
+            all(_is_class(part) for part in inside(function)) and not globals_of(function)
+        )
+    return known
+
+
+def _is_class(part: object) -> bool:
+    """Whether a cell holds a class: that of the method itself, for ``super()``; or a default that is a number."""
+    try:
+        held = part.cell_contents if isinstance(part, CellType) else part
+    except ValueError:  # a variable that is not bound yet
+        return False
+    if isinstance(held, tuple):
+        return all(map(_is_class, held))
+    return isinstance(held, type) or (isinstance(held, NUMBERS) and not isinstance(part, CellType))
 
 
 def _collect(value: object, found: dict[tuple[int, str], Place], seen: set[int]) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import is_, itemgetter
 from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -22,19 +19,19 @@ from secateur.model.reach import (
     Kind,
     base_of,
     globals_of,
-    globals_of_function,
     inside,
+    is_still,
     kind_of,
     slots_of,
     user_classes,
 )
 from secateur.model.tensors import has_values
+from secateur.model.undo import Undo, undo_array, undo_random
 from secateur.types import Example
 
 _TensorHooks = dict[int, object] | None
 K = TypeVar("K")
 V = TypeVar("V")
-Undo = Callable[[], None]
 # What torch itself keeps in every module: looked up by name, since walking it would be most of the cost of a guard.
 _OWN = {name: value for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 _hooks_of = itemgetter(*(name for name in _OWN if "hooks" in name))
@@ -156,9 +153,9 @@ class State:
             yield from filter(has_values, self.parameters.values())
         # What lies in the memory of a weight (a view, the flat list of a recurrent layer) has no values of its own:
         # without `weights` nothing of the size of the weights is copied.
-        memory = {_memory(tensor) for tensor in self.parameters.values()} if self.tensors else set()
+        memory = {memory_of(tensor) for tensor in self.parameters.values()} if self.tensors else set()
         for tensor in self.tensors.values():
-            if has_values(tensor) and _memory(tensor) not in memory:
+            if has_values(tensor) and memory_of(tensor) not in memory:
                 yield tensor
 
     def _visit(self, module: nn.Module) -> None:
@@ -200,9 +197,8 @@ class State:
             before = {name: vars(base)[name] for name in names}
             self.undo.append(lambda base=base, before=before: _refill_class(base, before))  # type: ignore[misc]
             for value in list(vars(base).values()):  # __call__ has a closure as well
-                self._walk(value)
-            for space, name in globals_of(base):
-                self._keep_name(space, name)
+                if type(value) is not FunctionType or not is_still(value):
+                    self._walk(value)
 
     def _keep_name(self, space: dict[str, object], name: str) -> None:
         value = space.get(name, _MISSING)
@@ -238,10 +234,10 @@ class State:
             for item in self.attributes.add(value):
                 self._walk(item)
         elif kind == "array":
-            self.undo.append(_undo_array(value))
+            self.undo.append(undo_array(value))
         elif kind == "random":
             self.generators.append(value)
-            self.undo.append(_undo_random(value))
+            self.undo.append(undo_random(value))
         elif kind == "function":
             self._walk_function(value)
         if kind == "object" or (kind == "container" and type(value) not in CONTAINERS):
@@ -261,7 +257,7 @@ class State:
                 self.undo.append(lambda part=part, held=held: _refill_cell(part, held))  # type: ignore[misc]
                 self._walk(held)
         if isinstance(value, FunctionType):
-            for space, name in globals_of_function(value) if value.__globals__ is not globals() else ():
+            for space, name in globals_of(value):
                 self._keep_name(space, name)
 
     def _walk_object(self, value: object) -> None:
@@ -363,48 +359,12 @@ def _refill_slot(owner: object, name: str, value: object) -> None:
         object.__setattr__(owner, name, value)  # its class may be frozen
 
 
-def _undo_array(value: object) -> Undo:
-    """Of what holds numbers by itself: a NumPy array, bytes, an array of Python."""
-    if isinstance(value, np.ndarray):
-        if not value.flags.writeable or value.dtype.hasobject:
-            return lambda: None
-        before = value.copy()
-
-        def write() -> None:
-            if value.shape == before.shape and value.tobytes() != before.tobytes():
-                value[...] = before
-
-        return write
-    kept = cast("bytearray | array[Any]", value)[:]
-
-    def replace() -> None:
-        if kept != value:
-            cast(Any, value)[:] = kept
-
-    return replace
-
-
-def _undo_random(value: object) -> Undo:
-    """Of a generator that the model holds."""
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: cast(None, value.set_state(state))
-    if isinstance(value, random.Random):
-        python = value.getstate()
-        return lambda: value.setstate(python)
-    if isinstance(value, np.random.RandomState):
-        old = value.get_state()
-        return lambda: value.set_state(old)
-    bits = cast(np.random.Generator, value).bit_generator
-    numpy = bits.state
-    return lambda: setattr(bits, "state", numpy)
-
-
 def _hooks(tensor: Tensor) -> tuple[_TensorHooks, _TensorHooks]:
     return cast(_TensorHooks, tensor._backward_hooks), tensor._post_accumulate_grad_hooks
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """A number for the memory that a tensor lies in: views of one tensor share it."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # layouts without one storage

@@ -18,7 +18,7 @@ from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
 from secateur.model.admit import admit
-from secateur.model.behaviour import unprovable
+from secateur.model.behaviour import unprovable, weights_kept
 from secateur.model.call import device_of, several
 from secateur.model.guard import guard
 from secateur.planning.decide import decide
@@ -157,7 +157,11 @@ def make_plan(
         expressible=expressible,
         scales=scales,
     )
-    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request, examples)
+    with weights_kept(model):
+        if unit is not None:
+            candidates: Candidates = Weights(model, example, request, unit)
+        else:
+            candidates = find(model, example, request, examples)
     if given:
         values: Mapping[str, Tensor] = {}
         chosen_keep = given_keep(candidates, keep, remove)
@@ -408,7 +412,8 @@ def grouped(
     """The groups of a granularity, and the trace that they were found in (None for masks)."""
     unit, kinds = units_of(granularity, example)
     request = Request(target=None, granularity=spelt_out(kinds), protect=tuple(protect))
-    candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
+    with weights_kept(model):
+        candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
     return candidates.groups, candidates.trace
 
 

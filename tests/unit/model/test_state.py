@@ -326,6 +326,28 @@ def test_every_state_of_the_table_really_changes(kind):
         assert after != before
 
 
+WRITES = {
+    "in place": lambda self, x: self.a.weight.mul_(0.9),
+    "by data": lambda self, x: self.a.weight.data.clamp_(-0.01, 0.01),
+    "a row": lambda self, x: self.a.weight[0].zero_(),
+    "out": lambda self, x: torch.add(self.a.bias, 1, out=self.a.bias.data),
+}
+
+
+@pytest.mark.parametrize("entry", ["inspect", "plan and apply", "prune", "estimate", "macs"])
+@pytest.mark.parametrize("kind", WRITES)
+def test_weights_that_a_forward_writes_to_come_back(kind, entry):
+    model = type("Writes", (Net,), {"touch": WRITES[kind]})().eval()
+    before = {name: plain(p) for name, p in model.named_parameters()}
+    with pytest.raises(sc.SecateurError) as caught:
+        ENTRIES[entry](model, torch.randn(4, 8))
+    assert {name: plain(p) for name, p in model.named_parameters()} == before
+    if "Nothing of Writes can be cut" not in caught.value.what:  # a row that is picked by number locks all else
+        assert "writes to its own weight 'a." in caught.value.what
+        assert "test_state.py" in caught.value.what
+        assert "outside of the forward" in caught.value.hint
+
+
 INPUTS = {
     "tensor": (lambda: torch.ones(4, 8), lambda self, x: x.mul_(2)),
     "list": (lambda: ([torch.ones(4, 8)],), lambda self, x: x[0].mul_(2)),
@@ -352,8 +374,8 @@ def test_the_example_comes_back_and_is_no_reason_to_refuse(kind, entry):
 FAULTS = {
     "cells are not put back": ("_refill_cell", lambda cell, value: None, "closure"),
     "classes are not put back": ("_refill_class", lambda kind, before: None, "class"),
-    "arrays are not put back": ("_undo_array", lambda value: lambda: None, "numpy"),
-    "held generators are not put back": ("_undo_random", lambda value: lambda: None, "generator of torch"),
+    "arrays are not put back": ("undo_array", lambda value: lambda: None, "numpy"),
+    "held generators are not put back": ("undo_random", lambda value: lambda: None, "generator of torch"),
     "slots are not put back": ("_refill_slot", lambda owner, name, value: None, "slots"),
     "mappings are not put back": ("refill", lambda live, before: None, "number"),
     "values are not compared": ("_same_bits", lambda a, b: True, "buffer"),

@@ -1,4 +1,4 @@
-from collections import UserList
+import queue
 
 import numpy as np
 import pytest
@@ -48,10 +48,10 @@ class Mixed(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.plain = nn.BatchNorm1d(4, track_running_stats=False)
         self.unused = nn.BatchNorm1d(4)
-        self.modes = UserList()  # no plain list: those are put back as they were
+        self.modes = queue.SimpleQueue()  # nothing that a forward can reach and that could be read is left changed
 
     def forward(self, x):
-        self.modes.append((self.training, self.norm.training, self.drop.training))
+        self.modes.put((self.training, self.norm.training, self.drop.training))
         return self.plain(self.norm(self.drop(x)))
 
 
@@ -62,7 +62,8 @@ def test_only_batch_norms_train_and_everything_is_put_back():
     weights = {name: value.clone() for name, value in model.named_parameters()}
     x = torch.randn(8, 4, generator=generator())
     assert refresh_batchnorm(model, [(x, torch.zeros(8))]) == 1
-    assert model.modes == [(False, True, False)]
+    assert model.modes.get_nowait() == (False, True, False)
+    assert model.modes.empty()
     assert (model.training, model.norm.training, model.drop.training) == (False, False, True)
     assert model.norm.momentum == 0.37
     assert torch.equal(torch.get_rng_state(), state)

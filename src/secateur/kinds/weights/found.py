@@ -79,7 +79,7 @@ def find_weights(
     else:
         for name, parameter in rest.items():
             sorting.leave(name, parameter, "no layer of torch holds it, and only a run shows whether it is multiplied",
-                          "give an example of the forward's inputs", wanted=True)  # fmt: skip
+                          "give an example of the forward's inputs", wanted=not _is_vector(parameter))  # fmt: skip
     return sorting.found()
 
 
@@ -157,9 +157,15 @@ class _Sorting:
             self.leave(
                 self.names[id(weight)],
                 weight,
-                "the table of an embedding is looked up, not multiplied",
+                "it is the table of an embedding" + self._tied(weight),
                 'ask for it: granularity={"name": ..., "embeddings": True}',
             )
+
+    def _tied(self, weight: nn.Parameter) -> str:
+        own = self.names[id(weight)]
+        named = self.model.named_parameters(remove_duplicate=False)
+        others = [name for name, parameter in named if parameter is weight and name != own]
+        return f", tied to {others[0]}" if others else ""
 
     def _computed(self, module: nn.Module) -> None:
         """Parameters that a weight is computed from: their zeros are not those of the weight."""
@@ -233,7 +239,7 @@ class _Sorting:
                        "protect it, or use it in a matrix product", wanted=True)  # fmt: skip
         elif not steps:
             self.leave(name, parameter, "the forward does not reach it on the example",
-                       "give an example that does", wanted=True)  # fmt: skip
+                       "give an example that does", wanted=not _is_vector(parameter))  # fmt: skip
         else:
             used = ", ".join(dict.fromkeys(base_name(step.func) for step in steps[:3]))
             self.leave(name, parameter, f"it takes part in no product (it is read by {used})")
@@ -256,6 +262,11 @@ def _weights_of(module: nn.Module, *, conv1d: bool) -> Iterator[nn.Parameter]:
 
 def _is_matrix(parameter: Tensor | None) -> bool:
     return parameter is not None and parameter.dim() > 1 and (parameter.is_floating_point() or parameter.is_complex())
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """Whether all dimensions but one are 1: a token, a scale, a shift."""
+    return sum(size > 1 for size in parameter.shape) < 2
 
 
 def _is_norm(module: nn.Module) -> bool:
