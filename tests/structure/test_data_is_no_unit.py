@@ -134,7 +134,7 @@ class MixedByCount(MixedByLayer):
     """The same, where the length comes as a value."""
 
     def mixed(self, h: Tensor) -> Tensor:
-        n = torch.ones_like(h[:, :, 0]).sum(1).max().long().item()
+        n = torch.ones_like(h.sum(-1)).sum(1).max().long().item()
         return h + self.table(F.pad(h.mT, (0, LONGEST - h.shape[1])))[..., :n].mT
 
 
@@ -284,6 +284,7 @@ SPACE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "running sum": (lambda h: h.cumsum(1), 20),
     "running product": (lambda h: h.cumprod(1), 20),
     "running maximum": (lambda h: h.cummax(1).values, 20),
+    "triangle of constants": (lambda h: h * torch.ones(20, h.shape[1]).tril().sum(0), 20),
     "running logsumexp": (lambda h: h.logcumsumexp(1), 20),
 }
 
