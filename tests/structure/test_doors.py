@@ -34,6 +34,8 @@ class Net(nn.Module):
         self.pair = tuple(self.scales)
         self.table = {i: float(i + 1) for i in range(WIDTH + 1)}
         self.limit = 20
+        self.choices = nn.ModuleList([nn.Identity(), nn.Softsign()])
+        self.numbers = nn.ParameterList([torch.ones(4), torch.arange(4.0)])
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.fc1(x))
@@ -167,7 +169,15 @@ SIZES: dict[str, Callable[[Net, Tensor], Any]] = {
     "truth of a remainder": lambda m, h: 1.0 if h.shape[1] % WIDTH else 2.0,
     "size of the weight": lambda m, h: 2.0 if m.fc1.weight.shape[0] > 20 else 1.0,
     "elements": lambda m, h: 2.0 if m.fc1.weight.numel() > 200 else 1.0,
-    "counted": lambda m, h: 0.1 * len(m.fc1.weight),
+    "module by a size": lambda m, h: m.choices[h.shape[1] // 20](torch.ones(4)),
+    "parameter by a size": lambda m, h: m.numbers[h.shape[1] // 20],
+    "stride": lambda m, h: 2.0 if h.stride(0) > 20 else 1.0,
+    "strides": lambda m, h: 2.0 if h.stride()[0] > 20 else 1.0,
+    "strides of a turned one": lambda m, h: 2.0 if h.t().stride(1) > 20 else 1.0,
+    "bytes": lambda m, h: 2.0 if m.fc1.bias.nbytes > 80 else 1.0,
+    "counted": lambda m, h: m.scales[1] if len(m.fc1.weight) > 20 else 1.0,
+    "triangle": lambda m, h: m.scales[int(torch.ones(h.shape[1], 3).tril().sum()) % 7],
+    "counted as a factor": lambda m, h: 0.1 * len(m.fc1.weight),
     "flip of the wide": lambda m, h: 1.0 if h.shape[1] <= 20 else torch.arange(4.0),
 }
 
@@ -244,10 +254,11 @@ def test_loops_and_lists_are_as_before_after_a_capture() -> None:
             self.scales.append(1.0)
             return super().forward(x)
 
-    kept = range
+    kept, picked = range, nn.ModuleList.__getitem__
     model = Looks(lambda m, h: m.scales[2])
     capture(model.eval(), torch.randn(2, 8))
     assert range is kept
+    assert nn.ModuleList.__getitem__ is picked
     assert type(model.scales) is list
     assert type(model.scales) is not WatchedList
     assert len(model.scales) == WIDTH + 1

@@ -70,11 +70,13 @@ class Answer:
         tensors: of the output, numbers and arrays among them, in a stable order.
         words: what else stands in the output: keys, texts, the names of its classes.
         parameters: those that took part, in training mode.
+        held: random operators that gave fixed numbers, with their lines.
     """
 
     tensors: list[Tensor]
     words: list[str]
     parameters: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -109,11 +111,16 @@ def answer(
         ForwardError: its forward fails.
     """
     train = mode == "train"
-    with guard(model, mode=mode, gradients=train, example=example, seed=0), unfused(model), HeldRandomness(), around():
+    with (
+        guard(model, mode=mode, gradients=train, example=example, seed=0),
+        unfused(model),
+        HeldRandomness() as held,
+        around(),
+    ):
         result = call(model, example)
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
-    return Answer([t.detach() for t in tensors], words, taking_part)
+    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen))
 
 
 def tried(
@@ -264,6 +271,9 @@ class _Trials:
                 self.found.notes.append(f"on {given.what} the original itself answers differently each time")
                 return
             self._in_double(given, mode, error)
+        if mode == "eval":
+            held = (f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held))
+            self.found.notes += [note for note in held if note not in self.found.notes]
         if self.reference.objection():
             what = "The function of what is left would change with the cut."
             raise CertificateError(what, why=self.reference.objection(), hint=CHANGES)

@@ -172,7 +172,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
     share = max(ROUNDING, 4 * torch.finfo(a.dtype).eps)
     a, b = a.double(), b.double()
     # Relative to the largest output: a small one beside large ones carries their rounding.
-    return torch.allclose(a, b, rtol=0, atol=share * float(a.abs().max()) if a.numel() else 0, equal_nan=True)
+    return torch.allclose(
+        a, b, rtol=0, atol=share * float(a.nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0, equal_nan=True
+    )
 
 
 def count(model: nn.Module, example: Example) -> Operations:

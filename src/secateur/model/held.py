@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import UnsupportedError
+from secateur.model.place import users_line
 
 SHARE = 0.375  # of the way through a distribution: neither its middle nor an end, and exact in every precision
 Arguments = Mapping[str, Any]
@@ -25,15 +26,15 @@ class HeldRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, random operators answer with fixed values.
 
     Attributes:
-        seen: names of the random operators that were asked.
+        seen: the random operators that were asked, with the line of the user's code.
 
     Raises:
         UnsupportedError: an operator draws in a way that has no fixed answer here.
 
     Example:
         >>> with HeldRandomness() as held:
-        ...     torch.rand(2).tolist(), sorted(held.seen)
-        ([0.375, 0.375], ['rand'])
+        ...     torch.rand(2).tolist(), len(held.seen)
+        ([0.375, 0.375], 1)
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,8 @@ class HeldRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not draws(func, args, kwargs):
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        self.seen.add(name.rstrip("_"))
+        where = users_line()
+        self.seen.add(f"{name.rstrip('_')} at {where}" if where else name.rstrip("_"))
         answer = ANSWERS.get(name)
         if answer is None:
             raise UnsupportedError(

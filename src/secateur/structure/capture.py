@@ -295,11 +295,15 @@ class _Functions(TorchFunctionMode):
         # `x.shape` arrives as the getter of the property, whose owner is the descriptor itself.
         if func is torch.Tensor.size or getattr(func, "__self__", None) is torch.Tensor.shape:
             return self._sizes(func(*args, **kwargs), args, kwargs)
+        if getattr(func, "__self__", None) is torch.Tensor.nbytes:
+            return doors.counted(recorder, "nbytes", args, func(*args))
         outer, recorder.here.function = recorder.here.function, name
         try:
             result = func(*_without_flags(args), **_without_flags(kwargs))
             if name in doors.READS:
                 return doors.read(recorder, name, args, result)
+            if name == "stride":
+                return doors.strides(recorder, args, result)
             if name in doors.COUNTS:
                 return doors.counted(recorder, name, args, result)
             if name in doors.MAKERS:

@@ -5,13 +5,13 @@ What a cut changes in there nobody sees, so the dimensions that were read are lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
 from secateur.structure.axes import lock
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
-from secateur.structure.trace import Args, SizeUse
+from secateur.structure.trace import Args, Axes, SizeUse
 from secateur.types import Lock
 
 if TYPE_CHECKING:
@@ -68,14 +68,36 @@ def counted(recorder: Recorder, name: str, args: Args, result: object) -> object
     if not isinstance(tensor, Tensor) or not isinstance(result, int):
         return result
     axes = recorder.axes(tensor)
+    if name == "nbytes":
+        axes = (*axes, recorder.space.fresh(tensor.element_size(), Lock("bytes of an element")))
     if name == "__len__":
         if axes:
             lock(axes[0], recorder.reason("counted by len(), which gives a plain number", "use the size from shape"))
         return result
+    return _product(recorder, axes, result)
+
+
+def strides(recorder: Recorder, args: Args, result: object) -> object:
+    """Steps from one position to the next: products of the sizes behind them, where the tensor is dense."""
+    tensor = args[0] if args else None
+    if not isinstance(tensor, Tensor):
+        return result
+    axes = recorder.axes(tensor)
+    if not tensor.is_contiguous():
+        for axis in axes:
+            lock(axis, recorder.reason("its strides are read as numbers", HINT))
+        return result
+    if isinstance(result, tuple):
+        return tuple(_product(recorder, axes[d + 1 :], step) for d, step in enumerate(result))
+    dim = args[1] if len(args) > 1 else 0
+    return _product(recorder, axes[cast(int, dim) % len(axes) + 1 :], cast(int, result)) if axes else result
+
+
+def _product(recorder: Recorder, axes: Axes, value: int) -> int:
     expr: Expr | None = None
     for axis in axes:
         expr = Dim(axis) if expr is None else Apply("mul", expr, Dim(axis))
-    return result if expr is None else TrackedInt(result, expr, recorder.watch)
+    return value if expr is None else TrackedInt(value, expr, recorder.watch)
 
 
 COUNTS = ("numel", "nelement", "__len__")

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import dlpack
 
 from secateur.structure.numbers import TrackedInt
 
 _RANGE = builtins.range
+INDEXED = (nn.ModuleList, nn.Sequential, nn.ParameterList)
 
 
 class WatchedList(list[Any]):
@@ -69,13 +70,27 @@ def watched(exported: Callable[[Tensor], None]) -> Iterator[None]:
         exported(tensor)
         return export(tensor)
 
+    kept = {kind: kind.__getitem__ for kind in INDEXED}
+    for kind, getitem in kept.items():
+        setattr(kind, "__getitem__", _told(getitem))  # noqa: B010 - a type checker forbids the plain form
     builtins.range = WatchedRange  # type: ignore[misc,assignment]
     _put(to_dlpack)
     try:
         yield
     finally:
+        for kind, getitem in kept.items():
+            setattr(kind, "__getitem__", getitem)  # noqa: B010
         builtins.range = _RANGE  # type: ignore[misc]
         _put(export)
+
+
+def _told(getitem: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def pick(self: Any, key: Any) -> Any:
+        if type(key) is TrackedInt:
+            key._told("an index")
+        return getitem(self, key)
+
+    return pick
 
 
 def _put(export: Callable[[Tensor], object]) -> None:

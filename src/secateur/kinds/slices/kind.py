@@ -18,9 +18,10 @@ from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
+from secateur.kinds.slices.both import with_replay
 from secateur.kinds.slices.fold import Scale, fold
 from secateur.kinds.slices.replay import certify
-from secateur.kinds.trials import agrees, tried, with_trials
+from secateur.kinds.trials import agrees, tried
 from secateur.measure.macs import samples_in
 from secateur.model.call import device_of
 from secateur.request import Request
@@ -150,35 +151,20 @@ class Slices(Candidates):
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
         choice, scales = self.decision(keep), self.write(keep).scales
-        proof = certify(
-            whole,
-            cut,
-            self.example,
-            self.trace,
-            choice.atoms,
-            scales=scales,
-            examples=self.examples,
-            dtype=dtype,
-            tolerance=tolerance,
+        references = [
+            partial(ablated, cuts=choice.cuts),
+            partial(
+                ablated_with_widths,
+                cuts=choice.cuts,
+                attributes=choice.attributes,
+                follow=self.request.scales == "follow",
+            ),
+        ]
+        found = tried(references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance)
+        replay = partial(
+            certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
         )
-        found = tried(
-            [
-                partial(ablated, cuts=choice.cuts),
-                partial(
-                    ablated_with_widths,
-                    cuts=choice.cuts,
-                    attributes=choice.attributes,
-                    follow=self.request.scales == "follow",
-                ),
-            ],
-            whole,
-            cut,
-            self.example,
-            examples=self.examples,
-            dtype=dtype,
-            tolerance=tolerance,
-        )
-        proof = with_trials(proof, found)
+        proof = with_replay(found, replay, dtype=dtype, tolerance=tolerance)
         if self.request.expressible:
             require_native(cut, self.example)
         return proof

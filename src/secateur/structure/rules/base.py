@@ -244,7 +244,7 @@ def pointwise(call: Call) -> Axes | list[Axes]:
 
 register(
     "copy", "fill", "zero", "clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous",
-    "native_dropout", "dropout", "bernoulli", "tril", "triu", "masked_fill", "uniform", "normal", "zeros_like",
+    "native_dropout", "dropout", "bernoulli", "masked_fill", "uniform", "normal", "zeros_like",
     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_prelu_kernel", "rrelu_with_noise",
     "_conj", "_neg_view", "clamp", "where", "nan_to_num", "real", "imag", "polar", "complex", "isnan", "isinf",
     "scalar_tensor", "hardswish", "log_sigmoid_forward", "floor_divide",

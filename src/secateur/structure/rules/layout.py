@@ -307,6 +307,15 @@ def reorder(call: Call) -> Axes:
     return tuple(axes)
 
 
+@register("tril", "triu")
+def triangle(call: Call) -> Axes:
+    """What stays depends on the positions in the last two dimensions."""
+    axes = call.axes(call.first)
+    for axis in axes[-2:]:
+        call.lock(axis, "a triangle is cut out by position")
+    return axes
+
+
 @register("unfold")
 def unfold(call: Call) -> Axes:
     """Sliding windows over one dimension."""

@@ -1,0 +1,60 @@
+"""Two proofs of one cut: the ablated original, run eagerly, and the replay of its calls. Both have to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from secateur.errors import CertificateError, SecateurError
+from secateur.kinds.trials import HINT, Tried, certified, with_trials
+from secateur.types import Certificate
+
+ABLATION = "ablation"
+
+
+def with_replay(
+    found: Tried, replay: Callable[..., Certificate], *, dtype: str, tolerance: float | None
+) -> Certificate:
+    """The certificate of both proofs.
+
+    Args:
+        found: what the trials of the second proof have shown; they have not refused the cut.
+        replay: makes the first proof, given a dtype and a tolerance.
+        dtype: in which outputs are compared.
+        tolerance: as in `secateur.model.agreement.agreement`.
+
+    Raises:
+        CertificateError: the replay differs from the cut model, also in double precision; or neither could be run.
+    """
+    try:
+        return with_trials(_replayed(replay, dtype, tolerance), found)
+    except CertificateError as error:
+        if found.proof is None:
+            raise
+        raise CertificateError(
+            "Two proofs of this cut disagree, so it is not made.",
+            why=f"the original without these parts gives the same, the replay of its calls does not: {error.why}",
+            hint=HINT,
+        ) from error
+    except SecateurError:
+        raise
+    except Exception as error:  # an operator that cannot take NaN or kept counts, which only the replay gives it
+        if found.proof is None:
+            raise
+        found.notes.append(f"the replay could not be run ({type(error).__name__}: {error})"[:300])
+        return certified(found, ABLATION, dtype=dtype)
+
+
+def _replayed(replay: Callable[..., Certificate], dtype: str, tolerance: float | None) -> Certificate:
+    try:
+        return replay(dtype=dtype, tolerance=tolerance)
+    except CertificateError as rounded:
+        if dtype == "float64":
+            raise
+        try:  # an error may be rounding; in double precision a mistake stays as large as it was
+            proof = replay(dtype="float64", tolerance=None)
+        except Exception:
+            raise rounded from None
+        note = f"in single precision the replay rounds more than the tolerance: {rounded.why}"
+        return Certificate(
+            proof.max_abs_error, proof.tolerance, proof.dtype, proof.method, proof.outputs, notes=(note,)
+        )
