@@ -314,8 +314,10 @@ def _attention(mode: Missing, call: Call) -> object:
     whole = alive[0]
     for other in alive[1:]:  # fewer heads of keys and values serve several heads of queries
         whole = whole & other.repeat_interleave(whole.shape[1] // other.shape[1], 1)
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        dims = mode.of(tensor, -1)
+    # A key of zeros that the code adds has every coordinate: what one factor misses, the product leaves out.
+    found = [gone for t in (query, key) if (gone := mode.of(t, -1)) is not None]
+    inner = torch.cat(found).unique() if found else None
+    for name, tensor, dims in (("query", query, inner), ("key", key, inner), ("value", value, coordinates)):
         heads = torch.isnan(tensor).flatten(2).all(2)[:, :, None, None]
         filled = tensor.masked_fill(heads, 0)
         call.put(name, filled if dims is None else filled.index_fill(-1, dims, 0))
