@@ -316,7 +316,7 @@ def _attention(mode: Missing, call: Call) -> object:
         whole = whole & other.repeat_interleave(whole.shape[1] // other.shape[1], 1)
     # A key of zeros that the code adds has every coordinate: what one factor misses, the product leaves out.
     found = [gone for t in (query, key) if (gone := mode.of(t, -1)) is not None]
-    inner = torch.cat(found).unique() if found else None
+    inner = torch.unique(torch.cat(found)) if found else None
     for name, tensor, dims in (("query", query, inner), ("key", key, inner), ("value", value, coordinates)):
         heads = torch.isnan(tensor).flatten(2).all(2)[:, :, None, None]
         filled = tensor.masked_fill(heads, 0)
