@@ -89,7 +89,9 @@ class Form:
         for d, old in enumerate(tensor.shape):
             first = d == 0 and self.batch is not None
             new = (old if batch is None else batch) if first else sizes.get(old, old)
-            if new != old:
+            if new != old and old == 0:
+                tensor = tensor.new_zeros([*tensor.shape[:d], new, *tensor.shape[d + 1 :]])
+            elif new != old:
                 # Repeated from the start, so that masks of ones stay such and positions stay in their range.
                 tensor = tensor.index_select(d, torch.arange(new, device=tensor.device) % old)
         return tensor.clone()
@@ -107,12 +109,14 @@ def _numbers(low: int, high: int, like: Tensor, generator: torch.Generator) -> T
 
 def _drawn(tensor: Tensor, like: Tensor, generator: torch.Generator) -> Tensor:
     """Other values from a tensor's range, in the shape of another."""
-    if tensor.dtype == torch.bool or tensor.numel() == 0 or _is_mask(tensor):
+    if tensor.dtype == torch.bool or _is_mask(tensor):
         return like
     if tensor.is_complex():
         parts = (_drawn(part, other, generator) for part, other in zip(_parts(tensor), _parts(like), strict=True))
         return torch.complex(*parts)
     if not tensor.is_floating_point():
+        if tensor.numel() == 0:
+            return like
         return _numbers(int(tensor.min()), int(tensor.max()), like, generator)
     finite = tensor.double()[torch.isfinite(tensor)]
     mean, std = (float(finite.mean()), float(finite.std(correction=0))) if finite.numel() else (0.0, 0.0)
@@ -130,7 +134,7 @@ def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_mask(tensor: Tensor) -> bool:
     """Zeros and ones, both or ones only: what stands in a mask, and what must not become anything else."""
-    if tensor.is_complex():
+    if tensor.is_complex() or tensor.numel() == 0:
         return False
     low, high = float(tensor.min()), float(tensor.max())
     return low >= 0 and high == 1 and bool(((tensor == 0) | (tensor == 1)).all())
