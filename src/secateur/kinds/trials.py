@@ -87,11 +87,13 @@ class Tried:
         trials: that held.
         notes: what they do not show, and what was taken for granted.
         proof: of the example; None where no reference could be run.
+        draws: whether the forward draws random numbers in eval mode, as far as is known.
     """
 
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     proof: Certificate | None = None
+    draws: bool = True
 
     @property
     def error(self) -> float:
@@ -104,19 +106,24 @@ def answer(
     example: Example,
     mode: Mode = "eval",
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    draws: bool = True,
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
+
+    Args:
+        model: any module.
+        example: what one forward takes.
+        mode: "eval" or "train"; in training the parameters that take part are found too.
+        around: stands around the run.
+        draws: False where it is known that nothing is drawn at random, which saves the watch.
 
     Raises:
         ForwardError: its forward fails.
     """
-    train = mode == "train"
-    with (
-        guard(model, mode=mode, gradients=train, example=example, seed=0),
-        unfused(model),
-        HeldRandomness() as held,
-        around(),
-    ):
+    train, held = mode == "train", HeldRandomness()
+    lent = guard(model, mode=mode, gradients=train, example=example, seed=0)
+    with lent, unfused(model), held if draws else nullcontext(), around():
         result = call(model, example)
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
@@ -224,6 +231,7 @@ class _Trials:
             except ForwardError as error:
                 self.found.notes.append(f"{self.reference.method} could not be run: {error.why}"[:300])
                 continue
+            self.found.draws = bool(expected.held)  # what is drawn elsewhere only is a branch that was not seen
             try:
                 self.hold(given, expected)
             except CertificateError as error:
@@ -288,11 +296,12 @@ class _Trials:
             self._see(tensor)
 
     def _expected(self, given: Input, mode: Mode = "eval") -> Answer:
-        return answer(self.reference.model, given.example, mode, self.reference.around)
+        draws = self.found.draws or mode == "train"
+        return answer(self.reference.model, given.example, mode, self.reference.around, draws=draws)
 
     def _answer_of_cut(self, cut: nn.Module, given: Input, mode: Mode) -> Answer:
         try:
-            return answer(cut, given.example, mode)
+            return answer(cut, given.example, mode, draws=self.found.draws or mode == "train")
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",

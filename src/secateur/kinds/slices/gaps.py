@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
-from torch.utils.weak import WeakTensorKeyDictionary
 
 Op = OpOverload[..., Any]
 Arguments = dict[str, Any]
@@ -21,14 +20,18 @@ class Gaps(Protocol):
 
     Attributes:
         reduced: sizes of dimensions that were summed up, and how many of their positions were there.
-        absent: what is missing from truth values and counts, which cannot be NaN.
     """
 
     reduced: set[tuple[int, int]]
-    absent: WeakTensorKeyDictionary
 
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""
+
+    def note(self, tensor: Tensor, absent: dict[int, Tensor]) -> None:
+        """Remember what is missing where NaN cannot say it: in truth values and counts."""
+
+    def noted(self, tensor: Tensor) -> dict[int, Tensor]:
+        """What was remembered."""
 
     def anywhere(self, tensor: Tensor) -> dict[int, Tensor]:
         """Dimension -> its missing positions, of the dimensions that miss some but not all."""
@@ -70,15 +73,27 @@ class Call:
         return self.func(*self.args, **self.kwargs)
 
 
-def tensors(value: object) -> list[Tensor]:
-    """The tensors in arguments or results."""
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+def tensors(args: Iterable[object], kwargs: Mapping[str, object] | None = None) -> list[Tensor]:
+    """The tensors in arguments or results, which hold lists of tensors at most: asked at every call, so no tree."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
+
+
+@cache
+def name_of(func: Op) -> tuple[str, bool]:
+    """The operator's name without its overload, and whether it writes to its operands."""
+    return func._schema.name.removeprefix("aten::"), bool(func._schema.is_mutable)
 
 
 def writes(func: Op, args: Sequence[Any], kwargs: Arguments) -> list[Tensor]:
     """Operands that a call writes to."""
     named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
-    return [t for a, value in named if a.alias_info is not None and a.alias_info.is_write for t in tensors(value)]
+    return [t for a, value in named if a.alias_info is not None and a.alias_info.is_write for t in tensors((value,))]
 
 
 def has_nan(tensor: Tensor) -> bool:

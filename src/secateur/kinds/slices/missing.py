@@ -10,15 +10,14 @@ repeated here. NaN that does not fill a slice is a result like any other, and is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from secateur.kinds.slices.gaps import Arguments, Call, Op, has_nan, look, tensors, writes
+from secateur.kinds.slices.gaps import Arguments, Call, Op, has_nan, look, name_of, tensors, writes
 from secateur.kinds.slices.operators import HANDLERS
 from secateur.model.place import users_line
 
@@ -45,7 +44,6 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         reduced: sizes of dimensions that were summed up, and how many of their positions were there.
         changed: lines of the user's code where a weight is used that is not what it was.
-        absent: truth values and counts cannot be NaN: what was missing where they come from stands here.
 
     Example:
         >>> with Missing():
@@ -55,70 +53,78 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, weights: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.whole: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        for tensor, whole in weights:
-            self.whole[tensor] = whole
+        # By identity, with the tensor itself beside it, so that no other can get its id while it stands here.
+        self.given = {id(tensor): (tensor, whole) for tensor, whole in weights}
+        self.whole = dict(self.given)
         self.stored = {t.untyped_storage()._cdata for t, _ in weights}
         self.poisoned = {t.untyped_storage()._cdata for t, whole in weights if t is not whole}
         self.reduced: set[tuple[int, int]] = set()
         self.changed: set[str] = set()
-        self.absent: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         self._known: dict[tuple[object, ...], Tensor | None] = {}
+
+    def __exit__(self, *error: object) -> None:
+        """Forget what the run has made."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.whole = dict(self.given)
+        self._absent.clear()
 
     def __torch_dispatch__(
         self, func: Op, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        kwargs = dict(kwargs or {})
-        name = func._schema.name.removeprefix("aten::")
-        operands = tensors((args, kwargs))
-        written = writes(func, args, kwargs) if func._schema.is_mutable else []
-        if name not in PRODUCTS and all(t in self.whole for t in operands):
+        kwargs = {} if kwargs is None else dict(kwargs)
+        name, mutable = name_of(func)
+        operands = tensors(args, kwargs)
+        written = writes(func, args, kwargs) if mutable else []
+        whole = self.whole
+        if name not in PRODUCTS and all(id(t) in whole for t in operands):
             return self._of_weights(func, args, kwargs, {id(t) for t in written})
         for place in SERVES.get(name, ()):
             self._require_same(args[place])
         for tensor in written:  # a statistic that is written in training depends on the data from now on
-            self.whole.pop(tensor, None)  # type: ignore[no-untyped-call]
-        return self._run(func, args, kwargs)
+            whole.pop(id(tensor), None)
+        return self._run(name, func, args, kwargs)
 
     def _of_weights(self, func: Op, args: Sequence[Any], kwargs: Arguments, written: set[int]) -> object:
         """A weight or a constant, with and without what is missing."""
-
-        def whole(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return self.whole[value].clone() if id(value) in written else self.whole[value]
-
-        if all(self.whole[t] is t for t in tensors((args, kwargs))):
-            result = func(*args, **kwargs)
-            full = result
+        known = self.whole
+        if all(known[id(t)][1] is t for t in tensors(args, kwargs)):
+            result = full = func(*args, **kwargs)
         else:
+
+            def whole(value: Any) -> Any:
+                if not isinstance(value, Tensor):
+                    return value
+                found = known[id(value)][1]
+                return found.clone() if id(value) in written else found
+
             instead = pytree.tree_map(whole, (list(args), kwargs))
-            full, result = func(*instead[0], **instead[1]), self._run(func, args, kwargs)
+            full = func(*instead[0], **instead[1])
+            result = self._run(name_of(func)[0], func, args, kwargs)
         if not isinstance(result, (Tensor, tuple, list)):
             return full  # a number for Python: that of the original
-        for mine, other in zip(tensors(result), tensors(full), strict=True):
-            self.whole[mine] = other
+        for mine, other in zip(tensors((result,)), tensors((full,)), strict=True):
+            known[id(mine)] = (mine, other)
         return result
 
     def _require_same(self, weight: object) -> None:
         """Note where a computed weight is not, as far as it is there, what it is in the original."""
         if not isinstance(weight, Tensor) or weight.untyped_storage()._cdata in self.stored:
             return
-        whole = self.whole.get(weight)  # type: ignore[no-untyped-call]
-        if whole is None or whole is weight or not weight.is_floating_point():
+        _, whole = self.whole.get(id(weight), (weight, weight))
+        if whole is weight or not weight.is_floating_point():
             return
         error = torch.where(torch.isnan(weight), 0, weight - whole).abs().max()
         if float(error) > SAME[weight.dtype] * float(whole.abs().max()):
             self.changed.add(users_line())
 
-    def _run(self, func: Op, args: Sequence[Any], kwargs: Arguments) -> object:
-        name = func._schema.name.removeprefix("aten::")
+    def _run(self, name: str, func: Op, args: Sequence[Any], kwargs: Arguments) -> object:
         handler = HANDLERS.get(name)
         if handler is not None:
             return handler(self, Call(func, args, kwargs))
-        changed = HANDLERS.get(name.removesuffix("_")) if func._schema.is_mutable and name.endswith("_") else None
+        changed = HANDLERS.get(name[:-1]) if name.endswith("_") else None
         if changed is not None:
-            functional = getattr(torch.ops.aten, name.removesuffix("_"))
+            functional = getattr(torch.ops.aten, name[:-1])
             plain = getattr(functional, func._overloadname, None)
             if plain is not None:
                 return args[0].copy_(changed(self, Call(plain, args, kwargs)))
@@ -126,17 +132,24 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""
-        noted = self.absent.get(tensor)  # type: ignore[no-untyped-call]
-        if noted is not None:
-            return cast("dict[int, Tensor]", noted).get(dim % tensor.dim())
+        if id(tensor) in self._absent:
+            return self._absent[id(tensor)][1].get(dim % tensor.dim())
         if tensor.dim() == 0 or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
             return None
         if tensor.untyped_storage()._cdata not in self.poisoned:
-            return look(tensor, dim) if has_nan(tensor) else None
+            return look(tensor, dim)
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dim % tensor.dim())
         if place not in self._known:
             self._known[place] = look(tensor, dim)
         return self._known[place]
+
+    def note(self, tensor: Tensor, absent: dict[int, Tensor]) -> None:
+        """Remember what is missing where NaN cannot say it: in truth values and counts."""
+        self._absent[id(tensor)] = (tensor, absent)
+
+    def noted(self, tensor: Tensor) -> dict[int, Tensor]:
+        """What was remembered."""
+        return self._absent[id(tensor)][1] if id(tensor) in self._absent else {}
 
     def anywhere(self, tensor: Tensor) -> dict[int, Tensor]:
         """Dimension -> its missing positions, of the dimensions that miss some but not all."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -256,10 +255,10 @@ def _question(mode: Gaps, call: Call) -> object:
     name = call.func._schema.name.removeprefix("aten::")
     for operand in call.args[:2]:
         if isinstance(operand, Tensor) and operand.shape == result.shape:
-            absent = mode.absent.get(operand) or mode.anywhere(operand)  # type: ignore[no-untyped-call]
+            absent = mode.noted(operand) or mode.anywhere(operand)
             if absent:
-                mode.absent[result] = absent
-                for d, gone in cast("dict[int, Tensor]", absent).items():
+                mode.note(result, absent)
+                for d, gone in absent.items():
                     if name in ("isnan", "isfinite") or (len(call.args) > 1 and call.args[0] is call.args[1]):
                         result.index_fill_(d, gone, name in ("isfinite", "eq", "le", "ge"))  # it is no NaN
     return result
@@ -268,13 +267,13 @@ def _question(mode: Gaps, call: Call) -> object:
 def _as_number(mode: Gaps, call: Call) -> object:
     """What was missing as a truth value is NaN again as a number."""
     result: Tensor = call.run()
-    absent = mode.absent.get(call.args[0])  # type: ignore[no-untyped-call]
+    absent = mode.noted(call.args[0])
     if absent:
         if result.is_floating_point() or result.is_complex():
-            for d, gone in cast("dict[int, Tensor]", absent).items():
+            for d, gone in absent.items():
                 result = result.index_fill(d, gone, NAN)
         else:
-            mode.absent[result] = absent
+            mode.note(result, absent)
     return result
 
 
