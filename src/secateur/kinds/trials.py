@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
-from secateur.model.call import call
+from secateur.model.call import call, device_of
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, guard
 from secateur.model.held import HeldRandomness
@@ -179,14 +179,17 @@ def tried(
 
 def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
     """Whether a cut model gives what its reference gives on an example; the reference is run once."""
+    device = device_of(reference.model).type
     try:
-        expected = answer(reference.model, example, "eval", reference.around)
+        with torch.autocast(device, enabled=False):
+            expected = answer(reference.model, example, "eval", reference.around)
     except SecateurError:
         return lambda cut: False
 
     def right(cut: nn.Module) -> bool:
         try:
-            found = answer(cut, example)
+            with torch.autocast(device, enabled=False):
+                found = answer(cut, example)
             left = reference.fit(expected.tensors, found.tensors)
             agreement(left, found.tensors, None, method=reference.method, differs="", hint="")
         except SecateurError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from secateur.errors import PlanMismatchError, RecipeError
 from secateur.kinds.layers.drop import Layers, new_names
 from secateur.kinds.slices.cut import Cuts, cut_tensor
+from secateur.kinds.slices.fold import Scale, rescale
 
 Averages = AveragedModel | MutableMapping[str, Tensor]
 
@@ -63,6 +64,7 @@ def migration(
     cuts: Cuts,
     layers: Layers,
     masks: Mapping[str, Tensor],
+    scales: Sequence[Scale] = (),
 ) -> Callable[[], None]:
     """Check that averages can follow, and return the function that makes them follow.
 
@@ -80,6 +82,9 @@ def migration(
             f"ema is a {type(averages).__name__}.", hint="Pass an AveragedModel or a dict of names to tensors."
         )
     new = averages_after(model, averages, cuts, layers, masks)
+    after = new_names(model, layers)
+    held = {scale.tensor: new[name] for scale in scales if (name := after(scale.tensor)) in new}
+    rescale(held, scales, cuts)
 
     def swap() -> None:
         averages.clear()

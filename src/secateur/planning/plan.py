@@ -161,7 +161,7 @@ class Plan(PlanData):
             if masks:
                 mask_model(averaged, masks, keep_originals=False)
 
-        return migration(model, ema, replay, cuts=self.cuts, layers=self.layers, masks=self.masks)
+        return migration(model, ema, replay, cuts=self.cuts, layers=self.layers, masks=self.masks, scales=self.scales)
 
     def replay(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Remove slices and layers in place, without a new proof and without masks."""

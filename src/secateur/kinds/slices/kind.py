@@ -23,6 +23,7 @@ from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import agrees, tried
 from secateur.measure.macs import samples_in
+from secateur.model.agreement import doubled
 from secateur.model.call import device_of
 from secateur.model.tensors import named_tensors
 from secateur.request import Request
@@ -139,8 +140,10 @@ class Slices(Candidates):
         cut = [each for each in cut if each[1].id in inner]
         if not cut or self.request.scales == "follow" or device_of(self.model).type == "meta":
             return ()
-        trial = edit.copy(self.model)
-        tensors, right = named_tensors(trial), agrees(ablated(self.model, choice.cuts), self.example)
+        # In double, and without autocast: a scale that changes by a tenth may change the outputs by less than rounding.
+        whole, example = doubled(self.model), doubled(self.example)
+        trial = edit.copy(whole)
+        tensors, right = named_tensors(trial), agrees(ablated(whole, choice.cuts), example)
 
         def holds(scales: tuple[Scale, ...]) -> bool:
             before = {scale.tensor: tensors[scale.tensor].detach().clone() for scale in scales}
