@@ -72,9 +72,8 @@ def build(row: Row, at: int) -> Between:
         results = model.results(inputs(row)[0])
     for t in results:
         sizes = list(t.shape)
-        d = sizes.index(UNITS) if UNITS in sizes else next(
-            (i for i, n in enumerate(sizes) if n > UNITS and n % UNITS == 0), len(sizes) - 1
-        )  # fmt: skip
+        d = sizes.index(UNITS) if UNITS in sizes else max(range(len(sizes)), key=sizes.__getitem__, default=-1)
+        d = d if row.head is None else row.head
         model.where.append(d)
         model.heads.append(nn.Linear(sizes[d], 4) if d >= 0 else nn.Identity())
     return model.eval()

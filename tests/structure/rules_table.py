@@ -33,7 +33,10 @@ class Row:
         kept: dimensions of `h` over which the operator counts what is there (a mean, a norm): the truth is then the
             operator on the kept units, not on zeros.
         ties: parameters that follow the units, and along which of their dimensions, where `kept` is not empty.
-        exact: the cut is the original with zeros; else its weights are computed from what is left, as told elsewhere.
+        head: dimension of the result that the next layer reads; None = the one that is as long as there are units,
+            or else the longest.
+        refused: where the units can be cut, but the second proof refuses what changes the function.
+        note: what tells it from other rows of the same operators.
     """
 
     ops: str
@@ -43,6 +46,8 @@ class Row:
     dims: str = ""
     kept: str = ""
     ties: tuple[tuple[str, int], ...] = ()
+    head: int | None = None
+    refused: str = ""
     note: str = ""
 
     @property
@@ -63,6 +68,7 @@ def inferred(mid: Mid) -> Mid:
 ROWS: list[Row] = []
 # Kernels that only other devices have: the rule is that of the operator beside it.
 ELSEWHERE = {
+    "_fused_rms_norm": "native_layer_norm",
     "cudnn_batch_norm": "native_batch_norm",
     "cudnn_convolution": "convolution",
     "cudnn_grid_sampler": "grid_sampler_2d",
@@ -140,7 +146,8 @@ row("arange", lambda h, m: h + torch.arange(h.shape[-1]), LAST)
 row("arange", lambda h, m: h[:, torch.arange(h.shape[1])], "02", note="as an index")
 same("zeros ones full", lambda h, m: h * torch.ones(h.shape) + torch.zeros(h.shape) + torch.full(h.shape, 0.5))
 same("empty", lambda h, m: torch.empty(h.shape).copy_(h))
-same("rand randn randint", lambda h, m: h + torch.rand(h.shape) + torch.randn(h.shape) + torch.randint(0, 3, h.shape))
+same("rand randn", lambda h, m: h + torch.rand(h.shape) + torch.randn(h.shape))
+row("randint", lambda h, m: h + torch.randint(0, 3, h.shape))
 row("eye", lambda h, m: h @ torch.eye(h.shape[-1]), LAST)
 row("linspace", lambda h, m: h * torch.linspace(0.1, 1, h.shape[-1]), LAST)
 row("logspace", lambda h, m: h * torch.logspace(0.1, 1, h.shape[-1]), LAST)
@@ -176,9 +183,7 @@ def _batch(op: str) -> Mid:
 
     def mid(h: Any, m: Any) -> Any:
         n = h.shape[1]
-        w, v, mean, var = m.p("w", n), m.p("v", n), m.b("mean", n), m.b("var", n).abs() + 0.5
-        if n != len(w):
-            raise ValueError(n)
+        w, v, mean, var = (t.view(n) for t in (m.p("w", n), m.p("v", n), m.b("mean", n), m.b("var", n).abs() + 0.5))
         if op == "layer":
             return F.batch_norm(h, mean, var, w, v)
         if op == "_native_batch_norm_legit":
@@ -190,6 +195,12 @@ def _batch(op: str) -> Mid:
 
 row("native_batch_norm", lambda h, m: F.batch_norm(h, m.b("mean", h.shape[1]), m.b("var", h.shape[1]).abs() + 1), "012")
 row("native_batch_norm", _batch("layer"), "012", note="with weights")
+def _weight_normed(h: Any, m: Any) -> Any:
+    return F.linear(h, torch._weight_norm(m.p("w", 6, h.shape[-1]), m.p("g", 6, 1), 0))
+
+
+row("_weight_norm_interface", _weight_normed, "12", refused="2", head=1)
+row("_weight_norm", inferred(_weight_normed), "12", refused="2", head=1)
 BATCH = {"kept": "02", "note": "by its own statistics"}
 row("_native_batch_norm_legit", _batch("_native_batch_norm_legit"), "012", **BATCH)
 row("_native_batch_norm_legit_no_training", _batch("_native_batch_norm_legit_no_training"), "012")
@@ -201,7 +212,6 @@ LAYER = {"kept": "2", "ties": (("w", 0), ("v", 0))}
 row("native_layer_norm", lambda h, m: F.layer_norm(
     h, h.shape[-1:], m.p("w", h.shape[-1]), m.p("v", h.shape[-1])), "012", **LAYER)  # fmt: skip
 row("native_layer_norm", lambda h, m: F.layer_norm(h, h.shape[1:]), "012", kept="12", note="two dimensions")
-row("_fused_rms_norm", lambda h, m: F.rms_norm(h, h.shape[-1:], m.p("w", h.shape[-1])), "012", **LAYER)
 row("rms_norm", inferred(lambda h, m: F.rms_norm(h, h.shape[-1:], m.p("w", h.shape[-1]))), "012", **LAYER)
 row("native_group_norm", lambda h, m: F.group_norm(h, 1, m.p("w", UNITS), m.p("v", UNITS)), "1", dims="1",
     kept="1", ties=(("w", 0), ("v", 0)), note="one group")  # fmt: skip
@@ -231,7 +241,7 @@ row("avg_pool2d", lambda h, m: F.avg_pool2d(h, 3, 1, 1, count_include_pad=False)
 row("avg_pool2d", lambda h, m: F.avg_pool2d(h, 1), "0123", IMAGE, note="of one position")
 row("avg_pool2d", lambda h, m: F.avg_pool2d(h, 1, 2), "01", IMAGE, note="every second")
 row("avg_pool2d", lambda h, m: F.avg_pool2d(h, (1, 2)), "012", IMAGE, note="along one dimension")
-row("avg_pool2d", lambda h, m: F.local_response_norm(h, 3), "023", IMAGE, note="over channels")
+row("avg_pool3d", lambda h, m: F.local_response_norm(h, 3), "023", IMAGE, note="over channels")
 row("avg_pool3d", lambda h, m: F.avg_pool3d(h, 2), "01", VOLUME)
 row("max_pool2d", inferred(lambda h, m: F.max_pool2d(h, 2)), "01", IMAGE)
 row("max_pool2d_with_indices", lambda h, m: F.max_pool2d(h, 2), "01", IMAGE)
@@ -249,7 +259,7 @@ for mode, rank, op in (
     size = {1: (2, 6), 2: IMAGE, 3: VOLUME}[rank]
     row(op, lambda h, m, mode=mode, c=corners: F.interpolate(h, scale_factor=2, mode=mode, **c), "01", size)
     row(op, lambda h, m, mode=mode, c=corners: F.interpolate(h, size=[*h.shape[2:-1], h.shape[-1] * 2], mode=mode, **c),
-        "0123"[: rank + 1], size, note="one dimension", dims="0123"[: rank + 2])  # fmt: skip
+        "01" if mode == "bicubic" else "0123"[: rank + 1], size, note="one dimension")  # fmt: skip
 row("upsample_nearest2d", lambda h, m: F.interpolate(h, scale_factor=1.01), "01", IMAGE, note="by almost nothing")
 for mode in ("bilinear", "bicubic"):
     row(f"_upsample_{mode}2d_aa", lambda h, m, mode=mode: F.interpolate(h, scale_factor=2, mode=mode, antialias=True),
@@ -266,8 +276,11 @@ for mode, word in (("reflect", "reflection"), ("replicate", "replication")):
         amounts = [1, 1] * rank
         row(f"{word}_pad{rank}d", lambda h, m, a=amounts, mode=mode: F.pad(h, a, mode=mode), "01", size)
 row("reflection_pad2d", lambda h, m: F.pad(h, (0, 0, 1, 1), mode="reflect"), "013", IMAGE, note="one dimension")
-row("slice", lambda h, m: F.pad(h, (1, 1, 1, 1), mode="circular"), "01", IMAGE, note="padded round")
+row("slice", lambda h, m: F.pad(h, (1, 1, 1, 1), mode="circular"), "0123", IMAGE, note="padded round")
 row("fractional_max_pool2d", lambda h, m: F.fractional_max_pool2d(h, 2, output_size=3), "01", IMAGE)
+
+
+row("fractional_max_pool3d", lambda h, m: F.fractional_max_pool3d(h, 2, output_size=2), "01", VOLUME)
 
 
 def _unpooled(h: Any, m: Any) -> Any:
@@ -286,36 +299,37 @@ row("grid_sampler_2d", lambda h, m: F.grid_sample(h, m.p("g", len(h), 3, 3, 2), 
 row("grid_sampler_3d", lambda h, m: F.grid_sample(h, m.p("g", len(h), 3, 3, 3, 3), align_corners=True), "1", VOLUME)
 row("im2col", lambda h, m: F.unfold(h, 2), "01", IMAGE)
 row("im2col", lambda h, m: F.unfold(h, 1), "01", IMAGE, note="of one position")
-row("col2im", lambda h, m: F.fold(h, (3, 3), 2), "01", (4, 4), dims="1")
-row("col2im", lambda h, m: F.fold(h.flatten(1, 2)[:, :, :4], (3, 3), 2), "", (2, 2, 4), dims="12", note="across a join")
+row("col2im", lambda h, m: F.fold(h, (3, 3), 2), "1", (4, 4), dims="1", head=1)
+row("col2im", lambda h, m: F.fold(torch.cat([h[:, :5] * 2, h[:, 5:]], 1), (3, 3), 2), "",
+    (4, 4), dims="1", note="across a join", head=1)  # fmt: skip
 
 # -- products ---------------------------------------------------------------------------------------------------------
 
 row("mm", lambda h, m: h @ m.p("w", h.shape[1], 6), "01", MATRIX)
-row("mm", lambda h, m: h.t() @ h, "1", MATRIX, dims="1", note="with itself")
+row("mm", lambda h, m: (h.t() @ h) @ m.p("w", h.shape[1], 3), "1", MATRIX, dims="1", note="with itself")
 row("addmm", lambda h, m: torch.addmm(m.p("v", 6), h, m.p("w", h.shape[1], 6)), "01", MATRIX)
 row("addmm", lambda h, m: torch.addmm(h, h, m.p("w", h.shape[1], h.shape[1])), "01", MATRIX, note="added to itself")
 row("_addmm_activation", lambda h, m: aten._addmm_activation(m.p("v", 6), h, m.p("w", h.shape[1], 6)), "01", MATRIX)
 row("mv", lambda h, m: h.mv(m.p("w", h.shape[1])), "01", MATRIX)
-row("addmv", lambda h, m: torch.addmv(m.p("v", len(h)), h, m.p("w", h.shape[1])), "01", MATRIX)
-row("dot", lambda h, m: h.dot(m.p("w", len(h))), "0", VECTOR)
-row("vdot", lambda h, m: h.vdot(m.p("w", len(h))), "0", VECTOR)
+row("addmv", lambda h, m: torch.addmv(m.p("v", h.shape[0]), h, m.p("w", h.shape[1])), "01", MATRIX)
+row("dot", lambda h, m: h.dot(m.p("w", h.shape[0])) * m.p("v", 3), "0", VECTOR)
+row("vdot", lambda h, m: h.vdot(m.p("w", h.shape[0])) * m.p("v", 3), "0", VECTOR)
 row("_int_mm", lambda h, m: torch._int_mm((h * 9).to(torch.int8), torch.ones(h.shape[1], 6, dtype=torch.int8)), "01",
     MATRIX)  # fmt: skip
-row("bmm", lambda h, m: h @ m.p("w", len(h), h.shape[2], 6), "012")
+row("bmm", lambda h, m: h @ m.p("w", h.shape[0], h.shape[2], 6), "12")
 row("bmm", lambda h, m: h @ h.transpose(1, 2), "02", note="with itself")
 row("bmm", lambda h, m: torch.einsum("btc,btd->bcd", h, h * 2), "1", dims="1", note="by einsum")
 row("bmm", lambda h, m: torch.einsum("btc,dc->dbt", h, m.p("w", 6, h.shape[2])), "012", note="turned round")
-row("baddbmm", lambda h, m: torch.baddbmm(m.p("v", 1, 6), h, m.p("w", len(h), h.shape[2], 6)), "012")
+row("baddbmm", lambda h, m: torch.baddbmm(m.p("v", 1, 6), h, m.p("w", h.shape[0], h.shape[2], 6)), "12")
 row("mm", lambda h, m: torch.tensordot(h, m.p("w", h.shape[1], h.shape[2], 3), dims=2), "012", note="over two")
 row("linear", inferred(lambda h, m: F.linear(h, m.p("w", 6, h.shape[-1]), m.p("v", 6))), "012")
 row("_trilinear", lambda h, m: F.bilinear(h, h * 2, m.p("w", 6, h.shape[-1], h.shape[-1])), "012")
 row("_cdist_forward", lambda h, m: torch.cdist(h, m.p("w", 1, 4, h.shape[-1]), p=1.0), "012")
 row("_euclidean_dist", lambda h, m: aten._euclidean_dist(h, m.p("w", 1, 4, h.shape[-1])), "012")
-row("mul", lambda h, m: F.cosine_similarity(h, m.p("w", h.shape[-1]), dim=-1), "012", note="cosine")
-row("mul", lambda h, m: F.normalize(h, dim=-1), "012", note="of length one")
-row("mul", lambda h, m: torch.outer(h, h), "0", VECTOR, note="outer")
-row("mul", lambda h, m: torch.kron(h, h.new_ones(1, 2)), "01", MATRIX, note="kron")
+row("mul", lambda h, m: F.cosine_similarity(h, h.sin(), dim=-1), "012", note="cosine")
+row("linalg_vector_norm", lambda h, m: F.normalize(h, dim=-1), "012", note="of length one")
+row("mul", lambda h, m: torch.outer(h, h) @ m.p("w", h.shape[0], 3), "0", VECTOR, note="outer")
+row("mul", lambda h, m: torch.kron(h.contiguous(), h.new_ones(1, 2)), "01", MATRIX, note="kron")
 
 
 def _grouped(h: Any, m: Any) -> Any:
@@ -333,6 +347,8 @@ def _conv(sizes: tuple[int, ...], free: str, note: str = "", dims: str = "", op:
 
     def mid(h: Any, m: Any) -> Any:
         c = h.shape[1]
+        if groups == UNITS:
+            o["groups"] = c
         shape = (c, 6 * width // groups) if turned else (6 * width, c // groups)
         return getattr(F, name)(h, m.p("k", *shape, *[kernel] * rank), m.p("v", 6 * width), **o)
 
@@ -353,22 +369,23 @@ row("_convolution", lambda h, m: torch._convolution(
     h, m.p("k", 6, h.shape[1], 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, False, False, False, False),
     "0123", IMAGE)  # fmt: skip
 row("mkldnn_convolution", lambda h, m: aten.mkldnn_convolution(
-    h, m.p("k", 6, h.shape[1], 3, 3), None, [1, 1], [1, 1], [1, 1], 1), "01", IMAGE)  # fmt: skip
+    h, m.p("k", 6, h.shape[1], 3, 3), None, [1, 1], [1, 1], [1, 1], 1), "01", IMAGE, refused="01")  # fmt: skip
 
 # -- movement ---------------------------------------------------------------------------------------------------------
 
-row("view", lambda h, m: h.clone(memory_format=torch.contiguous_format).view(len(h), -1), "012")
-row("_unsafe_view", lambda h, m: (h.transpose(1, 2) * 2).reshape(len(h), -1), "012")
+row("view", lambda h, m: h.clone(memory_format=torch.contiguous_format).view(h.shape[0], -1), "012")
+row("_unsafe_view", lambda h, m: (h.transpose(1, 2) * 2).reshape(h.shape[0], -1), "012")
 row("_reshape_alias", lambda h, m: aten._reshape_alias(h.contiguous(), h.shape, h.contiguous().stride()), "012")
-row("reshape view_copy reshape_copy", inferred(lambda h, m: aten.reshape_copy(aten.view_copy(h.reshape(len(h), -1).contiguous(), [len(h), -1]), [len(h), -1])), "012")  # noqa: E501
+row("view_copy", lambda h, m: aten.view_copy(h.contiguous(), h.shape), "012")
+row("reshape", inferred(lambda h, m: h.reshape(h.shape[0], -1)), "012")
 row("view", lambda h, m: h.contiguous().view(torch.int32).view(torch.float32), "012", note="the same bits")
 row("view", lambda h, m: h.contiguous().view(torch.int16).view(torch.float32), "", note="other bits")
-row("view", lambda h, m: h.flatten(1).unflatten(1, (h.shape[1] * 2, -1)).mean(1), "", dims="12", note="across borders")
+row("view", lambda h, m: h.flatten(1).unflatten(1, (h.shape[1] * 2, -1)).mean(1), "2", dims="2", note="across borders")
 row("permute", lambda h, m: h.permute(2, 0, 1), "012")
 row("permute_copy", lambda h, m: aten.permute_copy(h, [2, 0, 1]), "012")
 row("transpose", lambda h, m: h.transpose(0, 2), "012")
 row("transpose_copy", lambda h, m: aten.transpose_copy(h, 0, 2), "012")
-row("swapaxes", inferred(lambda h, m: h.swapaxes(0, 2)), "012")
+row("transpose", inferred(lambda h, m: h.swapaxes(0, 2)), "012", note="swapaxes")
 row("t", lambda h, m: h.t(), "01", MATRIX)
 row("unsqueeze squeeze", lambda h, m: h.unsqueeze(1).squeeze(1), "012")
 row("squeeze", lambda h, m: h.unsqueeze(-1).squeeze(), "012", note="all")
@@ -399,24 +416,25 @@ row("slice", lambda h, m: h[..., ::2], "2", dims="2", note="every second unit")
 row("slice", lambda h, m: h[..., : h.shape[-1] // 2], "2", dims="2", note="half of the units")
 row("constant_pad_nd", lambda h, m: F.pad(h, (0, -6)), "2", dims="2", note="half of the units cropped")
 row("split", lambda h, m: h.chunk(2, -1)[0] * h.chunk(2, -1)[1], "2", dims="2")
-row("split_with_sizes", lambda h, m: tuple(h.split([5, 7], -1)), "2", dims="2")
+row("split_with_sizes", lambda h, m: tuple(h.split([5, 7], -1)), "", dims="2")
 row("split", lambda h, m: h.split(1, 1)[0], "02", dims="02", note="of other dimensions")
-row("unsafe_split", lambda h, m: aten.unsafe_split(h, h.shape[-1] // 2, -1)[0], "2", dims="2")
-row("split_copy", lambda h, m: aten.split_copy(h, h.shape[-1] // 2, -1)[0], "2", dims="2")
-row("split_with_sizes_copy", lambda h, m: tuple(aten.split_with_sizes_copy(h, [5, 7], -1)), "", dims="2")
+row("unsafe_split", lambda h, m: torch.unsafe_split(h, h.shape[-1] // 2, -1)[0], "2", dims="2")
+row("split_copy", lambda h, m: torch.split_copy(h, h.shape[-1] // 2, -1)[0], "2", dims="2")
+row("split_with_sizes_copy", lambda h, m: tuple(torch.split_with_sizes_copy(h, [5, 7], -1)), "", dims="2")
 row("glu", lambda h, m: F.glu(h, -1), "012", (2, 4))
 row("glu", lambda h, m: F.glu(h, 1), "012", (2, 4), note="in the middle")
 row("_fft_r2c _fft_c2r", lambda h, m: torch.fft.irfft(torch.fft.rfft(h, dim=1) * 2, dim=1), "02")
 row("_fft_c2c", lambda h, m: torch.fft.fft2(h).real, "0")
-row("concat _cat", inferred(lambda h, m: aten.concat([h, h * 2], 1)), "012")
-row("pad", inferred(lambda h, m: aten.pad(h, [1, 1])), "012")
+row("concat", inferred(lambda h, m: aten.concat([h, h * 2], 1)), "012")
+row("constant_pad_nd", inferred(lambda h, m: aten.pad(h, [1, 1])), "012", note="whole")
+row("reflection_pad1d", inferred(lambda h, m: aten.pad(h, [1, 1], "reflect")), "01", note="whole")
 row("rot90", lambda h, m: torch.rot90(h, 1, (1, 2)), "0")
 row("rot90", lambda h, m: torch.rot90(h, 2, (0, 1)), "2", note="half a turn")
 row("roll", lambda h, m: h.roll(3), "", note="as if flat")
 row("unfold", lambda h, m: h.unfold(1, 2, 1), "02")
 row("unfold", lambda h, m: h.unfold(1, 1, 1), "012", note="of one position")
-row("pixel_shuffle", lambda h, m: F.pixel_shuffle(h, 2), "01", IMAGE)
-row("pixel_shuffle", inferred(lambda h, m: F.pixel_shuffle(h, 2)), "01", IMAGE, note="whole")
+row("pixel_shuffle", lambda h, m: F.pixel_shuffle(h, 2), "1", IMAGE, dims="1", head=1)
+row("pixel_shuffle", inferred(lambda h, m: F.pixel_shuffle(h, 2)), "1", IMAGE, dims="1", head=1, note="whole")
 row("pixel_unshuffle", inferred(lambda h, m: F.pixel_unshuffle(h, 2)), "01", IMAGE)
 row("pixel_unshuffle", lambda h, m: F.pixel_unshuffle(h, 1), "0123", IMAGE, note="by one")
 row("channel_shuffle", lambda h, m: F.channel_shuffle(h, 3), "1", IMAGE, dims="1")
@@ -448,12 +466,12 @@ for d in range(3):
     row("index_fill", lambda h, m, d=d: h.index_fill(d, torch.tensor([0]), 0.5), others, note=f"{d}")
     row("index_add", lambda h, m, d=d: h.index_add(d, torch.tensor([0]), h.narrow(d, 0, 1) * 3), others, note=f"{d}")
     row("scatter", lambda h, m, d=d: h.scatter(d, _bins(h).clamp(max=h.shape[d] - 1), 0.5), others, note=f"{d}")
-row("take_along_dim", inferred(lambda h, m: torch.take_along_dim(h, _bins(h), 1)), "02")
+row("gather", inferred(lambda h, m: torch.take_along_dim(h, _bins(h).clamp(max=h.shape[1] - 1), 1)), "02", note="take_along_dim")
 row("gather", lambda h, m: h.gather(1, m.b("ids", *h.shape).long().clamp(0, 1)), "02", note="stored places")
 row("index", lambda h, m: h[:, [0, 0]], "02")
 row("index", lambda h, m: h[[1, 0], :, [2, 1]], "1", note="not side by side")
 row("index", lambda h, m: h[0, [0, 1, 1]], "2", dims="12", note="a number and a list")
-row("index", lambda h, m: h[h[:, 0, 0] > -9], "12", dims="12", note="a mask of rows")
+row("index", lambda h, m: h[m.b("mask", h.shape[0]) > -9], "12", dims="12", note="a mask of rows")
 row("index", lambda h, m: h[..., m.b("mask", h.shape[-1]) > 0], LAST, note="a stored mask of the last")
 row("index", lambda h, m: h[:, m.b("mask", h.shape[1], h.shape[2]) > 0], "0", note="a mask of two")
 row("index", lambda h, m: m.p("w", 4)[_bins(h)], "012", note="a table by value")
@@ -480,9 +498,9 @@ row("scatter", lambda h, m: torch.zeros_like(h).scatter(1, _bins(h).clamp(max=h.
 row("scatter", lambda h, m: F.one_hot(h.argmax(1), h.shape[1]).float().transpose(1, 2) * h, "02", dims="02",
     note="one hot")  # fmt: skip
 row("scatter_add", lambda h, m: torch.zeros_like(h).scatter_add(1, _bins(h).clamp(max=h.shape[1] - 1), h), "02")
-row("scatter_add", lambda h, m: h.new_zeros(len(h), 4, h.shape[2]).scatter_add(
+row("scatter_add", lambda h, m: h.new_zeros(h.shape[0], 4, h.shape[2]).scatter_add(
     1, m.b("ids", 1, h.shape[1], 1).long().clamp(0, 3).expand(h.shape), h), "02", note="in stored bins")  # fmt: skip
-row("scatter_add", lambda h, m: h.new_zeros(len(h), h.shape[1], 4).scatter_add(
+row("scatter_add", lambda h, m: h.new_zeros(h.shape[0], h.shape[1], 4).scatter_add(
     2, m.b("ids", *h.shape).long().clamp(0, 3), h), LAST, note="units in bins")  # fmt: skip
 row("scatter_reduce", lambda h, m: h.scatter_reduce(1, _bins(h).clamp(max=h.shape[1] - 1), h * 2, "amax"), "02")
 row("masked_scatter", lambda h, m: h.masked_scatter(h > 0, h * 2), "")
@@ -498,7 +516,7 @@ def _put(h: Any, m: Any) -> Any:
 
 def _put_mask(h: Any, m: Any) -> Any:
     out = h.clone()
-    out[h[..., 0] > 0] = m.p("w", h.shape[2])
+    out[m.b("mask", h.shape[0], h.shape[1]) > 0] = m.p("w", h.shape[2])
     return out
 
 
@@ -523,7 +541,7 @@ row("count_nonzero", lambda h, m: torch.count_nonzero(h.relu(), 1), "012", kept=
 row("linalg_vector_norm", lambda h, m: torch.linalg.vector_norm(h, dim=1), "012")
 row("norm", lambda h, m: aten.norm.ScalarOpt_dim(h, 2, [1]), "012")
 row("min median nanmedian", lambda h, m: h.min(1).values + h.median(1).values + h.nanmedian(1).values, "012", kept="1")
-row("max", lambda h, m: torch.maximum(h, h * 2) + torch.max(h, h * 3), "012", note="of two")
+row("maximum", lambda h, m: torch.maximum(h, h * 2) + torch.max(h, h * 3), "012", note="of two")
 row("max min", lambda h, m: h / (h.max() - h.min()), "012", kept="012", note="of all")
 row("median", lambda h, m: h - h.median(), "012", kept="012", note="of all")
 row("mean sum", lambda h, m: h / h.mean() + h.sum(), "012", kept="012", note="of all")
@@ -537,7 +555,7 @@ row("topk", lambda h, m: h.topk(2, 1).values, "02")
 row("topk", lambda h, m: h * (h >= h.topk(2, 1).values[:, 1:]), "02", note="as a threshold")
 row("argsort", inferred(lambda h, m: h.argsort(1)), "02")
 row("sort", lambda h, m: h.gather(1, h.argsort(1)), "02", note="by places")
-row("unique_dim", lambda h, m: torch.unique(h, dim=0)[:1], "12", dims="12")
+row("unique_dim", lambda h, m: torch.unique(h, dim=0)[:1], "", dims="12")
 row("unique_dim", lambda h, m: torch.unique(h, dim=1, return_inverse=True, return_counts=True)[1], "", dims="12",
     note="and places")  # fmt: skip
 for op in ("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss"):
@@ -546,3 +564,23 @@ for op in ("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss"):
 row("binary_cross_entropy", lambda h, m: (F.binary_cross_entropy(h.sigmoid(), (h > 0).float()), h), "012", kept="012")
 row("binary_cross_entropy_with_logits", lambda h, m: (
     F.binary_cross_entropy_with_logits(h, (h > 0).float()), h), "012", kept="012")  # fmt: skip
+
+# -- torchvision, played by operators of the same names and shapes ----------------------------------------------------
+
+PLAYED = not hasattr(torch.ops.torchvision, "roi_align")
+if PLAYED:
+    _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+    for _name in ("roi_align", "roi_pool"):
+        _LIBRARY.define(f"{_name}(Tensor input, Tensor rois, float scale, int height, int width) -> Tensor")
+        _LIBRARY.impl(
+            _name,
+            lambda x, rois, scale, h, w: F.adaptive_avg_pool2d(x[rois[:, 0].long()], (h, w)),
+            "CompositeExplicitAutograd",
+        )
+    _LIBRARY.define("nms(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    _LIBRARY.impl("nms", lambda boxes, scores, t: scores.argsort(descending=True)[:2], "CompositeExplicitAutograd")
+    vision = torch.ops.torchvision
+    BOXES = torch.tensor([[0.0, 0, 0, 4, 4], [1.0, 1, 1, 5, 5], [0.0, 2, 2, 6, 6]])
+    for _name in ("roi_align", "roi_pool"):
+        row(f"torchvision::{_name}", lambda h, m, f=getattr(vision, _name): f(h, BOXES, 1.0, 2, 2), "1", IMAGE)
+    row("torchvision::nms", lambda h, m: h[vision.nms(h[:, :4], h.sum(1), 0.5)], "1", MATRIX)

@@ -10,6 +10,7 @@ repeated here. NaN that does not fill a slice is a result like any other, and is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -119,6 +120,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = HANDLERS.get(name)
         if handler is not None:
             return handler(self, Call(func, args, kwargs))
+        if _is_composite(func):  # whole in inference mode only: its parts are what is known here
+            with self:
+                return func.decompose(*args, **kwargs)
         changed = HANDLERS.get(name.removesuffix("_")) if func._schema.is_mutable and name.endswith("_") else None
         if changed is not None:
             functional = getattr(torch.ops.aten, name.removesuffix("_"))
@@ -183,6 +187,18 @@ class Call:
     def run(self) -> Any:
         """Call the operator."""
         return self.func(*self.args, **self.kwargs)
+
+
+def can_be_nan(tensor: Tensor) -> bool:
+    """Whether a tensor knows NaN."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+@cache
+def _is_composite(func: Op) -> bool:
+    """Whether an operator is made of others in the library itself, not by a second writing of it that may round."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return key not in func.py_kernels and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -392,6 +408,20 @@ def _chosen(mode: Missing, call: Call) -> object:
     return result
 
 
+def _loss(mode: Missing, call: Call) -> object:
+    """A sum or mean of errors: of what is there."""
+    x, target = call.get("self"), call.get("target")
+    if call.get("reduction", 1) == 0 or x.shape != target.shape:
+        return call.run()
+    for d in range(x.dim()):
+        gone = [missing for t in (x, target) if (missing := mode.of(t, d)) is not None]
+        stay = _rest(x.shape[d], torch.cat(gone)) if gone else ()
+        if len(stay):
+            for name in ("self", "target"):
+                call.put(name, call.get(name).index_select(d, stay))
+    return call.run()
+
+
 # -- norms ------------------------------------------------------------------------------------------------------------
 
 
@@ -479,6 +509,11 @@ def _as_number(mode: Missing, call: Call) -> object:
     """What was missing as a truth value is NaN again as a number."""
     result: Tensor = call.run()
     absent = mode.absent.get(call.args[0])  # type: ignore[no-untyped-call]
+    if not absent and not can_be_nan(result) and can_be_nan(call.args[0]):
+        absent = mode.anywhere(call.args[0])
+        if absent:  # zero is a number of every position, of a table or a dimension
+            call.args[0] = call.args[0].nan_to_num(0)
+            result = call.run()
     if absent:
         if result.is_floating_point() or result.is_complex():
             for d, gone in cast("dict[int, Tensor]", absent).items():
@@ -503,7 +538,7 @@ def _table(*rows: tuple[str, Callable[[Missing, Call], object]]) -> dict[str, Ca
 
 HANDLERS = _table(
     ("mm", _product((0, 1), (1, 0))),
-    ("addmm", _product((1, 1), (2, 0))),
+    ("addmm _addmm_activation", _product((1, 1), (2, 0))),
     ("bmm", _product((0, 2), (1, 1))),
     ("baddbmm", _product((1, 2), (2, 1))),
     ("mv", _product((0, 1), (1, 0))),
@@ -511,9 +546,9 @@ HANDLERS = _table(
     ("dot vdot", _product((0, 0), (1, 0))),
     ("linear", _product((0, -1), (1, 1))),
     ("_grouped_mm", _product((0, -1), (1, -2))),
-    ("_cdist_forward", _product((0, -1), (1, -1))),
+    ("_cdist_forward _euclidean_dist", _product((0, -1), (1, -1))),
     ("_trilinear", _trilinear),
-    ("convolution", _convolution),
+    ("convolution _convolution", _convolution),
     (
         "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
@@ -521,7 +556,7 @@ HANDLERS = _table(
     ),
     (
         "sum mean var std var_mean std_mean amax amin max min prod nansum logsumexp norm linalg_vector_norm "
-        "count_nonzero any all argmax argmin median mode kthvalue",
+        "count_nonzero any all aminmax argmax argmin median mode kthvalue",
         _reduction,
     ),
     (
@@ -529,6 +564,11 @@ HANDLERS = _table(
         _full_size,
     ),
     ("topk", _chosen),
+    (
+        "mse_loss smooth_l1_loss huber_loss soft_margin_loss "
+        "binary_cross_entropy binary_cross_entropy_with_logits",
+        _loss,
+    ),
     ("native_layer_norm _fused_rms_norm", _over_last),
     ("native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm", _batch_norm),
     ("native_group_norm", _group_norm),

@@ -7,7 +7,7 @@ from secateur.structure.trace import Axes
 
 CONSTANT = frozenset(
     ["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
-     "empty_strided", "scalar_tensor", "_efficientzerotensor", "rand", "randn", "randint"]
+     "empty_strided", "scalar_tensor", "_efficientzerotensor", "rand", "randn"]
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from secateur.structure.trace import Axes
 MAX_PIECES = 16  # equal slices up to this number are taken as parts of one product
 
 
-@register("view", "_unsafe_view", "_reshape_alias", "reshape", "reshape_copy", "view_copy")
+@register("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy")
 def view(call: Call) -> Axes:
     """Row-major regrouping; dimensions factor or merge segment by segment."""
     source, result = call.first, call.results[0]
@@ -32,6 +32,10 @@ def regroup(call: Call, axes: Axes, sizes: Sequence[int]) -> Axes:
     Dimensions are first divided into the smallest segments of equal product, so that a segment that cannot be
     factored locks nothing else.
     """
+    if 0 in sizes:
+        for axis in axes:
+            call.lock(axis, "an empty tensor is regrouped")
+        return tuple(call.fresh(n, "an empty tensor is regrouped") for n in sizes)
     out: list[Axis] = []
     todo = [axis for axis in axes if axis.size != 1]
     i = 0
@@ -80,7 +84,7 @@ def permute(call: Call) -> Axes:
     return tuple(axes[d] for d in call.integers("dims"))
 
 
-@register("transpose", "swapaxes", "transpose_copy")
+@register("transpose", "transpose_copy")
 def transpose(call: Call) -> Axes:
     """Two dimensions change places."""
     axes = list(call.axes(call.first))
@@ -253,7 +257,7 @@ def fft(call: Call) -> Axes:
     return tuple(axes)
 
 
-@register("cat", "concat", "_cat")
+@register("cat", "concat")
 def cat(call: Call) -> Axes:
     """Concatenation: an ordered sum along one dimension, equality along the others."""
     everything = call.listed("tensors")
@@ -282,7 +286,7 @@ def stack(call: Call) -> Axes:
     return tuple(out)
 
 
-@register("constant_pad_nd", "pad")
+@register("constant_pad_nd")
 def pad(call: Call) -> Axes:
     """Constants on both sides of a dimension; negative padding crops."""
     axes = list(call.axes(call.first))
@@ -315,7 +319,8 @@ def _cropped(call: Call, axis: Axis, low: int, high: int) -> Axis:
 def reorder(call: Call) -> Axes:
     """Positions change by a fixed number: the moved dimensions are locked."""
     axes = list(call.axes(call.first))
-    for d in call.integers("dims") or range(len(axes)):
+    turned = [0, 1] if call.func._schema.name.endswith("rot90") else range(len(axes))
+    for d in call.integers("dims") or turned:
         call.lock(axes[d], "positions are rolled or flipped by number")
         axes[d] = call.fresh(call.results[0].shape[d], "rolled or flipped positions")  # a quarter turn swaps two
     return tuple(axes)
@@ -344,7 +349,7 @@ def shuffle(call: Call) -> Axes:
     at = 1 if name.endswith("channel_shuffle") else len(axes) - 3
     lead, (channels, *space) = axes[:at], axes[at:]
     split = call.recorder.space.split_product
-    if at > 1:
+    if not name.endswith("channel_shuffle"):
         for axis in space:
             call.lock(axis, "a spatial dimension")
     try:
@@ -384,8 +389,8 @@ def _in_order(call: Call) -> bool:
     if call.get("size") is None or call.get("storage_offset"):
         return False
     size, stride = call.integers("size"), call.integers("stride")
-    if size != [axis.size for axis in axes]:
-        return False
+    if size != [axis.size for axis in axes] or (1 in size and call.recorder.here.function.startswith("as_strided")):
+        return False  # written by the user, for a dimension that may be longer elsewhere
     step, wanted = 1, []
     for n in reversed(size):
         wanted.append(step)

@@ -143,7 +143,7 @@ def pack(call: Call) -> list[Axes]:
     return [(call.fresh(data.shape[0], BY_NUMBER), *axes[2:]), (call.fresh(sizes.shape[0], BY_NUMBER),)]
 
 
-@register("gather", "take_along_dim")
+@register("gather")
 def gather(call: Call) -> Axes:
     """One position per element of the index along a dimension."""
     axes, picks = call.axes(call.first), call.axes(call.tensor("index"))

@@ -86,6 +86,9 @@ def sorting(call: Call) -> list[Axes]:
     if not axes:
         return [()] * len(call.results)
     d = call.integer("dim", -1)
+    if call.func._schema.name.endswith("unique_dim"):  # whole slices are compared, so an order depends on all of them
+        for axis in axes:
+            call.lock(axis, "its slices are sorted, each as a whole")
     call.lock(axes[d], "its positions are sorted and leave as numbers")
     axes[d] = call.fresh(call.results[0].shape[d], "sorted positions")
     if call.func._schema.name.endswith("unique_dim"):  # beside the values: numbers of positions, and how many

@@ -76,6 +76,8 @@ def resized(call: Call) -> Axes:
     if any(scale not in (None, 1) for scale in _scales(call, len(space))):
         # Asked for by a factor that rounds to the size that was there: positions are repeated and left out all the same.
         same = [False] * len(same)
+    if "bicubic" in call.func._schema.name:  # neighbours take part with a factor of zero, and zero times NaN is NaN
+        same = [False] * len(same)
     out = through(call, space, call.results[0], same)
     kept = [(len(lead) + i, axis) for i, axis in enumerate(space) if same[i]]
     number = call.number(call.first)
