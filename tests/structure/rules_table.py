@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 aten = torch.ops.aten
 UNITS = 12
@@ -565,6 +564,101 @@ row("binary_cross_entropy", lambda h, m: (F.binary_cross_entropy(h.sigmoid(), (h
 row("binary_cross_entropy_with_logits", lambda h, m: (
     F.binary_cross_entropy_with_logits(h, (h > 0).float()), h), "012", kept="012")  # fmt: skip
 
+# -- operators without a rule, and functions made of several: right or locked -----------------------------------------
+
+ANY: list[Row] = []
+
+
+def any_of(note: str, mid: Mid, sizes: tuple[int, ...] = (2, 5), **options: Any) -> None:
+    ANY.append(Row("", mid, "", sizes, note=note, **options))
+
+
+any_of("addbmm", lambda h, m: torch.addbmm(m.p("v", h.shape[1], 3), h, m.p("w", h.shape[0], h.shape[2], 3)))
+any_of("addr", lambda h, m: torch.addr(h, m.p("v", h.shape[0]), m.p("w", h.shape[1])), MATRIX)
+any_of("diag_embed", lambda h, m: torch.diag_embed(h))
+any_of("diag", lambda h, m: torch.diag(h), VECTOR)
+any_of("trace", lambda h, m: torch.trace(h) + h, MATRIX)
+any_of("linalg.cross", lambda h, m: torch.linalg.cross(h[:, :3], h[:, :3] * 2 + 1, dim=1))
+any_of("take", lambda h, m: torch.take(h, torch.tensor([0, 3, 5])))
+any_of("masked_select", lambda h, m: (h * 2, torch.masked_select(h, h > 0).sum()))
+any_of("nonzero", lambda h, m: (h * 2, (h > 0).nonzero().sum()))
+any_of("argwhere", lambda h, m: (h * 2, torch.argwhere(h > 0).sum()))
+any_of("unique", lambda h, m: (h * 2, h.unique().sum()))
+any_of("histc", lambda h, m: (h * 2, torch.histc(h, 5)))
+any_of("bincount", lambda h, m: (h * 2, torch.bincount(_bins(h).flatten(), minlength=6)))
+any_of("slice_scatter", lambda h, m: torch.slice_scatter(h, h[:, :2] * 3, 1, 1, 3), (2, 5), dims="02")
+any_of("select_scatter", lambda h, m: torch.select_scatter(h, h.select(1, 0) * 3, 1, 1))
+any_of("diagonal_scatter", lambda h, m: torch.diagonal_scatter(h, h.diagonal(0, 1, 2) * 3, 0, 1, 2))
+any_of("index_reduce", lambda h, m: h.index_reduce(1, torch.tensor([0]), h[:, :1] * 3, "amax"))
+any_of("renorm", lambda h, m: torch.renorm(h, 2, 1, 1.0))
+any_of("pdist", lambda h, m: torch.pdist(h), MATRIX)
+any_of("block_diag", lambda h, m: torch.block_diag(h, h * 2), MATRIX)
+any_of("cartesian_prod", lambda h, m: torch.cartesian_prod(h, h), VECTOR)
+any_of("combinations", lambda h, m: torch.combinations(h), VECTOR)
+any_of("meshgrid", lambda h, m: torch.meshgrid(h, h * 2, indexing="ij")[0], VECTOR)
+any_of("trapezoid", lambda h, m: torch.trapezoid(h, dim=1))
+any_of("cumulative_trapezoid", lambda h, m: torch.cumulative_trapezoid(h, dim=1))
+any_of("gradient", lambda h, m: torch.gradient(h, dim=1)[0])
+any_of("vander", lambda h, m: torch.vander(h, 3), VECTOR)
+any_of("flip twice", lambda h, m: h.flip(1).flip(1))
+any_of("fliplr", lambda h, m: h.fliplr())
+any_of("msort", lambda h, m: torch.msort(h))
+any_of("quantile", lambda h, m: torch.quantile(h, 0.3, dim=1))
+any_of("nanmean", lambda h, m: torch.nanmean(h, 1), kept="1")
+any_of("isin", lambda h, m: h * torch.isin(_bins(h), torch.tensor([1, 2])))
+any_of("cov", lambda h, m: torch.cov(h), MATRIX)
+any_of("tensor_split", lambda h, m: h.tensor_split(2, 2)[0], dims="2")
+any_of("unflatten", lambda h, m: h.unflatten(-1, (3, -1)).softmax(-2), dims="2")
+any_of("hstack", lambda h, m: torch.hstack([h, h * 2]))
+any_of("dstack", lambda h, m: torch.dstack([h, h * 2]))
+any_of("column_stack", lambda h, m: torch.column_stack([h, h * 2]))
+any_of("movedim", lambda h, m: h.movedim(0, 2))
+any_of("repeat_interleave by a tensor", lambda h, m: h.repeat_interleave(torch.tensor([1, 2, 1, 1, 1]), 1))
+any_of("cross_entropy", lambda h, m: (F.cross_entropy(h, h.detach().argmax(1)), h * 2))
+any_of("kl_div", lambda h, m: (F.kl_div(h.log_softmax(-1), h.softmax(-1), reduction="batchmean"), h * 2))
+any_of("l1_loss", lambda h, m: (F.l1_loss(h, h.sin()), h * 2), kept="012")
+any_of("nll_loss", lambda h, m: (F.nll_loss(h.log_softmax(1), h.detach().argmax(1)), h * 2))
+any_of("triplet_margin_loss", lambda h, m: F.triplet_margin_loss(h, h * 2, h.sin(), reduction="none"))
+any_of("pairwise_distance", lambda h, m: F.pairwise_distance(h, h.sin(), eps=0.0))
+any_of("affine_grid", lambda h, m: F.grid_sample(
+    h, F.affine_grid(m.p("w", 1, 2, 3).expand(h.shape[0], -1, -1), list(h.shape))), IMAGE)  # fmt: skip
+any_of("stft", lambda h, m: torch.stft(h, 4, 2, window=torch.ones(4), return_complex=True).abs(), MATRIX)
+any_of("lp_pool", lambda h, m: F.lp_pool2d(h, 2.0, 2), IMAGE)
+any_of("max_pool with a place", lambda h, m: F.max_pool2d(h, 2, return_indices=True)[1], IMAGE)
+any_of("adaptive_max with a place", lambda h, m: F.adaptive_max_pool2d(h, 2, return_indices=True)[1], IMAGE)
+any_of("fractional with a place", lambda h, m: F.fractional_max_pool2d(h, 2, output_size=3, return_indices=True)[1], IMAGE)
+any_of("instance_norm", lambda h, m: F.instance_norm(h))
+any_of("softmin", lambda h, m: F.softmin(h, 2))
+any_of("gumbel_softmax", lambda h, m: F.gumbel_softmax(h, dim=1, hard=True))
+any_of("feature dropout", lambda h, m: F.dropout1d(h, 0.5, training=True))
+any_of("alpha dropout", lambda h, m: F.alpha_dropout(h, 0.5, training=True))
+any_of("multi_dot", lambda h, m: torch.linalg.multi_dot([h, m.p("w", h.shape[1], 4), m.p("v", 4, 3)]), MATRIX)
+any_of("matrix_exp", lambda h, m: torch.linalg.matrix_exp(h @ h.transpose(1, 2)) @ h)
+any_of("matmul, broadcast", lambda h, m: m.p("w", 3, 1, 4, h.shape[1]) @ h)
+any_of("einsum, a diagonal", lambda h, m: torch.einsum("bii->bi", h @ h.transpose(1, 2)))
+any_of("einsum, three", lambda h, m: torch.einsum("btc,cd,bsd->bts", h, m.p("w", h.shape[2], h.shape[2]), h))
+any_of("bilinear upsampling of units", lambda h, m: F.interpolate(h[:, None], scale_factor=(1, 2), mode="bilinear")[:, 0])
+any_of("window of one unit", lambda h, m: F.avg_pool1d(h, 1, 1).unfold(2, 1, 1).squeeze(-1))
+any_of("in place, a triangle", lambda h, m: h.clone().tril_())
+any_of("in place, a slice", lambda h, m: _doubled_first(h))
+any_of("masked mean", lambda h, m: (h * (h > 0)).sum(1) / (h > 0).sum(1).clamp(min=1), kept="1")
+any_of("ranks", lambda h, m: h.argsort(-1).argsort(-1) * 0.1 * h)
+any_of("positions by a running sum", lambda h, m: h * torch.ones_like(h).cumsum(-1))
+any_of("view as bytes", lambda h, m: h.contiguous().view(torch.uint8).view(torch.float32) * 2)
+any_of("lstm", lambda h, m: torch.lstm(
+    h, (m.p("s", 1, 1, 3).expand(1, h.shape[0], 3).contiguous(), m.p("c", 1, 1, 3).expand(1, h.shape[0], 3).contiguous()),
+    [m.p("wi", 12, h.shape[2]), m.p("wh", 12, 3)], False, 1, 0.0, False, False, True)[0])  # fmt: skip
+any_of("gru", lambda h, m: torch.gru(
+    h, m.p("s", 1, 1, 3).expand(1, h.shape[0], 3).contiguous(), [m.p("wi", 9, h.shape[2]), m.p("wh", 9, 3)],
+    False, 1, 0.0, False, False, True)[0])  # fmt: skip
+
+
+def _doubled_first(h: Any) -> Any:
+    out = h.clone()
+    out[..., :3] *= 2
+    return out
+
+
 # -- torchvision, played by operators of the same names and shapes ----------------------------------------------------
 
 PLAYED = not hasattr(torch.ops.torchvision, "roi_align")
@@ -583,4 +677,6 @@ if PLAYED:
     BOXES = torch.tensor([[0.0, 0, 0, 4, 4], [1.0, 1, 1, 5, 5], [0.0, 2, 2, 6, 6]])
     for _name in ("roi_align", "roi_pool"):
         row(f"torchvision::{_name}", lambda h, m, f=getattr(vision, _name): f(h, BOXES, 1.0, 2, 2), "1", IMAGE)
+    row("torchvision::nms", lambda h, m: h * vision.nms(h[:, :4], h.sum(1), 0.5).float().mean(), "", MATRIX, dims="0",
+        note="numbers of boxes")  # fmt: skip
     row("torchvision::nms", lambda h, m: h[vision.nms(h[:, :4], h.sum(1), 0.5)], "1", MATRIX)

@@ -10,7 +10,7 @@ import pytest
 import rules_table
 import torch
 from rules_net import build, cut, degenerate, differs, inputs, operators, places, run
-from rules_table import ELSEWHERE, ROWS, UNITS, Row
+from rules_table import ANY, ELSEWHERE, ROWS, UNITS, Row
 
 from secateur.errors import CertificateError
 from secateur.structure.rules import base
@@ -46,6 +46,21 @@ def test_what_it_says_of_an_empty_example_holds_on_live_inputs(row: Row) -> None
         assert str(at) in row.free or made.units is None, "free where a live example locks"
         if made.cuts:
             assert differs(made, row, inputs(row)) == "" or str(at) in row.refused
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", ANY, ids=[row.note for row in ANY])
+def test_what_has_no_rule_of_its_own_is_right_or_locked(row: Row) -> None:
+    for at in places(row):
+        model, live = build(row, at), inputs(row)
+        for example in (live[0], *degenerate(row)[:1]):
+            try:
+                run(model, example)
+            except (RuntimeError, IndexError, ValueError):
+                continue  # the original does not take it
+            made = cut(model, example)
+            if made.cuts:
+                assert differs(made, row, live) == "", f"units along {at}"
 
 
 @pytest.mark.filterwarnings("ignore")

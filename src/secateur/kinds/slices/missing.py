@@ -398,6 +398,17 @@ def _full_size(mode: Missing, call: Call) -> object:
     return result
 
 
+def _in_order(mode: Missing, call: Call) -> object:
+    """Sorted: what is there stands in front, so places in the result are no places of the input."""
+    x: Tensor = call.args[0]
+    kept = _without(mode, call, _dims(call, x.dim()) if call.get("dim") is not None else [x.dim() - 1])
+    result = call.run()
+    for d, stay in kept.items():
+        first = torch.arange(len(stay), device=x.device)
+        result = type(result)(_spread(_places(t, stay), d, x.shape[d], first) for t in result)
+    return result
+
+
 def _chosen(mode: Missing, call: Call) -> object:
     """The first few in an order."""
     x: Tensor = call.args[0]
@@ -560,9 +571,10 @@ HANDLERS = _table(
         _reduction,
     ),
     (
-        "softmax _softmax log_softmax _log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp sort",
+        "softmax _softmax log_softmax _log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp",
         _full_size,
     ),
+    ("sort", _in_order),
     ("topk", _chosen),
     (
         "mse_loss smooth_l1_loss huber_loss soft_margin_loss "
