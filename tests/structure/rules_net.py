@@ -214,5 +214,3 @@ def operators(made: Cut) -> set[str]:
     from secateur.structure.rules.base import base_name
 
     return {base_name(step.func) for step in made.trace.steps}
-
-

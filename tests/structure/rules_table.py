@@ -107,7 +107,9 @@ same("uniform", lambda h, m: h + torch.empty_like(h).uniform_())
 same("normal", lambda h, m: h + torch.empty_like(h).normal_())
 same("exponential", lambda h, m: h + torch.empty_like(h).exponential_())
 same("rand_like randn_like", lambda h, m: h + torch.rand_like(h) + torch.randn_like(h))
-same("zeros_like ones_like full_like", lambda h, m: torch.zeros_like(h) + h * torch.ones_like(h) * torch.full_like(h, 2))
+same(
+    "zeros_like ones_like full_like", lambda h, m: torch.zeros_like(h) + h * torch.ones_like(h) * torch.full_like(h, 2)
+)
 same("masked_fill", lambda h, m: h.masked_fill(h > 0.1, 0.5))
 same("_prelu_kernel", lambda h, m: F.prelu(h, m.p("w", 1)))
 row("_prelu_kernel", lambda h, m: F.prelu(h, m.p("w", UNITS)), "1", dims="1", note="a slope per channel")
@@ -153,7 +155,9 @@ row("logspace", lambda h, m: h * torch.logspace(0.1, 1, h.shape[-1]), LAST)
 row("randperm", lambda h, m: h[..., torch.randperm(h.shape[-1])], LAST)
 row("range", lambda h, m: h * aten.range(1, h.shape[-1]), LAST)
 row("hann_window", lambda h, m: h * torch.hann_window(h.shape[-1]), LAST)
-same("new_zeros new_ones new_full", lambda h, m: h * h.new_ones(h.shape) + h.new_zeros(h.shape) + h.new_full(h.shape, 2))
+same(
+    "new_zeros new_ones new_full", lambda h, m: h * h.new_ones(h.shape) + h.new_zeros(h.shape) + h.new_full(h.shape, 2)
+)
 same("new_empty", lambda h, m: h.new_empty(h.shape).copy_(h))
 same("new_empty_strided", lambda h, m: h.new_empty_strided(h.shape, h.stride()).copy_(h))
 row("empty_strided", lambda h, m: torch.empty_strided(h.shape, h.stride()).copy_(h), "")
@@ -194,6 +198,8 @@ def _batch(op: str) -> Mid:
 
 row("native_batch_norm", lambda h, m: F.batch_norm(h, m.b("mean", h.shape[1]), m.b("var", h.shape[1]).abs() + 1), "012")
 row("native_batch_norm", _batch("layer"), "012", note="with weights")
+
+
 def _weight_normed(h: Any, m: Any) -> Any:
     return F.linear(h, torch._weight_norm(m.p("w", 6, h.shape[-1]), m.p("g", 6, 1), 0))
 
@@ -227,7 +233,9 @@ def _attended(h: Any, m: Any) -> Any:
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 row(FUSED, _attended, "2", dims="2")
-row(FUSED, lambda h, m: F.scaled_dot_product_attention(h[None], h[None], h[None], scale=0.5)[0], "02", note="dimensions")
+row(
+    FUSED, lambda h, m: F.scaled_dot_product_attention(h[None], h[None], h[None], scale=0.5)[0], "02", note="dimensions"
+)
 row(FUSED, lambda h, m: F.scaled_dot_product_attention(h[None], h[None], h[None], is_causal=True, scale=0.5)[0],
     "02", note="causal")  # fmt: skip
 
@@ -465,7 +473,12 @@ for d in range(3):
     row("index_fill", lambda h, m, d=d: h.index_fill(d, torch.tensor([0]), 0.5), others, note=f"{d}")
     row("index_add", lambda h, m, d=d: h.index_add(d, torch.tensor([0]), h.narrow(d, 0, 1) * 3), others, note=f"{d}")
     row("scatter", lambda h, m, d=d: h.scatter(d, _bins(h).clamp(max=h.shape[d] - 1), 0.5), others, note=f"{d}")
-row("gather", inferred(lambda h, m: torch.take_along_dim(h, _bins(h).clamp(max=h.shape[1] - 1), 1)), "02", note="take_along_dim")
+row(
+    "gather",
+    inferred(lambda h, m: torch.take_along_dim(h, _bins(h).clamp(max=h.shape[1] - 1), 1)),
+    "02",
+    note="take_along_dim",
+)
 row("gather", lambda h, m: h.gather(1, m.b("ids", *h.shape).long().clamp(0, 1)), "02", note="stored places")
 row("index", lambda h, m: h[:, [0, 0]], "02")
 row("index", lambda h, m: h[[1, 0], :, [2, 1]], "1", note="not side by side")
@@ -493,7 +506,9 @@ row("_embedding_bag_forward_only", lambda h, m: h.mean(1) + aten._embedding_bag_
     m.p("w", 4, UNITS), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 2]))[0], "2", dims="2")  # fmt: skip
 row("_pack_padded_sequence", lambda h, m: torch.nn.utils.rnn.pack_padded_sequence(
     h, torch.tensor([h.shape[1]] * len(h)), batch_first=True).data, "2")  # fmt: skip
-row("scatter", lambda h, m: torch.zeros_like(h).scatter(1, _bins(h).clamp(max=h.shape[1] - 1), h), "02", note="of units")
+row(
+    "scatter", lambda h, m: torch.zeros_like(h).scatter(1, _bins(h).clamp(max=h.shape[1] - 1), h), "02", note="of units"
+)
 row("scatter", lambda h, m: F.one_hot(h.argmax(1), h.shape[1]).float().transpose(1, 2) * h, "02", dims="02",
     note="one hot")  # fmt: skip
 row("scatter_add", lambda h, m: torch.zeros_like(h).scatter_add(1, _bins(h).clamp(max=h.shape[1] - 1), h), "02")
@@ -578,7 +593,7 @@ any_of("addr", lambda h, m: torch.addr(h, m.p("v", h.shape[0]), m.p("w", h.shape
 any_of("diag_embed", lambda h, m: torch.diag_embed(h))
 any_of("diag", lambda h, m: torch.diag(h), VECTOR)
 any_of("trace", lambda h, m: torch.trace(h) + h, MATRIX)
-any_of("linalg.cross", lambda h, m: torch.linalg.cross(h[:, :3], h[:, :3] * 2 + 1, dim=1))
+any_of("linalg.cross", lambda h, m: torch.linalg.cross(h[:, :3], h[:, :3] * 2 + 1, dim=1), dims="12")
 any_of("take", lambda h, m: torch.take(h, torch.tensor([0, 3, 5])))
 any_of("masked_select", lambda h, m: (h * 2, torch.masked_select(h, h > 0).sum()))
 any_of("nonzero", lambda h, m: (h * 2, (h > 0).nonzero().sum()))
@@ -586,7 +601,7 @@ any_of("argwhere", lambda h, m: (h * 2, torch.argwhere(h > 0).sum()))
 any_of("unique", lambda h, m: (h * 2, h.unique().sum()))
 any_of("histc", lambda h, m: (h * 2, torch.histc(h, 5)))
 any_of("bincount", lambda h, m: (h * 2, torch.bincount(_bins(h).flatten(), minlength=6)))
-any_of("slice_scatter", lambda h, m: torch.slice_scatter(h, h[:, :2] * 3, 1, 1, 3), (2, 5), dims="02")
+any_of("slice_scatter", lambda h, m: torch.slice_scatter(h, h[:, :2] * 3, 1, 1, 3), dims="2")
 any_of("select_scatter", lambda h, m: torch.select_scatter(h, h.select(1, 0) * 3, 1, 1))
 any_of("diagonal_scatter", lambda h, m: torch.diagonal_scatter(h, h.diagonal(0, 1, 2) * 3, 0, 1, 2))
 any_of("index_reduce", lambda h, m: h.index_reduce(1, torch.tensor([0]), h[:, :1] * 3, "amax"))
@@ -596,6 +611,9 @@ any_of("block_diag", lambda h, m: torch.block_diag(h, h * 2), MATRIX)
 any_of("cartesian_prod", lambda h, m: torch.cartesian_prod(h, h), VECTOR)
 any_of("combinations", lambda h, m: torch.combinations(h), VECTOR)
 any_of("meshgrid", lambda h, m: torch.meshgrid(h, h * 2, indexing="ij")[0], VECTOR)
+any_of("expand_as", lambda h, m: m.p("w", 1, 1, 1).expand_as(h))
+any_of("view_as", lambda h, m: h.flatten().view_as(h) * 2)
+any_of("broadcast_tensors", lambda h, m: torch.broadcast_tensors(m.p("w", 1, 1, 1), h)[0])
 any_of("trapezoid", lambda h, m: torch.trapezoid(h, dim=1))
 any_of("cumulative_trapezoid", lambda h, m: torch.cumulative_trapezoid(h, dim=1))
 any_of("gradient", lambda h, m: torch.gradient(h, dim=1)[0])
@@ -606,14 +624,14 @@ any_of("msort", lambda h, m: torch.msort(h))
 any_of("quantile", lambda h, m: torch.quantile(h, 0.3, dim=1))
 any_of("nanmean", lambda h, m: torch.nanmean(h, 1), kept="1")
 any_of("isin", lambda h, m: h * torch.isin(_bins(h), torch.tensor([1, 2])))
-any_of("cov", lambda h, m: torch.cov(h), MATRIX)
+any_of("cov", lambda h, m: torch.cov(h), MATRIX, kept="1")
 any_of("tensor_split", lambda h, m: h.tensor_split(2, 2)[0], dims="2")
 any_of("unflatten", lambda h, m: h.unflatten(-1, (3, -1)).softmax(-2), dims="2")
 any_of("hstack", lambda h, m: torch.hstack([h, h * 2]))
 any_of("dstack", lambda h, m: torch.dstack([h, h * 2]))
 any_of("column_stack", lambda h, m: torch.column_stack([h, h * 2]))
 any_of("movedim", lambda h, m: h.movedim(0, 2))
-any_of("repeat_interleave by a tensor", lambda h, m: h.repeat_interleave(torch.tensor([1, 2, 1, 1, 1]), 1))
+any_of("repeat_interleave by a tensor", lambda h, m: h.repeat_interleave(torch.tensor([1, 2, 1, 1, 1]), 1), dims="2")
 any_of("cross_entropy", lambda h, m: (F.cross_entropy(h, h.detach().argmax(1)), h * 2))
 any_of("kl_div", lambda h, m: (F.kl_div(h.log_softmax(-1), h.softmax(-1), reduction="batchmean"), h * 2))
 any_of("l1_loss", lambda h, m: (F.l1_loss(h, h.sin()), h * 2), kept="012")
@@ -626,8 +644,10 @@ any_of("stft", lambda h, m: torch.stft(h, 4, 2, window=torch.ones(4), return_com
 any_of("lp_pool", lambda h, m: F.lp_pool2d(h, 2.0, 2), IMAGE)
 any_of("max_pool with a place", lambda h, m: F.max_pool2d(h, 2, return_indices=True)[1], IMAGE)
 any_of("adaptive_max with a place", lambda h, m: F.adaptive_max_pool2d(h, 2, return_indices=True)[1], IMAGE)
-any_of("fractional with a place", lambda h, m: F.fractional_max_pool2d(h, 2, output_size=3, return_indices=True)[1], IMAGE)
-any_of("instance_norm", lambda h, m: F.instance_norm(h))
+any_of(
+    "fractional with a place", lambda h, m: F.fractional_max_pool2d(h, 2, output_size=3, return_indices=True)[1], IMAGE
+)
+any_of("instance_norm", lambda h, m: F.instance_norm(h), kept="2")
 any_of("softmin", lambda h, m: F.softmin(h, 2))
 any_of("gumbel_softmax", lambda h, m: F.gumbel_softmax(h, dim=1, hard=True))
 any_of("feature dropout", lambda h, m: F.dropout1d(h, 0.5, training=True))
@@ -637,14 +657,21 @@ any_of("matrix_exp", lambda h, m: torch.linalg.matrix_exp(h @ h.transpose(1, 2))
 any_of("matmul, broadcast", lambda h, m: m.p("w", 3, 1, 4, h.shape[1]) @ h)
 any_of("einsum, a diagonal", lambda h, m: torch.einsum("bii->bi", h @ h.transpose(1, 2)))
 any_of("einsum, three", lambda h, m: torch.einsum("btc,cd,bsd->bts", h, m.p("w", h.shape[2], h.shape[2]), h))
-any_of("bilinear upsampling of units", lambda h, m: F.interpolate(h[:, None], scale_factor=(1, 2), mode="bilinear")[:, 0])
+any_of(
+    "bilinear upsampling of units", lambda h, m: F.interpolate(h[:, None], scale_factor=(1, 2), mode="bilinear")[:, 0]
+)
 any_of("window of one unit", lambda h, m: F.avg_pool1d(h, 1, 1).unfold(2, 1, 1).squeeze(-1))
 any_of("in place, a triangle", lambda h, m: h.clone().tril_())
+any_of("in place, a transpose", lambda h, m: h.clone().transpose_(0, 2))
+any_of("in place, a matrix transpose", lambda h, m: h.clone().t_(), MATRIX)
+any_of("in place, swapped", lambda h, m: h.clone().swapaxes_(1, 2))
+any_of("in place, a dimension more and less", lambda h, m: h.clone().unsqueeze_(0).squeeze_(0) * 2)
 any_of("in place, a slice", lambda h, m: _doubled_first(h))
 any_of("masked mean", lambda h, m: (h * (h > 0)).sum(1) / (h > 0).sum(1).clamp(min=1), kept="1")
 any_of("ranks", lambda h, m: h.argsort(-1).argsort(-1) * 0.1 * h)
 any_of("positions by a running sum", lambda h, m: h * torch.ones_like(h).cumsum(-1))
 any_of("view as bytes", lambda h, m: h.contiguous().view(torch.uint8).view(torch.float32) * 2)
+any_of("interpolated along one dimension, by a factor", lambda h, m: F.interpolate(h, scale_factor=(1, 2)), IMAGE)
 any_of("lstm", lambda h, m: torch.lstm(
     h, (m.p("s", 1, 1, 3).expand(1, h.shape[0], 3).contiguous(), m.p("c", 1, 1, 3).expand(1, h.shape[0], 3).contiguous()),
     [m.p("wi", 12, h.shape[2]), m.p("wh", 12, 3)], False, 1, 0.0, False, False, True)[0])  # fmt: skip
@@ -676,7 +703,7 @@ if PLAYED:
     vision = torch.ops.torchvision
     BOXES = torch.tensor([[0.0, 0, 0, 4, 4], [1.0, 1, 1, 5, 5], [0.0, 2, 2, 6, 6]])
     for _name in ("roi_align", "roi_pool"):
-        row(f"torchvision::{_name}", lambda h, m, f=getattr(vision, _name): f(h, BOXES, 1.0, 2, 2), "1", IMAGE)
+        row(f"torchvision::{_name}", lambda h, m, n=_name: getattr(vision, n)(h, BOXES, 1.0, 2, 2), "1", IMAGE)
     row("torchvision::nms", lambda h, m: h * vision.nms(h[:, :4], h.sum(1), 0.5).float().mean(), "", MATRIX, dims="0",
         note="numbers of boxes")  # fmt: skip
     row("torchvision::nms", lambda h, m: h[vision.nms(h[:, :4], h.sum(1), 0.5)], "1", MATRIX)

@@ -129,8 +129,8 @@ def judge(found: dict[str, list[Found]], capsys: pytest.CaptureFixture[str]) -> 
         print(f"\n{len(everything)} wrong variants of {len(found)} rules:")
         print(f"{second} refused by the second proof alone, {both} by both proofs together")
         for each in everything:
-            print(f"  {each.rule:14} {each.kind:28} {each.second or 'ACCEPTED':18} {each.replay or 'accepted':18}", end="")
-            print(f" {each.where}: {each.wrong}")
+            proofs = f"{each.second or 'ACCEPTED':18} {each.replay or 'accepted':18}"
+            print(f"  {each.rule:14} {each.kind:28} {proofs} {each.where}: {each.wrong}")
     assert [rule for rule, variants in found.items() if not variants] == [], "write rows in which these rules matter"
     assert second >= 0.95 * len(everything)
     assert both == len(everything)

@@ -134,5 +134,3 @@ def test_dropout_in_inference_mode_is_no_chance() -> None:
 
     plan = sc.plan(Model().eval(), torch.randn(2, 8), target={"sparsity": 0.3})
     assert plan.cuts["a.weight"]
-
-

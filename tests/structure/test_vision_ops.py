@@ -7,6 +7,7 @@ from torch import nn
 
 import secateur as sc
 
+
 class RegionHead(nn.Module):
     """A feature map, regions of it, and a linear head: the shape of a two-stage detector."""
 

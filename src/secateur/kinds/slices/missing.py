@@ -198,7 +198,7 @@ def can_be_nan(tensor: Tensor) -> bool:
 def _is_composite(func: Op) -> bool:
     """Whether an operator is made of others in the library itself, not by a second writing of it that may round."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return key not in func.py_kernels and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    return key not in func.py_kernels and torch._C._dispatch_has_kernel_for_dispatch_key(str(func.name()), key)  # type: ignore[no-untyped-call]
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -577,8 +577,7 @@ HANDLERS = _table(
     ("sort", _in_order),
     ("topk", _chosen),
     (
-        "mse_loss smooth_l1_loss huber_loss soft_margin_loss "
-        "binary_cross_entropy binary_cross_entropy_with_logits",
+        "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
         _loss,
     ),
     ("native_layer_norm _fused_rms_norm", _over_last),

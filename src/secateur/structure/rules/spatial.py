@@ -73,9 +73,9 @@ def resized(call: Call) -> Axes:
     lead, space = _lead(call)
     sizes = call.results[0].shape[len(lead) :]
     same = [axis.size == n for axis, n in zip(space, sizes, strict=True)]
-    if any(scale not in (None, 1) for scale in _scales(call, len(space))):
-        # Asked for by a factor that rounds to the size that was there: positions are repeated and left out all the same.
-        same = [False] * len(same)
+    for i, scale in enumerate(_scales(call)[-len(space) :]):
+        # A factor that rounds to the size that was there repeats positions and leaves others out all the same.
+        same[i] = same[i] and scale in (None, 1)
     if "bicubic" in call.func._schema.name:  # neighbours take part with a factor of zero, and zero times NaN is NaN
         same = [False] * len(same)
     out = through(call, space, call.results[0], same)
@@ -87,10 +87,12 @@ def resized(call: Call) -> Axes:
     return (*lead, *out)
 
 
-def _scales(call: Call, rank: int) -> list[object]:
-    """Factors that the caller gave; those of dimensions that grow by them stand beside those of dimensions that do not."""
-    factors = cast("Sequence[object]", call.get("scale_factors") or ())
-    return [*factors, *(call.get(name) for name in ("scales", "scales_d", "scales_h", "scales_w"))]
+def _scales(call: Call) -> list[object]:
+    """The factor of every dimension of space, where the caller gave factors; those of the last dimensions stand last."""
+    factors = call.get("scale_factors") or call.get("scales")
+    if factors is not None:
+        return list(cast("Sequence[object]", factors)) if isinstance(factors, (list, tuple)) else [factors]
+    return [call.get(name) for name in ("scales_d", "scales_h", "scales_w")]
 
 
 @register(
