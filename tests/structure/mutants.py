@@ -153,6 +153,44 @@ def _flattened_product(rule: Callable[..., Any], call: base.Call, mutant: Mutant
     return out
 
 
+def _handed_on(rule: Callable[..., Any], call: base.Call, mutant: Mutant) -> Any:
+    """The result is taken for its first operand, dimension by dimension; nothing is tied or locked."""
+    before = call.axes(call.tensors()[0]) if call.tensors() else ()
+    out = []
+    for t in call.results:
+        aligned = before if len(before) == t.dim() else (call.recorder.space.fresh(0),) * t.dim()
+        pairs = zip(t.shape, aligned, strict=True)
+        out.append(tuple(axis if axis.size == n else call.recorder.space.fresh(n) for n, axis in pairs))
+    mutant.hits += 1
+    return out
+
+
+def _as_pointwise(rule: Callable[..., Any], call: base.Call, mutant: Mutant) -> Any:
+    """Operands are tied from the right, as if the operator worked element by element."""
+    if not call.tensors() or any(t.shape != call.results[0].shape for t in call.results):
+        return rule(call)
+    axes = base.broadcast(call, [call.axes(t) for t in call.tensors()])
+    if [axis.size for axis in axes] != list(call.results[0].shape):
+        return rule(call)
+    mutant.hits += 1
+    return [axes] * len(call.results)
+
+
+def _operands_free(rule: Callable[..., Any], call: base.Call, mutant: Mutant) -> Any:
+    """The operands are not locked, the results are."""
+    locked = call.lock
+    call.lock = lambda axis, why, hint="": None  # type: ignore[method-assign]
+    found = _results(call, rule(call))
+    call.lock = locked  # type: ignore[method-assign]
+    mutant.hits += 1
+    return found
+
+
+RULES_OWN: dict[str, Mutation] = {
+    "hands its operand on": _handed_on,
+    "as if element by element": _as_pointwise,
+    "locks no operand": _operands_free,
+}
 MUTATIONS: dict[str, Mutation] = {
     "drops unify 1": _drop_unify(1),
     "drops unify 2": _drop_unify(2),
@@ -177,7 +215,7 @@ def rule_of(func: Any) -> Callable[..., Any] | None:
 @contextmanager
 def corrupted(mutant: Mutant) -> Iterator[None]:
     """The registry with one corrupted rule; restored afterwards."""
-    mutation = MUTATIONS[mutant.kind]
+    mutation = {**MUTATIONS, **RULES_OWN}[mutant.kind]
     genuine = base._find
 
     def find(func: Any) -> Callable[..., Any] | None:

@@ -63,6 +63,11 @@ class HeldRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 # Attention kernels and dropout are tagged as random whether or not they drop anything.
 DRAWS_IF_TOLD = {
     "native_dropout",
+    "dropout",  # whole in inference mode only, as those below
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "rrelu",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention",
@@ -80,6 +85,8 @@ def draws(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) ->
     named = _bound(func, args, kwargs)
     if "p" in named:
         return bool(named.get("train", True)) and named["p"] > 0
+    if "training" in named:
+        return bool(named["training"])
     return bool(named.get("dropout_p", 0.0))
 
 
@@ -97,7 +104,8 @@ def _fill(value: Callable[[Arguments], Any]) -> Callable[[Arguments, Callable[[]
 
 def _chance(named: Arguments, draw: Callable[[], Tensor]) -> Tensor:
     chance = named["self"] if named.get("p") is None else named["p"]
-    drawn = draw()
+    # What is missing is NaN, which the operator itself takes for no chance.
+    drawn = torch.empty_like(named["self"]) if chance is named["self"] else draw()
     return drawn.copy_(torch.as_tensor(chance, device=drawn.device) > SHARE)
 
 

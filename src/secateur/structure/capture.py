@@ -244,7 +244,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         produced = []
         for tensor, dims in zip(results, axes, strict=True):
             number = numbers.get(id(tensor))
-            if number is None:  # else an in-place call handed back its operand, which keeps its number
+            # An in-place call hands back its operand, which keeps its number, unless its dimensions changed places.
+            if number is None or torch.Tag.inplace_view in func.tags:
                 number = recorder.assign(tensor, dims)
             produced.append(number)
         rules.follow_source(matched, produced)

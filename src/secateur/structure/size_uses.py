@@ -156,6 +156,33 @@ def result_sizes(call: FunctionCall) -> None:
         call.tie(value, axis)
 
 
+@handles("expand_as", "view_as", "reshape_as")
+def as_another(call: FunctionCall) -> None:
+    """The sizes are those of another tensor, whose dimensions these are from now on."""
+    for a, b in zip(call.axes(call.result), call.axes(call.tensor(1, "other")), strict=True):
+        call.recorder.unify(a, b)
+
+
+@handles("broadcast_tensors", "meshgrid")
+def all_alike(call: FunctionCall) -> None:
+    """All results have the same dimensions, each of them that of one operand."""
+    shapes = [call.axes(t) for t in cast("Sequence[Tensor]", call.result)]
+    for other in shapes[1:]:
+        for a, b in zip(shapes[0], other, strict=True):
+            call.recorder.unify(a, b)
+
+
+@handles("one_hot")
+def one_hot(call: FunctionCall) -> None:
+    """The integer counts the classes; all other sizes are those of the numbers."""
+    call.recorder.made.clear()
+    classes = call.get(1, "num_classes", default=-1)
+    if int(cast(int, classes)) < 0:  # as many as the largest number says
+        lock(call.axes(call.result)[-1], call.recorder.reason("as many classes as the largest number says"))
+    else:
+        call.tie(classes, call.axes(call.result)[-1])
+
+
 @handles("chunk")
 def chunk(call: FunctionCall) -> None:
     """Pieces are equal, or a cut would move their borders."""
@@ -232,7 +259,8 @@ def repeat_interleave(call: FunctionCall) -> None:
         call.tie(value, call.factor(call.axes(call.result)[dim], int(value), outer=False))
 
 
-@handles("split", "split_with_sizes")
+@handles("split", "split_with_sizes", "split_copy", "split_with_sizes_copy", "unsafe_split",
+         "unsafe_split_with_sizes")  # fmt: skip
 def split(call: FunctionCall) -> None:
     """Integers are the sizes of the pieces."""
     sizes = cast("int | Sequence[int]", call.get(1, "split_size_or_sections", "split_size"))

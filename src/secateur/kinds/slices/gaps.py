@@ -84,6 +84,18 @@ def tensors(args: Iterable[object], kwargs: Mapping[str, object] | None = None) 
     return found
 
 
+def can_be_nan(tensor: Tensor) -> bool:
+    """Whether a tensor knows NaN."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+@cache
+def is_composite(func: Op) -> bool:
+    """Whether an operator is made of others in the library itself, not by a second writing of it that may round."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return key not in func.py_kernels and torch._C._dispatch_has_kernel_for_dispatch_key(str(func.name()), key)  # type: ignore[no-untyped-call]
+
+
 @cache
 def name_of(func: Op) -> tuple[str, bool]:
     """The operator's name without its overload, and whether it writes to its operands."""

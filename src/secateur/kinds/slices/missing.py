@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.kinds.slices.gaps import Arguments, Call, Op, has_nan, look, name_of, tensors, writes
+from secateur.kinds.slices.gaps import Arguments, Call, Op, has_nan, is_composite, look, name_of, tensors, writes
 from secateur.kinds.slices.operators import HANDLERS
 from secateur.model.place import users_line
 
@@ -122,6 +122,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = HANDLERS.get(name)
         if handler is not None:
             return handler(self, Call(func, args, kwargs))
+        if is_composite(func):  # whole in inference mode only: its parts are what is known here
+            with self:
+                return func.decompose(*args, **kwargs)
         changed = HANDLERS.get(name[:-1]) if name.endswith("_") else None
         if changed is not None:
             functional = getattr(torch.ops.aten, name[:-1])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from secateur.kinds.slices.gaps import NAN, Call, Gaps, has_nan, others, pick, spread
+from secateur.kinds.slices.gaps import NAN, Call, Gaps, can_be_nan, has_nan, others, pick, spread
 
 Handler = Callable[[Gaps, Call], object]
 
@@ -162,7 +162,7 @@ def _full_size(mode: Gaps, call: Call) -> object:
 def _sorted(mode: Gaps, call: Call) -> object:
     """An order of what is there; the last places stay empty."""
     x: Tensor = call.args[0]
-    kept = _without(mode, call, _dims(call, x.dim()))
+    kept = _without(mode, call, _dims(call, x.dim()) if call.get("dim") is not None else [x.dim() - 1])
     result = call.run()
     for d, stay in kept.items():
         first = torch.arange(len(stay), device=x.device)
@@ -178,6 +178,20 @@ def _chosen(mode: Gaps, call: Call) -> object:
     for stay in kept.values():
         result = type(result)(_places(t, stay) for t in result)
     return result
+
+
+def _loss(mode: Gaps, call: Call) -> object:
+    """A sum or mean of errors: of what is there."""
+    x, target = call.get("self"), call.get("target")
+    if call.get("reduction", 1) == 0 or x.shape != target.shape:
+        return call.run()
+    for d in range(x.dim()):
+        gone = [missing for t in (x, target) if (missing := mode.of(t, d)) is not None]
+        stay = others(x.shape[d], torch.cat(gone)) if gone else ()
+        if len(stay):
+            for name in ("self", "target"):
+                call.put(name, call.get(name).index_select(d, stay))
+    return call.run()
 
 
 # -- norms ------------------------------------------------------------------------------------------------------------
@@ -268,6 +282,11 @@ def _as_number(mode: Gaps, call: Call) -> object:
     """What was missing as a truth value is NaN again as a number."""
     result: Tensor = call.run()
     absent = mode.noted(call.args[0])
+    if not absent and not can_be_nan(result) and can_be_nan(call.args[0]):
+        absent = mode.anywhere(call.args[0])
+        if absent:  # zero is a number of every position, of a table or a dimension
+            call.args[0] = call.args[0].nan_to_num(0)
+            result = call.run()
     if absent:
         if result.is_floating_point() or result.is_complex():
             for d, gone in absent.items():
@@ -292,7 +311,7 @@ def _table(*rows: tuple[str, Handler]) -> dict[str, Handler]:
 
 HANDLERS = _table(
     ("mm", _product((0, 1), (1, 0))),
-    ("addmm", _product((1, 1), (2, 0))),
+    ("addmm _addmm_activation", _product((1, 1), (2, 0))),
     ("bmm", _product((0, 2), (1, 1))),
     ("baddbmm", _product((1, 2), (2, 1))),
     ("mv", _product((0, 1), (1, 0))),
@@ -300,9 +319,9 @@ HANDLERS = _table(
     ("dot vdot", _product((0, 0), (1, 0))),
     ("linear", _product((0, -1), (1, 1))),
     ("_grouped_mm", _product((0, -1), (1, -2))),
-    ("_cdist_forward", _product((0, -1), (1, -1))),
+    ("_cdist_forward _euclidean_dist", _product((0, -1), (1, -1))),
     ("_trilinear", _trilinear),
-    ("convolution", _convolution),
+    ("convolution _convolution", _convolution),
     (
         "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
@@ -310,7 +329,7 @@ HANDLERS = _table(
     ),
     (
         "sum mean var std var_mean std_mean amax amin max min prod nansum logsumexp norm linalg_vector_norm "
-        "count_nonzero any all argmax argmin median mode kthvalue",
+        "count_nonzero any all aminmax argmax argmin median mode kthvalue",
         _reduction,
     ),
     (
@@ -319,6 +338,10 @@ HANDLERS = _table(
     ),
     ("sort", _sorted),
     ("topk", _chosen),
+    (
+        "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
+        _loss,
+    ),
     ("native_layer_norm _fused_rms_norm", _over_last),
     ("native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm", _batch_norm),
     ("native_group_norm", _group_norm),

@@ -135,6 +135,8 @@ class Replay:
             self._narrow(restrict, step, args, local)
         func = torch.ops.aten.reshape.default if step.func is torch.ops.aten.view.default else step.func
         filled, named = cast("list[object]", self._filled(args, local)), cast(Kwargs, self._filled(kwargs, local))
+        if base_name(func) == "_to_copy":
+            filled[0] = _countable(cast(Tensor, filled[0]), named.get("dtype"))
         produced = tensors_of(_attended(func, filled, named) or func(*filled, **named))
         if restrict is not None and narrowed:
             for position, d, axis in restrict.outputs:
@@ -246,6 +248,13 @@ class Replay:
             return None
         rows, places = torch.unique(cast(Tensor, self._filled(step.args[1], {})), return_inverse=True)
         return [self.originals.rows(view, rows)[places]]
+
+
+def _countable(tensor: Tensor, dtype: object) -> Tensor:
+    """What is removed has no whole number; zero is one of every table, and what is read there is removed as well."""
+    if not isinstance(dtype, torch.dtype) or dtype.is_floating_point or dtype.is_complex or not can_be_nan(tensor):
+        return tensor
+    return tensor.nan_to_num(0)
 
 
 def _attended(func: Op, args: list[object], kwargs: Kwargs) -> list[Tensor] | None:

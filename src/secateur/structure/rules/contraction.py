@@ -15,7 +15,7 @@ from secateur.structure.trace import Axes, Restrict
 @register("mm", "addmm", "mv", "addmv", "_addmm_activation", "dot", "vdot", "_int_mm")
 def mm(call: Call) -> Axes:
     """[m, k] x [k, n], with an addend broadcast to the result."""
-    a, b = [t for t in call.tensors() if t is not call.get("self")] if "addm" in _name(call) else call.tensors()
+    a, b = (call.operand(1), call.operand(2)) if "addm" in _name(call) else (call.first, call.operand(1))
     axes_a, axes_b = call.axes(a), call.axes(b)
     call.unify(axes_a[-1], axes_b[0])
     call.contract(a, -1)
@@ -123,7 +123,7 @@ def convolution(call: Call) -> Axes:
     Input channels are groups x in-per-group, output channels are groups x out-per-group; with one group the
     products are trivial, with one channel per group the group is the channel.
     """
-    x, weight, bias = call.tensor("input"), call.tensor("weight"), call.optional("bias")
+    x, weight, bias = call.first, call.tensor("weight"), call.optional("bias")
     groups, transposed = call.integer("groups", 1), bool(call.get("transposed"))
     axes_x, axes_w = call.axes(x), call.axes(weight)
     spatial = weight.dim() - 2
@@ -145,7 +145,7 @@ def convolution(call: Call) -> Axes:
         axes_x[-spatial:],
         kernel=weight.shape[2:],
         stride=call.integers("stride"),
-        padding=[a + b for a, b in zip(call.integers("padding"), call.integers("output_padding"), strict=True)],
+        padding=[*call.integers("padding"), *call.integers("output_padding")],
     )
     call.cost.append((*lead, *(axes_x[-spatial:] if transposed else space), *axes_w))
     return (*lead, out_channels, *space)

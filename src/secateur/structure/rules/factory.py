@@ -7,7 +7,7 @@ from secateur.structure.trace import Axes
 
 CONSTANT = frozenset(
     ["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
-     "empty_strided", "scalar_tensor", "_efficientzerotensor"]
+     "empty_strided", "scalar_tensor", "_efficientzerotensor", "rand", "randn"]
 )  # fmt: skip
 
 
@@ -17,7 +17,7 @@ CONSTANT = frozenset(
     "triu_indices", "range", "hann_window", "scalar_tensor", "_efficientzerotensor",
 )  # fmt: skip
 def factory(call: Call) -> list[Axes]:
-    """Fresh dimensions; those of constants are free until something ties them to a literal or to a parameter."""
+    """Fresh dimensions; those of constants and noise are free until something ties them to a literal or a parameter."""
     constant = base_name(call.func) in CONSTANT
     axes = [
         tuple(call.fresh(n, "" if constant else "its values depend on positions") for n in t.shape)

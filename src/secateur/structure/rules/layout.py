@@ -14,7 +14,7 @@ from secateur.structure.trace import Axes
 MAX_PIECES = 16  # equal slices up to this number are taken as parts of one product
 
 
-@register("view", "_unsafe_view", "_reshape_alias", "reshape", "reshape_copy", "view_copy")
+@register("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy")
 def view(call: Call) -> Axes:
     """Row-major regrouping; dimensions factor or merge segment by segment."""
     source, result = call.first, call.results[0]
@@ -32,6 +32,10 @@ def regroup(call: Call, axes: Axes, sizes: Sequence[int]) -> Axes:
     Dimensions are first divided into the smallest segments of equal product, so that a segment that cannot be
     factored locks nothing else.
     """
+    if 0 in sizes:
+        for axis in axes:
+            call.lock(axis, "an empty tensor is regrouped")
+        return tuple(call.fresh(n, "an empty tensor is regrouped") for n in sizes)
     out: list[Axis] = []
     todo = [axis for axis in axes if axis.size != 1]
     i = 0
@@ -80,7 +84,7 @@ def permute(call: Call) -> Axes:
     return tuple(axes[d] for d in call.integers("dims"))
 
 
-@register("transpose", "swapaxes", "transpose_copy")
+@register("transpose", "transpose_copy")
 def transpose(call: Call) -> Axes:
     """Two dimensions change places."""
     axes = list(call.axes(call.first))
@@ -163,6 +167,7 @@ def interval(call: Call, axis: Axis, start: int, length: int, step: int = 1, *, 
     if length == size:
         return axis
     if length == 0:
+        call.lock(axis, "nothing of it is taken here, and how much would be depends on its size")
         return call.fresh(0, "an empty slice")
     try:
         if step > 1:
@@ -252,10 +257,11 @@ def fft(call: Call) -> Axes:
     return tuple(axes)
 
 
-@register("cat", "concat", "_cat")
+@register("cat", "concat")
 def cat(call: Call) -> Axes:
     """Concatenation: an ordered sum along one dimension, equality along the others."""
-    tensors: list[Tensor] = [x for x in call.listed("tensors") if x.dim() > 1 or x.numel() > 0]
+    everything = call.listed("tensors")
+    tensors: list[Tensor] = [x for x in everything if x.dim() > 1 or x.numel() > 0] or everything[:1]
     dim = call.integer("dim", 0)
     shapes = [call.axes(x) for x in tensors]
     dim %= len(shapes[0])
@@ -280,7 +286,7 @@ def stack(call: Call) -> Axes:
     return tuple(out)
 
 
-@register("constant_pad_nd", "pad")
+@register("constant_pad_nd")
 def pad(call: Call) -> Axes:
     """Constants on both sides of a dimension; negative padding crops."""
     axes = list(call.axes(call.first))
@@ -289,21 +295,34 @@ def pad(call: Call) -> Axes:
         low, high = amounts[2 * i], amounts[2 * i + 1]
         dim = len(axes) - 1 - i
         if low < 0 or high < 0:
-            length = axes[dim].size + min(low, 0) + min(high, 0)
-            axes[dim] = interval(call, axes[dim], max(-low, 0), length)
+            axes[dim] = _cropped(call, axes[dim], max(-low, 0), max(-high, 0))
         why = "padded by a fixed amount"
         sides = [call.fresh(n, why) if n > 0 else None for n in (low, high)]
         axes[dim] = concat([part for part in (sides[0], axes[dim], sides[1]) if part is not None])
     return tuple(axes)
 
 
+def _cropped(call: Call, axis: Axis, low: int, high: int) -> Axis:
+    """What is left between two ends whose sizes stand in the code."""
+    try:
+        front, rest = call.recorder.space.split_sum(axis, low)
+        middle, back = call.recorder.space.split_sum(rest or ONE, axis.size - low - high)
+    except Conflict:
+        front, middle, back = axis, None, None
+    for end in (front, back):
+        if end is not None:
+            call.lock(end, "cropped by a fixed amount")
+    return middle or call.fresh(axis.size - low - high, "what is left of a cropped dimension")
+
+
 @register("roll", "flip", "rot90")
 def reorder(call: Call) -> Axes:
     """Positions change by a fixed number: the moved dimensions are locked."""
     axes = list(call.axes(call.first))
-    for d in call.integers("dims") or range(len(axes)):
+    turned = [0, 1] if call.func._schema.name.endswith("rot90") else range(len(axes))
+    for d in call.integers("dims") or turned:
         call.lock(axes[d], "positions are rolled or flipped by number")
-        axes[d] = call.fresh(axes[d].size, "rolled or flipped positions")
+        axes[d] = call.fresh(call.results[0].shape[d], "rolled or flipped positions")  # a quarter turn swaps two
     return tuple(axes)
 
 
@@ -321,6 +340,8 @@ def unfold(call: Call) -> Axes:
     """Sliding windows over one dimension."""
     axes = list(call.axes(call.first))
     dim = call.integer("dimension") % len(axes)
+    if call.integer("size") == 1 and call.integer("step") == 1:
+        return (*axes, ONE)
     call.lock(axes[dim], "cut into sliding windows")
     shape = call.results[0].shape
     axes[dim] = call.fresh(shape[dim], "counts sliding windows")
@@ -331,9 +352,15 @@ def unfold(call: Call) -> Axes:
 def shuffle(call: Call) -> Axes:
     """Channels move into space (or back), or are interleaved: a product of channels and fixed factors."""
     axes, result = call.axes(call.first), call.results[0]
+    if result.shape == call.first.shape and call.get("groups") is None:
+        return axes  # by a factor of one
     name = call.func._schema.name
-    lead, (channels, *space) = axes[:-3], axes[-3:]
+    at = 1 if name.endswith("channel_shuffle") else len(axes) - 3
+    lead, (channels, *space) = axes[:at], axes[at:]
     split = call.recorder.space.split_product
+    if not name.endswith("channel_shuffle"):
+        for axis in space:
+            call.lock(axis, "a spatial dimension")
     try:
         if name.endswith("pixel_shuffle"):
             r = call.integer("upscale_factor")
@@ -349,7 +376,9 @@ def shuffle(call: Call) -> Axes:
             return (*lead, product([per_group, groups]), *space)
     except Conflict:
         call.lock(channels, "a shuffle does not follow the structure of the channels")
-        new = call.fresh(result.shape[-3], "shuffled channels")
+        new = call.fresh(result.shape[at], "shuffled channels")
+        if name.endswith("channel_shuffle"):
+            return (*lead, new, *space)
     return (*lead, new, *(call.fresh(n, "a spatial dimension") for n in result.shape[-2:]))
 
 
@@ -369,17 +398,29 @@ def _in_order(call: Call) -> bool:
     if call.get("size") is None or call.get("storage_offset"):
         return False
     size, stride = call.integers("size"), call.integers("stride")
-    if size != [axis.size for axis in axes]:
-        return False
+    if size != [axis.size for axis in axes] or (1 in size and call.recorder.here.function.startswith("as_strided")):
+        return False  # written by the user, for a dimension that may be longer elsewhere
     step, wanted = 1, []
     for n in reversed(size):
         wanted.append(step)
         step *= n
     dense = call.first.untyped_storage().nbytes() == step * call.first.element_size()
-    return dense and all(n == 1 or s == w for n, s, w in zip(size, stride, reversed(wanted), strict=True))
+    in_order = all(n == 1 or s == w for n, s, w in zip(size, stride, reversed(wanted), strict=True))
+    return dense and in_order and call.first.is_contiguous()
 
 
-@register("diagonal", "as_strided")
+@register("diagonal")
+def diagonal(call: Call) -> Axes:
+    """Positions with the same number (but for an offset) in two dimensions, which are locked; the others stay."""
+    axes = call.axes(call.first)
+    chosen = {call.integer("dim1", 0) % len(axes), call.integer("dim2", 1) % len(axes)}
+    for d in chosen:
+        call.lock(axes[d], "its diagonal is taken, by number")
+    rest = [axis for d, axis in enumerate(axes) if d not in chosen]
+    return (*rest, call.fresh(call.results[0].shape[-1], "counts a diagonal"))
+
+
+@register("as_strided")
 def strided(call: Call) -> Axes:
     """Other strides over the same storage: the touched dimensions are locked, unless the elements stay in order."""
     if _in_order(call):

@@ -35,8 +35,8 @@ def index_select(call: Call) -> Axes:
     """Chosen positions of one dimension."""
     axes = list(call.axes(call.first))
     dim = call.integer("dim") % len(axes)
-    call.lock(axes[dim], BY_NUMBER)
-    _lock_constant(call, call.tensor("index"))
+    for axis in (axes[dim], *call.axes(call.tensor("index"))):
+        call.lock(axis, BY_NUMBER)
     axes[dim] = call.fresh(call.results[0].shape[dim], BY_NUMBER)
     return tuple(axes)
 
@@ -51,49 +51,63 @@ def _lock_constant(call: Call, index: Tensor) -> None:
 @register("index", "_unsafe_index")
 def index(call: Call) -> Axes:
     """x[i, :, j] with index tensors: indexed dimensions are locked, the others stay."""
+    return _read(call)[0]
+
+
+def _read(call: Call) -> tuple[Axes, list[Axis]]:
+    """Dimensions of x[i, :, j], and those of them that nothing indexes."""
     axes, indices = call.axes(call.first), _indices(call)
-    indices += [None] * (len(axes) - len(indices))
-    result = call.results[0]
-    if any(i is not None and i.dtype == torch.bool for i in indices):
-        return _masked(call, axes, indices)
-    where = [d for d, i in enumerate(indices) if i is not None]
-    looked_up = broadcast(call, [call.axes(i) for i in indices if i is not None])
-    for d in where:
-        call.lock(axes[d], BY_NUMBER)
-        _lock_constant(call, cast(Tensor, indices[d]))
-    adjacent = where == list(range(where[0], where[-1] + 1))
-    first = where[0] if adjacent else 0
+    where, picked, plain = _picked(call, axes, indices)
     rest = [axis for d, axis in enumerate(axes) if d not in where]
-    out = (*rest[:first], *looked_up, *rest[first:])
-    return out if len(out) == result.dim() else tuple(call.fresh(n, BY_NUMBER) for n in result.shape)
+    first = where[0] if where and where == list(range(where[0], where[-1] + 1)) else 0
+    out = (*rest[:first], *picked, *rest[first:])
+    if call.func._schema.name.rstrip("_").endswith("put") or (plain and len(out) == call.results[0].dim()):
+        return out, rest
+    shape = call.results[0].shape  # a mask makes one dimension of unknown length
+    count = len(shape) - len(rest)
+    chosen = tuple(call.fresh(n, BY_NUMBER) for n in shape[first : first + count])
+    return (*rest[:first], *chosen, *rest[first:]), rest
 
 
 def _indices(call: Call) -> list[Tensor | None]:
     return list(cast("Sequence[Tensor | None]", call.get("indices")))
 
 
-def _masked(call: Call, axes: Axes, indices: list[Tensor | None]) -> Axes:
-    """A boolean mask over leading dimensions makes one dimension of unknown length."""
-    d = 0
+def _picked(call: Call, axes: Axes, indices: list[Tensor | None]) -> tuple[list[int], Axes, bool]:
+    """Numbers of the dimensions that index tensors address, what takes their place, and whether none is a mask."""
+    where, tables, d, plain = [], [], 0, True
     for item in indices:
-        if item is None:
-            break
-        for _ in range(item.dim()):
-            call.lock(axes[d], BY_NUMBER)
-            d += 1
-    rest = axes[d:]
-    result = call.results[0]
-    lead = tuple(call.fresh(n, BY_NUMBER) for n in result.shape[: result.dim() - len(rest)])
-    return (*lead, *rest)
+        mask = item is not None and item.dtype in (torch.bool, torch.uint8)
+        width = item.dim() if mask and item is not None else 1
+        if item is not None:
+            plain = plain and not mask
+            for at in range(d, d + width):
+                call.lock(axes[at], BY_NUMBER)
+                where.append(at)
+            if mask:  # it is as large as what it masks
+                for at, axis in enumerate(call.axes(item), d):
+                    call.unify(axes[at], axis)
+            else:
+                tables.append(call.axes(item))
+                _lock_constant(call, item)
+        d += width
+    return where, broadcast(call, tables), plain
 
 
 @register("bucketize", "searchsorted")
 def bucketize(call: Call) -> Axes:
-    """Every value is replaced by the number of its interval."""
-    values, table = call.args[:2] if "bucket" in call.func._schema.name else call.args[1::-1]
-    for axis in call.axes(cast(Tensor, table)):
+    """Every value is replaced by the number of its interval, among borders that each row of a table has."""
+    values, borders = call.args[:2] if "bucket" in call.func._schema.name else call.args[1::-1]
+    table = call.axes(cast(Tensor, borders))
+    call.lock(table[-1], BY_NUMBER)
+    axes = call.axes(values) if isinstance(values, Tensor) else ()
+    if len(table) > 1:
+        for a, b in zip(table[:-1], axes, strict=False):
+            call.unify(a, b)
+    sorter = call.get("sorter")
+    for axis in call.axes(sorter) if isinstance(sorter, Tensor) else ():
         call.lock(axis, BY_NUMBER)
-    return call.axes(values) if isinstance(values, Tensor) else ()
+    return axes
 
 
 @register("_embedding_bag", "_embedding_bag_forward_only")
@@ -112,7 +126,10 @@ def embedding_bag(call: Call) -> list[Axes]:
         call.lock(axis, BY_NUMBER)
     return [
         (call.fresh(bags.shape[0], BY_NUMBER), columns),
-        *(tuple(columns if n == columns.size else call.fresh(n, BY_NUMBER) for n in t.shape) for t in others),
+        *(
+            tuple(columns if d == 1 and n == columns.size else call.fresh(n, BY_NUMBER) for d, n in enumerate(t.shape))
+            for t in others
+        ),
     ]
 
 
@@ -126,7 +143,7 @@ def pack(call: Call) -> list[Axes]:
     return [(call.fresh(data.shape[0], BY_NUMBER), *axes[2:]), (call.fresh(sizes.shape[0], BY_NUMBER),)]
 
 
-@register("gather", "take_along_dim")
+@register("gather")
 def gather(call: Call) -> Axes:
     """One position per element of the index along a dimension."""
     axes, picks = call.axes(call.first), call.axes(call.tensor("index"))
@@ -134,25 +151,40 @@ def gather(call: Call) -> Axes:
         return ()
     dim = call.integer("dim") % len(axes)
     call.lock(axes[dim], BY_NUMBER)
+    if not call.is_activation(call.tensor("index")) and dim < len(picks):
+        call.lock(picks[dim], "a stored list of positions")
     for d, (a, b) in enumerate(zip(axes, picks, strict=True)):
         if d != dim:
             _same_or_lock(call, a, b)
     return picks
 
 
-@register("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "masked_scatter")
+@register("masked_scatter")
+def masked_scatter(call: Call) -> Axes:
+    """Elements of a source, in their order, where a mask says so: all are positions."""
+    axes = broadcast(call, [call.axes(call.first), call.axes(call.tensor("mask"))])
+    for axis in (*axes, *call.axes(call.tensor("source"))):
+        call.lock(axis, BY_NUMBER)
+    return axes
+
+
+@register("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill")
 def scatter(call: Call) -> Axes:
-    """Writes at given positions of one dimension; the other dimensions agree with the source."""
+    """Writes at given positions of one dimension; the other dimensions agree with the index and the source."""
     axes = call.axes(call.first)
-    if call.get("dim") is None or not axes:
-        for axis in axes:
-            call.lock(axis, BY_NUMBER)
+    if not axes:
         return axes
     dim = call.integer("dim") % len(axes)
     call.lock(axes[dim], BY_NUMBER)
-    for other in (call.get("src"), call.get("source")):
-        if isinstance(other, Tensor) and other.dim() == len(axes):
-            for d, (a, b) in enumerate(zip(axes, call.axes(other), strict=True)):
+    index = call.axes(call.tensor("index"))
+    if call.func._schema.name.startswith("aten::index"):  # a list of positions, as long as the source is there
+        for axis in index:
+            call.lock(axis, BY_NUMBER)
+        index = ()
+    for other in (index, *(call.axes(t) for t in (call.get("src"), call.get("source")) if isinstance(t, Tensor))):
+        if len(other) == len(axes):
+            call.lock(other[dim], BY_NUMBER)  # several of them may be put in the same place
+            for d, (a, b) in enumerate(zip(axes, other, strict=True)):
                 if d != dim:
                     _same_or_lock(call, a, b)
     return axes
@@ -161,20 +193,16 @@ def scatter(call: Call) -> Axes:
 @register("index_put", "_index_put_impl", "_unsafe_index_put")
 def index_put(call: Call) -> Axes:
     """x[i] = values: indexed dimensions are locked, the others agree with the values."""
-    axes, indices, values = call.axes(call.first), _indices(call), call.tensor("values")
-    d = 0
-    for item in indices:
-        width = item.dim() if item is not None and item.dtype == torch.bool else 1
-        for axis in axes[d : d + width]:
-            if item is not None:
-                call.lock(axis, BY_NUMBER)
-        d += width
-    rest = [a for i, a in enumerate(axes) if i >= len(indices) or indices[i] is None] if d <= len(axes) else []
-    tail = axes[d:] if all(i is not None for i in indices) else tuple(rest)
-    for a, b in zip(reversed(tail), reversed(call.axes(values)), strict=False):
-        if b.size != 1:
+    out, rest = _read(call)
+    kept = {id(axis) for axis in rest}
+    for a, b in zip(reversed(out), reversed(call.axes(call.tensor("values"))), strict=False):
+        if b.size != 1 and id(a) in kept:
             _same_or_lock(call, a, b)
-    return axes
+        elif b.size == a.size:
+            call.unify(a, b)
+        else:
+            call.lock(b, BY_NUMBER)
+    return call.axes(call.first)
 
 
 def _same_or_lock(call: Call, a: Axis, b: Axis) -> None:

@@ -51,7 +51,8 @@ def cumulative(call: Call) -> list[Axes]:
 def batch_norm(call: Call) -> list[Axes]:
     """Each channel by itself; parameters and statistics follow the channels (dimension 1)."""
     axes = call.axes(call.tensor("input"))
-    if call.get("training"):  # statistics of this very tensor: every other dimension is mixed
+    if call.get("training") or "with_update" in call.func._schema.name:
+        # Statistics of this very tensor: every other dimension is mixed.
         mixed(call, [d for d in range(len(axes)) if d != 1])
     for other in call.tensors()[1:]:
         if other.dim() == 1 and other.shape[0] == axes[1].size:

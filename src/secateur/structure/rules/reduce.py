@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from secateur.structure.axes import ONE
 from secateur.structure.rules.base import Call, broadcast, register
 from secateur.structure.trace import Axes, Restrict
@@ -9,7 +11,7 @@ from secateur.structure.trace import Axes, Restrict
 
 @register(
     "sum", "mean", "var", "std", "amax", "amin", "logsumexp", "linalg_vector_norm", "norm", "var_mean", "std_mean",
-    "nansum", "count_nonzero",
+    "nansum", "count_nonzero", "prod", "any", "all", "aminmax",
 )  # fmt: skip
 def reduction(call: Call) -> list[Axes]:
     """Sums, means and the like: what is kept of the dimension is reduced."""
@@ -35,8 +37,10 @@ def _reduced(axes: Axes, chosen: set[int], *, keep: bool) -> Axes:
 @register("max", "min", "median", "nanmedian")
 def extreme(call: Call) -> list[Axes] | Axes:
     """Values and their positions along one dimension; the values are those of what is kept."""
+    if isinstance(call.get("other"), Tensor):
+        return broadcast(call, [call.axes(t) for t in call.tensors()])
     if call.get("dim") is None or len(call.results) != 2:
-        return ordered(call)
+        return reduction(call)
     found = reduction(call)
     axes = call.axes(call.first)
     call.positions[1] = [axes[call.integer("dim")]] if axes else []
@@ -63,14 +67,13 @@ def distance(call: Call) -> Axes:
     return ()
 
 
-@register("prod", "any", "all", "argmax", "argmin", "mode", "kthvalue", "aminmax")
-def ordered(call: Call) -> Axes | list[Axes]:
+@register("argmax", "argmin", "mode", "kthvalue")
+def ordered(call: Call) -> list[Axes]:
     """The result holds positions, or depends on an order: the reduced dimension is locked."""
-    tensors = call.tensors()
-    if len(tensors) == 2 and call.get("other") is not None:
-        return broadcast(call, [call.axes(t) for t in tensors])
     axes = call.axes(call.first)
     chosen = _dims(call, len(axes))
+    if call.get("dim") is None and "arg" not in call.func._schema.name:
+        chosen = {len(axes) - 1} if axes else set()  # these take the last dimension where none is named
     for d in chosen:
         call.lock(axes[d], "the result names positions of this dimension or depends on all of it")
     return [_reduced(axes, chosen, keep=t.dim() == len(axes) and bool(axes)) for t in call.results]
@@ -83,6 +86,11 @@ def sorting(call: Call) -> list[Axes]:
     if not axes:
         return [()] * len(call.results)
     d = call.integer("dim", -1)
+    if call.func._schema.name.endswith("unique_dim"):  # whole slices are compared, so an order depends on all of them
+        for axis in axes:
+            call.lock(axis, "its slices are sorted, each as a whole")
     call.lock(axes[d], "its positions are sorted and leave as numbers")
     axes[d] = call.fresh(call.results[0].shape[d], "sorted positions")
+    if call.func._schema.name.endswith("unique_dim"):  # beside the values: numbers of positions, and how many
+        return [tuple(axes), *(tuple(call.fresh(n, "counts positions") for n in t.shape) for t in call.results[1:])]
     return [tuple(axes)] * len(call.results)

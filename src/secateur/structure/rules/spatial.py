@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
-from secateur.structure.axes import product
+from secateur.structure.axes import Conflict, product
 from secateur.structure.rules.base import Call, register
 from secateur.structure.trace import Axes, Restrict
 
@@ -28,8 +29,10 @@ def through(call: Call, axes: Axes, result: Tensor, untouched: Sequence[bool]) -
 def windows(call: Call, axes: Axes, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Axes:
     """The last dimensions after a sliding window; one of size 1, stride 1, without padding, touches nothing."""
     rank = len(axes)
-    kernel, stride, padding = (_each(sizes, rank) for sizes in (kernel, stride or kernel, padding or [0]))
-    untouched = [k == 1 and s == 1 and p == 0 for k, s, p in zip(kernel, stride, padding, strict=True)]
+    kernel, stride = (_each(sizes, rank) for sizes in (kernel, stride or kernel))
+    padding = [p for at in range(0, len(padding), rank) for p in _each(padding[at : at + rank], rank)]
+    padded = [any(padding[d::rank]) for d in range(rank)]  # on its two sides, or in front and behind
+    untouched = [k == 1 and s == 1 and not p for k, s, p in zip(kernel, stride, padded, strict=True)]
     return through(call, axes, call.results[0], untouched)
 
 
@@ -70,6 +73,11 @@ def resized(call: Call) -> Axes:
     lead, space = _lead(call)
     sizes = call.results[0].shape[len(lead) :]
     same = [axis.size == n for axis, n in zip(space, sizes, strict=True)]
+    for i, scale in enumerate(_scales(call)[-len(space) :]):
+        # A factor that rounds to the size that was there repeats positions and leaves others out all the same.
+        same[i] = same[i] and scale in (None, 1)
+    if "bicubic" in call.func._schema.name:  # neighbours take part with a factor of zero, and zero times NaN is NaN
+        same = [False] * len(same)
     out = through(call, space, call.results[0], same)
     kept = [(len(lead) + i, axis) for i, axis in enumerate(space) if same[i]]
     number = call.number(call.first)
@@ -77,6 +85,14 @@ def resized(call: Call) -> Axes:
     if call.get("output_size") is not None:
         call.restricted.sizes[call.position("output_size")] = out
     return (*lead, *out)
+
+
+def _scales(call: Call) -> list[object]:
+    """The factor of every dimension of space, where the caller gave factors; those of the last dimensions stand last."""
+    factors = call.get("scale_factors") or call.get("scales")
+    if factors is not None:
+        return list(cast("Sequence[object]", factors)) if isinstance(factors, (list, tuple)) else [factors]
+    return [call.get(name) for name in ("scales_d", "scales_h", "scales_w")]
 
 
 @register(
@@ -107,18 +123,27 @@ def padded(call: Call) -> Axes:
     return (*lead, *through(call, space, call.results[0], same))
 
 
-@register("fractional_max_pool2d", "max_unpool2d")
+@register("fractional_max_pool2d", "fractional_max_pool3d", "max_unpool2d", "max_unpool3d")
 def in_space(call: Call) -> list[Axes]:
-    """Channels are untouched; the last one to three dimensions are data."""
+    """Batch and channels are untouched, and those of the places or samples are the same; the rest is data."""
     lead, space = _lead(call)
+    others = call.axes(call.operand(1) if "unpool" in call.func._schema.name else call.tensor("random_samples"))
+    if len(others) > len(lead):  # samples are given for a batch, also where there is none
+        for axis, other in zip(lead, others[: len(lead)], strict=True):
+            call.unify(axis, other)
+    for axis in others[len(lead) :]:
+        call.lock(axis, SPACE)
+    if len(call.results) > 1:
+        call.positions[1] = [*space]
     return [(*lead, *through(call, space, t, [False] * len(space))) for t in call.results]
 
 
 @register("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
 def grid_sample(call: Call) -> Axes:
     """Channels of the input at places given by a grid."""
-    axes = call.axes(call.first)
-    for axis in (*axes[2:], *call.axes(call.operand(1))):
+    axes, grid = call.axes(call.first), call.axes(call.operand(1))
+    call.unify(axes[0], grid[0])
+    for axis in (*axes[2:], *grid):
         call.lock(axis, SPACE)
     return (*axes[:2], *(call.fresh(n, SPACE) for n in call.results[0].shape[2:]))
 
@@ -140,7 +165,11 @@ def col2im(call: Call) -> Axes:
     """[n, c x kernel, positions] -> [n, c, h, w]."""
     x = call.first
     axes, result = call.axes(x), call.results[0]
-    channels, window = call.recorder.space.split_product(axes[-2], result.shape[-3])
+    try:
+        channels, window = call.recorder.space.split_product(axes[-2], result.shape[-3])
+    except Conflict:
+        call.lock(axes[-2], "windows do not follow the structure of the channels")
+        channels, window = call.fresh(result.shape[-3], "channels of windows"), axes[-2]
     for axis in (window, axes[-1]):
         call.lock(axis, "a position in the window")
     return (*axes[:-2], channels, *(call.fresh(n, SPACE) for n in result.shape[-2:]))

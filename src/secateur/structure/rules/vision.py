@@ -13,6 +13,7 @@ def region(call: Call) -> list[Axes]:
     image, boxes = call.axes(call.first), call.axes(call.operand(1))
     for axis in (*image[2:], *boxes):
         call.lock(axis, "a spatial dimension")
+    call.lock(image[0], BY_NUMBER)  # every box names its image
     return [(boxes[0], image[1], *(call.fresh(n, "a spatial dimension") for n in t.shape[2:])) for t in call.results]
 
 
