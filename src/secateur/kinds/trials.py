@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
-from secateur.model.call import call
+from secateur.model.call import call, fresh
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, guard
 from secateur.model.held import HeldRandomness
@@ -107,17 +107,23 @@ def answer(
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
+    A forward that leaves something behind (a count, a cache) may answer otherwise the next time: it is run twice, and
+    the answer is that of both calls.
+
     Raises:
         ForwardError: its forward fails.
     """
     train = mode == "train"
     with (
-        guard(model, mode=mode, gradients=train, example=example, seed=0),
+        guard(model, mode=mode, gradients=train, example=example, seed=0) as state,
         unfused(model),
         HeldRandomness() as held,
         around(),
     ):
-        result = call(model, example)
+        following = fresh(example)
+        result: Any = call(model, example)
+        if not train and state.moved(model):
+            result = (result, call(model, following))
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
     return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen))

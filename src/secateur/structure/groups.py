@@ -18,6 +18,7 @@ from secateur.types import Group, Lock, Span
 
 KERNEL = "the kernel's extent"
 DATA = "no weight of a product has this dimension: what lies along it are positions, tokens or other data"
+ROWS = "weights are applied to each position of this dimension and none sums it up: learned queries or slots, not units"
 EXPERTS = "products with weights run side by side over this dimension: its positions are experts, not channels"
 SCALES = ("running_mean", "running_var")
 
@@ -75,6 +76,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
     heads = {a.id for axis in trace.heads for a in leaves(axis)}
     inner = {a.id for axis in trace.inner for a in leaves(axis)} - heads
     widths, parallel = ({a.id for axis in found for a in leaves(axis)} for found in (trace.widths, trace.parallel))
+    rows, summed = ({a.id for axis in found for a in leaves(axis)} for found in (trace.rows, trace.summed))
     weights = {name for name, _ in model.named_parameters()}
     used: Counter[str] = Counter()
     order = {name: i for i, name in enumerate(named_tensors(model))}
@@ -92,6 +94,8 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
             locks.append(Lock("only buffers have this dimension, no weight"))
         elif atom.id not in widths:
             locks.append(Lock(DATA))
+        elif atom.id in rows - summed:
+            locks.append(Lock(ROWS))
         elif atom.id in parallel and kind == "channel" and _stands_alone(tensors, places[atom.id], atom):
             locks.append(Lock(EXPERTS, hint='whole experts are units of granularity "expert"'))
         constraints = {"multiple": atom.multiple} if atom.multiple > 1 else {}

@@ -118,13 +118,13 @@ class OwnTensors:
                 continue
             self.by_id[id(tensor)] = name
             self.held.append(tensor)
-            if not tensor.is_meta:  # tensors without memory all have the address 0
+            if not tensor.is_meta and tensor.layout == torch.strided:  # without memory all have the address 0
                 self.by_storage.setdefault(_storage_key(tensor), name)
 
     def name(self, tensor: Tensor) -> str | None:
         """The name of a parameter or buffer; None for everything else."""
         name = self.by_id.get(id(tensor))
-        if name is None and not tensor.is_meta and tensor.numel() > 0:
+        if name is None and not tensor.is_meta and tensor.layout == torch.strided and tensor.numel() > 0:
             name = self.by_storage.get(_storage_key(tensor))
         return name
 
@@ -183,6 +183,7 @@ class Recorder:
         # Numbers of what depends on the input (or on chance), and atom -> which dimension of the input it is.
         self.data: set[int] = set()
         self.input_names: dict[int, str] = {}
+        self.lengths: set[int] = set()  # plain numbers that len() gave of what depends on the input
         self.watch = Watch(self, turned)
         self.failed = ""  # why a run beside the first one ended early
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.

@@ -82,6 +82,12 @@ class FunctionCall:
         if opened and isinstance(value, TrackedInt) and any(is_data(each) for each in dims_in(value.expr)):
             lock(axis, self.recorder.reason("reached as far as the input is long: what lies along it are positions"))
 
+    def bounded(self, value: object, axis: Axis) -> None:
+        """State that `value` bounds a part of `axis`: where the data say how much, no cut leaves the same part."""
+        tracked = isinstance(value, TrackedInt) and any(is_data(each) for each in dims_in(value.expr))
+        if tracked or (type(value) is int and value in self.recorder.lengths):
+            lock(axis, self.recorder.reason("how much of this dimension is used is a size of the data"))
+
     def watch(self, value: object) -> None:
         """State that `value` went into a computation, so that the cut model must compute it alike."""
         if isinstance(value, TrackedInt) and not is_literal(value.expr):
@@ -237,6 +243,8 @@ def split(call: FunctionCall) -> None:
     """Integers are the sizes of the pieces."""
     sizes = cast("int | Sequence[int]", call.get(1, "split_size_or_sections", "split_size"))
     pieces = call.pieces(call.integer(2, "dim"))
+    for value in [sizes] if isinstance(sizes, int) else sizes:
+        call.bounded(value, call.axes(call.args[0])[call.integer(2, "dim")])
     if len(pieces) == 1:
         return
     for value in () if isinstance(sizes, int) else sizes:
@@ -252,6 +260,7 @@ def narrow(call: FunctionCall) -> None:
     """Start and length of an interval."""
     dim = call.integer(1, "dim")
     _bound(call, call.get(2, "start"), call.axes(call.args[0])[dim])
+    call.bounded(call.get(3, "length"), call.axes(call.args[0])[dim])
     call.tie(call.get(3, "length"), call.axes(call.result)[dim])
 
 
@@ -286,6 +295,7 @@ def _bound(call: FunctionCall, given: object, axis: Axis) -> None:
         return
     size, position = axis.size, int(bound)
     call.reached(bound, axis)
+    call.bounded(bound, axis)
     if not isinstance(given, int) and position not in (0, size):
         # A number of another library may have been computed from this very size: neither side of it can change.
         lock(axis, call.recorder.reason("cut at a position of which nobody knows where it comes from"))

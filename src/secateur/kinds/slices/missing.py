@@ -360,6 +360,24 @@ def _reduction(mode: Missing, call: Call) -> object:
     return type(result)((result[0], *(_places(t, stay) for t in result[1:]))) if kept else result
 
 
+def _distance(mode: Missing, call: Call) -> object:
+    """An error for each place of two tensors, then its mean or sum over the places that both have."""
+    if call.get("reduction") == 0:
+        return call.run()
+    operands = [i for i, t in enumerate(call.args) if isinstance(t, Tensor)]
+    full = torch.broadcast_tensors(*(call.args[i] for i in operands))
+    for i, tensor in zip(operands, full, strict=True):
+        call.args[i] = tensor
+    for d in range(full[0].dim()):
+        gone = [absent for t in full if (absent := mode.of(t, d)) is not None]
+        stay = _rest(full[0].shape[d], torch.cat(gone)) if gone else None
+        if stay is not None and len(stay):
+            mode.reduced.add((full[0].shape[d], len(stay)))
+            for i in operands:
+                call.args[i] = call.args[i].index_select(d, stay)
+    return call.run()
+
+
 PLACES = {"aten::argmax", "aten::argmin"}
 
 
@@ -529,6 +547,10 @@ HANDLERS = _table(
         _full_size,
     ),
     ("topk", _chosen),
+    (
+        "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
+        _distance,
+    ),
     ("native_layer_norm _fused_rms_norm", _over_last),
     ("native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm", _batch_norm),
     ("native_group_norm", _group_norm),
