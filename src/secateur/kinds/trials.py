@@ -24,6 +24,7 @@ from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, guard
 from secateur.model.held import HeldRandomness
 from secateur.model.kernels import unfused
+from secateur.model.tensors import dense
 from secateur.types import Certificate, Example, Trial
 
 Effort = Literal["example", "default"]
@@ -399,7 +400,7 @@ def _parts(value: Any) -> tuple[list[Tensor], list[str]]:
 def _leaves(value: Any, depth: int) -> Iterator[Tensor | str]:
     """Everything in an output that can be compared; objects of other classes count as their class."""
     if isinstance(value, Tensor):
-        yield value
+        yield dense(value)
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         yield torch.as_tensor(np.ascontiguousarray(value))
     elif isinstance(value, (bool, int, float, complex, np.generic)):

@@ -25,6 +25,8 @@ from secateur.types import Example, Lock
 TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent.parent)
 
+METHODS = (f"{TORCH}/_tensor.py", f"{TORCH}/overrides.py")  # methods of tensors that are written in Python
+
 StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape, strides
 Source = tuple[str, tuple[int, ...]]  # a parameter's name, and which of its dimensions each dimension is (-1 = none)
 
@@ -55,7 +57,7 @@ class Here:
     def caller(self) -> FrameType | None:
         """The frame of the code that did something to an integer or flag; None where that is torch's own."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(HERE):
+        while frame is not None and frame.f_code.co_filename.startswith((HERE, *METHODS)):
             frame = frame.f_back
         return None if frame is None or frame.f_code.co_filename.startswith(TORCH) else frame
 

@@ -83,9 +83,11 @@ class FunctionCall:
             lock(axis, self.recorder.reason("reached as far as the input is long: what lies along it are positions"))
 
     def bounded(self, value: object, axis: Axis) -> None:
-        """State that `value` bounds a part of `axis`: where the data say how much, no cut leaves the same part."""
+        """State that `value` bounds a part of `axis`: where it is a size of the data, the example may reach all of it
+        and another input less. A bound inside opens a seam, of which `reached` hears."""
         tracked = isinstance(value, TrackedInt) and any(is_data(each) for each in dims_in(value.expr))
-        if tracked or (type(value) is int and value in self.recorder.lengths):
+        counted = type(value) is int and value in self.recorder.lengths
+        if counted or (tracked and int.__int__(cast(int, value)) >= axis.size):
             lock(axis, self.recorder.reason("how much of this dimension is used is a size of the data"))
 
     def watch(self, value: object) -> None:
