@@ -12,7 +12,7 @@ from torch import nn
 from secateur.model.protect import protected
 from secateur.model.tensors import named_tensors
 from secateur.structure.attributes import settle
-from secateur.structure.axes import Atom, leaves, resolve, unit_index
+from secateur.structure.axes import Atom, leaves, lock, resolve, unit_index
 from secateur.structure.trace import Axes, Trace
 from secateur.types import Group, Lock, Span
 
@@ -61,6 +61,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         RecipeError: a pattern of `protect` matches nothing.
     """
     tensors = trace.tensors()
+    _lock_alternatives(trace)
     settle(trace, [a for axes in tensors.values() for axis in axes for a in leaves(axis)])
     places: dict[int, list[tuple[str, int]]] = defaultdict(list)
     atoms: dict[int, Atom] = {}
@@ -102,6 +103,18 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         found.atoms[name] = atom
         found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks), constraints))
     return found
+
+
+def _lock_alternatives(trace: Trace) -> None:
+    """Lock what a softmax runs over, but for hidden units: a layer makes them, and another one sums them up."""
+    made, consumed, other = (
+        {atom.id for axis in axes for atom in leaves(axis)}
+        for axes in (trace.made, trace.consumed, (*trace.heads, *trace.inner, *trace.parallel, *trace.rows))
+    )
+    for axis, reason in trace.competing:
+        atom = resolve(axis)
+        if not isinstance(atom, Atom) or atom.id not in (made & consumed) - other:
+            lock(axis, reason)
 
 
 def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:

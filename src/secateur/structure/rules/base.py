@@ -39,6 +39,9 @@ MOVED = frozenset(
 LAYERS = frozenset(["linear", "multi_head_attention_forward"])
 
 
+CONVOLUTIONS = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
+
+
 def register(*names: str) -> Callable[[R], R]:
     """Register a rule for operators by base name ("mm" for all overloads of aten.mm; "mylib::op" otherwise).
 
@@ -220,6 +223,9 @@ def _note_rows(call: Call) -> None:
     own = {atom.id for weight, stays, _ in call.factors if weight for axis in stays for atom in leaves(axis)}
     for weight, stays, summed in call.factors:
         trace.summed.extend(summed)
+        if weight and call.recorder.here.function in (*LAYERS, *CONVOLUTIONS):
+            trace.made.extend(stays)
+            trace.consumed.extend(summed)
         if not weight:
             trace.rows.extend(atom for axis in stays for atom in leaves(axis) if atom.id not in own)
 
