@@ -184,9 +184,7 @@ class SharedByHeads(nn.Module):
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(Mixer, (2, 6, 8)), (SharedByHeads, (5, 8))])
-def test_units_that_are_rows_here_and_summed_up_there_stay_free(
-    kind: type[nn.Module], shape: tuple[int, ...]
-) -> None:
+def test_units_that_are_rows_here_and_summed_up_there_stay_free(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     view = sc.inspect(kind().eval(), torch.randn(shape))
     assert any(span.tensor == "a.weight" for group in view.groups for span in group.spans)

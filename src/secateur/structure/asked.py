@@ -1,4 +1,4 @@
-"""Which lines of a code decide something by a value that it was given: read from its source, since plain values do not tell.
+"""Which lines of a code decide something by a value that it was given: read from its source, as plain values tell nothing.
 
 Flags, words, fractions and None cannot be watched while a forward runs. Their names can: a test that mentions one of
 them, or a name that was made of it, is where another value would take another path.
@@ -20,9 +20,29 @@ from torch import nn
 
 TORCH = str(Path(torch.__file__).parent)
 PLAIN_CALLS = frozenset(
-    ["len", "int", "float", "bool", "str", "min", "max", "abs", "any", "all", "isinstance", "getattr", "hasattr"]
-    + ["get", "lower", "upper", "strip", "startswith", "endswith", "keys"]
-)  # hand on what they are given as a plain value
+    (
+        "len",
+        "int",
+        "float",
+        "bool",
+        "str",
+        "min",
+        "max",
+        "abs",
+        "any",
+        "all",
+        "isinstance",
+        "getattr",
+        "hasattr",
+        "get",
+        "lower",
+        "upper",
+        "strip",
+        "startswith",
+        "endswith",
+        "keys",
+    )
+)  # fmt: skip - hand on what they are given as a plain value
 DEPTH = 4  # of functions and modules that an argument is handed on to
 Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
 
@@ -61,7 +81,7 @@ def length_lines(filename: str, line: int) -> tuple[str, ...]:
     tree = tree_of(filename)
     inside = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.lineno <= line <= (f.end_lineno or 0)]
     scope: ast.AST = max(inside, key=lambda f: f.lineno, default=tree)
-    calls = {node for node in ast.walk(scope) if _is_length(node) and node.lineno <= line <= (node.end_lineno or 0)}
+    calls: set[ast.AST] = {node for node in ast.walk(scope) if isinstance(node, ast.Call) and _is_length(node, line)}
     names: set[str] = set()
     for node in ast.walk(scope):
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and _holds(node.value, calls):
@@ -71,8 +91,9 @@ def length_lines(filename: str, line: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{short(filename)}:{test.lineno}" for test in tests))
 
 
-def _is_length(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len"
+def _is_length(node: ast.Call, line: int) -> bool:
+    here = node.lineno <= line <= (node.end_lineno or 0)
+    return here and isinstance(node.func, ast.Name) and node.func.id == "len"
 
 
 def _holds(node: ast.AST | None, parts: set[ast.AST]) -> bool:
@@ -96,7 +117,9 @@ def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: in
         if _mentions(test, names):
             yield f"{short(function.__code__.co_filename)}:{test.lineno}"
     for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
-        given = [(i, None) for i, a in enumerate(call.args) if isinstance(a, ast.Name) and a.id in names]
+        given: list[tuple[int, str | None]] = [
+            (i, None) for i, a in enumerate(call.args) if isinstance(a, ast.Name) and a.id in names
+        ]
         given += [(-1, k.arg) for k in call.keywords if isinstance(k.value, ast.Name) and k.value.id in names]
         for callee, other in _callees(call, function, owner, node) if given else ():
             for position, keyword in given:
@@ -187,9 +210,10 @@ def _made_of(scope: ast.AST, names: set[str]) -> set[str]:
     while names != known:
         known = set(names)
         for node in ast.walk(scope):
-            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
-                if _mentions(node.value, names) and _is_plain(node.value):
-                    names.update(_targets(node))
+            if not isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) or node.value is None:
+                continue
+            if _mentions(node.value, names) and _is_plain(node.value):
+                names.update(_targets(node))
     return names
 
 

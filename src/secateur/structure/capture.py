@@ -297,7 +297,9 @@ class _Functions(TorchFunctionMode):
         recorder = self.recorder
         name = getattr(func, "__name__", "")
         # `x.shape` arrives as the getter of the property, whose owner is the descriptor itself.
-        if sys._getframe(1).f_code is PICKLING and name not in doors.READS:  # a file that is written while the run goes on holds plain numbers
+        if (
+            sys._getframe(1).f_code is PICKLING and name not in doors.READS
+        ):  # a file that is written while the run goes on holds plain numbers
             return func(*args, **kwargs)
         if func is torch.Tensor.size or getattr(func, "__self__", None) is torch.Tensor.shape:
             return self._sizes(func(*args, **kwargs), args, kwargs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
-from secateur.structure.axes import lock
+from secateur.structure.axes import leaves, lock
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
 from secateur.structure.trace import Args, Axes, SizeUse
 from secateur.types import Lock
@@ -64,8 +64,9 @@ def ranked(recorder: Recorder, args: Args, result: object) -> object:
     if recorder.number(tensor) not in recorder.data:
         return result
     axis = recorder.space.fresh(result, Lock("a number of dimensions"))
-    recorder.input_names[axis.id] = "the number of dimensions"
-    recorder.watch.ranks.add(axis.id)
+    for atom in leaves(axis):
+        recorder.input_names[atom.id] = "the number of dimensions"
+        recorder.watch.ranks.add(atom.id)
     return TrackedInt(result, Dim(axis), recorder.watch)
 
 

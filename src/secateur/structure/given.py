@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.model.call import tensors_in
 from secateur.structure.asked import deciding_lines, short
+from secateur.structure.axes import leaves
 from secateur.structure.conditions import Branch, listed
 from secateur.structure.provenance import Dim, TrackedInt
 from secateur.structure.recorder import Recorder
@@ -22,8 +23,7 @@ CONTAINERS = (list, tuple, dict)
 
 
 def arguments(model: nn.Module, example: Example) -> Iterator[Branch]:
-    """Arguments of the forward that the example leaves at their defaults (switches, one each, come first), and plain
-    values that it gives."""
+    """What the example leaves at its default (switches, one each, come first), and what it gives beside tensors."""
     bound = _bound(model, example)
     if bound is None:
         return
@@ -84,7 +84,7 @@ def _words(value: object) -> str:
 
 
 def _decided(model: nn.Module, said: list[tuple[str, str]], kind: str, otherwise: str = "") -> Iterator[Branch]:
-    """One condition for each line that decides by a value; with `otherwise` also for values that no line is known of."""
+    """One condition for each line that decides by a value; `otherwise` is the place where no line is known."""
     found: list[tuple[str, str]] = []
     for name, text in said:
         lines = deciding_lines(model, name)
@@ -107,7 +107,7 @@ def followed(recorder: Recorder, model: nn.Module, example: Example) -> Any:
     def follow(value: Any, name: str) -> Any:
         if type(value) is int and value >= 2:
             axis = recorder.space.fresh(value, Lock(NUMBER))
-            recorder.input_names[axis.id] = name
+            recorder.input_names.update((atom.id, name) for atom in leaves(axis))
             return TrackedInt(value, Dim(axis), recorder.watch)
         if type(value) in (list, tuple):
             items = [follow(item, f"{name}[{i}]") for i, item in enumerate(value)]

@@ -57,7 +57,7 @@ class ByList(Net):
 class ByQueue(ByList):
     def __init__(self) -> None:
         super().__init__()
-        self.seen = deque([], 3)  # type: ignore[assignment]
+        self.seen = deque(maxlen=3)  # type: ignore[assignment]
 
 
 class ByMapping(Net):
