@@ -1,4 +1,4 @@
-"""What a softmax runs over, and what weights are applied to one by one: units where layers make and sum it, else data."""
+"""What a softmax runs over, and what weights go along: units where layers make it and sum it up, else data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an example gives beside tensors, how many dimensions and entries it has: named with the line that decides by it."""
+"""What an example gives beside tensors, its ranks and lengths: named with the line that decides by them."""
 
 from __future__ import annotations
 

@@ -88,11 +88,13 @@ class Tried:
         trials: that held.
         notes: what they do not show, and what was taken for granted.
         proof: of the example; None where no reference could be run.
+        draws: whether the forward draws random numbers in eval mode, as far as is known.
     """
 
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     proof: Certificate | None = None
+    draws: bool = True
 
     @property
     def error(self) -> float:
@@ -105,22 +107,27 @@ def answer(
     example: Example,
     mode: Mode = "eval",
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    draws: bool = True,
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
     A forward that leaves something behind (a count, a cache) may answer otherwise the next time: it is run twice, and
     the answer is that of both calls.
 
+    Args:
+        model: any module.
+        example: what one forward takes.
+        mode: "eval" or "train"; in training the parameters that take part are found too.
+        around: stands around the run.
+        draws: False where it is known that nothing is drawn at random, which saves the watch.
+
     Raises:
         ForwardError: its forward fails.
     """
-    train = mode == "train"
-    with (
-        guard(model, mode=mode, gradients=train, example=example, seed=0) as state,
-        unfused(model),
-        HeldRandomness() as held,
-        around(),
-    ):
+    train, held = mode == "train", HeldRandomness()
+    lent = guard(model, mode=mode, gradients=train, example=example, seed=0)
+    with lent as state, unfused(model), held if draws else nullcontext(), around():
         following = fresh(example)
         result: Any = call(model, example)
         if not train and state.moved(model):
@@ -177,16 +184,23 @@ def tried(
     return found
 
 
-def agrees(reference: Reference, cut: nn.Module, example: Example) -> bool:
-    """Whether a cut model gives what its reference gives on an example."""
+def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
+    """Whether a cut model gives what its reference gives on an example; the reference is run once."""
     try:
         expected = answer(reference.model, example, "eval", reference.around)
-        found = answer(cut, example)
-        left = reference.fit(expected.tensors, found.tensors)
-        agreement(left, found.tensors, None, method=reference.method, differs="", hint="")
     except SecateurError:
-        return False
-    return expected.words == found.words
+        return lambda cut: False
+
+    def right(cut: nn.Module) -> bool:
+        try:
+            found = answer(cut, example)
+            left = reference.fit(expected.tensors, found.tensors)
+            agreement(left, found.tensors, None, method=reference.method, differs="", hint="")
+        except SecateurError:
+            return False
+        return expected.words == found.words
+
+    return right
 
 
 def with_trials(proof: Certificate, found: Tried) -> Certificate:
@@ -224,6 +238,7 @@ class _Trials:
             except ForwardError as error:
                 self.found.notes.append(f"{self.reference.method} could not be run: {error.why}"[:300])
                 continue
+            self.found.draws = bool(expected.held)  # what is drawn elsewhere only is a branch that was not seen
             try:
                 self.hold(given, expected)
             except CertificateError as error:
@@ -288,11 +303,12 @@ class _Trials:
             self._see(tensor)
 
     def _expected(self, given: Input, mode: Mode = "eval") -> Answer:
-        return answer(self.reference.model, given.example, mode, self.reference.around)
+        draws = self.found.draws or mode == "train"
+        return answer(self.reference.model, given.example, mode, self.reference.around, draws=draws)
 
     def _answer_of_cut(self, cut: nn.Module, given: Input, mode: Mode) -> Answer:
         try:
-            return answer(cut, given.example, mode)
+            return answer(cut, given.example, mode, draws=self.found.draws or mode == "train")
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",

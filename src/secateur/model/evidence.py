@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -89,7 +88,9 @@ class Form:
         for d, old in enumerate(tensor.shape):
             first = d == 0 and self.batch is not None
             new = (old if batch is None else batch) if first else sizes.get(old, old)
-            if new != old:
+            if new != old and old == 0:
+                tensor = tensor.new_zeros([*tensor.shape[:d], new, *tensor.shape[d + 1 :]])
+            elif new != old:
                 # Repeated from the start, so that masks of ones stay such and positions stay in their range.
                 tensor = tensor.index_select(d, torch.arange(new, device=tensor.device) % old)
         return tensor.clone()
@@ -107,12 +108,14 @@ def _numbers(low: int, high: int, like: Tensor, generator: torch.Generator) -> T
 
 def _drawn(tensor: Tensor, like: Tensor, generator: torch.Generator) -> Tensor:
     """Other values from a tensor's range, in the shape of another."""
-    if tensor.dtype == torch.bool or tensor.numel() == 0 or _is_mask(tensor):
+    if tensor.dtype == torch.bool or _is_mask(tensor):
         return like
     if tensor.is_complex():
         parts = (_drawn(part, other, generator) for part, other in zip(_parts(tensor), _parts(like), strict=True))
         return torch.complex(*parts)
     if not tensor.is_floating_point():
+        if tensor.numel() == 0:
+            return like
         return _numbers(int(tensor.min()), int(tensor.max()), like, generator)
     finite = tensor.double()[torch.isfinite(tensor)]
     mean, std = (float(finite.mean()), float(finite.std(correction=0))) if finite.numel() else (0.0, 0.0)
@@ -130,7 +133,7 @@ def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_mask(tensor: Tensor) -> bool:
     """Zeros and ones, both or ones only: what stands in a mask, and what must not become anything else."""
-    if tensor.is_complex():
+    if tensor.is_complex() or tensor.numel() == 0:
         return False
     low, high = float(tensor.min()), float(tensor.max())
     return low >= 0 and high == 1 and bool(((tensor == 0) | (tensor == 1)).all())
@@ -166,16 +169,29 @@ def inputs_beside(example: Example, model: nn.Module, accepts: Callable[[Input],
     Cost: one run per size that occurs in the example, mostly far shorter than the example.
     """
     form = Form(example, model)
-    taken = {s: shorter(s) for s in form.sizes if shorter(s) < s and accepts(_input(form, None, {s: shorter(s)}))}
-    for place in form.blank if form.vocabulary > 1 else ():
+    batches: list[int | None] = [None] if form.batch is None else [form.batch + 1, None]
+    small: Input | None = None
+    taken: dict[int, int] = {}
+    # The largest first: what is tried after it is already smaller.
+    for size in reversed([size for size in form.sizes if shorter(size) < size]):
+        for batch in batches:
+            given = _input(form, batch, {**taken, size: shorter(size)})
+            if accepts(given):
+                small, batches, taken = given, [batch], {**taken, size: shorter(size)}
+                break
+    if small is None:
+        small = next((given for given in (_input(form, batch, {}) for batch in batches) if accepts(given)), None)
+    # Numbers beyond a table cannot be tried on a GPU: the error would end the process's use of it.
+    for place in form.blank if form.vocabulary > 1 and not form.tensors[0].is_cuda else ():
         before, form.drawn = form.drawn, form.drawn | {place}
-        # Numbers beyond a table cannot be tried on a GPU: its error would end the process's use of it.
-        if form.tensors[0].is_cuda or not accepts(_input(form, None, taken)):
+        given = _input(form, batches[0], taken)
+        if accepts(given):
+            small = given
+        else:
             form.drawn = before
-    batches = [None] if form.batch is None else [form.batch + 1, None]
-    tries = [_input(form, batch, sizes) for sizes in ([taken, {}] if taken else [{}]) for batch in batches]
-    yield from islice((small for small in tries if accepts(small)), 1)
-    more = {s: longer(s) for s in taken}
+    if small is not None:
+        yield small
+    more = {size: longer(size) for size in taken}
     if form.ones and accepts(_input(form, None, {**taken, 1: 4})):
         more[1] = 4
     large = _input(form, None, more)

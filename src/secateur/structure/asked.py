@@ -1,4 +1,4 @@
-"""Which lines of a code decide something by a value that it was given: read from its source, as plain values tell nothing.
+"""Which lines of a code decide by a value that it was given: read from its source, as plain values tell nothing.
 
 Flags, words, fractions and None cannot be watched while a forward runs. Their names can: a test that mentions one of
 them, or a name that was made of it, is where another value would take another path.

@@ -83,8 +83,11 @@ class FunctionCall:
             lock(axis, self.recorder.reason("reached as far as the input is long: what lies along it are positions"))
 
     def bounded(self, value: object, axis: Axis, *, inside: bool = False) -> None:
-        """State that `value` bounds a part of `axis`: where it is a size of the data, the example may reach all of it
-        and another input less. A bound inside opens a seam, of which `reached` hears, where `inside` does not say so."""
+        """State that `value` bounds a part of `axis`.
+
+        Where the data say how much, the example may reach all of it and another input less. A bound inside opens a
+        seam, of which `reached` hears; `inside` says that none does.
+        """
         tracked = isinstance(value, TrackedInt) and any(is_data(each) for each in dims_in(value.expr))
         counted = type(value) is int and value in self.recorder.lengths
         if counted or (tracked and (inside or int.__int__(cast(int, value)) >= axis.size)):

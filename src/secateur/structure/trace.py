@@ -141,7 +141,7 @@ class Trace:
 
     def another(self) -> Trace:
         """A trace of another run of the same model: what holds for one holds for both."""
-        shared = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "rows")
+        shared: tuple[str, ...] = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "rows")
         shared += ("summed", "made", "consumed", "competing", "aliases", "values")
         return Trace(**{name: getattr(self, name) for name in shared})
 

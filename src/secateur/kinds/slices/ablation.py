@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from secateur.kinds.slices.missing import NAN, Missing
+from secateur.kinds.slices.gaps import NAN
+from secateur.kinds.slices.missing import Missing
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.kinds.trials import Reference
 from secateur.model.tensors import computed_tensors, named_tensors

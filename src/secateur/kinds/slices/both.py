@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.trials import HINT, Tried, certified, with_trials
@@ -26,7 +27,7 @@ def with_replay(
         CertificateError: the replay differs from the cut model, also in double precision; or neither could be run.
     """
     try:
-        return with_trials(_replayed(replay, dtype, tolerance), found)
+        return with_trials(_replayed(partial(replay, draws=found.draws), dtype, tolerance), found)
     except CertificateError as error:
         if found.proof is None:
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, product, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from secateur.types import Group
 
 Cuts = Mapping[str, Mapping[int, Tensor]]
 POWERS = (0.5, 1.0, -0.5)  # of kept / all: the code divides by the root of the width, by the width, or multiplies by it
-PAIRS = 60  # that are tried
+PAIRS = 20  # that are tried
 PIECES = (2, 3)  # equal parts of one matrix: keys and values, or queries, keys and values
 
 
@@ -134,8 +134,8 @@ def fold(
             ways.setdefault(way, []).extend((*place, left / group.size) for place in found)
     tensors = named_tensors(model)
     # Two at once: attention to itself holds its queries in one matrix with keys and values, that to others may not.
-    pairs = [[*a, *b] for (x, a), (y, b) in combinations(ways.items(), 2) if x[0] == y[0] and x[1] != y[1]]
-    for power, places in product(POWERS, [*ways.values(), *pairs[:PAIRS]]):
+    pairs = [[*a, *b] for (x, a), (y, b) in combinations(ways.items(), 2) if x[0] == y[0] and x[1] != y[1]][:PAIRS]
+    for power, places in product(POWERS, [*ways.values(), *pairs]):
         scales = tuple(Scale(name, d, start, stop, kept**power) for name, d, start, stop, kept in dict.fromkeys(places))
         if all(tensors[scale.tensor].is_floating_point() for scale in scales) and holds(scales):
             return scales
@@ -144,47 +144,54 @@ def fold(
 
 def _ways(
     model: nn.Module, group: Group, atom: Atom, dimensions: Mapping[str, Sequence[Axis]]
-) -> Iterator[tuple[tuple[object, ...], list[tuple[str, int, int, int]]]]:
+) -> Iterator[tuple[tuple[object, ...], list[Part]]]:
     """Places that a factor could stand in: rows of a weight and as many of a bias, and a name for all such places.
 
     Attention of one model is written once, so what helps in one layer is what all layers of the name need.
     """
-    modules: dict[str, list[tuple[str, int, int]]] = {}
+    modules: dict[str, dict[tuple[str, int], bool]] = {}
     for span in group.spans:
         found = [d for d, axis in enumerate(dimensions[span.tensor]) if atom in leaves(axis)]
-        if span.role in ("out", "bias", "scale") and found:
-            rank = len(dimensions[span.tensor])
-            modules.setdefault(span.tensor.rpartition(".")[0], []).append((span.tensor, found[0], rank))
+        rank = len(dimensions[span.tensor])
+        if found and (span.role in ("out", "scale") or (span.role == "bias" and rank == 1)):
+            place = (span.tensor, found[0])
+            modules.setdefault(span.tensor.rpartition(".")[0], {})[place] = span.role == "bias"
     for path, places in modules.items():
         module = model.get_submodule(path)
-        plain = len(list(module.named_parameters(recurse=False))) <= 2  # a weight and its bias: the name tells it apart
+        # A layer with one weight is told apart by its own name, others by what they are.
+        plain = {name for name, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}
         who = path.rpartition(".")[2] if plain else type(module).__name__
-        weights = [each for each in places if each[2] > 1] or places
-        biases = [each for each in places if each not in weights]
-        for name, d, _ in weights:
-            for number, part in enumerate(_parts(dimensions[name][d])):
-                size = part[1] - part[0]
-                fitting = [
-                    (other, e, *piece)
-                    for other, e, _ in biases
-                    for piece in _parts(dimensions[other][e])
-                    if piece[1] - piece[0] == size
-                ]
-                for place in range(max(len(fitting), 1)):
-                    way = (who, name.rpartition(".")[2], number, place)
-                    yield way, [(name, d, *part), *fitting[place : place + 1]]
+        biases = [_parts(dimensions[name][d], name, d) for (name, d), is_bias in places.items() if is_bias]
+        for (name, d), is_bias in places.items():
+            parts = [] if is_bias else _parts(dimensions[name][d], name, d)
+            for number, part in enumerate(parts):
+                fitting = [_fitting(part, number, len(parts), other) for other in biases]
+                for order, pieces in enumerate(zip_longest(*fitting) if any(fitting) else [()]):
+                    way = (who, name.rpartition(".")[2], number, order)
+                    yield way, [part, *(piece for piece in pieces if piece is not None)]
 
 
-def _parts(axis: Axis) -> list[tuple[int, int]]:
-    """Intervals of a dimension: the whole, and the pieces that it is made of."""
+Part = tuple[str, int, int, int]
+
+
+def _fitting(part: Part, number: int, count: int, bias: Sequence[Part]) -> list[Part]:
+    """Parts of a bias that belong to part of a weight: the one in the same place, else all of the same size."""
+    size = part[3] - part[2]
+    if len(bias) == count and bias[number][3] - bias[number][2] == size:
+        return [bias[number]]
+    return [piece for piece in bias if piece[3] - piece[2] == size]
+
+
+def _parts(axis: Axis, name: str, d: int) -> list[Part]:
+    """Intervals of a dimension of a tensor: the whole, and the pieces that it is made of."""
     node = resolve(axis)
-    parts = [(0, node.size)]
+    ends = [(0, node.size)]
     if isinstance(node, Sum):
         start = 0
         for part in node.parts:
-            parts.append((start, start + part.size))
+            ends.append((start, start + part.size))
             start += part.size
     elif isinstance(node, Prod) and resolve(node.parts[0]).size in PIECES:
         step = node.size // resolve(node.parts[0]).size
-        parts += [(i, i + step) for i in range(0, node.size, step)]
-    return parts
+        ends += [(i, i + step) for i in range(0, node.size, step)]
+    return [(name, d, *each) for each in ends]

@@ -19,11 +19,12 @@ from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
-from secateur.kinds.slices.fold import Scale, fold
+from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import agrees, tried
 from secateur.measure.macs import samples_in
 from secateur.model.call import device_of
+from secateur.model.tensors import named_tensors
 from secateur.request import Request
 from secateur.structure.attributes import edits, relied_on
 from secateur.structure.axes import kept, leaves
@@ -138,10 +139,17 @@ class Slices(Candidates):
         cut = [each for each in cut if each[1].id in inner]
         if not cut or self.request.scales == "follow" or device_of(self.model).type == "meta":
             return ()
-        whole = ablated(self.model, choice.cuts)
+        trial = edit.copy(self.model)
+        tensors, right = named_tensors(trial), agrees(ablated(self.model, choice.cuts), self.example)
 
         def holds(scales: tuple[Scale, ...]) -> bool:
-            return agrees(whole, replace(edit, scales=scales).copy(self.model), self.example)
+            before = {scale.tensor: tensors[scale.tensor].detach().clone() for scale in scales}
+            rescale(tensors, scales, choice.cuts)
+            try:
+                return right(trial)
+            finally:
+                for name, values in before.items():
+                    tensors[name].detach().copy_(values)
 
         # Where nothing agrees the plan is made all the same: the proof says what differs.
         return fold(self.model, cut, self.structure.tensors, holds) or ()

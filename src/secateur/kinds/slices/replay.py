@@ -8,7 +8,8 @@ run on the kept coordinates only. Whatever the cut model returns must agree at e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -332,6 +333,7 @@ def certify(
     dtype: str = "float32",
     tolerance: float | None = None,
     examples: Sequence[Example] = (),
+    draws: bool = True,
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
 
@@ -345,6 +347,7 @@ def certify(
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: as in `agreement`.
         examples: further ones, of which the trace holds a run each.
+        draws: whether the forward may draw random numbers, which are then held at fixed values.
 
     Returns:
         the certificate with the largest error found.
@@ -361,13 +364,20 @@ def certify(
         trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
     runs = zip((example, *examples), (trace, *trace.further), strict=True)
     tensors = rescaled(named_tensors(model), scales)
-    return worst(_replayed(tensors, cut, each, run, keep, tolerance) for each, run in runs)
+    held = HeldRandomness if draws else nullcontext
+    return worst(_replayed(tensors, cut, each, run, keep, tolerance, held) for each, run in runs)
 
 
 def _replayed(
-    tensors: Mapping[str, Tensor], cut: nn.Module, example: Example, trace: Trace, keep: Keep, tolerance: float | None
+    tensors: Mapping[str, Tensor],
+    cut: nn.Module,
+    example: Example,
+    trace: Trace,
+    keep: Keep,
+    tolerance: float | None,
+    held: Callable[[], AbstractContextManager[object]],
 ) -> Certificate:
-    with quiet(cut), torch.no_grad(), HeldRandomness(), NumberTape() as tape:
+    with quiet(cut), torch.no_grad(), held(), NumberTape() as tape:
         answer = run_cut(
             cut,
             example,
@@ -375,7 +385,7 @@ def _replayed(
             hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
         )
     found = [t.detach() for t in outputs(answer)]
-    with HeldRandomness():
+    with held():
         expected = Replay(trace, tensors, keep, tape.calls, named_tensors(cut)).run()
     return agreement(
         expected,

@@ -1,0 +1,351 @@
+"""Operators that put several positions together, with what is missing left out; one function for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.kinds.slices.gaps import NAN, Call, Gaps, has_nan, others, pick, spread
+
+Handler = Callable[[Gaps, Call], object]
+
+# -- sums of products -------------------------------------------------------------------------------------------------
+
+
+def _product(*factors: tuple[int, int]) -> Handler:
+    """A sum of products over one dimension of each of two factors: (argument, dimension)."""
+
+    def handler(mode: Gaps, call: Call) -> object:
+        found = [(i, d % call.args[i].dim(), mode.of(call.args[i], d)) for i, d in factors]
+        gone = [missing for _, _, missing in found if missing is not None]
+        sizes = {call.args[i].shape[d] for i, d, _ in found}
+        if gone and len(sizes) == 1:  # factors that do not fit are refused by the operator, as in the original
+            stay = others(sizes.pop(), torch.cat(gone))
+            if len(stay):  # where nothing is left, the result is missing, and NaN says so
+                for i, d, _ in found:
+                    call.args[i] = pick(call.args[i], d, stay)
+        return call.run()
+
+    return handler
+
+
+def _convolution(mode: Gaps, call: Call) -> object:
+    x, weight = call.get("input"), call.get("weight")
+    groups, transposed = call.get("groups"), call.get("transposed")
+    dim = 1 if x.dim() == weight.dim() else 0  # without a batch the channels come first
+    gone = mode.of(x, dim)
+    if x.shape[dim] != weight.shape[0 if transposed else 1] * (1 if transposed else groups):
+        return call.run()  # refused by the operator, as in the original
+    if groups == 1:
+        absent = mode.of(weight, 0 if transposed else 1)
+        missing = [each for each in (gone, absent) if each is not None]
+        if missing:
+            stay = others(x.shape[dim], torch.cat(missing))
+            if len(stay):
+                call.put("input", x.index_select(dim, stay))
+                call.put("weight", weight.index_select(0 if transposed else 1, stay))
+        return call.run()
+    if gone is None and not has_nan(weight):
+        return call.run()
+    # Groups hold their channels by place, so nothing can be taken out: what a sum leaves out is zero in both factors.
+    table = weight.detach().clone().view(groups, -1, *weight.shape[1:]).flatten(3) if weight.dim() > 2 else weight
+    table = table.transpose(1, 2) if transposed else table  # [group, out, in, kernel]
+    silent = torch.isnan(table).flatten(2).all(2)  # results that are missing themselves, and stay so
+    absent = (torch.isnan(table).all(3) | silent[:, :, None]).all(1) & ~silent.all(1)[:, None]  # [group, in]
+    if gone is not None:
+        absent.view(-1)[gone] = True
+    table.masked_fill_(absent[:, None, :, None] & ~silent[:, :, None, None], 0)
+    table = table.transpose(1, 2) if transposed else table
+    call.put("weight", table.reshape(weight.shape))
+    call.put("input", x.index_fill(dim, absent.flatten().nonzero().flatten(), 0))
+    return call.run()
+
+
+def _trilinear(mode: Gaps, call: Call) -> object:
+    """A sum of products of three factors, each of which lacks some of the dimensions."""
+    for d in call.get("sumdim"):
+        places = []
+        for i in range(3):
+            lacking = call.get(f"expand{i + 1}")
+            if d not in lacking:
+                places.append((i, d - sum(other < d for other in lacking)))
+        gone = [missing for i, own in places if (missing := mode.of(call.args[i], own)) is not None]
+        if gone:
+            stay = others(call.args[places[0][0]].shape[places[0][1]], torch.cat(gone))
+            for i, own in places if len(stay) else ():
+                call.args[i] = call.args[i].index_select(own, stay)
+    return call.run()
+
+
+def _attention(mode: Gaps, call: Call) -> object:
+    """Fused attention: coordinates without a partner count nothing, heads that are missing stay missing."""
+    query, key, value = (call.get(name) for name in ("query", "key", "value"))
+    if not any(has_nan(t) for t in (query, key, value)):
+        return call.run()
+    coordinates = mode.of(value, -1)
+    alive = [~torch.isnan(t).flatten(2).all(2) for t in (query, key, value)]  # [batch, heads]
+    whole = alive[0]
+    for other in alive[1:]:  # fewer heads of keys and values serve several heads of queries
+        whole = whole & other.repeat_interleave(whole.shape[1] // other.shape[1], 1)
+    # A key of zeros that the code adds has every coordinate: what one factor misses, the product leaves out.
+    found = [gone for t in (query, key) if (gone := mode.of(t, -1)) is not None]
+    inner = torch.unique(torch.cat(found)) if found else None
+    for name, tensor, dims in (("query", query, inner), ("key", key, inner), ("value", value, coordinates)):
+        heads = torch.isnan(tensor).flatten(2).all(2)[:, :, None, None]
+        filled = tensor.masked_fill(heads, 0)
+        call.put(name, filled if dims is None else filled.index_fill(-1, dims, 0))
+    results = call.run()
+    first: Tensor = results[0].masked_fill(~whole[:, :, None, None], NAN)
+    if coordinates is not None:
+        first = first.index_fill(-1, coordinates, NAN)
+    return (first, *results[1:])
+
+
+# -- reductions -------------------------------------------------------------------------------------------------------
+
+
+def _dims(call: Call, rank: int) -> list[int]:
+    given = call.get("dim")
+    if given is None or given == []:
+        return list(range(rank))
+    return [d % rank for d in ([given] if isinstance(given, int) else given)] if rank else []
+
+
+def _without(mode: Gaps, call: Call, dims: Sequence[int]) -> dict[int, Tensor]:
+    """Take what is missing out of the input; dimension -> what stays."""
+    x: Tensor = call.args[0]
+    found = {d: gone for d in dims if (gone := mode.of(x, d)) is not None and len(gone) < x.shape[d]}
+    kept = {d: others(x.shape[d], gone) for d, gone in found.items()}
+    for d, stay in kept.items():
+        call.args[0] = call.args[0].index_select(d, stay)
+    return kept
+
+
+def _reduction(mode: Gaps, call: Call) -> object:
+    """Positions become one number, or one number and its place."""
+    x: Tensor = call.args[0]
+    kept = _without(mode, call, _dims(call, x.dim()))
+    mode.reduced |= {(x.shape[d], len(stay)) for d, stay in kept.items()}
+    result = call.run()
+    if len(kept) != 1:
+        return result
+    (stay,) = kept.values()
+    if isinstance(result, Tensor):
+        return stay[result] if call.func._schema.name in PLACES else result
+    return type(result)((result[0], *(_places(t, stay) for t in result[1:]))) if kept else result
+
+
+def _distance(mode: Gaps, call: Call) -> object:
+    """An error for each place of two tensors, then its mean or sum over the places that both have."""
+    if call.get("reduction") == 0:
+        return call.run()
+    operands = [i for i, t in enumerate(call.args) if isinstance(t, Tensor)]
+    full = torch.broadcast_tensors(*(call.args[i] for i in operands))  # type: ignore[no-untyped-call]
+    for i, tensor in zip(operands, full, strict=True):
+        call.args[i] = tensor
+    for d in range(full[0].dim()):
+        gone = [absent for t in full if (absent := mode.of(t, d)) is not None]
+        stay = others(full[0].shape[d], torch.cat(gone)) if gone else None
+        if stay is not None and len(stay):
+            mode.reduced.add((full[0].shape[d], len(stay)))
+            for i in operands:
+                call.args[i] = call.args[i].index_select(d, stay)
+    return call.run()
+
+
+PLACES = {"aten::argmax", "aten::argmin"}
+
+
+def _places(tensor: Tensor, stay: Tensor) -> Tensor:
+    """Numbers of positions as the whole tensor counts them; variances and means are no such numbers."""
+    return tensor if tensor.is_floating_point() or tensor.is_complex() else stay[tensor]
+
+
+def _full_size(mode: Gaps, call: Call) -> object:
+    """The result has the input's size: a softmax, a running sum, an order."""
+    x: Tensor = call.args[0]
+    kept = _without(mode, call, _dims(call, x.dim()))
+    result = call.run()
+    for d, stay in kept.items():
+        size = x.shape[d]
+        if isinstance(result, Tensor):
+            result = spread(result, d, size, stay)
+        else:
+            result = type(result)(spread(_places(t, stay), d, size, stay) for t in result)
+    return result
+
+
+def _sorted(mode: Gaps, call: Call) -> object:
+    """An order of what is there; the last places stay empty."""
+    x: Tensor = call.args[0]
+    kept = _without(mode, call, _dims(call, x.dim()))
+    result = call.run()
+    for d, stay in kept.items():
+        first = torch.arange(len(stay), device=x.device)
+        result = tuple(spread(_places(t, stay), d, x.shape[d], first) for t in result)
+    return result
+
+
+def _chosen(mode: Gaps, call: Call) -> object:
+    """The first few in an order."""
+    x: Tensor = call.args[0]
+    kept = _without(mode, call, _dims(call, x.dim()))
+    result = call.run()
+    for stay in kept.values():
+        result = type(result)(_places(t, stay) for t in result)
+    return result
+
+
+# -- norms ------------------------------------------------------------------------------------------------------------
+
+
+def _over_last(mode: Gaps, call: Call) -> object:
+    """Layer norm and its like: the last dimensions, with weights of the same shape."""
+    x: Tensor = call.args[0]
+    shape = list(call.get("normalized_shape"))
+    first = x.dim() - len(shape)
+    kept = _without(mode, call, range(first, x.dim()))
+    for d, stay in kept.items():
+        shape[d - first] = len(stay)
+        for name in ("weight", "bias"):
+            if isinstance(call.get(name), Tensor):
+                call.put(name, call.get(name).index_select(d - first, stay))
+    call.put("normalized_shape", shape)
+    result = list(call.run())
+    for d, stay in kept.items():
+        result[0] = spread(result[0], d, x.shape[d], stay)
+    return tuple(result)
+
+
+def _batch_norm(mode: Gaps, call: Call) -> object:
+    """In training a mean over all dimensions but the channels: also how weights are standardised."""
+    x: Tensor = call.args[0]
+    if not call.get("training", True):
+        return call.run()
+    kept = _without(mode, call, [d for d in range(x.dim()) if d != 1])
+    result = list(call.run())
+    for d, stay in kept.items():
+        result[0] = spread(result[0], d, x.shape[d], stay)
+    return tuple(result)
+
+
+def _group_norm(mode: Gaps, call: Call) -> object:
+    """Every group over the channels that it still has."""
+    x: Tensor = call.get("input")
+    gone = mode.of(x, 1)
+    if gone is None:
+        return call.run()
+    groups, shape = call.get("group"), [1, -1, *[1] * (x.dim() - 2)]
+    stays = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
+    stays[gone] = False
+    each = x.nan_to_num(0).reshape(x.shape[0], groups, x.shape[1] // groups, -1)
+    here = stays.view(1, groups, -1, 1)
+    count = here.sum((2, 3), keepdim=True) * each.shape[3]
+    mean = (each * here).sum((2, 3), keepdim=True) / count
+    variance = ((each - mean).square() * here).sum((2, 3), keepdim=True) / count
+    scale = (variance + call.get("eps")).rsqrt()
+    out = ((each - mean) * scale).reshape(x.shape)
+    for name, combine in (("weight", torch.mul), ("bias", torch.add)):
+        if isinstance(call.get(name), Tensor):
+            out = combine(out, call.get(name).view(shape))
+    return out.index_fill(1, gone, NAN), mean.flatten(1), scale.flatten(1)
+
+
+def _weight_norm(mode: Gaps, call: Call) -> object:
+    """A direction of length one times a length: along all dimensions but one."""
+    v: Tensor = call.get("v")
+    keep = call.get("dim") % v.dim()
+    kept = _without(mode, call, [d for d in range(v.dim()) if d != keep])
+    result = list(call.run())
+    for d, stay in kept.items():
+        result[0] = spread(result[0], d, v.shape[d], stay)
+    return tuple(result)
+
+
+# -- truth values -----------------------------------------------------------------------------------------------------
+
+
+def _question(mode: Gaps, call: Call) -> object:
+    """Truth values of numbers: what is missing stays so, under another name than NaN."""
+    result: Tensor = call.run()
+    name = call.func._schema.name.removeprefix("aten::")
+    for operand in call.args[:2]:
+        if isinstance(operand, Tensor) and operand.shape == result.shape:
+            absent = mode.noted(operand) or mode.anywhere(operand)
+            if absent:
+                mode.note(result, absent)
+                for d, gone in absent.items():
+                    if name in ("isnan", "isfinite") or (len(call.args) > 1 and call.args[0] is call.args[1]):
+                        result.index_fill_(d, gone, name in ("isfinite", "eq", "le", "ge"))  # it is no NaN
+    return result
+
+
+def _as_number(mode: Gaps, call: Call) -> object:
+    """What was missing as a truth value is NaN again as a number."""
+    result: Tensor = call.run()
+    absent = mode.noted(call.args[0])
+    if absent:
+        if result.is_floating_point() or result.is_complex():
+            for d, gone in absent.items():
+                result = result.index_fill(d, gone, NAN)
+        else:
+            mode.note(result, absent)
+    return result
+
+
+def _repaired(mode: Gaps, call: Call) -> object:
+    """NaN is replaced where it is a number gone wrong, not where a slice is missing."""
+    absent = mode.anywhere(call.args[0])
+    result: Tensor = call.run()
+    for d, gone in absent.items():
+        result = result.index_fill(d, gone, NAN)
+    return result
+
+
+def _table(*rows: tuple[str, Handler]) -> dict[str, Handler]:
+    return {name: handler for names, handler in rows for name in names.split()}
+
+
+HANDLERS = _table(
+    ("mm", _product((0, 1), (1, 0))),
+    ("addmm", _product((1, 1), (2, 0))),
+    ("bmm", _product((0, 2), (1, 1))),
+    ("baddbmm", _product((1, 2), (2, 1))),
+    ("mv", _product((0, 1), (1, 0))),
+    ("addmv", _product((1, 1), (2, 0))),
+    ("dot vdot", _product((0, 0), (1, 0))),
+    ("linear", _product((0, -1), (1, 1))),
+    ("_grouped_mm", _product((0, -1), (1, -2))),
+    ("_cdist_forward", _product((0, -1), (1, -1))),
+    ("_trilinear", _trilinear),
+    ("convolution", _convolution),
+    (
+        "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
+        _attention,
+    ),
+    (
+        "sum mean var std var_mean std_mean amax amin max min prod nansum logsumexp norm linalg_vector_norm "
+        "count_nonzero any all argmax argmin median mode kthvalue",
+        _reduction,
+    ),
+    (
+        "softmax _softmax log_softmax _log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp",
+        _full_size,
+    ),
+    ("sort", _sorted),
+    ("topk", _chosen),
+    (
+        "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
+        _distance,
+    ),
+    ("native_layer_norm _fused_rms_norm", _over_last),
+    ("native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm", _batch_norm),
+    ("native_group_norm", _group_norm),
+    ("_weight_norm_interface", _weight_norm),
+    ("eq ne lt le gt ge isnan isfinite isinf logical_not logical_and logical_or bitwise_and bitwise_or", _question),
+    ("_to_copy", _as_number),
+    ("nan_to_num", _repaired),
+)

@@ -1,0 +1,90 @@
+"""Inputs made anew: of the same form, other in everything else, and only what the model takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.model.evidence import Form, Input, inputs_beside, longer, shorter
+from secateur.model.held import HeldRandomness
+
+
+@pytest.mark.parametrize("size", range(2, 300))
+def test_sizes_around_a_size(size: int) -> None:
+    assert 1 <= shorter(size) < size < longer(size) <= 2 * size
+    power = size & -size
+    if 1 < power < size:  # strides and patches of a power of two still divide it
+        assert longer(size) % min(power, 32) == 0
+
+
+def test_masks_stay_masks_and_tokens_stay_in_their_range() -> None:
+    tokens = torch.tensor([[5, 9, 7, 3], [4, 4, 8, 5]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    form = Form({"ids": tokens, "mask": mask, "flag": True, "none": None}, nn.Embedding(50, 2))
+    made = form.anew(batch=3, sizes={4: 6})
+    assert made["ids"].shape == made["mask"].shape == (3, 6)
+    assert made["ids"].min() >= 3
+    assert made["ids"].max() <= 9
+    assert set(made["mask"].unique().tolist()) <= {0, 1}
+    assert made["flag"] is True
+    assert made["none"] is None
+
+
+@pytest.mark.parametrize("blank", [torch.zeros(3, 4), torch.full((3, 4), 7.0), torch.full((3, 4), float("nan"))])
+def test_a_blank_example_gets_live_values(blank: Tensor) -> None:
+    made = Form(blank, nn.Linear(4, 2)).anew()
+    assert torch.isfinite(made).all()
+    assert made.std() > 0.01
+
+
+def test_values_stay_in_the_range_of_the_example() -> None:
+    x = torch.rand(40, 10)
+    made = Form(x, nn.Linear(10, 2)).anew()
+    assert made.min() >= x.min()
+    assert made.max() <= x.max()
+    assert not torch.equal(made, x)
+
+
+def test_only_what_the_model_takes_is_made() -> None:
+    table, seen = nn.Embedding(20, 6), []
+
+    def accepts(given: Input) -> bool:
+        x = given.example
+        if x.shape[1] > 12 or x.max() >= 20:
+            return False
+        seen.append(tuple(x.shape))
+        return True
+
+    found = list(inputs_beside(torch.zeros(2, 12, dtype=torch.long), table, accepts))
+    assert [tuple(each.example.shape) for each in found] == [(3, 4)]  # nothing longer than the table of positions
+    assert found[0].example.unique().numel() > 3  # all zeros says nothing about the vocabulary
+    assert "batch 3 for 2" in found[0].what
+    assert "size 4 for 12" in found[0].what
+
+
+def test_a_single_step_is_tried_as_several() -> None:
+    found = list(inputs_beside(torch.randn(2, 1, 5), nn.Linear(5, 3), lambda given: given.example.shape[2] == 5))
+    assert (2, 4, 5) in [tuple(each.example.shape) for each in found]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda n: torch.rand(n),
+        lambda n: torch.randn(n),
+        lambda n: torch.randn_like(torch.empty(n)),
+        lambda n: torch.empty(n).uniform_(2, 3),
+        lambda n: torch.empty(n).normal_(5, 2),
+        lambda n: torch.empty(n).exponential_(),
+        lambda n: torch.bernoulli(torch.full((n,), 0.9)),
+        lambda n: torch.randint(3, 9, (n,)),
+        lambda n: nn.functional.dropout(torch.ones(n), 0.5, training=True),
+        lambda n: torch.randperm(n)[:1],
+    ],
+)
+def test_held_numbers_do_not_depend_on_how_many_are_drawn(draw) -> None:
+    with HeldRandomness() as held:
+        few, many = draw(5), draw(9)
+    assert torch.equal(few, many[: len(few)])
+    assert held.seen
