@@ -29,6 +29,9 @@ class Case:
         still: methods that make noise; held at zero in the truth and in the cut model alike.
         condition: a piece of the line on which the model takes another path; if the plan names that line, a difference
             on other inputs than the example is told, not silent.
+        chance: a method that draws numbers of a hidden shape; a cut model draws fewer of them, so the outputs differ on
+            every input. That is told if the plan names the `condition` as a line that draws, and if the cut is right
+            with this method held at zero.
         whole: tensors, as "name:dimension", that hold data and must not be cut.
         must: with `right`, the tensors of which something should go; any at all where none is named.
         train: whether train mode is compared too.
@@ -44,6 +47,7 @@ class Case:
     truths: tuple[Reference, ...] = ()
     still: tuple[str, ...] = ()
     condition: str = ""
+    chance: str = ""
     whole: tuple[str, ...] = ()
     must: tuple[str, ...] = ()
     train: bool = True

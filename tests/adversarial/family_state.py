@@ -273,7 +273,7 @@ class RescalesItsWeights(Mid):
         return super().forward(x)
 
 
-@family.case(X)
+@family.case(X, condition="torch.randn_like(h)", chance="noise")
 class NoiseOnHidden(Mid):
     """Noise of the hidden shape, also in eval."""
 

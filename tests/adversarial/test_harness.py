@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import linecache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from .cases import ROWS, Case, floats
-from .harness import CRASH, RIGHT, WRONG, build, compare
+from .harness import CRASH, RIGHT, TOLD, WRONG, build, compare
 from .nets import Mid
 
 
@@ -114,3 +116,35 @@ def test_noise_is_held_when_the_case_says_so() -> None:
         one = Case("self", "noisy", Noisy, tuple(floats(*ROWS)), still=still)
         model = build(one)
         assert compare(one, "channel", model, plan(KEEP), cut(model, KEEP, KEEP)).outcome == outcome
+
+
+class Noisy(Mid):
+    """Draws as many numbers as there are units."""
+
+    def noise(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.rand_like(h)
+
+    def mid(self, h: torch.Tensor) -> torch.Tensor:
+        return h + self.noise(h)
+
+
+def said(keep: torch.Tensor, words: str) -> Any:
+    return SimpleNamespace(**{**vars(plan(keep)), "explain": lambda: words})
+
+
+def test_chance_that_is_told_excuses_no_other_difference() -> None:
+    noisy = Case("harness_self", "noisy", Noisy, tuple(floats(*ROWS)), chance="noise", condition="Draws as many")
+    here = Path(__file__).with_name("family_harness_self.py")
+    words = f"numbers drawn at random were held at fixed values: rand_like at {here.name}:1"
+    model = build(noisy)
+    small = cut(model, KEEP, KEEP)
+    wrong = cut(model, KEEP, KEEP.flip(0))
+    line = '"""Draws as many numbers as there are units."""\n'
+    linecache.cache[str(here)] = (len(line), None, [line], str(here))
+    try:
+        assert compare(noisy, "channel", model, said(KEEP, words), small).outcome == TOLD
+        assert compare(noisy, "channel", model, said(KEEP, words), wrong).outcome == WRONG
+        assert compare(noisy, "channel", model, said(KEEP, f"condition: {here.name}:1"), small).outcome == WRONG
+        assert compare(noisy, "channel", model, plan(KEEP), small).outcome == WRONG
+    finally:
+        del linecache.cache[str(here)]

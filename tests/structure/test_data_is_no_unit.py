@@ -501,14 +501,15 @@ def test_every_spelling_of_attention_leaves_the_residual_stream_free(name: str, 
     assert holds(model, x, [torch.randn(3, 4, 6)], granularity="head") is not None
 
 
-def test_a_softmax_over_features_is_a_choice_and_stays() -> None:
+def test_a_softmax_that_no_layer_sums_up_is_a_choice_and_stays() -> None:
     class Choice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(5, 12), nn.Linear(12, 14), nn.Linear(14, 3)
+            self.a, self.b, self.c = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(1, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(F.relu(self.b(self.a(x).softmax(-1))))
+            chosen = self.a(x).softmax(-1) * self.b(x)
+            return self.c(chosen.sum(-1, keepdim=True))
 
     model, x = Choice(), torch.randn(4, 5)
     assert any("softmax" in reason for reason in locked(model, x)["a"])

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
-from secateur.model.call import call, device_of
+from secateur.model.call import call, device_of, fresh
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, guard
 from secateur.model.held import HeldRandomness
 from secateur.model.kernels import unfused
+from secateur.model.tensors import dense
 from secateur.types import Certificate, Example, Trial
 
 Effort = Literal["example", "default"]
@@ -111,6 +112,9 @@ def answer(
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
+    A forward that leaves something behind (a count, a cache) may answer otherwise the next time: it is run twice, and
+    the answer is that of both calls.
+
     Args:
         model: any module.
         example: what one forward takes.
@@ -123,8 +127,11 @@ def answer(
     """
     train, held = mode == "train", HeldRandomness()
     lent = guard(model, mode=mode, gradients=train, example=example, seed=0)
-    with lent, unfused(model), held if draws else nullcontext(), around():
-        result = call(model, example)
+    with lent as state, unfused(model), held if draws else nullcontext(), around():
+        following = fresh(example)
+        result: Any = call(model, example)
+        if not train and state.moved(model):
+            result = (result, call(model, following))
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
     return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen))
@@ -412,7 +419,7 @@ def _parts(value: Any) -> tuple[list[Tensor], list[str]]:
 def _leaves(value: Any, depth: int) -> Iterator[Tensor | str]:
     """Everything in an output that can be compared; objects of other classes count as their class."""
     if isinstance(value, Tensor):
-        yield value
+        yield dense(value)
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         yield torch.as_tensor(np.ascontiguousarray(value))
     elif isinstance(value, (bool, int, float, complex, np.generic)):

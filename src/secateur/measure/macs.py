@@ -150,6 +150,8 @@ def _outputs_agree(whole: Sequence[Tensor], one: Sequence[Tensor], size: int) ->
 
 def _last_part(whole: Tensor, one: Tensor, size: int) -> Tensor | None:
     """What the last entry gave within an output of all; None where the two shapes do not show it."""
+    if whole.layout != torch.strided or one.layout != torch.strided:
+        return None
     if whole.dim() == one.dim():
         # Found by its size and not by its place: the states of a recurrent layer have the samples second.
         grown = [d for d in range(whole.dim()) if whole.shape[d] != one.shape[d]]
@@ -193,6 +195,8 @@ def count(model: nn.Module, example: Example) -> Operations:
         sdpa_kernel(SDPBackend.MATH),
         counter,
     ):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)  # the counter asks for the history of what wants gradients; it comes back
         output = call(model, to_device(example, device_of(model)))
     total = counter.get_total_flops() // 2  # the counter counts a multiplication and an addition as two
     modules = {"": total}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.model.call import call, fresh
-from secateur.model.tensors import computed_tensors
+from secateur.model.tensors import computed_tensors, dense
 from secateur.types import Certificate, Example
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -51,7 +51,7 @@ def agreement(
         )
     worst, limit, precision = 0.0, tolerance or TOLERANCE[torch.float32], torch.float32
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        error, size = _compare(i, a, b, nan)
+        error, size = _compare(i, dense(a), dense(b), nan)
         if a.is_floating_point():
             precision = a.dtype
             limit = TOLERANCE.get(precision, limit) if tolerance is None else tolerance

@@ -24,7 +24,7 @@ from secateur.model.call import call, fresh, tensors_in
 from secateur.model.guard import guard
 from secateur.model.held import draws
 from secateur.model.state import State, memory_of
-from secateur.model.tensors import has_values
+from secateur.model.tensors import dense, has_values
 from secateur.types import Example
 
 NOISE = 1e-5  # relative to the largest output: kernels that add in any order differ by less
@@ -224,7 +224,7 @@ def _run(
                 # What no operator of torch tells: generators of Python and NumPy, and those that the model holds.
                 if old != new and not (name == "torch" and drawn.found):
                     drawn.add(f"the generator of {name}")
-        return [tensor.detach().clone() for tensor in tensors_in(answer)]
+        return [dense(tensor.detach()).clone() for tensor in tensors_in(answer)]
 
 
 def _states(held: list[object]) -> dict[str, object]:

@@ -54,6 +54,11 @@ class _Values:
         memory = tensor.detach()
         return _Values(tensor, memory, _without_repeats(memory).clone() if copied else None)
 
+    def changed(self) -> bool:
+        """Whether it holds other values than it did."""
+        with torch.no_grad():
+            return self.copy is not None and not _same_bits(_without_repeats(self.tensor.detach()), self.copy)
+
     def put_back(self) -> None:
         with torch.no_grad():
             if self.tensor.layout == torch.strided and not self.tensor.is_set_to(self.memory):
@@ -147,6 +152,16 @@ class State:
         for module, training in self.training:
             if module.training != training:
                 module.training = training
+
+    def moved(self, *models: nn.Module) -> bool:
+        """Whether a forward has left something behind: an attribute, an entry of a container, a value of a buffer.
+
+        Args:
+            models: those that were lent: tensors of the example do not count.
+        """
+        own = {id(tensor) for model in models for tensor in model.buffers()}
+        written = any(values.changed() for values in self.values if id(values.tensor) in own)
+        return written or self.attributes.changed()
 
     def _copied(self, weights: bool) -> Iterator[Tensor]:
         if weights:
@@ -305,6 +320,18 @@ class _Containers:
             return ()
         return tuple.__iter__(value) if isinstance(value, tuple) else ()
 
+    def changed(self) -> bool:
+        """Whether a container holds other things than it did."""
+        return (
+            any(any(containers) for containers in self.empty)
+            or any(_other(_entries(live), before) for live, before in self.mappings)
+            or any(
+                len(sequence) != len(items) or not all(map(is_, base_of(sequence).__iter__(sequence), items))  # type: ignore[attr-defined]
+                for sequence, items in self.sequences
+            )
+            or any(members != known for members, known in self.sets)
+        )
+
     def put_back(self) -> None:
         """Refill the containers that have changed. Compared by identity: tensors have no ``==``."""
         for containers in self.empty:
@@ -332,13 +359,16 @@ def _entries(mapping: dict[K, V]) -> dict[K, V]:
 
 def refill(live: dict[K, V], before: dict[K, V]) -> None:
     """Bring a mapping back to its entries, in their order."""
-    now = _entries(live)
-    same = len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values()))
-    if not same:
+    if _other(_entries(live), before):
         base: Any = OrderedDict if isinstance(live, OrderedDict) else dict
         base.clear(live)
         for key, value in before.items():
             base.__setitem__(live, key, value)
+
+
+def _other(now: dict[K, V], before: dict[K, V]) -> bool:
+    same = len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values()))
+    return not same
 
 
 def _refill_class(kind: type, before: dict[str, object]) -> None:

@@ -114,3 +114,8 @@ def require_finite(tensor: Tensor, name: str, *, what: str = "tensor") -> None:
         f"{what} {name!r} holds {tensor.detach()[index].item()} at index {index}",
         hint="repair or reload the weights before pruning",
     )
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor in the ordinary layout, which can be compared with others; sparse ones are filled up with zeros."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()

@@ -132,12 +132,12 @@ def make_plan(
         >>> make_plan(net, torch.zeros(1, 4), remove={"0": [1, 5]}).groups["0"]["removed"]
         [1, 5]
     """
+    example, examples = several(example, examples)
     kinds = None if masks is not None else units_of(granularity, example)
     model = admit(model, copied=kinds is not None and is_physical(kinds[1]))
     if kinds is None:
         assert masks is not None
         return plan_of_masks(model, masks, target, scores, keep, remove)
-    example, examples = several(example, examples)
     given = keep is not None or remove is not None
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
     rule = None if given or scores is not None else criterion_of(criterion)

@@ -29,7 +29,7 @@ from secateur.planning.decision import PlanData, fingerprint
 from secateur.planning.explain import diff, explain
 from secateur.planning.files import MAX_BYTES, parse, to_json
 from secateur.planning.history import origin_of, remember
-from secateur.structure.provenance import Attribute, owner_at, read
+from secateur.structure.provenance import Attribute, held, owner_at, read
 from secateur.types import Certificate, Example, Units
 
 
@@ -335,7 +335,7 @@ def _require_size(model: nn.Module, attribute: Attribute, before: int | None) ->
 
 def _require_int(model: nn.Module, attribute: Attribute) -> None:
     try:
-        value = vars(owner_at(model, attribute.owner))[attribute.name]
+        value = held(owner_at(model, attribute.owner), attribute.name)
         value = value if attribute.item is None else value[attribute.item]
     except (KeyError, IndexError, TypeError) as error:
         where = f"{attribute.owner}.{attribute.name}"

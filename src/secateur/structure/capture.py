@@ -8,6 +8,7 @@ the model, its modes, buffers and hooks and the random state as they were.
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -25,7 +26,8 @@ from secateur.model.call import call
 from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.structure import doors, rules, size_uses
-from secateur.structure.conditions import Branch, arguments, unreached
+from secateur.structure.conditions import Branch, unreached
+from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
@@ -36,6 +38,7 @@ MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
 RANDOM = frozenset(["aten.rand.default", "aten.randn.default", "aten.randint.default", "aten.randint.low"])
 BRANCHES = ("size", "value", "mode", "argument")  # conditions whose other side can be taken
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
+PICKLING = torch.Tensor._reduce_ex_internal.__code__  # torch's own; the storage that it asks for is a door
 # These write their running statistics in training mode, and their signatures do not say so.
 UNDECLARED = frozenset(
     getattr(torch.ops.aten, name).default for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
@@ -124,13 +127,14 @@ def _run(
         stack.enter_context(_Dispatch(recorder))
         stack.enter_context(_Functions(recorder))
         try:
-            recorder.add_outputs(_forward(model, _switched(model, example, switched)))
+            recorder.add_outputs(_forward(model, followed(recorder, model, _switched(model, example, switched))))
         except Rejoined:
             pass
         except (Exception, SystemExit) as error:
             if not beside:
                 raise
             recorder.failed = f"{type(error.__cause__ or error).__name__}"
+    recorder.watch.settle()
     return recorder
 
 
@@ -294,10 +298,16 @@ class _Functions(TorchFunctionMode):
         recorder = self.recorder
         name = getattr(func, "__name__", "")
         # `x.shape` arrives as the getter of the property, whose owner is the descriptor itself.
+        if (
+            sys._getframe(1).f_code is PICKLING and name not in doors.READS
+        ):  # a file that is written while the run goes on holds plain numbers
+            return func(*args, **kwargs)
         if func is torch.Tensor.size or getattr(func, "__self__", None) is torch.Tensor.shape:
             return self._sizes(func(*args, **kwargs), args, kwargs)
         if getattr(func, "__self__", None) is torch.Tensor.nbytes:
             return doors.counted(recorder, "nbytes", args, func(*args))
+        if name in doors.RANKS or getattr(func, "__self__", None) is torch.Tensor.ndim:
+            return doors.ranked(recorder, args, func(*args, **kwargs))
         outer, recorder.here.function = recorder.here.function, name
         try:
             result = func(*_without_flags(args), **_without_flags(kwargs))
@@ -326,6 +336,8 @@ class _Functions(TorchFunctionMode):
         if isinstance(plain, int):
             dim = cast(int, args[1] if len(args) > 1 else kwargs["dim"])
             return TrackedInt(plain, Dim(axes[dim]), self.recorder.watch)
+        if self.recorder.number(cast(Tensor, args[0])) in self.recorder.data:
+            self.recorder.watch.length(len(axes), "dimensions")
         sizes = zip(cast(torch.Size, plain), axes, strict=True)
         return torch.Size([TrackedInt(n, Dim(axis), self.recorder.watch) for n, axis in sizes])
 

@@ -7,8 +7,6 @@ what `capture` goes back to, to see the other side as well.
 from __future__ import annotations
 
 import ast
-import inspect
-import linecache
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from secateur.structure.axes import leaves, resolve, same_axis
+from secateur.structure.asked import length_lines, tree_of
+from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
 from secateur.structure.trace import Place, SizeUse
-from secateur.types import Condition, Example
+from secateur.types import Condition, Lock
 
 if TYPE_CHECKING:
     from secateur.structure.recorder import Recorder
@@ -31,6 +30,8 @@ SYMBOLS = {
 }  # fmt: skip
 OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
 SEEN_ONLY = ("__repr__", "__str__", "__format__", "data_ptr", "storage", "untyped_storage", "_typed_storage")
+OF_INPUT = ("a dimension of the model's input", "a number that the example gives", "a number that the data hold")
+COMPARED = "compared with a size of the data, so that another input would decide otherwise than in the original"
 MOST_NAMES = 6  # of arguments or parameters that one sentence lists
 
 
@@ -39,9 +40,10 @@ class Branch:
     """A place where the run could have gone another way.
 
     Args:
-        kind: "size", "value", "mode" or "argument".
+        kind: "size", "rank", "length", "value", "read", "mode", "argument" (a switch that the example leaves at its
+            default), "arguments", "default" or "given".
         condition: what is said about it.
-        argument: name of the argument, where it is one.
+        argument: name of the argument, or what is said of its value, where it is one.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class Watch:
     turned_in: str = ""  # the module that was told so
     compared_sizes: list[tuple[Apply, bool, Place]] = field(default_factory=list)
     others: list[Branch] = field(default_factory=list)
+    ranks: set[int] = field(default_factory=set)  # atoms that stand for the number of dimensions of a tensor
 
     def compared(self, expr: Apply, result: bool) -> bool:
         """The code compared two integers: what it found has to stay so after a cut."""
@@ -122,6 +125,23 @@ class Watch:
             number = f", here {value}" if isinstance(value, (int, float)) else ""
             self._add("read", f"holds for data like the example's, of which values are read ({how}{number})", place)
 
+    def length(self, value: int, what: str) -> None:
+        """`len` gives a plain number: the lines that decide by it are read from the source."""
+        frame = self.recorder.here.caller()
+        for where in length_lines(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ():
+            text = f"holds for {value} {what}, which the code counts by len()"
+            self._add("length", text, Place("len", self.recorder.here.module, where))
+
+    def settle(self) -> None:
+        """Where a size of the data was compared with one that could be cut, another input would decide otherwise."""
+        weights = {atom.id for axes in self.recorder.trace.tensors().values() for axis in axes for atom in leaves(axis)}
+        for expr, _, place in self.compared_sizes:
+            dims = [resolve(axis) for axis in dims_in(expr)]
+            if any(atom.id not in weights and _is_of_input(atom) for axis in dims for atom in leaves(axis)):
+                reason = Lock(COMPARED, place.op, place.module, place.where, "compare sizes of the data alone")
+                for axis in dims:
+                    lock(axis, reason)
+
     def _add(self, kind: str, text: str, place: Place) -> None:
         branch = Branch(kind, Condition(text, place.where, place.module))
         if not any(b.kind == kind and b.condition.where == place.where for b in self.others):
@@ -134,7 +154,8 @@ class Watch:
             if place.where not in seen and _on_data(expr):
                 seen.add(place.where)
                 text = f"holds for {_comparison(expr, result, names)}"
-                yield Branch("size", Condition(text, place.where, place.module))
+                rank = any(atom.id in self.ranks for axis in dims_in(expr) for atom in leaves(axis))
+                yield Branch("rank" if rank else "size", Condition(text, place.where, place.module))
         yield from self.others
 
 
@@ -144,6 +165,10 @@ def _on_data(expr: Apply) -> bool:
         return False
     dims = [resolve(axis) for axis in dims_in(expr)]
     return any(axis.size == 1 or any(atom.locks for atom in leaves(axis)) for axis in dims)
+
+
+def _is_of_input(atom: Atom) -> bool:
+    return any(each.reason in OF_INPUT for each in atom.locks)
 
 
 def _comparison(expr: Apply, result: bool, names: Mapping[int, str]) -> str:
@@ -181,11 +206,7 @@ def _is_number(node: ast.expr) -> bool:
 
 @cache
 def _conditionals(filename: str) -> tuple[ast.IfExp, ...]:
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except (SyntaxError, ValueError):
-        return ()
-    found = (node for node in ast.walk(tree) if isinstance(node, ast.IfExp))
+    found = (node for node in ast.walk(tree_of(filename)) if isinstance(node, ast.IfExp))
     return tuple(node for node in found if any(_is_training(part) for part in ast.walk(node.test)))
 
 
@@ -194,31 +215,6 @@ def _is_training(node: ast.AST) -> bool:
 
 
 # -- what the example leaves open ----------------------------------------------------------------------------
-
-
-def arguments(model: nn.Module, example: Example) -> Iterator[Branch]:
-    """Arguments of the forward that the example leaves at their defaults; switches, one each, come first."""
-    try:
-        signature = inspect.signature(model.forward)
-        positional = example if isinstance(example, tuple) else () if isinstance(example, Mapping) else (example,)
-        given = signature.bind_partial(*positional, **(example if isinstance(example, Mapping) else {})).arguments
-    except (TypeError, ValueError):
-        return
-    open_ = {n: p.default for n, p in signature.parameters.items() if n not in given and p.default is not p.empty}
-    where = _where(model)
-    for name, default in open_.items():
-        if isinstance(default, bool):
-            yield Branch("argument", Condition(f"holds for {name}={default}, its default", where), name)
-    rest = [name for name, default in open_.items() if not isinstance(default, bool)]
-    if rest:
-        yield Branch("arguments", Condition(f"holds with defaults for {listed(rest)}", where))
-
-
-def _where(model: nn.Module) -> str:
-    code = getattr(inspect.unwrap(model.forward), "__code__", None)
-    if code is None:
-        return ""
-    return f"{'/'.join(code.co_filename.rsplit('/', 2)[-2:])}:{code.co_firstlineno}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
-from secateur.structure.axes import lock
+from secateur.structure.axes import leaves, lock
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
 from secateur.structure.trace import Args, Axes, SizeUse
 from secateur.types import Lock
@@ -25,22 +25,21 @@ READS = {
     "data_ptr": "an address", "storage": "its storage", "untyped_storage": "its storage",
     "_typed_storage": "its storage",
     "__repr__": "text", "__str__": "text", "__format__": "text", "__contains__": "a Python bool",
-    "__reduce_ex__": "a pickle",
+    "__reduce_ex__": "a pickle", "equal": "a Python bool", "allclose": "a Python bool",
 }  # fmt: skip
 HINT = "keep the computation in tensors, or protect the layers that it reads"
-BOOLS = ("__bool__", "is_nonzero")
+BOOLS = ("__bool__", "is_nonzero", "equal", "allclose")
+RANKS = ("dim", "ndimension")
 
 
 def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
     """A tensor went through a door: lock what was read of it; returns what the code gets."""
-    tensor = args[0] if args else None
-    if not isinstance(tensor, Tensor):
-        return result
-    number = recorder.number(tensor)
+    numbers = [recorder.number(tensor) for tensor in args[: 2 if name in PAIRS else 1] if isinstance(tensor, Tensor)]
     reason = recorder.reason(f"its values leave the graph here as {READS[name]}", HINT)
-    for axis in (*recorder.trace.axes[number], *recorder.positions.get(number, ())):
-        lock(axis, reason)
-    if number not in recorder.data:
+    for number in numbers:
+        for axis in (*recorder.trace.axes[number], *recorder.positions.get(number, ())):
+            lock(axis, reason)
+    if recorder.data.isdisjoint(numbers):
         return result
     recorder.watch.value(name, result)
     if name in ("item", "tolist"):
@@ -55,6 +54,20 @@ def _numbers(recorder: Recorder, value: object) -> object:
     if type(value) is not int or value < 2:
         return value
     return TrackedInt(value, Dim(recorder.space.fresh(value, Lock("a number that the data hold"))), recorder.watch)
+
+
+def ranked(recorder: Recorder, args: Args, result: object) -> object:
+    """The number of dimensions: another input may have more of them, so a line that compares it is a condition."""
+    tensor = args[0] if args else None
+    if not isinstance(tensor, Tensor) or type(result) is not int or result < 2 or recorder.here.caller() is None:
+        return result
+    if recorder.number(tensor) not in recorder.data:
+        return result
+    axis = recorder.space.fresh(result, Lock("a number of dimensions"))
+    for atom in leaves(axis):
+        recorder.input_names[atom.id] = "the number of dimensions"
+        recorder.watch.ranks.add(atom.id)
+    return TrackedInt(result, Dim(axis), recorder.watch)
 
 
 def exported(recorder: Recorder, tensor: Tensor) -> None:
@@ -73,6 +86,9 @@ def counted(recorder: Recorder, name: str, args: Args, result: object) -> object
     if name == "__len__":
         if axes:
             lock(axes[0], recorder.reason("counted by len(), which gives a plain number", "use the size from shape"))
+            if recorder.number(tensor) in recorder.data:
+                recorder.lengths.add(result)
+                recorder.watch.length(result, "entries")
         return result
     return _product(recorder, axes, result)
 
@@ -100,6 +116,7 @@ def _product(recorder: Recorder, axes: Axes, value: int) -> int:
     return value if expr is None else TrackedInt(value, expr, recorder.watch)
 
 
+PAIRS = ("equal", "allclose")  # of tensors that are compared
 COUNTS = ("numel", "nelement", "__len__")
 MAKERS = ("tensor", "as_tensor", "scalar_tensor", "asarray")  # of tensors from the numbers that they are given
 

@@ -12,12 +12,13 @@ from torch import nn
 from secateur.model.protect import protected
 from secateur.model.tensors import named_tensors
 from secateur.structure.attributes import settle
-from secateur.structure.axes import Atom, leaves, resolve, unit_index
+from secateur.structure.axes import Atom, leaves, lock, resolve, unit_index
 from secateur.structure.trace import Axes, Trace
 from secateur.types import Group, Lock, Span
 
 KERNEL = "the kernel's extent"
 DATA = "no weight of a product has this dimension: what lies along it are positions, tokens or other data"
+ROWS = "weights are applied to each position of this dimension and none sums it up: learned queries or slots, not units"
 EXPERTS = "products with weights run side by side over this dimension: its positions are experts, not channels"
 SCALES = ("running_mean", "running_var")
 
@@ -60,6 +61,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         RecipeError: a pattern of `protect` matches nothing.
     """
     tensors = trace.tensors()
+    _lock_alternatives(trace)
     settle(trace, [a for axes in tensors.values() for axis in axes for a in leaves(axis)])
     places: dict[int, list[tuple[str, int]]] = defaultdict(list)
     atoms: dict[int, Atom] = {}
@@ -75,6 +77,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
     heads = {a.id for axis in trace.heads for a in leaves(axis)}
     inner = {a.id for axis in trace.inner for a in leaves(axis)} - heads
     widths, parallel = ({a.id for axis in found for a in leaves(axis)} for found in (trace.widths, trace.parallel))
+    rows, summed = ({a.id for axis in found for a in leaves(axis)} for found in (trace.rows, trace.summed))
     weights = {name for name, _ in model.named_parameters()}
     used: Counter[str] = Counter()
     order = {name: i for i, name in enumerate(named_tensors(model))}
@@ -92,12 +95,26 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
             locks.append(Lock("only buffers have this dimension, no weight"))
         elif atom.id not in widths:
             locks.append(Lock(DATA))
+        elif atom.id in rows - summed:
+            locks.append(Lock(ROWS))
         elif atom.id in parallel and kind == "channel" and _stands_alone(tensors, places[atom.id], atom):
             locks.append(Lock(EXPERTS, hint='whole experts are units of granularity "expert"'))
         constraints = {"multiple": atom.multiple} if atom.multiple > 1 else {}
         found.atoms[name] = atom
         found.groups.append(Group(name, kind, (atom.size,), tuple(spans), tuple(locks), constraints))
     return found
+
+
+def _lock_alternatives(trace: Trace) -> None:
+    """Lock what a softmax runs over, but for hidden units: a layer makes them, and another one sums them up."""
+    made, consumed, other = (
+        {atom.id for axis in axes for atom in leaves(axis)}
+        for axes in (trace.made, trace.consumed, (*trace.heads, *trace.inner, *trace.parallel, *trace.rows))
+    )
+    for axis, reason in trace.competing:
+        atom = resolve(axis)
+        if not isinstance(atom, Atom) or atom.id not in (made & consumed) - other:
+            lock(axis, reason)
 
 
 def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:

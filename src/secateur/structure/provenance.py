@@ -41,6 +41,7 @@ __all__ = [
     "dims_in",
     "evaluate",
     "expr_of",
+    "held",
     "is_literal",
     "owner_at",
     "owners",
@@ -81,9 +82,28 @@ def owner_at(model: nn.Module, path: str) -> Any:
     return target
 
 
+def held(owner: object, name: str) -> Any:
+    """What stands under a name in an object, or in its class where that is the user's.
+
+    Raises:
+        KeyError: neither has it.
+    """
+    store = vars(owner)
+    return store[name] if name in store else _of_class(owner)[name]
+
+
+def _of_class(owner: object) -> dict[str, int]:
+    """Integers that stand on the classes of a module: a cut gives the module its own, which hides that of the class."""
+    found: dict[str, int] = {}
+    for kind in reversed(type(owner).__mro__) if isinstance(owner, nn.Module) else ():
+        if issubclass(kind, nn.Module) and not kind.__module__.startswith("torch."):
+            found.update((n, v) for n, v in vars(kind).items() if type(v) is int and not n.startswith("_"))
+    return found
+
+
 def read(model: nn.Module, attribute: Attribute) -> int:
     """Current value of an attribute."""
-    value = vars(owner_at(model, attribute.owner))[attribute.name]
+    value = held(owner_at(model, attribute.owner), attribute.name)
     value = value if attribute.item is None else value[attribute.item]
     return cast(int, value if value is None else int(value))  # None: a config's "the default"
 
@@ -111,14 +131,14 @@ def tracked_attributes(
         flags: also follow `training` of modules that are no classes of torch.
     """
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    held: list[tuple[Any, Any]] = []
+    contents: list[tuple[Any, Any]] = []
     for path, owner in owners(model):
         store = vars(owner)
         before = dict(store)
         saved.append((store, before))
-        for name, value in before.items():
+        for name, value in {**_of_class(owner), **before}.items():
             if type(value) in CONTAINERS:
-                held.append((value, value.copy() if value else ()))
+                contents.append((value, value.copy() if value else ()))
             if type(value) is int:
                 values[Attribute(path, name)] = value
                 store[name] = TrackedInt(value, Attribute(path, name), watch)
@@ -139,7 +159,7 @@ def tracked_attributes(
             for name, value in before.items():
                 if store.get(name) is not value:
                     store[name] = value
-        for container, content in held:  # caches that a forward fills would outlive the cut
+        for container, content in contents:  # caches that a forward fills would outlive the cut
             if (container or content) and not _same(container, content):
                 _refill(container, content)
 

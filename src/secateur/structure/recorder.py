@@ -25,6 +25,8 @@ from secateur.types import Example, Lock
 TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent.parent)
 
+METHODS = (f"{TORCH}/_tensor.py", f"{TORCH}/overrides.py")  # methods of tensors that are written in Python
+
 StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape, strides
 Source = tuple[str, tuple[int, ...]]  # a parameter's name, and which of its dimensions each dimension is (-1 = none)
 
@@ -55,7 +57,7 @@ class Here:
     def caller(self) -> FrameType | None:
         """The frame of the code that did something to an integer or flag; None where that is torch's own."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(HERE):
+        while frame is not None and frame.f_code.co_filename.startswith((HERE, *METHODS)):
             frame = frame.f_back
         return None if frame is None or frame.f_code.co_filename.startswith(TORCH) else frame
 
@@ -118,13 +120,13 @@ class OwnTensors:
                 continue
             self.by_id[id(tensor)] = name
             self.held.append(tensor)
-            if not tensor.is_meta:  # tensors without memory all have the address 0
+            if not tensor.is_meta and tensor.layout == torch.strided:  # without memory all have the address 0
                 self.by_storage.setdefault(_storage_key(tensor), name)
 
     def name(self, tensor: Tensor) -> str | None:
         """The name of a parameter or buffer; None for everything else."""
         name = self.by_id.get(id(tensor))
-        if name is None and not tensor.is_meta and tensor.numel() > 0:
+        if name is None and not tensor.is_meta and tensor.layout == torch.strided and tensor.numel() > 0:
             name = self.by_storage.get(_storage_key(tensor))
         return name
 
@@ -183,6 +185,7 @@ class Recorder:
         # Numbers of what depends on the input (or on chance), and atom -> which dimension of the input it is.
         self.data: set[int] = set()
         self.input_names: dict[int, str] = {}
+        self.lengths: set[int] = set()  # plain numbers that len() gave of what depends on the input
         self.watch = Watch(self, turned)
         self.failed = ""  # why a run beside the first one ended early
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.

@@ -82,6 +82,17 @@ class FunctionCall:
         if opened and isinstance(value, TrackedInt) and any(is_data(each) for each in dims_in(value.expr)):
             lock(axis, self.recorder.reason("reached as far as the input is long: what lies along it are positions"))
 
+    def bounded(self, value: object, axis: Axis, *, inside: bool = False) -> None:
+        """State that `value` bounds a part of `axis`.
+
+        Where the data say how much, the example may reach all of it and another input less. A bound inside opens a
+        seam, of which `reached` hears; `inside` says that none does.
+        """
+        tracked = isinstance(value, TrackedInt) and any(is_data(each) for each in dims_in(value.expr))
+        counted = type(value) is int and value in self.recorder.lengths
+        if counted or (tracked and (inside or int.__int__(cast(int, value)) >= axis.size)):
+            lock(axis, self.recorder.reason("how much of this dimension is used is a size of the data"))
+
     def watch(self, value: object) -> None:
         """State that `value` went into a computation, so that the cut model must compute it alike."""
         if isinstance(value, TrackedInt) and not is_literal(value.expr):
@@ -265,10 +276,14 @@ def split(call: FunctionCall) -> None:
     """Integers are the sizes of the pieces."""
     sizes = cast("int | Sequence[int]", call.get(1, "split_size_or_sections", "split_size"))
     pieces = call.pieces(call.integer(2, "dim"))
+    axis = call.axes(call.args[0])[call.integer(2, "dim")]
+    if isinstance(sizes, int):  # how many pieces there are depends on it
+        call.bounded(sizes, axis, inside=True)
+    for value in () if isinstance(sizes, int) else sizes:
+        call.reached(value, axis)
+        call.bounded(value, axis)
     if len(pieces) == 1:
         return
-    for value in () if isinstance(sizes, int) else sizes:
-        call.reached(value, call.axes(call.args[0])[call.integer(2, "dim")])
     wanted = [sizes] * len(pieces) if isinstance(sizes, int) else list(sizes)
     for value, axis in zip(wanted, pieces, strict=True):
         if axis.size == int(value):  # the last piece may be shorter than asked for
@@ -280,6 +295,8 @@ def narrow(call: FunctionCall) -> None:
     """Start and length of an interval."""
     dim = call.integer(1, "dim")
     _bound(call, call.get(2, "start"), call.axes(call.args[0])[dim])
+    for mark in (call.reached, call.bounded):
+        mark(call.get(3, "length"), call.axes(call.args[0])[dim])
     call.tie(call.get(3, "length"), call.axes(call.result)[dim])
 
 
@@ -314,6 +331,7 @@ def _bound(call: FunctionCall, given: object, axis: Axis) -> None:
         return
     size, position = axis.size, int(bound)
     call.reached(bound, axis)
+    call.bounded(bound, axis)
     if not isinstance(given, int) and position not in (0, size):
         # A number of another library may have been computed from this very size: neither side of it can change.
         lock(axis, call.recorder.reason("cut at a position of which nobody knows where it comes from"))

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from secateur.structure.axes import Axis, Space
 from secateur.structure.provenance import Attribute, Expr
-from secateur.types import Condition
+from secateur.types import Condition, Lock
 
 Axes: TypeAlias = tuple[Axis, ...]
 Op: TypeAlias = OpOverload  # one ATen operator with its overload, for example aten.add.Tensor
@@ -103,6 +103,10 @@ class Trace:
         heads, inner: ids of atoms seen as batch, and as inner, dimension of products of two activations.
         widths: dimensions of weights in products, and the widths of tables: what makes units of their atoms.
         parallel: dimensions over which products with weights run side by side (blocks, experts).
+        rows: dimensions that a product with a weight goes along without summing over them: each position for itself.
+        summed: dimensions that products with weights sum over.
+        made, consumed: dimensions of weights that layers (linear, convolutions) make, and those that they sum over.
+        competing: dimensions that a softmax runs over, and the reason to lock them if they are no hidden units.
         aliases: every other name of a tied tensor -> its first name.
         values: attributes as they were during the run.
         conditions: what the run depended on.
@@ -124,6 +128,11 @@ class Trace:
     inner: list[Axis] = field(default_factory=list)
     widths: list[Axis] = field(default_factory=list)
     parallel: list[Axis] = field(default_factory=list)
+    rows: list[Axis] = field(default_factory=list)
+    summed: list[Axis] = field(default_factory=list)
+    made: list[Axis] = field(default_factory=list)
+    consumed: list[Axis] = field(default_factory=list)
+    competing: list[tuple[Axis, Lock]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     values: dict[Attribute, int] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
@@ -132,7 +141,8 @@ class Trace:
 
     def another(self) -> Trace:
         """A trace of another run of the same model: what holds for one holds for both."""
-        shared = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "aliases", "values")
+        shared: tuple[str, ...] = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "rows")
+        shared += ("summed", "made", "consumed", "competing", "aliases", "values")
         return Trace(**{name: getattr(self, name) for name in shared})
 
     def tensors(self) -> dict[str, Axes]:

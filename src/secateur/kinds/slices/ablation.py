@@ -20,7 +20,7 @@ from secateur.kinds.slices.missing import Missing
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.kinds.trials import Reference
 from secateur.model.tensors import computed_tensors, named_tensors
-from secateur.structure.provenance import Attribute, owner_at
+from secateur.structure.provenance import Attribute, held, owner_at
 
 Cuts = Mapping[str, Mapping[int, Tensor]]
 
@@ -53,9 +53,10 @@ def ablated_with_widths(
     copied, missing = _without(model, cuts)
     widths = KeptWidths(missing)
     for attribute, kept in attributes.items():
-        owner = vars(owner_at(copied, attribute.owner))
-        if attribute.item is None and type(owner[attribute.name]) is int:
-            owner[attribute.name] = Width(owner[attribute.name], kept, widths.note)
+        owner = owner_at(copied, attribute.owner)
+        whole = held(owner, attribute.name)
+        if attribute.item is None and type(whole) is int:
+            vars(owner)[attribute.name] = Width(whole, kept, widths.note)
 
     @contextmanager
     def around() -> Iterator[None]:

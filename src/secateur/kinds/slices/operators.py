@@ -137,6 +137,24 @@ def _reduction(mode: Gaps, call: Call) -> object:
     return type(result)((result[0], *(_places(t, stay) for t in result[1:]))) if kept else result
 
 
+def _distance(mode: Gaps, call: Call) -> object:
+    """An error for each place of two tensors, then its mean or sum over the places that both have."""
+    if call.get("reduction") == 0:
+        return call.run()
+    operands = [i for i, t in enumerate(call.args) if isinstance(t, Tensor)]
+    full = torch.broadcast_tensors(*(call.args[i] for i in operands))  # type: ignore[no-untyped-call]
+    for i, tensor in zip(operands, full, strict=True):
+        call.args[i] = tensor
+    for d in range(full[0].dim()):
+        gone = [absent for t in full if (absent := mode.of(t, d)) is not None]
+        stay = others(full[0].shape[d], torch.cat(gone)) if gone else None
+        if stay is not None and len(stay):
+            mode.reduced.add((full[0].shape[d], len(stay)))
+            for i in operands:
+                call.args[i] = call.args[i].index_select(d, stay)
+    return call.run()
+
+
 PLACES = {"aten::argmax", "aten::argmin"}
 
 
@@ -178,20 +196,6 @@ def _chosen(mode: Gaps, call: Call) -> object:
     for stay in kept.values():
         result = type(result)(_places(t, stay) for t in result)
     return result
-
-
-def _loss(mode: Gaps, call: Call) -> object:
-    """A sum or mean of errors: of what is there."""
-    x, target = call.get("self"), call.get("target")
-    if call.get("reduction", 1) == 0 or x.shape != target.shape:
-        return call.run()
-    for d in range(x.dim()):
-        gone = [missing for t in (x, target) if (missing := mode.of(t, d)) is not None]
-        stay = others(x.shape[d], torch.cat(gone)) if gone else ()
-        if len(stay):
-            for name in ("self", "target"):
-                call.put(name, call.get(name).index_select(d, stay))
-    return call.run()
 
 
 # -- norms ------------------------------------------------------------------------------------------------------------
@@ -340,7 +344,7 @@ HANDLERS = _table(
     ("topk", _chosen),
     (
         "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
-        _loss,
+        _distance,
     ),
     ("native_layer_norm _fused_rms_norm", _over_last),
     ("native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm", _batch_norm),

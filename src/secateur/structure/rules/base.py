@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from secateur.structure.axes import ONE, Axis, lock, resolve
+from secateur.structure.axes import ONE, Axis, leaves, lock, resolve
 from secateur.structure.recorder import Recorder
 from secateur.structure.trace import Args, Axes, Kwargs, Op, Restrict
 
@@ -37,6 +37,9 @@ MOVED = frozenset(
 # Python functions whose first tensor is data, even where it is a parameter (a learned token), and whose other one is
 # the weight.
 LAYERS = frozenset(["linear", "multi_head_attention_forward"])
+
+
+CONVOLUTIONS = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
 
 
 def register(*names: str) -> Callable[[R], R]:
@@ -93,6 +96,8 @@ class Call:
     ) -> None:
         self.recorder, self.func, self.args, self.kwargs, self.results = recorder, func, args, kwargs, results
         self.contracted: list[tuple[int, int, Axis]] = []
+        # Of every factor of a product: whether it is a weight, its dimensions that stay, and those that are summed up.
+        self.factors: list[tuple[bool, list[Axis], list[Axis]]] = []
         self.restricted: Restrict | None = None
         self.cost: list[Axes] = []
         self.positions: dict[int, list[Axis]] = {}
@@ -168,9 +173,11 @@ class Call:
     def contract(self, tensor: Tensor, *dims: int) -> None:
         """Note that the call sums over dimensions of `tensor`; tells producers from consumers."""
         axes, number = self.axes(tensor), self.number(tensor)
-        if self._is_weight(tensor, number):
-            self.recorder.trace.widths.extend(axes)
         summed = {d % tensor.dim() for d in dims}
+        weight = self._is_weight(tensor, number)
+        if weight:
+            self.recorder.trace.widths.extend(axes)
+        self.factors.append((weight, [a for d, a in enumerate(axes) if d not in summed], [axes[d] for d in summed]))
         self.contracted += [(number, d, axes[d]) for d in sorted(summed)]
         name, where = self.recorder.sources.get(number, ("", ()))
         for d, original in enumerate(where):
@@ -204,7 +211,23 @@ def apply(call: Call) -> list[Axes]:
         why = f"made by {base_name(call.func)}, which has no rule"
         return [tuple(call.fresh(n, why) for n in t.shape) for t in call.results]
     axes = rule(call)
+    _note_rows(call)
     return axes if isinstance(axes, list) else [axes] * len(call.results)
+
+
+def _note_rows(call: Call) -> None:
+    """A weight is applied to every position of what it does not share with the other factor."""
+    if not any(weight for weight, _, _ in call.factors):
+        return
+    trace = call.recorder.trace
+    own = {atom.id for weight, stays, _ in call.factors if weight for axis in stays for atom in leaves(axis)}
+    for weight, stays, summed in call.factors:
+        trace.summed.extend(summed)
+        if weight and call.recorder.here.function in (*LAYERS, *CONVOLUTIONS):
+            trace.made.extend(stays)
+            trace.consumed.extend(summed)
+        if not weight:
+            trace.rows.extend(atom for axis in stays for atom in leaves(axis) if atom.id not in own)
 
 
 def _lock_used_positions(call: Call) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.structure.axes import Axis, Conflict
+from secateur.structure.axes import ONE, Axis, Conflict, resolve
 from secateur.structure.rules.base import Call, register
 from secateur.structure.trace import Axes, Restrict
 
@@ -23,10 +23,15 @@ def mixed(call: Call, dims: list[int]) -> None:
 
 @register("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
 def softmax(call: Call) -> list[Axes]:
-    """Positions compete: one left out raises all others, so they are tokens, classes or experts, and no channels."""
+    """Positions compete: one left out raises all others, so they are tokens, classes or experts, and no channels.
+
+    Those that one layer makes and another sums up are hidden units all the same, which only the whole run shows
+    (`structure.groups`): a cut softmax runs over what is kept.
+    """
     axes = call.axes(call.first)
-    if axes:
-        call.lock(axes[call.integer("dim")], COMPETE)
+    if axes and resolve(axes[call.integer("dim")]) is not ONE:
+        mixed(call, [call.integer("dim")])
+        call.recorder.trace.competing.append((axes[call.integer("dim")], call.recorder.reason(COMPETE)))
     return [axes] * len(call.results)
 
 
