@@ -221,7 +221,7 @@ class Dora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.base.weight + self.b @ self.a
-        return F.linear(x, w * (self.magnitude / w.norm(dim=1).detach())[:, None], self.base.bias)
+        return F.linear(x, w * (self.magnitude / (w.norm(dim=1).detach() + 1e-9))[:, None], self.base.bias)
 
 
 @case(ROWS)
@@ -357,7 +357,7 @@ class PairsOfFeatures(nn.Module):
         return self.top(torch.cat([d, pairs[:, i, j]], 1))
 
 
-@case(both(ids(9, (4, 3), (1, 3), (3, 3))))
+@case(both(ids(9, (4, 3), (1, 3), (3, 3))), truths=(over("total", "table.weight", of=1, out=None),))
 class CompressedInteraction(nn.Module):
     """Products of all pairs of field maps, in one convolution."""
 
@@ -371,7 +371,10 @@ class CompressedInteraction(nn.Module):
         e = self.table(x)
         h1 = self.c1((e[:, :, None] * e[:, None]).flatten(1, 2)).relu()
         h2 = self.c2((h1[:, :, None] * e[:, None]).flatten(1, 2)).relu()
-        return self.head(torch.cat([h1.sum(-1), h2.sum(-1)], 1))
+        return self.head(torch.cat([self.total(h1), self.total(h2)], 1))
+
+    def total(self, h: Tensor) -> Tensor:
+        return h.sum(-1)
 
 
 @case()
