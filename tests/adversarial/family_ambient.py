@@ -220,9 +220,7 @@ class AnyArguments(Net):
         return self.fc3(self.fc2(h).relu())
 
 
-@family.case(
-    [lambda: [data(5, 8)], lambda: [data(5, 8), data(5, 8)]], condition="len(xs)"
-)
+@family.case([lambda: [data(5, 8)], lambda: [data(5, 8), data(5, 8)]], condition="len(xs)")
 class NumberOfInputsInAList(Net):
     def forward(self, xs: Any) -> Tensor:
         xs = xs if isinstance(xs, list) else [xs]
@@ -254,7 +252,9 @@ class Slimmable(Net):
         return self.fc3(h)
 
 
-@family.case([lambda: (data(5, 8), {"scale": 1.0}), lambda: (data(5, 8), {"scale": 1.0, "skip": True})], condition="in options")
+@family.case(
+    [lambda: (data(5, 8), {"scale": 1.0}), lambda: (data(5, 8), {"scale": 1.0, "skip": True})], condition="in options"
+)
 class OptionsDictionary(Net):
     def forward(self, x: Tensor, options: dict[str, Any]) -> Tensor:
         h = self.fc1(x).relu() * options["scale"]

@@ -1,7 +1,8 @@
-"""Published parts with a place in them where a number, a name or a neighbour decides: twins, adapters, caches, codes."""
+"""Published parts in which a number, a name or a neighbour decides: twins, adapters, caches, codes."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ def case(inputs: Any = STEPS, **options: Any) -> Any:
 
 def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -244,7 +245,9 @@ class Loha(nn.Module):
         self.w2a, self.w2b = nn.Parameter(torch.randn(out, 3)), nn.Parameter(torch.randn(3, into))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.base.weight + self.w1a @ self.w1b * (self.w2a @ self.w2b) * self.scaling, self.base.bias)
+        return F.linear(
+            x, self.base.weight + self.w1a @ self.w1b * (self.w2a @ self.w2b) * self.scaling, self.base.bias
+        )
 
 
 @case(ROWS)
@@ -273,7 +276,11 @@ class KroneckerLayers(nn.Module):
 class BlockDiagonalMonarch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.l, self.r = nn.Linear(8, 24), nn.Parameter(torch.randn(4, 6, 6)), nn.Parameter(torch.randn(6, 4, 4))
+        self.stem, self.l, self.r = (
+            nn.Linear(8, 24),
+            nn.Parameter(torch.randn(4, 6, 6)),
+            nn.Parameter(torch.randn(6, 4, 4)),
+        )
         self.head = nn.Linear(24, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -427,7 +434,12 @@ class FourierMixing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.norm, self.ff, self.out = nn.Embedding(20, 16), nn.LayerNorm(16), mlp(16, 32, 16), nn.Linear(16, 3)
+        self.embed, self.norm, self.ff, self.out = (
+            nn.Embedding(20, 16),
+            nn.LayerNorm(16),
+            mlp(16, 32, 16),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         h = self.embed(t)
@@ -441,7 +453,11 @@ class SelectiveKernels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.b = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(12, 16, 3, padding=2, dilation=2)
+        self.stem, self.a, self.b = (
+            nn.Conv2d(3, 12, 3),
+            nn.Conv2d(12, 16, 3, padding=1),
+            nn.Conv2d(12, 16, 3, padding=2, dilation=2),
+        )
         self.squeeze, self.excite = nn.Linear(16, 8), nn.Linear(8, 32)
         self.head = nn.Linear(16, 3)
 
@@ -459,7 +475,11 @@ class ReversibleHalves(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.f, self.g = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.stem, self.f, self.g = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -500,7 +520,12 @@ class MixtureOfDepths(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.router, self.block, self.head = nn.Linear(8, 12), nn.Linear(12, 1), mlp(12, 24, 12), nn.Linear(12, 3)
+        self.embed, self.router, self.block, self.head = (
+            nn.Linear(8, 12),
+            nn.Linear(12, 1),
+            mlp(12, 24, 12),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.embed(x)
@@ -518,7 +543,12 @@ class AdaptiveHalting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.step, self.halt, self.head = nn.Linear(8, 12), mlp(12, 24, 12), nn.Linear(12, 1), nn.Linear(12, 3)
+        self.embed, self.step, self.halt, self.head = (
+            nn.Linear(8, 12),
+            mlp(12, 24, 12),
+            nn.Linear(12, 1),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.embed(x)
@@ -559,7 +589,9 @@ class NeuralTuringHead(nn.Module):
             w = sum(w.roll(i - 1, 1) * s[:, i : i + 1] for i in range(3))
             w = w ** (1 + F.softplus(self.sharp(h)))
             w = w / w.sum(-1, keepdim=True)
-            memory = memory * (1 - w[..., None] * self.erase(h).sigmoid()[:, None]) + w[..., None] * self.add(h)[:, None]
+            memory = (
+                memory * (1 - w[..., None] * self.erase(h).sigmoid()[:, None]) + w[..., None] * self.add(h)[:, None]
+            )
             read = (w[..., None] * memory).sum(1)
             outs.append(self.out(torch.cat([h, read], 1)))
         return torch.stack(outs, 1)
@@ -814,7 +846,11 @@ class LocationAttention(nn.Module):
         super().__init__()
         self.encoder, self.prenet = nn.Linear(8, 16), mlp(6, 12, 10)
         self.cell = nn.GRUCell(10 + 16, 14)
-        self.query, self.memory, self.place = nn.Linear(14, 12, bias=False), nn.Linear(16, 12, bias=False), nn.Linear(5, 12)
+        self.query, self.memory, self.place = (
+            nn.Linear(14, 12, bias=False),
+            nn.Linear(16, 12, bias=False),
+            nn.Linear(5, 12),
+        )
         self.conv, self.v, self.out = nn.Conv1d(2, 5, 3, padding=1), nn.Linear(12, 1), nn.Linear(30, 6)
 
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

@@ -173,9 +173,7 @@ class MambaTwo(nn.Module):
         self.norm, self.out = nn.LayerNorm(self.inner), nn.Linear(self.inner, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        z, xbc, dt = torch.split(
-            self.in_proj(x), [self.inner, self.inner + 2 * self.n, self.heads], dim=-1
-        )
+        z, xbc, dt = torch.split(self.in_proj(x), [self.inner, self.inner + 2 * self.n, self.heads], dim=-1)
         xbc = F.silu(self.conv(F.pad(xbc.transpose(1, 2), (2, 0))).transpose(1, 2))
         u, b, c = torch.split(xbc, [self.inner, self.n, self.n], -1)
         dt = F.softplus(dt + self.dt_bias)
@@ -233,9 +231,7 @@ class SharedAndRoutedExperts(nn.Module):
         super().__init__()
         self.embed, self.gate = nn.Linear(8, 12), nn.Parameter(torch.randn(8, 12))
         self.correction = nn.Parameter(torch.randn(8) * 0.1, requires_grad=False)
-        self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(12, 16), nn.SiLU(), nn.Linear(16, 12)) for _ in range(8)
-        )
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(12, 16), nn.SiLU(), nn.Linear(16, 12)) for _ in range(8))
         self.shared, self.head = nn.Sequential(nn.Linear(12, 20), nn.SiLU(), nn.Linear(20, 12)), nn.Linear(12, 3)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -315,7 +311,11 @@ class Perceiver(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.randn(4, 16))
         self.byte, self.norm = nn.Linear(3 + 2 * 7, 16), nn.LayerNorm(16)
-        self.cross, self.own, self.mlp = Attend(16, 2), Attend(16, 4), nn.Sequential(nn.Linear(16, 40), nn.Linear(20, 16))
+        self.cross, self.own, self.mlp = (
+            Attend(16, 2),
+            Attend(16, 4),
+            nn.Sequential(nn.Linear(16, 40), nn.Linear(20, 16)),
+        )
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -565,7 +565,7 @@ class MinibatchSpreadOfFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.a(x), 0.2)
-        n, c, height, width = h.shape
+        _n, c, height, width = h.shape
         y = self.spread(h.reshape(2, -1, 4, c // 4, height, width))
         y = y.reshape(-1, 4, 1, 1).repeat(2, 1, height, width)
         return self.head(self.b(torch.cat([h, y], 1)).relu().mean((2, 3)))
@@ -649,7 +649,7 @@ class DeformableSampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x).relu()
-        b, c, height, width = h.shape
+        b, _c, height, width = h.shape
         grid = F.affine_grid(torch.eye(2, 3).expand(b, 2, 3), h.shape, align_corners=False)
         offset = self.offset(h).view(b, 4, 2, height, width).permute(1, 0, 3, 4, 2).tanh() * 0.3
         weight = self.weight(h).softmax(1).unbind(1)

@@ -1,4 +1,4 @@
-"""Examples and models that show little: gates at zero, rounded outputs, small weights, dead paths. What is not seen is not proved."""
+"""Examples and models that show little: gates at zero, rounded outputs, small weights. Unseen is not proved."""
 
 from __future__ import annotations
 
@@ -79,9 +79,10 @@ def test_scale_behind_a_gate(build: Callable[[], nn.Module]) -> None:
     cut, truth = applied(plan, model), zeroed(model, Kept(model, plan))
     try:
         equal(opened(truth)(data(3, 9, 8)), opened(cut)(data(3, 9, 8)))
-    except Exception as error:
+    except Exception:
         words = plan.explain().lower()
-        assert "scale" in words or "zero" in words or "not seen" in words or "no evidence" in words, error
+        if not any(word in words for word in ("scale", "zero", "not seen", "no evidence")):
+            raise
 
 
 @pytest.mark.parametrize("build", [Gated, GatedBarely])
@@ -109,8 +110,9 @@ def test_traps_behind_a_gate(trap: str) -> None:
         pytest.skip("no truth by zeros")
     try:
         equal(opened(truth)(data(7, 8)), opened(cut)(data(7, 8)))
-    except Exception as error:
-        assert "test_evidence.py" in plan.explain(), error
+    except Exception:
+        if "test_evidence.py" not in plan.explain():
+            raise
 
 
 class Rounded(Former):
@@ -181,7 +183,9 @@ def raw(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["head_dim", "head", "neuron"])
-@pytest.mark.parametrize("build", [Rounded, Thresholded, Steps, Saturated, Number, Words, Coarse, Offset, Halved, Silent])
+@pytest.mark.parametrize(
+    "build", [Rounded, Thresholded, Steps, Saturated, Number, Words, Coarse, Offset, Halved, Silent]
+)
 def test_outputs_that_show_little(build: Callable[[], nn.Module], kind: str) -> None:
     """The logits behind such outputs are compared: a scale may not slip through."""
     model = seeded(build)
@@ -215,3 +219,107 @@ def test_example_that_is_silent_or_one_step() -> None:
         plan = planned(model, x, granularity="head_dim")
         cut, truth = applied(plan, model), zeroed(model, Kept(model, plan))
         equal(truth(data(3, 9, 8)), cut(data(3, 9, 8)))
+
+
+# --- branches that are asleep on the example, by tensors alone: no Python condition is there to be recorded
+
+
+class Asleep(Former):
+    """The blocks count where `wake` says so, position by position."""
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = h + self.wake(x, block(h) - h, *more)
+        return self.out(h)
+
+    def wake(self, x: Tensor, branch: Tensor, *more: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LargeAwake(Asleep):
+    def wake(self, x: Tensor, branch: Tensor) -> Tensor:
+        return torch.where(x[..., :1] > 8, branch, 0.0)
+
+
+class LateAwake(Asleep):
+    def wake(self, x: Tensor, branch: Tensor) -> Tensor:
+        return branch * (torch.arange(x.shape[1]) >= 32)[:, None]
+
+
+class ShrunkAwake(Asleep):
+    def wake(self, x: Tensor, branch: Tensor) -> Tensor:
+        return nn.functional.softshrink(branch, 10.0)
+
+
+class FlagAwake(Asleep):
+    def wake(self, x: Tensor, branch: Tensor, flag: Tensor) -> Tensor:
+        return branch * flag[:, None, None]
+
+
+class SwitchAwake(Asleep):
+    """A buffer that the training loop turns up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("warm", torch.zeros(()))
+
+    def wake(self, x: Tensor, branch: Tensor) -> Tensor:
+        return branch * self.warm
+
+
+class WholeBatchAwake(Asleep):
+    """The first row of a batch never counts."""
+
+    def wake(self, x: Tensor, branch: Tensor) -> Tensor:
+        return branch * (torch.arange(len(x)) >= 8)[:, None, None]
+
+
+ASLEEP: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
+    "large": (LargeAwake, (data(2, 6, 8),), (20 * data(3, 9, 8),)),
+    "late": (LateAwake, (data(2, 6, 8),), (data(2, 50, 8),)),
+    "shrunk": (ShrunkAwake, (data(2, 6, 8),), (40 * data(3, 9, 8),)),
+    "flag": (FlagAwake, (data(2, 6, 8), torch.zeros(2)), (data(2, 6, 8), torch.ones(2))),
+    "switch": (SwitchAwake, (data(2, 6, 8),), (data(3, 9, 8),)),
+    "rows": (WholeBatchAwake, (data(2, 6, 8),), (data(12, 6, 8),)),
+}
+
+
+@pytest.mark.parametrize("kind", ["head_dim", "head", "neuron"])
+@pytest.mark.parametrize("name", ASLEEP)
+def test_asleep_on_the_example(name: str, kind: str) -> None:
+    build, example, other = ASLEEP[name]
+    model = seeded(build)
+    plan = planned(model, example, granularity=kind)
+    cut, truth = applied(plan, model), zeroed(model, Kept(model, plan))
+    for part in (cut, truth):
+        for buffer in part.buffers():
+            buffer.fill_(1.0)
+    try:
+        equal(truth(*other), cut(*other))
+    except Exception:
+        if "scale" not in plan.explain().lower() and "test_evidence.py" not in plan.explain():
+            raise
+
+
+class MaskedAttention(nn.Module):
+    """The mask comes in; the example lets every step see itself alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8 if i < 3 else 24, 24 if i < 3 else 3) for i in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (4, 6)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("form", ["booleans", "numbers"])
+def test_mask_that_hides_the_scale(form: str) -> None:
+    model, x, eye = seeded(MaskedAttention), 3 * data(2, 6, 8), torch.eye(6, dtype=torch.bool)
+    mask = eye if form == "booleans" else torch.zeros(6, 6).masked_fill(~eye, -1e9)
+    full = torch.ones_like(eye) if form == "booleans" else torch.zeros(6, 6)
+    plan = planned(model, (x, mask), granularity="head_dim")
+    cut, truth = applied(plan, model), zeroed(model, Kept(model, plan))
+    equal(truth(x, full), cut(x, full))

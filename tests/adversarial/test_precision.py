@@ -63,7 +63,7 @@ PAIRS = [(n, k, m) for n, c in CASES.items() for k in c.kinds if k in ("head_dim
 HEAD_DIM = [p for p in PAIRS if p[1] == "head_dim"]
 
 
-@pytest.mark.parametrize("name, kind, mode", HEAD_DIM)
+@pytest.mark.parametrize(("name", "kind", "mode"), HEAD_DIM)
 def test_low_precision(name: str, kind: str, mode: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,7 +73,12 @@ def test_low_precision(name: str, kind: str, mode: str) -> None:
             model, example = build(case), case.inputs[0]()
             try:  # where float32 is as wrong, or the truth is, this says nothing about precision
                 plan = sc.plan(
-                    model, example, granularity=kind, scope="local", criterion={"name": "random"}, target={"sparsity": 0.3}
+                    model,
+                    example,
+                    granularity=kind,
+                    scope="local",
+                    criterion={"name": "random"},
+                    target={"sparsity": 0.3},
                 )
                 plain = compare(case, kind, model, plan, plan.apply(model)).outcome
             except SecateurError:
