@@ -71,7 +71,7 @@ def opened(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("build", [Gated, GatedBarely, GatedDeep])
 def test_scale_behind_a_gate(build: Callable[[], nn.Module]) -> None:
-    """Cut at initialisation, the gate opens in training: the scale has to have been kept, or the cut refused or said."""
+    """Cut at initialisation, the gate opens in training: the scale is kept, or the cut is refused or said."""
     model = seeded(build)
     with torch.no_grad():
         model.gate.fill_(build.start)  # type: ignore[attr-defined]
