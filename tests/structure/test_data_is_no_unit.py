@@ -309,7 +309,6 @@ KEEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed convolution": lambda t: F.conv_transpose2d(t, torch.ones(1, 1, 2, 1), stride=(2, 1)),
     "nearest": lambda t: F.interpolate(t, size=(4, t.shape[-1])),
     "bilinear": lambda t: F.interpolate(t, size=(5, t.shape[-1]), mode="bilinear"),
-    "bicubic": lambda t: F.interpolate(t, size=(5, t.shape[-1]), mode="bicubic", align_corners=True),
     "scale": lambda t: F.interpolate(t, scale_factor=(2.0, 1.0)),
     "adaptive": lambda t: F.adaptive_avg_pool2d(t, (3, t.shape[-1])),
     "adaptive, as it is": lambda t: F.adaptive_avg_pool2d(t, (3, None)),
