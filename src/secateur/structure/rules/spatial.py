@@ -88,7 +88,7 @@ def resized(call: Call) -> Axes:
 
 
 def _scales(call: Call) -> list[object]:
-    """The factor of every dimension of space, where the caller gave factors; those of the last dimensions stand last."""
+    """The factor of every dimension of space, where the caller gave factors; that of the last one stands last."""
     factors = call.get("scale_factors") or call.get("scales")
     if factors is not None:
         return list(cast("Sequence[object]", factors)) if isinstance(factors, (list, tuple)) else [factors]
