@@ -83,8 +83,8 @@ def inputs(row: Row) -> list[Tensor]:
     """Live ones, of the first the form of the example; others are larger, and louder."""
     generator = torch.Generator().manual_seed(1)
     larger = tuple(n + 1 for n in row.sizes[:1]), tuple(n + 2 for n in row.sizes[1:])
-    shapes = [row.sizes, row.sizes, (*larger[0], *row.sizes[1:]), (*row.sizes[:1], *larger[1])]
-    louder = (1.0, 3.0, 1.0, 1.0)
+    shapes = [row.sizes, (*larger[0], *row.sizes[1:]), (*row.sizes[:1], *larger[1])]
+    louder = (1.0, 3.0, 1.0)
     return [torch.randn(*s, FEATURES, generator=generator) * f for s, f in zip(shapes, louder, strict=True)]
 
 

@@ -500,7 +500,8 @@ row("searchsorted", lambda h, m: torch.searchsorted(m.p("w", *h.shape[:2], 3).so
     note="borders per row")  # fmt: skip
 row("searchsorted", lambda h, m: torch.searchsorted(h.cumsum(-1), h[..., :1].contiguous()), "01", note="among units")
 for mode in ("sum", "mean", "max"):
-    row("_embedding_bag", lambda h, m, mode=mode: F.embedding_bag(torch.tensor([[0, 1], [2, 3]]), m.p("w", 4, UNITS), mode=mode)
+    row("_embedding_bag", lambda h, m, mode=mode: F.embedding_bag(
+        torch.tensor([[0, 1], [2, 3]]), m.p("w", 4, UNITS), mode=mode)
         + h.mean(1), "2", dims="2", note=mode)  # fmt: skip
 row("_embedding_bag_forward_only", lambda h, m: h.mean(1) + aten._embedding_bag_forward_only(
     m.p("w", 4, UNITS), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 2]))[0], "2", dims="2")  # fmt: skip
@@ -673,7 +674,7 @@ any_of("positions by a running sum", lambda h, m: h * torch.ones_like(h).cumsum(
 any_of("view as bytes", lambda h, m: h.contiguous().view(torch.uint8).view(torch.float32) * 2)
 any_of("interpolated along one dimension, by a factor", lambda h, m: F.interpolate(h, scale_factor=(1, 2)), IMAGE)
 any_of("lstm", lambda h, m: torch.lstm(
-    h, (m.p("s", 1, 1, 3).expand(1, h.shape[0], 3).contiguous(), m.p("c", 1, 1, 3).expand(1, h.shape[0], 3).contiguous()),
+    h, [m.p(name, 1, 1, 3).expand(1, h.shape[0], 3).contiguous() for name in ("s", "c")],
     [m.p("wi", 12, h.shape[2]), m.p("wh", 12, 3)], False, 1, 0.0, False, False, True)[0])  # fmt: skip
 any_of("gru", lambda h, m: torch.gru(
     h, m.p("s", 1, 1, 3).expand(1, h.shape[0], 3).contiguous(), [m.p("wi", 9, h.shape[2]), m.p("wh", 9, 3)],
