@@ -159,7 +159,7 @@ class Criterion(ABC):
         weights = {name for name, p in context.model.named_parameters() if p.is_floating_point() or p.is_complex()}
         return replace(context, groups=[_of_weights(group, weights) for group in context.groups])
 
-    def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[None]:
+    def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[object]:
         """The model as it is scored, and given back as it was."""
         return guard(context.model, mode=self.mode, gradients=gradients, seed=context.seed, example=context.example)
 

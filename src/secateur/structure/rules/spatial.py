@@ -88,11 +88,7 @@ def resized(call: Call) -> Axes:
 
 
 def _scales(call: Call) -> list[object]:
-<<<<<<< HEAD
-    """The factor of every dimension of space, where the caller gave factors; the last dimensions stand last."""
-=======
     """The factor of every dimension of space, where the caller gave factors; that of the last one stands last."""
->>>>>>> i9-rules
     factors = call.get("scale_factors") or call.get("scales")
     if factors is not None:
         return list(cast("Sequence[object]", factors)) if isinstance(factors, (list, tuple)) else [factors]
