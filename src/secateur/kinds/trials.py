@@ -24,6 +24,7 @@ from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, guard
 from secateur.model.held import HeldRandomness
 from secateur.model.kernels import unfused
+from secateur.model.state import State
 from secateur.model.tensors import dense
 from secateur.types import Certificate, Example, Trial
 
@@ -128,6 +129,8 @@ def answer(
     train, held = mode == "train", HeldRandomness()
     lent = guard(model, mode=mode, gradients=train, example=example, seed=0)
     with lent as state, unfused(model), held if draws else nullcontext(), around():
+        if state.moved(model):  # by what stands around the run
+            state = State([model], example, copies=True, weights=False)
         following = fresh(example)
         result: Any = call(model, example)
         if not train and state.moved(model):
