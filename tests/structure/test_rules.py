@@ -6,14 +6,23 @@ wrong on any input, lock where nothing speaks against a cut, or let one through 
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import rules_table
 import torch
-from rules_net import build, cut, degenerate, differs, inputs, operators, places, run
+from rules_net import Cut, build, cut, degenerate, differs, inputs, operators, places, run
 from rules_table import ANY, ELSEWHERE, ROWS, UNITS, Row
 
 from secateur.errors import CertificateError
 from secateur.structure.rules import base
+
+
+@cache
+def live_cut(row: Row, at: int) -> Cut:
+    """A cut of the row's model on a live example."""
+    return cut(build(row, at), inputs(row)[0])
+
 
 NAMES = [f"{i}-{row.name}" for i, row in enumerate(ROWS)]
 
@@ -23,8 +32,7 @@ NAMES = [f"{i}-{row.name}" for i, row in enumerate(ROWS)]
 def test_what_a_rule_says_holds_on_other_inputs(row: Row) -> None:
     seen: set[str] = set()
     for at in places(row):
-        model, live = build(row, at), inputs(row)
-        made = cut(model, live[0])
+        live, made = inputs(row), live_cut(row, at)
         seen |= operators(made)
         assert (made.units is not None) == (str(at) in row.free), f"units along {at}: {_locks(made)}"
         if made.cuts:
@@ -36,7 +44,7 @@ def test_what_a_rule_says_holds_on_other_inputs(row: Row) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
 def test_what_it_says_of_an_empty_example_holds_on_live_inputs(row: Row) -> None:
     at = _place(row)
-    model = build(row, at)
+    model = live_cut(row, at).model
     for example in degenerate(row):
         try:
             run(model, example)
@@ -67,7 +75,7 @@ def test_what_has_no_rule_of_its_own_is_right_or_locked(row: Row) -> None:
 @pytest.mark.parametrize("row", [row for row in ROWS if row.free], ids=[row.name for row in ROWS if row.free])
 def test_both_proofs_accept_what_is_right(row: Row) -> None:
     at = _place(row)
-    made = cut(build(row, at), inputs(row)[0])
+    made = live_cut(row, at)
     made.replayed()
     if str(at) in row.refused:
         with pytest.raises(CertificateError):
