@@ -10,7 +10,11 @@ from .harness import GOOD, judge
 CASES = all_cases()
 
 
-@pytest.mark.parametrize("name", CASES)
+# A third of the cases of every family is fast; `make test-all` runs all.
+MARKED = [pytest.param(name, marks=() if i % 3 == 0 else (pytest.mark.slow,)) for i, name in enumerate(CASES)]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_right_or_refused(name: str) -> None:
     verdict, _ = judge(CASES[name])
     assert verdict.outcome in GOOD, f"{verdict.outcome} ({verdict.kind}): {verdict.why}"

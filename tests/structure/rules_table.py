@@ -159,7 +159,9 @@ same(
     "new_zeros new_ones new_full", lambda h, m: h * h.new_ones(h.shape) + h.new_zeros(h.shape) + h.new_full(h.shape, 2)
 )
 same("new_empty", lambda h, m: h.new_empty(h.shape).copy_(h))
-same("new_empty_strided", lambda h, m: h.new_empty_strided(h.shape, h.stride()).copy_(h))
+row(
+    "new_empty_strided", lambda h, m: h.new_empty_strided(h.shape, h.stride()).copy_(h), "2"
+)  # strides before the last are read
 row("empty_strided", lambda h, m: torch.empty_strided(h.shape, h.stride()).copy_(h), "")
 same("tril_indices triu_indices", lambda h, m: h + torch.tril_indices(3, 3).sum() * torch.triu_indices(3, 3).sum())
 same("scalar_tensor", lambda h, m: h * torch.scalar_tensor(0.5))
@@ -169,11 +171,12 @@ row("_efficientzerotensor", lambda h, m: h + aten._efficientzerotensor([1]), "")
 
 for d in range(3):
     others = "012".replace(str(d), "")
-    row("_softmax", lambda h, m, d=d: h.softmax(d), others, note=f"over {d}")
+    # Between a layer that makes its units and one that sums them up, a softmax runs over what is kept.
+    row("_softmax", lambda h, m, d=d: h.softmax(d), "012", kept=str(d), note=f"over {d}")
     row("cumsum", lambda h, m, d=d: h.cumsum(d), others, note=f"along {d}")
-row("_log_softmax", lambda h, m: h.log_softmax(-1), LAST)
-row("softmax log_softmax", inferred(lambda h, m: aten.softmax.int(h, 1) + aten.log_softmax.int(h, 1)), "02")
-row("_safe_softmax", lambda h, m: aten._safe_softmax(h, 1), "02")
+row("_log_softmax", lambda h, m: h.log_softmax(-1), "012", kept="2")
+row("softmax log_softmax", inferred(lambda h, m: aten.softmax.int(h, 1) + aten.log_softmax.int(h, 1)), "012", kept="1")
+row("_safe_softmax", lambda h, m: aten._safe_softmax(h, 1), "012", kept="1")
 row("cumprod", lambda h, m: h.cumprod(1), "02")
 row("logcumsumexp", lambda h, m: h.logcumsumexp(1), "02")
 row("cummax cummin", lambda h, m: h.cummax(1).values + h.cummin(1).values, "02")
