@@ -652,7 +652,7 @@ any_of(
     "fractional with a place", lambda h, m: F.fractional_max_pool2d(h, 2, output_size=3, return_indices=True)[1], IMAGE
 )
 any_of("instance_norm", lambda h, m: F.instance_norm(h), kept="2")
-any_of("softmin", lambda h, m: F.softmin(h, 2))
+any_of("softmin", lambda h, m: F.softmin(h, 2), kept="2")
 any_of("gumbel_softmax", lambda h, m: F.gumbel_softmax(h, dim=1, hard=True))
 any_of("feature dropout", lambda h, m: F.dropout1d(h, 0.5, training=True))
 any_of("alpha dropout", lambda h, m: F.alpha_dropout(h, 0.5, training=True))

@@ -62,12 +62,21 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.changed: set[str] = set()
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         self._known: dict[tuple[object, ...], Tensor | None] = {}
+        self._depth = 0
+
+    def __enter__(self) -> Missing:
+        """Begin a run, or a part of one: operators that are made of others come back here."""
+        self._depth += 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *error: object) -> None:
-        """Forget what the run has made."""
+        """Forget what the run has made, once the outermost ends."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self.whole = dict(self.given)
-        self._absent.clear()
+        self._depth -= 1
+        if self._depth == 0:
+            self.whole = dict(self.given)
+            self._absent.clear()
 
     def __torch_dispatch__(
         self, func: Op, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
