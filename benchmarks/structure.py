@@ -7,7 +7,8 @@ ConvNeXt-T). One round runs secateur (capture, groups, scores and plan; then the
 (graph, importance, step) on fresh copies of the same model, both in place, in alternating order; the first round is
 not counted. Printed are medians of the processor time of this process, which a busy machine changes less than the
 clock, and the ratios. The depth series are Llama-like models of a hidden width of 256; each time is the least of three.
-Without --no-big, a Llama of 32 blocks and a hidden width of 4096 (6.7 billion weights) is planned on the meta device.
+Unless --no-big is given, a Llama of 32 blocks and a hidden width of 4096 (6.7 billion weights) is planned on the meta
+device.
 Needs: pip install secateur[hf] torch-pruning==1.6.1
 """
 

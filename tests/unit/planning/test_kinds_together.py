@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import InputError, PlanMismatchError, RecipeError
+from secateur.planning.compose import composed_certificate
 from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
+from secateur.types import Certificate
 
 
 class Residual(nn.Module):
@@ -121,6 +123,20 @@ def test_composed_tolerances_add_up_and_one_missing_proof_is_none() -> None:
     assert first.then(second, whole).certificate.tolerance == pytest.approx(1.3e-4)
     bare = sc.plan(between, X, **STEPS["layer"])
     assert first.then(bare, whole).certificate is None
+
+
+def test_composed_certificates_say_the_weakest_of_their_steps() -> None:
+    """Proofs of steps as they might be: those of this file's models are exact, which would hide a sum."""
+    first = Certificate(3e-6, 1e-5, "float64", "replay", 2)
+    second = Certificate(5e-6, 2e-5, "float32", "identity", 4)
+    for steps in ([first, second], [second, first]):
+        whole = composed_certificate(steps)
+        assert whole.max_abs_error == pytest.approx(8e-6)
+        assert whole.tolerance == pytest.approx(3e-5)
+        assert whole.dtype == "float32"
+        assert whole.outputs == steps[-1].outputs
+    assert composed_certificate([first, None]) is None
+    assert composed_certificate([first]) == first
 
 
 def test_a_second_round_is_saved_for_the_first_constructor(tmp_path) -> None:
