@@ -23,7 +23,8 @@ from secateur.comparison.summary import summarise
 from secateur.errors import InputError, RecipeError
 from secateur.measure import quality
 from secateur.model.admit import admit
-from secateur.model.call import batch_size_of, device_of, require_reiterable, to_example, with_batch_size
+from secateur.model.call import device_of, require_reiterable, to_example
+from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.report import environment
 from secateur.types import Batch, Data, Evaluate, Example, Loss
 

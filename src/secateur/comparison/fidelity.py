@@ -12,8 +12,9 @@ from secateur.comparison.records import FidelityLine, ScoreFidelity
 from secateur.comparison.significance import spearman
 from secateur.errors import InputError
 from secateur.model.bypass import bypassed
-from secateur.model.call import batch_size_of, default_loss, device_of, to_device, to_example
+from secateur.model.call import default_loss, device_of, to_device, to_example
 from secateur.model.guard import guard
+from secateur.model.samples import batch_size_of
 from secateur.statistics.gradients.functional import mean_loss, parameters
 from secateur.types import Batch, Group, Loss
 

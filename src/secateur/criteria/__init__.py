@@ -10,7 +10,7 @@ from secateur.criteria.activations.ria import RIA
 from secateur.criteria.activations.structured_obs import StructuredOBS
 from secateur.criteria.activations.thinet import ThiNet
 from secateur.criteria.activations.wanda import Wanda
-from secateur.criteria.base import Context, Criterion, get, names, reduce_spans, register
+from secateur.criteria.base import Context, Criterion, get, names, register
 from secateur.criteria.curvature.fisher import Fisher
 from secateur.criteria.curvature.gauss_newton import GaussNewton
 from secateur.criteria.curvature.kfac import KroneckerCurvature
@@ -30,6 +30,7 @@ from secateur.criteria.gradients.movement import Movement, MovementAccumulator
 from secateur.criteria.gradients.snip import Snip
 from secateur.criteria.gradients.synflow import SynFlow
 from secateur.criteria.gradients.taylor import Taylor
+from secateur.criteria.sums import reduce_spans
 from secateur.criteria.weights.bn_scale import NormScale
 from secateur.criteria.weights.geometric_median import GeometricMedian
 from secateur.criteria.weights.magnitude import Magnitude

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, FileRefusedError, RecipeError, ResourceError, UnsupportedError
-from secateur.model.call import call, describe, outputs, with_batch_size
+from secateur.model.call import call, describe, outputs
 from secateur.model.guard import evaluating
+from secateur.model.samples import with_batch_size
 from secateur.types import Example
 
 # protobuf refuses messages of 2 GiB and more; larger weights go to a file beside the model.

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, RecipeError
-from secateur.model.call import batch_size_of, call, device_of, to_device, with_batch_size
+from secateur.model.call import call, device_of, to_device
 from secateur.model.guard import evaluating
+from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.types import Example, Latency, Stop
 
 Timer = Callable[[], float]

@@ -20,9 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import SecateurError
 from secateur.model.behaviour import weights_kept
-from secateur.model.call import batch_size_of, call, device_of, outputs, pick_sample, to_device
+from secateur.model.call import call, device_of, outputs, to_device
 from secateur.model.guard import evaluating
 from secateur.model.kernels import unfused_attention
+from secateur.model.samples import batch_size_of, pick_sample
 from secateur.types import Example
 
 Shape = Sequence[int]

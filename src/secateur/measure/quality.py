@@ -16,19 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
-from secateur.model.call import (
-    batch_size_of,
-    call,
-    default_loss,
-    describe,
-    device_of,
-    prediction,
-    to_device,
-    to_example,
-    to_target,
-)
+from secateur.model.call import call, default_loss, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.door import Parts, first_batch, task_of
 from secateur.model.guard import evaluating, guard
+from secateur.model.samples import batch_size_of
 from secateur.types import Batch, Data, Evaluate, Judge, Loss, Metric
 
 # Training data may have no end, and say little of quality: so much of them shows whether the model still works.

@@ -8,7 +8,8 @@ from secateur.errors import NonFiniteError
 from secateur.measure.counts import num_nonzero, num_params, size_bytes
 from secateur.measure.macs import count, samples_in
 from secateur.measure.quality import quality
-from secateur.model.call import batch_size_of, describe, outputs
+from secateur.model.call import describe, outputs
+from secateur.model.samples import batch_size_of
 from secateur.types import Evaluate, Example, Latency, MacsPer, Snapshot
 
 

@@ -13,28 +13,22 @@ from __future__ import annotations
 
 import copy
 import inspect
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from secateur.errors import ForwardError, InputError, ResourceError, SecateurError, UnsupportedError
+from secateur.errors import InputError, SecateurError, UnsupportedError
+from secateur.model.failure import fail
 from secateur.types import Batch, Example
 
 LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
 ANY_NAME = "**"
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent.parent)
-# What runs beside the model while it is captured; capture.py itself calls the model's own operators.
-RECORDING = ("rules", "recorder.py", "size_uses.py", "axes.py", "groups.py")
-_NETWORKS = str(Path(_HERE) / "sources")  # bundled networks are models like a user's
 
 
 def call(model: nn.Module, example: Example) -> Any:
@@ -100,60 +94,6 @@ def _advice(model: nn.Module, example: Example) -> str:
     if len(extra) == len(example):
         return "a mapping gives keyword arguments; where the forward takes the mapping itself: example=(mapping,)"
     return f"the forward takes {', '.join(sorted(names))}; leave {', '.join(map(repr, extra))} out"
-
-
-def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:
-    """Turn an error of the user's code into one that names the module and the file:line it came from.
-
-    Args:
-        error: what was raised.
-        model: whose modules are looked for in the traceback.
-        what: one sentence: what failed.
-        hint: what to do about it, where that is known.
-
-    Raises:
-        ResourceError: memory ran out.
-        UnsupportedError: the engine's own rules failed beside the model.
-        ForwardError: anything else.
-    """
-    text = f"{type(error).__name__}: {error}"
-    if _is_ours(error):
-        where, _ = _location(error, model)
-        raise UnsupportedError(
-            f"{type(model).__name__} runs, and secateur cannot follow it",
-            why=text + (f" at {where}" if where else ""),
-            hint="write that line with plainer operators (a product and a sum for a fused call, a loop for vmap); it "
-            "would help others if you reported it",
-        ) from error
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
-        raise ResourceError(what, why=text, hint="use a smaller batch") from error
-    where, module = _location(error, model)
-    if module:
-        text += f" (in module {module!r})"
-    if where:
-        text += f" at {where}"
-    hint = hint or "check that model(input) runs with this input on its own"
-    raise ForwardError(what, why=text, hint=hint) from error
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the innermost Python frame of an error is in the rules of the engine, and not where it runs the model."""
-    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    inner = next((path for path in reversed(frames) if not path.startswith(_TORCH)), "")
-    return any(inner.startswith(str(Path(_HERE) / "structure" / part)) for part in RECORDING)
-
-
-def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
-    """File:line of the innermost frame of the user's code, and the innermost module's name."""
-    names = {id(module): name for name, module in model.named_modules()}
-    where, module = "", ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        path = frame.f_code.co_filename
-        # While a model is captured, frames of this package stand below those of the forward.
-        if not path.startswith((_TORCH, "<")) and (not path.startswith(_HERE) or path.startswith(_NETWORKS)):
-            where = f"{path}:{line}"
-        module = names.get(id(frame.f_locals.get("self")), "") or module
-    return where, module
 
 
 def describe(value: Any) -> str:
@@ -417,53 +357,6 @@ def to_device(value: Any, device: torch.device) -> Any:
 def several(example: Example, examples: Sequence[Example]) -> tuple[Example, tuple[Example, ...]]:
     """The first example and the further ones, where ``examples=[...]`` may stand in the place of ``example``."""
     return (example, tuple(examples)) if example is not None or not examples else (examples[0], tuple(examples[1:]))
-
-
-def batch_size_of(example: Example) -> int:
-    """Size of the first dimension of the first tensor that has one; 1 where there is none."""
-    return next((tensor.shape[0] for tensor in tensors_in(example) if tensor.dim()), 1)
-
-
-def with_batch_size(example: Example, size: int) -> Any:
-    """Repeat or trim every tensor whose first dimension is the batch to another batch size.
-
-    Args:
-        example: what `call` takes.
-        size: wanted batch size, at least 1.
-
-    Raises:
-        InputError: size below 1, or an empty batch.
-    """
-    now = batch_size_of(example)
-    if size < 1 or now < 1:
-        raise InputError(f"cannot bring the example {describe(example)} to batch size {size}")
-
-    return _rows(example, now, torch.arange(size) % now)
-
-
-def pick_sample(example: Example, number: int) -> Example:
-    """One sample of an example, as a batch of one.
-
-    Args:
-        example: what `call` takes.
-        number: of the sample, from 0.
-
-    Example:
-        >>> pick_sample((torch.arange(6).view(3, 2), torch.zeros(7)), 2)
-        (tensor([[4, 5]]), tensor([0., 0., 0., 0., 0., 0., 0.]))
-    """
-    return _rows(example, batch_size_of(example), torch.tensor([number]))
-
-
-def _rows(value: Any, batch: int, rows: Tensor) -> Any:
-    """Choose rows of every tensor that leads with the batch; masks over positions and the like stay whole."""
-    if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
-        return value[rows.to(value.device)]
-    if isinstance(value, Mapping):
-        return {key: _rows(item, batch, rows) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_rows(item, batch, rows) for item in value)
-    return value
 
 
 def require_reiterable(data: Any, why: str) -> None:

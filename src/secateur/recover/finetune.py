@@ -14,14 +14,8 @@ from torch.optim import Optimizer
 
 from secateur.errors import ForwardError, InputError, NonFiniteError, RecipeError, SecateurError
 from secateur.masks import mask_model
-from secateur.model.call import (
-    default_loss,
-    describe,
-    device_of,
-    fail,
-    require_reiterable,
-    to_device,
-)
+from secateur.model.call import default_loss, describe, device_of, require_reiterable, to_device
+from secateur.model.failure import fail
 from secateur.model.guard import guard
 from secateur.recover.optimizers import OptimizerSpec, Schedule, build_optimizer, rate_factor, resolve_schedule
 from secateur.types import Batch, Data, Loss

@@ -27,6 +27,7 @@ from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.conditions import Branch, unreached
+from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder, Rejoined
@@ -321,7 +322,7 @@ class _Functions(TorchFunctionMode):
                 doors.watched_numbers(recorder, args[:1])
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
-                handler(size_uses.FunctionCall(recorder, name, args, kwargs, result))
+                handler(FunctionCall(recorder, name, args, kwargs, result))
             recorder.opened.clear()
             if recorder.made:
                 if name not in COUNTED and tensors_of((args, kwargs)):

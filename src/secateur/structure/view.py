@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.measure.macs import samples_in
-from secateur.model.call import batch_size_of
+from secateur.model.samples import batch_size_of
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import structure

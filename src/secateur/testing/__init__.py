@@ -1,7 +1,9 @@
 """Contract checks that shipped criteria keep and that third parties can run on theirs."""
 
-from secateur.testing.criteria import CHECKS, Check, NotApplicable, Stage, check_criterion
+from secateur.testing import surroundings  # its checks join CHECKS
+from secateur.testing.criteria import check_criterion
 from secateur.testing.scenes import Scene, TinyNet, cross_entropy, groups_of, tiny_scene
+from secateur.testing.stage import CHECKS, Check, NotApplicable, Stage
 
 __all__ = [
     "CHECKS",
@@ -13,5 +15,6 @@ __all__ = [
     "check_criterion",
     "cross_entropy",
     "groups_of",
+    "surroundings",
     "tiny_scene",
 ]

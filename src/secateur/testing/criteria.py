@@ -10,118 +10,23 @@ Run all of them with `check_criterion`, or parametrise a test over `CHECKS`:
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from secateur.criteria.base import DOCUMENTED, NEEDS, PROMISES, STATED, Criterion, get, names
+from secateur.criteria.base import DOCUMENTED, NEEDS, PROMISES, STATED, get, names
 from secateur.criteria.docstrings import section
 from secateur.errors import InputError, NonFiniteError, RecipeError, SecateurError
 from secateur.registry import build
-from secateur.testing.scenes import Scene, SceneMaker, TinyNet, groups_of, tiny_scene
+from secateur.testing.scenes import SceneMaker, TinyNet, groups_of, tiny_scene
+from secateur.testing.stage import CHECKS, KINDS, Factory, Stage, check
 from secateur.testing.tools import (
-    copy_of,
     erase_unit,
     expect_error,
     expect_same,
-    mark,
     reorder_units,
     require,
-    state_of,
 )
 from secateur.types import Group, Span
-
-Factory = Callable[[], Criterion]
-KINDS = ("channel", "neuron", "element", "vector", "kernel", "block", "n:m", "expert", "layer")
-
-
-class NotApplicable(Exception):
-    """The check says nothing about this criterion; the message says why."""
-
-
-class Stage:
-    """What a check works with.
-
-    Args:
-        factory: makes the criterion.
-        make_scene: granularity -> a fresh scene.
-        kinds: granularities that `make_scene` knows.
-    """
-
-    def __init__(self, factory: Factory, make_scene: SceneMaker, kinds: tuple[str, ...]) -> None:
-        self.factory, self.scene = factory, make_scene
-        self.criterion = factory()
-        known = self.criterion.granularities
-        self.kinds = [kind for kind in kinds if "any" in known or kind in known]
-        require(bool(self.kinds), f"no scene for granularities {known}: pass make_scene and kinds")
-
-    @property
-    def scored(self) -> Iterator[str]:
-        """Granularities whose scene the criterion does not refuse; the first must be among them."""
-        return (kind for kind, _, _ in _all_kinds(self))
-
-    @property
-    def main(self) -> Scene:
-        """A fresh scene of the first granularity."""
-        return self.scene(self.kinds[0])
-
-    def score(self, scene: Scene, **changes: Any) -> dict[str, Tensor]:
-        """Scores of a fresh criterion."""
-        return self.factory().score(scene.context(**changes))
-
-    def needs(self, word: str) -> bool:
-        """Whether the criterion needs "data", "labels", ..."""
-        return word in self.criterion.needs
-
-    def only_if(self, applies: bool, why: str) -> None:
-        """Leave the check if it does not apply."""
-        if not applies:
-            raise NotApplicable(why)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One property of all criteria; call it with a factory.
-
-    Args:
-        name: what must hold, in words.
-        body: raises AssertionError if it does not, NotApplicable if it says nothing.
-    """
-
-    name: str
-    body: Callable[[Stage], None]
-
-    def __call__(self, factory: Factory, *, make_scene: SceneMaker = tiny_scene, kinds: tuple[str, ...] = KINDS) -> str:
-        """Run the check.
-
-        Args:
-            factory: makes the criterion; its class will do where every option has a default.
-            make_scene: granularity -> fresh scene, for criteria that need a model of their own.
-            kinds: granularities that `make_scene` knows; the first one that fits is used most.
-
-        Returns:
-            "" if it holds, or why it says nothing about this criterion.
-
-        Raises:
-            AssertionError: it does not hold.
-        """
-        try:
-            self.body(Stage(factory, make_scene, kinds))
-        except NotApplicable as reason:
-            return str(reason)
-        return ""
-
-    def __str__(self) -> str:
-        return self.name.replace(" ", "_")
-
-
-CHECKS: list[Check] = []
 
 
 def check_criterion(
@@ -146,23 +51,13 @@ def check_criterion(
         ''
     """
     results, failures = {}, []
-    for check in CHECKS:
+    for each in CHECKS:
         try:
-            results[check.name] = check(factory, make_scene=make_scene, kinds=kinds)
+            results[each.name] = each(factory, make_scene=make_scene, kinds=kinds)
         except (AssertionError, SecateurError, RuntimeError, TypeError, ValueError, LookupError) as error:
-            failures.append(f"{check.name}: {type(error).__name__}: {error}")
+            failures.append(f"{each.name}: {type(error).__name__}: {error}")
     require(not failures, f"{len(failures)} of {len(CHECKS)} checks fail\n" + "\n".join(failures))
     return results
-
-
-def check(name: str) -> Callable[[Callable[[Stage], None]], Check]:
-    """Decorator: add a check to `CHECKS`."""
-
-    def add(body: Callable[[Stage], None]) -> Check:
-        CHECKS.append(Check(name, body))
-        return CHECKS[-1]
-
-    return add
 
 
 # Description and options
@@ -219,39 +114,39 @@ def _stateless(stage: Stage) -> None:
 
 @check("every group gets one score and nothing else does")
 def _names(stage: Stage) -> None:
-    for _, scene, scores in _all_kinds(stage):
+    for _, scene, scores in stage.scores():
         require(list(scores) == [g.name for g in scene.groups], f"scores of {list(scores)}")
 
 
 @check("scores have the shape of the group")
 def _shape(stage: Stage) -> None:
-    for _, scene, scores in _all_kinds(stage):
+    for _, scene, scores in stage.scores():
         for group in scene.groups:
             require(tuple(scores[group.name].shape) == group.shape, f"{group.name}: {scores[group.name].shape}")
 
 
 @check("scores are float32")
 def _float32(stage: Stage) -> None:
-    for *_, scores in _all_kinds(stage):
+    for *_, scores in stage.scores():
         require(all(s.dtype == torch.float32 for s in scores.values()), "another dtype")
 
 
 @check("scores are finite")
 def _finite(stage: Stage) -> None:
-    for *_, scores in _all_kinds(stage):
+    for *_, scores in stage.scores():
         require(all(bool(s.isfinite().all()) for s in scores.values()), "NaN or Inf")
 
 
 @check("scores are detached and contiguous")
 def _detached(stage: Stage) -> None:
-    for *_, scores in _all_kinds(stage):
+    for *_, scores in stage.scores():
         require(not any(s.requires_grad for s in scores.values()), "a score requires grad")
         require(all(s.is_contiguous() for s in scores.values()), "a score is a strided view")
 
 
 @check("scores share no memory with the model")
 def _own_memory(stage: Stage) -> None:
-    for _, scene, scores in _all_kinds(stage):
+    for _, scene, scores in stage.scores():
         owned = {p.untyped_storage().data_ptr() for p in scene.model.parameters()}
         require(not any(s.untyped_storage().data_ptr() in owned for s in scores.values()), "a score is a weight")
 
@@ -345,152 +240,6 @@ def _zero_unit(stage: Stage) -> None:
         require(bool((scores >= scores[1]).all()), f"{kind}: zeros score {scores[1]}, the lowest is {scores.min()}")
 
 
-# The model is given back as it was found
-
-
-@check("weights keep their bits")
-def _weights(stage: Stage) -> None:
-    _unchanged(stage, lambda model: {n: p.detach().clone() for n, p in model.named_parameters()})
-
-
-@check("buffers keep their bits, also in train mode")
-def _buffers(stage: Stage) -> None:
-    _unchanged(stage, lambda model: {n: b.detach().clone() for n, b in model.named_buffers()}, train=True)
-
-
-@check("parameters keep their identity and requires_grad")
-def _identity(stage: Stage) -> None:
-    for freeze in (False, True):
-        _unchanged(stage, lambda model: [(id(p), p.requires_grad) for p in model.parameters()], freeze=freeze)
-
-
-@check("training flags are restored one by one")
-def _flags(stage: Stage) -> None:
-    _unchanged(stage, lambda model: [m.training for m in model.modules()], train=True)
-
-
-@check("gradients are left alone")
-def _grads(stage: Stage) -> None:
-    _unchanged(stage, lambda model: {n: copy_of(p.grad) for n, p in model.named_parameters()})
-
-
-@check("hooks are left alone and none stays behind")
-def _hooks(stage: Stage) -> None:
-    _unchanged(stage, lambda model: [list(m._forward_hooks) + list(m._backward_hooks) for m in model.modules()])
-
-
-@check("random states are restored")
-def _rng(stage: Stage) -> None:
-    _unchanged(stage, lambda _: (random.getstate(), str(np.random.get_state()), torch.get_rng_state()))  # noqa: NPY002
-
-
-@check("a failure half way leaves no trace")
-def _failure(stage: Stage) -> None:
-    stage.only_if(stage.needs("data"), "reads no data")
-    scene = stage.main
-    mark(scene.model)
-    before = state_of(scene.model)
-
-    class Broken:
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            yield scene.data[0]
-            raise OSError("the disk is gone")
-
-    with suppress(OSError, SecateurError):
-        stage.score(scene, data=Broken())
-        require(False, "the failure was swallowed")
-    expect_same(before, state_of(scene.model), exact=True)
-
-
-# Layouts and dtypes
-
-
-@check("bfloat16 models are scored")
-def _bfloat16(stage: Stage) -> None:
-    _dtype(stage, torch.bfloat16)
-
-
-@check("float16 models are scored")
-def _float16(stage: Stage) -> None:
-    _dtype(stage, torch.float16)
-
-
-@check("float64 models score as float32 ones")
-def _float64(stage: Stage) -> None:
-    expect_same(stage.score(stage.main), _dtype(stage, torch.float64), tolerance=1e-3)
-
-
-@check("channels_last weights score the same")
-def _channels_last(stage: Stage) -> None:
-    scene = stage.main
-    scene.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    expect_same(stage.score(stage.main), stage.score(scene))
-
-
-@check("non-contiguous weights score the same")
-def _strided(stage: Stage) -> None:
-    scene = stage.main
-    for parameter in scene.model.parameters():
-        parameter.data = torch.stack([parameter.data, parameter.data + 1], -1)[..., 0]
-    expect_same(stage.score(stage.main), stage.score(scene))
-
-
-@check("frozen parameters are scored or refused, never guessed")
-def _frozen(stage: Stage) -> None:
-    scene = stage.main
-    scene.model.requires_grad_(False)
-    with suppress(SecateurError):
-        expect_same(stage.score(stage.main), stage.score(scene))
-    require(not any(p.requires_grad for p in scene.model.parameters()), "a parameter was left unfrozen")
-
-
-@check("tied weights are scored under their first name")
-def _tied(stage: Stage) -> None:
-    stage.only_if("element" in list(stage.scored), "does not score elements")
-    scene = stage.scene("element")
-    stage.only_if(isinstance(scene.model, TinyNet), "written for TinyNet")
-    scene.model.add_module("alias", scene.model.get_submodule("fc2"))
-    scores = stage.score(scene, groups=groups_of(scene.model, "element"))
-    require("fc2.weight" in scores and "alias.weight" not in scores, f"scores of {list(scores)}")
-
-
-@check("buffers beside the weights do not count")
-def _only_weights(stage: Stage) -> None:
-    kinds = [kind for kind in stage.scored if kind != "element"]  # an element has no other places
-    stage.only_if(bool(kinds), "scores elements only")
-    alone, beside = stage.scene(kinds[0]), stage.scene(kinds[0])
-    group = beside.groups[0]
-    number = torch.arange(group.size)
-    tables = {"out": number.float() * 100, "in": number, "scale": number > 0}
-    for role, table in tables.items():
-        beside.model.register_buffer(f"table_{role}", table)
-    more = tuple(Span(f"table_{role}", number, role) for role in tables)
-    groups = [replace(group, spans=(*more, *group.spans)), *beside.groups[1:]]
-    expect_same(stage.score(alone), stage.score(beside, groups=groups), exact=True)
-
-
-@check("a model without values is scored or refused by name")
-def _meta(stage: Stage) -> None:
-    whole, scene = stage.main, stage.main
-    scene.model.to("meta")
-    if stage.criterion.reads == "nothing":
-        expect_same(stage.score(whole), stage.score(scene), exact=True)
-    else:
-        expect_error(InputError, lambda: stage.score(scene), "has no values yet")
-
-
-@check("a GPU gives the scores of the CPU")
-def _gpu(stage: Stage) -> None:
-    stage.only_if(torch.cuda.is_available(), "no CUDA device here")
-    for kind in stage.scored:
-        here, there = stage.scene(kind), stage.scene(kind)
-        # In float64, since convolutions of a GPU may round float32 to TF32.
-        expected = stage.score(replace(here, model=here.model.double(), data=[(x.double(), y) for x, y in here.data]))
-        data = [(x.double().cuda(), y.cuda()) for x, y in there.data]
-        found = stage.score(replace(there, model=there.model.double().cuda(), data=data))
-        expect_same(expected, {name: score.cpu() for name, score in found.items()})
-
-
 # Refusals
 
 
@@ -554,26 +303,6 @@ def _progress(stage: Stage) -> None:
     require(all(0 <= d <= t or t == 0 for d, t in seen), f"progress {seen}")
 
 
-def _all_kinds(stage: Stage) -> Iterator[tuple[str, Scene, dict[str, Tensor]]]:
-    for kind in stage.kinds:
-        scene = stage.scene(kind)
-        try:
-            scores = stage.score(scene)
-        except SecateurError:
-            # A criterion may refuse a scene, for example neurons without a norm, but not its first one.
-            require(kind != stage.kinds[0], f"{kind} is refused")
-            continue
-        yield kind, scene, scores
-
-
-def _dtype(stage: Stage, dtype: torch.dtype) -> dict[str, Tensor]:
-    scene = stage.main
-    data = [(x.to(dtype), y) for x, y in scene.data]
-    scores = stage.score(replace(scene, model=scene.model.to(dtype), data=data))
-    require(all(s.dtype == torch.float32 and bool(s.isfinite().all()) for s in scores.values()), f"{scores}")
-    return scores
-
-
 def _poison(stage: Stage, value: float) -> None:
     scene = stage.main
     span = next(s for s in scene.groups[0].spans if s.role in ("out", "self"))
@@ -582,17 +311,3 @@ def _poison(stage: Stage, value: float) -> None:
     weight.data[index] = value
     expect_error(NonFiniteError, lambda: stage.score(scene), span.tensor)
     expect_error(NonFiniteError, lambda: stage.score(scene), str(index))
-
-
-def _unchanged(stage: Stage, look: Callable[[nn.Module], Any], *, train: bool = False, freeze: bool = False) -> None:
-    scene = stage.main
-    if train:
-        scene.model.train()
-    mark(scene.model, freeze=freeze)
-    before = look(scene.model)
-    with suppress(SecateurError) if freeze else nullcontext():  # frozen parameters may be refused
-        stage.score(scene)
-    after = look(scene.model)
-    if not isinstance(before, dict):
-        before, after = dict(enumerate(before)), dict(enumerate(after))
-    expect_same(before, after, exact=True)

@@ -6,16 +6,9 @@ from torch import nn
 
 import secateur
 from secateur.errors import ForwardError, InputError, UnsupportedError
-from secateur.model.call import (
-    call,
-    default_loss,
-    outputs,
-    require_reiterable,
-    to_example,
-    to_target,
-    with_batch_size,
-)
+from secateur.model.call import call, default_loss, outputs, require_reiterable, to_example, to_target
 from secateur.model.guard import evaluating
+from secateur.model.samples import with_batch_size
 from secateur.structure.capture import capture
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, counts, register
+from secateur.criteria.base import Context, Criterion, register
+from secateur.criteria.sums import counts
 from secateur.errors import RecipeError
 from secateur.statistics.activations.input_norms import Inputs, input_norms
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, reduce_spans, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss
+from secateur.criteria.sums import reduce_spans
 from secateur.errors import RecipeError
 from secateur.registry import one_of
 from secateur.statistics.curvature.fisher_information import each_sample, fisher_diagonal

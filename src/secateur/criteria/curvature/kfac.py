@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, counts, register
+from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.curvature.diagonal import data_and_loss
+from secateur.criteria.sums import counts
 from secateur.errors import RecipeError
 from secateur.registry import one_of
 from secateur.statistics.curvature.damping import FRACTIONS, GRID

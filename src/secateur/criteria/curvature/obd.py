@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, counts, reduce_spans, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss, mean_gradient
+from secateur.criteria.sums import counts, reduce_spans
 from secateur.errors import RecipeError
 from secateur.registry import one_of
 from secateur.statistics.curvature.gauss_newton_matrix import gauss_newton_diagonal, same_layer_exact

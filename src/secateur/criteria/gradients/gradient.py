@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from secateur.criteria.base import Context, Reduction, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import CoupledCriterion
+from secateur.criteria.sums import Reduction
 from secateur.registry import one_of
 
 

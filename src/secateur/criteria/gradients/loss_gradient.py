@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Criterion, counts
+from secateur.criteria.base import Context, Criterion
+from secateur.criteria.sums import counts
 from secateur.errors import InputError, NonFiniteError
 from secateur.model.call import default_loss, describe
 from secateur.model.kernels import exact_derivatives

@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from secateur.criteria.base import Context, Criterion, counts, register
+from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.gradients.loss_gradient import listed, unit_values
+from secateur.criteria.sums import counts
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
-from secateur.model.call import call, describe, outputs, to_example, with_batch_size
+from secateur.model.call import call, describe, outputs, to_example
+from secateur.model.samples import with_batch_size
 from secateur.registry import one_of
 from secateur.types import Example, Group
 

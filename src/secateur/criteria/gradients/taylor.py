@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Context, Reduction, reduce_spans, register
+from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -17,6 +17,7 @@ from secateur.criteria.gradients.loss_gradient import (
     warn_if_stationary,
 )
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
+from secateur.criteria.sums import Reduction, reduce_spans
 from secateur.model.guard import guard
 from secateur.registry import one_of
 from secateur.types import Group

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, counts
+from secateur.criteria.base import Context
 from secateur.criteria.gradients.loss_gradient import (
     accumulable,
     backward,
@@ -25,6 +25,7 @@ from secateur.criteria.gradients.loss_gradient import (
     walk,
 )
 from secateur.criteria.gradients.taps import Listener, Tap, find_taps
+from secateur.criteria.sums import counts
 from secateur.statistics.gradients.functional import samples_of
 from secateur.statistics.gradients.per_sample import Way, iterate_per_sample_gradients
 from secateur.types import Batch, Group

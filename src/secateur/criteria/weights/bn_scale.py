@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, reduce_spans, register
+from secateur.criteria.base import Context, Criterion, register
+from secateur.criteria.sums import reduce_spans
 from secateur.errors import RecipeError
 from secateur.registry import one_of
 from secateur.types import Group

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.criteria.base import Context, Criterion, Reads, Reduction, register
+from secateur.criteria.base import Context, Criterion, Reads, register
+from secateur.criteria.sums import Reduction
 from secateur.registry import one_of
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.errors import InputError, NonFiniteError
-from secateur.model import call
+from secateur.model import call, samples
 from secateur.types import Batch, Data, Loss
 
 Tensors = dict[str, Tensor]
@@ -90,7 +90,7 @@ def batches(model: nn.Module, data: Data) -> Iterator[tuple[Batch, int]]:
     device, empty = call.device_of(model), True
     for batch in data:
         empty = False
-        yield call.to_device(batch, device), call.batch_size_of(batch)
+        yield call.to_device(batch, device), samples.batch_size_of(batch)
     if empty:
         raise InputError("the data holds no batch", hint="give an iterable of at least one batch")
 

@@ -16,7 +16,7 @@ from torch.func import grad_and_value, vmap
 from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import InputError, ResourceError
-from secateur.model import call
+from secateur.model import call, samples
 from secateur.model.kernels import exact_derivatives
 from secateur.statistics.gradients.functional import (
     Tensors,
@@ -145,7 +145,7 @@ def iterate_per_sample_gradients(
 ) -> Iterator[Tensors]:
     """The same as `per_sample_gradients` in pieces: each holds [at most chunk, *shape] per parameter."""
     held = parameters(model, names)
-    size = call.batch_size_of(batch)
+    size = samples.batch_size_of(batch)
     total = sum(tensor.numel() for tensor in held.values())
     step = chunk or max(1, min(size, 64, CHUNK_NUMBERS // max(total, 1)))
     for start in range(0, size, step):
@@ -229,7 +229,7 @@ def batching_pays(model: nn.Module) -> bool:
 def _vmapped(
     model: nn.Module, loss: Loss, batch: Batch, held: Tensors, *, strict: bool
 ) -> tuple[Tensors, Tensor] | None:
-    leaves, rebuild = per_sample_leaves(batch, call.batch_size_of(batch))
+    leaves, rebuild = per_sample_leaves(batch, samples.batch_size_of(batch))
 
     def one(weights: Tensors, sample: list[Tensor]) -> Tensor:
         return loss_value(model, loss, rebuild([leaf.unsqueeze(0) for leaf in sample]), weights)

@@ -4,7 +4,18 @@ An operator without a rule is a barrier: all dimensions of its tensors are locke
 `register` adds a rule for a custom operator.
 """
 
-from secateur.structure.rules import attention, contraction, factory, layout, lookup, norm, reduce, spatial, vision
+from secateur.structure.rules import (
+    attention,
+    contraction,
+    factory,
+    layout,
+    lookup,
+    norm,
+    pieces,
+    reduce,
+    spatial,
+    vision,
+)
 from secateur.structure.rules.base import Call, apply, follow_source, follow_weights, known, register
 
 __all__ = [
@@ -19,6 +30,7 @@ __all__ = [
     "layout",
     "lookup",
     "norm",
+    "pieces",
     "reduce",
     "register",
     "spatial",

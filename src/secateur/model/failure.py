@@ -1,0 +1,72 @@
+"""An error of the user's code becomes one that names the module and the file:line that it came from."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from secateur.errors import ForwardError, ResourceError, UnsupportedError
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent.parent)
+# What runs beside the model while it is captured; capture.py itself calls the model's own operators.
+RECORDING = ("rules", "recorder.py", "size_uses.py", "function_call.py", "axes.py", "groups.py")
+_NETWORKS = str(Path(_HERE) / "sources")  # bundled networks are models like a user's
+
+
+def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:
+    """Turn an error of the user's code into one that names the module and the file:line it came from.
+
+    Args:
+        error: what was raised.
+        model: whose modules are looked for in the traceback.
+        what: one sentence: what failed.
+        hint: what to do about it, where that is known.
+
+    Raises:
+        ResourceError: memory ran out.
+        UnsupportedError: the engine's own rules failed beside the model.
+        ForwardError: anything else.
+    """
+    text = f"{type(error).__name__}: {error}"
+    if _is_ours(error):
+        where, _ = _location(error, model)
+        raise UnsupportedError(
+            f"{type(model).__name__} runs, and secateur cannot follow it",
+            why=text + (f" at {where}" if where else ""),
+            hint="write that line with plainer operators (a product and a sum for a fused call, a loop for vmap); it "
+            "would help others if you reported it",
+        ) from error
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        raise ResourceError(what, why=text, hint="use a smaller batch") from error
+    where, module = _location(error, model)
+    if module:
+        text += f" (in module {module!r})"
+    if where:
+        text += f" at {where}"
+    hint = hint or "check that model(input) runs with this input on its own"
+    raise ForwardError(what, why=text, hint=hint) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the innermost Python frame of an error is in the rules of the engine, and not where it runs the model."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inner = next((path for path in reversed(frames) if not path.startswith(_TORCH)), "")
+    return any(inner.startswith(str(Path(_HERE) / "structure" / part)) for part in RECORDING)
+
+
+def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
+    """File:line of the innermost frame of the user's code, and the innermost module's name."""
+    names = {id(module): name for name, module in model.named_modules()}
+    where, module = "", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
+        # While a model is captured, frames of this package stand below those of the forward.
+        if not path.startswith((_TORCH, "<")) and (not path.startswith(_HERE) or path.startswith(_NETWORKS)):
+            where = f"{path}:{line}"
+        module = names.get(id(frame.f_locals.get("self")), "") or module
+    return where, module
