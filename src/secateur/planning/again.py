@@ -30,7 +30,7 @@ from secateur.types import Certificate, Example, Removal
 ORDER = (LayerStacks, Experts, Slices)
 
 
-class Step(NamedTuple):
+class Refound(NamedTuple):
     """Units of one kind, found again."""
 
     candidates: Candidates
@@ -74,7 +74,7 @@ def _says_float64(plan: PlanData) -> bool:
     return plan.recorded is not None and plan.recorded.dtype == "float64"
 
 
-def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Step]:
+def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Refound]:
     """The plan's units as steps of one kind each, whose edits together are that of the plan."""
     parts: dict[object, dict[str, Removal]] = {}
     for name, group in plan.groups.items():
@@ -96,7 +96,7 @@ def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Step]:
 
 def _steps(
     plan: PlanData, parts: Sequence[Mapping[str, Removal]], original: nn.Module, example: Example
-) -> Iterator[Step]:
+) -> Iterator[Refound]:
     whole, before = Edit(), original
     for number, groups in enumerate(parts):
         if number:
@@ -106,7 +106,7 @@ def _steps(
         keep = _keep(candidates, groups)
         edit = candidates.write(keep)
         whole = composed_edit(whole, edit, before) if number else edit
-        yield Step(candidates, keep, before)
+        yield Refound(candidates, keep, before)
         before = edit.copy(before) if number < len(parts) - 1 else before
     _require_equal(plan, whole)
 

@@ -29,13 +29,13 @@ Dim = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?)$")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Part(BaseModel):
+class FilePart(BaseModel):
     """Base of every part: exact types, no unknown keys, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class GroupPart(Part):
+class GroupPart(FilePart):
     """What goes from one group."""
 
     granularity: Name
@@ -43,7 +43,7 @@ class GroupPart(Part):
     removed: list[Run]
 
 
-class IntegerPart(Part):
+class IntegerPart(FilePart):
     """An integer on a module or config: what it becomes, or what it was."""
 
     owner: Name
@@ -58,7 +58,7 @@ class WasPart(IntegerPart):
     value: Annotated[int, Field(ge=-MAX_SIZE, le=MAX_SIZE)] | None  # type: ignore[assignment]
 
 
-class MaskPart(Part):
+class MaskPart(FilePart):
     """A mask as bits."""
 
     shape: Annotated[list[Size], Field(max_length=64)]
@@ -66,7 +66,7 @@ class MaskPart(Part):
     bits: Annotated[str, Field(max_length=MAX_BYTES)]
 
 
-class LayerPart(Part):
+class LayerPart(FilePart):
     """What goes from one stack of blocks."""
 
     size: Annotated[int, Field(ge=2, le=2**20)]
@@ -74,7 +74,7 @@ class LayerPart(Part):
     lists: list[Annotated[list[Name], Field(min_length=2, max_length=2)]]
 
 
-class UnitsPart(Part):
+class UnitsPart(FilePart):
     """How many units go."""
 
     what: Name
@@ -83,7 +83,7 @@ class UnitsPart(Part):
     sparsity: Annotated[float, Field(ge=0, le=1)]
 
 
-class ScalePart(Part):
+class ScalePart(FilePart):
     """A factor on part of a tensor."""
 
     tensor: Name
@@ -93,7 +93,7 @@ class ScalePart(Part):
     factor: Annotated[float, Field(gt=1e-6, lt=1e6)]
 
 
-class LeftOutPart(Part):
+class LeftOutPart(FilePart):
     """A weight that the masks do not cover."""
 
     name: Name
@@ -103,7 +103,7 @@ class LeftOutPart(Part):
     wanted: bool
 
 
-class ConditionPart(Part):
+class ConditionPart(FilePart):
     """What the run that the plan was learned from depended on."""
 
     text: Annotated[str, Field(max_length=MAX_REQUEST)]
@@ -111,7 +111,7 @@ class ConditionPart(Part):
     module: Annotated[str, Field(max_length=MAX_REQUEST)]
 
 
-class PlanPart(Part):
+class PlanPart(FilePart):
     """A whole plan."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -133,7 +133,7 @@ class PlanPart(Part):
     decision: Hash | None
 
 
-class _Recorded(Part):
+class _Recorded(FilePart):
     certificate: Certificate
 
 

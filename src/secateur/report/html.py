@@ -107,7 +107,7 @@ def render_structure_html(view: Mapping[str, Any]) -> str:
 
 
 @dataclass
-class Branch:
+class Prefix:
     """What lies under one prefix of names.
 
     Args:
@@ -117,18 +117,18 @@ class Branch:
     """
 
     groups: list[Mapping[str, Any]] = field(default_factory=list)
-    children: dict[str, Branch] = field(default_factory=dict)
+    children: dict[str, Prefix] = field(default_factory=dict)
     params: int = 0
 
 
-def _tree(groups: Sequence[Mapping[str, Any]]) -> Branch:
-    root = Branch()
+def _tree(groups: Sequence[Mapping[str, Any]]) -> Prefix:
+    root = Prefix()
     for group in groups:
         node = root
         # The last part names the group itself, which is a leaf and no branch.
         for part in group["name"].split(".")[:-1]:
             node.params += group["params"]
-            node = node.children.setdefault(part, Branch())
+            node = node.children.setdefault(part, Prefix())
         node.params += group["params"]
         node.groups.append(group)
     return root

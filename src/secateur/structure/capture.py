@@ -128,7 +128,9 @@ def _run(
         stack.enter_context(_Dispatch(recorder))
         stack.enter_context(_Functions(recorder))
         try:
-            recorder.add_outputs(_forward(model, followed(recorder, model, _switched(model, example, switched))))
+            result = _forward(model, followed(recorder, model, _switched(model, example, switched)))
+            doors.given_out(recorder, result)
+            recorder.add_outputs(result)
         except Rejoined:
             pass
         except (Exception, SystemExit) as error:

@@ -11,18 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import nn
 
 from secateur.structure.asked import length_lines, tree_of
 from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
+from secateur.structure.here import Here
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
-from secateur.structure.trace import Place, SizeUse
+from secateur.structure.trace import Place, SizeUse, Trace
 from secateur.types import Condition, Lock
-
-if TYPE_CHECKING:
-    from secateur.structure.recorder import Recorder
 
 SYMBOLS = {
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "add": "+", "sub": "-", "mul": "*",
@@ -55,6 +53,16 @@ class Branch:
         return replace(self.condition, text=f"{self.condition.text}; {outcome}")
 
 
+class Run(Protocol):
+    """What a watch has to know of the run that it listens to, which holds the watch in turn."""
+
+    here: Here
+    trace: Trace
+
+    def equality(self, expr: Expr) -> None:
+        """The code found two sizes equal and went on accordingly."""
+
+
 @dataclass(eq=False)
 class Watch:
     """Is told what the code does with integers and flags, and may tell it the opposite, once.
@@ -64,7 +72,7 @@ class Watch:
         turned: line where the first answer is turned round, to see the other branch.
     """
 
-    recorder: Recorder
+    recorder: Run
     turned: str = ""
     turned_in: str = ""  # the module that was told so
     compared_sizes: list[tuple[Apply, bool, Place]] = field(default_factory=list)

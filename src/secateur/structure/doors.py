@@ -5,17 +5,15 @@ What a cut changes in there nobody sees, so the dimensions that were read are lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import Tensor
 
 from secateur.structure.axes import leaves, lock
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
+from secateur.structure.recorder import Recorder
 from secateur.structure.trace import Args, Axes, SizeUse
 from secateur.types import Lock
-
-if TYPE_CHECKING:
-    from secateur.structure.recorder import Recorder
 
 READS = {
     "item": "a Python number", "__int__": "a Python number", "__float__": "a Python number",

@@ -2,96 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from types import CodeType, FrameType
 
 import torch
 from torch import Tensor, nn
 
 from secateur.model.call import inputs, outputs, tensors_in
-from secateur.structure import doors
 from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
+from secateur.structure.here import Here
 from secateur.structure.provenance import Expr, is_literal
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
 from secateur.types import Example, Lock
 
-TORCH = str(Path(torch.__file__).parent)
-HERE = str(Path(__file__).parent.parent)
-
-METHODS = (f"{TORCH}/_tensor.py", f"{TORCH}/overrides.py")  # methods of tensors that are written in Python
-
 StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape, strides
 Source = tuple[str, tuple[int, ...]]  # a parameter's name, and which of its dimensions each dimension is (-1 = none)
-
-
-@dataclass
-class Here:
-    """Where the run is now; every step, lock and use of a size quotes it.
-
-    Args:
-        modules: qualified names of the modules that run, the innermost last.
-        function: name of torch's Python function that runs; "" = the user's own code does.
-        op: the ATen operator that runs, or "".
-    """
-
-    modules: list[str] = field(default_factory=list)
-    function: str = ""
-    op: str = ""
-
-    @property
-    def module(self) -> str:
-        """Qualified name of the module that runs now."""
-        return self.modules[-1] if self.modules else ""
-
-    def place(self) -> Place:
-        """The operation, the module and the user's source line."""
-        return Place(self.op or self.function, self.module, user_line())
-
-    def caller(self) -> FrameType | None:
-        """The frame of the code that did something to an integer or flag; None where that is torch's own."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith((HERE, *METHODS)):
-            frame = frame.f_back
-        return None if frame is None or frame.f_code.co_filename.startswith(TORCH) else frame
-
-    def use(self) -> Place:
-        """The place of a size that is used now: the function that took the integer stands for the operation."""
-        return Place(self.function, self.module, user_line())
-
-    @contextmanager
-    def followed(
-        self, modules: Mapping[str, nn.Module], left: Callable[[str, object], None] | None = None
-    ) -> Iterator[None]:
-        """Keep track of which of these modules runs, by its name; `left` hears what each of them returned."""
-        paths = {id(module): name for name, module in modules.items()}
-
-        def enter(module: nn.Module, _: object) -> None:
-            # A module that the forward makes on the fly has no name: what it does counts for the one that made it.
-            self.modules.append(paths.get(id(module), self.module))
-
-        def leave(module: nn.Module, _: object, result: object) -> None:
-            if self.modules:
-                self.modules.pop()
-            if left is not None:
-                left(paths.get(id(module), ""), result)
-
-        # Hooks of all modules at once: hooks of one's own on every module would change what its `_forward_hooks` hold.
-        handles = [
-            nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class OwnTensors:
@@ -253,7 +180,6 @@ class Recorder:
 
     def add_outputs(self, result: object) -> None:
         """Outputs are what the user relies on: protected."""
-        doors.given_out(self, result)
         for tensor in outputs(result):
             number = self.number(tensor)
             self.trace.outputs.append(number)
@@ -344,27 +270,3 @@ def _alike(a: Sequence[Axes], b: Sequence[Axes]) -> bool:
 def _storage_key(tensor: Tensor) -> StorageKey:
     # Shape and strides too: two views of one storage are two tensors.
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
-
-
-_INTERNAL: dict[CodeType, bool] = {}  # a few hundred functions are asked about at every operation
-
-
-@cache
-def _short(filename: str) -> str:
-    path = Path(filename)
-    return f"{path.parent.name}/{path.name}"
-
-
-def user_line() -> str:
-    """`file:line` of the innermost frame outside torch and secateur's engine."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        internal = _INTERNAL.get(code)
-        if internal is None:
-            internal = code.co_filename.startswith((TORCH, HERE)) or code.co_filename.startswith("<")
-            _INTERNAL[code] = internal
-        if not internal:
-            return f"{_short(code.co_filename)}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

@@ -14,7 +14,7 @@ from secateur.criteria.curvature.diagonal import data_and_loss, mean_gradient
 from secateur.criteria.sums import counts
 from secateur.errors import RecipeError
 from secateur.registry import one_of
-from secateur.statistics.curvature.damping import Trial, choose_damping
+from secateur.statistics.curvature.damping import DampingTrial, choose_damping
 from secateur.statistics.curvature.hessian import hessian_blocks
 from secateur.statistics.curvature.inverse import Blocks, Curvature, LowRank, gram
 from secateur.statistics.gradients.functional import parameters
@@ -43,7 +43,7 @@ class Surgery:
     weights_d: Tensor
     constant: float
     alive_d: Tensor
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[DampingTrial, ...] = ()
 
     @property
     def damping(self) -> float:
@@ -215,7 +215,7 @@ class OptimalBrainSurgeon(Criterion):
         if mean == 0.0:
             note("obs: the curvature is zero; with damping alone the order is that of magnitude")
             mean = 1.0
-        trials: tuple[Trial, ...] = ()
+        trials: tuple[DampingTrial, ...] = ()
         if self.damping == "auto":
             kept = found.held_out or ((next(iter(data)), 1),)
             chosen, trials = choose_damping(builder, mean, weights_d, alive_d, model, loss, names, kept)

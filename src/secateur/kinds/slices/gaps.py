@@ -37,7 +37,7 @@ class Gaps(Protocol):
         """Dimension -> its missing positions, of the dimensions that miss some but not all."""
 
 
-class Call:
+class GapCall:
     """An operator and what it is called with.
 
     Args:

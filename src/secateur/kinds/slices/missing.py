@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.kinds.slices.gaps import Arguments, Call, Op, has_nan, is_composite, look, name_of, tensors, writes
+from secateur.kinds.slices.gaps import Arguments, GapCall, Op, has_nan, is_composite, look, name_of, tensors, writes
 from secateur.kinds.slices.operators import HANDLERS
 from secateur.model.place import users_line
 
@@ -130,7 +130,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, name: str, func: Op, args: Sequence[Any], kwargs: Arguments) -> object:
         handler = HANDLERS.get(name)
         if handler is not None:
-            return handler(self, Call(func, args, kwargs))
+            return handler(self, GapCall(func, args, kwargs))
         if is_composite(func):  # whole in inference mode only: its parts are what is known here
             with self:
                 return func.decompose(*args, **kwargs)
@@ -139,7 +139,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             functional = getattr(torch.ops.aten, name[:-1])
             plain = getattr(functional, func._overloadname, None)
             if plain is not None:
-                return args[0].copy_(changed(self, Call(plain, args, kwargs)))
+                return args[0].copy_(changed(self, GapCall(plain, args, kwargs)))
         return func(*args, **kwargs)
 
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:

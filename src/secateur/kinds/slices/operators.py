@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from secateur.kinds.slices.gaps import NAN, Call, Gaps, can_be_nan, has_nan, others, pick, spread
+from secateur.kinds.slices.gaps import NAN, GapCall, Gaps, can_be_nan, has_nan, others, pick, spread
 
-Handler = Callable[[Gaps, Call], object]
+Handler = Callable[[Gaps, GapCall], object]
 
 # -- sums of products -------------------------------------------------------------------------------------------------
 
@@ -17,7 +17,7 @@ Handler = Callable[[Gaps, Call], object]
 def _product(*factors: tuple[int, int]) -> Handler:
     """A sum of products over one dimension of each of two factors: (argument, dimension)."""
 
-    def handler(mode: Gaps, call: Call) -> object:
+    def handler(mode: Gaps, call: GapCall) -> object:
         found = [(i, d % call.args[i].dim(), mode.of(call.args[i], d)) for i, d in factors]
         gone = [missing for _, _, missing in found if missing is not None]
         sizes = {call.args[i].shape[d] for i, d, _ in found}
@@ -31,7 +31,7 @@ def _product(*factors: tuple[int, int]) -> Handler:
     return handler
 
 
-def _convolution(mode: Gaps, call: Call) -> object:
+def _convolution(mode: Gaps, call: GapCall) -> object:
     x, weight = call.get("input"), call.get("weight")
     groups, transposed = call.get("groups"), call.get("transposed")
     dim = 1 if x.dim() == weight.dim() else 0  # without a batch the channels come first
@@ -63,7 +63,7 @@ def _convolution(mode: Gaps, call: Call) -> object:
     return call.run()
 
 
-def _trilinear(mode: Gaps, call: Call) -> object:
+def _trilinear(mode: Gaps, call: GapCall) -> object:
     """A sum of products of three factors, each of which lacks some of the dimensions."""
     for d in call.get("sumdim"):
         places = []
@@ -79,7 +79,7 @@ def _trilinear(mode: Gaps, call: Call) -> object:
     return call.run()
 
 
-def _attention(mode: Gaps, call: Call) -> object:
+def _attention(mode: Gaps, call: GapCall) -> object:
     """Fused attention: coordinates without a partner count nothing, heads that are missing stay missing."""
     query, key, value = (call.get(name) for name in ("query", "key", "value"))
     if not any(has_nan(t) for t in (query, key, value)):
@@ -106,14 +106,14 @@ def _attention(mode: Gaps, call: Call) -> object:
 # -- reductions -------------------------------------------------------------------------------------------------------
 
 
-def _dims(call: Call, rank: int) -> list[int]:
+def _dims(call: GapCall, rank: int) -> list[int]:
     given = call.get("dim")
     if given is None or given == []:
         return list(range(rank))
     return [d % rank for d in ([given] if isinstance(given, int) else given)] if rank else []
 
 
-def _without(mode: Gaps, call: Call, dims: Sequence[int]) -> dict[int, Tensor]:
+def _without(mode: Gaps, call: GapCall, dims: Sequence[int]) -> dict[int, Tensor]:
     """Take what is missing out of the input; dimension -> what stays."""
     x: Tensor = call.args[0]
     found = {d: gone for d in dims if (gone := mode.of(x, d)) is not None and len(gone) < x.shape[d]}
@@ -123,7 +123,7 @@ def _without(mode: Gaps, call: Call, dims: Sequence[int]) -> dict[int, Tensor]:
     return kept
 
 
-def _reduction(mode: Gaps, call: Call) -> object:
+def _reduction(mode: Gaps, call: GapCall) -> object:
     """Positions become one number, or one number and its place."""
     x: Tensor = call.args[0]
     kept = _without(mode, call, _dims(call, x.dim()))
@@ -137,7 +137,7 @@ def _reduction(mode: Gaps, call: Call) -> object:
     return type(result)((result[0], *(_places(t, stay) for t in result[1:]))) if kept else result
 
 
-def _distance(mode: Gaps, call: Call) -> object:
+def _distance(mode: Gaps, call: GapCall) -> object:
     """An error for each place of two tensors, then its mean or sum over the places that both have."""
     if call.get("reduction") == 0:
         return call.run()
@@ -163,7 +163,7 @@ def _places(tensor: Tensor, stay: Tensor) -> Tensor:
     return tensor if tensor.is_floating_point() or tensor.is_complex() else stay[tensor]
 
 
-def _full_size(mode: Gaps, call: Call) -> object:
+def _full_size(mode: Gaps, call: GapCall) -> object:
     """The result has the input's size: a softmax, a running sum, an order."""
     x: Tensor = call.args[0]
     kept = _without(mode, call, _dims(call, x.dim()))
@@ -177,7 +177,7 @@ def _full_size(mode: Gaps, call: Call) -> object:
     return result
 
 
-def _sorted(mode: Gaps, call: Call) -> object:
+def _sorted(mode: Gaps, call: GapCall) -> object:
     """An order of what is there; the last places stay empty."""
     x: Tensor = call.args[0]
     kept = _without(mode, call, _dims(call, x.dim()) if call.get("dim") is not None else [x.dim() - 1])
@@ -188,7 +188,7 @@ def _sorted(mode: Gaps, call: Call) -> object:
     return result
 
 
-def _chosen(mode: Gaps, call: Call) -> object:
+def _chosen(mode: Gaps, call: GapCall) -> object:
     """The first few in an order."""
     x: Tensor = call.args[0]
     kept = _without(mode, call, _dims(call, x.dim()))
@@ -201,7 +201,7 @@ def _chosen(mode: Gaps, call: Call) -> object:
 # -- norms ------------------------------------------------------------------------------------------------------------
 
 
-def _over_last(mode: Gaps, call: Call) -> object:
+def _over_last(mode: Gaps, call: GapCall) -> object:
     """Layer norm and its like: the last dimensions, with weights of the same shape."""
     x: Tensor = call.args[0]
     shape = list(call.get("normalized_shape"))
@@ -219,7 +219,7 @@ def _over_last(mode: Gaps, call: Call) -> object:
     return tuple(result)
 
 
-def _batch_norm(mode: Gaps, call: Call) -> object:
+def _batch_norm(mode: Gaps, call: GapCall) -> object:
     """In training a mean over all dimensions but the channels: also how weights are standardised."""
     x: Tensor = call.args[0]
     if not call.get("training", True):
@@ -231,7 +231,7 @@ def _batch_norm(mode: Gaps, call: Call) -> object:
     return tuple(result)
 
 
-def _group_norm(mode: Gaps, call: Call) -> object:
+def _group_norm(mode: Gaps, call: GapCall) -> object:
     """Every group over the channels that it still has."""
     x: Tensor = call.get("input")
     gone = mode.of(x, 1)
@@ -253,7 +253,7 @@ def _group_norm(mode: Gaps, call: Call) -> object:
     return out.index_fill(1, gone, NAN), mean.flatten(1), scale.flatten(1)
 
 
-def _weight_norm(mode: Gaps, call: Call) -> object:
+def _weight_norm(mode: Gaps, call: GapCall) -> object:
     """A direction of length one times a length: along all dimensions but one."""
     v: Tensor = call.get("v")
     keep = call.get("dim") % v.dim()
@@ -267,7 +267,7 @@ def _weight_norm(mode: Gaps, call: Call) -> object:
 # -- truth values -----------------------------------------------------------------------------------------------------
 
 
-def _question(mode: Gaps, call: Call) -> object:
+def _question(mode: Gaps, call: GapCall) -> object:
     """Truth values of numbers: what is missing stays so, under another name than NaN."""
     result: Tensor = call.run()
     name = call.func._schema.name.removeprefix("aten::")
@@ -282,7 +282,7 @@ def _question(mode: Gaps, call: Call) -> object:
     return result
 
 
-def _as_number(mode: Gaps, call: Call) -> object:
+def _as_number(mode: Gaps, call: GapCall) -> object:
     """What was missing as a truth value is NaN again as a number."""
     result: Tensor = call.run()
     absent = mode.noted(call.args[0])
@@ -300,7 +300,7 @@ def _as_number(mode: Gaps, call: Call) -> object:
     return result
 
 
-def _repaired(mode: Gaps, call: Call) -> object:
+def _repaired(mode: Gaps, call: GapCall) -> object:
     """NaN is replaced where it is a number gone wrong, not where a slice is missing."""
     absent = mode.anywhere(call.args[0])
     result: Tensor = call.run()

@@ -18,7 +18,7 @@ FRACTIONS = (0.25, 0.5)
 
 
 @dataclass(frozen=True)
-class Trial:
+class DampingTrial:
     """One damping that was tried.
 
     Args:
@@ -47,7 +47,7 @@ def choose_damping(
     loss: Loss,
     names: Sequence[str],
     kept: Sequence[Held],
-) -> tuple[float, tuple[Trial, ...]]:
+) -> tuple[float, tuple[DampingTrial, ...]]:
     """Try dampings at the work itself: remove what each scores lowest, update the rest, look at the loss.
 
     Choosing by the distance between predicted and true changes was tried too and chose worse: a damping far
@@ -84,6 +84,6 @@ def choose_damping(
             new, cost = curvature.remove(weights_d, keep_d)
             predicted.append(cost)
             true.append(mean_loss(model, loss, kept, unflatten(new, model, names)) - before)
-        trials.append(Trial(damping, tuple(predicted), tuple(true)))
+        trials.append(DampingTrial(damping, tuple(predicted), tuple(true)))
     best = min(reversed(trials), key=lambda trial: trial.cost)
     return best.damping, tuple(trials)
