@@ -129,21 +129,7 @@ def prune(
     with run.stage("quality"):
         # What the cut alone did; without recovery it is the final quality, which is measured below.
         after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
-    for number, step in enumerate(settings.recover):
-        with run.stage(f"recover {number + 1}: {step.method}"):
-            assert given.train is not None
-            assert given.scoring is not None
-            records = recover(
-                pruned,
-                step,
-                Damage(model, plan.cuts, plan.masks, plan.layers),
-                train=given.train,
-                scoring=given.scoring,
-                loss=loss,
-                seed=settings.seed,
-                progress=run.step(step.method),
-            )
-            run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+    _recover(pruned, Damage(model, plan.cuts, plan.masks, plan.layers), given, settings, loss, run)
     control = _control(model, given, settings, judged, loss, run) if settings.control == "dense" else None
     with run.stage("measure"):
         # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
@@ -274,6 +260,25 @@ def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | No
             hint="Pass evaluate=, or batches with targets; or leave the control out.",
         )
     return found
+
+
+def _recover(pruned: nn.Module, damage: Damage, given: Parts, recipe: Recipe, loss: Loss | None, run: Journal) -> None:
+    """Take the recipe's steps one after the other, each from what the one before left."""
+    for number, step in enumerate(recipe.recover):
+        with run.stage(f"recover {number + 1}: {step.method}"):
+            assert given.train is not None
+            assert given.scoring is not None
+            records = recover(
+                pruned,
+                step,
+                damage,
+                train=given.train,
+                scoring=given.scoring,
+                loss=loss,
+                seed=recipe.seed,
+                progress=run.step(step.method),
+            )
+            run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
 
 
 def _control(
