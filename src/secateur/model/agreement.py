@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
-from secateur.model.call import call, fresh
+from secateur.model.call import call, fresh, map_tensors
 from secateur.model.tensors import computed_tensors, dense
 from secateur.types import Certificate, Example
 
@@ -68,7 +68,7 @@ def agreement(
     return Certificate(worst, limit, str(precision).removeprefix("torch."), method, len(found))
 
 
-def run_cut(cut: nn.Module, example: Example, *, when: str, hint: str) -> Any:
+def run_cut(cut: nn.Module, example: Example, *, when: str, hint: str) -> object:
     """Run a cut model on the example.
 
     Raises:
@@ -141,13 +141,7 @@ def doubled(value: Any) -> Any:
     """A copy in float64: of a module, or of the tensors in an example."""
     if isinstance(value, nn.Module):
         return copy.deepcopy(value, computed_tensors(value)).double()
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(doubled(item) for item in value)
-    if isinstance(value, dict):
-        return {key: doubled(item) for key, item in value.items()}
-    return value
+    return map_tensors(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def worst(proofs: Iterable[Certificate]) -> Certificate:

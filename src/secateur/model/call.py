@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
@@ -96,7 +97,7 @@ def _advice(model: nn.Module, example: Example) -> str:
     return f"the forward takes {', '.join(sorted(names))}; leave {', '.join(map(repr, extra))} out"
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """Short text of shapes and dtypes, for error messages.
 
     Example:
@@ -112,7 +113,7 @@ def describe(value: Any) -> str:
     return str(value)[:40]
 
 
-def to_example(batch: Batch) -> Any:
+def to_example(batch: Batch) -> Example:
     """Take the model input out of a data batch.
 
     Not for an example: there a tuple means positional arguments, here it means ``(input, target)``.
@@ -153,7 +154,7 @@ def to_target(batch: Batch) -> Tensor | None:
     return None
 
 
-def outputs(value: Any) -> list[Tensor]:
+def outputs(value: object) -> list[Tensor]:
     """Flatten what a forward returned into its tensors, in a stable order.
 
     Mappings (Hugging Face outputs too), tuples, lists and dataclasses are walked; what holds no tensor
@@ -178,7 +179,7 @@ def outputs(value: Any) -> list[Tensor]:
     return found
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Tensor]:
     """Tensors of an output, example or batch, in a stable order; see `outputs` for what is walked."""
     if isinstance(value, Tensor):
         yield value
@@ -193,7 +194,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, entry.name))
 
 
-def fresh(example: Example) -> Any:
+def fresh(example: Example) -> Example:
     """An example of its own for a run: a forward may write into its input, and the next one wants it as it was.
 
     Args:
@@ -207,7 +208,7 @@ def fresh(example: Example) -> Any:
         >>> fresh(given)["x"].zero_().sum().item(), given["x"].sum().item()
         (0.0, 2.0)
     """
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors_in(example)}
+    memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in tensors_in(example)}
     try:
         return copy.deepcopy(example, memo)
     except Exception:
@@ -234,7 +235,7 @@ def inputs(example: Example) -> list[Tensor]:
     return found
 
 
-def prediction(output: Any) -> Tensor:
+def prediction(output: object) -> Tensor:
     """The tensor to compare with a target: ``logits`` where the output names them, else the first tensor."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return logits if isinstance(logits, Tensor) else outputs(output)[0]
@@ -314,7 +315,7 @@ def takes_labels(model: nn.Module, batch: Batch) -> bool:
     return isinstance(batch, Mapping) and any(key in LABEL_KEYS and _takes(model, key) for key in batch)
 
 
-def with_labels(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+def with_labels(model: nn.Module, batch: Mapping[str, object]) -> dict[str, object]:
     """The batch as the forward takes it: labels go along under the names that it knows, and else stay out."""
     return {key: value for key, value in batch.items() if key not in LABEL_KEYS or _takes(model, key)}
 
@@ -342,16 +343,47 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def to_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor of an example or batch (tuples, lists, mappings) to a device; the form is kept."""
+def map_tensors(value: Example, change: Callable[[Tensor], Tensor], *, whole: type | None = None) -> Example:
+    """An example or batch of the same form with every tensor changed; mappings come back as dicts.
+
+    Args:
+        value: what `call` takes, or a batch.
+        change: gives the new tensor.
+        whole: objects of this class are handed on as they are.
+
+    Example:
+        >>> map_tensors({"x": torch.ones(2), "n": [torch.ones(1), 3]}, torch.neg)
+        {'x': tensor([-1., -1.]), 'n': [tensor([-1.]), 3]}
+    """
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
+    if whole is not None and isinstance(value, whole):
+        return value
     if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
+        return {key: map_tensors(item, change, whole=whole) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        moved = [to_device(item, device) for item in value]
-        return moved if isinstance(value, list) else tuple(moved)
+        items = [map_tensors(item, change, whole=whole) for item in value]
+        if isinstance(value, PackedSequence):  # torch wants these sizes on the CPU, wherever the data are
+            items[1] = value.batch_sizes
+        return rebuilt(value, items)
     return value
+
+
+def rebuilt(value: Sequence[Any], items: Sequence[Any]) -> Any:
+    """A list or tuple with other items: a named tuple stays one, as forwards ask for its class and its fields.
+
+    Example:
+        >>> rebuilt((1, 2), [3, 4])
+        (3, 4)
+    """
+    if isinstance(value, list):
+        return list(items)
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def to_device(value: Example, device: torch.device) -> Example:
+    """Move every tensor of an example or batch to a device; the form is kept."""
+    return map_tensors(value, lambda tensor: tensor.to(device))
 
 
 def several(example: Example, examples: Sequence[Example]) -> tuple[Example, tuple[Example, ...]]:
@@ -359,7 +391,7 @@ def several(example: Example, examples: Sequence[Example]) -> tuple[Example, tup
     return (example, tuple(examples)) if example is not None or not examples else (examples[0], tuple(examples[1:]))
 
 
-def require_reiterable(data: Any, why: str) -> None:
+def require_reiterable(data: object, why: str) -> None:
     """Refuse a one-shot iterator where the data is read more than once.
 
     Args:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from secateur.errors import InputError
-from secateur.model.call import describe, tensors_in
+from secateur.model.call import describe, map_tensors, tensors_in
 from secateur.types import Example
 
 
@@ -18,7 +18,7 @@ def batch_size_of(example: Example) -> int:
     return next((tensor.shape[0] for tensor in tensors_in(example) if tensor.dim()), 1)
 
 
-def with_batch_size(example: Example, size: int) -> Any:
+def with_batch_size(example: Example, size: int) -> Example:
     """Repeat or trim every tensor whose first dimension is the batch to another batch size.
 
     Args:
@@ -32,7 +32,7 @@ def with_batch_size(example: Example, size: int) -> Any:
     if size < 1 or now < 1:
         raise InputError(f"cannot bring the example {describe(example)} to batch size {size}")
 
-    return _rows(example, now, torch.arange(size) % now)
+    return map_rows(example, now, lambda tensor: tensor[(torch.arange(size) % now).to(tensor.device)])
 
 
 def pick_sample(example: Example, number: int) -> Example:
@@ -46,15 +46,22 @@ def pick_sample(example: Example, number: int) -> Example:
         >>> pick_sample((torch.arange(6).view(3, 2), torch.zeros(7)), 2)
         (tensor([[4, 5]]), tensor([0., 0., 0., 0., 0., 0., 0.]))
     """
-    return _rows(example, batch_size_of(example), torch.tensor([number]))
+    return map_rows(example, batch_size_of(example), lambda tensor: tensor[[number]])
 
 
-def _rows(value: Any, batch: int, rows: Tensor) -> Any:
-    """Choose rows of every tensor that leads with the batch; masks over positions and the like stay whole."""
-    if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
-        return value[rows.to(value.device)]
-    if isinstance(value, Mapping):
-        return {key: _rows(item, batch, rows) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_rows(item, batch, rows) for item in value)
-    return value
+def map_rows(value: Example, size: int, take: Callable[[Tensor], Tensor]) -> Example:
+    """An example or batch with every tensor changed that leads with the samples.
+
+    Masks over positions and the like stay whole, and so do packed sequences: what they hold belongs together, and is
+    no batch of rows.
+
+    Args:
+        value: the example or batch.
+        size: number of its samples.
+        take: gives the new tensor.
+    """
+
+    def change(tensor: Tensor) -> Tensor:
+        return take(tensor) if tensor.dim() and tensor.shape[0] == size else tensor
+
+    return map_tensors(value, change, whole=PackedSequence)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -48,7 +46,7 @@ def require_shapes(model: nn.Module) -> None:
             raise InputError(f"{name!r} has no shape yet", hint="run one forward pass before pruning")
 
 
-def computed_tensors(model: nn.Module) -> dict[int, Any]:
+def computed_tensors(model: nn.Module) -> dict[int, object]:
     """Copies of weights that old-style hooks compute before each forward: deepcopy refuses such tensors."""
     kept = (value for module in model.modules() for value in vars(module).values())
     return {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}

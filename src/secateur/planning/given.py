@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.errors import InputError
 from secateur.kinds.base import Candidates, Family, Keep
+from secateur.model.call import describe
 from secateur.registry import suggestion
 from secateur.types import Group
 
@@ -23,6 +24,12 @@ def given_scores(candidates: Candidates, scores: Mapping[str, Tensor]) -> Mappin
     known = {group.name: group for group in candidates.groups}
     for name, score in scores.items():
         group = known_group(known, name, candidates)
+        if not isinstance(score, Tensor) or score.is_meta:
+            raise InputError(
+                f"the scores of {name!r} are no tensor with values: {describe(score)}",
+                why="it is on the meta device" if isinstance(score, Tensor) else "",
+                hint="one number per unit in a tensor: torch.tensor([...])",
+            )
         if tuple(score.shape) != group.shape or not score.is_floating_point():
             raise InputError(
                 f"the scores of {name!r} are {score.dtype} {tuple(score.shape)}, not float {group.shape}",

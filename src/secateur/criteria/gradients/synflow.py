@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.gradients.loss_gradient import listed, unit_values
 from secateur.criteria.sums import counts
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
-from secateur.model.call import call, describe, outputs, to_example
+from secateur.model.call import call, describe, map_tensors, outputs, to_example
 from secateur.model.samples import with_batch_size
 from secateur.registry import one_of
+from secateur.structure.trace import Args, Kwargs
 from secateur.types import Example, Group
 
 PASSED = frozenset(
@@ -210,9 +211,9 @@ class _Flow:
         """R is linear in a positive input: no constant, and twice the input gives twice the output."""
         generator = torch.Generator().manual_seed(0)
         # Not on the ones: there attention looks linear, because all positions are alike.
-        some = _each(self._ones, lambda t: t * torch.rand(t.shape, generator=generator).to(t))
+        some = map_tensors(self._ones, lambda t: t * torch.rand(t.shape, generator=generator).to(t))
         with torch.no_grad():
-            once, twice = self._run(some), self._run(_each(some, lambda t: 2 * t))
+            once, twice = self._run(some), self._run(map_tensors(some, lambda t: 2 * t))
         if bool(torch.isfinite(twice)) and not torch.allclose(2 * once, twice, rtol=1e-9):
             raise UnsupportedError(
                 "synaptic flow is not defined for this network",
@@ -230,8 +231,8 @@ class _Linear(TorchFunctionMode):
         self._norm = norm
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self, func: Callable[..., object], types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         kwargs = kwargs or {}
         factor = _FACTORS.get(func)
         if factor is not None:
@@ -260,7 +261,7 @@ def _batch_norm(
 def _layer_norm(
     norm: str,
     input: Tensor,
-    normalized_shape: Any,
+    normalized_shape: object,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float | None = None,
@@ -269,7 +270,7 @@ def _layer_norm(
 
 
 def _rms_norm(
-    norm: str, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+    norm: str, input: Tensor, normalized_shape: object, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     return input if weight is None else input * weight
 
@@ -299,7 +300,7 @@ def _instance_norm(
     return _times(input, weight, 1)
 
 
-_FACTORS: dict[Callable[..., Any], Callable[..., Tensor]] = {
+_FACTORS: dict[Callable[..., object], Callable[..., Tensor]] = {
     functional.batch_norm: _batch_norm,
     functional.layer_norm: _layer_norm,
     functional.rms_norm: _rms_norm,
@@ -312,13 +313,13 @@ def _times(input: Tensor, weight: Tensor | None, dim: int) -> Tensor:
     return input if weight is None else input * weight.view(-1, *[1] * (input.dim() - 1 - dim))
 
 
-def _ones(context: Context) -> Any:
+def _ones(context: Context) -> Example:
     example = context.example
     if example is None and context.data is not None:
         example = next((to_example(batch) for batch in context.data), None)
     if example is None:
         raise RecipeError("synflow needs the shape of the input", hint="pass example=, an input of the model")
-    return _each(with_batch_size(example, 1), _as_ones)
+    return map_tensors(with_batch_size(example, 1), _as_ones)
 
 
 def _as_ones(tensor: Tensor) -> Tensor:
@@ -329,16 +330,6 @@ def _as_ones(tensor: Tensor) -> Tensor:
             hint="use 'snip', 'grasp' or 'magnitude'",
         )
     return torch.ones_like(tensor, dtype=torch.float64)
-
-
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _each(item, change) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_each(item, change) for item in value)
-    return value
 
 
 def _per_unit(context: Context, scores: Mapping[str, Tensor]) -> list[tuple[Group, Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secateur.errors import NonFiniteError
 from secateur.model.call import to_example
+from secateur.model.samples import map_rows
 from secateur.statistics.activations.observe import Observer, Site
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
@@ -89,7 +90,7 @@ def gather(
     return trace, found
 
 
-def few_samples(example: Example, size: int) -> Any:
+def few_samples(example: Example, size: int) -> Example:
     """The first samples of an example; what is one tensor stays one (attention asks whether keys are values).
 
     Args:
@@ -98,15 +99,7 @@ def few_samples(example: Example, size: int) -> Any:
     """
     known: dict[int, Tensor] = {}
 
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            trim = value.dim() > 0 and value.shape[0] == size
-            return known.setdefault(id(value), value[:LEARN] if trim else value)
-        if isinstance(value, Mapping):
-            return {key: cut(item) for key, item in value.items()}
-        return tuple(map(cut, value)) if isinstance(value, (tuple, list)) else value
-
-    return cut(example)
+    return map_rows(example, size, lambda tensor: known.setdefault(id(tensor), tensor[:LEARN]))
 
 
 def others(value: Tensor, dim: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,24 +98,15 @@ def per_sample_leaves(batch: Batch, size: int) -> tuple[list[Tensor], Callable[[
     """Tensors of a batch whose first dimension is the sample, and how to put others in their place."""
     found: list[Tensor] = []
 
-    def walk(value: Any, take: Callable[[Tensor], Tensor]) -> Any:
-        if isinstance(value, Tensor):
-            return take(value) if value.dim() and value.shape[0] == size else value
-        if isinstance(value, Mapping):
-            return {key: walk(item, take) for key, item in value.items()}
-        if isinstance(value, (tuple, list)):
-            return tuple(walk(item, take) for item in value)
-        return value
-
     def collect(tensor: Tensor) -> Tensor:
         found.append(tensor)
         return tensor
 
-    walk(batch, collect)
+    samples.map_rows(batch, size, collect)
 
     def rebuild(leaves: Sequence[Tensor]) -> Batch:
         rest = iter(leaves)
-        return walk(batch, lambda _: next(rest))
+        return samples.map_rows(batch, size, lambda _: next(rest))
 
     return found, rebuild
 
