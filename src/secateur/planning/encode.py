@@ -53,7 +53,7 @@ def indices(runs: Any, what: str) -> Tensor:
     return torch.from_numpy(np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64))
 
 
-def pack(mask: Tensor) -> dict[str, Any]:
+def pack(mask: Tensor) -> dict[str, object]:
     """A bool mask as shape, number of kept elements, and bits (row-major, first element in the high bit)."""
     bits = np.packbits(mask.detach().cpu().numpy().reshape(-1))
     return {

@@ -64,13 +64,13 @@ def to_json(plan: PlanData) -> str:
     return text
 
 
-def decision_hash(data: Mapping[str, Any]) -> str:
+def decision_hash(data: Mapping[str, object]) -> str:
     """SHA-256 of the parts of a plan's data that a proof is about; all of it is plain already."""
     parts = {name: data[name] for name in DECISION}
     return sha256(json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
-def _integers(values: Mapping[Attribute, int]) -> list[dict[str, Any]]:
+def _integers(values: Mapping[Attribute, int]) -> list[dict[str, object]]:
     # In one order: what the engine found first is no part of the decision.
     known = sorted(values.items(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].item or 0))
     return [{"owner": a.owner, "name": a.name, "item": a.item, "value": value} for a, value in known]

@@ -21,10 +21,10 @@ def problem(message: str) -> PydanticCustomError:
     return PydanticCustomError("recipe", "{message}", {"message": message})
 
 
-def _amount(name: str) -> Callable[[Any], Any]:
+def _amount(name: str) -> Callable[[object], object]:
     """The check that every entry makes of this number of a target."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         wrong = check_amount(name, value)
         if wrong:
             raise problem(wrong)
@@ -33,7 +33,7 @@ def _amount(name: str) -> Callable[[Any], Any]:
     return check
 
 
-def _choice(value: Any) -> Any:
+def _choice(value: object) -> object:
     name = value.get("name") if isinstance(value, dict) else value
     if isinstance(value, bool) or not isinstance(name, str):
         raise problem("write a name, or a mapping with name and its options")
@@ -47,11 +47,11 @@ def _choice(value: Any) -> Any:
     return value
 
 
-def _choices(value: Any) -> Any:
+def _choices(value: object) -> object:
     return [_choice(item) for item in value] if isinstance(value, (list, tuple)) and value else _choice(value)
 
 
-def _plain(value: Any, *, depth: int) -> None:
+def _plain(value: object, *, depth: int) -> None:
     if depth > 4:
         raise problem("options nest too deep")
     if isinstance(value, dict):
@@ -78,16 +78,16 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _choice_schema(what: str) -> dict[str, Any]:
+def _choice_schema(what: str) -> dict[str, object]:
     name = {"type": "string", "pattern": f"^{_NAME}$"}
     mapping = {"type": "object", "required": ["name"], "properties": {"name": name}}
     return {"anyOf": [name, mapping], "description": what}
 
 
-Choice = Annotated[str | dict[str, Any], BeforeValidator(_choice)]
+Choice = Annotated[str | dict[str, object], BeforeValidator(_choice)]
 Criterion = Annotated[Choice, WithJsonSchema(_choice_schema("The rule that scores; a registered name."))]
 Granularity = Annotated[
-    str | dict[str, Any] | list[str | dict[str, Any]],
+    str | dict[str, object] | list[str | dict[str, object]],
     BeforeValidator(_choices),
     WithJsonSchema(
         {
@@ -102,7 +102,7 @@ Granularity = Annotated[
 Allocation = Annotated[Choice, WithJsonSchema(_choice_schema("How sparsity is spread over layers."))]
 
 
-def _number(name: str, schema: dict[str, Any], *, patterns: bool) -> Any:
+def _number(name: str, schema: dict[str, object], *, patterns: bool) -> Any:
     """The type of one entry of a target: checked by `secateur.request`, described for editors by a schema."""
     several = {"type": "object", "additionalProperties": schema, "minProperties": 1}
     shown = {"anyOf": [schema, several]} if patterns else schema

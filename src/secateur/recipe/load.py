@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
@@ -23,7 +24,7 @@ from secateur.recipe.schema import Recipe
 from secateur.registry import suggestion
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -71,17 +72,18 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def _quoted(data: Any) -> Any:
+def _quoted(data: object) -> object:
     """Quote what readers of YAML 1.1 take for something else: 2:4 is 124 to them, no is false."""
     if isinstance(data, dict):
         return {key: _quoted(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_quoted(item) for item in data]
-    plain = not isinstance(data, str) or re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{3,}", data)
-    return data if plain else DoubleQuotedScalarString(data)
+    if isinstance(data, str) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{3,}", data):
+        return DoubleQuotedScalarString(data)
+    return data
 
 
-def _read(source: str | Path | Mapping[str, Any] | Recipe) -> RecipeText:
+def _read(source: str | Path | Mapping[str, object] | Recipe) -> RecipeText:
     if isinstance(source, Recipe):
         return RecipeText("recipe", source.model_dump(mode="json", by_alias=True))
     if isinstance(source, Mapping):
@@ -111,7 +113,7 @@ def _file_text(path: Path) -> str:
         raise refuse(path, kind, wanted="YAML") from error
 
 
-def _without_nulls(data: Any) -> Any:
+def _without_nulls(data: object) -> object:
     """Null means "left out", so that ``--set recover.0.epochs=null`` takes a value away."""
     if isinstance(data, Mapping):
         return {key: _without_nulls(value) for key, value in data.items() if value is not None}
@@ -120,7 +122,7 @@ def _without_nulls(data: Any) -> Any:
     return data
 
 
-def _explain(error: Any, read: RecipeText, origins: Mapping[Keys, str]) -> str:
+def _explain(error: ErrorDetails, read: RecipeText, origins: Mapping[Keys, str]) -> str:
     kind = error["type"]
     path = _keys(error["loc"], read.data, missing=kind in {"missing", "extra_forbidden"})
     where = _where(path, read, origins)
@@ -129,7 +131,7 @@ def _explain(error: Any, read: RecipeText, origins: Mapping[Keys, str]) -> str:
     return ": ".join(filter(None, (where, shown, _message(error, path))))
 
 
-def _message(error: Any, path: Keys) -> str:
+def _message(error: ErrorDetails, path: Keys) -> str:
     kind, message = error["type"], str(error["msg"])
     if kind == "recipe":
         return message
@@ -158,7 +160,7 @@ def _where(path: Keys, read: RecipeText, origins: Mapping[Keys, str]) -> str:
     return read.where(path)
 
 
-def _short(value: Any) -> bool:
+def _short(value: object) -> bool:
     return isinstance(value, str | int | float) and len(repr(value)) <= 60
 
 
@@ -188,7 +190,7 @@ def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
     return model
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def _models(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [model for argument in get_args(annotation) for model in _models(argument)]

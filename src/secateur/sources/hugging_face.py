@@ -54,7 +54,7 @@ def check_folder(folder: Path) -> None:
         _check_counts(load_json(config, max_bytes=MAX_CONFIG), sum(map(_tensors_in, weights)), str(config))
 
 
-def check_config(config: Any, origin: str) -> None:
+def check_config(config: object, origin: str) -> None:
     """Refuse a config that asks for code.
 
     Args:
@@ -83,7 +83,7 @@ def _asks(origin: str, place: str, why: str) -> FileRefusedError:
     )
 
 
-def _items(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str, Any]]:
+def _items(config: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str, object]]:
     """(place, key, value) of every key, those of inner objects included; JSON is read with bounded depth."""
     for key, value in config.items():
         yield f"{before}{key}", key, value
@@ -92,7 +92,7 @@ def _items(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, s
                 yield from _items(inner, f"{before}{key}.")
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     """Texts in a value, whatever holds them."""
     if isinstance(value, Mapping):
         return [text for inner in value.values() for text in _texts(inner)]
@@ -101,7 +101,7 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _check_index(index: Any, path: Path) -> None:
+def _check_index(index: object, path: Path) -> None:
     names = index.get("weight_map", {}) if isinstance(index, Mapping) else None
     if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
         raise FileRefusedError(f"{path} is refused: it is no index of weights")
@@ -109,7 +109,7 @@ def _check_index(index: Any, path: Path) -> None:
         check_name(name)
 
 
-def _check_counts(config: Any, tensors: int, origin: str) -> None:
+def _check_counts(config: Mapping[str, object], tensors: int, origin: str) -> None:
     """Every layer has a weight of its own, so more layers than tensors are a lie that only costs time."""
     for place, key, value in _items(config):
         counts = value if isinstance(value, list) else [value]

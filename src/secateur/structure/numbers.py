@@ -142,14 +142,14 @@ def _bare(value: Any) -> Any:
     return int.__int__(value) if isinstance(value, int) else float.__float__(value)
 
 
-Method = Callable[..., Any]
+Method = Callable[..., object]
 
 
 def _binary(name: str, *, swapped: bool) -> Method:
     """Arithmetic that an expression can say; with a fraction it is a scale."""
     function = OPERATORS[name]
 
-    def method(self: TrackedInt, other: Any) -> Any:
+    def method(self: TrackedInt, other: object) -> object:
         if isinstance(other, float):
             return _fraction(function, self, other, swapped=swapped)
         if type(other) is not int and not isinstance(other, TrackedInt):
@@ -160,7 +160,7 @@ def _binary(name: str, *, swapped: bool) -> Method:
     return method
 
 
-def _fraction(function: Callable[[Any, Any], Any], self: Any, other: Any, *, swapped: bool) -> Any:
+def _fraction(function: Callable[..., Any], self: float, other: float, *, swapped: bool) -> object:
     a, b = (other, self) if swapped else (self, other)
     value = function(_bare(a), _bare(b))
     return TrackedFloat(value, (*_sizes_of(a), *_sizes_of(b))) if isinstance(value, float) else value
@@ -168,9 +168,9 @@ def _fraction(function: Callable[[Any, Any], Any], self: Any, other: Any, *, swa
 
 def _to_fraction(name: str, *, swapped: bool) -> Method:
     """Arithmetic with a fraction: quotients, powers, and everything that is done to them."""
-    function: Callable[[Any, Any], Any] = getattr(operator, name)
+    function: Callable[..., Any] = getattr(operator, name)
 
-    def method(self: Any, other: Any) -> Any:
+    def method(self: float, other: float) -> object:
         if type(other) not in (int, float, TrackedInt, TrackedFloat):
             return NotImplemented
         return _fraction(function, self, other, swapped=swapped)
@@ -199,7 +199,7 @@ def _telling(kind: type, name: str, how: str) -> Method:
     """A method of a plain number whose result nobody can follow."""
     plain = getattr(kind, name)
 
-    def method(self: Any, *others: Any) -> Any:
+    def method(self: TrackedInt | TrackedFloat, *others: object) -> object:
         self._told(how)
         return plain(self, *others)
 

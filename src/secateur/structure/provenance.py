@@ -54,7 +54,7 @@ NUMBERS = (int, float, bool, str)
 PLAIN = frozenset([*CONTAINERS, bool, int, float, str, tuple, type(None)])
 
 
-def owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def owners(model: nn.Module) -> Iterator[tuple[str, object]]:
     """(dotted path, object) of every module and of the config objects that modules hold; each object once."""
     seen: set[int] = set()
     for path, module in model.named_modules():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
@@ -40,7 +39,7 @@ class View:
     macs_per: MacsPer = "sample"
     conditions: tuple[Condition, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {
             "model": self.model,

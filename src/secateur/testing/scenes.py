@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from secateur.criteria.base import Context
 from secateur.kinds.weights import parse
 from secateur.structure.trace import Trace
-from secateur.types import Group, Loss, Span
+from secateur.types import Batch, Group, Loss, Span
 
-KINDS: dict[str, Any] = {
+KINDS: dict[str, str | dict[str, object]] = {
     "element": "element",
     "vector": "vector",
     "kernel": "kernel",
@@ -134,7 +134,7 @@ class TinyBlock(nn.Module):
         return hidden
 
 
-def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of (inputs, labels)."""
     inputs, labels = batch
     return F.cross_entropy(model(inputs), labels)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ def require(holds: bool, message: str) -> None:
 
 
 def expect_same(
-    expected: dict[str, Any], found: dict[str, Any], *, exact: bool = False, tolerance: float = 1e-4
+    expected: Mapping[str, object], found: Mapping[str, object], *, exact: bool = False, tolerance: float = 1e-4
 ) -> None:
     """Compare tensors by name: bit for bit, or relative to the largest value of each.
 
@@ -85,9 +84,9 @@ def mark(model: nn.Module, *, freeze: bool = False) -> None:
     next(model.children()).register_forward_hook(lambda *_: None)
 
 
-def state_of(model: nn.Module) -> dict[str, Any]:
+def state_of(model: nn.Module) -> dict[str, object]:
     """Everything that a criterion must leave as it was, by name."""
-    state: dict[str, Any] = {name: value.clone() for name, value in model.state_dict().items()}
+    state: dict[str, object] = {name: value.clone() for name, value in model.state_dict().items()}
     state |= {f"grad of {n}": copy_of(p.grad) for n, p in model.named_parameters()}
     state |= {f"requires_grad of {n}": p.requires_grad for n, p in model.named_parameters()}
     for name, module in model.named_modules():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from secateur.model import call
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import one_of
 from secateur.statistics.gradients.functional import batches
+from secateur.structure.trace import Args, Kwargs
 from secateur.types import Group
 
 
@@ -141,9 +141,11 @@ class _Listener:
             raise UnsupportedError(f"the block of {self.group.name!r} did not run on the data")
         return self.sums / (self.tokens if over_all else self.counts.clamp(min=1))
 
-    def _one_each(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _one_each(self, module: nn.Module, args: Args, kwargs: Kwargs, result: object) -> None:
         """Call the experts again with one of the chosen per token, for each of the k chosen."""
-        routed = None if self._busy or not isinstance(result, Tensor) else _routed(args, kwargs)
+        if self._busy or not isinstance(result, Tensor):
+            return
+        routed = _routed(args, kwargs)
         if routed is None:
             return
         require_finite(result, self.group.name, what="the output of")
@@ -174,7 +176,7 @@ class _Listener:
             self.tokens += chosen.shape[:-1].numel()
             self._heard = True
 
-    def _left_out(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _left_out(self, block: nn.Module, args: Args, kwargs: Kwargs, result: object) -> None:
         """Leave out each expert in turn, where the experts themselves could not be heard."""
         if self._busy:
             return
@@ -228,7 +230,7 @@ class _Listener:
         self.counts += torch.bincount(numbers[known], minlength=self.group.size)
 
 
-def _routed(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+def _routed(args: Args, kwargs: Kwargs) -> tuple[Tensor, Tensor] | None:
     """Chosen numbers and their weights: the one integer tensor, and the one floating one of its shape."""
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     chosen = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool and t.dim() >= 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from secateur.model import call
 from secateur.model.bypass import first_tensor, hidden_of
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
+from secateur.structure.trace import Args, Kwargs
 from secateur.types import Group
 
 TINY = 1e-12
@@ -118,7 +119,7 @@ class _Path:
                 hooks.callback(block.register_forward_hook(self._leave(place)).remove)
 
     def _enter(self, place: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             hidden = hidden_of(args, kwargs)
             assert hidden is not None
             self._before[place] = hidden.detach().clone()  # blocks may add in place
@@ -129,7 +130,7 @@ class _Path:
         dim = self.group.attributes["channel_dim"][place]
         free = self.group.attributes["free"]
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             # The run ends here; it began `span - 1` blocks before.
             first = place - self.span + 1
             start, hidden = self._before.pop(first, None), first_tensor(output)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,16 +141,16 @@ class Listener:
                 total[tap.group].index_add_(1, tap.unit[owned], value.cpu().double()[:, owned])
         return total
 
-    def _after(self, channel: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+    def _after(self, channel: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(module: nn.Module, _: object, output: Tensor) -> Tensor:
             own = output if output.requires_grad else output.detach().requires_grad_()
             self._attach(own, module, "output", channel)
             return own.clone()  # what follows may work in place, and the sum needs the value
 
         return hook
 
-    def _before(self, channel: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _before(self, channel: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             first = args[0]
             own = first.view_as(first) if first.requires_grad else first.detach().requires_grad_()
             self._attach(own, module, "input", channel)

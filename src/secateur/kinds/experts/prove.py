@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from secateur.model.agreement import require_slices
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep, kept
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Trace
+from secateur.structure.trace import Args, Kwargs, Op, Trace
 from secateur.types import Certificate, Example
 
 SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
@@ -143,9 +142,7 @@ class _Masked(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name in gone:
             self.weights[tensors[name]] = name
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Op, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         result = func(*args, **(kwargs or {}))
         named = [(i, self._name(a)) for i, a in enumerate(args)]
         hits = [(i, name) for i, name in named if name is not None]
@@ -159,7 +156,7 @@ class _Masked(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = self._mask(result, name, -2 if i == FIRST[kind] and result.dim() > 1 else -1)
         return result
 
-    def _name(self, value: Any) -> str | None:
+    def _name(self, value: object) -> str | None:
         found: str | None = self.weights.get(value) if isinstance(value, Tensor) else None  # type: ignore[no-untyped-call]
         return found
 

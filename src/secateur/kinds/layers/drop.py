@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -48,7 +47,7 @@ def _container(model: nn.Module, path: str) -> nn.Module | None:
     return module if isinstance(module, (nn.ModuleList, nn.Sequential)) else None
 
 
-def _list_at(model: nn.Module, owner: str, name: str) -> list[Any] | tuple[Any, ...] | None:
+def _list_at(model: nn.Module, owner: str, name: str) -> list[object] | tuple[object, ...] | None:
     try:
         value = vars(owner_at(model, owner)).get(name)
     except (KeyError, TypeError):
@@ -135,9 +134,9 @@ def dropped(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int
         undo()
 
 
-def stand_ins(model: nn.Module, layers: Layers) -> dict[int, Any]:
+def stand_ins(model: nn.Module, layers: Layers) -> dict[int, object]:
     """What deepcopy puts in the place of blocks that go, which are then never copied: module id -> an empty module."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for path, entry in layers.items():
         container = _container(model, path)
         for i, block in enumerate(container._modules.values() if container is not None else ()):

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ def _index(model: nn.Module, stack: Stack) -> dict[tuple[str, str], int]:
     return {k: v for k, v in (found or {}).items() if v in (0, 1)}
 
 
-def _around(model: nn.Module, stack: Stack) -> Iterator[tuple[str, Any]]:
+def _around(model: nn.Module, stack: Stack) -> Iterator[tuple[str, object]]:
     """Modules around the stack and the configs that they hold."""
     for path, owner in owners(model):
         holder = path if isinstance(owner, nn.Module) else path.rpartition(".")[0]

@@ -21,7 +21,7 @@ from secateur.structure import rules
 from secateur.structure.axes import Atom, Axis, leaves, unit_index
 from secateur.structure.capture import quiet
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Ref, Step, Trace, numbers_in, tensors_of
+from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, numbers_in, tensors_of
 from secateur.types import Example, Group
 
 _MOVES = frozenset(["t", "transpose", "permute", "alias", "detach", "clone", "_to_copy", "view", "_unsafe_view",
@@ -228,7 +228,7 @@ def weight_sites(trace: Trace, names: Iterable[str]) -> list[Site]:
 
 def distinct(trace: Trace, sites: Iterable[Site]) -> list[Site]:
     """Sites without those that read the same values again (three projections read one tensor)."""
-    kept: dict[tuple[Any, ...], Site] = {}
+    kept: dict[tuple[object, ...], Site] = {}
     for site in sites:
         # An in-place call in between makes other values of the same tensor.
         writers = [i for i in range(site.step) if site.tensor in trace.steps[i].outputs]
@@ -289,9 +289,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._seen != len(self._expected):
             self._differs(f"it makes {self._seen} of {len(self._expected)} calls of the operators that are watched")
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Op, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         """Count the call and hand out what is asked for."""
         kwargs = kwargs or {}
         # As at capture: the same calls are seen only if the same composites are taken apart.
@@ -336,14 +334,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
-def _operand(step: Step, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _operand(step: Step, number: int, args: Args, kwargs: Kwargs) -> Tensor:
     for recorded, value in zip(step.args, args, strict=False):
         # By position first: an operand that is there twice is the same tensor.
         if isinstance(recorded, Ref) and recorded.number == number and isinstance(value, Tensor):
             return value
     for name, recorded in step.kwargs.items():
-        if isinstance(recorded, Ref) and recorded.number == number and isinstance(kwargs.get(name), Tensor):
-            return kwargs[name]  # type: ignore[no-any-return]
+        value = kwargs.get(name)
+        if isinstance(recorded, Ref) and recorded.number == number and isinstance(value, Tensor):
+            return value
     raise UnsupportedError(f"{step.place.op} takes its operands in another order than on the example")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ def captured_output(model: nn.Module) -> Iterator[list[Tensor]]:
     """A list that receives the prediction of every call of the model."""
     seen: list[Tensor] = []
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+    def keep(_module: nn.Module, _args: object, output: object) -> None:
         seen.append(call.prediction(output))
 
     handle = model.register_forward_hook(keep)

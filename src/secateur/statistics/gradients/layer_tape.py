@@ -61,7 +61,7 @@ class LayerTape:
             for handle in handles:
                 handle.remove()
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _record(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Tensor | None:
         normalises_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
         if id(module) in self._inputs or normalises_batch or not args or not isinstance(output, Tensor):
             self._repeated.add(id(module))
