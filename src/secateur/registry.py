@@ -135,6 +135,17 @@ def one_of(option: str, value: object, allowed: Sequence[str]) -> None:
         raise RecipeError(f"{option}={value!r} is not known", hint=suggestion(str(value), allowed))
 
 
+def whole_number(option: str, value: object, *, least: int = 0) -> int:
+    """A whole number of at least so much.
+
+    Raises:
+        RecipeError: anything else; True is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise RecipeError(f"{option}={value!r} is not a whole number of at least {least}")
+    return value
+
+
 def suggestion(word: str, known: Iterable[str], *, form: str = "{!r}", otherwise: str | None = None) -> str:
     """Hint for a misspelt word: the nearest known words, or all of them when they are few.
 

@@ -6,7 +6,10 @@ wrong on any input, lock where nothing speaks against a cut, or let one through 
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 import rules_table
@@ -15,6 +18,7 @@ from rules_net import Cut, build, cut, degenerate, differs, inputs, operators, p
 from rules_table import ANY, ELSEWHERE, ROWS, UNITS, Row
 
 from secateur.errors import CertificateError
+from secateur.structure import rules
 from secateur.structure.rules import base
 
 
@@ -142,3 +146,17 @@ def test_dropout_in_inference_mode_is_no_chance() -> None:
 
     plan = sc.plan(Model().eval(), torch.randn(2, 8), target={"sparsity": 0.3})
     assert plan.cuts["a.weight"]
+
+
+def registered(path: Path) -> Iterator[str]:
+    """Operators that a file of rules registers."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "register":
+            yield from (part.value for name in node.args for part in ast.walk(name) if isinstance(part, ast.Constant))
+
+
+def test_every_operator_has_one_rule() -> None:
+    # The second one would take the first one's place, which then looks alive and is read by nobody.
+    names = [name for path in sorted(Path(rules.__file__).parent.glob("*.py")) for name in registered(path)]
+    assert len(names) > 200
+    assert {name for name in names if names.count(name) > 1} == set()

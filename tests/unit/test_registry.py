@@ -12,7 +12,7 @@ import pytest
 
 import secateur
 from secateur.errors import RecipeError
-from secateur.registry import Registry, build, one_of, option_names, suggestion
+from secateur.registry import Registry, build, one_of, option_names, suggestion, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +108,10 @@ def test_there_is_one_did_you_mean():
 def test_the_registry_needs_no_torch():
     code = "import sys, secateur.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "3", None, -1, 1])
+def test_what_is_no_whole_number_of_at_least_so_much_is_refused(value):
+    with pytest.raises(RecipeError, match=r"^width=.* is not a whole number of at least 2"):
+        whole_number("width", value, least=2)
+    assert whole_number("width", 2, least=2) == 2

@@ -184,12 +184,12 @@ def _data(data: Data | None, labels: bool | None, loss: Loss | None) -> tuple[st
 
 def _seconds(model: nn.Module, batch: Batch, loss: Loss | None) -> float:
     """The shorter of two passes: the first one pays for what torch sets up once."""
-    rule, device, taken = loss or default_loss, device_of(model), []
+    loss_of, device, taken = loss or default_loss, device_of(model), []
     # Eval: running statistics must not move.
     with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = time.perf_counter()
-            rule(model, to_device(batch, device)).backward()  # type: ignore[no-untyped-call]
+            loss_of(model, to_device(batch, device)).backward()  # type: ignore[no-untyped-call]
             model.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -129,8 +129,10 @@ def recommend(facts: Facts, known: Collection[str]) -> Draft:
 
 def _granularity(facts: Facts, draft: Draft) -> str:
     if facts.units.get("expert"):
-        rule = "magnitude" if facts.data == NONE else "reap"
-        draft.alternatives.append(f"granularity expert ({facts.units['expert']} units), criterion {rule}: {EXPERTS}")
+        criterion = "magnitude" if facts.data == NONE else "reap"
+        draft.alternatives.append(
+            f"granularity expert ({facts.units['expert']} units), criterion {criterion}: {EXPERTS}"
+        )
     free = {kind: share for kind in CUTS if (share := facts.shares.get(kind, 0.0)) > 0}
     if free:
         # Of equals the first in CUTS, so that the same facts give the same advice.

@@ -31,7 +31,7 @@ from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_within, names, parse
 from secateur.kinds.weights.nm import NM, keep_pattern
 from secateur.model.tensors import require_finite
-from secateur.registry import suggestion
+from secateur.registry import suggestion, whole_number
 from secateur.types import Group, Kept
 
 Scores = Mapping[str, Tensor]
@@ -134,7 +134,7 @@ def select(
         7
     """
     free = _free(scores, protect)
-    _whole("min_keep", min_keep)
+    whole_number("min_keep", min_keep)
     known = tuple(groups) or getattr(scores, "groups", ())  # `score` hands its groups on
     axes = {group.name: group.attributes for group in known}
     rules = _Rules(scope, None if allocation == "global" else allocation, min_keep, axes, shapes)
@@ -350,16 +350,10 @@ def _checked(key: str, value: float) -> _Amount:
     if not isinstance(value, (int, float)):
         raise RecipeError(f"{key}={value!r} is a {type(value).__name__}, not a number", hint=f"for example {key}=0.5")
     if key == "count":
-        return _Amount(count=_whole("count", value))
+        return _Amount(count=whole_number("count", value))
     if key == "threshold":
         if isinstance(value, bool) or not math.isfinite(value):
             raise RecipeError(f"threshold={value!r} is not a finite number")
         return _Amount(threshold=value)
     round_half_up(value, 0)  # refuses what is no fraction, before any score is read
     return _Amount(sparsity=value)
-
-
-def _whole(option: str, value: float) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RecipeError(f"{option}={value!r} is not a whole number of at least 0")
-    return value

@@ -53,7 +53,7 @@ def cells_of(protocol: Protocol, contestants: Sequence[Contestant], seed: int) -
                 if recovery == NO_RECOVERY or level in protocol.recover_levels:
                     yield Cell(seed, one.label, AS_IS, level, recovery)
             # Random scores in another random order are random scores.
-            if level in protocol.ablation_levels and one.rule.name != RANDOM:
+            if level in protocol.ablation_levels and one.criterion.name != RANDOM:
                 yield Cell(seed, one.label, SHUFFLED, level, NO_RECOVERY)
                 yield Cell(seed, one.label, INVERTED, level, NO_RECOVERY)
     if protocol.scratch:

@@ -22,18 +22,18 @@ class Contestant:
 
     Args:
         label: how the tables call it; unique.
-        rule: the criterion.
+        criterion: the criterion.
         control: whether it was added by the protocol and not asked for.
     """
 
     label: str
-    rule: Criterion
+    criterion: Criterion
     control: bool = False
 
     @property
     def identity(self) -> dict[str, Json]:
         """Name and options, as they go into hashes."""
-        return {"name": self.rule.name, **self.rule.options()}
+        return {"name": self.criterion.name, **self.criterion.options()}
 
 
 def make_contestants(criteria: Iterable[CriterionChoice]) -> list[Contestant]:
@@ -55,26 +55,26 @@ def make_contestants(criteria: Iterable[CriterionChoice]) -> list[Contestant]:
     if not asked:
         raise RecipeError("there is no criterion to compare", hint="for example criteria=['taylor', 'magnitude']")
     found: list[Contestant] = []
-    for rule in asked:
-        options = _unusual_options(rule)
-        label = f"{rule.name} {options}" if options else rule.name
+    for criterion in asked:
+        options = _unusual_options(criterion)
+        label = f"{criterion.name} {options}" if options else criterion.name
         # Two lines of one label would be one line in every table, and the mean of both in every test.
         if any(label == one.label for one in found):
             raise RecipeError(f"the criterion {label!r} is named twice", hint="name each one once")
-        found.append(Contestant(label, rule, control=rule.name == RANDOM))
+        found.append(Contestant(label, criterion, control=criterion.name == RANDOM))
     # By label: magnitude with other options is a contestant like any other, and no reference.
     if not any(one.label == REFERENCE for one in found):
         found.append(Contestant(REFERENCE, criterion_of(REFERENCE), control=True))
     # By name: a random control with another seed is as good as the one that would be added.
-    if not any(one.rule.name == RANDOM for one in found):
+    if not any(one.criterion.name == RANDOM for one in found):
         found.append(Contestant(RANDOM, Random(), control=True))
     return found
 
 
-def _unusual_options(rule: Criterion) -> str:
+def _unusual_options(criterion: Criterion) -> str:
     """The options that are not the defaults, shortly."""
     try:
-        usual = type(rule)().options()
+        usual = type(criterion)().options()
     except TypeError:  # an option without a default: all of them are worth saying
         usual = {}
-    return ",".join(f"{key}={value}" for key, value in rule.options().items() if usual.get(key, ...) != value)
+    return ",".join(f"{key}={value}" for key, value in criterion.options().items() if usual.get(key, ...) != value)

@@ -63,11 +63,11 @@ def loss_changes(
 
     Cost: one forward pass over the batches per unit.
     """
-    rule, device = loss or default_loss, device_of(model)
+    loss_of, device = loss or default_loss, device_of(model)
     kept = [(to_device(batch, device), batch_size_of(to_example(batch))) for batch in batches]
     with guard(model, mode="eval", gradients=False, seed=0):
         try:
-            whole = mean_loss(model, rule, kept, {})
+            whole = mean_loss(model, loss_of, kept, {})
         except InputError:
             return None
         found = {}
@@ -77,7 +77,9 @@ def loss_changes(
                 # A block of zeros is no missing block: behind a norm it silences the path around it as well.
                 gone = [group.attributes["blocks"][unit]] if group.granularity == "layer" else []
                 with bypassed(model, gone):
-                    changes.append(mean_loss(model, rule, kept, {} if gone else _without(model, group, unit)) - whole)
+                    changes.append(
+                        mean_loss(model, loss_of, kept, {} if gone else _without(model, group, unit)) - whole
+                    )
             found[group.name] = torch.tensor(changes, dtype=torch.float64)
     return found
 

@@ -12,13 +12,12 @@ from secateur.comparison.cells import SCRATCH
 from secateur.comparison.markdown import FIDELITY, number, signed, words
 from secateur.comparison.records import CurvePoint, LayerShares, Manifest, ScoringLine, Summary
 from secateur.files.seeds import canonical_json
-from secateur.report.html import json_block, plotly_script, policy_for
+from secateur.report.html import json_block, page_script, plotly_script, policy_for
 from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size
 from secateur.types import Json
 
 _HERE = Path(__file__).parent
 _STYLE = _HERE.parent / "report" / "report.css"
-_SCRIPT, _END = "<script>", "</script>"
 COLOURS = ("#3f86cc", "#d98324", "#2e9e6b", "#a855b5", "#c0453b", "#7a6a58", "#d16ba5", "#6d8f1f", "#1c9aa8", "#8a6fd1")
 DASHES = ("solid", "dash", "longdashdot")
 LABEL = 40  # characters of a name that fit beside a curve
@@ -34,7 +33,7 @@ def to_html(summary: Summary, manifest: Manifest, *, charts: bool = True) -> str
         manifest: of the comparison.
         charts: False leaves plotly.js and the curves out.
     """
-    scripts = [plotly_script(), _page_script()] if charts else []
+    scripts = [plotly_script(), page_script(_HERE / "charts.html")] if charts else []
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -182,9 +181,3 @@ def _layout(height: int, *, x: Figure, y: Figure, shapes: Sequence[Json] = (), t
         "yaxis": y,
         "shapes": list(shapes),
     }
-
-
-def _page_script() -> str:
-    # The script stands in a page of its own, where editors and linters see it as what it is.
-    text = (_HERE / "charts.html").read_text(encoding="utf-8")
-    return text[text.index(_SCRIPT) + len(_SCRIPT) : text.rindex(_END)]

@@ -93,14 +93,14 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     The second of two passes counts: the first one pays for what torch sets up once. None where the batches have no
     target and no loss was given.
     """
-    rule, device = loss or default_loss, device_of(model)
+    loss_of, device = loss or default_loss, device_of(model)
     taken, clock = None, _clock(device)
     with guard(model, mode="eval", seed=0):
         for _ in range(2):
             started = clock()
             for batch in batches:
                 try:
-                    value = rule(model, to_device(batch, device))
+                    value = loss_of(model, to_device(batch, device))
                 except InputError:
                     return None
                 value.backward()  # type: ignore[no-untyped-call]
@@ -111,9 +111,9 @@ def epoch_seconds(model: nn.Module, batches: Sequence[Batch], loss: Loss | None)
     return taken
 
 
-def measure_scores(rule: Criterion, context: Context) -> tuple[dict[str, Tensor], Cost]:
+def measure_scores(criterion: Criterion, context: Context) -> tuple[dict[str, Tensor], Cost]:
     """Scores on the CPU, and their cost."""
-    scores, cost = metered(lambda: rule.score(context), device_of(context.model))
+    scores, cost = metered(lambda: criterion.score(context), device_of(context.model))
     # Kept on the CPU, outside of what is metered: scores of single weights are as large as the model.
     return {name: value.cpu() for name, value in scores.items()}, cost
 

@@ -164,7 +164,7 @@ class SeedRun:
         row: RunRow = {
             "seed": cell.seed, "criterion": cell.label, "variant": cell.variant, "level": cell.level,
             "recovery": cell.recovery, "control": one is None or one.control,
-            "options": {} if one is None else one.rule.options(), "base": self.base_hash,
+            "options": {} if one is None else one.criterion.options(), "base": self.base_hash,
             "status": "ok", "why": "", "key": cell.key,
         }  # fmt: skip
         try:
@@ -216,7 +216,7 @@ class SeedRun:
                 self.material.example,
                 target=wanted.target(cell.level),
                 scores={name: score.to(device_of(self.base)) for name, score in scores.items()},
-                comparable=self.contestants[label].rule.comparable,
+                comparable=self.contestants[label].criterion.comparable,
                 granularity=wanted.granularity,
                 scope=wanted.scope,
                 allocation=wanted.allocation,
@@ -265,7 +265,7 @@ class SeedRun:
             seed=self.seed,
             capture=trace,
         )
-        scores, cost = measure_scores(self.contestants[label].rule, context)
+        scores, cost = measure_scores(self.contestants[label].criterion, context)
         unit = self._epoch[0]
         told: ScoringCost = {
             "seconds": cost.seconds,

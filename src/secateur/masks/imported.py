@@ -14,7 +14,16 @@ from torch.nn.utils.prune import BasePruningMethod
 from secateur.errors import UnsupportedError
 from secateur.masks.handle import MaskHandle, mask_model
 from secateur.model.admit import admit
-from secateur.model.carried import PRUNE, CarriedMask, carried_masks, hidden_of, is_binary, is_mask, parametrizations
+from secateur.model.carried import (
+    PRUNE,
+    CarriedMask,
+    carried_masks,
+    is_binary,
+    is_mask,
+    original_of,
+    own_class,
+    parametrizations,
+)
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
@@ -122,7 +131,7 @@ def _prune_mask(carried: CarriedMask) -> _Found:
 
 def _parametrized_mask(carried: CarriedMask) -> _Found:
     steps = parametrizations(carried.module)[carried.attribute]
-    original = hidden_of(steps)
+    original = original_of(steps)
     if original is None:
         raise _not_a_mask(carried, "it is parametrized in terms of several tensors, or of a buffer")
     other = [type(step).__name__ for step in steps if not is_mask(step, original)]
@@ -174,24 +183,13 @@ def _make_plain(found: _Found) -> None:
     """Take the hook or the parametrization away; the hidden parameter stands under its own name again."""
     module, name = found.where.module, found.where.attribute
     if found.where.by != PRUNE:
-        _own_class(module)
+        own_class(module)
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
         return
     del module._forward_pre_hooks[_hook_of(module, name)]
     del module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"]
     # By the module itself: it takes the product of the last forward pass away, and recurrent layers follow.
     setattr(module, name, found.original)
-
-
-def _own_class(module: nn.Module) -> None:
-    """Give a parametrized module a class that no copy of it shares.
-
-    torch computes the weight in a property of a class made for the module, and takes the property off that class.
-    Copies share the class, so those that keep their masks would lose their weight.
-    """
-    shared = type(module)
-    body = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
-    module.__class__ = type(shared.__name__, shared.__bases__, body)
 
 
 def _hook_of(module: nn.Module, name: str) -> int:

@@ -49,7 +49,7 @@ def carried_masks(model: nn.Module) -> Iterator[CarriedMask]:
                 yield CarriedMask(prefix + name, module, name, PRUNE)
         if parametrize.is_parametrized(module):
             for name, steps in parametrizations(module).items():
-                if any(is_mask(step, hidden_of(steps)) for step in steps):
+                if any(is_mask(step, original_of(steps)) for step in steps):
                     yield CarriedMask(prefix + name, module, name, PARAMETRIZE)
 
 
@@ -75,7 +75,7 @@ def parametrizations(module: nn.Module) -> dict[str, parametrize.Parametrization
     return {name: steps for name, steps in found.items() if isinstance(steps, parametrize.ParametrizationList)}
 
 
-def hidden_of(steps: parametrize.ParametrizationList) -> nn.Parameter | None:
+def original_of(steps: parametrize.ParametrizationList) -> nn.Parameter | None:
     """The parameter that the steps start from; None where it is a buffer, or several tensors."""
     original = getattr(steps, "original", None)
     return original if isinstance(original, nn.Parameter) else None
@@ -106,3 +106,14 @@ def is_binary(mask: Tensor) -> bool:
     if mask.dtype == torch.bool:
         return mask.numel() > 0
     return mask.numel() > 0 and bool(((mask == 0) | (mask == 1)).all())
+
+
+def own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class that no copy of it shares.
+
+    torch computes the weight in a property of a class made for the module, and takes the property off that class.
+    Copies share the class, so those that keep their masks would lose their weight.
+    """
+    shared = type(module)
+    body = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)

@@ -56,6 +56,7 @@ def tree_of(filename: str) -> ast.Module:
         return ast.Module(body=[], type_ignores=[])
 
 
+@cache
 def short(filename: str) -> str:
     """The last two parts of a path, as conditions and locks quote it."""
     path = Path(filename)

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 
 import torch
 from torch import nn
 
+from secateur.structure.asked import short
 from secateur.structure.trace import Place
 
 TORCH = str(Path(torch.__file__).parent)
@@ -86,12 +86,6 @@ class Here:
 _INTERNAL: dict[CodeType, bool] = {}  # a few hundred functions are asked about at every operation
 
 
-@cache
-def _short(filename: str) -> str:
-    path = Path(filename)
-    return f"{path.parent.name}/{path.name}"
-
-
 def user_line() -> str:
     """`file:line` of the innermost frame outside torch and secateur's engine."""
     frame: FrameType | None = sys._getframe(1)
@@ -102,6 +96,6 @@ def user_line() -> str:
             internal = code.co_filename.startswith((TORCH, HERE)) or code.co_filename.startswith("<")
             _INTERNAL[code] = internal
         if not internal:
-            return f"{_short(code.co_filename)}:{frame.f_lineno}"
+            return f"{short(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

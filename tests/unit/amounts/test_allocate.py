@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.amounts.allocate import allocate, apportion, erk_densities, lamp_scores, names, round_half_up
+from secateur.amounts.allocate import allocate, apportion, lamp_scores, names, round_half_up
 from secateur.amounts.allocate.base import water_fill
 from secateur.errors import RecipeError, TargetError
 
@@ -54,11 +54,12 @@ SHAPES = {"a": (64, 3, 3, 3), "b": (64, 64, 3, 3), "c": (10, 64)}
 
 
 def test_erk_golden():
-    densities = erk_densities(list(SHAPES.values()), 0.1)
-    assert densities == pytest.approx([0.670048, 0.057654, 1.0], abs=5e-7)
-    sizes = [int(np.prod(shape)) for shape in SHAPES.values()]
-    assert sum(d * s for d, s in zip(densities, sizes, strict=True)) == pytest.approx(0.1 * sum(sizes), rel=1e-12)
-    assert erk_densities([(4, 4), (8, 8)], 1.0) == [1.0, 1.0]
+    removed = allocate({name: torch.rand(shape) for name, shape in SHAPES.items()}, name="erk", sparsity=0.9).removed
+    for name, density in {"a": 0.670048, "b": 0.057654, "c": 1.0}.items():
+        size = int(np.prod(SHAPES[name]))
+        assert abs(size - removed[name] - density * size) < 1
+    square = {"a": torch.rand(4, 4), "b": torch.rand(8, 8)}
+    assert allocate(square, name="erk", sparsity=0.0).removed == {"a": 0, "b": 0}
 
 
 def test_erk_counts_are_exact():

@@ -1,7 +1,7 @@
 """How much is removed from which group: one allocation per file, each registered here."""
 
 from secateur.amounts.allocate.base import Allotment, Amounts, allocate, apportion, names, register, round_half_up
-from secateur.amounts.allocate.erk import erk, erk_densities
+from secateur.amounts.allocate.erk import erk
 from secateur.amounts.allocate.global_ import global_
 from secateur.amounts.allocate.lamp import lamp, lamp_scores
 from secateur.amounts.allocate.uniform import uniform
@@ -12,7 +12,6 @@ __all__ = [
     "allocate",
     "apportion",
     "erk",
-    "erk_densities",
     "global_",
     "lamp",
     "lamp_scores",

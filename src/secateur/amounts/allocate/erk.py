@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from secateur.amounts.allocate.base import Allotment, Amounts, apportion, register, water_fill
+from secateur.amounts.allocate.base import Allotment, Amounts, apportion, register
 from secateur.errors import RecipeError
 
 
@@ -33,22 +33,6 @@ def erk(request: Allotment) -> Amounts:
     kept = apportion(shares, sum(whole) - request.count, whole, floors=[request.floors[name] for name in sizes])
     removed = {name: size - k for (name, size), k in zip(sizes.items(), kept, strict=True)}
     return Amounts(request.scores, removed)
-
-
-def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float]:
-    """Densities of layers of these shapes, before rounding to whole weights.
-
-    Args:
-        shapes: shape of each weight, [out, in, *kernel].
-        density: kept fraction of all weights together, in (0, 1].
-
-    Example:
-        >>> [round(d, 6) for d in erk_densities([(64, 3, 3, 3), (64, 64, 3, 3), (10, 64)], 0.1)]
-        [0.670048, 0.057654, 1.0]
-    """
-    sizes = [math.prod(shape) for shape in shapes]
-    kept = water_fill(_shares(shapes, sizes), Fraction(str(density)) * sum(sizes), sizes, floors=[0] * len(sizes))
-    return [float(k / size) for k, size in zip(kept, sizes, strict=True)]
 
 
 def _shares(shapes: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[Fraction]:

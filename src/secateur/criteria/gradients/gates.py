@@ -16,6 +16,7 @@ from secateur.criteria.gradients.loss_gradient import LossCriterion, listed
 from secateur.criteria.gradients.taylor import Taylor
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.model.call import default_loss
+from secateur.model.carried import own_class
 from secateur.registry import one_of, suggestion
 from secateur.types import Group, Span
 
@@ -91,7 +92,7 @@ class Gates:
         orders = {path: gate.order for path, _, gate in self._found()}
         for path, key in places:
             module = self._model.get_submodule(path)
-            _own_class(module)
+            own_class(module)
             parametrize.remove_parametrizations(module, key, leave_parametrized=False)
         for path, order in orders.items():
             held = self._model.get_submodule(path)._parameters
@@ -180,13 +181,6 @@ def insert_gates(model: nn.Module, groups: Sequence[Group], *, at: Place = "cons
 def gates_of(model: nn.Module) -> Gates:
     """The gates that a model has; without any, `values` is empty."""
     return Gates(model)
-
-
-def _own_class(module: nn.Module) -> None:
-    """A copied module shares the generated class, and removal would take the weight from the other one too."""
-    shared = type(module)
-    body = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
-    module.__class__ = type(shared.__name__, shared.__bases__, body)
 
 
 def _stack(module: nn.Module, key: str) -> parametrize.ParametrizationList:

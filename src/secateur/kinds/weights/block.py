@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 
 from secateur.errors import RecipeError
-from secateur.kinds.weights.granularity import Granularity, positive, register
+from secateur.kinds.weights.granularity import Granularity, register
 from secateur.kinds.weights.weight import Weight
+from secateur.registry import whole_number
 from secateur.types import Group
 
 
@@ -42,7 +43,7 @@ class Block(Granularity):
         """Refuse anything but two sizes."""
         if isinstance(self.shape, str) or len(self.shape) != 2:
             raise RecipeError(f"shape={self.shape!r} is not (rows, columns)", hint="for example [4, 4]")
-        object.__setattr__(self, "shape", tuple(positive("shape", size) for size in self.shape))
+        object.__setattr__(self, "shape", tuple(whole_number("shape", size, least=1) for size in self.shape))
 
     def group(self, weight: Weight) -> Group:
         """(blocks along out, blocks along in * kernel) units."""

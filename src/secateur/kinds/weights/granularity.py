@@ -100,11 +100,6 @@ class Granularity(ABC):
         )
 
 
-def prunable_weights(model: nn.Module, protect: Collection[str] = ()) -> list[Weight]:
-    """Weights that granularities split into units; see `Granularity.groups` for the rules."""
-    return list(find_weights(model, protect).weights)
-
-
 def is_within(name: str, patterns: Collection[str]) -> bool:
     """Whether a qualified name, or a module that holds it, matches one of the patterns.
 
@@ -161,14 +156,3 @@ def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
 
 
 STRUCTURAL = ("channel", "neuron", "head", "head_dim", "conv_group", "expert", "layer")
-
-
-def positive(option: str, value: object) -> int:
-    """A whole number of at least one.
-
-    Raises:
-        RecipeError: anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RecipeError(f"{option}={value!r} is not a whole number of at least 1")
-    return value

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError, RecipeError
-from secateur.kinds.weights.granularity import Granularity, positive, register
+from secateur.kinds.weights.granularity import Granularity, register
 from secateur.kinds.weights.weight import Weight
+from secateur.registry import whole_number
 from secateur.types import Group
 
 
@@ -46,7 +47,7 @@ class NM(Granularity):
 
     def __post_init__(self) -> None:
         """Refuse patterns that keep nothing or everything."""
-        if positive("n", self.n) >= positive("m", self.m):
+        if whole_number("n", self.n, least=1) >= whole_number("m", self.m, least=1):
             raise RecipeError(
                 f"{self.n}:{self.m} keeps everything" if self.n == self.m else f"{self.n}:{self.m} is no pattern",
                 hint="n:m keeps n of each m weights, so n is smaller than m, for example 2:4",

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from secateur.kinds.weights.granularity import Granularity, positive, register
+from secateur.kinds.weights.granularity import Granularity, register
 from secateur.kinds.weights.weight import Weight
-from secateur.registry import one_of
+from secateur.registry import one_of, whole_number
 from secateur.types import Group
 
 
@@ -46,7 +46,7 @@ class Vector(Granularity):
     def __post_init__(self) -> None:
         """Refuse unknown words and sizes."""
         one_of("axis", self.axis, ("row", "column", "strip"))
-        positive("length", self.length)
+        whole_number("length", self.length, least=1)
 
     def group(self, weight: Weight) -> Group:
         """Rows: (out,) units; columns: (in, *kernel); strips: (out, strips of a row)."""

@@ -270,18 +270,9 @@ register(
     "native_dropout", "dropout", "bernoulli", "masked_fill", "uniform", "normal", "zeros_like",
     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_prelu_kernel", "rrelu_with_noise",
     "_conj", "_neg_view", "clamp", "where", "nan_to_num", "real", "imag", "polar", "complex", "isnan", "isinf",
-    "scalar_tensor", "hardswish", "log_sigmoid_forward", "floor_divide",
+    "hardswish", "log_sigmoid_forward", "floor_divide",
     "lerp", "addcmul", "addcdiv", "exponential", "rrelu", "relu", "relu6", "hardtanh",
 )(pointwise)  # fmt: skip
-
-
-@register("tril", "triu")
-def triangle(call: Call) -> Axes:
-    """What lies on one side of a diagonal becomes zero: where that is, the numbers of rows and columns say."""
-    axes = call.axes(call.first)
-    for axis in axes[-2:]:
-        call.lock(axis, "its positions decide on which side of a diagonal they lie")
-    return axes
 
 
 def follow_source(call: Call, produced: list[int]) -> None:

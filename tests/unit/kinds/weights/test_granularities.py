@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights import NM, Block, Element, Kernel, Vector, names, parse
-from secateur.kinds.weights.granularity import is_within, prunable_weights
+from secateur.kinds.weights.granularity import is_within
 
 LAYERS = {
     "linear": nn.Linear(6, 5),
@@ -128,7 +128,7 @@ def test_lazy_and_parametrised_layers():
     with pytest.raises(InputError, match="no shape yet"):
         Element().groups(nn.LazyLinear(3))
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
-    assert prunable_weights(normed) == []
+    assert Element().groups(normed) == []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
