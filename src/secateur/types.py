@@ -107,6 +107,21 @@ class Span:
     index: Tensor | None  # None: single weights number themselves, and an index would be larger than the weight
     role: str
 
+    def units(self, tensor: Tensor) -> Tensor:
+        """The number of the unit that owns each element of its tensor: the index, spelt out where there is none.
+
+        Args:
+            tensor: of the span, or one of its shape; the result lies on its device and broadcasts over its shape.
+
+        Example:
+            >>> Span("weight", None, "self").units(torch.zeros(2, 3))
+            tensor([[0, 1, 2],
+                    [3, 4, 5]])
+        """
+        if self.index is None:
+            return torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+        return self.index.to(tensor.device)
+
 
 @dataclass(frozen=True, eq=False)
 class Group:

@@ -90,13 +90,7 @@ def _without(model: nn.Module, group: Group, unit: int) -> dict[str, Tensor]:
     known = parameters(model, [span.tensor for span in spans])
     for span in spans:
         value = known[span.tensor]
-        if span.index is None:
-            flat = value.reshape(-1).clone()  # in logical order, whatever the memory format
-            flat[unit] = 0
-            value = flat.view(value.shape)
-        else:
-            value = torch.where(span.index.to(value.device) == unit, torch.zeros_like(value), value)
-        known[span.tensor] = value
+        known[span.tensor] = torch.where(span.units(value) == unit, torch.zeros_like(value), value)
     return known
 
 

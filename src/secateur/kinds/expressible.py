@@ -73,6 +73,7 @@ def families(
     for size in sorted({g.size for g in groups}):
         names = [g.name for g in groups if g.size == size]
         mine = set().union(*(places[n] for n in names))
+        # Half first, which architectures accept more often: heads want to divide a width.
         for wanted in dict.fromkeys(n for n in (size // 2, size - 1) if n >= 1):
             for edits, shapes in _trials(model, size, wanted, mine):
                 left = [n for n in names if not any(n in family.groups for family, _ in result)]
@@ -117,7 +118,7 @@ def _trials(
         if scaled is None or scaled == value:
             continue
         shapes = build_shapes(model, edited(model.config, {field: scaled}))
-        if shapes is None:
+        if shapes is None:  # not by itself: together with another field it may build
             useful.append({field: scaled})
             continue
         changed = _changed(whole, shapes)

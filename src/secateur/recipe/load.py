@@ -54,6 +54,7 @@ def load_recipe(source: str | Path | Mapping[str, object] | Recipe, overrides: S
         return Recipe.model_validate(_without_nulls(read.data))
     except ValidationError as error:
         problems = [_explain(item, read, origins) for item in error.errors(include_url=False)]
+    # Outside of the handler, so that no traceback of pydantic stands above ours.
     raise RecipeError("\n".join(dict.fromkeys(problems)))
 
 
@@ -88,6 +89,7 @@ def _read(source: str | Path | Mapping[str, object] | Recipe) -> RecipeText:
         return RecipeText("recipe", source.model_dump(mode="json", by_alias=True))
     if isinstance(source, Mapping):
         return RecipeText("recipe", copy.deepcopy(dict(source)))
+    # Text before names and files: a path with a line break or ": " in it is nobody's.
     if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
         return read_yaml(source, "recipe")
     if isinstance(source, str) and source in bundled():

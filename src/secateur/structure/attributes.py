@@ -115,11 +115,13 @@ class Sizes:
 
 def _definitions(trace: Trace) -> dict[Attribute, Definition]:
     found: dict[Attribute, Definition] = {}
+    # Attributes that size a dimension by themselves come first: what arithmetic says of another may stand on them.
     for use in trace.size_uses:
         if isinstance(use.expr, Attribute) and not isinstance(use.axis, int):
             found.setdefault(use.expr, Definition(use.axis))
     for use in trace.size_uses:
         for attribute, definition in _solved(use, trace.values):
+            # Never by way of itself, or its value would be looked up for ever.
             if attribute not in found and attribute not in _reads(definition.steps, found):
                 found[attribute] = definition
     return found
@@ -255,6 +257,8 @@ def _two_sides(
 def _extend(sizes: Sizes, together: list[Atom]) -> SizeUse | None:
     """Add the atoms that have to shrink along; returns the use that nothing helps, or None."""
     size = together[0].size
+    # By one shows what must not change at all; by half what merely happens to divide. A use that is right at both
+    # follows the size, and no list of cases has to say which arithmetic does.
     for count in sorted({size - 1, max(1, size // 2)}, reverse=True):
         while True:
             counts = {atom.id: count for atom in together}

@@ -283,6 +283,8 @@ class Space:
                 left, right = [inner, *left[1:]], right[1:]
 
     def _unify_sums(self, a: Axis, b: Axis) -> None:
+        # Piece by piece up to the next seam of either side. A product is cut at seams too, where they fall between
+        # its outer positions; where they do not, `split_sum` says that the two have no common structure.
         rest_a: Axis | None = a
         rest_b: Axis | None = b
         while rest_a is not None and rest_b is not None:
@@ -327,7 +329,18 @@ def touched(node: Axis, ids: frozenset[int] | set[int]) -> bool:
 
 
 def unit_index(node: Axis, atom: Atom) -> list[npt.NDArray[np.int64]]:
-    """Position -> unit of `atom` (-1 = none), one array per occurrence of the atom in a product."""
+    """Position -> unit of `atom` (-1 = none), one array per occurrence of the atom in a product.
+
+    Example:
+        Three heads of two coordinates: the positions 0 to 5 of their product belong to
+
+        >>> space = Space()
+        >>> heads, coordinates = space.fresh(3), space.fresh(2)
+        >>> unit_index(product([heads, coordinates]), heads)[0].tolist()
+        [0, 0, 1, 1, 2, 2]
+        >>> unit_index(product([heads, coordinates]), coordinates)[0].tolist()
+        [0, 1, 0, 1, 0, 1]
+    """
     node = resolve(node)
     if node is atom:
         return [np.arange(atom.size)]

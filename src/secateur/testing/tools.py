@@ -70,8 +70,7 @@ def erase_unit(model: nn.Module, group: Group, *, unit: int) -> None:
     for span in group.spans:
         if span.role != "state":
             data = model.get_parameter(span.tensor).data
-            index = torch.arange(data.numel()).view(data.shape) if span.index is None else span.index
-            data.masked_fill_(index == unit, 0.0)
+            data.masked_fill_(span.units(data) == unit, 0.0)
 
 
 def mark(model: nn.Module, *, freeze: bool = False) -> None:

@@ -140,6 +140,7 @@ class KroneckerCurvature(Criterion):
             return self._scores(context, factors, 1e-3)
         tried = {damping: self._scores(context, factors, damping) for damping in GRID}
         costs = {damping: self._cost(context, scores, loss, kept) for damping, scores in tried.items()}
+        # From the largest: of equals the strongest damping, which trusts the curvature least.
         return tried[min(reversed(GRID), key=costs.__getitem__)]
 
     def _scores(self, context: Context, factors: Mapping[str, Factors], damping: float) -> dict[str, Tensor]:
@@ -156,7 +157,7 @@ class KroneckerCurvature(Criterion):
             gone[order[: round(fraction * len(worth))]] = True
             parts = torch.split(gone, [g.size for g in context.groups])
             found = mean_loss(context.model, loss, kept, self._without(context, parts))
-            total += found if found == found else float("inf")
+            total += found if found == found else float("inf")  # NaN compares with nothing, and would win by place
         return total
 
     def _without(self, context: Context, gone: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -166,9 +167,9 @@ class KroneckerCurvature(Criterion):
             for span in group.spans:
                 if counts(span.role, self.roles):
                     w = weights[span.tensor]
-                    unit = torch.arange(w.numel()).view(w.shape) if span.index is None else span.index.cpu()
-                    removed = flags[unit.clamp(min=0)] & (unit >= 0)
-                    weights[span.tensor] = torch.where(removed.to(w.device), torch.zeros_like(w), w)
+                    unit = span.units(w)
+                    removed = flags.to(unit.device)[unit.clamp(min=0)] & (unit >= 0)
+                    weights[span.tensor] = torch.where(removed, torch.zeros_like(w), w)
         return weights
 
     def _of_group(self, group: Group, layers: list[_Layer]) -> Tensor:
@@ -214,7 +215,7 @@ class _Layer:
     def add(self, total: Tensor, pairs: Tensor) -> None:
         """Add every unit's saliency in this layer."""
         units, sizes = torch.unique_consecutive(pairs[:, 0], return_counts=True)
-        if int(sizes.max()) == 1:
+        if int(sizes.max()) == 1:  # single weights: all at once, where a loop would take a step for each
             total[units] += self.elements().flatten().cpu()[pairs[:, 1]]
             return
         for unit, place in zip(units.tolist(), torch.split(pairs[:, 1], sizes.tolist()), strict=True):
@@ -242,6 +243,7 @@ class _Layer:
             part = torch.zeros(rows * wide, dtype=torch.float64, device=place.device)
             part[inside] = self.w_GOJ[g].flatten()[inside]
             matrix = part.view(rows, wide)[r][:, c]
+            # A Kronecker product restricted to rows times columns is one again; to a scattered set it is not.
             if self.form == "obs" and len(inside) != len(r) * len(c):
                 total += self._dense(g, inside)
             elif self.form == "ekfac" and self.factors.spectrum_GOJ is not None:

@@ -153,9 +153,9 @@ class OptimalBrainDamage(DiagonalCriterion):
     def _diagonal(self, context: Context, names: list[str]) -> Diagonal:
         data, loss = data_and_loss(context, "a second-order criterion")
         model, progress = context.model, context.progress
-        plan = self._ways(context, names) if self.method == "auto" else {self.method: names}
+        ways = self._ways(context, names) if self.method == "auto" else {self.method: names}
         parts = []
-        for method, some in plan.items():
+        for method, some in ways.items():
             if method == "exact":
                 parts.append(exact_diagonal(model, loss, data, some, progress=progress))
             elif method == "gauss-newton":
@@ -183,11 +183,10 @@ class OptimalBrainDamage(DiagonalCriterion):
             shortcut = same_layer_exact(context.model, loss, batch, names, seed=context.seed)
         rest = [name for name in names if name not in shortcut]
         size = sum(tensor.numel() for tensor in parameters(context.model, rest).values())
-        plan = {
-            "gauss-newton": [name for name in names if name in shortcut],
-            "exact" if size <= self.exact_limit else "hutchinson": rest,
-        }
-        return {method: some for method, some in plan.items() if some}
+        # An exact diagonal takes a product per weight, so only what is small can have one.
+        otherwise = "exact" if size <= self.exact_limit else "hutchinson"
+        ways = {"gauss-newton": [name for name in names if name in shortcut], otherwise: rest}
+        return {method: some for method, some in ways.items() if some}
 
 
 def unit_weights(group: Group, number: int, held: Tensors, roles: frozenset[str] | None) -> Tensors:
@@ -197,10 +196,7 @@ def unit_weights(group: Group, number: int, held: Tensors, roles: frozenset[str]
         if not counts(span.role, roles):
             continue
         tensor = held[span.tensor]
-        if span.index is None:
-            mine = (torch.arange(tensor.numel(), device=tensor.device) == number).view(tensor.shape)
-        else:
-            mine = (span.index.to(tensor.device) == number).expand(tensor.shape)
+        mine = (span.units(tensor) == number).expand(tensor.shape)
         before = found.get(span.tensor, torch.zeros_like(tensor))
         found[span.tensor] = torch.where(mine, tensor, before)
     return found

@@ -180,8 +180,7 @@ def _units_of(group: Group, weights: Mapping[str, Tensor]) -> list[tuple[str, Te
     for span in group.spans:
         if span.tensor in weights:
             weight = weights[span.tensor]
-            unit = torch.arange(weight.numel()).view(weight.shape) if span.index is None else span.index
-            found.append((span.tensor, unit.to(weight.device).expand(weight.shape)))
+            found.append((span.tensor, span.units(weight).expand(weight.shape)))
     return found
 
 

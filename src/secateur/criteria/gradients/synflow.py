@@ -116,6 +116,7 @@ class SynFlow(Criterion):
         alive = torch.ones(total, dtype=torch.bool)
         for number in range(1, self.rounds + 1):
             scores = torch.cat([s.cpu() for _, s in _per_unit(context, flow.scores())])
+            # Every round keeps the same share of what is left, as in the paper: large steps at the end empty a layer.
             keep = round(total * (1 - (self.sparsity or 0.0)) ** (number / self.rounds))
             order = torch.argsort(scores.masked_fill(~alive, torch.inf), stable=True)
             dead = total - int(alive.sum())
@@ -142,9 +143,11 @@ class _Flow:
         self._groups = context.groups
         self._ones = _ones(context)
         self._mode = _Linear(norm)
+        # In double precision: R is a sum over all paths, and their products leave float32 in a few dozen layers.
         self._model = copy.deepcopy(context.model).double().eval()
         self._model.requires_grad_(False)
         with torch.no_grad():
+            # A bias starts no path at the input, so it would add a constant to R, which is to be linear.
             for name, parameter in self._model.named_parameters():
                 parameter.zero_() if name.split(".")[-1].endswith("bias") else parameter.abs_()
         spans = (s for g in context.groups for s in g.spans if counts(s.role, None))
@@ -159,9 +162,8 @@ class _Flow:
             for span in group.spans:
                 if span.tensor in self._weights:
                     weight = self._weights[span.tensor]
-                    unit = torch.arange(weight.numel()).view(weight.shape) if span.index is None else span.index
-                    out = gone[unit.cpu().clamp(min=0)] & (unit.cpu() >= 0)
-                    weight.mul_((~out).to(weight))
+                    unit = span.units(weight)
+                    weight.mul_((~(gone.to(unit.device)[unit.clamp(min=0)] & (unit >= 0))).to(weight))
 
     def scores(self) -> dict[str, Tensor]:
         """|w| dR/d|w| by parameter name; layers are normalised if R leaves the range of float64."""

@@ -127,6 +127,8 @@ class Taylor(CoupledCriterion):
         if self.reduce != "auto":
             return self.reduce
         indices = [span.index for span in group.spans]
+        # What a row or column of a layer loses can be read off its inputs and slopes, sample by sample. Units that
+        # vary along several dimensions would need the whole gradient of every sample.
         along_one = all(i is not None and sum(size != 1 for size in i.shape) <= 1 for i in indices)
         return "per-sample" if along_one else "per-batch"
 

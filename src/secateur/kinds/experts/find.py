@@ -83,6 +83,7 @@ def find_mixtures(model: nn.Module, record: Trace, found: Structure, protect: Se
         _, size, experts, routers = block
         biases = [n for n, axes in found.tensors.items() if _is_bias(axes, routers, found)]
         merged.append((block, _atoms(found, size, experts, routers), biases))
+    # Before the atoms are united, which hands the locks of each on to all of them.
     stays = [[lock for atom in atoms for lock in atom.locks if not _lifted(lock)] for _, atoms, _ in merged]
     for _, atoms, _ in merged:
         for other in atoms[1:]:
@@ -130,6 +131,7 @@ def _block(found: Structure, home: str, size: int, fused: Sequence[tuple[str, in
             ranked = {id(resolve(a)) for n in routers for a in found.tensors[n] if _ranked([a], size)}
             homes = {other for other, count in fused if count == size}
             experts = [n for n in inside if n.rpartition(".")[0] in homes and n not in routers]
+            # Several rankings: two blocks of as many experts, and nothing says which router deals out which.
             return (path, size, experts, routers) if len(ranked) == 1 else None
         if not path:
             return None
@@ -195,6 +197,7 @@ def _group(found: Structure, mixture: Mixture, parameters: Set[str]) -> Group:
                 role = "out" if len(axes) > 1 else "bias" if "bias" in name.rpartition(".")[2] else "scale"
                 role = role if name in parameters else "state"
                 spans.append(Span(name, torch.from_numpy(np.ascontiguousarray(index)).view(shape), role))
+    # Experts before routers before biases: the first that makes the unit is the layer that reports speak of.
     spans.sort(key=lambda span: -len(found.tensors[span.tensor]))
     return Group(mixture.name, "expert", (mixture.size,), tuple(spans), mixture.locks, {"used": mixture.used})
 
@@ -215,6 +218,7 @@ def expert_counts(
     for owner, name, value in _integers(model):
         if value in left and COUNT.search(name) and not OTHER.search(name):
             inside = [m for m in mixtures if _within(owner, m)]
+            # A config stands above all blocks: its number can follow only where every block of that size is cut.
             if any(m.size == value for m in inside) if inside else value not in rest:
                 changed[Attribute(owner, name)] = left[value]
     return changed

@@ -100,6 +100,7 @@ def exact_diagonal(
         for name, tensor in held.items():
             step = chunk or max(1, min(128, CHUNK_NUMBERS // max(tensor.numel(), 1)))
             for index in torch.split(torch.arange(tensor.numel(), device=tensor.device), step):
+                # Only the tensor's own rows: the rest of each product would be worked out and thrown away.
                 rows = product({name: unit_vectors(tensor, index)}, only=[name])[name].flatten(1)
                 entries = rows.gather(1, index[:, None])[:, 0]
                 total[name].view(-1)[index] += size * entries.to(torch.float64)
@@ -158,6 +159,7 @@ def hutchinson_diagonal(
         mean, spread = _probe(product, held, probes, generator)
         for name in held:
             total[name] += size * mean[name]
+            # Of the mean over the probes, hence by probes * (probes - 1); batches draw apart, so variances add up.
             variance[name] += size**2 * spread[name] / (probes * (probes - 1))
         count += size
         if progress:
@@ -217,6 +219,7 @@ def quadratic_forms(
     """
     total = torch.zeros(count, dtype=torch.float64)
     samples = 0
+    # Batches outside: the graph of a batch's gradient is made once, and serves all vectors.
     for number, (product, size) in enumerate(operators(model, loss, data, names)):
         for k in range(count):
             vector = vectors(k)
@@ -260,4 +263,5 @@ def hessian_blocks(model: nn.Module, loss: Loss, data: Data, blocks: Sequence[tu
                 rows = product({name: unit_vectors(held[name], some)}, only=[name])[name].flatten(1)
                 matrix[start : start + step] += size * rows[:, index].to(torch.float64)
         count += size
+    # Symmetric but for rounding, which a Cholesky factor of one triangle would take for curvature.
     return [(matrix + matrix.T) / (2 * count) for matrix in found]

@@ -126,6 +126,7 @@ def kronecker_factors(
     found = {n: Factors(n, bias_of[n], a / positions[n], s / count) for n, (a, s) in sums.items()}
     if not spectrum:
         return found
+    # The same signs once more: the spectrum is to be that of the very slopes that the factors were made of.
     picks = root_picker(1 if slopes == "sampled" else None, torch.Generator().manual_seed(seed))
     bases = {name: factors.eigenvectors() for name, factors in found.items()}
     squares: Tensors = {}
@@ -140,6 +141,7 @@ def _pulls(
     model: nn.Module, loss: Loss, data: Data, held: Tensors, slopes: Slopes, pick: Pick
 ) -> Iterable[tuple[Pulled, int]]:
     for batch, whole in batches(model, data):
+        # All roots of a part are pulled back together, so a large batch is taken in parts.
         for start in range(0, whole, TAPED):
             size = min(TAPED, whole - start)
             part = samples_of(batch, whole, slice(start, start + size))
@@ -167,6 +169,8 @@ def _pull_loss(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tens
     names = tape.covered(size)
     found = torch.autograd.grad(value * size, tape.outputs(names), allow_unused=True)
     rows = [None if slope is None else slope.unsqueeze(1) for slope in found]
+    # A layer that is called by other means than the tape hears (tied to another, say) gives a part of its gradient.
+    # The first sample shows it, against a gradient that no tape has a part in.
     first = samples_of(batch, size, slice(0, 1))
     exact = per_sample_gradients(model, loss, first, names, way="loop")
     own = {name: read(slice(0, 1))[0, 0] for name, read in tape.gradients(names, rows)}
@@ -189,7 +193,7 @@ def _layers(pulled: Pulled, bias_of: dict[str, str]) -> Iterable[tuple[str, Tens
             d = None if slope is None else slope.reshape(*slope.shape[:2], module.groups, rows, -1)
         else:
             continue
-        if d is None:
+        if d is None:  # the loss does not reach the layer: its slope is zero
             rows = module.weight.shape[0] // a.shape[1]
             d = a.new_zeros(len(a), pulled.sign.shape[1], a.shape[1], rows, a.shape[3])
         if bias_of[name]:
