@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.model.call import call, fresh
 from secateur.model.guard import Mode, guard
@@ -29,12 +30,16 @@ class Answer:
         words: what else stands in the output: keys, texts, the names of its classes.
         parameters: those that took part, in training mode.
         held: random operators that gave fixed numbers, with their lines.
+        result: what the forward returned; None where it had to be called twice.
+        beside: what stood around the run.
     """
 
     tensors: list[Tensor]
     words: list[str]
     parameters: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
+    result: Any = None
+    beside: object = None
 
 
 def answer(
@@ -44,6 +49,7 @@ def answer(
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
     *,
     draws: bool = True,
+    chance: bool = True,
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
@@ -56,22 +62,29 @@ def answer(
         mode: "eval" or "train"; in training the parameters that take part are found too.
         around: stands around the run.
         draws: False where it is known that nothing is drawn at random, which saves the watch.
+        chance: False where the caller puts the generators back.
 
     Raises:
         ForwardError: its forward fails.
     """
     train, held = mode == "train", HeldRandomness()
-    lent = guard(model, mode=mode, gradients=train, example=example, seed=0)
-    with lent as state, unfused(model), held if draws else nullcontext(), around():
-        if state.moved(model):  # by what stands around the run
+    lent = guard(model, mode=mode, gradients=train, example=example, seed=0, chance=chance)
+    with lent as state, unfused(model), held if draws else nullcontext(), around() as beside:
+        if _moved(state, model):  # by what stands around the run
             state = State([model], example, copies=True, weights=False)
-        following = fresh(example)
-        result: Any = call(model, example)
-        if not train and state.moved(model):
-            result = (result, call(model, following))
+        following = None if train else fresh(example)
+        once: Any = call(model, example)
+        result = once
+        if not train and _moved(state, model):
+            result, once = (once, call(model, following)), None
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
-    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen))
+    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside)
+
+
+def _moved(state: State, model: nn.Module) -> bool:
+    with _disable_current_modes():  # looking is no part of the run
+        return state.moved(model)
 
 
 def _taking_part(model: nn.Module, tensors: Sequence[Tensor]) -> frozenset[str]:

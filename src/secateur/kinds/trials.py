@@ -21,7 +21,7 @@ from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
 from secateur.model.call import device_of
 from secateur.model.evidence import Input, inputs_beside
-from secateur.model.guard import Mode
+from secateur.model.guard import Mode, generators
 from secateur.types import Certificate, Example, Trial
 
 Effort = Literal["example", "default"]
@@ -69,12 +69,14 @@ class Tried:
         notes: what they do not show, and what was taken for granted.
         proof: of the example; None where no reference could be run.
         draws: whether the forward draws random numbers in eval mode, as far as is known.
+        runs: of the cut model, on the example and on further ones.
     """
 
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     proof: Certificate | None = None
     draws: bool = True
+    runs: list[Answer] = field(default_factory=list)
 
     @property
     def error(self) -> float:
@@ -92,6 +94,7 @@ def tried(
     dtype: str = "float32",
     tolerance: float | None = None,
     effort: Effort = "default",
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tried:
     """Hold a cut model against its reference.
 
@@ -105,6 +108,8 @@ def tried(
         dtype: "float64" compares double copies of both.
         tolerance: as in `secateur.model.agreement.agreement`.
         effort: "example" tries the example only.
+        beside: stands around the runs of the cut model on the example and on further ones, for who wants to know more
+            about them than their answers.
 
     Raises:
         CertificateError: they differ, or no output of any input says anything.
@@ -117,13 +122,14 @@ def tried(
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
     found = Tried()
-    trial = _Trials(model, cut, tolerance, found)
-    if not trial.choose(alternatives, example):
-        return found
-    for number, other in enumerate(examples, 2):
-        trial.hold(Input(f"example {number}", other))
-    if effort == "default":
-        trial.elsewhere(example)
+    trial = _Trials(model, cut, tolerance, found, beside)
+    with generators():
+        if not trial.choose(alternatives, example):
+            return found
+        for number, other in enumerate(examples, 2):
+            trial.given(Input(f"example {number}", other))
+        if effort == "default":
+            trial.elsewhere(example)
     trial.require_live()
     found.notes += trial.reference.notes()
     return found
@@ -171,8 +177,15 @@ def certified(found: Tried, method: str, *, dtype: str) -> Certificate:
 class _Trials:
     """The trials of one cut model."""
 
-    def __init__(self, model: nn.Module, cut: nn.Module, tolerance: float | None, found: Tried) -> None:
-        self.model, self.cut, self.tolerance, self.found = model, cut, tolerance, found
+    def __init__(
+        self,
+        model: nn.Module,
+        cut: nn.Module,
+        tolerance: float | None,
+        found: Tried,
+        beside: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
     def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
@@ -188,7 +201,7 @@ class _Trials:
                 continue
             self.found.draws = bool(expected.held)  # what is drawn elsewhere only is a branch that was not seen
             try:
-                self.hold(given, expected)
+                self.given(given, expected)
             except CertificateError as error:
                 # That the function changes says more than that the outputs differ.
                 differs = error if differs is None or self.reference.objection() else differs
@@ -226,14 +239,27 @@ class _Trials:
             return
         self.hold(where, expected, "train")
 
-    def hold(self, given: Input, expected: Answer | None = None, mode: Mode = "eval") -> None:
+    def given(self, given: Input, expected: Answer | None = None) -> None:
+        """A trial on an example, of which the run is kept.
+
+        Raises:
+            CertificateError: as `hold`.
+        """
+        expected = expected or self._expected(given)
+        if given.what != THE_EXAMPLE or not self.found.runs:
+            self.found.runs.append(self._answer_of_cut(given, "eval", self.beside))
+        self.hold(given, expected, found=self.found.runs[-1])
+
+    def hold(
+        self, given: Input, expected: Answer | None = None, mode: Mode = "eval", *, found: Answer | None = None
+    ) -> None:
         """One trial.
 
         Raises:
             CertificateError: the answers differ, also in double precision.
         """
         expected = expected or self._expected(given, mode)
-        found = self._answer_of_cut(self.cut, given, mode)
+        found = found or self._answer_of_cut(given, mode)
         try:
             self._compare(self.reference, given, expected, found)
         except CertificateError as error:
@@ -252,11 +278,14 @@ class _Trials:
 
     def _expected(self, given: Input, mode: Mode = "eval") -> Answer:
         draws = self.found.draws or mode == "train"
-        return answer(self.reference.model, given.example, mode, self.reference.around, draws=draws)
+        return answer(self.reference.model, given.example, mode, self.reference.around, draws=draws, chance=False)
 
-    def _answer_of_cut(self, cut: nn.Module, given: Input, mode: Mode) -> Answer:
+    def _answer_of_cut(
+        self, given: Input, mode: Mode, around: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> Answer:
+        draws = self.found.draws or mode == "train"
         try:
-            return answer(cut, given.example, mode, draws=self.found.draws or mode == "train")
+            return answer(self.cut, given.example, mode, around, draws=draws, chance=False)
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",

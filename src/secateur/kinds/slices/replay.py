@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import cast
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError
+from secateur.kinds.answers import Answer
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
 from secateur.kinds.slices.fold import Scale, rescaled
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
@@ -30,6 +32,8 @@ from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Kwargs, Op, Ref, Restrict, Step, Trace, numbers_in, tensors_of
 from secateur.types import Certificate, Example
+
+MULTIPLES = "Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above."
 
 
 class Replay:
@@ -267,6 +271,7 @@ def certify(
     tolerance: float | None = None,
     examples: Sequence[Example] = (),
     draws: bool = True,
+    runs: Sequence[Answer] = (),
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
 
@@ -281,6 +286,8 @@ def certify(
         tolerance: as in `agreement`.
         examples: further ones, of which the trace holds a run each.
         draws: whether the forward may draw random numbers, which are then held at fixed values.
+        runs: of the cut model on the example and the further ones, each beside a `NumberTape`; what is not there, or
+            was asked twice, is run here.
 
     Returns:
         the certificate with the largest error found.
@@ -289,16 +296,17 @@ def certify(
         UnsupportedError: the cut model does not run.
         CertificateError: shapes differ, a removed part reached an output, or the error is above the tolerance.
 
-    Cost: about two forward passes of the cut model, and one walk over the weights; no copy of the weights.
+    Cost: about one forward pass of the cut model, another one where `runs` does not hold it, and one walk over the
+        weights; no copy of the weights.
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
         trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
-    runs = zip((example, *examples), (trace, *trace.further), strict=True)
     tensors = rescaled(named_tensors(model), scales)
     held = HeldRandomness if draws else nullcontext
-    return worst(_replayed(tensors, cut, each, run, keep, tolerance, held) for each, run in runs)
+    each = zip_longest((example, *examples), (trace, *trace.further), runs)
+    return worst(_replayed(tensors, cut, given, run, keep, tolerance, held, played) for given, run, played in each)
 
 
 def _replayed(
@@ -309,15 +317,13 @@ def _replayed(
     keep: Keep,
     tolerance: float | None,
     held: Callable[[], AbstractContextManager[object]],
+    played: Answer | None,
 ) -> Certificate:
-    with quiet(cut), torch.no_grad(), held(), NumberTape() as tape:
-        answer = run_cut(
-            cut,
-            example,
-            when="after this cut",
-            hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
-        )
-    found = [t.detach() for t in outputs(answer)]
+    result, tape = (None, None) if played is None else (played.result, played.beside)
+    if result is None or not isinstance(tape, NumberTape):
+        with quiet(cut), torch.no_grad(), held(), NumberTape() as tape:
+            result = run_cut(cut, example, when="after this cut", hint=MULTIPLES)
+    found = [t.detach() for t in outputs(result)]
     with held():
         expected = Replay(trace, tensors, keep, tape.calls, named_tensors(cut)).run()
     return agreement(
