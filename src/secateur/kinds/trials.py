@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.kinds.answers import Answer, answer
+from secateur.kinds.shallow import Blocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
-from secateur.model.call import device_of
+from secateur.model.call import device_of, tensors_in
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, generators
 from secateur.types import Certificate, Example, Trial
 
 Effort = Literal["example", "default"]
 THE_EXAMPLE = "the example"
+LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
 CHANGES = (
     'Protect what is cut there, or let the scale follow the width (scales="follow"), which the certificate then says. '
     "Nothing was changed or saved."
@@ -95,6 +97,7 @@ def tried(
     tolerance: float | None = None,
     effort: Effort = "default",
     beside: Callable[[], AbstractContextManager[object]] = nullcontext,
+    blocks: Sequence[str] = (),
 ) -> Tried:
     """Hold a cut model against its reference.
 
@@ -110,19 +113,22 @@ def tried(
         effort: "example" tries the example only.
         beside: stands around the runs of the cut model on the example and on further ones, for who wants to know more
             about them than their answers.
+        blocks: names of blocks that others stand for on further inputs of a large model, as
+            `secateur.kinds.shallow.repeated` gives them.
 
     Raises:
         CertificateError: they differ, or no output of any input says anything.
         UnsupportedError: the cut model fails on an input that the original takes, or in training mode.
 
     Cost: with the default effort about one pass on the example for each of the two, one on a longer input, and two on
-        a shorter one.
+        a shorter one. Of models of `LARGE` parameters further inputs are as small as the original takes them, and
+        those that are not go through two blocks of each kind.
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
     found = Tried()
-    trial = _Trials(model, cut, tolerance, found, beside)
+    trial = _Trials(model, cut, tolerance, found, beside, Blocks(blocks))
     with generators():
         if not trial.choose(alternatives, example):
             return found
@@ -184,8 +190,11 @@ class _Trials:
         tolerance: float | None,
         found: Tried,
         beside: Callable[[], AbstractContextManager[object]],
+        blocks: Blocks,
     ) -> None:
         self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
+        self.large = sum(p.numel() for p in model.parameters()) >= LARGE
+        self.blocks = blocks
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
     def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
@@ -195,7 +204,8 @@ class _Trials:
             self.make, self.reference = make, make(self.model)
             given = Input(THE_EXAMPLE, example)
             try:
-                expected = self._expected(given)
+                with self.blocks.watched(self.reference.model) if self.large else nullcontext():
+                    expected = self._expected(given)
             except ForwardError as error:
                 self.found.notes.append(f"{self.reference.method} could not be run: {error.why}"[:300])
                 continue
@@ -213,25 +223,39 @@ class _Trials:
 
     def elsewhere(self, example: Example) -> None:
         """Other inputs, and training mode on the smallest of them."""
-        known: dict[int, Answer] = {}
+        known: dict[int, tuple[Input, Answer]] = {}
 
         def accepts(given: Input) -> bool:
-            try:
-                known[id(given)] = self._expected(given)
-            except (SecateurError, IndexError):
-                return False
-            return True
+            for way in self._ways(given, example):
+                try:
+                    known[id(given)] = (way, self._expected(way))
+                except (SecateurError, IndexError):
+                    continue
+                return True
+            return False
 
         small: Input | None = None
-        for given in inputs_beside(example, self.model, accepts):
-            self.hold(given, known[id(given)])
+        for given in inputs_beside(example, self.model, accepts, sparing=self.large):
+            self.hold(*known[id(given)])
             small = small or given
         if small is None:
             self.found.notes.append("the original takes no other values, sizes or batches of the example's form")
-        self._training(small or Input(THE_EXAMPLE, example))
+        if small is None or (self._is_dear(small, example) and self.blocks.passed):
+            small = Input(THE_EXAMPLE, example)
+        self._training(self._ways(small, example)[0])
+
+    def _ways(self, given: Input, example: Example) -> list[Input]:
+        """How an input goes through the model: through some of its blocks first, where all would take long."""
+        if not self.blocks.passed or not self._is_dear(given, example):
+            return [given]
+        count, every = len(self.blocks.passed), "some of its repeated blocks handing on what they are given"
+        return [Input(f"{given.what} ({count} of {every})", given.example, self.blocks.passed), given]
+
+    def _is_dear(self, given: Input, example: Example) -> bool:
+        return self.large and 2 * _elements(given.example) > _elements(example)
 
     def _training(self, given: Input) -> None:
-        where = Input(f"{given.what}, in training mode", given.example)
+        where = replace(given, what=f"{given.what}, in training mode")
         try:
             expected = self._expected(where, "train")
         except (SecateurError, ValueError) as error:
@@ -277,15 +301,17 @@ class _Trials:
             self._see(tensor)
 
     def _expected(self, given: Input, mode: Mode = "eval") -> Answer:
-        draws = self.found.draws or mode == "train"
-        return answer(self.reference.model, given.example, mode, self.reference.around, draws=draws, chance=False)
+        reference, draws = self.reference, self.found.draws or mode == "train"
+        with passing(reference.model, given.passed):
+            return answer(reference.model, given.example, mode, reference.around, draws=draws, chance=False)
 
     def _answer_of_cut(
         self, given: Input, mode: Mode, around: Callable[[], AbstractContextManager[object]] = nullcontext
     ) -> Answer:
         draws = self.found.draws or mode == "train"
         try:
-            return answer(self.cut, given.example, mode, around, draws=draws, chance=False)
+            with passing(self.cut, given.passed):
+                return answer(self.cut, given.example, mode, around, draws=draws, chance=False)
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",
@@ -299,8 +325,9 @@ class _Trials:
         reference, cut = self.make(doubled(self.model)), doubled(self.cut)
         twice = Input(given.what, doubled(given.example))
         try:
-            expected = answer(reference.model, twice.example, mode, reference.around)
-            found = answer(cut, twice.example, mode)
+            with passing(reference.model, given.passed), passing(cut, given.passed):
+                expected = answer(reference.model, twice.example, mode, reference.around)
+                found = answer(cut, twice.example, mode)
         except SecateurError:
             raise rounded from None  # some operators know single precision only
         error = self._compare(reference, twice, expected, found)
@@ -352,6 +379,10 @@ class _Trials:
                 why=f"on {len(self.found.trials)} inputs {said}",
                 hint="Give an example on which the model answers with different numbers.",
             )
+
+
+def _elements(example: Example) -> int:
+    return sum(tensor.numel() for tensor in tensors_in(example))
 
 
 def _first(expected: Answer, found: Answer) -> str:

@@ -17,6 +17,7 @@ from secateur.integrations.transformers import is_native
 from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
+from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
 from secateur.kinds.slices.fold import Scale, fold, rescale
@@ -174,7 +175,7 @@ class Slices(Candidates):
         ]
         found = tried(
             references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance,
-            beside=NumberTape,
+            beside=NumberTape, blocks=repeated(whole, choice.cuts),
         )  # fmt: skip
         replay = partial(
             certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
