@@ -7,29 +7,27 @@ training mode. Random operators are held, so that models of different widths see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
+from secateur.kinds.answers import Answer, answer
+from secateur.kinds.shallow import Blocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
-from secateur.model.call import call, device_of, fresh
+from secateur.model.call import device_of, tensors_in
 from secateur.model.evidence import Input, inputs_beside
-from secateur.model.guard import Mode, guard
-from secateur.model.held import HeldRandomness
-from secateur.model.kernels import unfused
-from secateur.model.state import State
-from secateur.model.tensors import dense
+from secateur.model.guard import Mode, generators
 from secateur.types import Certificate, Example, Trial
 
 Effort = Literal["example", "default"]
 THE_EXAMPLE = "the example"
+LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
 CHANGES = (
     'Protect what is cut there, or let the scale follow the width (scales="follow"), which the certificate then says. '
     "Nothing was changed or saved."
@@ -64,23 +62,6 @@ class Reference:
     hint: str = HINT
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What a run gave.
-
-    Args:
-        tensors: of the output, numbers and arrays among them, in a stable order.
-        words: what else stands in the output: keys, texts, the names of its classes.
-        parameters: those that took part, in training mode.
-        held: random operators that gave fixed numbers, with their lines.
-    """
-
-    tensors: list[Tensor]
-    words: list[str]
-    parameters: frozenset[str] = frozenset()
-    held: frozenset[str] = frozenset()
-
-
 @dataclass
 class Tried:
     """What trials have shown.
@@ -90,54 +71,19 @@ class Tried:
         notes: what they do not show, and what was taken for granted.
         proof: of the example; None where no reference could be run.
         draws: whether the forward draws random numbers in eval mode, as far as is known.
+        runs: of the cut model, on the example and on further ones.
     """
 
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     proof: Certificate | None = None
     draws: bool = True
+    runs: list[Answer] = field(default_factory=list)
 
     @property
     def error(self) -> float:
         """The largest of all."""
         return max((trial.error for trial in self.trials), default=0.0)
-
-
-def answer(
-    model: nn.Module,
-    example: Example,
-    mode: Mode = "eval",
-    around: Callable[[], AbstractContextManager[object]] = nullcontext,
-    *,
-    draws: bool = True,
-) -> Answer:
-    """Run a model with its randomness held, and leave it as it was.
-
-    A forward that leaves something behind (a count, a cache) may answer otherwise the next time: it is run twice, and
-    the answer is that of both calls.
-
-    Args:
-        model: any module.
-        example: what one forward takes.
-        mode: "eval" or "train"; in training the parameters that take part are found too.
-        around: stands around the run.
-        draws: False where it is known that nothing is drawn at random, which saves the watch.
-
-    Raises:
-        ForwardError: its forward fails.
-    """
-    train, held = mode == "train", HeldRandomness()
-    lent = guard(model, mode=mode, gradients=train, example=example, seed=0)
-    with lent as state, unfused(model), held if draws else nullcontext(), around():
-        if state.moved(model):  # by what stands around the run
-            state = State([model], example, copies=True, weights=False)
-        following = fresh(example)
-        result: Any = call(model, example)
-        if not train and state.moved(model):
-            result = (result, call(model, following))
-        tensors, words = _parts(result)
-        taking_part = _taking_part(model, tensors) if train else frozenset()
-    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen))
 
 
 def tried(
@@ -150,6 +96,8 @@ def tried(
     dtype: str = "float32",
     tolerance: float | None = None,
     effort: Effort = "default",
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext,
+    blocks: Sequence[str] = (),
 ) -> Tried:
     """Hold a cut model against its reference.
 
@@ -163,25 +111,31 @@ def tried(
         dtype: "float64" compares double copies of both.
         tolerance: as in `secateur.model.agreement.agreement`.
         effort: "example" tries the example only.
+        beside: stands around the runs of the cut model on the example and on further ones, for who wants to know more
+            about them than their answers.
+        blocks: names of blocks that others stand for on further inputs of a large model, as
+            `secateur.kinds.shallow.repeated` gives them.
 
     Raises:
         CertificateError: they differ, or no output of any input says anything.
         UnsupportedError: the cut model fails on an input that the original takes, or in training mode.
 
     Cost: with the default effort about one pass on the example for each of the two, one on a longer input, and two on
-        a shorter one.
+        a shorter one. Of models of `LARGE` parameters further inputs are as small as the original takes them, and
+        those that are not go through two blocks of each kind.
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
     found = Tried()
-    trial = _Trials(model, cut, tolerance, found)
-    if not trial.choose(alternatives, example):
-        return found
-    for number, other in enumerate(examples, 2):
-        trial.hold(Input(f"example {number}", other))
-    if effort == "default":
-        trial.elsewhere(example)
+    trial = _Trials(model, cut, tolerance, found, beside, Blocks(blocks))
+    with generators():
+        if not trial.choose(alternatives, example):
+            return found
+        for number, other in enumerate(examples, 2):
+            trial.given(Input(f"example {number}", other))
+        if effort == "default":
+            trial.elsewhere(example)
     trial.require_live()
     found.notes += trial.reference.notes()
     return found
@@ -229,8 +183,18 @@ def certified(found: Tried, method: str, *, dtype: str) -> Certificate:
 class _Trials:
     """The trials of one cut model."""
 
-    def __init__(self, model: nn.Module, cut: nn.Module, tolerance: float | None, found: Tried) -> None:
-        self.model, self.cut, self.tolerance, self.found = model, cut, tolerance, found
+    def __init__(
+        self,
+        model: nn.Module,
+        cut: nn.Module,
+        tolerance: float | None,
+        found: Tried,
+        beside: Callable[[], AbstractContextManager[object]],
+        blocks: Blocks,
+    ) -> None:
+        self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
+        self.large = sum(p.numel() for p in model.parameters()) >= LARGE
+        self.blocks = blocks
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
     def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
@@ -240,13 +204,14 @@ class _Trials:
             self.make, self.reference = make, make(self.model)
             given = Input(THE_EXAMPLE, example)
             try:
-                expected = self._expected(given)
+                with self.blocks.watched(self.reference.model) if self.large else nullcontext():
+                    expected = self._expected(given)
             except ForwardError as error:
                 self.found.notes.append(f"{self.reference.method} could not be run: {error.why}"[:300])
                 continue
             self.found.draws = bool(expected.held)  # what is drawn elsewhere only is a branch that was not seen
             try:
-                self.hold(given, expected)
+                self.given(given, expected)
             except CertificateError as error:
                 # That the function changes says more than that the outputs differ.
                 differs = error if differs is None or self.reference.objection() else differs
@@ -258,25 +223,39 @@ class _Trials:
 
     def elsewhere(self, example: Example) -> None:
         """Other inputs, and training mode on the smallest of them."""
-        known: dict[int, Answer] = {}
+        known: dict[int, tuple[Input, Answer]] = {}
 
         def accepts(given: Input) -> bool:
-            try:
-                known[id(given)] = self._expected(given)
-            except (SecateurError, IndexError):
-                return False
-            return True
+            for way in self._ways(given, example):
+                try:
+                    known[id(given)] = (way, self._expected(way))
+                except (SecateurError, IndexError):
+                    continue
+                return True
+            return False
 
         small: Input | None = None
-        for given in inputs_beside(example, self.model, accepts):
-            self.hold(given, known[id(given)])
+        for given in inputs_beside(example, self.model, accepts, sparing=self.large):
+            self.hold(*known[id(given)])
             small = small or given
         if small is None:
             self.found.notes.append("the original takes no other values, sizes or batches of the example's form")
-        self._training(small or Input(THE_EXAMPLE, example))
+        if small is None or (self._is_dear(small, example) and self.blocks.passed):
+            small = Input(THE_EXAMPLE, example)
+        self._training(self._ways(small, example)[0])
+
+    def _ways(self, given: Input, example: Example) -> list[Input]:
+        """How an input goes through the model: through some of its blocks first, where all would take long."""
+        if not self.blocks.passed or not self._is_dear(given, example):
+            return [given]
+        count, every = len(self.blocks.passed), "some of its repeated blocks handing on what they are given"
+        return [Input(f"{given.what} ({count} of {every})", given.example, self.blocks.passed), given]
+
+    def _is_dear(self, given: Input, example: Example) -> bool:
+        return self.large and 2 * _elements(given.example) > _elements(example)
 
     def _training(self, given: Input) -> None:
-        where = Input(f"{given.what}, in training mode", given.example)
+        where = replace(given, what=f"{given.what}, in training mode")
         try:
             expected = self._expected(where, "train")
         except (SecateurError, ValueError) as error:
@@ -284,14 +263,27 @@ class _Trials:
             return
         self.hold(where, expected, "train")
 
-    def hold(self, given: Input, expected: Answer | None = None, mode: Mode = "eval") -> None:
+    def given(self, given: Input, expected: Answer | None = None) -> None:
+        """A trial on an example, of which the run is kept.
+
+        Raises:
+            CertificateError: as `hold`.
+        """
+        expected = expected or self._expected(given)
+        if given.what != THE_EXAMPLE or not self.found.runs:
+            self.found.runs.append(self._answer_of_cut(given, "eval", self.beside))
+        self.hold(given, expected, found=self.found.runs[-1])
+
+    def hold(
+        self, given: Input, expected: Answer | None = None, mode: Mode = "eval", *, found: Answer | None = None
+    ) -> None:
         """One trial.
 
         Raises:
             CertificateError: the answers differ, also in double precision.
         """
         expected = expected or self._expected(given, mode)
-        found = self._answer_of_cut(self.cut, given, mode)
+        found = found or self._answer_of_cut(given, mode)
         try:
             self._compare(self.reference, given, expected, found)
         except CertificateError as error:
@@ -309,12 +301,17 @@ class _Trials:
             self._see(tensor)
 
     def _expected(self, given: Input, mode: Mode = "eval") -> Answer:
-        draws = self.found.draws or mode == "train"
-        return answer(self.reference.model, given.example, mode, self.reference.around, draws=draws)
+        reference, draws = self.reference, self.found.draws or mode == "train"
+        with passing(reference.model, given.passed):
+            return answer(reference.model, given.example, mode, reference.around, draws=draws, chance=False)
 
-    def _answer_of_cut(self, cut: nn.Module, given: Input, mode: Mode) -> Answer:
+    def _answer_of_cut(
+        self, given: Input, mode: Mode, around: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> Answer:
+        draws = self.found.draws or mode == "train"
         try:
-            return answer(cut, given.example, mode, draws=self.found.draws or mode == "train")
+            with passing(self.cut, given.passed):
+                return answer(self.cut, given.example, mode, around, draws=draws, chance=False)
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",
@@ -328,8 +325,9 @@ class _Trials:
         reference, cut = self.make(doubled(self.model)), doubled(self.cut)
         twice = Input(given.what, doubled(given.example))
         try:
-            expected = answer(reference.model, twice.example, mode, reference.around)
-            found = answer(cut, twice.example, mode)
+            with passing(reference.model, given.passed), passing(cut, given.passed):
+                expected = answer(reference.model, twice.example, mode, reference.around)
+                found = answer(cut, twice.example, mode)
         except SecateurError:
             raise rounded from None  # some operators know single precision only
         error = self._compare(reference, twice, expected, found)
@@ -383,6 +381,10 @@ class _Trials:
             )
 
 
+def _elements(example: Example) -> int:
+    return sum(tensor.numel() for tensor in tensors_in(example))
+
+
 def _first(expected: Answer, found: Answer) -> str:
     pairs = zip([*expected.words, "nothing"], [*found.words, "nothing"], strict=False)
     a, b = next((a, b) for a, b in pairs if a != b)
@@ -392,52 +394,3 @@ def _first(expected: Answer, found: Answer) -> str:
 def _real(tensor: Tensor) -> Tensor:
     values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return values.to(torch.float32) if values.dtype in (torch.bool, torch.float16, torch.bfloat16) else values
-
-
-def _taking_part(model: nn.Module, tensors: Sequence[Tensor]) -> frozenset[str]:
-    """Names of the parameters that a backward pass from the outputs would reach; none is run."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    found: set[str] = set()
-    todo = [t.grad_fn for t in tensors if t.grad_fn is not None]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in names:
-            found.add(names[id(variable)])
-        following = [n for n, _ in node.next_functions if n is not None and n not in seen]
-        seen.update(following)
-        todo += following
-    return frozenset(found)
-
-
-def _parts(value: Any) -> tuple[list[Tensor], list[str]]:
-    tensors: list[Tensor] = []
-    words: list[str] = []
-    for part in _leaves(value, depth=0):
-        (words if isinstance(part, str) else tensors).append(part)  # type: ignore[arg-type]
-    return tensors, words
-
-
-def _leaves(value: Any, depth: int) -> Iterator[Tensor | str]:
-    """Everything in an output that can be compared; objects of other classes count as their class."""
-    if isinstance(value, Tensor):
-        yield dense(value)
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        yield torch.as_tensor(np.ascontiguousarray(value))
-    elif isinstance(value, (bool, int, float, complex, np.generic)):
-        yield torch.as_tensor(value if isinstance(value, (bool, int)) else np.asarray(value).astype(np.float32)[()])
-    elif isinstance(value, Mapping) and depth < 20:
-        for key, item in value.items():
-            yield f"key {key!r}"
-            yield from _leaves(item, depth + 1)
-    elif isinstance(value, (list, tuple, set, frozenset)) and depth < 20:
-        yield f"{len(value)} items"
-        for item in value:
-            yield from _leaves(item, depth + 1)
-    elif is_dataclass(value) and not isinstance(value, type) and depth < 20:
-        for name, item in vars(value).items():
-            yield f"key {name!r}"
-            yield from _leaves(item, depth + 1)
-    else:
-        yield repr(value) if isinstance(value, (str, bytes)) or value is None else type(value).__name__

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from secateur.types import Example
 
 SEED = 20  # of the values; any number
+BRIEF = 8  # tokens that are enough to see what many do
 GRID = 32  # the largest power of two that a new size is a multiple of, where the old one is
 
 
@@ -28,10 +29,12 @@ class Input:
     Args:
         what: for the certificate, for example "other values, batch 3, length 96 for 128".
         example: what one forward takes.
+        passed: names of blocks that hand on what they are given.
     """
 
     what: str
     example: Example
+    passed: tuple[str, ...] = ()
 
 
 class Form:
@@ -65,35 +68,55 @@ class Form:
         self.blank = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
         self.drawn: frozenset[int] = frozenset()
 
-    def anew(self, *, batch: int | None = None, sizes: Mapping[int, int] | None = None) -> Example:
+    def anew(
+        self,
+        *,
+        batch: int | None = None,
+        sizes: Mapping[int, int] | None = None,
+        wide: Mapping[int, int] | None = None,
+    ) -> Example:
         """The example with other values, at other sizes.
 
         Args:
             batch: of the first dimension; None = as it is.
             sizes: old size -> new size, of all other dimensions that have the old one.
+            wide: the same of last dimensions that are as long as the one before, as in square images.
         """
         generator = torch.Generator().manual_seed(SEED)
 
         def make(i: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            resized = self._resized(leaf.detach(), batch, sizes or {})
+            resized = self._resized(leaf.detach(), batch, sizes or {}, wide or {})
             if i in self.blank:
                 return _numbers(0, self.vocabulary - 1, resized, generator) if i in self.drawn else resized
             return _drawn(leaf, resized, generator)
 
         return pytree.tree_unflatten([make(i, leaf) for i, leaf in enumerate(self.leaves)], self.tree)
 
-    def _resized(self, tensor: Tensor, batch: int | None, sizes: Mapping[int, int]) -> Tensor:
-        for d, old in enumerate(tensor.shape):
+    def _resized(self, tensor: Tensor, batch: int | None, sizes: Mapping[int, int], wide: Mapping[int, int]) -> Tensor:
+        square = _is_square(tensor)
+        for d, old in enumerate(tuple(tensor.shape)):
             first = d == 0 and self.batch is not None
             new = (old if batch is None else batch) if first else sizes.get(old, old)
+            if square and d == tensor.dim() - 1:
+                new = wide.get(old, new)
             if new != old and old == 0:
                 tensor = tensor.new_zeros([*tensor.shape[:d], new, *tensor.shape[d + 1 :]])
             elif new != old:
                 # Repeated from the start, so that masks of ones stay such and positions stay in their range.
                 tensor = tensor.index_select(d, torch.arange(new, device=tensor.device) % old)
         return tensor.clone()
+
+    def brief(self, size: int) -> int:
+        """Far shorter than a size where only tokens have it, and their masks; else as `shorter`."""
+        held = [t for t in self.tensors if size in t.shape[1:]]
+        tokens = any(not t.is_floating_point() for t in held) and all(t.dim() == 2 for t in held)
+        return BRIEF if tokens and size > 4 * BRIEF else shorter(size)
+
+
+def _is_square(tensor: Tensor) -> bool:
+    return tensor.dim() > 2 and tensor.shape[-1] == tensor.shape[-2]
 
 
 def _is_blank(tensor: Tensor) -> bool:
@@ -155,13 +178,16 @@ def _step(size: int) -> int:
     return min(size & -size, GRID) if size & -size < size else min(max(size // 4, 1), GRID)
 
 
-def inputs_beside(example: Example, model: nn.Module, accepts: Callable[[Input], bool]) -> Iterator[Input]:
+def inputs_beside(
+    example: Example, model: nn.Module, accepts: Callable[[Input], bool], *, sparing: bool = False
+) -> Iterator[Input]:
     """Inputs beside an example that the model takes: small ones first.
 
     Args:
         example: what one forward takes.
         model: whose input it is.
         accepts: runs the original on an input, and says whether it takes it.
+        sparing: as short as tokens can be, and longer images in one direction only.
 
     Yields:
         at most two: other values with another batch at shorter sizes, and other values at longer ones.
@@ -174,11 +200,12 @@ def inputs_beside(example: Example, model: nn.Module, accepts: Callable[[Input],
     taken: dict[int, int] = {}
     # The largest first: what is tried after it is already smaller.
     for size in reversed([size for size in form.sizes if shorter(size) < size]):
-        for batch in batches:
-            given = _input(form, batch, {**taken, size: shorter(size)})
-            if accepts(given):
-                small, batches, taken = given, [batch], {**taken, size: shorter(size)}
-                break
+        for new in dict.fromkeys((form.brief(size), shorter(size)) if sparing else (shorter(size),)):
+            for batch in batches if size not in taken else ():
+                given = _input(form, batch, {**taken, size: new})
+                if accepts(given):
+                    small, batches, taken = given, [batch], {**taken, size: new}
+                    break
     if small is None:
         small = next((given for given in (_input(form, batch, {}) for batch in batches) if accepts(given)), None)
     # Numbers beyond a table cannot be tried on a GPU: the error would end the process's use of it.
@@ -194,14 +221,21 @@ def inputs_beside(example: Example, model: nn.Module, accepts: Callable[[Input],
     more = {size: longer(size) for size in taken}
     if form.ones and accepts(_input(form, None, {**taken, 1: 4})):
         more[1] = 4
+    squares = {t.shape[-1] for t in form.tensors if _is_square(t)} & more.keys() if sparing else set()
+    if squares:
+        oblong = _input(form, None, {**more, **taken}, {size: more[size] for size in squares})
+        if accepts(oblong):
+            yield oblong
+            return
     large = _input(form, None, more)
     if more and accepts(large):
         yield large
 
 
-def _input(form: Form, batch: int | None, sizes: Mapping[int, int]) -> Input:
+def _input(form: Form, batch: int | None, sizes: Mapping[int, int], wide: Mapping[int, int] | None = None) -> Input:
     words = ["other values"]
     if batch is not None:
         words.append(f"batch {batch} for {form.batch}")
     words += [f"size {new} for {old}" for old, new in sizes.items()]
-    return Input(", ".join(words), form.anew(batch=batch, sizes=sizes))
+    words += [f"the last of two equal ones {new} for {old}" for old, new in (wide or {}).items()]
+    return Input(", ".join(words), form.anew(batch=batch, sizes=sizes, wide=wide))

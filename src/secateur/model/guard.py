@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ def guard(
     seed: int | None = None,
     example: Example = None,
     copies: bool = True,
+    chance: bool = True,
     rollback: bool = False,
 ) -> Iterator[State]:
     """Run a block, and give back what it was lent, bit for bit, also when an exception passes through.
@@ -53,6 +54,7 @@ def guard(
         example: what the block runs the models on.
         copies: False = the values of buffers, attributes and example are not kept, for callers that undo writes
             themselves or stand inside another guard. All else comes back.
+        chance: False = the generators stay as the block leaves them, for callers that stand inside another guard.
         rollback: for training: weights, buffers and attributes stay as the block leaves them, unless an exception
             passes; then the weights come back too.
 
@@ -72,7 +74,9 @@ def guard(
         True
     """
     state = State(models, example, copies=copies or rollback, weights=rollback)
-    with generators(seed), _grad_mode(gradients):
+    if not chance and seed is not None:
+        _seed(seed)
+    with generators(seed) if chance else nullcontext(), _grad_mode(gradients):
         failed = True
         try:
             state.put_aside()
@@ -101,9 +105,7 @@ def generators(seed: int | None = None) -> Iterator[None]:
     initial = torch.initial_seed()
     try:
         if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - data of the user may draw from the global generator
-            torch.manual_seed(seed)
+            _seed(seed)
         yield
     finally:
         if started:
@@ -115,6 +117,16 @@ def generators(seed: int | None = None) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(cpu)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - data of the user may draw from the global generator
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # The function keeps the whole call stack for every kind of device that might be started later, each time.
+        torch.default_generator.manual_seed(seed)
 
 
 def _cuda_started() -> bool:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from operator import is_, itemgetter
+from operator import itemgetter
 from types import CellType, FunctionType
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from secateur.model.call import tensors_in
+from secateur.model.containers import Containers, refill
 from secateur.model.reach import (
     CONTAINERS,
     Kind,
-    base_of,
     globals_of,
     inside,
     is_still,
@@ -30,8 +29,6 @@ from secateur.model.undo import Undo, undo_array, undo_random
 from secateur.types import Example
 
 _TensorHooks = dict[int, object] | None
-K = TypeVar("K")
-V = TypeVar("V")
 # What torch itself keeps in every module: looked up by name, since walking it would be most of the cost of a guard.
 _OWN = {name: value for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 _hooks_of = itemgetter(*(name for name in _OWN if "hooks" in name))
@@ -112,8 +109,8 @@ class State:
 
     def __init__(self, models: Iterable[nn.Module], example: Example, *, copies: bool, weights: bool) -> None:
         self.training: list[tuple[nn.Module, bool]] = []
-        self.hooks = _Containers()
-        self.attributes = _Containers()
+        self.hooks = Containers()
+        self.attributes = Containers()
         self.generators: list[object] = []  # that the model holds
         self.undo: list[Undo] = []  # of what is neither container nor tensor
         self.parameters: dict[int, Tensor] = {}
@@ -286,89 +283,6 @@ class State:
             self._walk(held)
         if not isinstance(value, type):
             self._visit_class(type(value))
-
-
-class _Containers:
-    """Lists, mappings and sets, and what was in them."""
-
-    def __init__(self) -> None:
-        self.empty: list[tuple[dict[object, object] | set[object], ...]] = []
-        self.mappings: list[tuple[dict[object, object], dict[object, object]]] = []
-        self.sequences: list[tuple[list[object] | deque[object], tuple[object, ...]]] = []
-        self.sets: list[tuple[set[object], frozenset[object]]] = []
-
-    def add_all(self, mappings: tuple[dict[object, object], ...]) -> None:
-        """Keep several, most of which are empty."""
-        if not any(mappings):
-            self.empty.append(mappings)
-            return
-        for mapping in mappings:
-            self.mappings.append((mapping, dict(mapping)))
-
-    def add(self, value: object) -> Iterable[object]:
-        """Keep one, and return what is in it. Subclasses are read by the methods of the builtin class."""
-        if isinstance(value, dict):
-            before = _entries(value)
-            self.mappings.append((value, before))
-            return before.values()
-        if isinstance(value, (list, deque)):
-            items = tuple(base_of(value).__iter__(value))  # type: ignore[attr-defined]
-            self.sequences.append((value, items))
-            return items
-        if isinstance(value, set):
-            self.sets.append((value, frozenset(value)))
-            return ()
-        return tuple.__iter__(value) if isinstance(value, tuple) else ()
-
-    def changed(self) -> bool:
-        """Whether a container holds other things than it did."""
-        return (
-            any(any(containers) for containers in self.empty)
-            or any(_other(_entries(live), before) for live, before in self.mappings)
-            or any(
-                len(sequence) != len(items) or not all(map(is_, base_of(sequence).__iter__(sequence), items))  # type: ignore[attr-defined]
-                for sequence, items in self.sequences
-            )
-            or any(members != known for members, known in self.sets)
-        )
-
-    def put_back(self) -> None:
-        """Refill the containers that have changed. Compared by identity: tensors have no ``==``."""
-        for containers in self.empty:
-            if any(containers):
-                for container in containers:
-                    container.clear()
-        for live, before in self.mappings:
-            refill(live, before)
-        for sequence, items in self.sequences:
-            base: Any = base_of(sequence)
-            now = tuple(base.__iter__(sequence))
-            if len(now) != len(items) or not all(map(is_, now, items)):
-                base.clear(sequence)
-                base.extend(sequence, items)
-        for members, known in self.sets:
-            if members != known:
-                set.clear(members)
-                set.update(members, known)
-
-
-def _entries(mapping: dict[K, V]) -> dict[K, V]:
-    # An ordered mapping keeps its order beside the entries, where the methods of dict do not see it.
-    return dict(OrderedDict.items(mapping) if isinstance(mapping, OrderedDict) else dict.items(mapping))
-
-
-def refill(live: dict[K, V], before: dict[K, V]) -> None:
-    """Bring a mapping back to its entries, in their order."""
-    if _other(_entries(live), before):
-        base: Any = OrderedDict if isinstance(live, OrderedDict) else dict
-        base.clear(live)
-        for key, value in before.items():
-            base.__setitem__(live, key, value)
-
-
-def _other(now: dict[K, V], before: dict[K, V]) -> bool:
-    same = len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values()))
-    return not same
 
 
 def _refill_class(kind: type, before: dict[str, object]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.kinds.trials import answer
+from secateur.kinds.answers import answer
 from secateur.model.guard import guard
 
 

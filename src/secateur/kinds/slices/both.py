@@ -19,7 +19,7 @@ def with_replay(
 
     Args:
         found: what the trials of the second proof have shown; they have not refused the cut.
-        replay: makes the first proof, given a dtype and a tolerance.
+        replay: makes the first proof, given a dtype, a tolerance, and runs of the cut model in single precision.
         dtype: in which outputs are compared.
         tolerance: as in `secateur.model.agreement.agreement`.
 
@@ -27,7 +27,7 @@ def with_replay(
         CertificateError: the replay differs from the cut model, also in double precision; or neither could be run.
     """
     try:
-        return with_trials(_replayed(partial(replay, draws=found.draws), dtype, tolerance), found)
+        return with_trials(_replayed(partial(replay, draws=found.draws), found, dtype, tolerance), found)
     except CertificateError as error:
         if found.proof is None:
             raise
@@ -45,9 +45,9 @@ def with_replay(
         return certified(found, ABLATION, dtype=dtype)
 
 
-def _replayed(replay: Callable[..., Certificate], dtype: str, tolerance: float | None) -> Certificate:
+def _replayed(replay: Callable[..., Certificate], found: Tried, dtype: str, tolerance: float | None) -> Certificate:
     try:
-        return replay(dtype=dtype, tolerance=tolerance)
+        return replay(dtype=dtype, tolerance=tolerance, runs=() if dtype == "float64" else found.runs)
     except CertificateError as rounded:
         if dtype == "float64":
             raise

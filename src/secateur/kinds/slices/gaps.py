@@ -27,6 +27,12 @@ class Gaps(Protocol):
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""
 
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in a weight of which something is missing."""
+
+    def picked(self, weight: Tensor, picks: Mapping[int, Tensor]) -> Tensor:
+        """A weight at some positions of some dimensions, and no more of it than that."""
+
     def note(self, tensor: Tensor, absent: dict[int, Tensor]) -> None:
         """Remember what is missing where NaN cannot say it: in truth values and counts."""
 

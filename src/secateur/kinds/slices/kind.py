@@ -17,9 +17,11 @@ from secateur.integrations.transformers import is_native
 from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
+from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
 from secateur.kinds.slices.fold import Scale, fold, rescale
+from secateur.kinds.slices.numbers import NumberTape
 from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import agrees, tried
 from secateur.measure.macs import samples_in
@@ -171,7 +173,10 @@ class Slices(Candidates):
                 follow=self.request.scales == "follow",
             ),
         ]
-        found = tried(references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance)
+        found = tried(
+            references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance,
+            beside=NumberTape, blocks=repeated(whole, choice.cuts),
+        )  # fmt: skip
         replay = partial(
             certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.kinds.slices.gaps import Arguments, GapCall, Op, has_nan, is_composite, look, name_of, tensors, writes
+from secateur.kinds.slices.gaps import Arguments, GapCall, Op, has_nan, is_composite, look, name_of, pick, tensors, writes
 from secateur.kinds.slices.operators import HANDLERS
 from secateur.model.place import users_line
 
@@ -61,7 +61,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.reduced: set[tuple[int, int]] = set()
         self.changed: set[str] = set()
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
+        # Weights are the same in every run, so what was seen of them once holds.
         self._known: dict[tuple[object, ...], Tensor | None] = {}
+        self._picked: dict[tuple[object, ...], Tensor] = {}
         self._depth = 0
 
     def __enter__(self) -> Missing:
@@ -92,6 +94,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._require_same(args[place])
         for tensor in written:  # a statistic that is written in training depends on the data from now on
             whole.pop(id(tensor), None)
+            if self.is_weight(tensor):
+                self._known.clear()
+                self._picked.clear()
         return self._run(name, func, args, kwargs)
 
     def _of_weights(self, func: Op, args: Sequence[Any], kwargs: Arguments, written: set[int]) -> object:
@@ -148,12 +153,26 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._absent[id(tensor)][1].get(dim % tensor.dim())
         if tensor.dim() == 0 or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
             return None
-        if tensor.untyped_storage()._cdata not in self.poisoned:
+        if not self.is_weight(tensor):
             return look(tensor, dim)
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dim % tensor.dim())
+        place = (*_place(tensor), dim % tensor.dim())
         if place not in self._known:
             self._known[place] = look(tensor, dim)
         return self._known[place]
+
+    def picked(self, weight: Tensor, picks: Mapping[int, Tensor]) -> Tensor:
+        """A weight at some positions of some dimensions, and no more of it than that."""
+        place = (*_place(weight), *((d, stay.cpu().numpy().tobytes()) for d, stay in picks.items()))
+        if place not in self._picked:
+            small = weight
+            for d, stay in picks.items():
+                small = pick(small, d, stay)
+            self._picked[place] = small
+        return self._picked[place]
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in a weight of which something is missing."""
+        return tensor.untyped_storage()._cdata in self.poisoned
 
     def note(self, tensor: Tensor, absent: dict[int, Tensor]) -> None:
         """Remember what is missing where NaN cannot say it: in truth values and counts."""
@@ -169,3 +188,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return {}
         found = ((d, self.of(tensor, d)) for d in range(tensor.dim()))
         return {d: gone for d, gone in found if gone is not None and len(gone) < tensor.shape[d]}
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()

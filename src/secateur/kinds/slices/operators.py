@@ -14,21 +14,54 @@ Handler = Callable[[Gaps, GapCall], object]
 # -- sums of products -------------------------------------------------------------------------------------------------
 
 
-def _product(*factors: tuple[int, int]) -> Handler:
-    """A sum of products over one dimension of each of two factors: (argument, dimension)."""
+def _product(*factors: tuple[int, int], bias: str | None = None) -> Handler:
+    """A sum of products over one dimension of each of two factors: (argument, dimension).
+
+    With the name of what is added the second factor may be a weight, whose other dimension the result has last.
+    """
 
     def handler(mode: Gaps, call: GapCall) -> object:
         found = [(i, d % call.args[i].dim(), mode.of(call.args[i], d)) for i, d in factors]
         gone = [missing for _, _, missing in found if missing is not None]
         sizes = {call.args[i].shape[d] for i, d, _ in found}
-        if gone and len(sizes) == 1:  # factors that do not fit are refused by the operator, as in the original
-            stay = others(sizes.pop(), torch.cat(gone))
-            if len(stay):  # where nothing is left, the result is missing, and NaN says so
-                for i, d, _ in found:
-                    call.args[i] = pick(call.args[i], d, stay)
-        return call.run()
+        if len(sizes) != 1:  # factors that do not fit are refused by the operator, as in the original
+            return call.run()
+        (first, along, _), (at, summed, _) = found
+        weight: Tensor = call.args[at]
+        stay = others(sizes.pop(), torch.cat(gone)) if gone else None
+        if stay is not None and not len(stay):  # nothing is left: the result is missing, and NaN says so
+            return call.run()
+        if stay is not None:
+            call.args[first] = pick(call.args[first], along, stay)
+        if bias is None or weight.dim() != 2 or not mode.is_weight(weight):
+            if stay is not None:
+                call.args[at] = pick(weight, summed, stay)
+            return call.run()
+        call.args[at], rows = _there(mode, weight, summed, stay, 1 - summed)
+        return _spread_over(call, bias, -1, weight.shape[1 - summed], rows)
 
     return handler
+
+
+def _there(mode: Gaps, weight: Tensor, summed: int, stay: Tensor | None, free: int) -> tuple[Tensor, Tensor | None]:
+    """A weight as far as a product needs it, and the positions of the free dimension that it then has.
+
+    What is missing of the dimension that the result inherits is NaN in the result, and need not be reckoned.
+    """
+    gone = mode.of(weight, free)
+    rows = None if gone is None or len(gone) == weight.shape[free] else others(weight.shape[free], gone)
+    picks = {d: positions for d, positions in ((summed, stay), (free, rows)) if positions is not None}
+    return mode.picked(weight, picks), rows
+
+
+def _spread_over(call: GapCall, bias: str, dim: int, size: int, rows: Tensor | None) -> object:
+    """Run a product with some rows of its weight, and put the result where these rows stand."""
+    if rows is None:
+        return call.run()
+    added = call.get(bias)
+    if isinstance(added, Tensor) and added.dim() and added.shape[-1] == size:  # else it is broadcast
+        call.put(bias, added.index_select(-1, rows))
+    return spread(call.run(), dim, size, rows)
 
 
 def _convolution(mode: Gaps, call: GapCall) -> object:
@@ -39,14 +72,27 @@ def _convolution(mode: Gaps, call: GapCall) -> object:
     if x.shape[dim] != weight.shape[0 if transposed else 1] * (1 if transposed else groups):
         return call.run()  # refused by the operator, as in the original
     if groups == 1:
-        absent = mode.of(weight, 0 if transposed else 1)
+        summed = 0 if transposed else 1
+        absent = mode.of(weight, summed)
         missing = [each for each in (gone, absent) if each is not None]
-        if missing:
-            stay = others(x.shape[dim], torch.cat(missing))
-            if len(stay):
-                call.put("input", x.index_select(dim, stay))
-                call.put("weight", weight.index_select(0 if transposed else 1, stay))
-        return call.run()
+        stay = others(x.shape[dim], torch.cat(missing)) if missing else None
+        if stay is not None and not len(stay):
+            return call.run()
+        if stay is not None:
+            call.put("input", x.index_select(dim, stay))
+        if not mode.is_weight(weight):
+            if stay is not None:
+                call.put("weight", weight.index_select(summed, stay))
+            return call.run()
+        small, rows = _there(mode, weight, summed, stay, 1 - summed)
+        call.put("weight", small)
+        return _spread_over(call, "bias", dim, weight.shape[1 - summed], rows)
+    if gone is not None and _is_depthwise(mode, weight, groups, gone):
+        stay = others(groups, gone)
+        call.put("input", x.index_select(dim, stay))
+        call.put("weight", mode.picked(weight, {0: stay}))
+        call.put("groups", len(stay))
+        return _spread_over(call, "bias", dim, groups, stay)
     if gone is None and not has_nan(weight):
         return call.run()
     # Groups hold their channels by place, so nothing can be taken out: what a sum leaves out is zero in both factors.
@@ -61,6 +107,14 @@ def _convolution(mode: Gaps, call: GapCall) -> object:
     call.put("weight", table.reshape(weight.shape))
     call.put("input", x.index_fill(dim, absent.flatten().nonzero().flatten(), 0))
     return call.run()
+
+
+def _is_depthwise(mode: Gaps, weight: Tensor, groups: int, gone: Tensor) -> bool:
+    """Whether every channel stands for itself, and those that are missing have no weight either."""
+    if len(weight) != groups or weight.shape[1] != 1 or not mode.is_weight(weight) or len(gone) == groups:
+        return False
+    absent = mode.of(weight, 0)
+    return absent is not None and torch.equal(absent, gone)
 
 
 def _trilinear(mode: Gaps, call: GapCall) -> object:
@@ -314,14 +368,14 @@ def _table(*rows: tuple[str, Handler]) -> dict[str, Handler]:
 
 
 HANDLERS = _table(
-    ("mm", _product((0, 1), (1, 0))),
-    ("addmm _addmm_activation", _product((1, 1), (2, 0))),
+    ("mm", _product((0, 1), (1, 0), bias="none")),
+    ("addmm _addmm_activation", _product((1, 1), (2, 0), bias="self")),
     ("bmm", _product((0, 2), (1, 1))),
     ("baddbmm", _product((1, 2), (2, 1))),
     ("mv", _product((0, 1), (1, 0))),
     ("addmv", _product((1, 1), (2, 0))),
     ("dot vdot", _product((0, 0), (1, 0))),
-    ("linear", _product((0, -1), (1, 1))),
+    ("linear", _product((0, -1), (1, 1), bias="bias")),
     ("_grouped_mm", _product((0, -1), (1, -2))),
     ("_cdist_forward _euclidean_dist", _product((0, -1), (1, -1))),
     ("_trilinear", _trilinear),

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, cast
+from itertools import zip_longest
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError
+from secateur.kinds.answers import Answer
+from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
 from secateur.kinds.slices.fold import Scale, rescaled
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
@@ -24,33 +27,13 @@ from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
 from secateur.model.held import HeldRandomness
 from secateur.model.tensors import named_tensors
-from secateur.structure.axes import Keep, resolve, size_after
+from secateur.structure.axes import Keep, size_after
 from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Kwargs, Op, Ref, Restrict, Step, Trace, numbers_in, tensors_of
 from secateur.types import Certificate, Example
 
-PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear"])
-GROUPS, TRANSPOSED = 8, 6  # places of arguments of aten.convolution
-NAN = float("nan")
-
-
-class Factor(NamedTuple):
-    """A weight in a product.
-
-    Args:
-        at: its place among the arguments.
-        summed: its dimension that the product sums over.
-        free: its dimension that the result inherits.
-        result: that dimension of the result.
-        bias: place of what is added, or None.
-    """
-
-    at: int
-    summed: int
-    free: int
-    result: int
-    bias: int | None
+MULTIPLES = "Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above."
 
 
 class Replay:
@@ -142,19 +125,19 @@ class Replay:
             for position, d, axis in restrict.outputs:
                 positions = self.kept(axis)
                 if positions is not None:
-                    produced[position] = _spread(produced[position], d, axis.size, positions.stay)
+                    produced[position] = spread(produced[position], d, axis.size, positions.stay)
         return produced
 
     def _without_removed(self, step: Step) -> dict[int, Tensor]:
         """What a call sums over, without the removed positions: taken out, or zero where they must keep their place."""
         local: dict[int, Tensor] = {}
-        short = _sums_in_full(step)
+        short = sums_in_full(step)
         for number, d, axis in step.contracted:
             positions = self.kept(axis)
             if positions is not None:
                 source = local.get(number, self._value(number))
                 local[number] = (
-                    _pick(source, d, positions.stay)
+                    pick(source, d, positions.stay)
                     if short
                     else source.index_fill(d, positions.go.to(source.device), 0)
                 )
@@ -215,18 +198,18 @@ class Replay:
         local = {weight: self.originals.factor(view, factor.summed, axis, factor.free)}
         summed = self.kept(axis)
         if summed is not None:
-            local[other] = _pick(self._value(other), d, summed.stay)
+            local[other] = pick(self._value(other), d, summed.stay)
         filled, named = self._filled(args, local), cast(Kwargs, self._filled(kwargs, local))
         free = view.dims[factor.free]
         stays, size = self.kept(self.originals.axes[view.name][free]), self.originals.tensors[view.name].shape[free]
         if stays is None:
             return [cast(Tensor, step.func(*cast("list[object]", filled), **named))]
-        terms = _with_bias_at(cast("list[object]", filled), factor, size, stays.stay)
-        return [_spread(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
+        terms = with_bias_at(cast("list[object]", filled), factor, size, stays.stay)
+        return [spread(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
 
     def _factor(self, step: Step) -> Factor | None:
         """The weight in a product, where exactly one factor is a weight and the trace agrees with the operator."""
-        if not step.contracted or step.restrict is not None or not _sums_in_full(step):
+        if not step.contracted or step.restrict is not None or not sums_in_full(step):
             return None
         weights = [n for n, _, _ in step.contracted if n in self.originals.views]
         if len(weights) != 1 or step.func._schema.is_mutable or numbers_in(step.args).count(weights[0]) != 1:
@@ -235,7 +218,7 @@ class Replay:
         view = self.originals.views[weights[0]]
         if at is None or not can_be_nan(self.originals.tensors[view.name]):
             return None
-        found = _factor_at(step, at, len(view.dims))
+        found = factor_at(step, at, len(view.dims))
         summed = next(d for n, d, _ in step.contracted if n == weights[0])
         return found if found is not None and found.summed == summed else None
 
@@ -272,63 +255,8 @@ def _attended(func: Op, args: list[object], kwargs: Kwargs) -> list[Tensor] | No
     return [out, q.new_zeros(q.shape[:-1]).transpose(1, 2)]  # the second is bookkeeping that nobody reads
 
 
-def _factor_at(step: Step, at: int, rank: int) -> Factor | None:
-    """How an operator treats the weight at a place of its arguments."""
-    name = base_name(step.func)
-    if name == "mm" and rank == 2:
-        return Factor(at, 0, 1, 1, None) if at == 1 else Factor(at, 1, 0, 0, None)
-    if name == "addmm" and rank == 2 and at > 0:
-        return Factor(at, 0, 1, 1, 0) if at == 2 else Factor(at, 1, 0, 0, 0)
-    if name == "linear" and rank == 2 and at == 1:
-        return Factor(at, 1, 0, -1, 2)
-    if name == "convolution" and at == 1:
-        channels = 1 - rank  # of the result: what stands before the spatial dimensions
-        return Factor(at, 0, 1, channels, 2) if step.args[TRANSPOSED] else Factor(at, 1, 0, channels, 2)
-    return None
-
-
-def _with_bias_at(args: list[object], factor: Factor, size: int, stay: Tensor) -> list[object]:
-    """The arguments with what is added at the kept positions of the dimension that the result inherits."""
-    bias = args[factor.bias] if factor.bias is not None and factor.bias < len(args) else None
-    if not isinstance(bias, Tensor) or (bias.dim() == 1 and factor.result == 0):
-        return args  # a vector is aligned from the right, so it adds the same to every row of a result
-    d = 0 if bias.dim() == 1 else factor.result
-    if bias.dim() > d and bias.shape[d] == size:  # else it is broadcast
-        args[cast(int, factor.bias)] = bias.index_select(d, stay.to(bias.device))
-    return args
-
-
 def _same_mask(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
-
-
-def _spread(tensor: Tensor, d: int, size: int, stay: Tensor) -> Tensor:
-    """A tensor at its full size again, with NaN (or zero, in integers) where something is removed."""
-    shape = list(tensor.shape)
-    shape[d] = size
-    out = torch.full(shape, NAN if can_be_nan(tensor) else 0, dtype=tensor.dtype, device=tensor.device)
-    return out.index_copy_(d, stay.to(tensor.device), tensor)
-
-
-def _pick(tensor: Tensor, d: int, stay: Tensor) -> Tensor:
-    """`index_select`, along the rows in memory where the tensor is a transposed matrix (three times as fast)."""
-    stay = stay.to(tensor.device)
-    if tensor.dim() == 2 and tensor.stride(0) == 1:
-        return tensor.t().index_select(1 - d, stay).t()
-    return tensor.index_select(d, stay)
-
-
-def _sums_in_full(step: Step) -> bool:
-    """Whether both operands can go without the removed positions, rather than with zeros there (the same, faster)."""
-    numbers = [number for number, _, _ in step.contracted]
-    if len(numbers) != 2 or numbers[0] == numbers[1]:
-        return False
-    (_, _, a), (_, _, b) = step.contracted
-    if resolve(a) is not resolve(b):
-        return False
-    name = base_name(step.func)
-    # With several groups the summed dimension is only part of the channels, so positions must keep their places.
-    return name in PRODUCTS or (name == "convolution" and step.args[GROUPS] == 1)
 
 
 def certify(
@@ -343,6 +271,7 @@ def certify(
     tolerance: float | None = None,
     examples: Sequence[Example] = (),
     draws: bool = True,
+    runs: Sequence[Answer] = (),
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
 
@@ -357,6 +286,8 @@ def certify(
         tolerance: as in `agreement`.
         examples: further ones, of which the trace holds a run each.
         draws: whether the forward may draw random numbers, which are then held at fixed values.
+        runs: of the cut model on the example and the further ones, each beside a `NumberTape`; what is not there, or
+            was asked twice, is run here.
 
     Returns:
         the certificate with the largest error found.
@@ -365,16 +296,17 @@ def certify(
         UnsupportedError: the cut model does not run.
         CertificateError: shapes differ, a removed part reached an output, or the error is above the tolerance.
 
-    Cost: about two forward passes of the cut model, and one walk over the weights; no copy of the weights.
+    Cost: about one forward pass of the cut model, another one where `runs` does not hold it, and one walk over the
+        weights; no copy of the weights.
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
         trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
-    runs = zip((example, *examples), (trace, *trace.further), strict=True)
     tensors = rescaled(named_tensors(model), scales)
     held = HeldRandomness if draws else nullcontext
-    return worst(_replayed(tensors, cut, each, run, keep, tolerance, held) for each, run in runs)
+    each = zip_longest((example, *examples), (trace, *trace.further), runs)
+    return worst(_replayed(tensors, cut, given, run, keep, tolerance, held, played) for given, run, played in each)
 
 
 def _replayed(
@@ -385,15 +317,13 @@ def _replayed(
     keep: Keep,
     tolerance: float | None,
     held: Callable[[], AbstractContextManager[object]],
+    played: Answer | None,
 ) -> Certificate:
-    with quiet(cut), torch.no_grad(), held(), NumberTape() as tape:
-        answer = run_cut(
-            cut,
-            example,
-            when="after this cut",
-            hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above.",
-        )
-    found = [t.detach() for t in outputs(answer)]
+    result, tape = (None, None) if played is None else (played.result, played.beside)
+    if result is None or not isinstance(tape, NumberTape):
+        with quiet(cut), torch.no_grad(), held(), NumberTape() as tape:
+            result = run_cut(cut, example, when="after this cut", hint=MULTIPLES)
+    found = [t.detach() for t in outputs(result)]
     with held():
         expected = Replay(trace, tensors, keep, tape.calls, named_tensors(cut)).run()
     return agreement(

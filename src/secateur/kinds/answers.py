@@ -1,0 +1,136 @@
+"""What a model answers on an input, with its randomness held: tensors, words, and the parameters that took part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from secateur.model.call import call, fresh
+from secateur.model.guard import Mode, guard
+from secateur.model.held import HeldRandomness
+from secateur.model.kernels import unfused
+from secateur.model.state import State
+from secateur.model.tensors import dense
+from secateur.types import Example
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a run gave.
+
+    Args:
+        tensors: of the output, numbers and arrays among them, in a stable order.
+        words: what else stands in the output: keys, texts, the names of its classes.
+        parameters: those that took part, in training mode.
+        held: random operators that gave fixed numbers, with their lines.
+        result: what the forward returned; None where it had to be called twice.
+        beside: what stood around the run.
+    """
+
+    tensors: list[Tensor]
+    words: list[str]
+    parameters: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+    result: Any = None
+    beside: object = None
+
+
+def answer(
+    model: nn.Module,
+    example: Example,
+    mode: Mode = "eval",
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    draws: bool = True,
+    chance: bool = True,
+) -> Answer:
+    """Run a model with its randomness held, and leave it as it was.
+
+    A forward that leaves something behind (a count, a cache) may answer otherwise the next time: it is run twice, and
+    the answer is that of both calls.
+
+    Args:
+        model: any module.
+        example: what one forward takes.
+        mode: "eval" or "train"; in training the parameters that take part are found too.
+        around: stands around the run.
+        draws: False where it is known that nothing is drawn at random, which saves the watch.
+        chance: False where the caller puts the generators back.
+
+    Raises:
+        ForwardError: its forward fails.
+    """
+    train, held = mode == "train", HeldRandomness()
+    lent = guard(model, mode=mode, gradients=train, example=example, seed=0, chance=chance)
+    with lent as state, unfused(model), held if draws else nullcontext(), around() as beside:
+        if _moved(state, model):  # by what stands around the run
+            state = State([model], example, copies=True, weights=False)
+        following = None if train else fresh(example)
+        once: Any = call(model, example)
+        result = once
+        if not train and _moved(state, model):
+            result, once = (once, call(model, following)), None
+        tensors, words = _parts(result)
+        taking_part = _taking_part(model, tensors) if train else frozenset()
+    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside)
+
+
+def _moved(state: State, model: nn.Module) -> bool:
+    with _disable_current_modes():  # looking is no part of the run
+        return state.moved(model)
+
+
+def _taking_part(model: nn.Module, tensors: Sequence[Tensor]) -> frozenset[str]:
+    """Names of the parameters that a backward pass from the outputs would reach; none is run."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found: set[str] = set()
+    todo = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) in names:
+            found.add(names[id(variable)])
+        following = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(following)
+        todo += following
+    return frozenset(found)
+
+
+def _parts(value: Any) -> tuple[list[Tensor], list[str]]:
+    tensors: list[Tensor] = []
+    words: list[str] = []
+    for part in _leaves(value, depth=0):
+        (words if isinstance(part, str) else tensors).append(part)  # type: ignore[arg-type]
+    return tensors, words
+
+
+def _leaves(value: Any, depth: int) -> Iterator[Tensor | str]:
+    """Everything in an output that can be compared; objects of other classes count as their class."""
+    if isinstance(value, Tensor):
+        yield dense(value)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        yield torch.as_tensor(np.ascontiguousarray(value))
+    elif isinstance(value, (bool, int, float, complex, np.generic)):
+        yield torch.as_tensor(value if isinstance(value, (bool, int)) else np.asarray(value).astype(np.float32)[()])
+    elif isinstance(value, Mapping) and depth < 20:
+        for key, item in value.items():
+            yield f"key {key!r}"
+            yield from _leaves(item, depth + 1)
+    elif isinstance(value, (list, tuple, set, frozenset)) and depth < 20:
+        yield f"{len(value)} items"
+        for item in value:
+            yield from _leaves(item, depth + 1)
+    elif is_dataclass(value) and not isinstance(value, type) and depth < 20:
+        for name, item in vars(value).items():
+            yield f"key {name!r}"
+            yield from _leaves(item, depth + 1)
+    else:
+        yield repr(value) if isinstance(value, (str, bytes)) or value is None else type(value).__name__
