@@ -101,7 +101,9 @@ def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and holds_any(node.value, asked):
             names.update(targets(node))
     names = made_of(scope, names)
-    found = [test for test in tests_in(scope) if holds_any(test, asked) or mentions(test, names)]
+    # `torch.arange(n, device=x.device)` in a test asks for a place to put something, and decides nothing by it.
+    put = {part for node in ast.walk(scope) for part in ast.walk(node) if _is_option(node)}
+    found = [t for t in tests_in(scope) if any(_is_answer(part, asked, names) for part in ast.walk(t) if part not in put)]
     if name != "len":
         found += [node for node in ast.walk(scope) if isinstance(node, ast.Return) and _as_it_is(node.value) in asked]
     return tuple(dict.fromkeys(f"{short(filename)}:{test.lineno}" for test in found))
@@ -113,6 +115,14 @@ def _is_reading(node: ast.AST, line: int, name: str) -> bool:
     if isinstance(node, ast.Attribute):
         return node.attr == name
     return isinstance(node.func, ast.Name) and node.func.id == name
+
+
+def _is_option(node: ast.AST) -> bool:
+    return isinstance(node, ast.keyword) and node.arg in ("device", "dtype", "layout")
+
+
+def _is_answer(node: ast.AST, asked: set[ast.AST], names: set[str]) -> bool:
+    return node in asked or (isinstance(node, ast.Name) and node.id in names)
 
 
 def _as_it_is(node: ast.expr | None) -> ast.AST | None:
