@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from secateur.errors import ForwardError, InputError, ResourceError, SecateurError, UnsupportedError
@@ -409,9 +410,20 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        moved = [to_device(item, device) for item in value]
-        return moved if isinstance(value, list) else tuple(moved)
+        return rebuilt(value, [to_device(item, device) for item in value])
     return value
+
+
+def rebuilt(value: Sequence[Any], items: Sequence[Any]) -> Any:
+    """A list or tuple with other items: a named tuple stays one, as forwards ask for its class and its fields.
+
+    Example:
+        >>> rebuilt((1, 2), [3, 4])
+        (3, 4)
+    """
+    if isinstance(value, list):
+        return list(items)
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def several(example: Example, examples: Sequence[Example]) -> tuple[Example, tuple[Example, ...]]:
@@ -462,7 +474,8 @@ def _rows(value: Any, batch: int, rows: Tensor) -> Any:
     if isinstance(value, Mapping):
         return {key: _rows(item, batch, rows) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_rows(item, batch, rows) for item in value)
+        # What a packed sequence holds belongs together, and is no batch of rows.
+        return value if isinstance(value, PackedSequence) else rebuilt(value, [_rows(i, batch, rows) for i in value])
     return value
 
 

@@ -19,7 +19,7 @@ from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
 from secateur.model.admit import admit
 from secateur.model.behaviour import unprovable, weights_kept
-from secateur.model.call import device_of, several
+from secateur.model.call import describe, device_of, several
 from secateur.model.guard import guard
 from secateur.planning.decide import decide
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
@@ -39,6 +39,7 @@ from secateur.request import (
     default_granularity,
     granularities,
 )
+from secateur.structure.elsewhere import left_behind
 from secateur.structure.provenance import read
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Data, Example, Group, Loss
@@ -48,6 +49,7 @@ GranularityLike = str | Mapping[str, object] | Granularity | Sequence[str | Mapp
 GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
 
+@torch.inference_mode(False)  # what is made in it could not be trained afterwards
 def make_plan(
     model: nn.Module,
     example: Example = None,
@@ -224,7 +226,10 @@ def _plan(
         scales=edit.scales,
         left_out=tuple(candidates.left_out),
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
-        conditions=() if candidates.trace is None else tuple(candidates.trace.conditions),
+        conditions=(
+            *(() if candidates.trace is None else candidates.trace.conditions),
+            *left_behind(model, edit.cuts, edit.attributes),
+        ),
     )
 
 
@@ -297,6 +302,12 @@ def _scores(
     known = {group.name: group for group in candidates.groups}
     for name, score in scores.items():
         group = _known(known, name, candidates)
+        if not isinstance(score, Tensor) or score.is_meta:
+            raise InputError(
+                f"the scores of {name!r} are no tensor with values: {describe(score)}",
+                why="it is on the meta device" if isinstance(score, Tensor) else "",
+                hint="one number per unit in a tensor: torch.tensor([...])",
+            )
         if tuple(score.shape) != group.shape or not score.is_floating_point():
             raise InputError(
                 f"the scores of {name!r} are {score.dtype} {tuple(score.shape)}, not float {group.shape}",

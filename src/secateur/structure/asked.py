@@ -103,10 +103,12 @@ def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
     names = made_of(scope, names)
     # `torch.arange(n, device=x.device)` in a test asks for a place to put something, and decides nothing by it.
     put = {part for node in ast.walk(scope) for part in ast.walk(node) if _is_option(node)}
-    found = [t for t in tests_in(scope) if any(_is_answer(part, asked, names) for part in ast.walk(t) if part not in put)]
+    tests = (t for t in tests_in(scope) if any(_is_answer(p, asked, names) for p in ast.walk(t) if p not in put))
+    lines = [test.lineno for test in tests]
     if name != "len":
-        found += [node for node in ast.walk(scope) if isinstance(node, ast.Return) and _as_it_is(node.value) in asked]
-    return tuple(dict.fromkeys(f"{short(filename)}:{test.lineno}" for test in found))
+        returns = (node for node in ast.walk(scope) if isinstance(node, ast.Return))
+        lines += [node.lineno for node in returns if _as_it_is(node.value) in asked]
+    return tuple(dict.fromkeys(f"{short(filename)}:{line}" for line in lines))
 
 
 def _is_reading(node: ast.AST, line: int, name: str) -> bool:
@@ -132,18 +134,18 @@ def _as_it_is(node: ast.expr | None) -> ast.AST | None:
 
 
 def holds_any(node: ast.AST | None, parts: set[ast.AST]) -> bool:
+    """Whether one of these parts stands in an expression."""
     return node is not None and bool(parts) and any(part in parts for part in ast.walk(node))
 
 
 def plain_function(function: Any) -> FunctionType | None:
+    """The function behind decorators and bound methods; None where there is none of Python."""
     function = inspect.unwrap(function)
     function = function.__func__ if isinstance(function, MethodType) else function
     return function if isinstance(function, FunctionType) else None
 
 
-def _lines(
-    function: FunctionType | None, owner: nn.Module, name: str, depth: int, form: bool = False
-) -> Iterator[str]:
+def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: int, form: bool = False) -> Iterator[str]:
     if function is None or depth == 0 or function.__code__.co_filename.startswith(TORCH):
         return
     node = definition(function.__code__)
@@ -277,10 +279,12 @@ def _other_names(scope: ast.AST, names: set[str]) -> set[str]:
 
 
 def mentions(node: ast.AST, names: set[str]) -> bool:
+    """Whether one of these names stands in an expression."""
     return any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node))
 
 
 def targets(node: ast.Assign | ast.AnnAssign | ast.NamedExpr) -> Iterator[str]:
+    """Names that an assignment gives a value to."""
     for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
         for part in ast.walk(target):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):

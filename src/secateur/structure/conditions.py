@@ -41,8 +41,8 @@ class Branch:
 
     Args:
         kind: "size", "rank", "length", "value", "read", "mode", "argument" (a switch that the example leaves at its
-            default), "arguments", "default", "given", "form" (what an argument is), "fact" (what a tensor is) or "switch"
-            (an attribute).
+            default), "arguments", "default", "given", "form" (what an argument is), "fact" (what a tensor is) or
+            "switch" (an attribute).
         condition: what is said about it.
         argument: name of the argument, or what is said of its value, where it is one.
     """

@@ -33,7 +33,7 @@ RANKS = ("dim", "ndimension")
 # What a tensor is: plain answers, and no numbers that a cut changes. Asked for as attributes and by methods.
 FACTS = {
     getattr(Tensor, name): name
-    for name in ("dtype", "device", "layout", "requires_grad", "is_leaf", "grad_fn", "is_sparse", "is_cuda", "is_nested")
+    for name in ("dtype", "device", "layout", "requires_grad", "is_leaf", "grad_fn", "is_sparse", "is_cuda")
 }
 FACT_METHODS = (
     "is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_inference", "is_conj", "is_neg", "is_pinned",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.model.call import tensors_in
+from secateur.model.call import rebuilt, tensors_in
 from secateur.structure.asked import deciding_lines, short
 from secateur.structure.axes import leaves
 from secateur.structure.conditions import Branch, listed
@@ -123,7 +123,7 @@ def followed(recorder: Recorder, model: nn.Module, example: Example) -> Any:
             return TrackedInt(value, Dim(axis), recorder.watch)
         if type(value) in (list, tuple):
             items = [follow(item, f"{name}[{i}]") for i, item in enumerate(value)]
-            return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
+            return value if all(a is b for a, b in zip(items, value, strict=True)) else rebuilt(value, items)
         if type(value) is dict:
             changed = {key: follow(item, f"{name}[{key!r}]" if name else str(key)) for key, item in value.items()}
             return value if all(changed[key] is item for key, item in value.items()) else changed

@@ -15,8 +15,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.structure.asked import TORCH, callees, definition, made_of, mentions, plain_function, short, targets
-from secateur.structure.asked import tests_in
+from secateur.structure.asked import (
+    TORCH,
+    callees,
+    definition,
+    made_of,
+    mentions,
+    plain_function,
+    short,
+    targets,
+    tests_in,
+)
 from secateur.structure.conditions import Branch
 from secateur.types import Condition
 
@@ -49,25 +58,32 @@ def _value(owner: Any, chain: Chain) -> object:
     for name in chain:
         if isinstance(owner, (Tensor, type)) or not hasattr(owner, "__dict__"):
             return None
-        store = vars(owner)
-        owner = store[name] if name in store else next((vars(k)[name] for k in type(owner).__mro__ if name in vars(k)), None)
+        spaces = (vars(space) for space in (owner, *type(owner).__mro__))
+        owner = next((space[name] for space in spaces if name in space), None)
     return owner
 
 
 def _deciding(module: nn.Module) -> Iterator[tuple[str, frozenset[Chain]]]:
-    """"file:line" and what is asked of `self` there, for the forward of a module and the methods that it calls."""
-    todo, seen = [(plain_function(module.forward), DEEPEST)], set()
+    """ "file:line" and what is asked of `self` there, for the forward of a module and the methods that it calls."""
+    for function in run_by_forward(module):
+        yield from _lines(function)
+
+
+def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
+    """The forward of a module and the methods that it calls on the module, as far as their source says; in order."""
+    seen: dict[FunctionType, None] = {}
+    todo = [(plain_function(module.forward), DEEPEST)]
     while todo:
         function, depth = todo.pop()
         if function is None or function in seen or depth == 0 or function.__code__.co_filename.startswith(TORCH):
             continue
-        seen.add(function)
-        yield from _lines(function)
+        seen[function] = None
         node = definition(function.__code__)
         for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)) if node is not None else ():
             if isinstance(call.func, ast.Attribute):
                 found = callees(call, function, module, node)  # type: ignore[arg-type]
                 todo += [(callee, depth - 1) for callee, owner in found if owner is module]
+    return seen
 
 
 @cache
