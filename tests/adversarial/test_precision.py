@@ -35,7 +35,7 @@ def lowered(value: Any, dtype: torch.dtype) -> Any:
 
 
 def judged(case: Case, kind: str, mode: str) -> tuple[str, str]:
-    """The plan is made low, and applied to the float32 model where that is possible; else the result is raised."""
+    """The plan is made low; what it says is done to the same weights in float32 and compared there."""
     model, example = build(case), case.inputs[0]()
     low = copy.deepcopy(model)
     if mode != "autocast":
@@ -53,8 +53,11 @@ def judged(case: Case, kind: str, mode: str) -> tuple[str, str]:
     except SecateurError as error:
         return ("internal" if "please report" in str(error).lower() else "refused"), " ".join(str(error).split())
     if mode != "autocast":
-        model = low.float()
-        cut = cut.float()
+        rounded, cut = cut.float(), plan.edit.copy(low.float())  # a factor is rounded in weights of low precision
+        with torch.no_grad():
+            for (name, a), b in zip(cut.named_parameters(), rounded.parameters(), strict=True):
+                assert (a - b).abs().max() <= torch.finfo(dtype).eps * a.abs().max(), name
+        model = low
     verdict = compare(case, kind, model, plan, cut)
     return verdict.outcome, verdict.why
 

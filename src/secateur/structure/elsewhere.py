@@ -37,10 +37,8 @@ def left_behind(
         for method, name, where in _read(module, sizes) if sizes else ():
             if where not in said:
                 said.add(where)
-                text = (
-                    f"{type(module).__name__}.{method}() reads {name}, which stays {sizes[name]} and may name a width"
-                )
-                yield Condition(f"holds for the forward alone: {text} that is cut", where, path)
+                text = f"{type(module).__name__}.{method}() reads {name}, which stays {sizes[name]}"
+                yield Condition(f"holds for the forward alone: {text} and may name a width that is cut", where, path)
 
 
 def _integers(value: Any) -> Iterator[int]:
@@ -55,11 +53,9 @@ def _read(module: nn.Module, names: Mapping[str, Any]) -> Iterator[tuple[str, st
     for kind in type(module).__mro__:
         for method, function in vars(kind).items():
             known = isinstance(function, FunctionType) and not function.__code__.co_filename.startswith(TORCH)
-            if not known or function in run or method.startswith("__"):
+            if not known or function in run or method.startswith("__") or not function.__code__.co_argcount:
                 continue
-            node = definition(function.__code__)
-            this = node.args.args[0].arg if node is not None and node.args.args else ""
-            for part in ast.walk(node) if node is not None and this else ():
-                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load) and part.attr in names:
-                    if isinstance(part.value, ast.Name) and part.value.id == this:
-                        yield method, part.attr, f"{short(function.__code__.co_filename)}:{part.lineno}"
+            for part in ast.walk(definition(function.__code__) or ast.Module([], [])):
+                loaded = isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load) and part.attr in names
+                if loaded and isinstance(part.value, ast.Name) and part.value.id == function.__code__.co_varnames[0]:
+                    yield method, part.attr, f"{short(function.__code__.co_filename)}:{part.lineno}"

@@ -1,8 +1,8 @@
 """The state of an optimizer follows a cut in place, or the cut is refused before anything has changed.
 
 State of a weight's shape is cut like the weight, in lists and mappings too, and so are statistics of its rows or
-columns that kept their dimension. What has another form (a flat vector, the weight turned, a history of all weights in one)
-cannot be cut without knowing what it means, and the optimizer would fail on it, or misread it, at its next step.
+columns that kept their dimension. What has another form (a flat vector, the weight turned, a history of all weights in
+one) cannot be cut without knowing what it means, and the optimizer would fail on it, or misread it, at its next step.
 """
 
 from __future__ import annotations
