@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .references import Kept, zeroed
-from .test_usages import Former, applied, data, equal, planned, seeded
+from .usages import Former, applied, data, equal, planned, seeded, thirds
 
 
 class Gated(Former):
@@ -69,7 +69,7 @@ def opened(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("build", [Gated, GatedBarely, GatedDeep])
+@pytest.mark.parametrize("build", thirds([Gated, GatedBarely, GatedDeep]))
 def test_scale_behind_a_gate(build: Callable[[], nn.Module]) -> None:
     """Cut at initialisation, the gate opens in training: the scale is kept, or the cut is refused or said."""
     model = seeded(build)
@@ -85,7 +85,7 @@ def test_scale_behind_a_gate(build: Callable[[], nn.Module]) -> None:
             raise
 
 
-@pytest.mark.parametrize("build", [Gated, GatedBarely])
+@pytest.mark.parametrize("build", thirds([Gated, GatedBarely]))
 def test_plan_of_a_closed_gate_on_an_open_one(build: Callable[[], nn.Module]) -> None:
     """Planned at initialisation, applied to the trained weights."""
     model = seeded(build)
@@ -97,7 +97,7 @@ def test_plan_of_a_closed_gate_on_an_open_one(build: Callable[[], nn.Module]) ->
     equal(zeroed(other, Kept(other, plan))(data(3, 9, 8)), cut(data(3, 9, 8)))
 
 
-@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("trap", thirds(TRAPS))
 def test_traps_behind_a_gate(trap: str) -> None:
     model = seeded(lambda: Trap(TRAPS[trap]))
     with torch.no_grad():
@@ -182,9 +182,9 @@ def raw(model: nn.Module, x: Tensor) -> Tensor:
     return Former.forward(model, x)
 
 
-@pytest.mark.parametrize("kind", ["head_dim", "head", "neuron"])
+@pytest.mark.parametrize("kind", thirds(["head_dim", "head", "neuron"]))
 @pytest.mark.parametrize(
-    "build", [Rounded, Thresholded, Steps, Saturated, Number, Words, Coarse, Offset, Halved, Silent]
+    "build", thirds([Thresholded, Rounded, Steps, Saturated, Number, Words, Coarse, Offset, Halved, Silent], of=4)
 )
 def test_outputs_that_show_little(build: Callable[[], nn.Module], kind: str) -> None:
     """The logits behind such outputs are compared: a scale may not slip through."""
@@ -194,8 +194,8 @@ def test_outputs_that_show_little(build: Callable[[], nn.Module], kind: str) -> 
     equal(raw(truth, data(3, 9, 8)), raw(cut, data(3, 9, 8)))
 
 
-@pytest.mark.parametrize("size", [1.0, 0.1, 0.02])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", thirds([0.1, 1.0, 0.02]))
+@pytest.mark.parametrize("dtype", thirds([torch.bfloat16, torch.float32, torch.float16]))
 def test_small_weights(dtype: torch.dtype, size: float) -> None:
     """Weights as at initialisation: attention is flat, and its scale hardly shows."""
     model = seeded(Former)
@@ -285,8 +285,8 @@ ASLEEP: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["head_dim", "head", "neuron"])
-@pytest.mark.parametrize("name", ASLEEP)
+@pytest.mark.parametrize("kind", thirds(["head_dim", "head", "neuron"]))
+@pytest.mark.parametrize("name", thirds(ASLEEP, of=2))
 def test_asleep_on_the_example(name: str, kind: str) -> None:
     build, example, other = ASLEEP[name]
     model = seeded(build)

@@ -17,11 +17,12 @@ from .cases import Case
 from .families import all_cases
 from .harness import RIGHT, build, compare
 from .references import Kept
+from .usages import thirds
 
 CASES = {
     name: case
     for name, case in all_cases().items()
-    if case.family in ("attention", "parts", "whole", "positions") and not case.condition
+    if case.family in ("attention", "caches", "parts", "positions", "whole") and not case.condition
 }
 MODES = ("autocast", "bfloat16", "half")
 
@@ -66,7 +67,7 @@ PAIRS = [(n, k, m) for n, c in CASES.items() for k in c.kinds if k in ("head_dim
 HEAD_DIM = [p for p in PAIRS if p[1] == "head_dim"]
 
 
-@pytest.mark.parametrize(("name", "kind", "mode"), HEAD_DIM)
+@pytest.mark.parametrize(("name", "kind", "mode"), thirds(HEAD_DIM, of=10))
 def test_low_precision(name: str, kind: str, mode: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -107,7 +108,7 @@ class InnerAutocast(nn.Module):
 
 def test_autocast_inside_the_model() -> None:
     from .references import zeroed
-    from .test_usages import data, equal, planned, seeded
+    from .usages import data, equal, planned, seeded
 
     model, x = seeded(InnerAutocast), 3 * data(2, 6, 8)
     plan = planned(model, x, granularity="head_dim")

@@ -64,7 +64,7 @@ def _value(owner: Any, chain: Chain) -> object:
 
 
 def _deciding(module: nn.Module) -> Iterator[tuple[str, frozenset[Chain]]]:
-    """Lines, as "file:line", and what is asked of `self` there, for the forward of a module and the methods that it calls."""
+    """Lines, as "file:line", and what is asked of `self` there: of the forward and the methods that it calls."""
     for function in run_by_forward(module):
         yield from _lines(function)
 
