@@ -298,6 +298,19 @@ class EveryHundredthCall(Net):
         return self.step % 2 == 0  # the other path
 
 
+@case(right="channel")
+class LeavesItsWidth(Net):
+    """What it leaves behind is a width, which the original has left there before."""
+
+    def make(self) -> None:
+        self.seen = {"width": 24}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x).relu()
+        self.seen["width"] = h.shape[-1]
+        return self.fc3(self.fc2(h).relu())
+
+
 @case()
 class PythonChance(Net):
     """A coin of Python's own, fixed by its seed."""

@@ -163,7 +163,7 @@ KINDS = {"conv": ("channel",), "mlp": ("neuron",), "former": ("channel", "head",
 
 
 @pytest.mark.parametrize(
-    ("net", "kind", "use"), thirds([(n, k, use) for use in USES for n, kinds in KINDS.items() for k in kinds], of=7)
+    ("net", "kind", "use"), thirds([(n, k, use) for use in USES for n, kinds in KINDS.items() for k in kinds], of=10)
 )
 def test_after_the_cut(net: str, kind: str, use: str) -> None:
     build, shape, other = NETS[net]
