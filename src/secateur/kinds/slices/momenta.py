@@ -87,8 +87,9 @@ def _stuck(value: Any, weight: Tensor) -> Iterator[Any]:
         alike = value.dim() == weight.dim() and all(n in (1, m) for n, m in zip(value.shape, weight.shape, strict=True))
         if value.numel() > 1 and not alike:
             yield value
-    elif isinstance(value, (list, tuple)) and value and tuple(value) == tuple(weight.shape):
-        yield value
+    elif isinstance(value, (list, tuple)) and value and all(type(n) is int for n in value):
+        if tuple(value) == tuple(weight.shape):
+            yield value
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _stuck(item, weight)
