@@ -22,11 +22,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from structure import RATIO, build, forward
 
 import secateur as sc
 from secateur.kinds import trials
 from secateur.kinds.slices import kind
+from structure import RATIO, build, forward
 
 clock = time.process_time
 Times = dict[str, float]

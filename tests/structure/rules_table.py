@@ -357,10 +357,9 @@ def _conv(sizes: tuple[int, ...], free: str, note: str = "", dims: str = "", op:
 
     def mid(h: Any, m: Any) -> Any:
         c = h.shape[1]
-        if groups == UNITS:
-            o["groups"] = c
+        more = {"groups": c} if groups == UNITS else {}
         shape = (c, 6 * width // groups) if turned else (6 * width, c // groups)
-        return getattr(F, name)(h, m.p("k", *shape, *[kernel] * rank), m.p("v", 6 * width), **o)
+        return getattr(F, name)(h, m.p("k", *shape, *[kernel] * rank), m.p("v", 6 * width), **{**o, **more})
 
     row(op, mid, free, sizes, note=note or name, dims=dims)
 

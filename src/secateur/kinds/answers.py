@@ -32,6 +32,7 @@ class Answer:
         held: random operators that gave fixed numbers, with their lines.
         result: what the forward returned; None where it had to be called twice.
         beside: what stood around the run.
+        twice: whether it is the answer of two calls.
     """
 
     tensors: list[Tensor]
@@ -40,6 +41,7 @@ class Answer:
     held: frozenset[str] = frozenset()
     result: Any = None
     beside: object = None
+    twice: bool = False
 
 
 def answer(
@@ -50,6 +52,7 @@ def answer(
     *,
     draws: bool = True,
     chance: bool = True,
+    twice: bool = False,
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
@@ -63,6 +66,7 @@ def answer(
         around: stands around the run.
         draws: False where it is known that nothing is drawn at random, which saves the watch.
         chance: False where the caller puts the generators back.
+        twice: it is run twice in any case, as what it is compared with was.
 
     Raises:
         ForwardError: its forward fails.
@@ -75,11 +79,12 @@ def answer(
         following = None if train else fresh(example)
         once: Any = call(model, example)
         result = once
-        if not train and _moved(state, model):
+        twice = not train and (twice or _moved(state, model))
+        if twice:
             result, once = (once, call(model, following)), None
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
-    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside)
+    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside, twice)
 
 
 def _moved(state: State, model: nn.Module) -> bool:

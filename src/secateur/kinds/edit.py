@@ -16,6 +16,7 @@ from secateur.errors import PlanMismatchError
 from secateur.kinds.layers.drop import Layers, check_layers, drop_layers, new_names, stand_ins
 from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model
 from secateur.kinds.slices.fold import Scale, check_scales, rescale
+from secateur.kinds.slices.momenta import require_own_state
 from secateur.masks.units import Masks
 from secateur.model.tensors import named_tensors
 from secateur.structure.provenance import Attribute
@@ -93,8 +94,11 @@ class Edit:
 
         Raises:
             PlanMismatchError: the edit does not fit; the model is unchanged.
+            UnsupportedError: the state of the optimizer cannot follow; nothing was changed.
         """
         self.check(model)
+        if optimizer is not None:
+            require_own_state(model, optimizer, self.cuts)
         if self.cuts or not self.layers:
             cut_model(model, self.cuts, {} if self.layers else self.attributes, optimizer)
             rescale(named_tensors(model), self.scales, self.cuts)

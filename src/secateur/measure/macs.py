@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from secateur.errors import SecateurError
 from secateur.model.behaviour import weights_kept
@@ -30,6 +31,7 @@ Shape = Sequence[int]
 # Kernels round differently for other batch sizes (TF32 and half precision most); a step of a recurrence, or a row
 # of an attention, that lost its neighbours differs by far more.
 ROUNDING = 5e-3
+WHOLE = "Global"  # the counter's name for everything
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +190,7 @@ def count(model: nn.Module, example: Example) -> Operations:
         UnsupportedError: the forward writes to its own weights.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    counter.mod_tracker = _Running(model)
     # The fused attention kernels have no formula in flop_counter on the CPU: they would count as zero.
     with (
         evaluating(model, example=example),
@@ -196,17 +199,36 @@ def count(model: nn.Module, example: Example) -> Operations:
         sdpa_kernel(SDPBackend.MATH),
         counter,
     ):
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)  # the counter asks for the history of what wants gradients; it comes back
         output = call(model, to_device(example, device_of(model)))
     total = counter.get_total_flops() // 2  # the counter counts a multiplication and an addition as two
     modules = {"": total}
     for path, operations in counter.get_flop_counts().items():
-        # The counter writes the class of the model before the first dot, and "Global" for the whole.
-        _, dot, name = path.partition(".")
-        if dot:
-            modules[name] = sum(operations.values()) // 2
+        if path not in ("", WHOLE):
+            modules[path] = sum(operations.values()) // 2
     return Operations(total, modules, output)
+
+
+class _Running(ModuleTracker):
+    """Names of the modules that run. Torch's own asks the history of what wants gradients, which a forward may not let.
+
+    Args:
+        model: whose modules are followed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._inside: list[str] = []
+
+    def _fw_pre_hook(self, mod: nn.Module, _: object) -> None:
+        self._inside.append(self._names.get(id(mod), ""))
+        self.parents = {WHOLE, *self._inside}
+
+    def _fw_post_hook(self, mod: nn.Module, _: object, __: object) -> None:
+        name = self._names.get(id(mod), "")
+        if name in self._inside:  # what was entered since has been left by an exception that the forward caught
+            del self._inside[len(self._inside) - 1 - self._inside[::-1].index(name) :]
+        self.parents = {WHOLE, *self._inside}
 
 
 def _formulas() -> dict[object, Callable[..., int]]:

@@ -73,6 +73,7 @@ def admit(model: object, *, copied: bool = False, prepared: bool = False) -> nn.
         >>> admit(layer) is layer
         True
     """
+    _require_default_device()
     inner = unwrapped(_module(model))
     if inner is not model:
         warnings.warn(about_wrapper(model), WrapperWarning, stacklevel=3)
@@ -81,6 +82,16 @@ def admit(model: object, *, copied: bool = False, prepared: bool = False) -> nn.
     if copied:
         require_copyable(inner)
     return inner
+
+
+def _require_default_device() -> None:
+    if torch.get_default_device().type == "meta":
+        raise UnsupportedError(
+            "the default device is 'meta'",
+            why="whatever is made there has no values, so that nothing can be chosen or proved",
+            hint="call this outside of torch.device('meta') and set_default_device('meta'); "
+            "a model that stands on the meta device itself can be planned for",
+        )
 
 
 # -- no module -----------------------------------------------------------------------------------------------------

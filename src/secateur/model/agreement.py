@@ -51,7 +51,7 @@ def agreement(
         )
     worst, limit, precision = 0.0, tolerance or TOLERANCE[torch.float32], torch.float32
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        error, size = _compare(i, dense(a), dense(b), nan)
+        error, size = _compare(i, dense(a), dense(b), nan, hint)
         if a.is_floating_point():
             precision = a.dtype
             limit = TOLERANCE.get(precision, limit) if tolerance is None else tolerance
@@ -81,7 +81,7 @@ def run_cut(cut: nn.Module, example: Example, *, when: str, hint: str) -> object
         raise UnsupportedError(what, why=error.why, hint=hint) from error
 
 
-def _compare(i: int, expected: Tensor, found: Tensor, nan: str) -> tuple[float, float]:
+def _compare(i: int, expected: Tensor, found: Tensor, nan: str, hint: str) -> tuple[float, float]:
     """Largest error and largest value of one output; refuses other shapes, and NaN on one side only."""
     if expected.is_complex() and found.is_complex():
         expected, found = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(found.resolve_conj())
@@ -101,7 +101,7 @@ def _compare(i: int, expected: Tensor, found: Tensor, nan: str) -> tuple[float, 
         raise CertificateError(
             f"Output {i} of the cut model is NaN where its proof is not, or the other way round.",
             why=nan,
-            hint="Please report the model; nothing was changed or saved.",
+            hint=hint,
         )
     finite = expected[torch.isfinite(expected)]
     return float(difference.max()), float(finite.abs().max()) if finite.numel() else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -117,3 +119,13 @@ def require_finite(tensor: Tensor, name: str, *, what: str = "tensor") -> None:
 def dense(tensor: Tensor) -> Tensor:
     """A tensor in the ordinary layout, which can be compared with others; sparse ones are filled up with zeros."""
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def cut_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """The kept slices of a tensor as new storage, same dtype, device and memory format."""
+    out = tensor.detach()
+    for d, indices in sorted(dims.items()):
+        out = out.index_select(d, indices.to(out.device))
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        out = out.contiguous(memory_format=torch.channels_last)
+    return out

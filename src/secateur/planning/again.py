@@ -20,6 +20,7 @@ from secateur.kinds.experts.kind import Experts
 from secateur.kinds.find import KINDS, find
 from secateur.kinds.layers.drop import new_names
 from secateur.kinds.layers.kind import LayerStacks
+from secateur.kinds.slices.fold import same_scales
 from secateur.kinds.slices.kind import Slices
 from secateur.planning.compose import composed_certificate, composed_edit
 from secateur.planning.decision import PlanData
@@ -149,7 +150,7 @@ def _keep(candidates: Candidates, groups: Mapping[str, Removal]) -> dict[str, Te
 def _require_equal(plan: PlanData, found: Edit) -> None:
     """Refuse a plan that cuts anything else than its units mean."""
     what = _differing_cut(plan, found) or _differing_integer(plan.attributes, found.attributes)
-    what = what or ("the factors" if tuple(plan.scales) != tuple(found.scales) else "")
+    what = what or ("the factors" if not same_scales(plan.scales, found.scales, plan.cuts) else "")
     places = {path: (e["size"], e["removed"]) for path, e in plan.layers.items()}
     if what == "" and places != {path: (e["size"], e["removed"]) for path, e in found.layers.items()}:
         what = "the blocks"

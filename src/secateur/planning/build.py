@@ -40,6 +40,7 @@ from secateur.request import (
     default_granularity,
     granularities,
 )
+from secateur.structure.elsewhere import left_behind
 from secateur.structure.provenance import read
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Data, Example, Group, Loss
@@ -49,6 +50,7 @@ GranularityLike = str | Mapping[str, object] | Granularity | Sequence[str | Mapp
 GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
 
+@torch.inference_mode(False)  # what is made in it could not be trained afterwards
 def make_plan(
     model: nn.Module,
     example: Example = None,
@@ -225,7 +227,10 @@ def _plan(
         scales=edit.scales,
         left_out=tuple(candidates.left_out),
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
-        conditions=() if candidates.trace is None else tuple(candidates.trace.conditions),
+        conditions=(
+            *(() if candidates.trace is None else candidates.trace.conditions),
+            *left_behind(model, edit.cuts, edit.attributes),
+        ),
     )
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from secateur.errors import PlanMismatchError
 from secateur.kinds.edit import Edit
 from secateur.kinds.layers.drop import Layers, block_names, kept_places, old_names
-from secateur.kinds.slices.cut import cut_tensor
 from secateur.kinds.slices.fold import composed_scales
+from secateur.model.tensors import cut_tensor
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, LayerEntry, Removal, Trial
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -15,6 +16,7 @@ from secateur.files.safe import load_json
 from secateur.masks import mask_model
 from secateur.model.admit import admit, not_copyable, require_unwatched
 from secateur.model.call import device_of
+from secateur.model.closures import require_own_hooks
 from secateur.model.tensors import named_tensors
 from secateur.planning.again import prove_anew
 from secateur.planning.averages import Averages, migration
@@ -50,6 +52,7 @@ class Plan(PlanData):
 
     # -- doing --------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # what is made in it could not be trained afterwards
     def apply(
         self,
         model: nn.Module,
@@ -94,6 +97,8 @@ class Plan(PlanData):
         before = origin_of(model)  # asked now: in place, the model is another one afterwards
         # Composed now as well, since it wants the model that this plan was made for; its proof is added once made.
         whole = before.followed(self, model) if isinstance(before, Plan) else self
+        if not inplace:
+            require_own_hooks(model)
         result = model if inplace and proof is None else self._copied(model)
         if proof is not None:
             self.certificate = proof(model, result)

@@ -41,8 +41,14 @@ PLAIN_CALLS = frozenset(
         "startswith",
         "endswith",
         "keys",
+        "items",
+        "values",
+        "pop",
+        "setdefault",
     )
 )  # fmt: skip - hand on what they are given as a plain value
+FORMS = ("isinstance", "issubclass", "type", "id", "hasattr", "callable", "is_tensor")  # what a thing is, not its value
+LOOK_UPS = ("get", "pop", "setdefault")
 DEPTH = 4  # of functions and modules that an argument is handed on to
 Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
 
@@ -63,73 +69,116 @@ def short(filename: str) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def deciding_lines(model: nn.Module, name: str) -> list[str]:
+def deciding_lines(model: nn.Module, name: str, *, form: bool = False) -> list[str]:
     """Lines that decide by an argument of a model's forward, "file:line", in the forward and where it is handed on to.
 
     Args:
         model: whose forward is read.
         name: of the argument.
+        form: only lines that ask what it is (its type, or whether it is another object or None), and not what is in it:
+            those of a tensor, whose values and sizes are watched while the model runs.
     """
     found: dict[str, None] = {}
-    for where in _lines(_plain(model.forward), model, name, DEPTH):
+    for where in _lines(plain_function(model.forward), model, name, DEPTH, form):
         found.setdefault(where)
     return list(found)
 
 
 @cache
-def length_lines(filename: str, line: int) -> tuple[str, ...]:
-    """Lines that decide by a `len(...)` which is asked for at a line, there or by a name that it was given."""
+def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
+    """Lines that decide by what is asked for at a line, there or by a name that it was given.
+
+    Args:
+        filename: of the code.
+        line: where the question stands.
+        name: "len", or the attribute or method of a tensor that was asked for.
+    """
     tree = tree_of(filename)
     inside = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.lineno <= line <= (f.end_lineno or 0)]
     scope: ast.AST = max(inside, key=lambda f: f.lineno, default=tree)
-    calls: set[ast.AST] = {node for node in ast.walk(scope) if isinstance(node, ast.Call) and _is_length(node, line)}
+    asked = {node for node in ast.walk(scope) if _is_reading(node, line, name)}
     names: set[str] = set()
     for node in ast.walk(scope):
-        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and _holds(node.value, calls):
-            names.update(_targets(node))
-    names = _made_of(scope, names)
-    tests = (test for test in _tests(scope) if _holds(test, calls) or _mentions(test, names))
-    return tuple(dict.fromkeys(f"{short(filename)}:{test.lineno}" for test in tests))
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and holds_any(node.value, asked):
+            names.update(targets(node))
+    names = made_of(scope, names)
+    # `torch.arange(n, device=x.device)` in a test asks for a place to put something, and decides nothing by it.
+    put = {part for node in ast.walk(scope) for part in ast.walk(node) if _is_option(node)}
+    tests = (t for t in tests_in(scope) if any(_is_answer(p, asked, names) for p in ast.walk(t) if p not in put))
+    lines = [test.lineno for test in tests]
+    if name != "len":
+        returns = (node for node in ast.walk(scope) if isinstance(node, ast.Return))
+        lines += [node.lineno for node in returns if _as_it_is(node.value) in asked]
+    return tuple(dict.fromkeys(f"{short(filename)}:{line}" for line in lines))
 
 
-def _is_length(node: ast.Call, line: int) -> bool:
-    here = node.lineno <= line <= (node.end_lineno or 0)
-    return here and isinstance(node.func, ast.Name) and node.func.id == "len"
+def _is_reading(node: ast.AST, line: int, name: str) -> bool:
+    if not isinstance(node, (ast.Call, ast.Attribute)) or not node.lineno <= line <= (node.end_lineno or 0):
+        return False
+    if isinstance(node, ast.Attribute):
+        return node.attr == name
+    return isinstance(node.func, ast.Name) and node.func.id == name
 
 
-def _holds(node: ast.AST | None, parts: set[ast.AST]) -> bool:
+def _is_option(node: ast.AST) -> bool:
+    return isinstance(node, ast.keyword) and node.arg in ("device", "dtype", "layout")
+
+
+def _is_answer(node: ast.AST, asked: set[ast.AST], names: set[str]) -> bool:
+    return node in asked or (isinstance(node, ast.Name) and node.id in names)
+
+
+def _as_it_is(node: ast.expr | None) -> ast.AST | None:
+    """What a function hands back for its caller to decide by: the answer itself, or the opposite."""
+    node = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) else node
+    return node.func if isinstance(node, ast.Call) else node
+
+
+def holds_any(node: ast.AST | None, parts: set[ast.AST]) -> bool:
+    """Whether one of these parts stands in an expression."""
     return node is not None and bool(parts) and any(part in parts for part in ast.walk(node))
 
 
-def _plain(function: Any) -> FunctionType | None:
+def plain_function(function: Any) -> FunctionType | None:
+    """The function behind decorators and bound methods; None where there is none of Python."""
     function = inspect.unwrap(function)
     function = function.__func__ if isinstance(function, MethodType) else function
     return function if isinstance(function, FunctionType) else None
 
 
-def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: int) -> Iterator[str]:
+def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: int, form: bool = False) -> Iterator[str]:
     if function is None or depth == 0 or function.__code__.co_filename.startswith(TORCH):
         return
-    node = _source(function.__code__)
+    node = definition(function.__code__)
     if node is None:
         return
-    names = _made_of(node, {name})
-    for test in _tests(node):
-        if _mentions(test, names):
-            yield f"{short(function.__code__.co_filename)}:{test.lineno}"
+    names = _other_names(node, {name}) if form else made_of(node, {name})
+    for test in _tests_of_form(node, names) if form else (t for t in tests_in(node) if mentions(t, names)):
+        yield f"{short(function.__code__.co_filename)}:{test.lineno}"
     for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
         given: list[tuple[int, str | None]] = [
             (i, None) for i, a in enumerate(call.args) if isinstance(a, ast.Name) and a.id in names
         ]
         given += [(-1, k.arg) for k in call.keywords if isinstance(k.value, ast.Name) and k.value.id in names]
-        for callee, other in _callees(call, function, owner, node) if given else ():
+        for callee, other in callees(call, function, owner, node) if given else ():
             for position, keyword in given:
-                handed = keyword or _parameter(callee, position)
-                if handed:
-                    yield from _lines(callee, other, handed, depth - 1)
+                for handed in _handed(callee, position, keyword, call):
+                    yield from _lines(callee, other, handed, depth - 1, form)
 
 
-def _source(code: CodeType) -> Function | None:
+def _handed(function: FunctionType | None, position: int, keyword: str | None, call: ast.Call) -> Iterator[str]:
+    """Names under which a function gets an argument; keywords that are handed on whole may be any of its options."""
+    if function is None or keyword is not None or position >= 0:
+        yield from filter(None, [keyword or _parameter(function, position)])
+        return
+    said = {k.arg for k in call.keywords}
+    for number, one in enumerate(inspect.signature(function).parameters.values()):
+        option = one.default is not one.empty and number > len(call.args) and one.name not in said
+        if one.kind is one.VAR_KEYWORD or option:
+            yield one.name
+
+
+def definition(code: CodeType) -> Function | None:
     """The definition of a function in its file."""
     for node in ast.walk(tree_of(code.co_filename)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -139,7 +188,7 @@ def _source(code: CodeType) -> Function | None:
     return None
 
 
-def _callees(
+def callees(
     call: ast.Call, function: FunctionType, owner: nn.Module, node: ast.AST
 ) -> Iterator[tuple[FunctionType | None, nn.Module]]:
     """What a call may run: a method, a module, each module of a list that a loop goes through, a function."""
@@ -157,9 +206,9 @@ def _callees(
 
 def _run_by(value: Any, owner: nn.Module) -> Iterator[tuple[FunctionType | None, nn.Module]]:
     if isinstance(value, nn.Module):
-        yield _plain(value.forward), value
+        yield plain_function(value.forward), value
     elif isinstance(value, (MethodType, FunctionType)):
-        yield _plain(value), owner
+        yield plain_function(value), owner
 
 
 def _parameter(function: FunctionType | None, position: int) -> str:
@@ -174,7 +223,7 @@ def _parameter(function: FunctionType | None, position: int) -> str:
 # -- expressions -----------------------------------------------------------------------------------------------------
 
 
-def _tests(scope: ast.AST) -> Iterator[ast.expr]:
+def tests_in(scope: ast.AST) -> Iterator[ast.expr]:
     """Expressions that decide: tests, comparisons, keys and names that something is looked up by."""
     for node in ast.walk(scope):
         if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
@@ -189,22 +238,61 @@ def _tests(scope: ast.AST) -> Iterator[ast.expr]:
             yield node.slice
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
             yield from node.args[1:2]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOOK_UPS:
             yield from node.args[:1]
 
 
-def _mentions(node: ast.AST, names: set[str]) -> bool:
+def _tests_of_form(scope: ast.AST, names: set[str]) -> Iterator[ast.expr]:
+    """Expressions that decide by what these names are: their types, and whether one of them is another, or None."""
+    asked = {node for node in ast.walk(scope) if _asks_form(node, names)}
+    flags: set[str] = set()
+    for node in ast.walk(scope):
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and holds_any(node.value, asked):
+            flags.update(targets(node))
+    # A name that is chosen by such a question is no answer to it: `xs = xs if isinstance(xs, list) else [xs]`.
+    flags = made_of(scope, flags - names)
+    for test in tests_in(scope):
+        if holds_any(test, asked) or mentions(test, flags):
+            yield test
+
+
+def _asks_form(node: ast.AST, names: set[str]) -> bool:
+    if isinstance(node, ast.Call) and node.args:
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        return function in FORMS and isinstance(node.args[0], ast.Name) and node.args[0].id in names
+    if isinstance(node, ast.Compare) and any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops):
+        return any(isinstance(part, ast.Name) and part.id in names for part in (node.left, *node.comparators))
+    return isinstance(node, ast.Attribute) and node.attr == "__class__" and mentions(node.value, names)
+
+
+def _other_names(scope: ast.AST, names: set[str]) -> set[str]:
+    """These names, and those that were given the same object."""
+    known: set[str] = set()
+    names = set(names)
+    while names != known:
+        known = set(names)
+        for node in ast.walk(scope):
+            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)):
+                parts = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
+                if any(isinstance(part, ast.Name) and part.id in names for part in parts):
+                    names.update(targets(node))
+    return names
+
+
+def mentions(node: ast.AST, names: set[str]) -> bool:
+    """Whether one of these names stands in an expression."""
     return any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node))
 
 
-def _targets(node: ast.Assign | ast.AnnAssign | ast.NamedExpr) -> Iterator[str]:
+def targets(node: ast.Assign | ast.AnnAssign | ast.NamedExpr) -> Iterator[str]:
+    """Names that an assignment gives a value to."""
     for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
         for part in ast.walk(target):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 yield part.id
 
 
-def _made_of(scope: ast.AST, names: set[str]) -> set[str]:
+def made_of(scope: ast.AST, names: set[str]) -> set[str]:
     """These names, and those of plain values that were made of them: what a layer makes of a value is a tensor."""
     known: set[str] = set()
     names = set(names)
@@ -213,8 +301,8 @@ def _made_of(scope: ast.AST, names: set[str]) -> set[str]:
         for node in ast.walk(scope):
             if not isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) or node.value is None:
                 continue
-            if _mentions(node.value, names) and _is_plain(node.value):
-                names.update(_targets(node))
+            if mentions(node.value, names) and _is_plain(node.value):
+                names.update(targets(node))
     return names
 
 

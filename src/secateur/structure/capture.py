@@ -31,6 +31,7 @@ from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder, Rejoined
+from secateur.structure.switches import switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
 from secateur.structure.watched import watched
 from secateur.types import Example
@@ -172,6 +173,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             up_to = f" up to its {other.failed}" if other.failed else ", too"
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
+    trace.conditions.extend(branch.condition for branch in switches(model))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 
@@ -309,6 +311,10 @@ class _Functions(TorchFunctionMode):
             return self._sizes(func(*args, **kwargs), args, kwargs)
         if getattr(func, "__self__", None) is torch.Tensor.nbytes:
             return doors.counted(recorder, "nbytes", args, func(*args))
+        if name == "__get__" and getattr(func, "__self__", None) in doors.FACTS:
+            result = func(*args, **kwargs)
+            doors.told(recorder, doors.FACTS[func.__self__], args, result)  # type: ignore[attr-defined]
+            return result
         if name in doors.RANKS or getattr(func, "__self__", None) is torch.Tensor.ndim:
             return doors.ranked(recorder, args, func(*args, **kwargs))
         outer, recorder.here.function = recorder.here.function, name
@@ -316,6 +322,9 @@ class _Functions(TorchFunctionMode):
             result = func(*_without_flags(args), **_without_flags(kwargs))
             if name in doors.READS:
                 return doors.read(recorder, name, args, result)
+            if name in doors.FACT_METHODS:
+                recorder.here.function = outer
+                doors.told(recorder, name, args, result)
             if name == "stride":
                 return doors.strides(recorder, args, result)
             if name in doors.COUNTS:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import nn
 
-from secateur.structure.asked import length_lines, tree_of
+from secateur.structure.asked import reading_lines, tree_of
 from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
 from secateur.structure.here import Here
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
@@ -39,7 +39,8 @@ class Branch:
 
     Args:
         kind: "size", "rank", "length", "value", "read", "mode", "argument" (a switch that the example leaves at its
-            default), "arguments", "default" or "given".
+            default), "arguments", "default", "given", "form" (what an argument is), "fact" (what a tensor is) or
+            "switch" (an attribute).
         condition: what is said about it.
         argument: name of the argument, or what is said of its value, where it is one.
     """
@@ -136,9 +137,16 @@ class Watch:
     def length(self, value: int, what: str) -> None:
         """`len` gives a plain number: the lines that decide by it are read from the source."""
         frame = self.recorder.here.caller()
-        for where in length_lines(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ():
+        for where in reading_lines(frame.f_code.co_filename, frame.f_lineno, "len") if frame is not None else ():
             text = f"holds for {value} {what}, which the code counts by len()"
             self._add("length", text, Place("len", self.recorder.here.module, where))
+
+    def fact(self, name: str, value: object) -> None:
+        """What a tensor is (its dtype, its layout, whether it wants gradients) is plain: the source says what for."""
+        frame = self.recorder.here.caller()
+        for where in reading_lines(frame.f_code.co_filename, frame.f_lineno, name) if frame is not None else ():
+            text = f"holds where {name} of this tensor is {value}, by which the code decides"
+            self._add("fact", text, Place(name, self.recorder.here.module, where))
 
     def settle(self) -> None:
         """Where a size of the data was compared with one that could be cut, another input would decide otherwise."""

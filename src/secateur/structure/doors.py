@@ -28,6 +28,15 @@ READS = {
 HINT = "keep the computation in tensors, or protect the layers that it reads"
 BOOLS = ("__bool__", "is_nonzero", "equal", "allclose")
 RANKS = ("dim", "ndimension")
+# What a tensor is: plain answers, and no numbers that a cut changes. Asked for as attributes and by methods.
+FACTS = {
+    getattr(Tensor, name): name
+    for name in ("dtype", "device", "layout", "requires_grad", "is_leaf", "grad_fn", "is_sparse", "is_cuda")
+}
+FACT_METHODS = (
+    "is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_inference", "is_conj", "is_neg", "is_pinned",
+    "stride", "storage_offset", "dim_order", "element_size", "get_device", "type",
+)  # fmt: skip
 
 
 def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
@@ -66,6 +75,15 @@ def ranked(recorder: Recorder, args: Args, result: object) -> object:
         recorder.input_names[atom.id] = "the number of dimensions"
         recorder.watch.ranks.add(atom.id)
     return TrackedInt(result, Dim(axis), recorder.watch)
+
+
+def told(recorder: Recorder, name: str, args: Args, result: object) -> None:
+    """What a tensor is was asked for: of an input and what comes of it, or of a weight, it may be otherwise later."""
+    tensor = args[0] if args else None
+    if isinstance(tensor, Tensor) and not isinstance(result, Tensor) and recorder.here.caller() is not None:
+        number = recorder.number(tensor)
+        if number in recorder.data or number in recorder.trace.names:
+            recorder.watch.fact(name, result)
 
 
 def exported(recorder: Recorder, tensor: Tensor) -> None:

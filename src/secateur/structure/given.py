@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.model.call import tensors_in
+from secateur.model.call import rebuilt, tensors_in
 from secateur.structure.asked import deciding_lines, short
 from secateur.structure.axes import leaves
 from secateur.structure.conditions import Branch, listed
@@ -37,9 +37,17 @@ def arguments(model: nn.Module, example: Example) -> Iterator[Branch]:
     if rest:
         yield Branch("arguments", Condition(f"holds with defaults for {listed(list(rest))}", where))
     said = [(name, f"{name}={_words(default)}, its default") for name, default in rest.items()]
+    more = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD and p.name not in given]
+    said += [(name, f"nothing in **{name}") for name in more]
     yield from _decided(model, said, "default")
     said = [(name, text) for name, value in given.items() for text in _given(name, value)]
     yield from _decided(model, said, "given", where)
+    held = {name: value for name, value in given.items() if _holds_tensors(value)}
+    yield from _decided(model, [(name, f"{name} given as {_form(value)}") for name, value in held.items()], "form")
+
+
+def _form(value: object) -> str:
+    return "a tensor" if type(value) is Tensor else f"a {type(value).__name__}"
 
 
 def _bound(model: nn.Module, example: Example) -> tuple[inspect.Signature, Mapping[str, Any]] | None:
@@ -64,6 +72,8 @@ def _given(name: str, value: object) -> Iterator[str]:
     if isinstance(value, CONTAINERS):
         if value and not isinstance(value, dict) and any(isinstance(item, (*CONTAINERS, Tensor)) for item in value):
             yield f"{len(value)} items in {name}"
+        if value and isinstance(value, dict) and all(isinstance(item, Tensor) for item in value.values()):
+            yield f"{len(value)} items in {name} ({listed([repr(key) for key in value])})"
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items if _holds_tensors(value) or isinstance(value, dict) else ():
             yield from _given(f"{name}[{key!r}]", item)
@@ -87,8 +97,10 @@ def _decided(model: nn.Module, said: list[tuple[str, str]], kind: str, otherwise
     """One condition for each line that decides by a value; `otherwise` is the place where no line is known."""
     found: list[tuple[str, str]] = []
     for name, text in said:
-        lines = deciding_lines(model, name)
+        lines = deciding_lines(model, name, form=kind == "form")
         found += [(f"holds for {text}, by which the code decides", line) for line in lines]
+        if kind == "form":  # one line may ask whether two arguments are the same
+            found = [each for i, each in enumerate(found) if each[1] not in {where for _, where in found[:i]}]
         if not lines and otherwise and " items in " not in text:
             found.append((f"holds for {text}, which the example gives", otherwise))
     more = len(found) - MOST_LINES
@@ -111,7 +123,7 @@ def followed(recorder: Recorder, model: nn.Module, example: Example) -> Any:
             return TrackedInt(value, Dim(axis), recorder.watch)
         if type(value) in (list, tuple):
             items = [follow(item, f"{name}[{i}]") for i, item in enumerate(value)]
-            return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
+            return value if all(a is b for a, b in zip(items, value, strict=True)) else rebuilt(value, items)
         if type(value) is dict:
             changed = {key: follow(item, f"{name}[{key!r}]" if name else str(key)) for key, item in value.items()}
             return value if all(changed[key] is item for key, item in value.items()) else changed

@@ -171,3 +171,47 @@ def test_a_table_beside_the_batch_is_no_sample():
 def test_a_model_without_numbers_is_judged_by_its_counts():
     model = nn.Linear(3, 4, device="meta")
     assert macs(model, torch.zeros(6, 3, device="meta")) == 12
+
+
+class Forces(nn.Module):
+    """A gradient is taken inside the forward, and a view of a parameter goes through a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.query = nn.Linear(4, 6), nn.Linear(6, 1), nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.last(self.first(x).tanh())
+            (forces,) = torch.autograd.grad(energy.sum(), x)
+        return energy, forces, self.first(self.query.unsqueeze(0).expand(len(x), -1, -1))
+
+
+def test_gradients_inside_a_forward_are_counted_and_views_of_parameters_go_through_modules() -> None:
+    found = macs_by_module(Forces().eval(), torch.randn(1, 4))
+    # Forwards of both layers, the queries through the first, and a product with each weight on the way back.
+    assert found["first"] == 4 * 6 + 5 * 4 * 6
+    assert found["last"] == 6
+    assert found[""] == found["first"] + found["last"] + 6 + 4 * 6
+
+
+def test_a_module_that_fails_and_is_caught_does_not_count_what_follows() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no")
+
+    class Tries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.other = Fails(), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                return self.first(x)
+            except RuntimeError:
+                return self.other(x)
+
+    outer = nn.Sequential(Tries(), nn.Linear(3, 2))
+    found = macs_by_module(outer, torch.randn(1, 4))
+    assert (found["0"], found["0.other"], found["1"], found[""]) == (12, 12, 6, 18)

@@ -303,3 +303,10 @@ def test_a_door_that_looks_away_is_seen(monkeypatch):
     monkeypatch.setattr(door, "QUANTISED", ())
     model = nn.Sequential(of("Linear4bit", "bitsandbytes.nn.modules")(8, 4))
     assert admit(model) is model
+
+
+def test_a_default_device_without_values_is_told_so() -> None:
+    layer = nn.Linear(2, 1)
+    with torch.device("meta"), pytest.raises(UnsupportedError, match="the default device is 'meta'"):
+        admit(layer)
+    assert admit(layer) is layer

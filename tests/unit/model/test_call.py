@@ -1,12 +1,13 @@
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secateur
 from secateur.errors import ForwardError, InputError, UnsupportedError
-from secateur.model.call import call, default_loss, outputs, require_reiterable, to_example, to_target
+from secateur.model.call import call, default_loss, outputs, require_reiterable, to_device, to_example, to_target
 from secateur.model.guard import evaluating
 from secateur.model.samples import with_batch_size
 from secateur.structure.capture import capture
@@ -244,3 +245,25 @@ def test_an_error_while_a_model_is_captured_names_the_line_of_the_model():
 
     with pytest.raises(ForwardError, match=r"test_call\.py:\d+"):
         capture(Fails(), torch.zeros(1, 2))
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    n: int
+
+
+def test_lists_and_tuples_stay_what_they_are() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    given = {
+        "pair": Pair(torch.ones(4, 2), 3),
+        "packed": packed,
+        "list": [torch.ones(4)],
+        "plain": (torch.ones(4), "w"),
+    }
+    moved, more = to_device(given, torch.device("cpu")), with_batch_size(given, 6)
+    for found in (moved, more):
+        assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in given.items()}
+        assert found["packed"].batch_sizes.tolist() == [2, 1, 1]
+        assert found["packed"].data.shape == (4, 2)
+    assert more["pair"].x.shape == (6, 2)
+    assert more["list"][0].shape == (6,)

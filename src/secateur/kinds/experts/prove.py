@@ -13,10 +13,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
-from secateur.kinds.slices.cut import Cuts, cut_tensor
+from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.trials import Effort, Reference, certified, tried
 from secateur.model.agreement import require_slices
-from secateur.model.tensors import named_tensors
+from secateur.model.tensors import cut_tensor, named_tensors
 from secateur.structure.axes import Keep, kept
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Args, Kwargs, Op, Trace

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError, UnsupportedError
-from secateur.model.tensors import computed_tensors, named_tensors
+from secateur.kinds.slices.momenta import cut_states
+from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
 
 Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
@@ -24,16 +25,6 @@ SIZES: dict[str, dict[str, tuple[str, int]]] = {
     "PReLU": {"num_parameters": ("weight", 0)},
     "GroupNorm": {"num_channels": ("weight", 0)},
 }
-
-
-def cut_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """The kept slices of a tensor as new storage, same dtype, device and memory format."""
-    out = tensor.detach()
-    for d, indices in sorted(dims.items()):
-        out = out.index_select(d, indices.to(out.device))
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        out = out.contiguous(memory_format=torch.channels_last)
-    return out
 
 
 def cut_copy(
@@ -97,7 +88,7 @@ def cut_model(
     refuse_scripted(model, cuts)
     new = {name: cut_tensor(tensors[name], dims) for name, dims in cuts.items()}
     grads = {name: cut_tensor(grad, cuts[name]) for name in cuts if (grad := tensors[name].grad) is not None}
-    states = _cut_states(tensors, cuts, optimizer)
+    states = cut_states(tensors, cuts, optimizer)
     saved = {name: (tensors[name].data, tensors[name].grad) for name in cuts}
     old_attributes = {a: read(model, a) for a in attributes}
     try:
@@ -115,21 +106,8 @@ def cut_model(
             write(model, attribute, value)
         sync_sizes(model)
         raise
-    for state, key, moment in states:
-        state[key] = moment
-
-
-def _cut_states(
-    tensors: Mapping[str, Tensor], cuts: Cuts, optimizer: Optimizer | None
-) -> list[tuple[dict[str, Any], str, Tensor]]:
-    found = []
-    for name, dims in cuts.items() if optimizer is not None else ():
-        assert optimizer is not None
-        state = optimizer.state.get(tensors[name], {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == tensors[name].shape:
-                found.append((state, key, cut_tensor(value, dims)))
-    return found
+    for follow in states:
+        follow()
 
 
 def check(tensors: Mapping[str, Tensor], cuts: Cuts) -> None:

@@ -88,6 +88,28 @@ def rescaled(tensors: Mapping[str, Tensor], scales: Sequence[Scale]) -> dict[str
     return result
 
 
+def same_scales(mine: Sequence[Scale], theirs: Sequence[Scale], cuts: Cuts) -> bool:
+    """Whether two lists of factors do the same to what is left: steps that follow each other say in two what one says.
+
+    Args:
+        mine: of one plan.
+        theirs: of another with the same cuts.
+        cuts: tensor name -> dimension -> kept indices.
+    """
+    places = {(scale.tensor, scale.dim) for scale in (*mine, *theirs)}
+    ends = {place: max(s.stop for s in (*mine, *theirs) if (s.tensor, s.dim) == place) for place in places}
+
+    def factors(scales: Sequence[Scale], tensor: str, dim: int) -> Tensor:
+        line = torch.ones(ends[tensor, dim], dtype=torch.float64)
+        for scale in scales:
+            if (scale.tensor, scale.dim) == (tensor, dim):
+                line[scale.start : scale.stop] *= scale.factor
+        kept = cuts.get(tensor, {}).get(dim)
+        return line if kept is None else line[kept[kept < len(line)]]
+
+    return all(torch.allclose(factors(mine, *p), factors(theirs, *p), rtol=1e-9, atol=0) for p in places)
+
+
 def composed_scales(first: Sequence[Scale], second: Sequence[Scale], cuts: Cuts) -> tuple[Scale, ...]:
     """The factors of two steps, in the numbers before the first.
 

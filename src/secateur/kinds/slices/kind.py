@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm
@@ -21,6 +21,7 @@ from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
 from secateur.kinds.slices.fold import Scale, fold, rescale
+from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.numbers import NumberTape
 from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import agrees, tried
@@ -145,9 +146,9 @@ class Slices(Candidates):
         # In double, and without autocast: a scale that changes by a tenth may change the outputs by less than rounding.
         whole, example = doubled(self.model), doubled(self.example)
         trial = edit.copy(whole)
-        tensors, right = named_tensors(trial), agrees(ablated(whole, choice.cuts), example)
+        tensors, reference = named_tensors(trial), ablated(whole, choice.cuts)
 
-        def holds(scales: tuple[Scale, ...]) -> bool:
+        def holds(right: Callable[[nn.Module], bool], scales: tuple[Scale, ...]) -> bool:
             before = {scale.tensor: tensors[scale.tensor].detach().clone() for scale in scales}
             rescale(tensors, scales, choice.cuts)
             try:
@@ -156,8 +157,12 @@ class Slices(Candidates):
                 for name, values in before.items():
                     tensors[name].detach().copy_(values)
 
-        # Where nothing agrees the plan is made all the same: the proof says what differs.
-        return fold(self.model, cut, self.structure.tensors, holds) or ()
+        # Inside first: outputs may hide a scale. A width that is averaged over may differ inside and not in the end.
+        for right in (agrees_inside(reference, example), agrees(reference, example)):
+            found = fold(self.model, cut, self.structure.tensors, partial(holds, right))
+            if found is not None:
+                return found
+        return ()  # the plan is made all the same: the proof says what differs
 
     def prove(
         self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None

@@ -17,7 +17,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.kinds.slices.gaps import Arguments, GapCall, Op, has_nan, is_composite, look, name_of, pick, tensors, writes
+from secateur.kinds.slices.gaps import (
+    Arguments,
+    GapCall,
+    Op,
+    has_nan,
+    is_composite,
+    look,
+    name_of,
+    pick,
+    tensors,
+    writes,
+)
 from secateur.kinds.slices.operators import HANDLERS
 from secateur.model.place import users_line
 

@@ -23,6 +23,7 @@ from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_
 from secateur.kinds.slices.fold import Scale, rescaled
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
+from secateur.kinds.trials import HINT
 from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
 from secateur.model.held import HeldRandomness
@@ -333,5 +334,5 @@ def _replayed(
         method="replay",
         differs="is not that of its replayed plan",
         nan="a removed part reaches the output of the replayed plan: the engine's rules for this model are wrong",
-        hint="Please report the model; nothing was changed or saved.",
+        hint=HINT,
     )

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import secateur as sc
 from secateur.errors import CertificateError, PlanMismatchError
+from secateur.kinds.slices.fold import Scale, rescale, same_scales
 
 
 class Attention(nn.Module):
@@ -178,3 +179,30 @@ def test_a_norm_by_hand_divides_by_what_it_sums() -> None:
         wanted = functional.linear(functional.layer_norm(h, (len(kept),)), model.b.weight[:, kept], model.b.bias)
         torch.testing.assert_close(cut(X), wanted, rtol=1e-4, atol=1e-5)
     assert any("divides by the number of what it sums" in note for note in plan.certificate.notes)
+
+
+KEPT = torch.tensor([0, 1, 4, 6, 7])
+ALIKE: list[tuple[list[Scale], list[Scale], bool]] = [
+    ([], [], True),
+    ([Scale("w", 0, 0, 8, 6.0)], [Scale("w", 0, 0, 8, 2.0), Scale("w", 0, 0, 8, 3.0)], True),
+    ([Scale("w", 0, 0, 8, 2.0)], [Scale("w", 0, 0, 4, 2.0), Scale("w", 0, 4, 8, 2.0)], True),
+    ([Scale("w", 0, 2, 5, 2.0)], [Scale("w", 0, 4, 6, 2.0)], True),  # the same positions are left of both
+    ([Scale("w", 0, 2, 4, 2.0)], [], True),  # all of them are gone
+    ([Scale("w", 0, 0, 8, 6.0)], [Scale("w", 0, 0, 8, 2.0)], False),
+    ([Scale("w", 0, 0, 8, 2.0)], [Scale("w", 0, 0, 5, 2.0)], False),
+    ([Scale("w", 0, 0, 8, 2.0)], [Scale("w", 1, 0, 8, 2.0)], False),
+    ([Scale("w", 0, 0, 8, 2.0)], [Scale("v", 0, 0, 8, 2.0)], False),
+]
+
+
+@pytest.mark.parametrize(("mine", "theirs", "alike"), ALIKE)
+def test_factors_are_alike_where_they_do_the_same_to_what_is_left(
+    mine: list[Scale], theirs: list[Scale], alike: bool
+) -> None:
+    cuts = {"w": {0: KEPT}}
+    assert same_scales(mine, theirs, cuts) is alike
+    assert same_scales(theirs, mine, cuts) is alike
+    tensors = [{"w": torch.ones(5, 9), "v": torch.ones(9)} for _ in range(2)]
+    for tensor, scales in zip(tensors, (mine, theirs), strict=True):
+        rescale(tensor, scales, cuts)
+    assert all(torch.allclose(tensors[0][name], tensors[1][name]) for name in "wv") is alike

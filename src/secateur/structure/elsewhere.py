@@ -1,0 +1,61 @@
+"""Integers of a model that its forward never reads, and other methods do: nothing says whether they follow a cut."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.model.tensors import named_tensors
+from secateur.structure.asked import TORCH, definition, short
+from secateur.structure.provenance import Attribute
+from secateur.structure.switches import run_by_forward
+from secateur.types import Condition
+
+
+def left_behind(
+    model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]], attributes: Mapping[Attribute, int]
+) -> Iterator[Condition]:
+    """One condition for each method that reads an integer of a size that is cut, and that does not follow.
+
+    Args:
+        model: before the cut.
+        cuts: tensor name -> dimension -> kept indices.
+        attributes: integers that follow.
+    """
+    tensors = named_tensors(model)
+    lost = [(name, tensors[name].shape[d]) for name, dims in cuts.items() for d in dims]
+    follow = {(attribute.owner, attribute.name) for attribute in attributes}
+    said: set[str] = set()
+    for path, module in model.named_modules():
+        here = {size for name, size in lost if name.startswith(f"{path}." if path else "")}
+        stay = {n: v for n, v in vars(module).items() if (path, n) not in follow and not n.startswith("_")}
+        sizes = {name: value for name, value in stay.items() if here & set(_integers(value))}
+        for method, name, where in _read(module, sizes) if sizes else ():
+            if where not in said:
+                said.add(where)
+                text = f"{type(module).__name__}.{method}() reads {name}, which stays {sizes[name]}"
+                yield Condition(f"holds for the forward alone: {text} and may name a width that is cut", where, path)
+
+
+def _integers(value: Any) -> Iterator[int]:
+    for item in value if type(value) in (list, tuple) else (value,):
+        if type(item) is int and item > 1:
+            yield item
+
+
+def _read(module: nn.Module, names: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Method, attribute and "file:line" of what methods beside the forward read of a module."""
+    run = run_by_forward(module)
+    for kind in type(module).__mro__:
+        for method, function in vars(kind).items():
+            known = isinstance(function, FunctionType) and not function.__code__.co_filename.startswith(TORCH)
+            if not known or function in run or method.startswith("__") or not function.__code__.co_argcount:
+                continue
+            for part in ast.walk(definition(function.__code__) or ast.Module([], [])):
+                loaded = isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load) and part.attr in names
+                if loaded and isinstance(part.value, ast.Name) and part.value.id == function.__code__.co_varnames[0]:
+                    yield method, part.attr, f"{short(function.__code__.co_filename)}:{part.lineno}"

@@ -1,0 +1,122 @@
+"""Flags, words and shares that modules hold, and the lines of their code that decide by them: read from the source.
+
+A plan is learned with the values as they are. Whoever turns a switch of the smaller model takes a path that was never
+seen, so every switch stands among the conditions. Integers are followed while the model runs; those of 0 and 1 are
+switches as well. Nothing tells which of these values are ever turned: those of torch's own classes are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.structure.asked import (
+    TORCH,
+    callees,
+    definition,
+    made_of,
+    mentions,
+    plain_function,
+    short,
+    targets,
+    tests_in,
+)
+from secateur.structure.conditions import Branch
+from secateur.types import Condition
+
+MOST_LINES = 12  # that are said; how many more there are stands in the last of them
+DEEPEST = 4  # methods that call each other
+Chain = tuple[str, ...]  # names after `self`
+
+
+def switches(model: nn.Module) -> Iterator[Branch]:
+    """One condition for each line that decides by plain values which a module, or a config that it holds, has."""
+    found: dict[str, tuple[str, str]] = {}
+    for path, module in model.named_modules():
+        for where, chains in _deciding(module):
+            held = {".".join(chain): value for chain in chains if _is_switch(value := _value(module, chain))}
+            if held:
+                text = ", ".join(f"{name}={value!r}" for name, value in held.items())
+                found.setdefault(where, (f"holds with {text} of {type(module).__name__}, by which it decides", path))
+    more = len(found) - MOST_LINES
+    for number, (where, (text, path)) in enumerate(list(found.items())[:MOST_LINES]):
+        last = f"; {more} more such lines are left out" if more > 0 and number == MOST_LINES - 1 else ""
+        yield Branch("switch", Condition(text + last, where, path), text)
+
+
+def _is_switch(value: object) -> bool:
+    return type(value) in (bool, str, float) or (type(value) is int and value in (0, 1))
+
+
+def _value(owner: Any, chain: Chain) -> object:
+    """What stands at the end of a chain of names; None where a module, a tensor or a property is on the way."""
+    for name in chain:
+        if isinstance(owner, (Tensor, type)) or not hasattr(owner, "__dict__"):
+            return None
+        spaces = (vars(space) for space in (owner, *type(owner).__mro__))
+        owner = next((space[name] for space in spaces if name in space), None)
+    return owner
+
+
+def _deciding(module: nn.Module) -> Iterator[tuple[str, frozenset[Chain]]]:
+    """Lines, as "file:line", and what is asked of `self` there: of the forward and the methods that it calls."""
+    for function in run_by_forward(module):
+        yield from _lines(function)
+
+
+def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
+    """The forward of a module and the methods that it calls on the module, as far as their source says; in order."""
+    seen: dict[FunctionType, None] = {}
+    todo = [(plain_function(module.forward), DEEPEST)]
+    while todo:
+        function, depth = todo.pop()
+        if function is None or function in seen or depth == 0 or function.__code__.co_filename.startswith(TORCH):
+            continue
+        seen[function] = None
+        node = definition(function.__code__)
+        for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)) if node is not None else ():
+            if isinstance(call.func, ast.Attribute):
+                found = callees(call, function, module, node)  # type: ignore[arg-type]
+                todo += [(callee, depth - 1) for callee, owner in found if owner is module]
+    return seen
+
+
+@cache
+def _lines(function: FunctionType) -> tuple[tuple[str, frozenset[Chain]], ...]:
+    node = definition(function.__code__)
+    if node is None or not node.args.args:
+        return ()
+    this = node.args.args[0].arg
+    named: dict[str, set[Chain]] = {}
+    for part in ast.walk(node):
+        if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
+            chain = _chain(part.value, this)
+            for name in made_of(node, set(targets(part))) if chain else ():
+                named.setdefault(name, set()).add(chain)
+    lines: dict[int, set[Chain]] = {}
+    for test in tests_in(node):
+        chains = {chain for part in ast.walk(test) if (chain := _chain(part, this))}
+        chains |= {chain for name, known in named.items() if mentions(test, {name}) for chain in known}
+        lines.setdefault(test.lineno, set()).update(chains)
+    file = short(function.__code__.co_filename)
+    return tuple((f"{file}:{line}", frozenset(chains)) for line, chains in sorted(lines.items()) if chains)
+
+
+def _chain(node: ast.AST, this: str) -> Chain:
+    """The names of `self.config.flag`, and of `getattr(self, "flag", ...)`; () for anything else."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+        owner, name = (*node.args, None, None)[:2]
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            names.insert(0, name.value)
+            node = owner  # type: ignore[assignment]
+    known = isinstance(node, ast.Name) and node.id == this and "training" not in names
+    return tuple(names) if known else ()
