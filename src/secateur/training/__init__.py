@@ -1,0 +1,1 @@
+"""Pruning while weights move: schedules, gradual pruning, regrowth, penalties, movement; for any training loop."""
