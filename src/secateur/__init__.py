@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
+    from secateur.training import Pruner
 
 _HOME = {
     "Plan": "secateur.planning:Plan",
+    "Pruner": "secateur.training:Pruner",
     "Recipe": "secateur.recipe:Recipe",
     "Result": "secateur.result:Result",
     "SecateurError": "secateur.errors:SecateurError",
@@ -44,6 +46,7 @@ _HOME = {
 
 __all__ = [
     "Plan",
+    "Pruner",
     "Recipe",
     "Result",
     "SecateurError",
