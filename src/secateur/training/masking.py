@@ -10,16 +10,15 @@ from torch import Tensor
 
 from secateur.amounts import round_half_up, select
 from secateur.criteria.base import reduce_spans
-from secateur.errors import InputError
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
-from secateur.masks import expand, mask_model
 from secateur.planning.build import plan_of_masks
 from secateur.planning.decide import decide
 from secateur.planning.plan import Plan
 from secateur.request import Target
+from secateur.training.held import Held
 from secateur.training.regrowth.base import Regrowth
-from secateur.training.removal import Job, Removal, zero_averages
+from secateur.training.removal import Job, Removal
 
 
 class Masking(Removal):
@@ -28,19 +27,20 @@ class Masking(Removal):
     Args:
         job: what it works with.
         candidates: the weights that may be masked.
-        keep_originals: whether values under masks are kept, for methods that bring them back.
     """
 
     physical = False
 
-    def __init__(self, job: Job, candidates: Weights, *, keep_originals: bool = False) -> None:
+    def __init__(self, job: Job, candidates: Weights) -> None:
         super().__init__(job)
         self.candidates = candidates
-        self.groups = {group.name: group for group in candidates.groups}
-        self.keep: dict[str, Tensor] = {}
-        self.handle = mask_model(job.model, {}, keep_originals=keep_originals)
-        for optimizer in job.optimizers:
-            self.handle.hold(optimizer)
+        self.held = Held(job.model, candidates.groups, job.optimizers, job.ema, keep_originals=False)
+        self.groups = self.held.groups
+
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """Group name -> bool tensor, True = the unit stays; empty before the first update."""
+        return self.held.keep
 
     def whole(self, what: str) -> int:
         """Units; bytes stay."""
@@ -50,20 +50,19 @@ class Masking(Removal):
 
     def removed(self) -> tuple[int, int]:
         """Masked units, and all."""
-        return sum(mask.numel() - int(mask.sum()) for mask in self.keep.values()), self.whole("count")
+        return self.held.removed()
 
     def prune(self, target: Target, *, last: bool) -> None:
         """Score, decide, mask; what is masked already goes before everything else."""
         self.decide(stuck(self.job.scores(self.candidates), self.keep), target, last=last)
 
-    def decide(self, scores: Mapping[str, Tensor], target: Target, *, last: bool, back: bool = False) -> None:
+    def decide(self, scores: Mapping[str, Tensor], target: Target, *, last: bool) -> None:
         """Mask by given scores.
 
         Args:
             scores: group name -> scores, higher = keep.
             target: how much.
             last: whether it is the final amount.
-            back: whether weights that come back have the values from when they were masked, rather than 0.
         """
         pattern = self.candidates.unit if isinstance(self.candidates.unit, NM) else None
         if pattern is not None and not last:
@@ -71,14 +70,7 @@ class Masking(Removal):
         else:
             request = replace(self.job.request, target=target)
             keep = decide(self.candidates, scores, request, comparable=self.job.rule.comparable)
-        self.hold(self.job.together.same(keep), back=back)
-
-    def hold(self, keep: Mapping[str, Tensor], *, back: bool = False) -> None:
-        """Take over a decision, in weights, optimizers and averages."""
-        self.keep = dict(keep)
-        masks = expand(list(self.groups.values()), self.keep, model=self.job.model)
-        self.handle.update(masks, regrow="remembered" if back else "zero")
-        zero_averages(self.job.ema, masks)
+        self.held.hold(self.job.together.same(keep))
 
     def regrow(self, rule: Regrowth, time: float, gradients: Mapping[str, Tensor], step: int) -> None:
         """Exchange some of the kept units of every group for as many masked ones.
@@ -105,35 +97,23 @@ class Masking(Removal):
             # Best wishes among what is not kept: lowest of their negatives, with everything that is kept far above.
             ranked = (-wish).masked_fill(left, torch.finfo(torch.float32).max)
             keep[name] = left | ~select({name: ranked}, count=count)[name]
-        self.hold(self.job.together.same(keep))
+        self.held.hold(self.job.together.same(keep))
 
     def enforce(self) -> None:
         """Write the zeros again."""
-        self.handle.enforce()
-        zero_averages(self.job.ema, self.handle.masks)
+        self.held.enforce()
 
     def plan(self) -> Plan | None:
         """A plan of exactly these masks."""
-        return plan_of_masks(self.job.model, self.handle.masks) if self.keep else None
+        return plan_of_masks(self.job.model, self.held.handle.masks) if self.keep else None
 
     def state_dict(self) -> dict[str, object]:
-        """The units that stay, and the values under the masks where they are stored."""
-        return {"keep": dict(self.keep), "handle": self.handle.state_dict() if self.handle.keep_originals else {}}
+        """The units that stay."""
+        return self.held.state_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Mask as the checkpoint was masked."""
-        keep, handle = state.get("keep"), state.get("handle", {})
-        if not isinstance(keep, Mapping) or not isinstance(handle, Mapping) or not keep.keys() <= self.groups.keys():
-            raise InputError("this is no state of masks of this model", hint="give what pruner.state_dict() returned")
-        if not keep:
-            return
-        keep = {name: mask.to(self._device(name)) for name, mask in keep.items()}
-        self.hold(keep)
-        if self.handle.keep_originals:
-            self.handle.load_state_dict(handle)
-
-    def _device(self, name: str) -> torch.device:
-        return self.job.model.get_parameter(self.groups[name].spans[0].tensor).device
+        self.held.load_state_dict(state)
 
     def _towards(self, pattern: NM, scores: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
         """A part of what an n:m pattern removes: the lowest scores of it, so that every update leads towards it."""

@@ -169,7 +169,8 @@ class Pruner:
             else:
                 candidates = find(self.model, example, request)
         goal = _goal(sparsity, target, candidates)
-        shape = _clock(schedule, begin=begin, end=end, every=every, initial=initial)
+        # What the bounds of the target ask for takes the place of this final value.
+        shape = clock(schedule, final=max(initial, 0.0), begin=begin, end=end, every=every, initial=initial)
         # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
         self._hooks = [hook for each in optimizers for hook in self._listen(each)]
         self._removal: Removal = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
@@ -214,7 +215,7 @@ class Pruner:
         """
         if not isinstance(self._removal, Masking):
             raise InputError("these units are cut, there are no masks")
-        return self._removal.handle
+        return self._removal.held.handle
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -369,15 +370,18 @@ def _goal(sparsity: object, target: object, candidates: Any) -> Goal:
     return Goal.of({"sparsity": sparsity} if target is None else target)  # type: ignore[dict-item, arg-type]
 
 
-def _clock(schedule: ScheduleLike, *, begin: int, end: int | None, every: int, initial: float) -> Schedule:
-    """The schedule, with a final value that the target replaces."""
-    least = max(initial, 0.0)
-    if end is None:
-        made = schedule_of(schedule, final=least, initial=initial, begin=begin, end=begin, every=every)
-        if made.name != "one_shot":
-            raise RecipeError(f"schedule {made.name!r} needs an end.", hint="end=the optimizer step of the last update")
-        return made
-    return schedule_of(schedule, final=least, initial=initial, begin=begin, end=end, every=every)
+def clock(schedule: ScheduleLike, *, final: float, begin: int, end: int | None, every: int, initial: float) -> Schedule:
+    """A schedule with its ends; only "one_shot" does without an end.
+
+    Raises:
+        RecipeError: an unknown name, a number out of range, or no end.
+    """
+    made = schedule_of(
+        schedule, final=final, initial=initial, begin=begin, end=begin if end is None else end, every=every
+    )
+    if end is None and made.name != "one_shot":
+        raise RecipeError(f"schedule {made.name!r} needs an end.", hint="end=the optimizer step of the last update")
+    return made
 
 
 def _asks(target: Goal) -> bool:

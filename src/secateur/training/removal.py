@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -112,16 +111,3 @@ class Removal(ABC):
         Raises:
             InputError: it is no state of such a removal.
         """
-
-
-def zero_averages(ema: Averages | None, masks: Mapping[str, Tensor]) -> None:
-    """Write +0.0 into averages of masked weights: an average remembers for long what was there."""
-    if ema is None:
-        return
-    inner = getattr(ema, "module", None)
-    averages = dict(inner.named_parameters()) if isinstance(inner, nn.Module) else ema
-    assert isinstance(averages, Mapping)
-    with torch.no_grad():
-        for name, keep in masks.items():
-            if name in averages:
-                averages[name].masked_fill_(~keep.to(averages[name].device), 0.0)
