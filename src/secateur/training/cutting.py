@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import floor
+
+from torch import nn
+from torch.optim import Optimizer
 
 from secateur.amounts import round_half_up
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.base import Candidates, Left
 from secateur.kinds.find import find
 from secateur.model.behaviour import weights_kept
+from secateur.planning.averages import Averages
 from secateur.planning.build import plan_of
 from secateur.planning.compose import composed_certificate
 from secateur.planning.decide import decide
+from secateur.planning.decision import fingerprint
 from secateur.planning.plan import Plan
 from secateur.request import Amount, Target
 from secateur.training.removal import Job, Removal
+from secateur.types import Example
 
 
 class Cutting(Removal):
@@ -116,20 +122,57 @@ class Cutting(Removal):
         return self.made
 
     def state_dict(self) -> dict[str, object]:
-        """The plan, as its file holds it."""
-        return {"plan": "" if self.made is None else self.made.to_json(), "gone": self.gone}
+        """The plan, as its file holds it, and what amounts are counted from."""
+        return {
+            "plan": "" if self.made is None else self.made.to_json(),
+            "after": fingerprint(self.job.model),
+            "gone": self.gone,
+            "total": self.total,
+            "floors": dict(self.floors),
+            "prices": dict(self.prices),
+        }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Cut the model as it came to where the checkpoint was, and prove the cut anew."""
-        text, gone = state.get("plan"), state.get("gone")
-        if not isinstance(text, str) or not isinstance(gone, int):
-            raise InputError("this is no state of cuts", hint="give what pruner.state_dict() returned")
+        """Cut the model as it came to where the checkpoint was, and prove the cut anew; a model that is there stays."""
         if self.gone:
             raise InputError("this model was cut already", hint="load the state into a pruner of the model as it came")
-        if not text:
-            return
-        job, plan = self.job, Plan.from_data(json.loads(text), "the pruner's state")
-        plan.apply(
-            job.model, inplace=True, optimizer=next(iter(job.optimizers), None), ema=job.ema, example=job.example
-        )
-        self.made, self.gone = plan, gone
+        try:
+            self.made = cut_again(
+                self.job.model, state, optimizers=self.job.optimizers, ema=self.job.ema, example=self.job.example
+            )
+            self.gone, self.total = int(state["gone"]), int(state["total"])  # type: ignore[call-overload]
+            self.floors = dict(state["floors"])  # type: ignore[call-overload]
+            self.prices = dict(state["prices"])  # type: ignore[call-overload]
+        except (KeyError, TypeError) as error:
+            raise InputError("this is no state of cuts", hint="give what pruner.state_dict() returned") from error
+
+
+def cut_again(
+    model: nn.Module,
+    state: Mapping[str, object],
+    *,
+    optimizers: Sequence[Optimizer] = (),
+    ema: Averages | None = None,
+    example: Example = None,
+) -> Plan | None:
+    """Bring a model to the shapes that a checkpoint of cuts has.
+
+    Args:
+        model: as it came, cut in place; or of these shapes already.
+        state: `Cutting.state_dict`.
+        optimizers: whose state follows.
+        ema: averages, which follow.
+        example: to prove the cut with; without one it is checked against the model's names, shapes and integers.
+
+    Returns:
+        the plan; None where nothing was cut yet.
+    """
+    text = state["plan"]
+    if not isinstance(text, str):
+        raise TypeError("a plan is a text")
+    if not text:
+        return None
+    plan = Plan.from_data(json.loads(text), "the pruner's state")
+    if fingerprint(model) != state["after"]:
+        plan.apply(model, inplace=True, optimizer=next(iter(optimizers), None), ema=ema, example=example)
+    return plan

@@ -26,7 +26,7 @@ from secateur.planning.plan import Plan
 from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, SCALES, SCOPE, Amount, Named, Request
 from secateur.request import Target as Goal
 from secateur.training.course import Course
-from secateur.training.cutting import Cutting
+from secateur.training.cutting import Cutting, cut_again
 from secateur.training.masking import Masking
 from secateur.training.regrowth import Regrowth, regrowth_of
 from secateur.training.removal import Job, Removal
@@ -174,6 +174,7 @@ class Pruner:
         # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
         self._hooks = [hook for each in optimizers for hook in self._listen(each)]
         self._removal: Removal = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
+        self._goal, self._shape = goal, shape
         self._course = Course.of(goal, shape, self._removal.whole)
         self._span = (begin, shape.end if end is None else end, every)
         self._check_regrowth(candidates, optimizers)
@@ -273,9 +274,28 @@ class Pruner:
         if not isinstance(done, int) or not isinstance(removal, Mapping):
             raise InputError("this is no state of a pruner", hint="give what pruner.state_dict() returned")
         self._removal.load_state_dict(removal)
+        # Amounts are counted from the model as it first came, which the state knows.
+        self._course = Course.of(self._goal, self._shape, self._removal.whole)
         if self._accumulator is not None and "accumulator" in state:
             self._accumulator.load_state_dict(state["accumulator"])
         self.done, self._moved = done, False
+
+    @staticmethod
+    def restore_shapes(model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Cut a model as a checkpoint was cut, for loops that load weights before a pruner can be made.
+
+        Args:
+            model: as it came, cut in place.
+            state: what `state_dict` gave.
+
+        Raises:
+            InputError: it is no state of a pruner.
+        """
+        removal = state.get("removal", state.get("held"))
+        if not isinstance(removal, Mapping):
+            raise InputError("this is no state of a pruner", hint="give what pruner.state_dict() returned")
+        if "plan" in removal:
+            cut_again(admit(model), removal)
 
     # -- inside -----------------------------------------------------------------------------------------------
 
