@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
-    from secateur.training import Pruner
+    from secateur.training import MovementPruner, Pruner
 
 _HOME = {
+    "MovementPruner": "secateur.training:MovementPruner",
     "Plan": "secateur.planning:Plan",
     "Pruner": "secateur.training:Pruner",
     "Recipe": "secateur.recipe:Recipe",
@@ -45,6 +46,7 @@ _HOME = {
 }
 
 __all__ = [
+    "MovementPruner",
     "Plan",
     "Pruner",
     "Recipe",

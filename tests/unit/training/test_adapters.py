@@ -75,7 +75,8 @@ def trainer(model, folder, callback, steps, **options):
     pytest.importorskip("accelerate")
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=8, use_cpu=True, report_to=[],
-        disable_tqdm=True, logging_strategy="no", save_strategy="steps", save_steps=5, learning_rate=1e-2, weight_decay=0.1, **options,
+        disable_tqdm=True, logging_strategy="no", save_strategy="steps", save_steps=5, **options,
+        learning_rate=1e-2, weight_decay=0.1,
     )  # fmt: skip
     return transformers.Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[callback])
 
