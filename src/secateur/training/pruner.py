@@ -177,7 +177,8 @@ class Pruner:
         self._goal, self._shape = goal, shape
         self._course = Course.of(goal, shape, self._removal.whole)
         self._span = (begin, shape.end if end is None else end, every)
-        self._check_regrowth(candidates, optimizers)
+        self._check_regrowth(candidates)
+        self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
         self._reach()
 
     # -- in the loop ------------------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ class Pruner:
             self._accumulator = MovementAccumulator(self.model)
         return rule
 
-    def _check_regrowth(self, candidates: Any, optimizers: Sequence[Optimizer]) -> None:
+    def _check_regrowth(self, candidates: Any) -> None:
         if self._regrowth is None:
             return
         if self._removal.physical or isinstance(candidates.unit, NM):
@@ -355,11 +356,11 @@ class Pruner:
             return
         begin, end, every = self._span
         if begin <= self.done < end and (self.done + 1 - begin) % every == 0:
-            for name, parameter in self.model.named_parameters():
-                if parameter.is_floating_point():
-                    gradient = parameter.grad
-                    known = torch.zeros_like(parameter) if gradient is None else gradient.detach().abs()
-                    self._gradients[name] = known.to_dense() if known.layout != torch.strided else known
+            for name in self._exchanged:
+                parameter = self.model.get_parameter(name)
+                gradient = parameter.grad
+                known = torch.zeros_like(parameter) if gradient is None else gradient.detach().abs()
+                self._gradients[name] = known.to_dense() if known.layout != torch.strided else known
 
 
 def listed_optimizers(optimizer: Optimizers) -> list[Optimizer]:

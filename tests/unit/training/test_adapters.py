@@ -88,6 +88,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trainer_prunes_and_resumes_to_the_same_bytes(kind, tmp_path):
@@ -115,6 +116,7 @@ def test_a_trainer_prunes_and_resumes_to_the_same_bytes(kind, tmp_path):
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_without_a_pruner_is_refused(tmp_path):
     pytest.importorskip("accelerate")

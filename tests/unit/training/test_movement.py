@@ -109,9 +109,13 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", ["hard", "soft"])
-@pytest.mark.parametrize("kind", FORMS)
-@pytest.mark.parametrize("freeze", ["none", "masks", "weights"])
+ALL = [(kind, form, freeze) for kind in FORMS for form in ("hard", "soft") for freeze in ("none", "masks", "weights")]
+FAST = {("element", "soft", "masks"), ("block", "hard", "none"), ("head", "hard", "weights"), ("block", "soft", "none")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "freeze"), [pytest.param(*one, marks=() if one in FAST else pytest.mark.slow) for one in ALL]
+)
 def test_amounts_are_exact_in_every_form(kind, form, freeze):
     model = Attention()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)

@@ -69,7 +69,7 @@ def small():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
 
 
-FAST = {("sgd", "plain"), ("adamw", "averaged"), ("adamw", "accumulated"), ("sgd", "bf16 and scaled")}
+FAST = {("sgd", "plain"), ("adamw", "averaged"), ("sgd", "bf16 and scaled")}
 PAIRS = [
     pytest.param(optimizer, loop, marks=() if (optimizer, loop) in FAST else pytest.mark.slow)
     for optimizer in OPTIMIZERS
@@ -173,7 +173,7 @@ def test_amounts_per_pattern():
 # -- cuts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
 def test_channels_shrink_while_training_and_the_state_follows(optimizer):
     model = Net()
     moving = OPTIMIZERS[optimizer](model.parameters())
@@ -199,7 +199,15 @@ def test_channels_shrink_while_training_and_the_state_follows(optimizer):
     assert torch.equal(again.eval()(X), model.eval()(X))
 
 
-@pytest.mark.parametrize("target", [{"macs": 0.4}, {"params": 0.5}, {"count": 9}, {"memory_bytes": 3000}])
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"macs": 0.4},
+        pytest.param({"params": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"count": 9}, marks=pytest.mark.slow),
+        pytest.param({"memory_bytes": 3000}, marks=pytest.mark.slow),
+    ],
+)
 def test_every_target_holds_in_the_end_as_in_one_shot(target):
     model = Net()
     once = sc.plan(Net(), X[:2], target=target, round_to=1)
@@ -243,7 +251,14 @@ class Encoder(nn.Module):
         return self.classify(x.mean(1))
 
 
-@pytest.mark.parametrize(("granularity", "sparsity"), [("head", 0.5), ("layer", 2 / 3), ("neuron", 0.25)])
+@pytest.mark.parametrize(
+    ("granularity", "sparsity"),
+    [
+        ("head", 0.5),
+        pytest.param("layer", 2 / 3, marks=pytest.mark.slow),
+        pytest.param("neuron", 0.25, marks=pytest.mark.slow),
+    ],
+)
 def test_heads_layers_and_neurons(granularity, sparsity):
     model, x = Encoder(), torch.randn(2, 5, 16)
     moving = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -329,7 +344,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("set", "row") else kind for kind in SETTINGS]
+)
 def test_a_loop_that_was_stopped_goes_on_to_the_same_bytes(kind):
     def start():
         torch.manual_seed(3)

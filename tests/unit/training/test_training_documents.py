@@ -23,6 +23,7 @@ def run(page: str) -> None:
         assert target.startswith("https://") or (ROOT / "docs/how-to" / target).exists(), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_runs(page):
     run(page)
