@@ -135,7 +135,7 @@ class Cutting(Removal):
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Cut the model as it came to where the checkpoint was, and prove the cut anew; a model that is there stays."""
         if self.gone:
-            raise InputError("this model was cut already", hint="load the state into a pruner of the model as it came")
+            raise InputError("this model was cut already", hint="pass state= to the pruner of a model as it came")
         try:
             self.made = cut_again(
                 self.job.model, state, optimizers=self.job.optimizers, ema=self.job.ema, example=self.job.example

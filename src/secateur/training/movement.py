@@ -19,8 +19,8 @@ from secateur.planning.averages import Averages
 from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of
 from secateur.request import SCOPE
+from secateur.training.asked import Optimizers, ScheduleLike, clock, listed_optimizers
 from secateur.training.held import Held
-from secateur.training.pruner import Optimizers, ScheduleLike, clock, listed_optimizers
 from secateur.training.together import Together
 from secateur.training.units import unit_sums
 from secateur.types import Example, Kept
@@ -64,6 +64,7 @@ class MovementPruner:
         seed: of the structure engine.
         ema: averaged weights, which follow.
         distributed: as for `Pruner`.
+        state: of a checkpoint (`state_dict`), to go on from it.
 
     Attributes:
         model: the model.
@@ -118,6 +119,7 @@ class MovementPruner:
         seed: int = 0,
         ema: Averages | None = None,
         distributed: bool | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         one_of("form", form, ("hard", "soft"))
         one_of("freeze", freeze, ("none", "masks", "weights"))

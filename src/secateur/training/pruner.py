@@ -25,18 +25,15 @@ from secateur.planning.build import CriterionLike, GranularityLike, criterion_of
 from secateur.planning.plan import Plan
 from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, SCALES, SCOPE, Amount, Named, Request
 from secateur.request import Target as Goal
+from secateur.training.asked import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
 from secateur.training.course import Course
 from secateur.training.cutting import Cutting, cut_again
 from secateur.training.masking import Masking
 from secateur.training.regrowth import Regrowth, regrowth_of
 from secateur.training.removal import Job, Removal
-from secateur.training.schedules import Schedule, schedule_of
-from secateur.training.schedules.base import Shape
+from secateur.training.schedules import Schedule
 from secateur.training.together import Together
 from secateur.types import Data, Example, Loss
-
-ScheduleLike = str | Mapping[str, object] | Schedule | Shape
-Optimizers = Optimizer | Sequence[Optimizer] | None
 
 
 class Pruner:
@@ -80,6 +77,8 @@ class Pruner:
         tolerance: of certificates.
         distributed: whether the processes of the default group train this one model; None: where it came in a
             `DistributedDataParallel`.
+        state: of a checkpoint (`state_dict`), to go on from it at once: nothing is pruned before. For loops that have
+            loaded the weights already; else `load_state_dict` does as well where nothing goes at step 0.
 
     Attributes:
         model: the model.
@@ -137,6 +136,7 @@ class Pruner:
         dtype: str = "float32",
         tolerance: float | None = None,
         distributed: bool | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         came, self.model = model, admit(model)
         unit, choices = units_of(granularity, example)
@@ -168,7 +168,7 @@ class Pruner:
                 candidates: Any = Weights(self.model, example, request, unit)
             else:
                 candidates = find(self.model, example, request)
-        goal = _goal(sparsity, target, candidates)
+        goal = goal_of(sparsity, target, candidates)
         # What the bounds of the target ask for takes the place of this final value.
         shape = clock(schedule, final=max(initial, 0.0), begin=begin, end=end, every=every, initial=initial)
         # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
@@ -179,7 +179,10 @@ class Pruner:
         self._span = (begin, shape.end if end is None else end, every)
         self._check_regrowth(candidates)
         self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
-        self._reach()
+        if state is None:
+            self._reach()
+        else:
+            self.load_state_dict(state)
 
     # -- in the loop ------------------------------------------------------------------------------------------
 
@@ -306,7 +309,7 @@ class Pruner:
         changed = False
         if self._course.clock.due(self.done):
             target, last = self._course.at(self.done), self.done >= self._course.clock.end
-            if last or _asks(target):
+            if last or asks(target):
                 self._prune(target, last=last)
                 changed = True
         exchanging = begin < self.done <= end and (self.done - begin) % every == 0
@@ -361,55 +364,3 @@ class Pruner:
                 gradient = parameter.grad
                 known = torch.zeros_like(parameter) if gradient is None else gradient.detach().abs()
                 self._gradients[name] = known.to_dense() if known.layout != torch.strided else known
-
-
-def listed_optimizers(optimizer: Optimizers) -> list[Optimizer]:
-    """Optimizers as a list, out of the wrappers that some libraries put around them.
-
-    Raises:
-        RecipeError: something that is no optimizer.
-    """
-    given = [] if optimizer is None else [optimizer] if not isinstance(optimizer, (list, tuple)) else list(optimizer)
-    found = []
-    for one in given:
-        # accelerate hands out an object that only calls the real one, whose hooks are the ones that run.
-        inner = getattr(one, "optimizer", one)
-        if not isinstance(inner, Optimizer):
-            raise RecipeError(f"{type(one).__name__} is no optimizer.", hint="Pass the torch optimizer of your loop.")
-        found.append(inner)
-    return found
-
-
-def _goal(sparsity: object, target: object, candidates: Any) -> Goal:
-    if sparsity is not None and target is not None:
-        raise RecipeError("sparsity= and target= both say how much goes.", hint="Give one of them.")
-    unit = getattr(candidates, "unit", None)
-    if sparsity is None and target is None and isinstance(unit, NM):
-        return Goal(sparsity=1 - unit.n / unit.m)
-    if sparsity is None and target is None:
-        raise RecipeError("There is no amount.", hint="for example sparsity=0.9")
-    return Goal.of({"sparsity": sparsity} if target is None else target)  # type: ignore[dict-item, arg-type]
-
-
-def clock(schedule: ScheduleLike, *, final: float, begin: int, end: int | None, every: int, initial: float) -> Schedule:
-    """A schedule with its ends; only "one_shot" does without an end.
-
-    Raises:
-        RecipeError: an unknown name, a number out of range, or no end.
-    """
-    made = schedule_of(
-        schedule, final=final, initial=initial, begin=begin, end=begin if end is None else end, every=every
-    )
-    if end is None and made.name != "one_shot":
-        raise RecipeError(f"schedule {made.name!r} needs an end.", hint="end=the optimizer step of the last update")
-    return made
-
-
-def _asks(target: Goal) -> bool:
-    """Whether a target on the way asks for anything yet."""
-    for what, value in target.given().items():
-        amounts = value.values() if isinstance(value, Mapping) else [value]
-        whole = 1.0 if what in ("params", "macs") else 0.0
-        if any(amount != whole for amount in amounts):
-            return True
-    return False

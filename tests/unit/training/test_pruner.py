@@ -374,6 +374,38 @@ def test_a_loop_that_was_stopped_goes_on_to_the_same_bytes(kind):
         assert torch.equal(one, two), name
 
 
+AT_ONCE = {
+    "random": {"criterion": "random", "regrow": "set", "end": 12},
+    "magnitude": {"regrow": "rigl", "end": 12},
+    "channel": {"granularity": "channel"},
+}
+
+
+@pytest.mark.parametrize("kind", AT_ONCE)
+def test_a_loop_that_has_loaded_its_weights_goes_on_too(kind):
+    # What goes at step 0 goes when the pruner is made: not again on the weights of a checkpoint.
+    def start(model, state=None):
+        moving = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        settings = {"granularity": "element", "every": 2, **AT_ONCE[kind]}
+        return moving, Pruner(
+            model, X[:2], sparsity=0.5, schedule="one_shot", optimizer=moving, state=state, **settings
+        )  # fmt: skip
+
+    model = Net()
+    moving, pruner = start(model)
+    train(model, moving, pruner, 5)
+    state = saved(copy.deepcopy((pruner.state_dict(), model.state_dict(), moving.state_dict())))
+    train(model, moving, pruner, 5)
+    other = Net()
+    Pruner.restore_shapes(other, state[0])
+    other.load_state_dict(state[1])
+    its, resumed = start(other, state[0])
+    assert all(torch.equal(one, two) for one, two in zip(other.state_dict().values(), state[1].values(), strict=True))
+    its.load_state_dict(state[2])
+    train(other, its, resumed, 5)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
 def state_sparsity(state, pruner):
     removal = state["pruner"]["removal"]
     if "gone" in removal:

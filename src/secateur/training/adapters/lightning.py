@@ -39,11 +39,10 @@ class PruningCallback(Callback):
         optimizers = list(trainer.optimizers)
         total = trainer.estimated_stepping_batches
         total = int(total) if total != float("inf") else 0
+        together = trainer.world_size > 1
         self.pruner = made(
-            self.kind, pl_module, optimizers, self.settings, total=total, together=trainer.world_size > 1
+            self.kind, pl_module, optimizers, self.settings, total=total, together=together, state=self._loaded
         )
-        if self._loaded is not None:
-            self.pruner.load_state_dict(self._loaded)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a batch; it counts where the optimizer has stepped."""

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import RecipeError
+from secateur.training.asked import Optimizers
 from secateur.training.movement import MovementPruner
-from secateur.training.pruner import Optimizers, Pruner
+from secateur.training.pruner import Pruner
 
 AnyPruner = Pruner | MovementPruner
 Make = Callable[..., AnyPruner]
@@ -44,7 +45,14 @@ def in_steps(settings: Mapping[str, Any], total: int) -> dict[str, Any]:
 
 
 def made(
-    kind: Make, model: nn.Module, optimizer: Optimizers, settings: Mapping[str, Any], *, total: int, together: bool
+    kind: Make,
+    model: nn.Module,
+    optimizer: Optimizers,
+    settings: Mapping[str, Any],
+    *,
+    total: int,
+    together: bool,
+    state: Mapping[str, Any] | None,
 ) -> AnyPruner:
     """The pruner of a loop that has just begun.
 
@@ -55,7 +63,8 @@ def made(
         settings: of the pruner.
         total: optimizer steps of the loop.
         together: whether several processes train this model.
+        state: of the checkpoint that the loop goes on from; the loop has loaded its weights.
     """
     settings = in_steps(settings, total)
     example = settings.pop("example", None)
-    return kind(model, example, optimizer=optimizer, **{"distributed": together, **settings})
+    return kind(model, example, optimizer=optimizer, state=state, **{"distributed": together, **settings})

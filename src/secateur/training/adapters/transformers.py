@@ -58,9 +58,9 @@ class PruningCallback(TrainerCallback):
         """Make the pruner, or take it up again."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         together = int(getattr(args, "world_size", 1)) > 1
-        self.pruner = made(self.kind, model, optimizer, self.settings, total=int(state.max_steps), together=together)
-        if state.global_step > 0:
-            self.pruner.load_state_dict(self._restored or self._saved(args, state))
+        before = (self._restored or self._saved(args, state)) if state.global_step > 0 else None
+        total = int(state.max_steps)
+        self.pruner = made(self.kind, model, optimizer, self.settings, total=total, together=together, state=before)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a step of the optimizer."""
