@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
+    from secateur.training import MovementPruner, Pruner
 
 _HOME = {
+    "MovementPruner": "secateur.training:MovementPruner",
     "Plan": "secateur.planning:Plan",
+    "Pruner": "secateur.training:Pruner",
     "Recipe": "secateur.recipe:Recipe",
     "Result": "secateur.result:Result",
     "SecateurError": "secateur.errors:SecateurError",
@@ -43,7 +46,9 @@ _HOME = {
 }
 
 __all__ = [
+    "MovementPruner",
     "Plan",
+    "Pruner",
     "Recipe",
     "Result",
     "SecateurError",

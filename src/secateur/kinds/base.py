@@ -90,6 +90,7 @@ class Candidates(ABC):
         structure: what the engine found, free and locked, for reports; None where it was not asked.
         families: groups that keep equally many units; empty where every group stands for itself.
         left_out: weights that masks do not cover, each with its reason; empty for cuts, which lock dimensions.
+        floors: group name -> units that stay in it, where they were fixed on the model before earlier cuts.
     """
 
     physical: ClassVar[bool] = True  # whether units are removed for real; else zeros are written
@@ -102,9 +103,12 @@ class Candidates(ABC):
         self.structure: Structure | None = None
         self.families: Sequence[Family] = ()
         self.left_out: Sequence[LeftOut] = ()
+        self.floors: Mapping[str, int] = {}
 
     def least(self, group: Group, scope: str) -> int:
         """Units that stay in a group; a share of each under a global ranking, so that its scale cannot empty it."""
+        if group.name in self.floors:
+            return min(group.size, self.floors[group.name])
         share = ceil(self.request.min_keep_fraction * group.size) if scope == "global" else 1
         return min(group.size, max(self.request.min_keep, share))
 

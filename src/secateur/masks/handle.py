@@ -17,6 +17,7 @@ from secateur.masks.hold import Dropped, Hold, forget, mask_gradients, mask_weig
 from secateur.masks.sparsity import Sparsity, masked_elements, sparsity_of
 from secateur.masks.units import Masks, check, expand, first_names, resolve
 from secateur.model.admit import admit
+from secateur.registry import suggestion
 from secateur.types import Group
 
 _MASK, _HIDDEN = "mask.", "hidden."  # what names in `state_dict` begin with
@@ -179,6 +180,27 @@ class MaskHandle:
     def mask_gradients(self) -> None:
         """Write 0 into the masked gradients, for example before they are clipped by their norm."""
         mask_gradients(self.dropped())
+
+    def unmasked(self, name: str) -> Tensor:
+        """A copy of a masked parameter in which the hidden values stand at their places.
+
+        Args:
+            name: one of `masks`.
+
+        Raises:
+            InputError: no mask has this name, or the hidden values were not stored.
+
+        Cost:
+            One copy of the parameter.
+        """
+        if name not in self._held:
+            raise InputError(f"no mask is called {name!r}", hint=suggestion(name, self._held))
+        self._require_originals()
+        held = self._held[name]
+        assert held.hidden is not None
+        full = held.parameter.detach().clone()
+        put(full, held.drop(), held.hidden.to(full))
+        return full
 
     # -- changing ---------------------------------------------------------------------------------------------
 

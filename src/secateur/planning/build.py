@@ -172,10 +172,10 @@ def make_plan(
         values = _scores(candidates, rule, scores, data=data, loss=loss, seed=seed)
         alike = comparable if rule is None else rule.comparable
         chosen_keep = decide(candidates, values, request, comparable=alike)
-    return _plan(candidates, request, values, chosen_keep, dtype=dtype, tolerance=tolerance)
+    return plan_of(candidates, request, values, chosen_keep, dtype=dtype, tolerance=tolerance)
 
 
-def _plan(
+def plan_of(
     candidates: Candidates,
     request: Request,
     scores: Mapping[str, Tensor],
@@ -184,6 +184,16 @@ def _plan(
     dtype: str,
     tolerance: float | None,
 ) -> Plan:
+    """The plan of a decision, not yet certified.
+
+    Args:
+        candidates: what competed, with the model.
+        request: what was asked.
+        scores: group name -> scores; empty where the units were given.
+        keep: group name -> bool, True = the unit stays.
+        dtype: precision of the certificate.
+        tolerance: of the certificate; None: by dtype.
+    """
     model, edit = candidates.model, candidates.write(keep)
     groups = [group for group in candidates.groups if group.name in keep]
     cost: dict[str, list[int]] = {}

@@ -94,13 +94,13 @@ def cut_model(
     try:
         for name in cuts:
             tensors[name].grad = None
-            tensors[name].data = new[name]
+            _replace(tensors[name], new[name])
             tensors[name].grad = grads.get(name)
         finish(model, attributes)
     except BaseException:
         for name, (data, grad) in saved.items():
             tensors[name].grad = None
-            tensors[name].data = data
+            _replace(tensors[name], data)
             tensors[name].grad = grad
         for attribute, value in old_attributes.items():
             write(model, attribute, value)
@@ -108,6 +108,16 @@ def cut_model(
         raise
     for follow in states:
         follow()
+
+
+def _replace(tensor: Tensor, data: Tensor) -> None:
+    """Give a tensor other data, of another shape too, also while a graph of an earlier forward still lives.
+
+    Such a graph (a loss that the loop still has in hand) keeps the node that adds up gradients, and the next forward
+    would take it up again, with the old shape. Torch makes a new one where the dtype changes, so it changes in between.
+    """
+    tensor.data = data.new_empty(0, dtype=torch.float16 if data.dtype != torch.float16 else torch.float32)
+    tensor.data = data
 
 
 def check(tensors: Mapping[str, Tensor], cuts: Cuts) -> None:

@@ -1,0 +1,91 @@
+"""Pruning inside `transformers.Trainer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from secateur.errors import InputError
+from secateur.training.adapters.times import AnyPruner, Make, made
+from secateur.training.pruner import Pruner
+from secateur.training.saved import load_state, save_state
+
+FILE = "secateur.safetensors"
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes the model of a Trainer while it trains.
+
+    Checkpoints of the Trainer hold the state of the pruner as well, and ``trainer.train(resume_from_checkpoint=...)``
+    takes it up again from ``args.output_dir``. Units that are cut change the shapes of the weights: call
+    ``callback.restore(model, checkpoint)`` before the Trainer is made, so that they fit.
+
+    Args:
+        kind: `Pruner` or `MovementPruner`.
+        **settings: theirs, without model and optimizer. begin, end and every may be shares of the training, as floats.
+
+    Attributes:
+        pruner: there from the beginning of the training on.
+    """
+
+    def __init__(self, kind: Make = Pruner, **settings: Any) -> None:
+        self.kind, self.settings = kind, settings
+        self.pruner: AnyPruner | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def restore(self, model: nn.Module, checkpoint: str | Path) -> None:
+        """Bring a model to the shapes of a checkpoint.
+
+        Args:
+            model: as it came, cut in place.
+            checkpoint: folder that the Trainer has written.
+
+        Raises:
+            InputError: the folder holds no state of a pruner.
+        """
+        path = Path(checkpoint) / FILE
+        if not path.is_file():
+            raise InputError(f"{checkpoint} holds no state of a pruner", hint=f"a file {FILE} is expected")
+        self._restored = load_state(path)
+        Pruner.restore_shapes(model, self._restored)
+
+    # The names of these methods and of their arguments are the Trainer's.
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make the pruner, or take it up again."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        together = int(getattr(args, "world_size", 1)) > 1
+        before = (self._restored or self._saved(args, state)) if state.global_step > 0 else None
+        total = int(state.max_steps)
+        self.pruner = made(self.kind, model, optimizer, self.settings, total=total, together=together, state=before)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a step of the optimizer."""
+        assert self.pruner is not None
+        self.pruner.step()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Beside the weights of a checkpoint."""
+        if self.pruner is not None and state.is_world_process_zero:
+            save_state(_folder(args, state) / FILE, self.pruner.state_dict())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Reach the amount exactly."""
+        assert self.pruner is not None
+        self.pruner.finish()
+
+    def _saved(self, args: Any, state: Any) -> dict[str, Any]:
+        path = _folder(args, state) / FILE
+        if not path.is_file():
+            raise InputError(
+                f"the checkpoint {path.parent} holds no state of a pruner",
+                hint="resume from a checkpoint in args.output_dir, or call callback.restore(model, checkpoint) before",
+            )
+        return load_state(path)
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -1,0 +1,321 @@
+"""Movement pruning: scores that are trained with the weights say which of them stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.amounts import select
+from secateur.errors import InputError, RecipeError
+from secateur.kinds.weights.granularity import STRUCTURAL
+from secateur.masks import MaskHandle
+from secateur.model.admit import admit
+from secateur.model.call import device_of
+from secateur.planning.averages import Averages
+from secateur.planning.build import GranularityLike, grouped
+from secateur.registry import one_of
+from secateur.request import SCOPE
+from secateur.training.asked import Optimizers, ScheduleLike, clock, listed_optimizers
+from secateur.training.held import Held
+from secateur.training.together import Together
+from secateur.training.units import unit_sums
+from secateur.types import Example, Kept
+
+Form = Literal["hard", "soft"]
+Freeze = Literal["none", "masks", "weights"]
+WEIGHTS = frozenset({"self", "out", "in", "bias", "scale"})  # all that goes with a unit
+CONTROL = 1.05  # by how much a step of the controller moves the strength
+
+
+class MovementPruner:
+    """Prunes by trained scores while your loop fine-tunes: what moves away from zero stays.
+
+    Forward and backward run with masked weights. The score of a unit falls by g'w, with g' the gradient of the *masked*
+    weight and w the weight without mask: a masked weight that should be there comes back, with the value that it had.
+    Call `step` after every step of the optimizer. A bad choice without fine-tuning, and below about 70 % sparsity,
+    where magnitude is as good.
+
+    Args:
+        model: trained by your loop, masked in place.
+        example: what one forward takes; needed for granularity head and the like.
+        sparsity: share of the units that goes in the end; met exactly, by both forms.
+        end: optimizer step at which it is reached.
+        begin: optimizer step of the first update. Scores start at 0 and are trained from the first step on.
+        every: optimizer steps between updates of the masks; scores move at every step.
+        initial: share that goes at `begin`.
+        schedule: as for `Pruner`.
+        optimizer: what moves the weights.
+        granularity: "element", {"name": "block", "shape": [32, 32]}, "head" and whatever else has units.
+        form: "hard" keeps the top units at every update. "soft" keeps those with sigmoid(score) above `threshold`,
+            under a penalty on sigmoid(score) whose strength is steered so that sparsity follows the schedule; `finish`
+            then takes the top.
+        threshold: of the soft form.
+        strength: of the soft form's penalty at the beginning.
+        scope: "global" or "local".
+        scores: learning rate of the scores (Adam), or a callable parameters -> optimizer.
+        freeze: "masks" stay as they are from `end` on; "weights" are not trained at all, only scores; "none".
+        fill: at `finish`, units of this coarser granularity of which something is left come back whole, for example
+            "head" after blocks: what is not empty costs the same full.
+        protect: names or patterns that stay whole.
+        seed: of the structure engine.
+        ema: averaged weights, which follow.
+        distributed: as for `Pruner`.
+        state: of a checkpoint (`state_dict`), to go on from it.
+
+    Attributes:
+        model: the model.
+        done: optimizer steps so far.
+
+    Raises:
+        RecipeError: an unknown word, or a number out of range.
+        InputError: no optimizer, or one that moves no parameter of the model.
+
+    Cost:
+        Memory for the scores and their optimizer (for single weights three times the masked weights), and for the
+        values under the masks. One product per weight and step.
+
+    Source:
+        Sanh, Wolf, Rush, "Movement Pruning", 2020 (hard and soft); blocks, heads and filling: Lagunas, Charlaix, Sanh,
+        Rush, "Block Pruning For Faster Transformers", 2021.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> pruner = MovementPruner(model, sparsity=0.5, end=5, optimizer=optimizer)
+        >>> for _ in range(6):
+        ...     model(torch.ones(1, 4)).square().sum().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     changed = pruner.step()
+        >>> int((pruner.finish().weight == 0).sum())
+        4
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Example = None,
+        *,
+        sparsity: float,
+        end: int,
+        optimizer: Optimizers,
+        begin: int = 0,
+        every: int = 1,
+        initial: float = 0.0,
+        schedule: ScheduleLike = "cubic",
+        granularity: GranularityLike = "element",
+        form: Form = "hard",
+        threshold: float = 0.1,
+        strength: float = 1.0,
+        scope: str = SCOPE,
+        scores: float | Callable[[list[nn.Parameter]], Optimizer] = 1e-2,
+        freeze: Freeze = "none",
+        fill: GranularityLike | None = None,
+        protect: Sequence[str] = (),
+        seed: int = 0,
+        ema: Averages | None = None,
+        distributed: bool | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        one_of("form", form, ("hard", "soft"))
+        one_of("freeze", freeze, ("none", "masks", "weights"))
+        one_of("scope", scope, ("global", "local"))
+        if not 0 < threshold < 1:
+            raise RecipeError(f"threshold={threshold!r} of a sigmoid", hint="a number in (0, 1), for example 0.1")
+        came, self.model = model, admit(model)
+        optimizers = listed_optimizers(optimizer)
+        if not optimizers:
+            raise InputError("movement needs the optimizer of your loop", hint="pass optimizer=")
+        self.schedule = clock(schedule, final=sparsity, begin=begin, end=end, every=every, initial=initial)
+        self.form, self.threshold, self.strength, self.scope, self.freeze = form, threshold, strength, scope, freeze
+        self._fill, self._example, self._protect = fill, example, tuple(protect)
+        groups, _ = grouped(self.model, example, granularity, protect)
+        if any(group.granularity in ("n:m", "layer", "expert") for group in groups):
+            raise RecipeError(
+                f"movement has no form for {groups[0].granularity!r}.",
+                hint="Use element, block, vector, head, channel.",
+            )
+        self._together = Together.of(came, distributed, device_of(self.model))
+        # Before the masks are held: what they set to 0 is read first.
+        self._hooks = [hook for each in optimizers for hook in self._listen(each)]
+        self._held = Held(self.model, groups, optimizers, ema, keep_originals=True)
+        self.scores: dict[str, nn.Parameter] = {
+            group.name: nn.Parameter(torch.zeros(group.shape, device=device_of(self.model))) for group in groups
+        }
+        trained = list(self.scores.values())
+        # Every step writes the gradients of all scores anew, so none is left over from the one before.
+        self._moves: Optimizer = scores(trained) if callable(scores) else torch.optim.Adam(trained, lr=scores)
+        self.done, self._moved = 0, False
+        self._parameters = dict(self.model.named_parameters())
+        self._touched = {
+            s.tensor for g in groups for s in g.spans if s.role in WEIGHTS and s.tensor in self._parameters
+        }
+
+    # -- in the loop ------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """To be called after the optimizer's step; calls without one do not count.
+
+        Returns:
+            whether masks changed.
+        """
+        if not self._moved:
+            return False
+        self._moved = False
+        self.done += 1
+        return self._update()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the units that is gone now."""
+        gone, total = self._held.removed()
+        return gone / total
+
+    @property
+    def handle(self) -> MaskHandle:
+        """The owner of the masks."""
+        return self._held.handle
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Parameter name -> bool tensor, True = keep."""
+        return self._held.handle.masks
+
+    @property
+    def keep(self) -> Kept:
+        """Group name -> bool tensor, True = the unit stays: for structures what ``secateur.plan(keep=...)`` takes."""
+        return Kept({n: mask.cpu() for n, mask in self._held.keep.items()}, tuple(self._held.groups.values()))
+
+    def finish(self) -> nn.Module:
+        """Bring sparsity to the exact amount, fill where asked, and let the loop go; masks stay held.
+
+        Returns:
+            the masked model.
+        """
+        if self.freeze != "masks" or self.done < self.schedule.end or self.form == "soft":
+            self._hold(self._top(self.schedule.final))
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._fill is not None:
+            self._fill_up(self._fill)
+        self._held.enforce()
+        return self.model
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs beside the model's and the optimizer's own state."""
+        return {
+            "done": self.done,
+            "strength": self.strength,
+            "scores": {name: score.detach().clone() for name, score in self.scores.items()},
+            "moves": self._moves.state_dict(),
+            "held": self._held.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, before or after the model's own state is loaded.
+
+        Raises:
+            InputError: it is no state of such a pruner.
+        """
+        scores = state.get("scores")
+        if not isinstance(scores, Mapping) or scores.keys() != self.scores.keys() or "done" not in state:
+            raise InputError("this is no state of a movement pruner", hint="give what pruner.state_dict() returned")
+        self._held.load_state_dict(state["held"])
+        with torch.no_grad():
+            for name, score in scores.items():
+                self.scores[name].copy_(score)
+        self._moves.load_state_dict(state["moves"])
+        self.done, self.strength, self._moved = int(state["done"]), float(state["strength"]), False
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _listen(self, optimizer: Optimizer) -> list[Any]:
+        def after(*_: object) -> None:
+            self._moved = True
+
+        return [optimizer.register_step_pre_hook(self._learn), optimizer.register_step_post_hook(after)]
+
+    @property
+    def _frozen(self) -> bool:
+        return self.freeze == "masks" and self.done >= self.schedule.end
+
+    @torch.no_grad()
+    def _learn(self, *_: object) -> None:
+        """Move the scores by the gradients that the loop has just computed."""
+        if not self._frozen:
+            products = {name: self._product(name) for name in self._touched}
+            seen = {name: value for name, value in products.items() if value is not None}
+            units = sum(score.numel() for score in self.scores.values())
+            for name, score in self.scores.items():
+                group = self._held.groups[name]
+                if any(span.tensor in seen for span in group.spans):
+                    score.grad = unit_sums(seen, group, WEIGHTS).to(score)
+                    if self.form == "soft":
+                        s = torch.sigmoid(score)
+                        score.grad += self.strength * s * (1 - s) / units
+            self._moves.step()
+        if self.freeze == "weights":
+            for name in self._touched:
+                self._parameters[name].grad = None
+
+    def _product(self, name: str) -> Tensor | None:
+        parameter = self._parameters[name]
+        if parameter.grad is None:
+            return None
+        weight = self.handle.unmasked(name) if name in self.handle.masks else parameter.detach()
+        return parameter.grad.detach().float() * weight.float()
+
+    def _update(self) -> bool:
+        if not self.schedule.begin <= self.done or (self._frozen and self.done > self.schedule.end):
+            return False
+        late = self.done > self.schedule.end and (self.done - self.schedule.begin) % self.schedule.every == 0
+        if not self.schedule.due(self.done) and not late:
+            return False
+        wanted = self.schedule.at(self.done)
+        self._hold(self._top(wanted) if self.form == "hard" else self._above(wanted))
+        return True
+
+    def _hold(self, keep: Mapping[str, Tensor]) -> None:
+        self._held.hold(self._together.same(keep), back=True)
+
+    def _top(self, sparsity: float) -> dict[str, Tensor]:
+        scores = {name: score.detach() for name, score in self.scores.items()}
+        structural = {group.granularity for group in self._held.groups.values()} & set(STRUCTURAL)
+        groups = list(self._held.groups.values())
+        return select(scores, sparsity=sparsity, scope=self.scope, groups=groups, min_keep=1 if structural else 0)
+
+    def _above(self, wanted: float) -> dict[str, Tensor]:
+        """Units above the threshold; the strength is steered by how far sparsity is from what is wanted."""
+        keep = {name: torch.sigmoid(score.detach()) > self.threshold for name, score in self.scores.items()}
+        gone = sum(mask.numel() - int(mask.sum()) for mask in keep.values())
+        total = sum(mask.numel() for mask in keep.values())
+        self.strength *= CONTROL if gone < wanted * total else 1 / CONTROL
+        return keep
+
+    def _fill_up(self, coarse: GranularityLike) -> None:
+        """Give back what lies in coarser units that are not empty."""
+        groups, _ = grouped(self.model, self._example, coarse, self._protect)
+        masks = {name: mask.clone() for name, mask in self.masks.items()}
+        for group in groups:
+            mine = [span for span in group.spans if span.tensor in masks and span.role in WEIGHTS]
+            if not mine:
+                continue
+            alive = unit_sums({name: mask.float() for name, mask in masks.items()}, group, WEIGHTS) > 0
+            for span in mine:
+                masks[span.tensor] |= _alive(alive, span.index, masks[span.tensor].shape)
+        self._held.hold_masks(masks, back=True)
+
+
+def _alive(alive: Tensor, index: Tensor | None, shape: torch.Size) -> Tensor:
+    """True for elements of units that are alive; False where no unit owns them."""
+    if index is None:
+        return alive.view(shape)
+    padded = torch.cat([alive.flatten(), alive.new_zeros(1)])
+    return padded[index.to(alive.device)].expand(shape)

@@ -1,0 +1,366 @@
+"""Pruning inside anybody's training loop: one call after the optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.criteria.base import Criterion
+from secateur.criteria.gradients.movement import Movement, MovementAccumulator
+from secateur.errors import InputError, RecipeError
+from secateur.kinds.find import find, is_physical, spelt_out
+from secateur.kinds.weights.kind import Weights
+from secateur.kinds.weights.nm import NM
+from secateur.masks import MaskHandle
+from secateur.model.admit import admit
+from secateur.model.behaviour import weights_kept
+from secateur.model.call import device_of
+from secateur.planning.averages import Averages
+from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, units_of
+from secateur.planning.plan import Plan
+from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, SCALES, SCOPE, Amount, Named, Request
+from secateur.request import Target as Goal
+from secateur.training.asked import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
+from secateur.training.course import Course
+from secateur.training.cutting import Cutting, cut_again
+from secateur.training.masking import Masking
+from secateur.training.regrowth import Regrowth, regrowth_of
+from secateur.training.removal import Job, Removal
+from secateur.training.schedules import Schedule
+from secateur.training.together import Together
+from secateur.types import Data, Example, Loss
+
+
+class Pruner:
+    """Prunes a model while your loop trains it, along a schedule, to an exact amount.
+
+    Call `step` after every step of the optimizer. Masked weights are exactly +0.0 between all steps, whatever momentum,
+    weight decay, scaled or accumulated gradients and averages do; units that are cut for real go with their optimizer
+    state, and every cut is certified. Weights under a mask stay gone unless `regrow` brings others back.
+
+    Args:
+        model: trained by your loop, pruned in place. A `DistributedDataParallel` is taken off; its processes then
+            decide as one.
+        example: what one forward takes; needed for channels, neurons, heads, experts and layers.
+        sparsity: share of the units that goes in the end, or name pattern -> share (masks only).
+        target: instead of it, any target of `secateur.plan` but threshold and latency_ms.
+        end: optimizer step at which the amount is reached. May be left out for schedule "one_shot".
+        begin: optimizer step of the first update.
+        every: optimizer steps between updates.
+        initial: share that goes at `begin`.
+        schedule: "cubic", "linear", "exponential", "steps", "cycles", "one_shot", {"name": ..., options}, a `Schedule`,
+            or a callable: share of the time -> share of the way.
+        optimizer: what moves the weights, or several of them (masks only). Without one, masks are written again by
+            `step`, and momentum of masked weights lives on.
+        criterion: name, {"name": ..., options} or object; asked anew at every update. "movement" without `data` sums up
+            the gradients of your loop.
+        granularity: as for `secateur.plan`.
+        regrow: "set" or "rigl" exchange masked for kept units at every update, {"name": ..., "fraction": ...}, or a
+            `Regrowth`.
+        data: batches for criteria that need them; read at every update.
+        loss: ``loss(model, batch) -> scalar`` of these batches.
+        scope: as for `secateur.plan`.
+        allocation: as for `secateur.plan`.
+        protect: as for `secateur.plan`.
+        min_keep: as for `secateur.plan`.
+        min_keep_fraction: as for `secateur.plan`; of the model as it is at the beginning.
+        round_to: as for `secateur.plan`.
+        scales: as for `secateur.plan`.
+        seed: of everything random.
+        ema: averaged weights (`AveragedModel`, or a dict of names to tensors), which follow.
+        dtype: of certificates.
+        tolerance: of certificates.
+        distributed: whether the processes of the default group train this one model; None: where it came in a
+            `DistributedDataParallel`.
+        state: of a checkpoint (`state_dict`), to go on from it at once: nothing is pruned before. For loops that have
+            loaded the weights already; else `load_state_dict` does as well where nothing goes at step 0.
+
+    Attributes:
+        model: the model.
+        done: optimizer steps so far.
+
+    Raises:
+        RecipeError: an unknown name, a contradiction, or no amount.
+        InputError: the optimizer moves no parameter of the model.
+        UnsupportedError: a kind of model that cannot be pruned, or nothing of the granularity in it.
+
+    Cost:
+        Between updates: one pass over masked weights per step. An update costs what the criterion costs, and for cuts a
+        run of the engine and about three forward passes.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> pruner = Pruner(model, sparsity=0.75, end=10, optimizer=optimizer)
+        >>> for _ in range(20):
+        ...     model(torch.randn(3, 4)).square().sum().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     changed = pruner.step()
+        >>> sum(int((p == 0).sum()) for p in (model[0].weight, model[2].weight)), pruner.sparsity
+        (36, 0.75)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Example = None,
+        *,
+        sparsity: float | Mapping[str, float] | None = None,
+        target: Goal | Mapping[str, Amount] | None = None,
+        end: int | None = None,
+        begin: int = 0,
+        every: int = 1,
+        initial: float = 0.0,
+        schedule: ScheduleLike = "cubic",
+        optimizer: Optimizers = None,
+        criterion: CriterionLike = CRITERION,
+        granularity: GranularityLike | None = None,
+        regrow: str | Mapping[str, object] | Regrowth | None = None,
+        data: Data | None = None,
+        loss: Loss | None = None,
+        scope: str = SCOPE,
+        allocation: str = ALLOCATION,
+        protect: Sequence[str] = (),
+        min_keep: int = MIN_KEEP,
+        min_keep_fraction: float = MIN_KEEP_FRACTION,
+        round_to: int | Literal["auto"] | None = None,
+        scales: str = SCALES,
+        seed: int = 0,
+        ema: Averages | None = None,
+        dtype: str = "float32",
+        tolerance: float | None = None,
+        distributed: bool | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        came, self.model = model, admit(model)
+        unit, choices = units_of(granularity, example)
+        optimizers = listed_optimizers(optimizer)
+        self._accumulator: MovementAccumulator | None = None
+        rule = self._watch(criterion, data)
+        request = Request(
+            target=None,
+            criterion=Named(rule.name, rule.options()),
+            granularity=spelt_out(choices),
+            scope=scope,
+            allocation=allocation,
+            protect=tuple(protect) if not isinstance(protect, str) else protect,  # type: ignore[arg-type]
+            min_keep=min_keep,
+            min_keep_fraction=min_keep_fraction,
+            round_to=round_to,
+            seed=seed,
+            scales=scales,
+        )
+        together = Together.of(came, distributed, device_of(self.model))
+        self._job = job = Job(
+            self.model, example, request, rule, data, loss, optimizers, ema, together, dtype=dtype, tolerance=tolerance
+        )
+        self._regrowth = None if regrow is None else regrowth_of(regrow)
+        self._gradients: dict[str, Tensor] = {}
+        self.done, self._moved = 0, False
+        with weights_kept(self.model):
+            if unit is not None:
+                candidates: Any = Weights(self.model, example, request, unit)
+            else:
+                candidates = find(self.model, example, request)
+        goal = goal_of(sparsity, target, candidates)
+        # What the bounds of the target ask for takes the place of this final value.
+        shape = clock(schedule, final=max(initial, 0.0), begin=begin, end=end, every=every, initial=initial)
+        # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
+        self._hooks = [hook for each in optimizers for hook in self._listen(each)]
+        self._removal: Removal = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
+        self._goal, self._shape = goal, shape
+        self._course = Course.of(goal, shape, self._removal.whole)
+        self._span = (begin, shape.end if end is None else end, every)
+        self._check_regrowth(candidates)
+        self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
+        if state is None:
+            self._reach()
+        else:
+            self.load_state_dict(state)
+
+    # -- in the loop ------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """To be called after the optimizer's step.
+
+        Calls without a step of the optimizer since the last one do not count (batches whose gradients add up, steps
+        that `GradScaler` skips), where the pruner knows the optimizer.
+
+        Returns:
+            whether masks or shapes changed.
+        """
+        if self._hooks:
+            if not self._moved:
+                return False
+            self._moved = False
+        else:
+            self._observe()
+            self._removal.enforce()
+        self.done += 1
+        return self._reach()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the units that is gone now."""
+        removed, total = self._removal.removed()
+        return removed / total
+
+    @property
+    def handle(self) -> MaskHandle:
+        """The owner of the masks.
+
+        Raises:
+            InputError: the units are cut, not masked.
+        """
+        if not isinstance(self._removal, Masking):
+            raise InputError("these units are cut, there are no masks")
+        return self._removal.held.handle
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Parameter name -> bool tensor, True = keep; empty where units are cut."""
+        return self.handle.masks if isinstance(self._removal, Masking) else {}
+
+    @property
+    def schedule(self) -> Schedule:
+        """Share that goes, step by step; of several bounds the first."""
+        return self._course.clock
+
+    @property
+    def plan(self) -> Plan | None:
+        """What leads from the model at the beginning to the one now, as a plan that can be saved."""
+        return self._removal.plan()
+
+    def finish(self) -> nn.Module:
+        """Reach the amount now if it is not reached yet, and let the loop go.
+
+        Masks stay held by the optimizers that they were held by.
+
+        Returns:
+            the model, masked or cut.
+        """
+        if self.done < self._span[1]:
+            self.done = self._span[1]
+            self._prune(self._course.target, last=True)
+        self._removal.enforce()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        return self.model
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs beside the model's and the optimizer's own state; plain and tensors."""
+        state: dict[str, Any] = {"done": self.done, "removal": self._removal.state_dict()}
+        if self._accumulator is not None:
+            state["accumulator"] = self._accumulator.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: load this first, then the model's state, then the optimizer's.
+
+        Units that were cut are cut again, so that the shapes are those of the checkpoint.
+
+        Args:
+            state: from `state_dict` of a pruner with the same settings.
+
+        Raises:
+            InputError: it is no state of such a pruner.
+        """
+        done, removal = state.get("done"), state.get("removal")
+        if not isinstance(done, int) or not isinstance(removal, Mapping):
+            raise InputError("this is no state of a pruner", hint="give what pruner.state_dict() returned")
+        self._removal.load_state_dict(removal)
+        # Amounts are counted from the model as it first came, which the state knows.
+        self._course = Course.of(self._goal, self._shape, self._removal.whole)
+        if self._accumulator is not None and "accumulator" in state:
+            self._accumulator.load_state_dict(state["accumulator"])
+        self.done, self._moved = done, False
+
+    @staticmethod
+    def restore_shapes(model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Cut a model as a checkpoint was cut, for loops that load weights before a pruner can be made.
+
+        Args:
+            model: as it came, cut in place.
+            state: what `state_dict` gave.
+
+        Raises:
+            InputError: it is no state of a pruner.
+        """
+        removal = state.get("removal", state.get("held"))
+        if not isinstance(removal, Mapping):
+            raise InputError("this is no state of a pruner", hint="give what pruner.state_dict() returned")
+        if "plan" in removal:
+            cut_again(admit(model), removal)
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _reach(self) -> bool:
+        """Whatever is due after so many steps."""
+        begin, end, every = self._span
+        changed = False
+        if self._course.clock.due(self.done):
+            target, last = self._course.at(self.done), self.done >= self._course.clock.end
+            if last or asks(target):
+                self._prune(target, last=last)
+                changed = True
+        exchanging = begin < self.done <= end and (self.done - begin) % every == 0
+        if self._regrowth is not None and exchanging and isinstance(self._removal, Masking) and self._removal.keep:
+            self._removal.regrow(self._regrowth, (self.done - begin) / (end - begin), self._gradients, self.done)
+            changed = True
+        self._gradients = {}
+        return changed
+
+    def _prune(self, target: Goal, *, last: bool) -> None:
+        if self._accumulator is not None and isinstance(self._job.rule, Movement):
+            # What no step gave a gradient has not moved.
+            self._job.rule = replace(self._job.rule, accumulator=self._accumulator, unused="zero")
+        self._removal.prune(target, last=last)
+
+    def _watch(self, criterion: CriterionLike, data: Data | None) -> Criterion:
+        """The criterion, and where it lives on the gradients of the loop, what gathers them."""
+        rule = criterion_of(criterion)
+        if isinstance(rule, Movement) and rule.accumulator is None and data is None:
+            self._accumulator = MovementAccumulator(self.model)
+        return rule
+
+    def _check_regrowth(self, candidates: Any) -> None:
+        if self._regrowth is None:
+            return
+        if self._removal.physical or isinstance(candidates.unit, NM):
+            raise RecipeError(
+                f"regrow={self._regrowth.name!r} needs masks of free units.",
+                why="what is cut is gone, and an n:m pattern has its own places",
+                hint="Use granularity element, vector, kernel or block.",
+            )
+
+    def _listen(self, optimizer: Optimizer) -> list[Any]:
+        def before(*_: object) -> None:
+            self._observe()
+
+        def after(*_: object) -> None:
+            self._moved = True
+
+        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+    def _observe(self) -> None:
+        """Read the gradients of the loop, where somebody asks for them."""
+        if self._accumulator is not None:
+            self._accumulator.observe()
+        if self._regrowth is None or not self._regrowth.needs_gradients:
+            return
+        begin, end, every = self._span
+        if begin <= self.done < end and (self.done + 1 - begin) % every == 0:
+            for name in self._exchanged:
+                parameter = self.model.get_parameter(name)
+                gradient = parameter.grad
+                known = torch.zeros_like(parameter) if gradient is None else gradient.detach().abs()
+                self._gradients[name] = known.to_dense() if known.layout != torch.strided else known

@@ -1,0 +1,220 @@
+"""Movement: scores by the definition, masks by the scores, values that come back, exact amounts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from pattern_problem import Net, patterns
+from torch import nn
+from torch.nn import functional as F
+
+import secateur as sc
+from secateur.errors import InputError, RecipeError
+from secateur.training import MovementPruner
+
+X, Y = patterns(32, 1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def train(model, optimizer, pruner, steps):
+    for _ in range(steps):
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+
+
+def reference(start, steps, sparsity, lr, rate):
+    """The definition, written down anew in float64: masked forward, straight-through scores, top-v."""
+    w = [start[1].weight.detach().double().clone(), start[3].weight.detach().double().clone()]
+    b = [start[1].bias.detach().double().clone(), start[3].bias.detach().double().clone()]
+    s = [torch.zeros_like(v) for v in w]
+    m = [torch.ones_like(v) for v in w]
+    x = X.flatten(1).double()
+    for step in range(1, steps + 1):
+        leaves = [(v * k).requires_grad_() for v, k in zip(w, m, strict=True)] + [v.requires_grad_() for v in b]
+        loss = F.cross_entropy(F.linear(torch.relu(F.linear(x, leaves[0], leaves[2])), leaves[1], leaves[3]), Y)
+        g = torch.autograd.grad(loss, leaves)
+        s = [score - rate * gradient * v for score, gradient, v in zip(s, g, w, strict=False)]
+        w = [v - lr * gradient * k for v, gradient, k in zip(w, g, m, strict=False)]
+        b = [(v - lr * gradient).detach() for v, gradient in zip(b, g[2:], strict=True)]
+        wanted = sparsity * (1 - (1 - min(step / 6, 1)) ** 3)
+        flat = torch.cat([score.flatten() for score in s])
+        count = int(wanted * len(flat) + 0.5)
+        gone = torch.zeros(len(flat), dtype=torch.bool)
+        gone[flat.argsort(stable=True)[:count]] = True
+        m = [(~part).double().view_as(v) for part, v in zip(gone.split([v.numel() for v in w]), w, strict=True)]
+    return s, m, w
+
+
+def test_the_hard_form_is_that_of_the_paper():
+    model = small()
+    start, optimizer = copy.deepcopy(model), sgd(model)
+    pruner = MovementPruner(
+        model, sparsity=0.7, end=6, optimizer=optimizer, scores=lambda p: torch.optim.SGD(p, lr=1.0)
+    )
+    seen = []
+    for _ in range(9):
+        train(model, optimizer, pruner, 1)
+        seen.append({name: mask.clone() for name, mask in pruner.masks.items()})
+    scores, masks, weights = reference(start, 9, 0.7, 0.1, 1.0)
+    for name, score, mask, weight in zip(("1.weight", "3.weight"), scores, masks, weights, strict=True):
+        torch.testing.assert_close(pruner.scores[name].detach().double(), score, rtol=1e-3, atol=1e-5)
+        assert (pruner.masks[name] != mask.bool()).sum() <= 1  # a tie in single precision
+        torch.testing.assert_close(model.get_parameter(name).detach().double(), weight * mask, rtol=1e-3, atol=1e-4)
+    # Scores of masked weights move too, so that some come back.
+    assert any((seen[at][name] & ~seen[at - 1][name]).any() for at in range(1, 9) for name in seen[at])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads, self.head_dim = 4, 4
+        self.qkv, self.out, self.classify = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.classify((x + self.out(mixed.reshape(batch, length, self.heads * self.head_dim))).mean(1))
+
+
+def attend(model, optimizer, pruner, steps):
+    x = torch.randn(8, 5, 16)
+    for _ in range(steps):
+        F.cross_entropy(model(x), torch.arange(8) % 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+
+
+FORMS = {
+    "element": {"granularity": "element"},
+    "block": {"granularity": {"name": "block", "shape": [4, 4]}, "protect": ["classify"]},
+    "head": {"granularity": "head"},
+}
+
+
+ALL = [(kind, form, freeze) for kind in FORMS for form in ("hard", "soft") for freeze in ("none", "masks", "weights")]
+FAST = {("element", "soft", "masks"), ("block", "hard", "none"), ("head", "hard", "weights"), ("block", "soft", "none")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "freeze"), [pytest.param(*one, marks=() if one in FAST else pytest.mark.slow) for one in ALL]
+)
+def test_amounts_are_exact_in_every_form(kind, form, freeze):
+    model = Attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    before = copy.deepcopy(model.state_dict())
+    pruner = MovementPruner(
+        model, torch.randn(2, 5, 16), sparsity=0.5, end=5, optimizer=optimizer, form=form, freeze=freeze, **FORMS[kind]
+    )
+    attend(model, optimizer, pruner, 6)
+    held = {name: mask.clone() for name, mask in pruner.masks.items()}
+    attend(model, optimizer, pruner, 3)
+    if freeze == "masks":
+        assert all(torch.equal(held[name], mask) for name, mask in pruner.masks.items())
+    pruner.finish()
+    gone, total = pruner._held.removed()
+    assert gone == int(0.5 * total + 0.5)
+    for name, mask in pruner.masks.items():
+        values = model.get_parameter(name).detach()
+        assert not values[~mask].any()
+        assert not torch.signbit(values[~mask]).any()
+        if freeze == "weights":
+            assert torch.equal(values[mask], before[name][mask])
+    if kind == "head":
+        x = torch.randn(3, 5, 16)
+        smaller = sc.plan(model, x, granularity="head", keep=pruner.keep).apply(model)
+        torch.testing.assert_close(smaller(x), model(x))
+
+
+def test_soft_scores_are_driven_down_by_their_penalty():
+    def gone(strength):
+        torch.manual_seed(0)
+        model = small()
+        optimizer = sgd(model)
+        pruner = MovementPruner(
+            model, sparsity=0.9, end=30, optimizer=optimizer, form="soft", strength=strength, scores=0.2
+        )
+        train(model, optimizer, pruner, 30)
+        return pruner.sparsity
+
+    assert gone(0.0) < gone(100.0)
+
+
+def test_filling_gives_back_whole_units_that_are_not_empty():
+    model = Attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.randn(2, 5, 16)
+    pruner = MovementPruner(
+        model, x, sparsity=0.7, end=4, optimizer=optimizer, fill="head", protect=["classify"],
+        granularity={"name": "block", "shape": [4, 4]},
+    )  # fmt: skip
+    attend(model, optimizer, pruner, 4)
+    pruner._held.keep["qkv.weight"][0] = False  # head 0: queries, keys and values all gone, and its output
+    pruner._held.keep["qkv.weight"][4] = False
+    pruner._held.keep["qkv.weight"][8] = False
+    pruner._held.keep["out.weight"][:, 0] = False
+    before = pruner._held.keep
+    pruner._top = lambda sparsity: before
+    pruner.finish()
+    qkv = pruner.masks["qkv.weight"].view(3, 4, 4, 16)
+    for head in range(4):
+        part = torch.cat([qkv[:, head].flatten(), pruner.masks["out.weight"].view(16, 4, 4)[:, head].flatten()])
+        assert part.all() or not part.any(), head
+    assert not qkv[:, 0].any()
+    assert qkv.any()
+
+
+@pytest.mark.parametrize("form", ["hard", "soft"])
+def test_a_loop_that_was_stopped_goes_on_to_the_same_bytes(form):
+    def start():
+        torch.manual_seed(5)
+        model = Net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return model, optimizer, MovementPruner(model, sparsity=0.8, end=8, optimizer=optimizer, form=form)
+
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, 4)
+    state = copy.deepcopy((pruner.state_dict(), model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, pruner, 6)
+    other, its, resumed = start()
+    for thing, part in zip((resumed, other, its), state, strict=True):
+        thing.load_state_dict(part)
+    train(other, its, resumed, 6)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"form": "hrad"}, RecipeError),
+        ({"freeze": "all"}, RecipeError),
+        ({"scope": "row"}, RecipeError),
+        ({"threshold": 1.0}, RecipeError),
+        ({"granularity": "2:4"}, RecipeError),
+        ({"sparsity": 1.0}, RecipeError),
+        ({"optimizer": None}, InputError),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong, kind):
+    model = small()
+    with pytest.raises(kind):
+        MovementPruner(model, **{"sparsity": 0.5, "end": 3, "optimizer": sgd(model), **wrong})
+    with pytest.raises(InputError):
+        MovementPruner(model, sparsity=0.5, end=3, optimizer=sgd(model)).load_state_dict({"done": 1})
