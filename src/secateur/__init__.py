@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.api import inspect, score
     from secateur.comparison.compare import compare
     from secateur.errors import SecateurError
+    from secateur.interrupted import resume
     from secateur.loading import load
     from secateur.masks import import_masks, mask_model
     from secateur.pipeline import estimate, prune
@@ -38,6 +39,7 @@ _HOME = {
     "mask_model": "secateur.masks:mask_model",
     "plan": "secateur.planning:make_plan",
     "prune": "secateur.pipeline:prune",
+    "resume": "secateur.interrupted:resume",
     "score": "secateur.api:score",
     "select": "secateur.amounts:select",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "mask_model",
     "plan",
     "prune",
+    "resume",
     "score",
     "select",
 ]

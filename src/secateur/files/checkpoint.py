@@ -75,7 +75,7 @@ class Checkpoint:
         return tuple(sorted(self._entries))
 
     def due(self) -> bool:
-        """Whether it is time for another state: seconds have gone by, and writing takes a twentieth of the time at most."""
+        """Whether it is time for another state; large ones are written less often, to take little of the time."""
         return self._clock() - self._last >= max(self.every, SHARE * self._spent if self.every else 0.0)
 
     def put(self, name: str, state: object) -> None:

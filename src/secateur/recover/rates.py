@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from secateur.errors import RecipeError
-from secateur.recover.optimizers import Schedule, rate_factor, resolve_schedule
+from secateur.recover.optimizers import SCHEDULES, Schedule, rate_factor, resolve_schedule
 from secateur.registry import suggestion
 
 ScheduleSpec = str | Schedule | Mapping[str, object]  # a name, a factor, or {"name": of torch's schedulers, options}
@@ -54,6 +54,8 @@ class Rates:
         self._factor: Schedule | None = None
         self._scheduler: LRScheduler | None = None
         self.per_pass = False
+        if isinstance(schedule, str) and schedule not in SCHEDULES and schedule.lower() in schedulers():
+            schedule = {"name": schedule}
         if not isinstance(schedule, Mapping):
             self._factor = resolve_schedule(schedule)
             return

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import RecipeError
 from secateur.kinds.slices.cut import Cuts, cut_copy
+from secateur.model.guard import generators
 from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUpdate, Refit, Step
 from secateur.recover.adapters import AdapterSpec
 from secateur.recover.bn import refresh_batchnorm
@@ -86,8 +87,7 @@ def recover(
         )
     if isinstance(step, BatchNormRefresh):
         # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with generators(seed):
             refresh_batchnorm(model, train, step.batches)
     elif isinstance(step, Refit):
         _refit(model, step, damage, scoring, seed, progress)
