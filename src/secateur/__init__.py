@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
+    from secateur.tickets.lottery import lottery
 
 _HOME = {
     "Plan": "secateur.planning:Plan",
@@ -36,6 +37,7 @@ _HOME = {
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
     "load_recipe": "secateur.recipe:load_recipe",
+    "lottery": "secateur.tickets.lottery:lottery",
     "mask_model": "secateur.masks:mask_model",
     "plan": "secateur.planning:make_plan",
     "prune": "secateur.pipeline:prune",
@@ -58,6 +60,7 @@ __all__ = [
     "inspect",
     "load",
     "load_recipe",
+    "lottery",
     "mask_model",
     "plan",
     "prune",
