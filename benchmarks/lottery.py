@@ -41,7 +41,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--sparsity", type=float, default=0.95)
-    parser.add_argument("--controls-from", type=int, default=5, help="first round that has controls; then every third")
+    parser.add_argument("--rate", type=float, default=0.2, help="share of the remaining weights masked per round")
+    parser.add_argument("--control-rounds", type=int, nargs="+", default=[11], help="rounds that have controls")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -52,7 +53,8 @@ def main() -> int:
         folder=options.out,
         sparsity=options.sparsity,
         seeds=range(options.seeds),
-        control_rounds=range(options.controls_from, 100, 3),
+        rate=options.rate,
+        control_rounds=options.control_rounds,
         training={"epochs": options.epochs, "optimizer": {"name": "adam", "lr": 1.2e-3}},
         name="lenet-300-100",
         progress=lambda what, done, total: print(what, file=sys.stderr) if done == total else None,

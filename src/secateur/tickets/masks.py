@@ -23,9 +23,10 @@ def levels(target: float, rate: float) -> list[float]:
         [0.2, 0.36, 0.488, 0.5]
     """
     found: list[float] = []
-    while not found or found[-1] < target:
-        found.append(min(1 - (1 - rate) ** (len(found) + 1), target))
-    return found
+    # 1 - 0.8 is a little less than 0.2 in floats, which is no reason for another round.
+    while not found or found[-1] < target - 1e-9:
+        found.append(1 - (1 - rate) ** (len(found) + 1))
+    return [*found[:-1], target]
 
 
 def next_masks(

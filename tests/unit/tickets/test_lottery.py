@@ -20,10 +20,8 @@ TRAINING = {"epochs": 3, "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9
 def data():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(48, 6, generator=g)
-    return {
-        "train": TensorData(x, (x[:, 0] > 0).long(), batch_size=8, shuffle=True),
-        "test": [(x, (x[:, 0] > 0).long())],
-    }
+    y = (x[:, 0] > 0).long()
+    return {"train": TensorData(x, y, batch_size=8, shuffle=True), "test": [(x, y)]}
 
 
 def build(seed):
@@ -171,6 +169,7 @@ def test_what_is_done_is_not_done_again_and_more_can_be_asked_for(tmp_path):
     assert not {row["key"] for row in other.rows} & {row["key"] for row in first.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewind", ["init", {"step": 4}])
 def test_interrupted_anywhere_the_tickets_are_the_same(rewind, tmp_path):
     options = {"rewind": rewind, "controls": ("reinit",), "seeds": (0, 1), "every": 0.0}
@@ -191,11 +190,23 @@ def test_interrupted_anywhere_the_tickets_are_the_same(rewind, tmp_path):
         assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
 
 
+def test_a_training_that_was_interrupted_goes_on_in_its_middle(tmp_path):
+    watch = Watch()
+    watch.stop = 24  # in the middle of the ticket
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, loss=watch, sparsity=0.3, every=0.0)
+    watch.stop = None
+    found = search(tmp_path, loss=watch, sparsity=0.3, every=0.0)
+    assert watch.calls == 18 + 18 + 1  # the step that was interrupted is made again, and no other
+    whole = search(tmp_path / "whole", sparsity=0.3)
+    assert all(torch.equal(value, kept(found)["model"][name]) for name, value in kept(whole)["model"].items())
+
+
 def test_table_and_plot_say_what_the_rows_say(tmp_path):
     pytest.importorskip("scipy")
     found = search(tmp_path, seeds=(0, 1, 2), controls=("reinit",))
     values = [row["figures"]["accuracy"] for row in found.rows if row["variant"] == "ticket" and row["round"] == 2]
-    cell = found.cells()[("ticket", round(found.rows[2]["sparsity"], 6))]
+    cell = found.cells()[("ticket", round(found.row(seed=0, round=2)["sparsity"], 6))]
     mean, sd = sum(values) / 3, torch.tensor(values).double().std().item()
     assert (cell.mean, cell.half) == pytest.approx((mean, 4.302653 * sd / 3**0.5), rel=1e-6)
     assert str(cell) in found.table()
@@ -210,6 +221,7 @@ def test_levels_end_where_they_are_asked_to():
     assert levels(0.9, 0.2)[-1] == 0.9
     assert levels(0.9, 0.2)[:3] == pytest.approx([0.2, 0.36, 0.488])
     assert levels(0.1, 0.2) == [0.1]
+    assert levels(0.2, 0.2) == [0.2]
 
 
 REFUSED = {
