@@ -17,6 +17,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import FileRefusedError, InputError, RecipeError
+from secateur.files import disk
 from secateur.files.checkpoint import INDEX
 from secateur.model.hashing import hash_model
 from secateur.sources import TensorData
@@ -131,6 +132,13 @@ def facts(result):
     report = result.report
     figures = (report.after.quality, report.before.quality, report.after_cut_quality, report.control)
     return hash_model(result.model), result.plan.to_json(), figures, [(p.step, p.loss, p.lr) for p in report.training]
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch):
+    """Kills and errors are what is tested, and no loss of power: nothing waits for the disk."""
+    monkeypatch.setattr(disk, "fsync", lambda fd: None)
+    monkeypatch.setattr(disk, "sync_path", lambda path: None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,6 +19,7 @@ from secateur.cli import (
     estimate,
     export,
     inspect,
+    lottery,
     measure,
     prune,
     recipes,
@@ -49,6 +50,8 @@ app.command("prune")(prune.prune)
 app.command("resume")(resume.resume)
 app.command("advise")(advise.advise)
 app.command("compare")(compare.compare)
+app.command("lottery")(lottery.lottery)
+app.command("lottery")(lottery.lottery)
 app.command("measure")(measure.measure)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)

@@ -75,7 +75,7 @@ def recover(
         The optimizer steps, where the step trains.
 
     Raises:
-        RecipeError: a step that does not fit what was pruned: a refit of masks, or a closed form for whole layers.
+        RecipeError: a step that does not fit what was pruned: a closed form for whole layers.
     """
     # Comparisons keep steps as plain data, which their addresses are made of.
     step = _STEP.validate_python(dict(step)) if isinstance(step, Mapping) else step
@@ -160,12 +160,8 @@ def _refit(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    if damage.masks:
-        raise RecipeError(
-            "recover: refit needs a cut.", why="masks leave every input in place", hint="Use finetune for masks."
-        )
     # The dense model of a comparison goes through the same steps, and has nothing to make up for.
-    if damage.cuts:
+    if damage.cuts or damage.masks:
         refit_consumers(
             damage.original,
             model,
@@ -175,6 +171,8 @@ def _refit(
             progress=progress,
             ridge=step.ridge,
             positions=step.positions,
+            masks=damage.masks,
+            what=step.what,
         )
 
 

@@ -145,10 +145,10 @@ def test_the_best_pass_is_kept_and_patience_stops():
     losses = []
     for epochs in range(1, 9):
         model = network()
-        finetune(model, [(x, y)], optimizer={"name": "adam", "lr": 0.05}, epochs=epochs)
+        finetune(model, [(x, y)], optimizer={"name": "adam", "lr": 0.2}, epochs=epochs)
         losses.append(loss_of(model))
     model = network()
-    options = {"optimizer": {"name": "adam", "lr": 0.05}, "validation": [held], "best": True}
+    options = {"optimizer": {"name": "adam", "lr": 0.2}, "validation": [held], "best": True}
     history = finetune(model, [(x, y)], epochs=8, **options)
     assert history.validation == pytest.approx(losses)
     lowest = losses.index(min(losses))
@@ -332,3 +332,48 @@ def test_every_option_by_recipe_keyword_and_set():
         network(), data=data, recipe={"target": {"params": 0.7}, "measure": {"latency": False}}, recover="refit"
     )
     assert [one["stage"] for one in named.log].count("recover 1: refit") == 1
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_least_squares_of_masked_rows_is_that_of_lstsq_and_zeros_stay(conv):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 1) if conv else nn.Linear(3, 4)
+    x = torch.randn(200, 3, 1, 1) if conv else torch.randn(200, 3)
+    model = nn.Sequential(layer, nn.Flatten())
+    with torch.no_grad():
+        x[:, 1] += 0.9 * x[:, 0]  # dependent inputs, so that what stays can stand in
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 0]]).bool().view_as(layer.weight)
+    goal = model(x).detach().double()
+    options = {"granularity": "element", "target": {"sparsity": 0.5}, "measure": {"latency": False}}
+    from secateur.solve.refit import refit_consumers
+
+    pruned = sc.plan(model, masks={"0.weight": mask}).apply(model)
+    refit_consumers(model, pruned, [x], cuts={}, masks={"0.weight": mask}, ridge=0.0)
+    assert_zeros(pruned, {"0.weight": mask})
+    flat, rows = x.flatten(1).double(), mask.flatten(1)
+    for row in range(3):
+        inputs = torch.cat([flat[:, rows[row]], torch.ones(200, 1).double()], 1)
+        best = torch.linalg.lstsq(inputs, goal[:, row : row + 1]).solution[:, 0]
+        found = pruned[0].weight.detach().flatten(1)[row][rows[row]]
+        torch.testing.assert_close(found.double(), best[:-1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(pruned[0].bias[row].detach().double(), best[-1], atol=1e-5, rtol=1e-4)
+    by_recipe = sc.prune(model, data=[x], recipe=options, recover={"method": "refit"})
+    assert_zeros(by_recipe.model, by_recipe.plan.masks)
+
+
+@pytest.mark.parametrize("kind", ["mask", "cut"])
+def test_bias_compensation_gives_every_output_its_mean_back(kind):
+    model, (x, _) = network(), problem()
+    x = x + 2
+    masked = {"granularity": "element", "target": {"sparsity": 0.5}}
+    recipe = {**(masked if kind == "mask" else {"target": {"count": 4}, "round_to": 1}), "measure": {"latency": False}}
+    plain = sc.prune(model, data=[x], recipe=recipe, recover=[])
+    shifted = sc.prune(model, data=[x], recipe=recipe, recover={"method": "refit", "what": "bias"})
+    wanted = model(x).mean(0)
+    assert not torch.allclose(plain.model(x).mean(0), wanted, atol=1e-3)
+    torch.testing.assert_close(shifted.model(x).mean(0), wanted, atol=1e-5, rtol=1e-4)
+    for name, value in plain.model.named_parameters():
+        assert name.endswith("bias") or torch.equal(value, shifted.model.get_parameter(name))
+    bare = nn.Sequential(nn.Linear(5, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    with pytest.raises(RecipeError, match="no bias"):
+        sc.prune(bare, data=[x], recipe=recipe, recover={"method": "refit", "what": "bias"})

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import secateur as sc
 from secateur.errors import RecipeError
+from secateur.files import disk
 from secateur.files.checkpoint import Checkpoint
 from secateur.sources import TensorData
 from secateur.tickets.masks import drawn_masks, levels, shuffled
@@ -64,6 +65,13 @@ def kept(found, variant="ticket", seed=0, number=1):
     state = checkpoint.get("end")
     checkpoint.close()
     return state
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch):
+    """Kills and errors are what is tested, and no loss of power: nothing waits for the disk."""
+    monkeypatch.setattr(disk, "fsync", lambda fd: None)
+    monkeypatch.setattr(disk, "sync_path", lambda path: None)
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
