@@ -49,7 +49,12 @@ def listen_to_ctrl_c() -> None:
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     (folder / "e2e_slow.py").write_text(SLOW)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     argv = [sys.executable, "-m", "secateur.cli", "prune", "py:e2e_slow:build", "--data", "npz:d.npz", "--threads", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*argv, *words], cwd=folder, env=env, text=True, preexec_fn=listen_to_ctrl_c, **pipes)
@@ -120,7 +125,12 @@ def test_a_run_after_a_kill_sweeps_up(work: Path) -> None:
 
 
 def resumed(folder: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     argv = [sys.executable, "-m", "secateur.cli", "resume", "out"]
     return subprocess.run(argv, cwd=folder, env=env, text=True, capture_output=True, timeout=120, check=False)
 
