@@ -61,8 +61,12 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def wait_until_begun(folder: Path, process: subprocess.Popen[str]) -> None:
+    wait_for(folder / "begun", process)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 120
-    while not (folder / "begun").exists():
+    while not path.exists():
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -72,7 +76,7 @@ def test_ctrl_c_leaves_no_output_says_how_to_go_on_and_exits_130(work: Path) -> 
     before = contents(work)
     process = start(work, "--out", "out", "--set", "recover.1.epochs=10000")
     wait_until_begun(work, process)
-    time.sleep(0.5)
+    wait_for(work / "out.unfinished" / "index.json", process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -51,6 +51,27 @@ def test_every_optimizer_of_torch_trains_by_name_with_masks_exact(name):
     assert all(not torch.equal(model.get_parameter(n)[m], before[n][m]) for n, m in masks.items())
 
 
+@pytest.mark.parametrize("more", [{}, {"amp": "bf16"}, {"accumulate": 2}, {"best": True}, {"adapters": AdapterSpec(2)}])
+@pytest.mark.parametrize(
+    "optimizer", [{"name": "sgd", "lr": 0.05, "momentum": 0.9}, {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}]
+)
+def test_after_200_steps_every_masked_weight_is_plus_zero(optimizer, more):
+    model, (x, y) = network(), problem()
+    masks = masks_of(model)
+    validation = [(x, y)] if more.get("best") else None
+    history = finetune(
+        model,
+        TensorData(x, y, batch_size=12),
+        steps=200,
+        optimizer=optimizer,
+        masks=masks,
+        validation=validation,
+        **more,
+    )
+    assert history.steps == 200
+    assert_zeros(model, masks)
+
+
 OPTIONS = {
     "steplr": {"step_size": 2}, "multisteplr": {"milestones": [2, 4]}, "exponentiallr": {"gamma": 0.9},
     "cosineannealingwarmrestarts": {"T_0": 3}, "cycliclr": {"base_lr": 0.01, "max_lr": 0.1},
