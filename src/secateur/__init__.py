@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.api import inspect, score
     from secateur.comparison.compare import compare
     from secateur.errors import SecateurError
+    from secateur.interrupted import resume
     from secateur.loading import load
     from secateur.masks import import_masks, mask_model
     from secateur.pipeline import estimate, prune
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
     from secateur.training import MovementPruner, Pruner
+    from secateur.tickets.lottery import lottery
 
 _HOME = {
     "MovementPruner": "secateur.training:MovementPruner",
@@ -38,9 +40,11 @@ _HOME = {
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
     "load_recipe": "secateur.recipe:load_recipe",
+    "lottery": "secateur.tickets.lottery:lottery",
     "mask_model": "secateur.masks:mask_model",
     "plan": "secateur.planning:make_plan",
     "prune": "secateur.pipeline:prune",
+    "resume": "secateur.interrupted:resume",
     "score": "secateur.api:score",
     "select": "secateur.amounts:select",
 }
@@ -61,9 +65,11 @@ __all__ = [
     "inspect",
     "load",
     "load_recipe",
+    "lottery",
     "mask_model",
     "plan",
     "prune",
+    "resume",
     "score",
     "select",
 ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
+from secateur.files.checkpoint import EVERY
 from secateur.kinds.weights.granularity import Granularity
 from secateur.loading import doubt
 from secateur.measure import Yardstick, snapshot, yardstick
@@ -23,12 +25,17 @@ from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike
 from secateur.recipe import Recipe, load_recipe
-from secateur.recover.steps import Damage, dense_control, recover
+from secateur.recipe.schema import Step
+from secateur.recover.loop import Keeper
+from secateur.recover.own import Train, own_training
+from secateur.recover.steps import Damage, check_training, dense_control
+from secateur.recover.steps import recover as run_step
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
 from secateur.request import Amount, Target
 from secateur.result import Estimate, Result
+from secateur.stages import Stages, Unfinished, place_of
 from secateur.types import Data, Example, Judge, Loss
 
 DEFAULT_RECIPE = "channel-half-macs"
@@ -64,6 +71,10 @@ def prune(
     test: Data | None = None,
     loss: Loss | None = None,
     evaluate: Judge | None = None,
+    recover: str | Mapping[str, object] | Sequence[Mapping[str, object]] | None = None,
+    train: Train | None = None,
+    checkpoint: Unfinished | str | Path | None = None,
+    every: float = EVERY,
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
@@ -87,6 +98,14 @@ def prune(
         evaluate: how quality is measured before and after: ``evaluate(model) -> float or mapping``, a metric with
             update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
             accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
+        recover: recovery steps in the place of the recipe's: a step, a list of them, or the name of a step without
+            options that are needed ("bn_refresh", "refit").
+        train: ``train(model)``, any loop of your own, after the recovery steps; the default recipe's own are left out.
+            Masks are held through every step of whatever optimizers it makes.
+        checkpoint: a folder in which the run keeps what it has done. The same call with the same folder (or
+            `secateur.resume`) goes on after an interrupt, a kill or a crash, and ends with the same bytes.
+            ``result.save`` removes it.
+        every: seconds between two states of a training; the end of each stage is always kept.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
@@ -108,7 +127,7 @@ def prune(
     """
     came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration, test=test)
-    settings, untrained = _settings(recipe, overrides, decision, given)
+    settings, untrained = _settings(recipe, overrides, decision, given, recover=recover, own=train is not None)
     _check(model, given, settings)
     example, examples = several(example, examples)
     example = given.example() if example is None else example
@@ -116,21 +135,64 @@ def prune(
     run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
     # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
     run.doubts += [said for said in (doubt(model),) if said]
+    kept = Stages(place_of(checkpoint, every), model, settings, run, own=train is not None)
+    try:
+        return _staged(
+            model, example, examples, given, settings, decision.get("criterion"), loss, evaluate, train, run, kept,
+            title, command,
+        )  # fmt: skip
+    finally:
+        kept.close()
+
+
+def _staged(
+    model: nn.Module,
+    example: Example,
+    examples: Sequence[Example],
+    given: Parts,
+    settings: Recipe,
+    criterion: CriterionLike | None,
+    loss: Loss | None,
+    evaluate: Judge | None,
+    train: Train | None,
+    run: Journal,
+    kept: Stages,
+    title: str,
+    command: str,
+) -> Result:
+    """The stages of `prune`, each done once."""
     with run.stage("plan"), run.noticed():
         # Decided once, on the model as it came: a ratio of two counts needs one divisor.
         samples = samples_in(model, example)
         judged = _yardstick(model, given, settings, evaluate, loss)
         # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
-        before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"), examples)
+        before = kept.snapshot("before", lambda: snapshot(model, example, evaluate=judged.evaluate, samples=samples))
+        plan = kept.plan(
+            lambda: plan_by(model, example, settings, given.scoring, loss, criterion, examples),
+            lambda keep: plan_by(model, example, settings, examples=examples, keep=keep),
+        )
+    kept.stage_ended()
     with run.stage("apply"):
+        # Done again by a process that takes the run up: a module is no data, and a proof is of the model at hand.
         pruned = plan.apply(model)
     # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
         # What the cut alone did; without recovery it is the final quality, which is measured below.
-        after_cut = judged.evaluate(pruned) if judged.evaluate is not None and settings.recover else None
-    _recover(pruned, Damage(model, plan.cuts, plan.masks, plan.layers), given, settings, loss, run)
-    control = _control(model, given, settings, judged, loss, run) if settings.control == "dense" else None
+        trained = bool(settings.recover) or train is not None
+        after_cut = kept.once("cut", lambda: _quality(judged, pruned)) if trained else None
+    damage = Damage(model, plan.cuts, plan.masks, plan.layers)
+    for number, step in enumerate(settings.recover):
+        name = f"recover {number + 1}: {step.method}"
+        with run.stage(name):
+            kept.training(name, pruned, partial(_recover, pruned, step, damage, given, loss, settings.seed, run))
+    if train is not None:
+        with run.stage("train"):
+            kept.training("train", pruned, lambda _: own_training(pruned, train, plan.masks, seed=settings.seed))
+    control = None
+    if settings.control == "dense":
+        with run.stage("control: dense"):
+            told = kept.once("control", lambda: _control(model, given, settings, judged, loss, train, run, kept))
+            control = Control(steps=tuple(told["steps"]), quality=told["quality"])
     with run.stage("measure"):
         # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
         timed = time_pair(model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
@@ -141,7 +203,7 @@ def prune(
             model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
             run=run, title=title, command=command,
         )  # fmt: skip
-    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log))
+    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), kept.folder)
 
 
 def estimate(
@@ -207,8 +269,45 @@ def estimate(
     return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
+def _recover(
+    model: nn.Module,
+    step: Step,
+    damage: Damage,
+    given: Parts,
+    loss: Loss | None,
+    seed: int,
+    run: Journal,
+    keeper: Keeper | None,
+) -> None:
+    """One recovery step of the recipe, and its losses for the report."""
+    assert given.train is not None
+    assert given.scoring is not None
+    records = run_step(
+        model,
+        step,
+        damage,
+        train=given.train,
+        scoring=given.scoring,
+        loss=loss,
+        seed=seed,
+        progress=run.step(step.method),
+        keeper=keeper,
+    )
+    run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+
+
+def _quality(judged: Yardstick, model: nn.Module) -> dict[str, float] | None:
+    return None if judged.evaluate is None else dict(judged.evaluate(model))
+
+
 def _settings(
-    recipe: Recipe | Mapping[str, object] | str | Path | None, overrides: Sequence[str], decision: Decided, given: Parts
+    recipe: Recipe | Mapping[str, object] | str | Path | None,
+    overrides: Sequence[str],
+    decision: Decided,
+    given: Parts,
+    *,
+    recover: str | Mapping[str, object] | Sequence[Mapping[str, object]] | None,
+    own: bool,
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the keywords decide in its place, and what is left out of it for want of data."""
     settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
@@ -218,12 +317,23 @@ def _settings(
             plain["verify"][name] = value
         else:
             plain[name] = _plain(value)
+    if recover is not None:
+        plain["recover"] = _steps(recover)
+    elif recipe is None and own:
+        plain["recover"] = []
     left_out = []
     # Somebody who asks for a recipe gets what it says or an error; the default's recovery is only what is usual.
-    if recipe is None and settings.recover and given.train is None:
+    if recipe is None and recover is None and not own and settings.recover and given.train is None:
         plain["recover"] = []
         left_out.append("Nothing was recovered: no data were given to recover with.")
     return load_recipe(plain), left_out
+
+
+def _steps(recover: str | Mapping[str, object] | Sequence[Mapping[str, object]]) -> list[object]:
+    """The keyword `recover` as a recipe writes it."""
+    if isinstance(recover, str):
+        return [{"method": recover}]
+    return [dict(recover)] if isinstance(recover, Mapping) else list(recover)
 
 
 def _plain(value: object) -> object:
@@ -239,6 +349,7 @@ def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
     _check_weights(model)
     if recipe.recover and given.train is None:
         raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
+    check_training(recipe.recover)
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -262,41 +373,32 @@ def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | No
     return found
 
 
-def _recover(pruned: nn.Module, damage: Damage, given: Parts, recipe: Recipe, loss: Loss | None, run: Journal) -> None:
-    """Take the recipe's steps one after the other, each from what the one before left."""
-    for number, step in enumerate(recipe.recover):
-        with run.stage(f"recover {number + 1}: {step.method}"):
-            assert given.train is not None
-            assert given.scoring is not None
-            records = recover(
-                pruned,
-                step,
-                damage,
-                train=given.train,
-                scoring=given.scoring,
-                loss=loss,
-                seed=recipe.seed,
-                progress=run.step(step.method),
-            )
-            run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
-
-
 def _control(
-    model: nn.Module, given: Parts, recipe: Recipe, judged: Yardstick, loss: Loss | None, run: Journal
-) -> Control:
+    model: nn.Module,
+    given: Parts,
+    recipe: Recipe,
+    judged: Yardstick,
+    loss: Loss | None,
+    train: Train | None,
+    run: Journal,
+    kept: Stages,
+) -> dict[str, Any]:
     """The original after the same steps, and its quality on the same samples."""
     assert given.train is not None
     assert judged.evaluate is not None
-    with run.stage("control: dense"):
-        trained, steps = dense_control(
-            model,
-            recipe.recover,
-            train=given.train,
-            loss=loss,
-            seed=recipe.seed,
-            progress=run.step("control: dense"),
-        )
-        return Control(steps=steps, quality=judged.evaluate(trained))
+    trained, steps = dense_control(
+        model,
+        recipe.recover,
+        train=given.train,
+        loss=loss,
+        seed=recipe.seed,
+        progress=run.step("control: dense"),
+        keep=lambda number: kept.keeper(f"control {number}"),
+    )
+    if train is not None:
+        own_training(trained, train, {}, seed=recipe.seed)
+        steps = (*steps, "train")
+    return {"steps": list(steps), "quality": dict(judged.evaluate(trained))}
 
 
 def plan_by(
@@ -307,6 +409,7 @@ def plan_by(
     loss: Loss | None = None,
     criterion: CriterionLike | None = None,
     examples: Sequence[Example] = (),
+    keep: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
 
@@ -318,12 +421,14 @@ def plan_by(
         loss: of the batches.
         criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
         examples: further ones.
+        keep: the units that stay, where that was decided before: nothing is scored then.
     """
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
         model,
         example,
-        target=recipe.target.given(),
+        target=recipe.target.given() if keep is None else None,
+        keep=keep,
         criterion=plain["criterion"] if criterion is None else criterion,
         granularity=plain["granularity"],
         data=data,

@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.errors import CertificateError
 from secateur.files.atomic import publish_dir
+from secateur.files.checkpoint import INDEX, Checkpoint
 from secateur.files.manifest import MANIFEST
 from secateur.files.safe import save_tensors
 from secateur.files.seeds import canonical_json
@@ -51,6 +52,7 @@ class Result:
         recipe: as it was resolved.
         degradations: what was done less well than asked; empty when all went as asked.
         log: stages of the run, in order.
+        unfinished: the folder in which the run kept what it had done; `save` removes it.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Result:
     recipe: Recipe
     degradations: tuple[Degradation, ...] = ()
     log: tuple[LogLine, ...] = ()
+    unfinished: Path | None = None
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the output folder, whole or not at all.
@@ -87,6 +90,8 @@ class Result:
         require_storable(self.model)
         with publish_dir(path, force=force) as folder:
             self._write(folder)
+        if self.unfinished is not None and (self.unfinished / INDEX).exists():
+            Checkpoint(self.unfinished).remove()
         return Path(path)
 
     def _write(self, folder: Path) -> None:

@@ -21,7 +21,17 @@ def blocks(path: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/reference/python.md", "docs/how-to/masks-in-your-own-loop.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "docs/reference/python.md",
+        "docs/how-to/masks-in-your-own-loop.md",
+        "docs/how-to/lottery-tickets.md",
+        "docs/how-to/distil.md",
+        "docs/how-to/resume-a-run.md",
+    ],
+)
 def test_python_blocks_run(document: str, work: Path) -> None:
     code = blocks(ROOT / document)
     assert "import secateur as sc" in code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from e2e_tools import ROOT, contents
+from e2e_tools import ROOT, Cli, contents
 
 import secateur as sc
 from secateur.sources import build_lenet
@@ -48,31 +49,42 @@ def listen_to_ctrl_c() -> None:
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     (folder / "e2e_slow.py").write_text(SLOW)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     argv = [sys.executable, "-m", "secateur.cli", "prune", "py:e2e_slow:build", "--data", "npz:d.npz", "--threads", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*argv, *words], cwd=folder, env=env, text=True, preexec_fn=listen_to_ctrl_c, **pipes)
 
 
 def wait_until_begun(folder: Path, process: subprocess.Popen[str]) -> None:
+    wait_for(folder / "begun", process)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 120
-    while not (folder / "begun").exists():
+    while not path.exists():
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_ctrl_c_leaves_nothing_and_exits_130(work: Path) -> None:
+def test_ctrl_c_leaves_no_output_says_how_to_go_on_and_exits_130(work: Path) -> None:
     before = contents(work)
     process = start(work, "--out", "out", "--set", "recover.1.epochs=10000")
     wait_until_begun(work, process)
-    time.sleep(0.5)
+    wait_for(work / "out.unfinished" / "index.json", process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
     assert "interrupted" in err
+    assert "secateur resume out" in err
     assert "Traceback" not in err
+    shutil.rmtree(work / "out.unfinished")
     (work / "begun").unlink()
     (work / "e2e_slow.py").unlink()
     assert contents(work) == before
@@ -101,7 +113,7 @@ def test_kill_9_leaves_a_whole_folder_or_none(work: Path) -> None:
             assert {path.name for path in (folder / "out").iterdir()} == FOLDER
             sc.load(folder / "out", model=import_module("examples.lenet").LeNet)
         visible = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        assert visible <= {"begun", "d.npz", "e2e_slow.py", "out", "__pycache__"}
+        assert visible <= {"begun", "d.npz", "e2e_slow.py", "out", "out.unfinished", "__pycache__"}
     assert seen < 8, "no kill came before the end: the test proves nothing"
 
 
@@ -114,3 +126,52 @@ def test_a_run_after_a_kill_sweeps_up(work: Path) -> None:
     process.communicate(timeout=120)
     assert process.returncode == 0
     assert not stale.exists()
+
+
+def resumed(folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    argv = [sys.executable, "-m", "secateur.cli", "resume", "out"]
+    return subprocess.run(argv, cwd=folder, env=env, text=True, capture_output=True, timeout=120, check=False)
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_the_command_line_is_resumed_to_the_same_bytes(work: Path) -> None:
+    words = ("--out", "out", "--set", "recover.1.epochs=30", "--set", "measure.latency=false")
+    whole = work / "whole"
+    whole.mkdir()
+    (whole / "d.npz").write_bytes((work / "d.npz").read_bytes())
+    process = start(whole, *words)
+    wait_until_begun(whole, process)
+    begun = time.monotonic()
+    process.communicate(timeout=240)
+    duration, chance, resumes = time.monotonic() - begun, random.Random(3), 0
+    for number in range(3):
+        folder = work / f"run{number}"
+        folder.mkdir()
+        (folder / "d.npz").write_bytes((work / "d.npz").read_bytes())
+        process = start(folder, *words)
+        wait_until_begun(folder, process)
+        time.sleep(chance.uniform(0.2, 0.9) * duration)
+        process.kill()
+        process.communicate(timeout=60)
+        if (folder / "out").exists() or not (folder / "out.unfinished" / "index.json").exists():
+            continue
+        done = resumed(folder)
+        assert done.returncode == 0, done.stderr
+        resumes += 1
+        for name in ("model.safetensors", "plan.json"):
+            assert (folder / "out" / name).read_bytes() == (whole / "out" / name).read_bytes(), name
+        assert not (folder / "out.unfinished").exists()
+    assert resumes, "every kill came too late"
+
+
+def test_there_is_nothing_to_resume_where_nothing_was_begun(work: Path, cli: Cli) -> None:
+    done = cli("resume", "nowhere")
+    assert done.code == 3
+    assert "nothing to resume" in done.err
+    assert not (work / "nowhere").exists()

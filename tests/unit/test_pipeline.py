@@ -234,9 +234,19 @@ def test_refit_brings_the_outputs_back_towards_the_original():
         with torch.no_grad():
             outputs.append(sum(float((result.model(x) - model(x)).square().sum()) for x, _ in data))
     assert outputs[1] < 0.7 * outputs[0]
-    recipe = {"granularity": "element", "target": {"sparsity": 0.5}, "recover": [{"method": "refit"}]}
-    with pytest.raises(RecipeError, match="needs a cut"):
-        sc.prune(model, data=data, recipe=recipe)
+
+
+def test_refit_of_masks_brings_the_outputs_back_and_keeps_the_zeros():
+    model, data = net(), batches()
+    masks = {"target": {"sparsity": 0.7}, "granularity": "element", **QUICK}
+    outputs = []
+    for steps in ([], [{"method": "refit", "what": "bias"}], [{"method": "refit"}]):
+        result = sc.prune(model, data=data, recipe={**masks, "recover": steps})
+        with torch.no_grad():
+            outputs.append(sum(float((result.model(x) - model(x)).square().sum()) for x, _ in data))
+        for name, mask in result.plan.masks.items():
+            assert not result.model.get_parameter(name)[~mask].any()
+    assert outputs[2] < outputs[1] < outputs[0]
 
 
 class Residual(nn.Module):

@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rich.console import Console
 from rich.text import Text
@@ -40,12 +41,27 @@ def told(error: Exception, args: Sequence[str], *, as_json: bool, verbose: bool)
     return known.exit_code
 
 
-def interrupted(console: Console, *, as_json: bool) -> None:
+def unfinished_of(args: Sequence[str]) -> str:
+    """The output folder of an interrupted `prune` or `resume` that left something to go on from, or nothing."""
+    from pathlib import Path
+
+    if not args or args[0] not in ("prune", "resume"):
+        return ""
+    named = [after for before, after in pairwise(args) if before == "--out"]
+    named += [word.removeprefix("--out=") for word in args if word.startswith("--out=")]
+    named += [word for word in args[1:] if args[0] == "resume" and not word.startswith("-")]
+    found = [name for name in named if Path(f"{name.rstrip('/')}.unfinished").is_dir()]
+    return found[0] if found else ""
+
+
+def interrupted(console: Console, *, as_json: bool, unfinished: str = "") -> None:
     """Say that Ctrl-C was heard, and what that means."""
+    import shlex
+
     show(
         "interrupted",
-        why="nothing was written: an output folder appears whole, at the end, or not at all",
-        hint="run the same command again",
+        why="no output was written: an output folder appears whole, at the end, or not at all",
+        hint=f"secateur resume {shlex.quote(unfinished)}" if unfinished else "run the same command again",
         code="SEC130",
         exit_code=EXIT_INTERRUPTED,
         as_json=as_json,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from secateur.cli.console import say
 from secateur.errors import FileRefusedError, ForwardError, InputError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secateur.measure import Yardstick
     from secateur.recipe import Recipe
     from secateur.sources import DataSet, Source
+    from secateur.stages import Unfinished
     from secateur.types import Example
 
 DEFAULT_RECIPE = "channel-half-macs"
@@ -137,6 +138,19 @@ def require_free(path: Path, *, force: bool) -> None:
     target = absolute(path)
     require_free(target, force=force)
     _require_writable(target)
+
+
+def unfinished(out: Path, words: dict[str, Any], *, force: bool) -> Unfinished:
+    """Where a run for an output folder keeps what it has done; with `force` an earlier one is forgotten."""
+    from secateur.files.checkpoint import INDEX, Checkpoint
+    from secateur.stages import Unfinished
+
+    place = Unfinished.beside(out, words)
+    if force and (place.folder / INDEX).exists():
+        Checkpoint(place.folder).remove()
+    elif (place.folder / INDEX).exists():
+        say(f"note: going on with the run in {place.folder}; --force starts anew")
+    return place
 
 
 def require_free_file(path: Path, *, force: bool) -> None:

@@ -19,13 +19,15 @@ from secateur.cli import (
     estimate,
     export,
     inspect,
+    lottery,
     measure,
     prune,
     recipes,
     reload,
+    resume,
 )
 from secateur.cli.console import err
-from secateur.cli.failures import interrupted, told
+from secateur.cli.failures import interrupted, told, unfinished_of
 from secateur.errors import EXIT_INTERRUPTED, EXIT_OK
 
 EXITS = (
@@ -45,8 +47,11 @@ app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("estimate")(estimate.estimate)
 app.command("prune")(prune.prune)
+app.command("resume")(resume.resume)
 app.command("advise")(advise.advise)
 app.command("compare")(compare.compare)
+app.command("lottery")(lottery.lottery)
+app.command("lottery")(lottery.lottery)
 app.command("measure")(measure.measure)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
@@ -90,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return told(error, args, as_json=as_json, verbose=verbose)
     code = result if isinstance(result, int) else EXIT_OK
     if code == EXIT_INTERRUPTED:
-        interrupted(err(), as_json=as_json)
+        interrupted(err(), as_json=as_json, unfinished=unfinished_of(args))
         if argv is None:
             # Python remembers an interrupt that passed through generated code and would end itself by SIGINT.
             sys.stdout.flush()

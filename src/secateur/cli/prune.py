@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.cli.job import Job
     from secateur.recipe import Recipe
     from secateur.result import Result
+    from secateur.stages import Unfinished
 
 
 def prune(
@@ -36,6 +37,8 @@ def prune(
 
     settings = jobs.read_recipe(recipe, set_, seed)
     jobs.require_free(out, force=force)
+    words = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
+    place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
         work = jobs.resolve(model, data, seed=settings.seed)
@@ -44,13 +47,13 @@ def prune(
         if dry_run:
             return show_plan(work, settings, as_json=json)
         command = command_line(model, data, settings, out)
-        result = run(work, settings, title=model, command=command)
+        result = run(work, settings, title=model, command=command, place=place)
         result.save(out, force=force)
     return finish(result, out, as_json=json)
 
 
-def run(work: Job, settings: Recipe, *, title: str, command: str) -> Result:
-    """Prune with progress on standard error."""
+def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinished | None = None) -> Result:
+    """Prune with progress on standard error; what is done is kept in `place`."""
     import secateur as sc
     from secateur.cli.progress import Stages
 
@@ -60,6 +63,7 @@ def run(work: Job, settings: Recipe, *, title: str, command: str) -> Result:
             work.needed_example(),
             data=work.data,
             recipe=settings,
+            checkpoint=place,
             progress=stages,
             title=title,
             command=command,

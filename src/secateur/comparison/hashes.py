@@ -5,26 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.files.seeds import canonical_json, stable_hash
-from secateur.model.tensors import named_tensors
+from secateur.model.hashing import hash_model, raw
 from secateur.types import Batch, Data, Json
 
-
-def hash_model(model: nn.Module) -> str:
-    """SHA-256 over names and values of all parameters and buffers; the memory format does not count.
-
-    Cost: one pass over the weights.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(named_tensors(model).items()):
-        # Shapes and types too: without them other tensors of the same bytes would be the same model.
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(_raw(tensor))
-    return digest.hexdigest()
+__all__ = ["Watched", "hash_batch", "hash_batches", "hash_model", "key_of"]
 
 
 def hash_batch(batch: Batch) -> str:
@@ -32,7 +19,7 @@ def hash_batch(batch: Batch) -> str:
     digest = hashlib.sha256()
     for tensor in _tensors(batch):
         digest.update(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(_raw(tensor))
+        digest.update(raw(tensor))
     return digest.hexdigest()
 
 
@@ -83,12 +70,6 @@ def key_of(**parts: Json) -> str:
     """Content address of plain parts: the file name of a result."""
     # 32 hex digits are 128 bits: no two results of any comparison meet by chance, and names stay readable.
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:32]
-
-
-def _raw(tensor: Tensor) -> bytes:
-    # Viewed as bytes, since numpy knows no bfloat16; in logical order, whatever the memory format.
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return np.ascontiguousarray(flat.view(torch.uint8).numpy()).tobytes() if flat.numel() else b""
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -99,6 +99,32 @@ Granularity = Annotated[
         }
     ),
 ]
+
+
+def _options(value: Any) -> Any:
+    if isinstance(value, dict):
+        # Torch has names like T_max, which the names of our own options do not.
+        _plain({str(key).lower(): item for key, item in value.items()}, depth=0)
+    return value
+
+
+def _schedule(value: Any) -> Any:
+    """A name, or a mapping with a name; a name alone that is none of ours is one of torch's without options."""
+    if isinstance(value, dict):
+        options = {key: item for key, item in value.items() if key != "name"}
+        return {**_choice({"name": value.get("name")}), **_options(options)}
+    name = _choice(value)
+    return name if name in FACTORS else {"name": name}
+
+
+FACTORS = ("constant", "linear", "cosine")
+Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+Options = Annotated[dict[str, Any], BeforeValidator(_options)]
+Schedule = Annotated[
+    Choice,
+    BeforeValidator(_schedule),
+    WithJsonSchema(_choice_schema("constant, linear, cosine, or a scheduler of torch.optim.lr_scheduler.")),
+]
 Allocation = Annotated[Choice, WithJsonSchema(_choice_schema("How sparsity is spread over layers."))]
 
 

@@ -14,9 +14,12 @@ from secateur.recipe.checks import (
     Granularity,
     Macs,
     Milliseconds,
+    Name,
+    Options,
     Params,
     Patterns,
     Removals,
+    Schedule,
     Sparsity,
     Threshold,
     problem,
@@ -71,8 +74,8 @@ class Targets(Part):
 class Optimizer(Part):
     """The optimizer of a fine-tuning step."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Which one."""
+    name: Name = "sgd"
+    """Any optimizer of ``torch.optim``, for example sgd, adamw, RMSprop."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -81,12 +84,17 @@ class Optimizer(Part):
     """Weight decay."""
     nesterov: bool = False
     """Nesterov momentum, for sgd with momentum only."""
+    options: Options = {}
+    """Further options of this optimizer, as torch names them."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         # Silence would let a reader believe that Adam ran with Nesterov momentum.
-        if self.name != "sgd" and (self.momentum or self.nesterov):
+        if self.name.lower() != "sgd" and (self.momentum or self.nesterov):
             raise problem(f"momentum and nesterov belong to sgd, not to {self.name}")
+        twice = sorted(set(self.options) & {"lr", "momentum", "weight_decay", "nesterov", "params"})
+        if twice and not (twice == ["momentum"] and self.name.lower() != "sgd"):
+            raise problem(f"{twice[0]} is no key of options: write it beside name")
         if self.nesterov and not self.momentum:
             raise problem("nesterov needs a momentum above 0")
         return self
@@ -102,7 +110,7 @@ class BatchNormRefresh(Part):
 
 
 class Refit(Part):
-    """Fit the layers behind a cut anew, in closed form, to give what they gave before; needs no labels."""
+    """Fit layers that lost inputs anew, in closed form, to give what they gave before; needs no labels."""
 
     method: Literal["refit"]
     """``refit``."""
@@ -110,6 +118,8 @@ class Refit(Part):
     """Pull towards the cut weights, relative to the mean square of the inputs."""
     positions: Count = 16
     """Places in space taken per image and convolution."""
+    what: Literal["weights", "bias"] = "weights"
+    """``weights``: least squares over what is kept; ``bias``: only the mean output is made good."""
 
 
 class ObsUpdate(Part):
@@ -125,6 +135,38 @@ class ObsUpdate(Part):
     """Weights per block, for form block."""
     damping: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Relative to the mean curvature; ``auto`` tries six and takes the best on held-out samples."""
+
+
+class Distillation(Part):
+    """What the dense model teaches the pruned one."""
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Outputs are divided by it before they become probabilities."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the teacher's outputs in the loss; the labels have the rest."""
+    form: Literal["kl", "mse"] = "kl"
+    """``kl`` compares probabilities of classes, ``mse`` the outputs themselves."""
+    hidden: Patterns = ()
+    """Patterns of module names whose outputs are compared too."""
+    hidden_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of their mean squared error."""
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Self:
+        if self.weight == 0 and not self.hidden:
+            raise problem("weight 0 without hidden teaches nothing")
+        return self
+
+
+class LowRank(Part):
+    """Adapters: low-rank changes that are trained in the place of the weights, and merged with every zero in place."""
+
+    rank: Count = 8
+    """Rank of the change."""
+    scale: Annotated[float, Field(gt=0)] = 2.0
+    """Factor of the change."""
+    targets: Patterns = ("*",)
+    """Patterns of parameter names; all weights of linear layers and convolutions by default."""
 
 
 class Finetune(Part):
@@ -144,15 +186,42 @@ class Finetune(Part):
     """Optimizer steps. Exactly one of epochs and steps is given."""
     optimizer: Optimizer = Optimizer()
     """See the optimizer's keys."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls from its peak."""
+    schedule: Schedule = "constant"
+    """How the learning rate falls from its peak: constant, linear, cosine, or a scheduler of torch with its options."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises to its peak."""
+    last_of: Count | None = None
+    """Learning-rate rewinding: the rates are those of the last part of a training of so many epochs (or steps)."""
+    accumulate: Count = 1
+    """Batches whose mean gradient makes one step."""
+    amp: Literal["bf16"] | None = None
+    """Mixed precision of forward and loss."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the training data that is not trained on, and judged by after each pass."""
+    best: bool = False
+    """Keep the weights of the pass with the lowest loss on the held-out data."""
+    patience: Count | None = None
+    """Stop after so many passes without a lower loss on the held-out data."""
+    distil: Distillation | None = None
+    """Knowledge distillation from the dense model."""
+    adapters: LowRank | None = None
+    """Train low-rank adapters only."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise problem("give exactly one of epochs and steps")
+        if self.last_of is not None and self.last_of < (self.epochs or self.steps or 0):
+            raise problem("last_of is the length of the whole training, so it is no less than epochs or steps")
+        if self.last_of is not None and self.schedule == "constant":
+            raise problem("last_of rewinds the learning rate, and a constant one is the same everywhere")
+        if self.warmup_steps and isinstance(self.schedule, dict):
+            raise problem("warmup_steps belongs to the schedules constant, linear and cosine")
+        judged = self.best or self.patience is not None or "plateau" in str(self.schedule).lower()
+        if judged and self.holdout is None:
+            raise problem("best, patience and ReduceLROnPlateau need holdout, a share of the training data to judge by")
+        if self.holdout is not None and not judged:
+            raise problem("holdout is judged by best, patience or ReduceLROnPlateau, and none of them is set")
         return self
 
 

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import ForwardError, InputError, NonFiniteError, RecipeError, SecateurError
+from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.kinds.slices.cut import Cuts
 from secateur.masks import mask_model
-from secateur.model.call import default_loss, describe, device_of, require_reiterable, to_device
-from secateur.model.failure import fail
+from secateur.model.call import (
+    default_loss,
+    device_of,
+    require_reiterable,
+)
 from secateur.model.guard import guard
-from secateur.recover.optimizers import OptimizerSpec, Schedule, build_optimizer, rate_factor, resolve_schedule
+from secateur.recover.adapters import Adapters, AdapterSpec
+from secateur.recover.distil import Distil, taught
+from secateur.recover.loop import Keeper, Loop, TrainStep, gradients
+from secateur.recover.optimizers import OptimizerSpec, build_optimizer
+from secateur.recover.precision import Amp, in_precision
+from secateur.recover.rates import Rates, ScheduleSpec
+from secateur.recover.reader import Reader
+from secateur.recover.validation import Judge
 from secateur.types import Batch, Data, Loss
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class TrainStep:
-    """One optimizer step: its number from 0, its epoch, the loss before it, the learning rate used."""
-
-    step: int
-    epoch: int
-    loss: float
-    lr: float
-
-
-@dataclass(frozen=True)
 class History:
-    """What a fine-tuning did, step by step."""
+    """What a fine-tuning did, step by step.
+
+    Args:
+        records: one for each optimizer step.
+        seconds: wall time of this process.
+        validation: loss on the held-out data after each pass; empty without them.
+        best: the pass that was kept, from 0; None where the last one stays.
+    """
 
     records: tuple[TrainStep, ...]
     seconds: float
+    validation: tuple[float, ...] = ()
+    best: int | None = None
 
     @property
     def steps(self) -> int:
@@ -57,11 +65,22 @@ def finetune(
     loss: Loss | None = None,
     *,
     optimizer: OptimizerSpec | None = None,
-    schedule: str | Schedule = "constant",
+    schedule: ScheduleSpec = "constant",
     warmup_steps: int = 0,
     steps: int | None = None,
     epochs: int | None = None,
+    last_of: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    accumulate: int = 1,
+    amp: Amp | None = None,
+    validation: Data | None = None,
+    best: bool = False,
+    patience: int | None = None,
+    teacher: nn.Module | None = None,
+    distil: Distil | None = None,
+    cuts: Cuts | None = None,
+    adapters: AdapterSpec | None = None,
+    keeper: Keeper | None = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> History:
@@ -73,15 +92,30 @@ def finetune(
     Args:
         model: changed in place; runs in train mode, its modes and gradients are put back.
         data: batches. Where it has ``set_epoch``, that is called before each pass. More than one pass needs
-            data that can be read again.
+            data that can be read again. They draw from random streams of their own, so that what the model draws
+            does not change their order.
         loss: ``loss(model, batch) -> scalar``; None = `secateur.model.call.default_loss`.
-        optimizer: ``{"name": "sgd"|"adam"|"adamw", "lr": ...}``, a callable ``parameters -> Optimizer``, or
-            None for SGD (0.01, momentum 0.9, weight decay 5e-4).
-        schedule: "constant", "linear", "cosine" or a callable ``(step, total steps) -> factor``.
+        optimizer: ``{"name": ..., "lr": ...}`` with any optimizer of ``torch.optim`` and its options, a callable
+            ``parameters -> Optimizer``, or None for SGD (0.01, momentum 0.9, weight decay 5e-4).
+        schedule: "constant", "linear", "cosine", a callable ``(step, total steps) -> factor``, or ``{"name": ...}``
+            with a scheduler of ``torch.optim.lr_scheduler`` and its options, stepped at every step, or with ``"per":
+            "epoch"`` after every pass.
         warmup_steps: steps of linear warm-up before the schedule.
         steps: number of optimizer steps; passes over the data are repeated as needed.
         epochs: number of passes instead; neither = one pass.
+        last_of: learning-rate rewinding: the rates are those of the last part of a training of so many epochs (or
+            steps, whichever is given).
         masks: parameter name -> bool, True = keep.
+        accumulate: batches whose mean gradient makes one step; the last step of a pass takes those that are left.
+        amp: "bf16" runs forward and loss in mixed precision; weights and optimizer stay as they are.
+        validation: batches that nothing trains on, for `best`, `patience` and schedules that ask for a figure.
+        best: keep the weights of the pass with the lowest loss on `validation`.
+        patience: stop after so many passes without a lower loss on `validation`.
+        teacher: the dense model, left as it is; with `distil`.
+        distil: what the teacher says.
+        cuts: what was cut, so that hidden states of a teacher can be compared.
+        adapters: train low-rank changes of the weights alone, merged with every zero where it was.
+        keeper: is shown the state after every step, and may have one to go on from.
         progress: called after each step with (steps done, steps in all, or 0 where not known).
         seed: of dropout and of loaders that draw from the global generators of Python, NumPy or torch; all are put
             back.
@@ -90,43 +124,60 @@ def finetune(
         The history. The same seed, data, model and thread count give the same weights on one machine.
 
     Raises:
-        RecipeError: both steps and epochs, or an option out of range.
+        RecipeError: both steps and epochs, an option out of range, or options that mean nothing together.
         InputError: no batch; one-shot data that is needed twice; nothing to train; a bad mask or target.
         NonFiniteError: the loss, or a weight at the end, is NaN or infinite; the step is named.
         ForwardError: forward or loss fail on a batch; its shapes are named.
 
-    Cost: about three forward passes per step; memory for one more copy of the weights, besides the optimizer.
+    Cost: about three forward passes per batch; memory for one more copy of the weights, besides the optimizer, and for
+        another one with `best`.
 
-    Source: masks held as in Han et al., "Learning both Weights and Connections", 2015, section 3.
+    Source: masks held as in Han et al., "Learning both Weights and Connections", 2015, section 3; `last_of`: Renda,
+        Frankle, Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", 2020, section 3.
     """
-    total = _total_steps(data, steps=steps, epochs=epochs, schedule=schedule, warmup=warmup_steps)
-    factor = resolve_schedule(schedule)
+    _check(accumulate=accumulate, patience=patience, teacher=teacher, distil=distil, cuts=cuts)
+    judge = Judge.of(validation, loss, best=best, patience=patience)
+    total, skipped = _lengths(
+        data, steps, epochs, schedule=schedule, warmup=warmup_steps, accumulate=accumulate, last_of=last_of
+    )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise InputError("no parameter of the model requires a gradient", hint="call model.requires_grad_()")
-    started, records = time.perf_counter(), list[TrainStep]()
-    with guard(model, mode="train", gradients=True, seed=seed, rollback=True):
-        built = build_optimizer(optimizer, trained)
-        base = [float(group["lr"]) for group in built.param_groups]
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        if teacher is not None and distil is not None:
+            stack.enter_context(guard(teacher, mode="eval"))
+        stack.enter_context(guard(model, mode="train", gradients=True, seed=seed, rollback=True))
+        if teacher is not None and distil is not None:
+            loss = taught(loss, teacher, distil, model, cuts or {})
         # Nobody takes these masks back, so what they hide need not be stored. The hold ends with the optimizer.
-        mask_model(model, masks or {}, keep_originals=False).hold(built)
+        handle = mask_model(model, masks or {}, keep_originals=False)
+        low_rank = None if adapters is None else Adapters(model, adapters, masks or {})
+        built = build_optimizer(optimizer, trained if low_rank is None else low_rank.parameters)
         passes = None if steps is not None else (epochs or 1)
+        rates = Rates(built, schedule, total=total, passes=passes or 0, warmup=warmup_steps, skipped=skipped)
+        if rates.needs_figure and judge is None:
+            raise RecipeError("this schedule asks for a figure after each pass", hint="pass validation=")
+        reader = Reader(data, passes)
         # Closed at once, also when a step raises: the data get their epoch back then, not when the garbage is taken.
-        with closing(_passes(data, passes)) as batches:
-            for step, (epoch, batch) in enumerate(islice(batches, steps)):
-                scale = rate_factor(factor, step, total, warmup=warmup_steps)
-                for group, rate in zip(built.param_groups, base, strict=True):
-                    group["lr"] = rate * scale
-                try:
-                    value = train_step(model, batch, loss, optimizer=built, step=step)
-                except NonFiniteError as error:
-                    why = "the model is back at the state before the fine-tuning"
-                    raise NonFiniteError(error.what, why=why, hint=error.hint) from error
-                records.append(TrainStep(step, epoch, value, base[0] * scale))
-                if progress is not None:
-                    progress(step + 1, total)
+        stack.callback(reader.close)
+        loop = Loop(
+            model, in_precision(loss or default_loss, amp, device_of(model)), built, rates, reader,
+            accumulate=accumulate, judge=judge, adapters=low_rank,
+        )  # fmt: skip
+        found = None if keeper is None else keeper.found()
+        if found is not None:
+            loop.load_state_dict(found)
+        if low_rank is None:
+            handle.hold(built)
+        try:
+            loop.run(steps, keeper, progress, total)
+        except NonFiniteError as error:
+            why = "the model is back at the state before the fine-tuning"
+            raise NonFiniteError(error.what, why=why, hint=error.hint) from error
         _check_weights(model)
-    return History(tuple(records), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return History(tuple(loop.records), seconds, *(() if judge is None else (tuple(judge.figures), judge.kept)))
 
 
 def train_step(
@@ -168,43 +219,53 @@ def train_step(
         >>> train_step(net, batch, optimizer=optimizer) >= train_step(net, batch, optimizer=optimizer)
         True
     """
-    optimizer.zero_grad(set_to_none=True)
-    result = _loss(model, batch, loss or default_loss, step)
-    value = float(result.detach())
-    # Before backward: gradients of a NaN would reach weights and moments, and nothing could be taken back.
-    if not math.isfinite(value):
-        raise NonFiniteError(
-            f"the loss is {value} at step {step}",
-            why="the step was not made",
-            hint="lower the learning rate, add warm-up steps, or look for NaN in the data",
-        )
-    result.backward()  # type: ignore[no-untyped-call]
+    value = gradients(model, [batch], loss or default_loss, optimizer, step)
     if after_backward is not None:
         after_backward()
     optimizer.step()
     return value
 
 
-def _loss(model: nn.Module, batch: Batch, loss: Loss, step: int) -> Tensor:
-    moved = to_device(batch, device_of(model))
-    try:
-        result = loss(model, moved)
-    except ForwardError as error:
-        raise ForwardError(f"step {step}: {error.what}", why=error.why, hint=error.hint) from error
-    except SecateurError:
-        raise  # says already what is wrong
-    except Exception as error:
-        fail(error, model, f"the loss failed at step {step} on the batch {describe(batch)}")
-    # A loss of detached outputs would run and move nothing but by weight decay.
-    if not isinstance(result, Tensor) or result.numel() != 1 or not result.requires_grad:
-        raise InputError(
-            f"the loss returned {describe(result)}, which is no scalar with a gradient",
-            hint="loss(model, batch) returns one number that depends on the weights",
+def _check(
+    *, accumulate: int, patience: int | None, teacher: nn.Module | None, distil: Distil | None, cuts: Cuts | None
+) -> None:
+    for name, value in (("accumulate", accumulate), ("patience", patience)):
+        if value is not None and value < 1:
+            raise RecipeError(f"{name} is {value}", hint="give at least 1")
+    if (teacher is None) != (distil is None):
+        raise RecipeError("teacher and distil belong together", hint="pass teacher=dense_model, distil=Distil(...)")
+
+
+def _lengths(
+    data: Data,
+    steps: int | None,
+    epochs: int | None,
+    *,
+    schedule: ScheduleSpec,
+    warmup: int,
+    accumulate: int,
+    last_of: int | None,
+) -> tuple[int, tuple[int, int]]:
+    """Steps in all (0 where not known and not needed), and the (steps, passes) that a rewound schedule leaves out."""
+    total = _total_steps(data, steps=steps, epochs=epochs, schedule=schedule, warmup=warmup, accumulate=accumulate)
+    if last_of is None:
+        return total, (0, 0)
+    length = steps or epochs or 1
+    if last_of < length:
+        raise RecipeError(f"last_of is {last_of}, and {length} are to be trained", hint=f"give at least {length}")
+    if schedule == "constant":
+        raise RecipeError(
+            "last_of rewinds the learning rate, and a constant one is the same everywhere",
+            hint="give the schedule of the original training, or leave last_of out",
         )
-    return result.reshape(())
+    if steps is not None:
+        return total, (last_of - steps, 0)
+    return total, (total * (last_of - length) // length, last_of - length)
 
 
-def _total_steps(data: Data, *, steps: int | None, epochs: int | None, schedule: str | Schedule, warmup: int) -> int:
+def _total_steps(
+    data: Data, *, steps: int | None, epochs: int | None, schedule: ScheduleSpec, warmup: int, accumulate: int
+) -> int:
     """Steps in all; 0 where the data has no length and the schedule does not need it."""
     if steps is not None and epochs is not None:
         raise RecipeError("both steps and epochs are given", hint="give one of them")
@@ -218,7 +279,7 @@ def _total_steps(data: Data, *, steps: int | None, epochs: int | None, schedule:
         require_reiterable(data, f"{passes} epochs")
     # Loaders of streams have a length that raises, so it is asked for and not looked up.
     try:
-        return passes * len(data)  # type: ignore[arg-type]
+        return passes * -(-len(data) // accumulate)  # type: ignore[arg-type]
     except TypeError:
         if schedule == "constant":  # the one that never asks how far it is
             return 0
@@ -226,30 +287,6 @@ def _total_steps(data: Data, *, steps: int | None, epochs: int | None, schedule:
             f"the schedule {schedule!r} needs the number of steps, and the data has no length",
             hint="give steps=...",
         ) from None
-
-
-def _passes(data: Data, passes: int | None) -> Generator[tuple[int, Batch], None, None]:
-    """(epoch, batch) over so many passes, without end for None."""
-    # Data that shuffle by their epoch give the same order in every fine-tuning, and are left at the epoch they had.
-    set_epoch, before = getattr(data, "set_epoch", None), getattr(data, "epoch", 0)
-    epoch = 0
-    try:
-        while passes is None or epoch < passes:
-            if epoch:
-                require_reiterable(data, f"pass {epoch + 1}")
-            if callable(set_epoch):
-                set_epoch(epoch)
-            empty = True
-            for batch in data:
-                empty = False
-                yield epoch, batch
-            if empty:
-                why = "" if epoch == 0 else f"pass {epoch + 1} gave no batch, though the first did"
-                raise InputError("the data holds no batch", why=why, hint="is the loader empty or used up?")
-            epoch += 1
-    finally:
-        if callable(set_epoch):
-            set_epoch(before)
 
 
 def _check_weights(model: nn.Module) -> None:

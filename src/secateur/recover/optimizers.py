@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,11 +18,6 @@ Schedule = Callable[[int, int], float]
 OptimizerSpec = Mapping[str, object] | Factory  # {"name": ..., options}, or a callable that builds it
 
 DEFAULT_OPTIMIZER: Mapping[str, object] = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-_CLASSES: Mapping[str, tuple[Callable[..., Optimizer], frozenset[str]]] = {
-    "sgd": (torch.optim.SGD, frozenset({"lr", "momentum", "weight_decay", "nesterov"})),
-    "adam": (torch.optim.Adam, frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"})),
-    "adamw": (torch.optim.AdamW, frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"})),
-}
 SCHEDULES: Mapping[str, Schedule] = {
     "constant": lambda step, total: 1.0,
     "linear": lambda step, total: 1.0 - step / total,
@@ -33,8 +29,9 @@ def build_optimizer(spec: OptimizerSpec | None, parameters: Sequence[nn.Paramete
     """Make an optimizer for these parameters.
 
     Args:
-        spec: ``{"name": "sgd"|"adam"|"adamw", "lr": ..., ...}``, a callable ``parameters -> Optimizer``, or
-            None for SGD with momentum 0.9, learning rate 0.01 and weight decay 5e-4.
+        spec: ``{"name": ..., "lr": ..., ...}`` with the name of any optimizer in ``torch.optim`` and its options, a
+            callable ``parameters -> Optimizer``, or None for SGD with momentum 0.9, learning rate 0.01 and weight
+            decay 5e-4.
         parameters: what it moves.
 
     Raises:
@@ -65,21 +62,31 @@ def build_optimizer(spec: OptimizerSpec | None, parameters: Sequence[nn.Paramete
 
 def _from_mapping(spec: Mapping[str, object], parameters: Sequence[nn.Parameter]) -> Optimizer:
     options = dict(spec)
-    name = str(options.pop("name", "sgd")).lower()
-    if name not in _CLASSES:
-        raise RecipeError(f"unknown optimizer {name!r}", hint=suggestion(name, _CLASSES))
-    kind, known = _CLASSES[name]
-    unknown = sorted(set(options) - known)
+    name = str(options.pop("name", "sgd"))
+    kinds = optimizers()
+    if name.lower() not in kinds:
+        names = ["sgd", "adam", "adamw", *(kind.__name__ for kind in kinds.values())]
+        raise RecipeError(f"unknown optimizer {name!r}", hint=suggestion(name, names))
+    kind = kinds[name.lower()]
+    known = [key for key in inspect.signature(kind).parameters if key != "params"]
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise RecipeError(
-            f"the optimizer {name} has no option {unknown[0]!r}", hint=suggestion(unknown[0], sorted(known))
-        )
+        raise RecipeError(f"the optimizer {name} has no option {unknown[0]!r}", hint=suggestion(unknown[0], known))
     # Adaptive methods take steps of about the learning rate in every weight, plain gradients are far smaller.
-    options.setdefault("lr", 0.01 if name == "sgd" else 1e-3)
+    if name.lower() in ("sgd", "adam", "adamw"):
+        options.setdefault("lr", 0.01 if name.lower() == "sgd" else 1e-3)
+    # JSON and YAML have no tuples, and some optimizers of torch take nothing else.
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
-        return kind(parameters, **options)
+        return kind(parameters, **plain)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"the options of the optimizer {name} are wrong", why=str(error)) from error
+
+
+def optimizers() -> dict[str, Callable[..., Optimizer]]:
+    """Optimizers of this version of torch, by their name in lower case."""
+    kinds = [value for value in vars(torch.optim).values() if isinstance(value, type) and issubclass(value, Optimizer)]
+    return {kind.__name__.lower(): kind for kind in kinds if kind not in (Optimizer, torch.optim.SparseAdam)}
 
 
 def resolve_schedule(schedule: str | Schedule) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,14 +12,20 @@ from torch import Tensor, nn
 
 from secateur.errors import RecipeError
 from secateur.kinds.slices.cut import Cuts, cut_copy
+from secateur.model.guard import generators
 from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUpdate, Refit, Step
+from secateur.recover.adapters import AdapterSpec
 from secateur.recover.bn import refresh_batchnorm
-from secateur.recover.finetune import TrainStep, finetune
+from secateur.recover.distil import Distil
+from secateur.recover.finetune import finetune
+from secateur.recover.loop import Keeper, TrainStep
+from secateur.recover.optimizers import build_optimizer, optimizers
+from secateur.recover.rates import Rates
+from secateur.recover.validation import divided
 from secateur.solve.obs_update import obs_update
 from secateur.solve.refit import refit_consumers
 from secateur.types import Data, Loss
 
-SGD_ONLY = ("momentum", "nesterov")
 _STEP: TypeAdapter[Step] = TypeAdapter(Step)
 
 
@@ -49,6 +56,7 @@ def recover(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[TrainStep, ...]:
     """Run one recovery step of a recipe in place.
 
@@ -61,12 +69,13 @@ def recover(
         loss: of the training.
         seed: of the training and of whatever is drawn.
         progress: called as ``progress(done, total)``.
+        keeper: keeps states of a training, and may have one to go on from.
 
     Returns:
         The optimizer steps, where the step trains.
 
     Raises:
-        RecipeError: a step that does not fit what was pruned: a refit of masks, or a closed form for whole layers.
+        RecipeError: a step that does not fit what was pruned: a closed form for whole layers.
     """
     # Comparisons keep steps as plain data, which their addresses are made of.
     step = _STEP.validate_python(dict(step)) if isinstance(step, Mapping) else step
@@ -78,8 +87,7 @@ def recover(
         )
     if isinstance(step, BatchNormRefresh):
         # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with generators(seed):
             refresh_batchnorm(model, train, step.batches)
     elif isinstance(step, Refit):
         _refit(model, step, damage, scoring, seed, progress)
@@ -98,7 +106,7 @@ def recover(
             damping=step.damping,
         )
     else:
-        return _finetune(model, step, damage.masks, train, loss, seed, progress)
+        return _finetune(model, step, damage, train, loss, seed, progress, keeper)
     return ()
 
 
@@ -110,6 +118,7 @@ def dense_control(
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    keep: Callable[[int], Keeper | None] = lambda number: None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """What the recovery steps would have made of the model without any pruning: the measure of their own part.
 
@@ -124,6 +133,7 @@ def dense_control(
         loss: of the training.
         seed: of the training.
         progress: called as ``progress(done, total)``.
+        keep: number of a step -> its keeper.
 
     Returns:
         the copy after the steps, and which they were.
@@ -134,8 +144,11 @@ def dense_control(
     # cut_copy and not deepcopy: it knows the modules that a plain copy breaks.
     repeated = [step for step in steps if step.method in REPEATABLE]
     untouched = Damage(original, {}, {})
-    for step in repeated:
-        recover(model, step, untouched, train=train, scoring=train, loss=loss, seed=seed, progress=progress)
+    for number, step in enumerate(repeated):
+        recover(
+            model, step, untouched, train=train, scoring=train, loss=loss, seed=seed, progress=progress,
+            keeper=keep(number),
+        )  # fmt: skip
     return model, tuple(step.method for step in repeated)
 
 
@@ -147,12 +160,8 @@ def _refit(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    if damage.masks:
-        raise RecipeError(
-            "recover: refit needs a cut.", why="masks leave every input in place", hint="Use finetune for masks."
-        )
     # The dense model of a comparison goes through the same steps, and has nothing to make up for.
-    if damage.cuts:
+    if damage.cuts or damage.masks:
         refit_consumers(
             damage.original,
             model,
@@ -162,32 +171,75 @@ def _refit(
             progress=progress,
             ridge=step.ridge,
             positions=step.positions,
+            masks=damage.masks,
+            what=step.what,
         )
 
 
 def _finetune(
     model: nn.Module,
     step: Finetune,
-    masks: Mapping[str, Tensor],
+    damage: Damage,
     train: Data,
     loss: Loss | None,
     seed: int,
     progress: Callable[[int, int], None] | None,
+    keeper: Keeper | None,
 ) -> tuple[TrainStep, ...]:
-    optimizer = step.optimizer.model_dump()
-    # The schema has their defaults for every optimizer; torch's other ones do not take them.
-    if step.optimizer.name != "sgd":
-        optimizer = {key: value for key, value in optimizer.items() if key not in SGD_ONLY}
+    train, validation = (train, None) if step.holdout is None else divided(train, step.holdout)
     return finetune(
         model,
         train,
         loss,
-        optimizer=optimizer,
+        optimizer=optimizer_of(step),
         schedule=step.schedule,
         warmup_steps=step.warmup_steps,
         steps=step.steps,
         epochs=step.epochs,
-        masks=masks or None,
+        last_of=step.last_of,
+        masks=damage.masks or None,
+        accumulate=step.accumulate,
+        amp=step.amp,
+        validation=validation,
+        best=step.best,
+        patience=step.patience,
+        teacher=None if step.distil is None else damage.original,
+        distil=None if step.distil is None else Distil(**step.distil.model_dump()),
+        cuts=damage.cuts,
+        adapters=None if step.adapters is None else AdapterSpec(**step.adapters.model_dump()),
+        keeper=keeper,
         progress=progress,
         seed=seed,
     ).records
+
+
+def optimizer_of(step: Finetune) -> dict[str, object]:
+    """The optimizer of a step as `build_optimizer` takes it."""
+    given = step.optimizer.model_dump()
+    more = given.pop("options")
+    options = {**given, **more}
+    # The schema has their defaults for every optimizer; torch's other ones do not all take them.
+    return options if step.optimizer.name.lower() == "sgd" else _taken(options, step)
+
+
+def _taken(options: dict[str, object], step: Finetune) -> dict[str, object]:
+    # weight_decay 0 is what is meant by leaving it out, and not AdamW's own default of 0.01.
+    own = {"name", "lr", *step.optimizer.options}
+    return {k: v for k, v in options.items() if k in own or (k == "weight_decay" and _decays(step.optimizer.name, v))}
+
+
+def _decays(name: str, value: object) -> bool:
+    kind = optimizers().get(name.lower())
+    return bool(value) or (kind is not None and "weight_decay" in inspect.signature(kind).parameters)
+
+
+def check_training(steps: Sequence[Step]) -> None:
+    """Look up optimizers and schedules of recovery steps before anything long starts.
+
+    Raises:
+        RecipeError: an unknown name or option.
+    """
+    for step in steps:
+        if isinstance(step, Finetune):
+            built = build_optimizer(optimizer_of(step), [nn.Parameter(torch.zeros(2, 2))])
+            Rates(built, step.schedule, total=100, passes=10, warmup=step.warmup_steps)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypedDict
+from dataclasses import asdict
+from typing import Any, TypedDict
 
 from secateur.criteria import StationaryWarning
 from secateur.report.assembly import Events
@@ -48,7 +49,10 @@ class Journal:
         if self.progress is not None:
             self.progress(name, 0, 0)
         yield
-        # Only a stage that ended well is kept: after an error there is no report to stand in.
+        # Only a stage that ended well is kept: after an error there is no report to stand in. What an earlier process
+        # has finished took the time that it took there.
+        if name in self.seconds:
+            return
         self.seconds[name] = round(time.perf_counter() - started, 4)
         self.log.append({"stage": name, "seconds": self.seconds[name]})
 
@@ -76,6 +80,23 @@ class Journal:
                 self.progress(name, done, total)
 
         return report_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "seconds": self.seconds,
+            "log": [dict(line) for line in self.log],
+            "degradations": [asdict(one) for one in self.degradations],
+            "doubts": self.doubts,
+            "training": [point.model_dump() for point in self.training],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what an earlier process of the same run has kept."""
+        self.seconds, self.doubts = dict(state["seconds"]), list(state["doubts"])
+        self.log = [LogLine(stage=line["stage"], seconds=line["seconds"]) for line in state["log"]]
+        self.degradations = [Degradation(**one) for one in state["degradations"]]
+        self.training = [TrainingPoint(**point) for point in state["training"]]
 
     def events(self) -> Events:
         """What happened up to now, as a report holds it."""

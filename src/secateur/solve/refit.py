@@ -7,8 +7,9 @@ errors of earlier cuts are corrected too. Everything in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ def refit_consumers(
     data: Data,
     *,
     cuts: Cuts,
+    masks: Mapping[str, Tensor] | None = None,
+    what: Literal["weights", "bias"] = "weights",
     names: Iterable[str] | None = None,
     ridge: float = 1e-4,
     positions: int | None = 16,
@@ -68,7 +71,9 @@ def refit_consumers(
         cut: the cut model; its weights are replaced, everything else stays as it is.
         data: unlabelled batches, read once per layer.
         cuts: tensor name -> dimension -> kept indices, as in a plan.
-        names: weights to refit; default is every linear layer and convolution that lost inputs.
+        masks: parameter name -> bool, True = keep: zeros that stay. Each output is fitted on the weights it has left.
+        what: "weights" (and biases), or "bias" alone: only the mean output of each unit is made good.
+        names: weights to refit; default is every linear layer and convolution that lost inputs or has a mask.
         ridge: pull towards the cut weights, relative to the mean square of the inputs; 0 is plain least squares
             (of least change, where the inputs are dependent).
         positions: places in space taken per image and convolution; None takes all.
@@ -84,12 +89,15 @@ def refit_consumers(
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        Per layer one forward pass of both models up to it, N k^2 + N k n and k^3 multiplications.
+        Per layer one forward pass of both models up to it, N k^2 + N k n and k^3 multiplications; with masks k^3 for
+        each of the n outputs, since each has other weights left.
 
     Source:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equation 2 and
         section 3.2 (shortcuts).
     """
+    if what not in ("weights", "bias"):
+        raise RecipeError(f"what={what!r} is not known", hint="weights or bias")
     if not ridge >= 0 or (positions is not None and positions < 1):
         raise RecipeError(f"ridge={ridge!r}, positions={positions!r}: ridge must be >= 0, positions above 0 or None")
     wanted = None if names is None else list(names)
@@ -105,7 +113,9 @@ def refit_consumers(
                 if layers is None or traces is None:
                     example = few_samples(to_example(batch), size)
                     traces = capture(original, example), capture(cut, example)
-                    layers = _layers(cut, traces, cuts, wanted)
+                    layers = _layers(cut, traces, cuts, wanted, masks or {})
+                    if what == "bias":
+                        layers = _with_bias(layers, wanted)
                     if not layers:
                         return {}
                 _add_batch((original, cut), traces, layers[done], sampler, to_example(batch))
@@ -113,12 +123,22 @@ def refit_consumers(
                     total = len(data) if isinstance(data, Sized) else number
                     progress(done * total + number, len(layers) * total)
             assert layers is not None
-            changed.update(_solve(cut, layers[done], ridge))
+            layer = layers[done]
+            finite(layer.gram.diagonal(dim1=-2, dim2=-1).flatten())
+            finite(layer.cross.flatten())
+            mask = (masks or {}).get(layer.weight)
+            changed.update(_shift(cut, layer) if what == "bias" else _solve(cut, layer, ridge, mask))
             done += 1
     return changed
 
 
-def _layers(cut: nn.Module, traces: tuple[Trace, Trace], cuts: Cuts, wanted: Sequence[str] | None) -> list[_Layer]:
+def _layers(
+    cut: nn.Module,
+    traces: tuple[Trace, Trace],
+    cuts: Cuts,
+    wanted: Sequence[str] | None,
+    masks: Mapping[str, Tensor],
+) -> list[_Layer]:
     """The layers in the order in which they run."""
     flows = Flow(traces[0]), Flow(traces[1])
     uses = [_uses(flow) for flow in flows]
@@ -136,7 +156,7 @@ def _layers(cut: nn.Module, traces: tuple[Trace, Trace], cuts: Cuts, wanted: Seq
                 raise
             continue
         rows = 1 if shape.turned else 0
-        if wanted is None and not any(d == 1 - rows for d in cuts.get(name, {})):
+        if wanted is None and name not in masks and not any(d == 1 - rows for d in cuts.get(name, {})):
             continue
         if len(uses[0].get(name, ())) != len(steps):
             raise UnsupportedError(f"{name!r} is used {len(steps)} times after the cut and another number before")
@@ -226,10 +246,44 @@ def _accumulate(layer: _Layer, rows_gNk: Tensor, goal_Nn: Tensor) -> None:
     layer.cross = layer.cross.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ goal_gNn
 
 
-def _solve(cut: nn.Module, layer: _Layer, ridge: float) -> dict[str, Tensor]:
+def _with_bias(layers: list[_Layer], wanted: Sequence[str] | None) -> list[_Layer]:
+    """The layers that have a bias; only these can be shifted."""
+    found = [layer for layer in layers if layer.bias]
+    without = [layer.weight for layer in layers if not layer.bias]
+    if without and (wanted is not None or not found):
+        raise RecipeError(f"{without[0]!r} has no bias to fit", hint="use what: weights")
+    return found
+
+
+def _shift(cut: nn.Module, layer: _Layer) -> dict[str, Tensor]:
+    """Give each output of a layer the mean that it had, by its bias."""
+    now_gnk = layer.geometry.matrix(cut.get_parameter(layer.weight))
+    bias = cut.get_parameter(layer.bias)
+    now_gnk = torch.cat([now_gnk, bias.detach().double().reshape(now_gnk.shape[0], -1, 1)], -1)
+    missing = (layer.cross - layer.gram @ now_gnk.transpose(1, 2))[:, -1] / layer.gram[:, -1:, -1]
+    value = (bias.detach().double() + missing.reshape(bias.shape)).to(bias)
+    with torch.no_grad():
+        bias.copy_(value)
+    return {layer.bias: value}
+
+
+def _each_row(gram: Tensor, missing: Tensor, keep: Tensor, ridge: float) -> Tensor:
+    """The change of every output over the columns that it keeps, [g, n, k]; 0 elsewhere. Columns beyond are biases."""
+    change = torch.zeros(missing.transpose(1, 2).shape, dtype=missing.dtype, device=missing.device)
+    bias = torch.arange(keep.shape[2], gram.shape[-1], device=keep.device)
+    for group in range(keep.shape[0]):
+        for row in range(keep.shape[1]):
+            kept = torch.nonzero(keep[group, row]).flatten()
+            at = torch.cat([kept, bias])
+            if len(kept):
+                part = gram[group][at][:, at]
+                found = least_squares(part, missing[group][at, row : row + 1], ridge=ridge, columns=len(kept))
+                change[group, row, at] = found[:, 0]
+    return change
+
+
+def _solve(cut: nn.Module, layer: _Layer, ridge: float, mask: Tensor | None) -> dict[str, Tensor]:
     """Solve for the change of a layer and write it into the model."""
-    finite(layer.gram.diagonal(dim1=-2, dim2=-1).flatten())
-    finite(layer.cross.flatten())
     weight = cut.get_parameter(layer.weight)
     now_gnk = layer.geometry.matrix(weight)
     columns = now_gnk.shape[2]
@@ -237,7 +291,11 @@ def _solve(cut: nn.Module, layer: _Layer, ridge: float) -> dict[str, Tensor]:
         offset = cut.get_parameter(layer.bias).detach().double().reshape(now_gnk.shape[0], -1, 1)
         now_gnk = torch.cat([now_gnk, offset], -1)
     missing = layer.cross - layer.gram @ now_gnk.transpose(1, 2)
-    new_gnk = now_gnk + least_squares(layer.gram, missing, ridge=ridge, columns=columns).transpose(1, 2)
+    if mask is None:
+        new_gnk = now_gnk + least_squares(layer.gram, missing, ridge=ridge, columns=columns).transpose(1, 2)
+    else:
+        keep = layer.geometry.matrix(mask.expand(weight.shape).to(weight)) > 0
+        new_gnk = now_gnk + _each_row(layer.gram, missing, keep, ridge)
     changed = {layer.weight: layer.geometry.weight(new_gnk[..., :columns], weight)}
     if layer.bias:
         bias = cut.get_parameter(layer.bias)

@@ -89,6 +89,26 @@ class TensorData:
             index = order[start : start + self.batch_size]
             yield self._scaled(self.inputs[index]), self.targets[index]
 
+    def divided(self, share: float) -> tuple[TensorData, TensorData]:
+        """Two parts of the samples, each class in the same proportion where targets are integers.
+
+        Args:
+            share: of the second part.
+        """
+        kept, out = split_indices(self.targets.numpy(), fraction=share, seed=self.seed)
+        return self._part(kept, shuffle=self.shuffle), self._part(out, shuffle=False)
+
+    def _part(self, indices: npt.NDArray[np.int64], *, shuffle: bool) -> TensorData:
+        chosen = torch.from_numpy(indices)
+        return TensorData(
+            self.inputs[chosen],
+            self.targets[chosen],
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            normalize=self.normalize,
+        )
+
     def _scaled(self, batch: Tensor) -> Tensor:
         if self.normalize is None:
             return batch

@@ -25,6 +25,9 @@ FLAGS = {
     "compare": COMMON
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
     | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads"},
+    "resume": COMMON,
+    "lottery": COMMON
+    | {"--data", "--out", "--recipe", "--set", "--rate", "--rewind", "--seeds", "--controls", "--threads"},
     "doctor": COMMON,
     "criteria list": COMMON,
     "recipes list": COMMON,

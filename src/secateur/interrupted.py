@@ -1,0 +1,133 @@
+"""Runs that were interrupted, killed or crashed, and how they go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import FileRefusedError, RecipeError
+from secateur.files.checkpoint import EVERY, INDEX, Checkpoint
+from secateur.files.seeds import seed_everything
+from secateur.model.door import Given
+from secateur.pipeline import prune
+from secateur.planning.build import CriterionLike
+from secateur.recover.own import Train
+from secateur.report.journal import Progress
+from secateur.result import Result
+from secateur.sources import resolve_data, resolve_model
+from secateur.stages import SUFFIX, Unfinished
+from secateur.types import Data, Example, Judge, Loss
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of an interrupted run.
+
+    Args:
+        folder: of its states.
+        recipe: as it was resolved.
+        words: MODEL, DATA, output folder and further words of the command line; empty for a run of Python's.
+        own: whether it trains by a loop of the user's.
+        done: names of the states that are there.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    words: Mapping[str, Any]
+    own: bool
+    done: tuple[str, ...]
+
+
+def find(folder: str | Path) -> Run:
+    """What an interrupted run was about; nothing is changed.
+
+    Args:
+        folder: the output folder that it was to write, or the folder of its states.
+
+    Raises:
+        FileRefusedError: there is none, or it is damaged or in use.
+    """
+    path = Path(folder)
+    beside = path.with_name(path.name + SUFFIX)
+    checkpoint = Checkpoint(beside if not (path / INDEX).exists() and beside.is_dir() else path)
+    try:
+        about = checkpoint.about
+        if about.get("what") != "prune":
+            raise FileRefusedError(f"{checkpoint.folder} holds no run of prune", hint="see the command that made it")
+        return Run(checkpoint.folder, about["recipe"], about["words"], about["train"], checkpoint.names)
+    finally:
+        checkpoint.close()
+
+
+def resume(
+    folder: str | Path,
+    model: nn.Module | None = None,
+    example: Example = None,
+    *,
+    data: Given | None = None,
+    calibration: Data | None = None,
+    test: Data | None = None,
+    loss: Loss | None = None,
+    evaluate: Judge | None = None,
+    train: Train | None = None,
+    criterion: CriterionLike | None = None,
+    every: float = EVERY,
+    progress: Progress | None = None,
+    title: str = "",
+    command: str = "",
+) -> Result:
+    """Go on with a run of `prune` that was interrupted, killed or crashed; the result is that of a run without it.
+
+    Stages that are done are not done again, and a training goes on from its last state: weights, optimizer, schedule,
+    random generators, place in the data. The plan is applied and proved anew, since a file is no proof.
+
+    Args:
+        folder: the output folder of ``secateur prune``, or the folder that was given as `checkpoint`.
+        model: the model as it was before pruning. Left out for a run of the command line, which wrote down how it found
+            model and data.
+        example: as for `prune`.
+        data: as for `prune`.
+        calibration: as for `prune`.
+        test: as for `prune`.
+        loss: as for `prune`.
+        evaluate: as for `prune`.
+        train: as for `prune`; needed where the run had one.
+        criterion: where the run was given an object that is not registered.
+        every: seconds between two states of a training.
+        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        title: what the report calls the run.
+        command: the command line that reproduces it.
+
+    Returns:
+        as `prune`; ``result.save`` removes the states.
+
+    Raises:
+        FileRefusedError: nothing to resume, a damaged file, or another model than that of the run.
+        RecipeError: model or loop are missing.
+        InputError: the data give other batches than before.
+    """
+    known = find(folder)
+    if known.own and train is None:
+        raise RecipeError("this run trains by a loop of its own", hint="pass train=, the same as before")
+    place = Unfinished(known.folder, every, known.words)
+    rest: dict[str, Any] = {} if criterion is None else {"criterion": criterion}
+    rest |= {"loss": loss, "evaluate": evaluate, "train": train, "recipe": known.recipe, "checkpoint": place}
+    rest |= {"progress": progress, "title": title, "command": command}
+    if model is not None:
+        return prune(model, example, data=data, calibration=calibration, test=test, **rest)
+    if not known.words:
+        raise RecipeError(
+            "this run was started in Python, so its folder does not say how to build the model",
+            hint="pass model=, data= and whatever else was given to prune",
+        )
+    seed = int(known.recipe["seed"])
+    with seed_everything(seed):
+        source = resolve_model(known.words["model"], seed=seed)
+        word = known.words["data"]
+        found = None if word is None else resolve_data(word, seed=seed, tokenizer=source.tokenizer)
+        own = source.example if found is None or found.example is None else found.example
+        return prune(source.model, own, data=found, **rest)

@@ -1,0 +1,126 @@
+"""What is looked at after each pass: the loss on held-out data, the best weights, and whether it is time to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError, RecipeError
+from secateur.model.call import batch_size_of, default_loss, device_of, to_device, to_example
+from secateur.model.guard import evaluating
+from secateur.model.tensors import named_tensors
+from secateur.types import Batch, Data, Loss
+
+
+class Judge:
+    """Measures a model after each pass.
+
+    Args:
+        data: batches that nothing trains on.
+        loss: of the labels.
+        best: remember the weights of the best pass, and put them back at the end.
+        patience: passes without a lower loss after which it is time to stop; None = never.
+    """
+
+    def __init__(self, data: Data, loss: Loss, *, best: bool, patience: int | None) -> None:
+        self.data, self.loss, self.best, self.patience = data, loss, best, patience
+        self.figures: list[float] = []
+        self._weights: dict[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, data: Data | None, loss: Loss | None, *, best: bool, patience: int | None) -> Judge | None:
+        """A judge, or None where none is asked for.
+
+        Raises:
+            RecipeError: the best pass or patience is asked for, and there are no data to measure with.
+        """
+        if data is None and (best or patience is not None):
+            raise RecipeError(
+                f"{'best' if best else 'patience'} needs data that nothing trains on",
+                why="on the training data the last pass is nearly always the best one",
+                hint="pass validation=, or holdout in a recipe",
+            )
+        return None if data is None else cls(data, loss or default_loss, best=best, patience=patience)
+
+    @property
+    def lowest(self) -> int:
+        """The pass with the lowest loss, from 0; the first of equals. NaN is never the lowest."""
+        return min(range(len(self.figures)), key=lambda i: (math.isnan(self.figures[i]), self.figures[i]))
+
+    @property
+    def kept(self) -> int | None:
+        """The pass whose weights stay, where the best is asked for."""
+        return self.lowest if self.best and self.figures else None
+
+    @property
+    def patience_is_over(self) -> bool:
+        """Whether the last passes brought nothing."""
+        return self.patience is not None and len(self.figures) - 1 - self.lowest >= self.patience
+
+    def look(self, model: nn.Module) -> float:
+        """Measure after a pass; returns the mean loss."""
+        self.figures.append(self._measure(model))
+        if self.best and self.lowest == len(self.figures) - 1:
+            self._weights = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+        return self.figures[-1]
+
+    def finish(self, model: nn.Module) -> None:
+        """Put the best weights back."""
+        if self._weights is not None:
+            with torch.no_grad():
+                for name, tensor in named_tensors(model).items():
+                    tensor.copy_(self._weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Figures, and the best weights."""
+        return {"figures": self.figures, "weights": self._weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over `state_dict`."""
+        self.figures, self._weights = list(state["figures"]), state["weights"]
+
+    def _measure(self, model: nn.Module) -> float:
+        total, count = 0.0, 0
+        with evaluating(model):
+            for batch in self.data:
+                size = _samples(batch)
+                total += float(self.loss(model, to_device(batch, device_of(model)))) * size
+                count += size
+        if not count:
+            raise InputError("the validation data hold no batch", hint="is the loader empty or used up?")
+        return total / count
+
+
+def divided(data: Data, share: float) -> tuple[Data, Data]:
+    """Training data and data to judge by, of one set.
+
+    Args:
+        data: a list of batches, or an object with ``divided(share) -> (train, validation)``, as `TensorData` has.
+        share: of the second part, above 0 and below 1.
+
+    Raises:
+        RecipeError: the data cannot be divided, since nothing says which samples a batch will hold.
+    """
+    divide = getattr(data, "divided", None)
+    if callable(divide):
+        train, held = divide(share)
+        return train, held
+    if isinstance(data, Sequence) and len(data) > 1:
+        count = min(max(round(len(data) * share), 1), len(data) - 1)
+        # Spread evenly: batches may be sorted.
+        chosen = {round((i + 0.5) * len(data) / count - 0.5) for i in range(count)}
+        train = [batch for i, batch in enumerate(data) if i not in chosen]
+        return train, [batch for i, batch in enumerate(data) if i in chosen]
+    raise RecipeError(
+        f"holdout cannot divide a {type(data).__name__}",
+        why="a loader may put the same sample into a batch of another number in each pass",
+        hint="give a list of batches or secateur.sources.TensorData, or train with finetune(validation=...)",
+    )
+
+
+def _samples(batch: Batch) -> int:
+    return max(batch_size_of(to_example(batch)), 1)

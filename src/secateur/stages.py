@@ -1,0 +1,198 @@
+"""What a run of `prune` has finished, kept in a checkpoint so that it can be taken up; without one nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from secateur.errors import PlanMismatchError, RecipeError
+from secateur.files.checkpoint import EVERY, Checkpoint
+from secateur.files.seeds import stable_hash
+from secateur.model.generators import drawn, set_drawn
+from secateur.model.hashing import hash_model
+from secateur.model.tensors import named_tensors
+from secateur.planning import Plan
+from secateur.recipe import Recipe
+from secateur.recover.loop import Keeper, Kept, write_tensors
+from secateur.report.journal import Journal
+from secateur.request import Request
+from secateur.types import Snapshot
+
+SUFFIX = ".unfinished"
+_SNAPSHOT: TypeAdapter[Snapshot] = TypeAdapter(Snapshot)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a run keeps what it has done.
+
+    Args:
+        folder: made where it is missing; another run's is refused.
+        every: seconds between two states within a stage; the end of a stage is always kept.
+        words: how the command line named model and data, so that a fresh process finds them again.
+    """
+
+    folder: Path
+    every: float = EVERY
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, out: Path, words: Mapping[str, Any]) -> Unfinished:
+        """The place that belongs to an output folder."""
+        return cls(out.with_name(out.name + SUFFIX), words=words)
+
+
+class Stages:
+    """The stages of one run: each is done once, by this process or by one before it.
+
+    Args:
+        place: where they are kept; None keeps nothing.
+        model: as it came.
+        recipe: as it was resolved.
+        run: the journal, which takes over what an earlier process has written.
+        own: whether the run trains by a loop of the user's.
+
+    Raises:
+        FileRefusedError: the folder holds another run, is damaged, or is in use.
+    """
+
+    def __init__(self, place: Unfinished | None, model: nn.Module, recipe: Recipe, run: Journal, *, own: bool) -> None:
+        self._run, self._checkpoint = run, None
+        if place is None:
+            return
+        about = {
+            "what": "prune",
+            "model": hash_model(model),
+            "recipe": recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "train": own,
+            "words": dict(place.words),
+        }
+        self._checkpoint = Checkpoint(place.folder, about=about, every=place.every)
+        journal = self._checkpoint.get("journal")
+        if journal is not None:
+            run.load_state_dict(journal)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the states are; None where nothing is kept."""
+        return None if self._checkpoint is None else self._checkpoint.folder
+
+    def once(self, name: str, work: Callable[[], T]) -> T:
+        """The result of a stage that ends in plain data; kept, and done only where it is not there yet."""
+        found = self._found(name)
+        if found is not None:
+            result: T = found["result"]
+            return result
+        done = work()
+        self._keep(name, {"result": done})
+        return done
+
+    def snapshot(self, name: str, work: Callable[[], Snapshot]) -> Snapshot:
+        """As `once`, of figures."""
+        found = self.once(name, lambda: _SNAPSHOT.dump_python(work(), mode="json"))
+        return _SNAPSHOT.validate_python(found)
+
+    def plan(self, make: Callable[[], Plan], again: Callable[[Mapping[str, Tensor]], Plan]) -> Plan:
+        """The plan: made, or found again from the units that were kept, without scoring anything.
+
+        Args:
+            make: scores and decides.
+            again: a plan of exactly these units.
+
+        Raises:
+            PlanMismatchError: the same units are another plan now.
+        """
+        found = self._found("plan")
+        if found is not None:
+            return _restored(again(found["keep"]), found)
+        plan = make()
+        known = plan.evidence
+        if self._checkpoint is not None and known is not None:
+            state = {"keep": dict(known.keep), "scores": dict(known.scores), "request": plan.request.to_data()}
+            self._keep("plan", {**state, "decision": _decision(plan)})
+        return plan
+
+    def training(self, name: str, model: nn.Module, work: Callable[[Keeper | None], None]) -> None:
+        """A stage that changes the weights in place; goes on in its middle where it was interrupted there.
+
+        Args:
+            name: of the stage.
+            model: changed by it.
+            work: does it, with a keeper of its state.
+        """
+        if self._checkpoint is None:
+            work(None)
+            return
+        done: list[str] = [] if (found := self._checkpoint.get("weights")) is None else found["stages"]
+        if name in done:
+            if name == done[-1]:  # the weights are those after the last one
+                write_tensors(model, found["tensors"])
+                set_drawn(found["generators"])
+            return
+        work(Kept(self._checkpoint, "training"))
+        state = {"stages": [*done, name], "tensors": named_tensors(model), "generators": drawn()}
+        # The journal first: killed in between, the stage is done again and writes the same.
+        self._checkpoint.put("journal", self._run.state_dict())
+        self._checkpoint.put("weights", state)
+        self._checkpoint.drop("training")
+
+    def keeper(self, name: str) -> Keeper | None:
+        """A keeper under a name of its own, for what is trained beside the pruned model."""
+        return None if self._checkpoint is None else Kept(self._checkpoint, name)
+
+    def stage_ended(self) -> None:
+        """Keep the journal: the times of stages that a later process does not repeat."""
+        if self._checkpoint is not None:
+            self._checkpoint.put("journal", self._run.state_dict())
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        if self._checkpoint is not None:
+            self._checkpoint.close()
+
+    def _found(self, name: str) -> Any:
+        found = None if self._checkpoint is None else self._checkpoint.get(name)
+        if found is not None:
+            set_drawn(found["generators"])
+        return found
+
+    def _keep(self, name: str, state: dict[str, Any]) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.put(name, {**state, "generators": drawn()})
+
+
+def place_of(checkpoint: Unfinished | str | Path | None, every: float) -> Unfinished | None:
+    """Where a run keeps its states, as the caller said it.
+
+    Raises:
+        RecipeError: a time between states, and no place for them.
+    """
+    if checkpoint is None:
+        if every != EVERY:
+            raise RecipeError(
+                "every= says how often a checkpoint is written, and there is none", hint="pass checkpoint="
+            )
+        return None
+    return checkpoint if isinstance(checkpoint, Unfinished) else Unfinished(Path(checkpoint), every)
+
+
+def _decision(plan: Plan) -> str:
+    return stable_hash([plan.fingerprint, plan.groups, sorted(plan.cuts), sorted(plan.masks), plan.units])
+
+
+def _restored(plan: Plan, found: Mapping[str, Any]) -> Plan:
+    if _decision(plan) != found["decision"]:
+        raise PlanMismatchError(
+            "The plan cannot be found again: the same units are another decision now.",
+            why="the model, the example, or the version of secateur or torch is another one",
+            hint="Remove the folder of the unfinished run, and start anew.",
+        )
+    assert plan.evidence is not None
+    evidence = replace(plan.evidence, scores=found["scores"])
+    return replace(plan, request=Request.from_data(found["request"]), evidence=evidence)
