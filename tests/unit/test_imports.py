@@ -18,7 +18,7 @@ ROOT = Path(secateur.__file__).parent
 ORDER = (
     "version", "types", "errors", "registry", "request", "model", "files", "recipe", "measure", "structure",
     "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "recover", "report",
-    "loading", "result", "pipeline", "api", "sources", "advice", "comparison", "deploy", "testing", "cli",
+    "loading", "result", "pipeline", "api", "sources", "advice", "comparison", "deployment", "testing", "cli",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.
