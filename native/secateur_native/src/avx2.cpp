@@ -8,12 +8,13 @@ namespace avx2 {
 // For every mask of eight columns: which of the loaded numbers each column takes.
 struct Spread {
   alignas(32) uint8_t from[256][8];
-  Spread() {
+  constexpr Spread() : from{} {
     for (int bits = 0; bits < 256; ++bits)
       for (int column = 0, next = 0; column < 8; ++column) from[bits][column] = (bits >> column) & 1 ? next++ : 0;
   }
 };
-static const Spread spread;
+// Made by the compiler: code that runs when the library is loaded must not need this instruction set.
+static constexpr Spread spread;
 
 struct I16 {
   __m256i a, b;
