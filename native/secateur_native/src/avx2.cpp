@@ -49,7 +49,6 @@ static inline __m256 eight_spread(unsigned bits, const T* from) {
 
 struct F16 {
   __m256 a, b;
-  using Window = const float*;
   static F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F16 all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
   template <class T>
@@ -61,7 +60,22 @@ struct F16 {
     const unsigned low = bits & 255;
     return {eight_spread(low, from), eight_spread(bits >> 8, from + __builtin_popcount(low))};
   }
-  static Window window(const float* from) { return from; }
+  // One of the numbers that every word of a vector holds.
+  static F16 part(const float* from, int) { return load(from); }
+  static F16 part(const Bf16* from, int which) {
+    const I16 words = I16::load(reinterpret_cast<const int32_t*>(from));
+    return {half(words.a, which), half(words.b, which)};
+  }
+  static F16 part(const int8_t* from, int which) {
+    const I16 words = I16::load(reinterpret_cast<const int32_t*>(from));
+    return {quarter(words.a, which), quarter(words.b, which)};
+  }
+  static __m256 half(__m256i words, int which) {
+    return _mm256_castsi256_ps(which ? _mm256_and_si256(words, _mm256_set1_epi32(-0x10000)) : _mm256_slli_epi32(words, 16));
+  }
+  static __m256 quarter(__m256i words, int which) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * which), 24));
+  }
   void store(float* to) const {
     _mm256_storeu_ps(to, a);
     _mm256_storeu_ps(to + 8, b);
@@ -77,23 +91,26 @@ static inline float total(F16 x) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
-// There is no count of leading zeros: the exponent of the number as a float holds it. Without the second-highest bit no
-// rounding can raise the exponent, and halving keeps the sign away; the 0.5 tells 1, whose half is 0, from more.
-static inline __m256i leading_zeros(__m256i x) {
-  const __m256i half = _mm256_srli_epi32(x, 1);
-  const __m256i top = _mm256_andnot_si256(_mm256_srli_epi32(half, 1), half);
-  const __m256 number = _mm256_add_ps(_mm256_cvtepi32_ps(top), _mm256_set1_ps(0.5f));
-  return _mm256_sub_epi32(_mm256_set1_epi32(157), _mm256_srli_epi32(_mm256_castps_si256(number), 23));
-}
-static inline I16 leading_zeros(I16 x) { return {leading_zeros(x.a), leading_zeros(x.b)}; }
-static inline I16 without_first(I16 x, I16 first) {
-  const __m256i below = _mm256_set1_epi32(0x7fffffff);
-  return {_mm256_and_si256(x.a, _mm256_srlv_epi32(below, first.a)), _mm256_and_si256(x.b, _mm256_srlv_epi32(below, first.b))};
+template <int BITS>
+static inline I16 shifted(I16 x) {
+  return {_mm256_srli_epi32(x.a, BITS), _mm256_srli_epi32(x.b, BITS)};
 }
 static inline F16 gather(const float* from, I16 at) {
   return {_mm256_i32gather_ps(from, at.a, 4), _mm256_i32gather_ps(from, at.b, 4)};
 }
-static inline F16 pick(F16::Window from, I16 at) { return gather(from, at); }
+// A permutation looks at the three lowest bits; the fourth, made the sign, chooses between the halves of the window.
+static inline __m256 pick16(__m256 low, __m256 high, __m256i at) {
+  const __m256 which = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at), which);
+}
+static inline F16 pick16(const float* from, I16 at) {
+  const __m256 low = _mm256_loadu_ps(from), high = _mm256_loadu_ps(from + 8);
+  return {pick16(low, high, at.a), pick16(low, high, at.b)};
+}
+static inline F16 pick32(const float* from, I16 at) {
+  const __m256i five = _mm256_set1_epi32(31);
+  return gather(from, {_mm256_and_si256(at.a, five), _mm256_and_si256(at.b, five)});
+}
 
 #include "kernels.hpp"
 }  // namespace avx2

@@ -16,9 +16,6 @@ struct I16 {
 
 struct F16 {
   __m512 v;
-  struct Window {
-    __m512 low, high;
-  };
   static F16 zero() { return {_mm512_setzero_ps()}; }
   static F16 all(float value) { return {_mm512_set1_ps(value)}; }
   static F16 load(const float* from) { return {_mm512_loadu_ps(from)}; }
@@ -34,7 +31,16 @@ struct F16 {
   static F16 expand(unsigned bits, const T* from) {
     return {_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), load(from).v)};
   }
-  static Window window(const float* from) { return {_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)}; }
+  // One of the numbers that every word of a vector holds.
+  static F16 part(const float* from, int) { return load(from); }
+  static F16 part(const Bf16* from, int which) {
+    const __m512i words = _mm512_loadu_si512(from);
+    return {_mm512_castsi512_ps(which ? _mm512_and_si512(words, _mm512_set1_epi32(-0x10000)) : _mm512_slli_epi32(words, 16))};
+  }
+  static F16 part(const int8_t* from, int which) {
+    const __m512i words = _mm512_loadu_si512(from);
+    return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 24 - 8 * which), 24))};
+  }
   void store(float* to) const { _mm512_storeu_ps(to, v); }
 };
 
@@ -42,13 +48,16 @@ static inline F16 fma(F16 a, F16 b, F16 sum) { return {_mm512_fmadd_ps(a.v, b.v,
 static inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline float total(F16 a) { return _mm512_reduce_add_ps(a.v); }
-static inline I16 leading_zeros(I16 a) { return {_mm512_lzcnt_epi32(a.v)}; }
-static inline I16 without_first(I16 a, I16 first) {
-  return {_mm512_and_si512(a.v, _mm512_srlv_epi32(_mm512_set1_epi32(0x7fffffff), first.v))};
+template <int BITS>
+static inline I16 shifted(I16 a) {
+  return {_mm512_srli_epi32(a.v, BITS)};
 }
 static inline F16 gather(const float* from, I16 at) { return {_mm512_i32gather_ps(at.v, from, 4)}; }
-// Only the five lowest bits count: 32, "nothing left", reads column 0 for a weight that is 0.
-static inline F16 pick(F16::Window from, I16 at) { return {_mm512_permutex2var_ps(from.low, at.v, from.high)}; }
+// Permutations look at the four or five lowest bits of a place only, so what stands above need not be cleared.
+static inline F16 pick16(const float* from, I16 at) { return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(from))}; }
+static inline F16 pick32(const float* from, I16 at) {
+  return {_mm512_permutex2var_ps(_mm512_loadu_ps(from), at.v, _mm512_loadu_ps(from + 16))};
+}
 
 #include "kernels.hpp"
 }  // namespace avx512

@@ -33,7 +33,7 @@ void widen(const void* from, int dtype, int64_t columns, int64_t width, float* t
 
 // How much work lies in front of a panel: its offset where the format has one, else its number.
 int64_t work(const Job& job, int64_t panel) {
-  static const int where[] = {-1, 2, 3, 2, 2};
+  static const int where[] = {-1, 2, 3, 2, 2, 3};
   const int part = where[job.format];
   return part < 0 ? panel : static_cast<const int64_t*>(job.parts[part])[panel] + panel;
 }

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-enum { DENSE = 0, BITMASK = 1, LANES = 2, DELTA = 3, BLOCK = 4 };
+enum { DENSE = 0, BITMASK = 1, SLIDE16 = 2, DELTA = 3, BLOCK = 4, SLIDE32 = 5 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
 struct Bf16 {

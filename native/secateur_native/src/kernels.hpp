@@ -15,8 +15,7 @@ static void dense_panel(const Job& job, int64_t panel, const float* x, float* y)
   for (int64_t step = 0; step < steps; ++step, values += 128) {
     const F16 in = F16::load(x + 16 * step);
     ahead(values);
-    if (sizeof(T) > 1) ahead(values + 64 / sizeof(T));
-    if (sizeof(T) > 2) ahead(values + 32), ahead(values + 48);
+    for (int line = 64 / sizeof(T); line < 128; line += 64 / sizeof(T)) ahead(values + line);
 #pragma GCC unroll 8
     for (int row = 0; row < 8; ++row) sums[row] = fma(F16::load(values + 16 * row), in, sums[row]);
   }
@@ -92,31 +91,36 @@ static void tile_times(const float* tile, int64_t width, const float* x, float* 
   }
 }
 
-// Sixteen rows are the lanes. A mask per lane and window of 32 columns names the columns that are left to do.
-template <class T, int B>
-static void lanes_panel(const Job& job, int64_t panel, const float* x, int64_t width, float* y, int64_t y_stride) {
-  const int64_t windows = (job.columns + 31) / 32;
-  const T* values = static_cast<const T*>(job.parts[0]) + 16 * offset(job.parts[3], panel);
-  const int32_t* masks = static_cast<const int32_t*>(job.parts[1]) + panel * windows * 16;
-  const uint8_t* steps = static_cast<const uint8_t*>(job.parts[2]) + panel * windows;
-  F16 sums[B];
-  for (auto& sum : sums) sum = F16::zero();
-  for (int64_t at = 0; at < windows; ++at, masks += 16) {
-    typename F16::Window in[B];
+// Sixteen rows are the lanes, and each takes its input from a window by its place in it. Eight steps lie together, so
+// that a vector of words holds 1, 2 or 4 of them in values and 8 (half bytes) or 4 (bytes) in places.
+template <class T, int B, bool WIDE>
+static void slide_panel(const Job& job, int64_t panel, const float* x, int64_t width, float* y, int64_t y_stride) {
+  const int64_t first = offset(job.parts[3], panel), last = offset(job.parts[3], panel + 1);
+  const T* values = static_cast<const T*>(job.parts[0]) + 128 * first;
+  const uint8_t* places = static_cast<const uint8_t*>(job.parts[1]) + (WIDE ? 128 : 64) * first;
+  const int32_t* windows = static_cast<const int32_t*>(job.parts[2]) + 8 * first;
+  constexpr int PER_WORD = 4 / sizeof(T);
+  F16 sums[B][2];  // two each, so that one sum need not wait for the last
+  for (auto& pair : sums) pair[0] = pair[1] = F16::zero();
+  for (int64_t group = first; group < last; ++group, values += 128, places += WIDE ? 128 : 64, windows += 8) {
+    I16 place = I16::load(reinterpret_cast<const int32_t*>(places));
+    ahead(places);
+    if (WIDE) ahead(places + 64);
+    for (int line = 0; line < 128; line += 64 / sizeof(T)) ahead(values + line);
+#pragma GCC unroll 8
+    for (int step = 0; step < 8; ++step) {
+      if (WIDE && step == 4) place = I16::load(reinterpret_cast<const int32_t*>(places + 64));
+      const F16 weight = F16::part(values + 16 * PER_WORD * (step / PER_WORD), step % PER_WORD);
 #pragma GCC unroll 4
-    for (int b = 0; b < B; ++b) in[b] = F16::window(x + b * width + 32 * at);
-    I16 left = I16::load(masks);
-    ahead(masks);
-    for (int step = steps[at]; step > 0; --step, values += 16) {
-      const I16 column = leading_zeros(left);
-      left = without_first(left, column);
-      const F16 weight = F16::load(values);
-      ahead(values);
-#pragma GCC unroll 4
-      for (int b = 0; b < B; ++b) sums[b] = fma(weight, pick(in[b], column), sums[b]);
+      for (int b = 0; b < B; ++b) {
+        const float* in = x + b * width + windows[step];
+        const F16 picked = WIDE ? pick32(in, place) : pick16(in, place);
+        sums[b][step & 1] = fma(weight, picked, sums[b][step & 1]);
+      }
+      place = WIDE ? shifted<8>(place) : shifted<4>(place);
     }
   }
-  for (int b = 0; b < B; ++b) sums[b].store(y + b * y_stride);
+  for (int b = 0; b < B; ++b) (sums[b][0] + sums[b][1]).store(y + b * y_stride);
 }
 
 template <class T, int B>
@@ -173,7 +177,8 @@ static void panel_rows8(const Job& job, int64_t panel, float* tile, float* y) {
 template <class T, int B>
 static void panel_rows16_of(const Job& job, int64_t panel, int64_t b, float* y) {
   const float* x = job.x + b * job.width;
-  if (job.format == LANES) lanes_panel<T, B>(job, panel, x, job.width, y + 16 * b, 16);
+  if (job.format == SLIDE16) slide_panel<T, B, false>(job, panel, x, job.width, y + 16 * b, 16);
+  else if (job.format == SLIDE32) slide_panel<T, B, true>(job, panel, x, job.width, y + 16 * b, 16);
   else if (job.format == DELTA) delta_panel<T, B>(job, panel, x, job.width, y + 16 * b, 16);
   else block_panel<T, B>(job, panel, x, job.width, y + 16 * b, 16);
 }

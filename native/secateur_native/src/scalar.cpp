@@ -23,7 +23,6 @@ static inline float number(int8_t value) { return value; }
 
 struct F16 {
   float v[16];
-  using Window = const float*;
   static F16 zero() { return F16{}; }
   static F16 all(float value) {
     F16 found;
@@ -42,7 +41,13 @@ struct F16 {
     for (int i = 0; i < 16; ++i) found.v[i] = (bits >> i) & 1 ? number(*from++) : 0.0f;
     return found;
   }
-  static Window window(const float* from) { return from; }
+  // One of the numbers that every word of a vector holds.
+  template <class T>
+  static F16 part(const T* from, int which) {
+    F16 found;
+    for (int i = 0; i < 16; ++i) found.v[i] = number(from[i * (4 / sizeof(T)) + which]);
+    return found;
+  }
   void store(float* to) const { std::memcpy(to, v, sizeof v); }
 };
 
@@ -63,13 +68,9 @@ static inline float total(const F16& a) {
   for (float each : a.v) sum += each;
   return sum;
 }
-static inline I16 leading_zeros(const I16& a) {
-  I16 found;
-  for (int i = 0; i < 16; ++i) found.v[i] = a.v[i] ? __builtin_clz(static_cast<uint32_t>(a.v[i])) : 0;
-  return found;
-}
-static inline I16 without_first(I16 a, const I16& first) {
-  for (int i = 0; i < 16; ++i) a.v[i] &= static_cast<int32_t>(0x7fffffffu >> first.v[i]);
+template <int BITS>
+static inline I16 shifted(I16 a) {
+  for (auto& each : a.v) each = static_cast<int32_t>(static_cast<uint32_t>(each) >> BITS);
   return a;
 }
 static inline F16 gather(const float* from, const I16& at) {
@@ -77,7 +78,14 @@ static inline F16 gather(const float* from, const I16& at) {
   for (int i = 0; i < 16; ++i) found.v[i] = from[at.v[i]];
   return found;
 }
-static inline F16 pick(F16::Window from, const I16& at) { return gather(from, at); }
+static inline F16 pick16(const float* from, I16 at) {
+  for (auto& each : at.v) each &= 15;
+  return gather(from, at);
+}
+static inline F16 pick32(const float* from, I16 at) {
+  for (auto& each : at.v) each &= 31;
+  return gather(from, at);
+}
 
 #include "kernels.hpp"
 }  // namespace scalar

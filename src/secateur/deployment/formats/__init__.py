@@ -8,7 +8,7 @@ from secateur.deployment.formats.bitmask import Bitmask
 from secateur.deployment.formats.block import Block
 from secateur.deployment.formats.delta import Delta
 from secateur.deployment.formats.dense import Dense
-from secateur.deployment.formats.lanes import Lanes
 from secateur.deployment.formats.nm import NM
+from secateur.deployment.formats.slide import Slide16, Slide32
 
-__all__ = ["FORMATS", "NM", "Bitmask", "Block", "Delta", "Dense", "Format", "Lanes", "format_of"]
+__all__ = ["FORMATS", "NM", "Bitmask", "Block", "Delta", "Dense", "Format", "Slide16", "Slide32", "format_of"]

@@ -17,8 +17,8 @@ GAIN = 2  # at least every second number must be zero: the places cost bytes too
 class NM(Format):
     """Groups of m = 4, 8 or 16 columns with at most m / 2 numbers in each, as masks of the granularity n:m leave them.
 
-    A number's place in its group takes half a byte. The smallest n / m that fits is found in the matrix. The kernels
-    read such a matrix in the format ``lanes``, which has nothing to fill there; this one is the smaller on the disk.
+    A number's place in its group takes half a byte. The smallest n / m that fits is found in the matrix. There is no
+    kernel of its own: ``slide16`` runs such a matrix, with almost nothing to fill, and this one is smaller on the disk.
     """
 
     name = "nm"
