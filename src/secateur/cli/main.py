@@ -15,6 +15,7 @@ from secateur.cli import (
     compare,
     criteria,
     demo,
+    deploy,
     doctor,
     estimate,
     export,
@@ -49,6 +50,7 @@ app.command("advise")(advise.advise)
 app.command("compare")(compare.compare)
 app.command("measure")(measure.measure)
 app.command("export")(export.export)
+app.command("deploy")(deploy.deploy)
 app.command("doctor")(doctor.doctor)
 app.command("reload-check", hidden=True)(reload.reload_check)
 app.add_typer(criteria.app, name="criteria")

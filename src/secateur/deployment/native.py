@@ -58,7 +58,13 @@ def takes(layout: Format, dtype: torch.dtype, x: torch.dtype) -> bool:
 
 
 def linear(
-    x: Tensor, parts: Sequence[Tensor], scale: Tensor | None, bias: Tensor | None, layout: Format, rows: int, columns: int
+    x: Tensor,
+    parts: Sequence[Tensor],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    layout: Format,
+    rows: int,
+    columns: int,
 ) -> Tensor:
     """``x W^T * scale + bias`` by a kernel, where `takes` said so. Sums are of float32.
 

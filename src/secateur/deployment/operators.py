@@ -21,7 +21,9 @@ _ABOUT = "Tensor[] parts, Tensor? scale, Tensor? bias, str format, SymInt rows, 
 _LIBRARY = torch.library.Library("secateur", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY.define(f"packed_linear(Tensor x, {_ABOUT}) -> Tensor", tags=_TAGS)
-_LIBRARY.define("unpacked(Tensor[] parts, Tensor? scale, str format, SymInt rows, SymInt columns) -> Tensor", tags=_TAGS)
+_LIBRARY.define(
+    "unpacked(Tensor[] parts, Tensor? scale, str format, SymInt rows, SymInt columns) -> Tensor", tags=_TAGS
+)
 
 
 def packed_linear(

@@ -65,7 +65,9 @@ def test_patterns_come_back(
     n, m = pattern
     groups = -(-columns // m)
     rank = torch.rand(rows, groups, m, generator=torch.Generator().manual_seed(seed)).argsort(-1).argsort(-1)
-    weight = matrix(rows, columns, 0.4 if fewer else 0.0, dtype, seed).masked_fill((rank >= n).flatten(1)[:, :columns], 0)
+    weight = matrix(rows, columns, 0.4 if fewer else 0.0, dtype, seed).masked_fill(
+        (rank >= n).flatten(1)[:, :columns], 0
+    )
     layout = format_of("nm")
     if layout.why_not(weight):  # a last group that is cut short may be too full
         assert columns % m

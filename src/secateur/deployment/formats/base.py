@@ -73,7 +73,9 @@ class Format(ABC):
             again = self.pack(self.unpack(parts, rows, columns))
             wrong = [n for n, a, b in zip(self.parts, parts, again, strict=True) if not same_bits(a, b)]
         except (RuntimeError, IndexError, ValueError, InputError) as error:
-            raise InputError(f"a {rows} x {columns} matrix in the format {self.name!r} is damaged", why=str(error)) from error
+            raise InputError(
+                f"a {rows} x {columns} matrix in the format {self.name!r} is damaged", why=str(error)
+            ) from error
         if wrong:
             raise InputError(
                 f"a {rows} x {columns} matrix in the format {self.name!r} is damaged",
