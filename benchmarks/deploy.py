@@ -9,7 +9,8 @@ over the rounds of (contender / reference) within a round, so that a busy machin
 is the same product once more: its ratio to the first is the null, and no difference smaller than its interval counts.
 --processor-time (with one thread) counts the processor's time instead of the clock's: what is left to say on a machine
 that others use, though caches and memory are still shared.
-"limit" is the time that the contender's bytes would take at the rate at which this machine reads memory in the same rounds.
+"limit" is the time that the contender's bytes would take at the rate at which this machine reads memory in the same
+rounds.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def contenders(options: argparse.Namespace) -> dict[str, Contender]:
 
 def measure(found: dict[str, Contender], rounds: int, clock: Callable[[], float]) -> dict[str, np.ndarray]:
     taken: dict[str, list[float]] = {name: [] for name in found}
-    order, chance = list(found), random.Random(0)  # noqa: S311
+    order, chance = list(found), random.Random(0)
     for number in range(rounds + 2):
         chance.shuffle(order)
         for name in order:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.deployment.planner import Deployment, install
 from secateur.deployment.formats import format_of
 from secateur.deployment.linear import SparseLinear
+from secateur.deployment.planner import Deployment, install
 from secateur.errors import FileRefusedError, InputError, PlanMismatchError, RecipeError
 from secateur.files import canonical_json, load_json, load_tensors, publish_dir, save_tensors
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
@@ -19,12 +19,15 @@ from secateur.loading import PLAN, WEIGHTS, WIDEST, fill
 from secateur.planning.files import MAX_BYTES, to_json
 from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
+from secateur.types import PlanData
 
 LAYERS, SCHEMA = "deployed.json", 1
 _FIELDS = {"format", "rows", "columns", "scale", "bias"}
 
 
-def save_deployed(deployment: Deployment, path: str | Path, *, plan: Plan | None = None, force: bool = False) -> Path:
+def save_deployed(
+    deployment: Deployment, path: str | Path, *, plan: PlanData | None = None, force: bool = False
+) -> Path:
     """Write the folder, whole or not at all.
 
     It holds deployed.json (the packed layers and their formats), model.safetensors, manifest.json (SHA-256 of every

@@ -18,8 +18,8 @@ MOST = 127  # the largest whole number of eight bits with a sign that has its ne
 class SparseLinear(nn.Module):
     """``y = x W^T + bias`` with W in one of the formats. Made by `SparseLinear.of`, not trained.
 
-    What is stored are ordinary buffers, named as the format names its parts, with ``scale`` and ``bias`` where there are
-    some. So `state_dict`, `copy.deepcopy`, safetensors, `torch.compile` and `torch.export` treat it like any module.
+    What is stored are ordinary buffers, named as the format names its parts, with ``scale`` and ``bias`` where there
+    are some. So `state_dict`, `copy.deepcopy`, safetensors, `torch.compile` and `torch.export` treat it like any module.
 
     Args:
         format: name of the format.
@@ -55,7 +55,7 @@ class SparseLinear(nn.Module):
             self.register_buffer(name, part)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self.register_load_state_dict_post_hook(_check_loaded)
+        self.register_load_state_dict_post_hook(_check_loaded)  # type: ignore[no-untyped-call]
 
     @classmethod
     def of(cls, layer: nn.Linear, format: str, dtype: torch.dtype | None = None) -> SparseLinear:
@@ -65,7 +65,7 @@ class SparseLinear(nn.Module):
             layer: a linear layer on the CPU; left as it is.
             format: name of the format.
             dtype: of the packed weights; None = that of the layer, and then nothing is rounded (-0.0 becomes 0.0, so
-                that products with a mask leave no numbers to store). `torch.int8` rounds to 8 bits with a scale per row.
+                that products with a mask leave no numbers to store). `torch.int8` rounds to 8 bits, a scale per row.
 
         Raises:
             RecipeError: unknown format or dtype.

@@ -71,8 +71,8 @@ def key(shape: tuple[int, int], dtype: torch.dtype, contender: str, *, zeros: fl
         rows: inputs at once.
     """
     parts = (
-        "linear", f"{shape[0]}x{shape[1]}", str(dtype).removeprefix("torch."), contender, f"{round(zeros * 20) / 20:.2f}",
-        f"{round(share * 20) / 20:.2f}", f"rows{rows}", f"threads{torch.get_num_threads()}", native.isa(),
+        "linear", f"{shape[0]}x{shape[1]}", str(dtype).removeprefix("torch."), contender,
+        f"{round(zeros * 20) / 20:.2f}", f"{round(share * 20) / 20:.2f}", f"rows{rows}", f"threads{torch.get_num_threads()}", native.isa(),
         f"torch{torch.__version__}", processor(),
     )  # fmt: skip
     return "|".join(parts)

@@ -103,8 +103,8 @@ def warn_once() -> None:
 @cache
 def _warn() -> None:
     warnings.warn(
-        f"the compiled kernels of secateur are not there ({why_not()}): weights are unpacked at every product, which is "
-        "slow; install a C++ compiler or the wheel secateur-native, or call densify()",
+        f"the compiled kernels of secateur are not there ({why_not()}): weights are unpacked at every product, which "
+        "is slow; install a C++ compiler or the wheel secateur-native, or call densify()",
         stacklevel=2,
     )
 

@@ -1,7 +1,7 @@
 """The product with a packed matrix as an operator of PyTorch: compiled, exported and differentiated like any other.
 
-The parts are ordinary tensors, so nothing of PyTorch's sparse layouts is needed. The gradient reaches inputs and bias; the
-weights are frozen.
+The parts are ordinary tensors, so nothing of PyTorch's sparse layouts is needed. The gradient reaches inputs and bias;
+the weights are frozen.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from secateur.deployment.formats import format_of
 from secateur.errors import InputError
 
 _ABOUT = "Tensor[] parts, Tensor? scale, Tensor? bias, str format, SymInt rows, SymInt columns"
-_LIBRARY = torch.library.Library("secateur", "DEF")
+_LIBRARY = torch.library.Library("secateur", "DEF")  # type: ignore[no-untyped-call]
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-_LIBRARY.define(f"packed_linear(Tensor x, {_ABOUT}) -> Tensor", tags=_TAGS)
+_LIBRARY.define(f"packed_linear(Tensor x, {_ABOUT}) -> Tensor", tags=_TAGS)  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "unpacked(Tensor[] parts, Tensor? scale, str format, SymInt rows, SymInt columns) -> Tensor", tags=_TAGS
 )
@@ -104,8 +104,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return for_x, [None] * len(saved), None, for_bias, None, None, None
 
 
-_LIBRARY.impl("packed_linear", _linear, "CPU")
-_LIBRARY.impl("unpacked", _unpacked, "CPU")
+_LIBRARY.impl("packed_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("unpacked", _unpacked, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("secateur::packed_linear", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("secateur::unpacked", _unpacked_shape, lib=_LIBRARY)
 torch.library.register_autograd("secateur::packed_linear", _backward, setup_context=_remember, lib=_LIBRARY)

@@ -82,7 +82,8 @@ class Deployment:
         lines = [_line(each) for each in self.decisions]
         before, after = self.size_bytes
         lines.append(
-            f"{len(self.swapped)} of {len(self.decisions)} linear layers swapped, {self.isa}; size {after / before:.2f}x"
+            f"{len(self.swapped)} of {len(self.decisions)} linear layers swapped, {self.isa}; "
+            f"size {after / before:.2f}x"
         )
         for batch, both in self.latency.items():
             ratio = both["deployed"].ratio
@@ -111,9 +112,9 @@ def deploy(
 ) -> Deployment:
     """Measure every linear layer in every format on this machine, and swap in what is faster than dense.
 
-    A layer is swapped only if the packed form beats the best dense one at every batch size by more than `margin`. At the
-    end both whole models are timed against each other: is the deployed one not faster at every batch size, everything is
-    undone and said.
+    A layer is swapped only if the packed form beats the best dense one at every batch size by more than `margin`. At
+    the end both whole models are timed against each other: is the deployed one not faster at every batch size,
+    everything is undone and said.
 
     Args:
         model: on the CPU, with zeros where it was pruned; a dense one may gain from the kernels too.

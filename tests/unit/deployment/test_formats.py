@@ -56,7 +56,8 @@ def test_odd_numbers_empty_and_full_rows_and_views_come_back(name: str, dtype: t
 
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(1, 9), columns=st.integers(1, 70), pattern=st.sampled_from([(1, 4), (2, 4), (1, 8), (4, 8), (8, 16)]),
+    rows=st.integers(1, 9), columns=st.integers(1, 70),
+    pattern=st.sampled_from([(1, 4), (2, 4), (1, 8), (4, 8), (8, 16)]),
     dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99), fewer=st.booleans(),
 )  # fmt: skip
 def test_patterns_come_back(

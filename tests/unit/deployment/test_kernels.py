@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,7 +151,8 @@ for level in native.LEVELS:
     for name in FORMATS:
         if format_of(name).kernel is None:
             continue
-        for rows, columns, batch, threads in ((1, 1, 1, 1), (7, 5, 2, 3), (33, 100, 5, 2), (40, 300, 1, 4), (16, 64, 3, 1)):
+        sizes = ((1, 1, 1, 1), (7, 5, 2, 3), (33, 100, 5, 2), (40, 300, 1, 4), (16, 64, 3, 1))
+        for rows, columns, batch, threads in sizes:
             torch.set_num_threads(threads)
             for zeros in (0.0, 0.5, 0.99, 1.0):
                 dense = nn.Linear(columns, rows)
@@ -170,11 +172,12 @@ def test_no_kernel_reads_or_writes_where_it_must_not(tmp_path) -> None:
     runtime = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    if not os.path.isabs(runtime):
+    if not Path(runtime).is_absolute():
         pytest.skip("the compiler has no address sanitizer")
     flags = ("-fsanitize=address", "-g", "-fno-omit-frame-pointer")
     home.build(tmp_path / "kernels.so", extra=flags)
-    script = f"import ctypes\nfrom secateur.deployment import native\nnative._load = lambda: (ctypes.CDLL({str(tmp_path / 'kernels.so')!r}), '')\n"
+    built = f"(ctypes.CDLL({str(tmp_path / 'kernels.so')!r}), '')"
+    script = f"import ctypes\nfrom secateur.deployment import native\nnative._load = lambda: {built}\n"
     done = subprocess.run(
         [sys.executable, "-c", script + FUZZ], capture_output=True, text=True, check=False,
         env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"},

@@ -224,7 +224,8 @@ def test_wild_tensors_with_right_hashes_are_refused(folder, wild: str) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [{}, {"schema": 1, "layers": []}, {"schema": 2, "layers": {}}, {"schema": 1, "layers": {"0": {"format": "slide16"}}},
+    [{}, {"schema": 1, "layers": []}, {"schema": 2, "layers": {}},
+     {"schema": 1, "layers": {"0": {"format": "slide16"}}},
      {"schema": 1, "layers": {"0": {"format": 3, "rows": 96, "columns": 64, "scale": True, "bias": True}}},
      {"schema": 1, "layers": {"0": {"format": "slide16", "rows": True, "columns": 64, "scale": True, "bias": True}}}],
 )  # fmt: skip

@@ -123,7 +123,7 @@ def starts(counts: Tensor) -> Tensor:
 
 def to_bytes(bits: Tensor) -> Tensor:
     """Truth values, eight to a byte along the last dimension, the first in the lowest bit."""
-    eight = bits.unflatten(-1, (-1, 8)).to(torch.uint8)
+    eight = bits.view(*bits.shape[:-1], -1, 8).to(torch.uint8)
     return (eight << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
 
 

@@ -23,7 +23,8 @@ class Block(Format):
     height = 16
 
     def _pack(self, weight: Tensor) -> Parts:
-        laid = padded(weight, self.height, 1).unflatten(0, (-1, self.height)).transpose(1, 2).contiguous()
+        whole = padded(weight, self.height, 1)
+        laid = whole.reshape(-1, self.height, whole.shape[1]).transpose(1, 2).contiguous()
         kept = stored(laid).any(-1)
         return laid[kept], kept.nonzero()[:, 1].int(), starts(kept.sum(1))
 

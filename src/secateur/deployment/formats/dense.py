@@ -30,7 +30,8 @@ class Dense(Format):
 
 def panels(weight: Tensor, height: int, step: int = STEP) -> Tensor:
     """(panel, step, row, column) of a matrix whose sizes are multiples."""
-    return weight.unflatten(0, (-1, height)).unflatten(2, (-1, step)).transpose(1, 2)
+    rows, columns = weight.shape
+    return weight.reshape(rows // height, height, columns // step, step).transpose(1, 2)
 
 
 def matrix(panelled: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class NM(Format):
 
     def _pack(self, weight: Tensor) -> Parts:
         n, m = _pattern(weight)
-        groups = padded(weight, 1, m).unflatten(1, (-1, m))
+        groups = padded(weight, 1, m).view(len(weight), -1, m)
         # A stable sort of "is not there" brings what is there to the front, in the order of the columns.
         place = (~stored(groups)).to(torch.uint8).argsort(dim=-1, stable=True)[..., :n]
         place = torch.where(torch.arange(n) < stored(groups).sum(-1, keepdim=True), place, 0)
@@ -54,7 +54,7 @@ def _pattern(weight: Tensor) -> tuple[int, int]:
     """The n and m that leave the fewest numbers; of equals the smaller m."""
     found = []
     for m in GROUPS:
-        groups = stored(padded(weight, 1, m)).unflatten(1, (-1, m))
+        groups = stored(padded(weight, 1, m)).view(len(weight), -1, m)
         found.append((max(1, int(groups.sum(-1).amax()) if groups.numel() else 1), m))
     # Groups that are wider than the matrix would be confused with narrower ones when they are counted.
     usable = [(n, m) for n, m in found if m == GROUPS[0] or -(-weight.shape[1] // m) < -(-weight.shape[1] // (m // 2))]

@@ -1,4 +1,4 @@
-"""Sixteen rows side by side, reading their inputs through one window that slides along: work goes with the non-zeros."""
+"""Sixteen rows side by side, reading inputs through a window that slides along: work goes with the non-zeros."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _END = 1 << 40  # a column behind every matrix
 class _Slide(Format):
     """A row is a lane of a vector, and in every step a lane may work off its next number.
 
-    The window starts at the leftmost column that is still to do, and every lane whose next number lies in it takes part;
-    the others wait, with a zero to fill. A lane that is ahead need not wait until it is further ahead than the window is
-    wide, so little is filled: 6 to 10 % at half zeros, 30 to 40 % at nine tenths. Inputs come by a permutation in
-    registers, never by a gather. Steps are stored eight at a time, interleaved so that shifts take them apart.
+    The window starts at the leftmost column that is still to do, and every lane whose next number lies in it takes
+    part; the others wait, with a zero to fill. A lane need not wait until it is further ahead than the window is wide,
+    so little is filled: 6 to 10 % at half zeros, 30 to 40 % at nine tenths. Inputs come by a permutation in registers,
+    never by a gather. Steps are stored eight at a time, interleaved so that shifts take them apart.
     """
 
     parts = ("values", "places", "windows", "offsets")
