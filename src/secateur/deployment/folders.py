@@ -16,10 +16,10 @@ from secateur.errors import FileRefusedError, InputError, PlanMismatchError, Rec
 from secateur.files import canonical_json, load_json, load_tensors, publish_dir, save_tensors
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.loading import PLAN, WEIGHTS, WIDEST, fill
+from secateur.planning.decision import PlanData
 from secateur.planning.files import MAX_BYTES, to_json
 from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
-from secateur.types import PlanData
 
 LAYERS, SCHEMA = "deployed.json", 1
 _FIELDS = {"format", "rows", "columns", "scale", "bias"}

@@ -19,7 +19,7 @@ class SparseLinear(nn.Module):
     """``y = x W^T + bias`` with W in one of the formats. Made by `SparseLinear.of`, not trained.
 
     What is stored are ordinary buffers, named as the format names its parts, with ``scale`` and ``bias`` where there
-    are some. So `state_dict`, `copy.deepcopy`, safetensors, `torch.compile` and `torch.export` treat it like any module.
+    are some. So `state_dict`, `copy.deepcopy`, safetensors, `torch.compile` and `torch.export` treat it as any other.
 
     Args:
         format: name of the format.
@@ -81,7 +81,8 @@ class SparseLinear(nn.Module):
         else:
             weight = weight.to(dtype or weight.dtype)
         bias = None if layer.bias is None else layer.bias.detach().clone()
-        return cls(format, *weight.shape, format_of(format).pack(weight), scale, bias)
+        rows, columns = weight.shape
+        return cls(format, rows, columns, format_of(format).pack(weight), scale, bias)
 
     @property
     def parts(self) -> list[Tensor]:

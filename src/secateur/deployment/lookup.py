@@ -70,10 +70,10 @@ def key(shape: tuple[int, int], dtype: torch.dtype, contender: str, *, zeros: fl
         share: bytes of the packed layer over those of the dense one, in steps of a twentieth: it tells patterns apart.
         rows: inputs at once.
     """
+    shares = [f"{round(each * 20) / 20:.2f}" for each in (zeros, share)]
     parts = (
-        "linear", f"{shape[0]}x{shape[1]}", str(dtype).removeprefix("torch."), contender,
-        f"{round(zeros * 20) / 20:.2f}", f"{round(share * 20) / 20:.2f}", f"rows{rows}", f"threads{torch.get_num_threads()}", native.isa(),
-        f"torch{torch.__version__}", processor(),
+        "linear", f"{shape[0]}x{shape[1]}", str(dtype).removeprefix("torch."), contender, *shares, f"rows{rows}",
+        f"threads{torch.get_num_threads()}", native.isa(), f"torch{torch.__version__}", processor(),
     )  # fmt: skip
     return "|".join(parts)
 

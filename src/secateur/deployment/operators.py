@@ -21,9 +21,8 @@ _ABOUT = "Tensor[] parts, Tensor? scale, Tensor? bias, str format, SymInt rows, 
 _LIBRARY = torch.library.Library("secateur", "DEF")  # type: ignore[no-untyped-call]
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY.define(f"packed_linear(Tensor x, {_ABOUT}) -> Tensor", tags=_TAGS)  # type: ignore[no-untyped-call]
-_LIBRARY.define(
-    "unpacked(Tensor[] parts, Tensor? scale, str format, SymInt rows, SymInt columns) -> Tensor", tags=_TAGS
-)
+_UNPACKED = "unpacked(Tensor[] parts, Tensor? scale, str format, SymInt rows, SymInt columns) -> Tensor"
+_LIBRARY.define(_UNPACKED, tags=_TAGS)  # type: ignore[no-untyped-call]
 
 
 def packed_linear(
