@@ -146,19 +146,19 @@ from secateur.deployment.formats import FORMATS, format_of
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment import native
 torch.manual_seed(0)
-for level in native.LEVELS:
-    os.environ[native.VARIABLE] = level
-    for name in FORMATS:
-        if format_of(name).kernel is None:
-            continue
-        sizes = ((1, 1, 1, 1), (7, 5, 2, 3), (33, 100, 5, 2), (40, 300, 1, 4), (16, 64, 3, 1))
-        for rows, columns, batch, threads in sizes:
-            torch.set_num_threads(threads)
-            for zeros in (0.0, 0.5, 0.99, 1.0):
-                dense = nn.Linear(columns, rows)
-                dense.weight.data.masked_fill_(torch.rand(rows, columns) < zeros, 0)
-                for dtype in (torch.float32, torch.bfloat16, torch.int8):
-                    SparseLinear.of(dense, name, dtype)(torch.randn(batch, columns))
+for name in FORMATS:
+    if format_of(name).kernel is None:
+        continue
+    for rows, columns, batch, threads in ((1, 1, 1, 1), (7, 5, 2, 3), (33, 100, 5, 2), (40, 300, 1, 4), (16, 64, 3, 1)):
+        torch.set_num_threads(threads)
+        for zeros in (0.0, 0.6, 1.0):
+            dense = nn.Linear(columns, rows)
+            dense.weight.data.masked_fill_(torch.rand(rows, columns) < zeros, 0)
+            for dtype in (torch.float32, torch.bfloat16, torch.int8):
+                packed = SparseLinear.of(dense, name, dtype)
+                for level in native.LEVELS:
+                    os.environ[native.VARIABLE] = level
+                    packed(torch.randn(batch, columns))
 print("clean")
 """
 
