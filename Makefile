@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all doctests lint types clean
+.PHONY: demo test test-all kernels doctests lint types clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -12,7 +12,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,demo,onnx,hf,data,search,train]"
 	touch $@
 
-demo: $(STAMP)
+# Builds into the user's cache folder (native/ says how); without a compiler it says so, and everything runs without.
+kernels: $(STAMP)
+	$(BIN)/python -c "from secateur.deployment import native; print('kernels:', native.isa(), native.why_not())"
+
+demo: $(STAMP) kernels
 	$(BIN)/secateur demo --out runs/demo --force
 
 lint: $(STAMP)
@@ -22,14 +26,14 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-test: lint types doctests
+test: lint types doctests kernels
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 # By themselves: conftest files of several folders would clash as modules.
 doctests: $(STAMP)
 	$(BIN)/python -m pytest --doctest-modules src/secateur
 
-test-all: lint types doctests
+test-all: lint types doctests kernels
 	$(BIN)/python -m pytest -n 2
 
 clean:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from secateur.amounts import select
     from secateur.api import inspect, score
     from secateur.comparison.compare import compare
+    from secateur.deployment import deploy, load_deployed, save_deployed
     from secateur.errors import SecateurError
     from secateur.interrupted import resume
     from secateur.loading import load
@@ -35,16 +36,19 @@ _HOME = {
     "advise": "secateur.advice.advise:advise",
     "compare": "secateur.comparison.compare:compare",
     "criteria": "secateur.criteria",
+    "deploy": "secateur.deployment:deploy",
     "estimate": "secateur.pipeline:estimate",
     "import_masks": "secateur.masks:import_masks",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
+    "load_deployed": "secateur.deployment:load_deployed",
     "load_recipe": "secateur.recipe:load_recipe",
     "lottery": "secateur.tickets.lottery:lottery",
     "mask_model": "secateur.masks:mask_model",
     "plan": "secateur.planning:make_plan",
     "prune": "secateur.pipeline:prune",
     "resume": "secateur.interrupted:resume",
+    "save_deployed": "secateur.deployment:save_deployed",
     "score": "secateur.api:score",
     "select": "secateur.amounts:select",
 }
@@ -60,16 +64,19 @@ __all__ = [
     "advise",
     "compare",
     "criteria",
+    "deploy",
     "estimate",
     "import_masks",
     "inspect",
     "load",
+    "load_deployed",
     "load_recipe",
     "lottery",
     "mask_model",
     "plan",
     "prune",
     "resume",
+    "save_deployed",
     "score",
     "select",
 ]

@@ -19,7 +19,7 @@ ORDER = (
     "version", "types", "errors", "registry", "request", "model", "files", "recipe", "measure", "structure",
     "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "training", "recover",
     "report", "loading", "result", "stages", "pipeline", "api", "sources", "interrupted", "advice", "comparison",
-    "tickets", "deploy", "testing", "cli",
+    "tickets", "deployment", "testing", "cli",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.

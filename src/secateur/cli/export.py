@@ -71,7 +71,7 @@ def _safetensors(network: nn.Module, path: Path) -> dict[str, Any]:
 
 
 def _onnx(network: nn.Module, example: Example, path: Path, *, force: bool) -> dict[str, Any]:
-    from secateur.deploy import export_onnx
+    from secateur.deployment import export_onnx
 
     written = export_onnx(network, example, path, overwrite=force)
     return {

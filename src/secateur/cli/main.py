@@ -15,6 +15,7 @@ from secateur.cli import (
     compare,
     criteria,
     demo,
+    deploy,
     doctor,
     estimate,
     export,
@@ -54,6 +55,7 @@ app.command("lottery")(lottery.lottery)
 app.command("lottery")(lottery.lottery)
 app.command("measure")(measure.measure)
 app.command("export")(export.export)
+app.command("deploy")(deploy.deploy)
 app.command("doctor")(doctor.doctor)
 app.command("reload-check", hidden=True)(reload.reload_check)
 app.add_typer(criteria.app, name="criteria")

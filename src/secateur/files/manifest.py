@@ -14,7 +14,7 @@ from secateur.files.paths import check_name, open_inside
 from secateur.files.seeds import canonical_json
 
 MANIFEST = "manifest.json"
-MARKS = ("plan.json", "report.json")  # every folder of ours has one of them
+MARKS = ("plan.json", "report.json", "deployed.json")  # every folder of ours has one of them
 MAX_FILES = 256
 MAX_BYTES = 1 << 18
 MAX_OTHER_BYTES = 1 << 28  # of a file that is hashed and not read: a report, a recipe, a tokenizer

@@ -20,6 +20,9 @@ FLAGS = {
     "prune": COMMON | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
     "measure": COMMON | {"--model", "--data", "--rounds", "--batch-size", "--seed", "--threads"},
     "export": COMMON | {"--model", "--out", "--format", "--data", "--force", "--dry-run"},
+    "deploy": COMMON
+    | {"--model", "--out", "--data", "--weights", "--batch-size", "--table", "--no-table", "--threads"}
+    | {"--force", "--dry-run"},
     "advise": COMMON
     | {"--data", "--budget", "--labels", "--no-labels", "--protect", "--out", "--seed", "--threads", "--force"},
     "compare": COMMON

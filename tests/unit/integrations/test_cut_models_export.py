@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.deploy import export_onnx
+from secateur.deployment import export_onnx
 from secateur.sources.demo import build_convnet
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.deploy import export_onnx
+from secateur.deployment import export_onnx
 from secateur.errors import CertificateError, FileRefusedError, ForwardError, UnsupportedError
 
 runtime = pytest.importorskip("onnxruntime")

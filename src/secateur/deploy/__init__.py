@@ -1,5 +1,0 @@
-"""What takes a pruned model elsewhere."""
-
-from secateur.deploy.onnx import OnnxExport, export_onnx
-
-__all__ = ["OnnxExport", "export_onnx"]

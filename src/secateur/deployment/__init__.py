@@ -1,0 +1,11 @@
+"""What takes a pruned model elsewhere: to speed on this machine, or to another runtime."""
+
+from secateur.deployment.folders import load_deployed, save_deployed
+from secateur.deployment.linear import SparseLinear, densify
+from secateur.deployment.onnx import OnnxExport, export_onnx
+from secateur.deployment.planner import Decision, Deployment, deploy
+
+__all__ = [
+    "Decision", "Deployment", "OnnxExport", "SparseLinear", "densify", "deploy", "export_onnx", "load_deployed",
+    "save_deployed",
+]  # fmt: skip

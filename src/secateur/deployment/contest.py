@@ -1,0 +1,126 @@
+"""One layer against its packed forms: interleaved, with weights that come from memory."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.deployment.formats import FORMATS, Format, format_of
+from secateur.deployment.linear import SparseLinear
+from secateur.deployment.lookup import Table, key
+
+WARMUP = 2
+MOST_BYTES = 96 << 20  # read between two calls to push weights out of the caches; more would only take longer
+# Shares of zeros below which a format is not tried: it would store as much as the dense layer, or work as much.
+LEAST_ZEROS = {"bitmask": 0.3, "slide16": 0.35, "slide32": 0.5, "delta": 0.7, "block": 0.2}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A packed form of a layer."""
+
+    format: str
+    dtype: torch.dtype
+    layer: SparseLinear
+
+    @property
+    def name(self) -> str:
+        """Format and dtype: "bitmask bfloat16"."""
+        return f"{self.format} {str(self.dtype).removeprefix('torch.')}"
+
+
+def contenders(layer: nn.Linear, dtypes: Sequence[torch.dtype], formats: Sequence[str] | None) -> list[Contender]:
+    """Every packed form that may be faster: one with a kernel, and not larger than the dense one of its dtype."""
+    zeros = zero_share(layer.weight)
+    found = []
+    for name in formats or FORMATS.names():
+        layout = format_of(name)
+        if layout.kernel is None or (formats is None and zeros < LEAST_ZEROS.get(name, 0.0)):
+            continue
+        found += [Contender(name, dtype, packed) for dtype in dtypes if (packed := _packed(layer, layout, dtype))]
+    return found
+
+
+def _packed(layer: nn.Linear, layout: Format, dtype: torch.dtype) -> SparseLinear | None:
+    if layout.why_not(layer.weight.detach()):
+        return None
+    packed = SparseLinear.of(layer, layout.name, dtype)
+    # Padding to whole panels makes small layers a little larger than they are.
+    limit = layer.weight.numel() * packed.parts[0].element_size() * (1.25 if layout.name == "dense" else 1.0)
+    return packed if packed.size_bytes() <= limit + 64 * layer.out_features else None
+
+
+def zero_share(weight: Tensor) -> float:
+    """Share of zeros."""
+    return 1 - int(weight.count_nonzero()) / max(1, weight.numel())
+
+
+class Contest:
+    """Measures ratios to the dense layer.
+
+    Args:
+        table: what is known already; it learns what is measured here.
+        cold: bytes of the other weights of the model, which pass through the caches between two calls of a layer.
+        rounds: timed rounds.
+        bfloat16: the dense layer may also be run in bfloat16, and the faster of both is the one to beat.
+        timer: a clock.
+    """
+
+    def __init__(
+        self, table: Table, *, cold: int, rounds: int, bfloat16: bool, timer: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.table, self.rounds, self.bfloat16, self.timer = table, rounds, bfloat16, timer
+        self.measured = 0
+        self._other = torch.ones(max(1, min(cold, MOST_BYTES) // 4))
+
+    def ratios(self, layer: nn.Linear, found: Sequence[Contender], rows: int) -> dict[str, float]:
+        """Time over that of the best dense form, by name of the contender; median over interleaved rounds."""
+        keys = {one.name: self._key(layer, one, rows) for one in found}
+        known = {name: self.table.get(each) for name, each in keys.items()}
+        if any(ratio is None for ratio in known.values()):
+            known = dict(self._measure(layer, found, rows))
+            for name, ratio in known.items():
+                self.table.put(keys[name], ratio or 1.0)
+        return {name: ratio for name, ratio in known.items() if ratio is not None}
+
+    def _key(self, layer: nn.Linear, one: Contender, rows: int) -> str:
+        size = layer.weight.numel() * layer.weight.element_size()
+        said = f"{one.name}{' or dense bfloat16' if self.bfloat16 else ''}"
+        share = one.layer.size_bytes() / size
+        zeros, shape = zero_share(layer.weight), (layer.out_features, layer.in_features)
+        return key(shape, layer.weight.dtype, said, zeros=zeros, share=share, rows=rows)
+
+    def _measure(self, layer: nn.Linear, found: Sequence[Contender], rows: int) -> dict[str, float]:
+        self.measured += 1
+        x = torch.randn(rows, layer.in_features).to(layer.weight.dtype)
+        calls: dict[str, Callable[[], object]] = {"": lambda: layer(x)}
+        if self.bfloat16 and layer.weight.dtype != torch.bfloat16:
+            half, narrow = layer.weight.detach().bfloat16(), x.bfloat16()
+            calls["torch bfloat16"] = lambda: torch.nn.functional.linear(narrow, half)
+        calls |= {one.name: partial(one.layer, x) for one in found}
+        taken = self._times(calls)
+        bar = taken[""]
+        if "torch bfloat16" in taken and np.median(taken["torch bfloat16"]) < np.median(bar):
+            bar = taken["torch bfloat16"]
+        return {one.name: float(np.median(taken[one.name] / bar)) for one in found}
+
+    def _times(self, calls: dict[str, Callable[[], object]]) -> dict[str, np.ndarray]:
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        order, chance = list(calls), random.Random(0)  # noqa: S311 - an order of measurement, and no secret
+        with torch.inference_mode():
+            for number in range(WARMUP + self.rounds):
+                chance.shuffle(order)
+                for name in order:
+                    self._other.sum()
+                    start = self.timer()
+                    calls[name]()
+                    if number >= WARMUP:
+                        taken[name].append(self.timer() - start)
+        return {name: np.array(values) for name, values in taken.items()}

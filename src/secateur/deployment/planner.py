@@ -1,0 +1,357 @@
+"""Give every layer the form that is fastest on this machine, and leave it alone where that is the one it has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.deployment import native
+from secateur.deployment.contest import Contender, Contest, contenders, zero_share
+from secateur.deployment.linear import SparseLinear
+from secateur.deployment.lookup import Table, default_path
+from secateur.errors import RecipeError
+from secateur.measure import latency
+from secateur.model.call import batch_size_of, call, outputs, with_batch_size
+from secateur.model.guard import evaluating
+from secateur.registry import one_of
+from secateur.types import Example, Latency
+
+WEIGHTS = ("same", "bfloat16", "int8")
+_SMALL = 4 << 20  # bytes: about what the second-level caches of a few cores hold
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one layer, and why.
+
+    Args:
+        name: of the module.
+        shape: outputs and inputs.
+        zeros: share of zeros in its weight.
+        format: name of the format it has now; "" = left as it was.
+        dtype: of its weights now.
+        ratio: time over that of the best dense form, for each number of inputs at once; of the best contender where
+            the layer was left.
+        why: in words.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    zeros: float
+    format: str
+    dtype: str
+    ratio: Mapping[int, float]
+    why: str
+
+
+@dataclass
+class Deployment:
+    """A model whose layers have the forms that were fastest.
+
+    Args:
+        model: ready to run; not for training.
+        decisions: one per linear layer.
+        latency: of the whole model, by batch size: the original ("dense") and this one ("deployed"), interleaved.
+        size_bytes: of all tensors before and after.
+        largest_difference: between the outputs of both on the example, relative to the largest output.
+        isa: instruction set of the kernels.
+        note: what was undone, and why; "" where nothing was.
+    """
+
+    model: nn.Module
+    decisions: tuple[Decision, ...]
+    latency: dict[int, dict[str, Latency]]
+    size_bytes: tuple[int, int]
+    largest_difference: float
+    isa: str
+    note: str = ""
+    swapped: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.swapped = tuple(each.name for each in self.decisions if each.format)
+
+    def __str__(self) -> str:
+        lines = [_line(each) for each in self.decisions]
+        before, after = self.size_bytes
+        lines.append(
+            f"{len(self.swapped)} of {len(self.decisions)} linear layers swapped, {self.isa}; "
+            f"size {after / before:.2f}x"
+        )
+        for batch, both in self.latency.items():
+            ratio = both["deployed"].ratio
+            said = "" if ratio is None else f", {ratio[0]:.2f}x (p10-p90 {ratio[1]:.2f}-{ratio[2]:.2f})"
+            lines.append(f"batch {batch}: {both['dense'].median:.3g} -> {both['deployed'].median:.3g} ms{said}")
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
+
+def _line(each: Decision) -> str:
+    what = f"{each.name} ({each.shape[0]} x {each.shape[1]}, {each.zeros:.0%} zeros)"
+    return f"{what}: {f'{each.format} {each.dtype}' if each.format else 'left'}: {each.why}"
+
+
+def deploy(
+    model: nn.Module,
+    example: Example,
+    *,
+    weights: str = "same",
+    batch_sizes: Sequence[int] | None = None,
+    formats: Sequence[str] | None = None,
+    margin: float = 0.05,
+    rounds: int = 9,
+    table: Path | bool = True,
+    inplace: bool = False,
+    progress: Progress | None = None,
+) -> Deployment:
+    """Measure every linear layer in every format on this machine, and swap in what is faster than dense.
+
+    A layer is swapped only if the packed form beats the best dense one at every batch size by more than `margin`. At
+    the end both whole models are timed against each other: is the deployed one not faster at every batch size,
+    everything is undone and said.
+
+    Args:
+        model: on the CPU, with zeros where it was pruned; a dense one may gain from the kernels too.
+        example: what `secateur.model.call.call` takes.
+        weights: how far weights may be rounded: "same" (not at all), "bfloat16", or "int8" (8 bits with a scale per
+            output). Whatever is allowed is tried beside what is finer.
+        batch_sizes: first dimensions of the example to be fast at; default that of the example.
+        formats: names of formats to try; default all that can be faster.
+        margin: how much faster a layer must be, as a fraction.
+        rounds: timed rounds per layer and batch size.
+        table: where measurements are kept for the next time; True = the user's cache folder, False = nowhere.
+        inplace: change the model itself.
+        progress: told (stage, number, of how many).
+
+    Returns:
+        the model and what was decided.
+
+    Raises:
+        RecipeError: an unknown word or number.
+        ForwardError: the forward fails on the example.
+
+    Cost: packing and a few dozen products per distinct layer, and as many forward passes as `secateur.measure.latency`
+    takes. A copy of the model unless it is changed in place.
+    """
+    one_of("weights", weights, WEIGHTS)
+    if not 0 <= margin < 1 or rounds < 1:
+        raise RecipeError(f"margin={margin}, rounds={rounds}", hint="margin is from 0 to below 1, rounds at least 1")
+    known = Table(table if isinstance(table, Path) else default_path() if table else None)
+    sizes = list(batch_sizes or [batch_size_of(example)])
+    examples = {size: with_batch_size(example, size) if batch_sizes else example for size in sizes}
+    inputs = _inputs(model, list(examples.values()))
+    cold = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    contest = Contest(known, cold=cold, rounds=rounds, bfloat16=weights != "same")
+    planner = _Planner(contest, weights, formats, margin, inputs, _ties(model))
+    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
+    decided = [planner.decide(name, layer, progress, at, len(layers)) for at, (name, layer) in enumerate(layers)]
+    known.save()
+    return _swap(model, examples, decided, inplace=inplace)
+
+
+class _Planner:
+    def __init__(
+        self,
+        contest: Contest,
+        weights: str,
+        formats: Sequence[str] | None,
+        margin: float,
+        inputs: Mapping[str, list[Tensor]],
+        ties: set[str],
+    ) -> None:
+        self.contest, self.weights, self.formats, self.margin = contest, weights, formats, margin
+        self.inputs, self.ties = inputs, ties
+
+    def decide(
+        self, name: str, layer: nn.Linear, progress: Progress | None, at: int, of: int
+    ) -> tuple[Decision, SparseLinear | None]:
+        """The fastest form of a layer, or why it stays."""
+        if progress is not None:
+            progress("layers", at, of)
+        problem = self._problem(name, layer)
+        if problem:
+            return _left(name, layer, problem), None
+        dtypes = [
+            layer.weight.dtype,
+            *({"bfloat16": [torch.bfloat16], "int8": [torch.bfloat16, torch.int8]}.get(self.weights, [])),
+        ]
+        found = contenders(layer, list(dict.fromkeys(dtypes)), self.formats)
+        if not found:
+            return _left(name, layer, "no format holds it in fewer bytes"), None
+        rows = sorted({rows for rows in self._rows(name)})
+        ratios = {count: self.contest.ratios(layer, found, count) for count in rows}
+        best = min(found, key=lambda one: max(ratios[count][one.name] for count in rows))
+        mine = {count: ratios[count][best.name] for count in rows}
+        if max(mine.values()) > 1 - self.margin:
+            return _left(name, layer, _explain(layer, best, mine), mine), None
+        said = ", ".join(f"{ratio:.2f}x of dense at {count} rows" for count, ratio in mine.items())
+        return _decision(name, layer, best.format, best.name.split()[1], mine, said), best.layer
+
+    def _rows(self, name: str) -> list[int]:
+        return [x.numel() // x.shape[-1] for x in self.inputs[name]]
+
+    def _problem(self, name: str, layer: nn.Linear) -> str:
+        if native.isa() == native.WITHOUT:
+            return f"there are no compiled kernels ({native.why_not() or 'not wanted'})"
+        if not self.inputs.get(name):
+            return "the example does not call it"
+        if name in self.ties:
+            return "its weight is shared with another module"
+        if layer.weight.device.type != "cpu":
+            return "it is not on the CPU"
+        if layer.weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"no kernel takes {str(layer.weight.dtype).removeprefix('torch.')}"
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return "hooks are registered on it"
+        return ""
+
+
+def _decision(name: str, layer: nn.Linear, format: str, dtype: str, ratio: Mapping[int, float], why: str) -> Decision:
+    return Decision(name, (layer.out_features, layer.in_features), zero_share(layer.weight), format, dtype, ratio, why)
+
+
+def _left(name: str, layer: nn.Linear, why: str, ratio: Mapping[int, float] | None = None) -> Decision:
+    return _decision(name, layer, "", str(layer.weight.dtype).removeprefix("torch."), ratio or {}, why)
+
+
+def _explain(layer: nn.Linear, best: Contender, ratios: Mapping[int, float]) -> str:
+    """Why the best form is no gain, as far as size, zeros and rows tell."""
+    said = ", ".join(f"{ratio:.2f}x at {count} rows" for count, ratio in ratios.items())
+    why = []
+    if layer.weight.numel() * layer.weight.element_size() <= _SMALL:
+        why.append("it is small enough to stay in the caches")
+    if zero_share(layer.weight) < 0.4:
+        why.append(f"{zero_share(layer.weight):.0%} zeros are few")
+    if min(ratios.values()) < 1 < max(ratios.values()):
+        why.append(f"{max(ratios)} rows at once are too many")
+    return f"the best form, {best.name}, takes {said} of dense" + (f": {'; '.join(why)}" if why else "")
+
+
+def _ties(model: nn.Module) -> set[str]:
+    """Names of linear layers whose weight another module has too, or that stand in two places."""
+    seen: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                seen.setdefault(id(parameter), []).append(name)
+    return {name for names in seen.values() if len(names) > 1 for name in names}
+
+
+def _inputs(model: nn.Module, examples: Sequence[Example]) -> dict[str, list[Tensor]]:
+    """What reaches every linear layer."""
+    found: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, layer in model.named_modules():
+        if type(layer) is nn.Linear:
+            handles.append(layer.register_forward_pre_hook(_recorder(found.setdefault(name, []))))
+    try:
+        for example in examples:
+            with evaluating(model, example=example):
+                call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def record(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].numel():
+            kept.append(torch.empty(args[0].shape, device="meta"))
+
+    return record
+
+
+def _swap(
+    model: nn.Module,
+    examples: Mapping[int, Example],
+    decided: list[tuple[Decision, SparseLinear | None]],
+    *,
+    inplace: bool,
+) -> Deployment:
+    decisions = tuple(decision for decision, _ in decided)
+    packed = {decision.name: layer for decision, layer in decided if layer is not None}
+    before = size_of(model)
+    own = model if inplace else copy.deepcopy(model)
+    if not packed:
+        return Deployment(own, decisions, {}, (before, before), 0.0, native.isa(), "nothing was faster than it is")
+    with _swapped(model, packed):
+        after, found = size_of(model), _outputs(model, examples)
+    times = _race(model, packed, examples)
+    error = _difference(_outputs(model, examples), found)
+    slower = [size for size, both in times.items() if (both["deployed"].ratio or (1.0,))[0] >= 1]
+    if slower:
+        note = f"undone: the whole model is not faster at batch size {', '.join(map(str, slower))}"
+        left = tuple(
+            Decision(d.name, d.shape, d.zeros, "", d.dtype, d.ratio, note if d.format else d.why) for d in decisions
+        )
+        return Deployment(own, left, times, (before, before), 0.0, native.isa(), note)
+    install(own, packed if inplace else copy.deepcopy(packed))
+    return Deployment(own, decisions, times, (before, after), error, native.isa())
+
+
+def _race(
+    model: nn.Module, packed: Mapping[str, SparseLinear], examples: Mapping[int, Example]
+) -> dict[int, dict[str, Latency]]:
+    rival = _shallow(model)
+    install(rival, packed)
+    return {
+        size: latency({"dense": model, "deployed": rival}, example, seconds=6.0, spread=0.1)
+        for size, example in examples.items()
+    }
+
+
+def _shallow(model: nn.Module) -> nn.Module:
+    """Modules of their own around the same tensors: a second model without a second copy of the weights."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def _swapped(model: nn.Module, packed: Mapping[str, nn.Module]) -> Iterator[None]:
+    originals = install(model, packed)
+    try:
+        yield
+    finally:
+        install(model, originals)
+
+
+def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Put modules into their places.
+
+    Returns:
+        what stood there.
+    """
+    before = {}
+    for name, layer in layers.items():
+        parent, _, last = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        before[name] = getattr(holder, last)
+        setattr(holder, last, layer.train(before[name].training))
+    return before
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes of all tensors, each counted once."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _outputs(model: nn.Module, examples: Mapping[int, Example]) -> list[Tensor]:
+    example = next(iter(examples.values()))
+    with evaluating(model, example=example):
+        return [tensor.detach().double() for tensor in outputs(call(model, example)) if tensor.is_floating_point()]
+
+
+def _difference(wanted: list[Tensor], found: list[Tensor]) -> float:
+    worst = 0.0
+    for mine, other in zip(wanted, found, strict=True):
+        if mine.numel():
+            worst = max(worst, float((mine - other).abs().max() / mine.abs().max().clamp(min=1e-30)))
+    return worst
