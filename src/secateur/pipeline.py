@@ -22,16 +22,18 @@ from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike
+from secateur.planning.solved import solver_of
 from secateur.recipe import Recipe, load_recipe
 from secateur.recover.steps import Damage, dense_control, recover
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
-from secateur.report.journal import Journal, Progress
+from secateur.report.journal import Journal, Progress, Step
 from secateur.request import Amount, Target
 from secateur.result import Estimate, Result
 from secateur.types import Data, Example, Judge, Loss
 
 DEFAULT_RECIPE = "channel-half-macs"
+SOLVED_RECIPE = "language-model"
 
 
 class Decided(TypedDict, total=False):
@@ -122,7 +124,17 @@ def prune(
         judged = _yardstick(model, given, settings, evaluate, loss)
         # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
         before = snapshot(model, example, evaluate=judged.evaluate, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"), examples)
+        plan = plan_by(
+            model,
+            example,
+            settings,
+            given.scoring,
+            loss,
+            decision.get("criterion"),
+            examples,
+            run.step("solve"),
+        )
+    run.doubts += plan.notes
     with run.stage("apply"):
         pruned = plan.apply(model)
     # Between cut and recovery, so that the report can say which of the two brought what.
@@ -225,7 +237,8 @@ def _settings(
     recipe: Recipe | Mapping[str, object] | str | Path | None, overrides: Sequence[str], decision: Decided, given: Parts
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the keywords decide in its place, and what is left out of it for want of data."""
-    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    default = default_recipe(decision.get("criterion"))
+    settings = load_recipe(default if recipe is None else recipe, overrides)
     plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, value in decision.items():
         if name in ("dtype", "tolerance"):
@@ -238,6 +251,16 @@ def _settings(
         plain["recover"] = []
         left_out.append("Nothing was recovered: no data were given to recover with.")
     return load_recipe(plain), left_out
+
+
+def default_recipe(criterion: object) -> str:
+    """The bundled recipe that stands in where none is given: solvers have one of their own.
+
+    Example:
+        >>> default_recipe("admm"), default_recipe("taylor")
+        ('language-model', 'channel-half-macs')
+    """
+    return SOLVED_RECIPE if solver_of(criterion, None) is not None else DEFAULT_RECIPE
 
 
 def _plain(value: object) -> object:
@@ -302,6 +325,7 @@ def plan_by(
     loss: Loss | None = None,
     criterion: CriterionLike | None = None,
     examples: Sequence[Example] = (),
+    progress: Step | None = None,
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
 
@@ -313,6 +337,7 @@ def plan_by(
         loss: of the batches.
         criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
         examples: further ones.
+        progress: of a solver.
     """
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
@@ -335,4 +360,6 @@ def plan_by(
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
         examples=examples,
+        blocks=plain["blocks"],
+        progress=progress,
     )

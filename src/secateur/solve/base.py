@@ -18,7 +18,6 @@ from secateur.request import Plain
 from secateur.solve.moments import Moments
 from secateur.solve.patterns import Pattern
 
-
 SOLVERS: Registry[type[Solver]] = Registry("solver", "solvers")
 
 

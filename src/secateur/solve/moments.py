@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs, damped, and their factorisations: computed once for all layers that share them."""
+"""Second moments of a layer's inputs, damped, and their factorisations: computed once for all that share them."""
 
 from __future__ import annotations
 

@@ -55,9 +55,7 @@ class SparseGpt(Solver):
         return Solved.of(weight, mask)
 
     @staticmethod
-    def _columns(
-        weight: Tensor, mask: Tensor, upper: Tensor, pattern: Pattern, span: tuple[int, int]
-    ) -> Tensor:
+    def _columns(weight: Tensor, mask: Tensor, upper: Tensor, pattern: Pattern, span: tuple[int, int]) -> Tensor:
         """Prune the columns of one block in order, in place; their errors, [o, columns of the block]."""
         start, stop = span
         errors = weight.new_zeros(len(weight), stop - start)

@@ -99,7 +99,9 @@ def enter_stack(
     entry = Entry()
     with torch.no_grad(), ExitStack() as stack:
         for name in names:
-            stack.enter_context(_listening(model.get_submodule(name), name, entry, last=name == names[-1], plain=name in plain))
+            stack.enter_context(
+                _listening(model.get_submodule(name), name, entry, last=name == names[-1], plain=name in plain)
+            )
         try:
             call(model, example)
         except _ReachedError:

@@ -133,7 +133,8 @@ class Products(TorchFunctionMode):
         if stride is None or padding is None or dilation is None:
             return None
         groups = int(_given(args, kwargs, 6, "groups", 1))
-        return Use((found[0], WHOLE), value, False, Geometry(False, tuple(weight.shape[2:]), stride, padding, dilation, groups))  # fmt: skip
+        shape = Geometry(False, tuple(weight.shape[2:]), stride, padding, dilation, groups)
+        return Use((found[0], WHOLE), value, False, shape)
 
 
 def _plain(value: Any) -> bool:

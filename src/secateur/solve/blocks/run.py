@@ -135,7 +135,7 @@ def prune_blocks(
 
 @contextmanager
 def _plainly(model: nn.Module) -> Iterator[None]:
-    """Without caches of keys and values, and with experts one by one: grouped kernels show nobody what they multiply."""
+    """Without caches of keys and values, and with experts one by one: grouped kernels do not show what they multiply."""
     config = getattr(model, "config", None)
     with ExitStack() as stack:
         for one in _configs(config):
@@ -156,7 +156,9 @@ def _plainly(model: nn.Module) -> Iterator[None]:
 def _configs(config: Any) -> list[Any]:
     if config is None:
         return []
-    inner = [value for value in vars(config).values() if type(value).__name__.endswith("Config") and value is not config]
+    inner = [
+        value for value in vars(config).values() if type(value).__name__.endswith("Config") and value is not config
+    ]
     return [config, *inner]
 
 
@@ -228,7 +230,8 @@ class _Work:
                 found.update({matrix.site: matrix for matrix in several})
         if not found:
             raise UnsupportedError(
-                "no weight can be solved.", why="; ".join(f"{one.name}: {one.why}" for one in list(self.left.values())[:3])
+                "no weight can be solved.",
+                why="; ".join(f"{one.name}: {one.why}" for one in list(self.left.values())[:3]),
             )
         return found
 
@@ -293,7 +296,14 @@ class _Work:
         sums = [float(p.detach().double().sum()) for p in self.parameters.values()]
         seen = [[float(v.double().sum()) for v in _tensors(one)] for one in examples]
         asked = [self.solver.name, self.solver.options(), self.settings.targets, self.settings.shrinkage]
-        return [sums, seen, asked, self.settings.hold_out, self.settings.damping, sorted(map(str, self.patterns.values()))]
+        return [
+            sums,
+            seen,
+            asked,
+            self.settings.hold_out,
+            self.settings.damping,
+            sorted(map(str, self.patterns.values())),
+        ]
 
     def _take_back(self, checkpoint: Checkpoint, place: int, name: str) -> None:
         weights, masks, records = checkpoint.load(place)
@@ -440,15 +450,14 @@ class _Work:
     def _solve(self, matrix: Matrix, inputs: Inputs, use: Use) -> None:
         name, part = matrix.site
         parameter = self.parameters[name]
-        kernel = matrix.kernel
         if use.geometry is None and use.turned != matrix.turned:
-            matrix = replace(matrix, turned=use.turned, shape=matrix.shape if matrix.turned == use.turned else matrix.shape[::-1])  # fmt: skip
+            # The product knows better than the class of the module which way round a weight is used.
+            matrix = replace(matrix, turned=use.turned, shape=matrix.shape[::-1])
         weight = matrix.read(parameter)
         label = name if part == WHOLE else f"{name}[{part}]"
         solved, record = solve_layer(
             label, weight, inputs, self.patterns[matrix.site], self.solver, self.settings.shrinkage
         )
-        assert kernel == matrix.kernel
         if name not in self.masks:
             self.masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         matrix.write(solved.weight.to(parameter.dtype), parameter.data)

@@ -1,4 +1,4 @@
-"""The matrices that are solved: how a parameter lies, which pattern each follows, and how many weights each gives up."""
+"""The matrices that are solved: how a parameter lies, which pattern each follows, how much each gives up."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def matrices_of(weight: Weight, *, groups: int = 1) -> list[Matrix] | str:
     return [Matrix((weight.name, part), (out, into), turned) for part in range(weight.shape[0])]
 
 
-def patterns_of(
-    matrices: Sequence[Matrix], granularity: Granularity, request: Request
-) -> dict[Site, Pattern]:
+def patterns_of(matrices: Sequence[Matrix], granularity: Granularity, request: Request) -> dict[Site, Pattern]:
     """The pattern of every matrix; what goes adds up to the exact count of the target.
 
     Raises:

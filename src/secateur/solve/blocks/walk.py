@@ -1,7 +1,7 @@
 """A forward pass that stops in front of products, so that many batches go through a block in step.
 
-All batches wait in front of a weight until it is solved, then all go on with its new values. So one pass through a block
-is enough for all of its layers, and each layer is solved on what the solved layers before it really hand on.
+All batches wait in front of a weight until it is solved, then all go on with its new values. So one pass through a
+block is enough for all of its layers, and each is solved on what the solved layers before it really hand on.
 """
 
 from __future__ import annotations
