@@ -58,7 +58,8 @@ def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss
     Without `judge`: accuracy for classification, the mean squared error ("mse") for regression, the mean loss ("loss")
     for models with a loss of their own and wherever `loss` is given and no classes are found; loss and perplexity for
     models that predict the next token. See `secateur.model.door.task_of`. The test part is read whole; training and
-    calibration data, where there is no test part, up to `MOST_BATCHES` batches and always the same ones, as far as torch's generator decides which.
+    calibration data, where there is no test part, up to `MOST_BATCHES` batches and always the same ones, as far as
+    torch's generator decides which.
 
     Args:
         model: left as it is; one batch of it shows the task.

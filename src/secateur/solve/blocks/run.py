@@ -135,7 +135,7 @@ def prune_blocks(
 
 @contextmanager
 def _plainly(model: nn.Module) -> Iterator[None]:
-    """Without caches of keys and values, and with experts one by one: grouped kernels do not show what they multiply."""
+    """Without caches of keys and values, and with experts one by one: grouped kernels hide what they multiply."""
     config = getattr(model, "config", None)
     with ExitStack() as stack:
         for one in _configs(config):
