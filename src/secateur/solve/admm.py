@@ -25,7 +25,8 @@ class Admm(Solver):
 
     In coordinates in which H has a unit diagonal, where magnitude is Wanda's score:
     V = (V0 H + p (D - Y)) (H + p I)^-1, D = the mask of V + Y, Y = Y + V - D. The mask is chosen anew while removals
-    rise by a cubic schedule, then it is fixed. One factorisation serves all steps; with schedule "rising" the penalty p grows as the mask settles.
+    rise by a cubic schedule, then it is fixed. One factorisation serves all steps; with schedule "rising" all removals
+    are made at once, and the penalty p grows as the mask settles.
 
     Args:
         steps: in all.

@@ -195,7 +195,15 @@ def test_every_step_of_conjugate_gradients_lowers_the_error():
     weight, moments = layer()
     mask = PerRow(OUT * D // 2).keep(weight.abs())
     errors = [error_of(weight - weight * mask, moments.damped)]
-    polish(weight, weight, mask, moments, 8, tolerance=1e-12, watch=lambda v: errors.append(error_of(weight - v, moments.damped)))
+    polish(
+        weight,
+        weight,
+        mask,
+        moments,
+        8,
+        tolerance=1e-12,
+        watch=lambda v: errors.append(error_of(weight - v, moments.damped)),
+    )
     assert len(errors) == 9
     assert all(b <= a * (1 + 1e-12) for a, b in pairwise(errors))
 

@@ -21,6 +21,7 @@ class Store:
         self._room = room
         self._kept: list[Tensor] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._on_disk: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -35,9 +36,10 @@ class Store:
 
     def put(self, number: int, value: Tensor) -> None:
         """Replace a batch."""
-        used = sum(_bytes(kept) for i, kept in enumerate(self._kept[:number]) if not self._spilt(i))
+        used = sum(_bytes(kept) for i, kept in enumerate(self._kept[:number]) if i not in self._on_disk)
         if self._room is None or used + _bytes(value) <= self._room:
             self._kept[number] = value
+            self._on_disk.discard(number)
             return
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="secateur-hidden-")
@@ -46,10 +48,13 @@ class Store:
         mapped = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype).view(value.shape)
         mapped.copy_(value)
         self._kept[number] = mapped
-        self._on_disk = {*getattr(self, "_on_disk", set()), number}
+        self._on_disk.add(number)
 
-    def _spilt(self, number: int) -> bool:
-        return number in getattr(self, "_on_disk", set())
+    def close(self) -> None:
+        """Forget all batches, and what lies on disk."""
+        self._kept = []
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Replace all batches, named by their numbers."""

@@ -170,6 +170,12 @@ class _Stream:
     dense: Store | None
     entries: list[Entry] = field(default_factory=list)
 
+    def close(self) -> None:
+        """Let go of hidden states."""
+        for store in (self.hidden, self.dense):
+            if store is not None:
+                store.close()
+
 
 class _Work:
     """A run that is under way."""
@@ -268,6 +274,13 @@ class _Work:
     def _stack(self, number: int, names: Sequence[str], examples: Sequence[Example]) -> None:
         checkpoint = Checkpoint.open(self.settings.checkpoint, self._key(examples), number)
         stream = self._enter(names, examples)
+        try:
+            self._blocks(names, stream, checkpoint)
+        finally:
+            stream.close()
+
+    def _blocks(self, names: Sequence[str], stream: _Stream, checkpoint: Checkpoint | None) -> None:
+        """All blocks of a stack that are not finished yet."""
         start = 0
         if checkpoint is not None and checkpoint.done:
             start = checkpoint.done
