@@ -136,13 +136,11 @@ def prune_blocks(
 @contextmanager
 def _plainly(model: nn.Module) -> Iterator[None]:
     """Without caches of keys and values, and with experts one by one: grouped kernels hide what they multiply."""
-    config = getattr(model, "config", None)
     with ExitStack() as stack:
-        for one in _configs(config):
+        for one in _configs(model):
             if getattr(one, "use_cache", None):
                 stack.callback(setattr, one, "use_cache", one.use_cache)
                 one.use_cache = False
-        for one in _configs(config):
             before = getattr(one, "_experts_implementation_internal", None)
             if before not in (None, "eager"):
                 stack.callback(setattr, one, "_experts_implementation_internal", before)
@@ -153,13 +151,16 @@ def _plainly(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _configs(config: Any) -> list[Any]:
-    if config is None:
-        return []
-    inner = [
-        value for value in vars(config).values() if type(value).__name__.endswith("Config") and value is not config
-    ]
-    return [config, *inner]
+def _configs(model: nn.Module) -> list[Any]:
+    """The configs that modules hold, and those inside of them: encoders and decoders may have copies of their own."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        config = vars(module).get("config")
+        if config is None or not hasattr(config, "__dict__"):
+            continue
+        inner = [value for value in vars(config).values() if type(value).__name__.endswith("Config")]
+        found.update({id(one): one for one in (config, *inner)})
+    return list(found.values())
 
 
 @dataclass(eq=False)
