@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secateur.errors import FileRefusedError, PlanMismatchError, RecipeError
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.files.safe import load_json, load_tensors
+from secateur.planning.beside import load_beside
 from secateur.planning.explain import not_proved
 from secateur.planning.files import MAX_BYTES
 from secateur.planning.history import origin_of, remember
@@ -56,7 +57,7 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, exampl
             )
     require_files(folder, {name: digest for name, digest in hashes.items() if name not in (PLAN, WEIGHTS)})
     said = load_json(PLAN, within=folder, max_bytes=MAX_BYTES, sha256=hashes[PLAN])
-    plan = Plan.from_data(said, str(folder / PLAN))
+    plan = Plan.from_data(said, str(folder / PLAN), load_beside(said, folder))
     fresh = model if isinstance(model, nn.Module) else model()
     if not isinstance(fresh, nn.Module):
         raise RecipeError(f"load() needs a module or a function that returns one, not {type(fresh).__name__}.")

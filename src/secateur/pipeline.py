@@ -24,6 +24,7 @@ from secateur.model.door import Given, Parts, enter
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike
+from secateur.planning.solved import solver_of
 from secateur.recipe import Recipe, load_recipe
 from secateur.recipe.schema import Step
 from secateur.recover.loop import Keeper
@@ -32,13 +33,14 @@ from secateur.recover.steps import Damage, check_training, dense_control
 from secateur.recover.steps import recover as run_step
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
-from secateur.report.journal import Journal, Progress
+from secateur.report.journal import Journal, Progress, Step
 from secateur.request import Amount, Target
 from secateur.result import Estimate, Result
 from secateur.stages import Stages, Unfinished, place_of
 from secateur.types import Data, Example, Judge, Loss
 
 DEFAULT_RECIPE = "channel-half-macs"
+SOLVED_RECIPE = "language-model"
 
 
 class Decided(TypedDict, total=False):
@@ -168,10 +170,11 @@ def _staged(
         # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
         before = kept.snapshot("before", lambda: snapshot(model, example, evaluate=judged.evaluate, samples=samples))
         plan = kept.plan(
-            lambda: plan_by(model, example, settings, given.scoring, loss, criterion, examples),
+            lambda: plan_by(model, example, settings, given.scoring, loss, criterion, examples, run.step("solve")),
             lambda keep: plan_by(model, example, settings, examples=examples, keep=keep),
         )
     kept.stage_ended()
+    run.doubts += plan.notes
     with run.stage("apply"):
         # Done again by a process that takes the run up: a module is no data, and a proof is of the model at hand.
         pruned = plan.apply(model)
@@ -310,7 +313,8 @@ def _settings(
     own: bool,
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the keywords decide in its place, and what is left out of it for want of data."""
-    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
+    default = default_recipe(decision.get("criterion"))
+    settings = load_recipe(default if recipe is None else recipe, overrides)
     plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, value in decision.items():
         if name in ("dtype", "tolerance"):
@@ -334,6 +338,16 @@ def _steps(recover: str | Mapping[str, object] | Sequence[Mapping[str, object]])
     if isinstance(recover, str):
         return [{"method": recover}]
     return [dict(recover)] if isinstance(recover, Mapping) else list(recover)
+
+
+def default_recipe(criterion: object) -> str:
+    """The bundled recipe that stands in where none is given: solvers have one of their own.
+
+    Example:
+        >>> default_recipe("admm"), default_recipe("taylor")
+        ('language-model', 'channel-half-macs')
+    """
+    return SOLVED_RECIPE if solver_of(criterion, None) is not None else DEFAULT_RECIPE
 
 
 def _plain(value: object) -> object:
@@ -410,6 +424,7 @@ def plan_by(
     criterion: CriterionLike | None = None,
     examples: Sequence[Example] = (),
     keep: Mapping[str, Tensor] | None = None,
+    progress: Step | None = None,
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
 
@@ -422,6 +437,7 @@ def plan_by(
         criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
         examples: further ones.
         keep: the units that stay, where that was decided before: nothing is scored then.
+        progress: of a solver.
     """
     plain = recipe.model_dump(by_alias=True)
     return make_plan(
@@ -445,4 +461,6 @@ def plan_by(
         dtype=recipe.verify.dtype,
         tolerance=recipe.verify.tolerance,
         examples=examples,
+        blocks=plain["blocks"],
+        progress=progress,
     )

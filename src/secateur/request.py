@@ -226,6 +226,7 @@ class Request:
         expressible: whether a Hugging Face config must describe the result.
         scales: "keep" = scales that the code takes from a width that is cut stay what they were; "follow" = they
             follow the cut.
+        blocks: how a solver went about it, block by block; None where scores decided.
         earlier: the requests that were met before this one, where plans were composed.
 
     Raises:
@@ -244,6 +245,7 @@ class Request:
     seed: int = 0
     expressible: bool = False
     scales: str = SCALES
+    blocks: Mapping[str, Plain] | None = None
     earlier: tuple[Request, ...] = ()
 
     def __post_init__(self) -> None:
@@ -304,6 +306,8 @@ class Request:
             data["expressible"] = True
         if self.scales != SCALES:
             data["scales"] = self.scales
+        if self.blocks is not None:
+            data["blocks"] = dict(self.blocks)
         if self.earlier:
             data["steps"] = [request.to_data() for request in self.earlier]
         return data
@@ -341,7 +345,17 @@ def _listed(patterns: object) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-_PASSED = ("scope", "allocation", "min_keep", "min_keep_fraction", "round_to", "seed", "expressible", "scales")
+_PASSED = (
+    "scope",
+    "allocation",
+    "min_keep",
+    "min_keep_fraction",
+    "round_to",
+    "seed",
+    "expressible",
+    "scales",
+    "blocks",
+)
 
 
 def granularities(

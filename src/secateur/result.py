@@ -17,6 +17,7 @@ from secateur.files.seeds import canonical_json
 from secateur.integrations.transformers import config_files, copy_tokenizer, express, is_transformers
 from secateur.loading import PLAN, WEIGHTS
 from secateur.model.tensors import require_storable
+from secateur.planning.beside import save_beside
 from secateur.planning.files import to_json
 from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
@@ -96,8 +97,10 @@ class Result:
 
     def _write(self, folder: Path) -> None:
         native, told = self._native()
+        plan = origin_of(self.model) or self.plan
+        beside = save_beside(plan, folder / PLAN)
         texts = {
-            PLAN: to_json(origin_of(self.model) or self.plan),
+            PLAN: to_json(plan, beside),
             "recipe.yaml": dump_recipe(self.recipe),
             "report.json": told.to_json(),
             "report.html": render_html(told),
@@ -107,6 +110,8 @@ class Result:
         texts.update(native)
         # Of the texts, not of the files: what the disk holds is to be compared with what was meant.
         hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        if beside is not None:
+            hashes[beside.file] = beside.sha256
         if native:
             copied = copy_tokenizer(self.model, folder)
             hashes.update({name: sha256((folder / name).read_bytes()).hexdigest() for name in copied})

@@ -105,6 +105,8 @@ class Stages:
             make: scores and decides.
             again: a plan of exactly these units.
 
+        A plan that holds new weights is not kept: units alone do not give it, and its solver has a checkpoint of its own.
+
         Raises:
             PlanMismatchError: the same units are another plan now.
         """
@@ -113,7 +115,7 @@ class Stages:
             return _restored(again(found["keep"]), found)
         plan = make()
         known = plan.evidence
-        if self._checkpoint is not None and known is not None:
+        if self._checkpoint is not None and known is not None and not plan.weights:
             state = {"keep": dict(known.keep), "scores": dict(known.scores), "request": plan.request.to_data()}
             self._keep("plan", {**state, "decision": _decision(plan)})
         return plan

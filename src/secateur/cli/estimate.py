@@ -31,7 +31,7 @@ def estimate(
     settings = jobs.read_recipe(recipe, set_, seed)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
-        work = jobs.resolve(model, data, seed=settings.seed)
+        work = jobs.resolve(model, data, seed=settings.seed, text=settings.calibration.model_dump())
         jobs.warn_untrained(work)
         # The word that the user typed says how to give an example; the library could only name an argument.
         example, scoring = work.needed_example(), None if work.data is None else work.data.calibration

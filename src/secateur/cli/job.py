@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,15 +65,25 @@ def read_recipe(recipe: str | None, overrides: Sequence[str] | None, seed: int |
     """The recipe with its overrides; the criterion is looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
     from secateur.planning.build import criterion_of, is_structured
+    from secateur.planning.solved import solver_of
     from secateur.recipe import load_recipe
 
     changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
-    found = load_recipe(recipe or DEFAULT_RECIPE, changes)
+    found = load_recipe(recipe or _default(changes), changes)
     plain = found.model_dump(by_alias=True)
-    criterion_of(plain["criterion"])
+    if solver_of(plain["criterion"], plain["blocks"]) is None:
+        criterion_of(plain["criterion"])
     if not is_structured(plain["granularity"]):
         parse(plain["granularity"])
     return found
+
+
+def _default(changes: Sequence[str]) -> str:
+    """The recipe that stands in where none is named: a solver that `--set criterion=...` names has one of its own."""
+    from secateur.pipeline import default_recipe
+    from secateur.recipe import load_recipe
+
+    return default_recipe(load_recipe(DEFAULT_RECIPE, changes).model_dump(by_alias=True)["criterion"])
 
 
 def use_threads(threads: int | None) -> None:
@@ -84,12 +94,12 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def resolve(model: str, data: str | None, *, seed: int = 0) -> Job:
-    """Turn MODEL and DATA words into objects, and check that they fit each other."""
+def resolve(model: str, data: str | None, *, seed: int = 0, text: Mapping[str, int | None] | None = None) -> Job:
+    """Turn MODEL and DATA words into objects, and check that they fit each other; `text` is a recipe's calibration."""
     from secateur.sources import resolve_data, resolve_model
 
     source = resolve_model(model, seed=seed)
-    found = None if data is None else resolve_data(data, seed=seed, tokenizer=source.tokenizer)
+    found = None if data is None else resolve_data(data, seed=seed, tokenizer=source.tokenizer, text=text)
     example = source.example
     if found is not None and found.example is not None:
         if source.example is not None:

@@ -27,6 +27,21 @@ def measure(
         typer.Option("--model", metavar="MODEL", help="Where PATH is an output folder: the model it was made from."),
     ] = None,
     data: options.Data = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--task", metavar="perplexity", help="Only this figure, by the documented harness, on text: data."
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="For --task: tokens per block.")] = 1024,
+    sequences: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--sequences", min=1, help="For --task: blocks at most, from the start; default all."),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dtype", help="For --task: float32 or bfloat16; default that of the model."),
+    ] = None,
     rounds: options.Rounds = 30,
     batch_size: options.BatchSize = None,
     seed: options.Seed = None,
@@ -41,6 +56,8 @@ def measure(
     from secateur.measure import latency, snapshot
 
     jobs.use_threads(threads)
+    if task is not None:
+        return measure_task(task, (what, model, data), tokens, sequences, dtype, as_json=json)
     with seed_everything(seed or 0), Stages() as stages:
         work, network = load(what, model, data, seed=seed or 0)
         example = work.needed_example()
@@ -54,6 +71,43 @@ def measure(
         emit({"schema": 1, "what": what, "model": work.source.name, "data": data or "", **asdict(found), **said})
     else:
         table((what, ""), rows(found, judged))
+    return 0
+
+
+def measure_task(
+    task: str,
+    asked: tuple[str, str | None, str | None],
+    tokens: int,
+    sequences: int | None,
+    dtype: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Perplexity of a language model on the whole of a text."""
+    from secateur.measure.perplexity import perplexity, with_dtype
+    from secateur.report.text import significant
+    from secateur.sources.text import whole_text
+
+    what, model, data = asked
+    if task != "perplexity":
+        raise RecipeError(f"task {task!r} is not known.", hint="perplexity")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise RecipeError(f"dtype {dtype!r} is not known.", hint="float32 or bfloat16")
+    if data is None or not data.startswith("text:"):
+        raise RecipeError("perplexity is measured on text.", hint="--data text:FILE")
+    work, network = load(what, model, None, seed=0)
+    blocks = whole_text(data.removeprefix("text:"), work.source.tokenizer, tokens=tokens, most=sequences)
+    found = perplexity(with_dtype(network, dtype), blocks)
+    count = len(blocks.blocks)
+    if as_json:
+        said = {"tokens": tokens, "sequences": count, "dtype": dtype or str(next(network.parameters()).dtype)[6:]}
+        emit({"schema": 1, "what": what, "data": data, "task": task, **found, **said})
+    else:
+        table(
+            (what, ""),
+            [(name, significant(value)) for name, value in found.items()]
+            + [("text", f"{count} blocks of {tokens} tokens")],
+        )
     return 0
 
 

@@ -41,15 +41,38 @@ def prune(
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
-        work = jobs.resolve(model, data, seed=settings.seed)
+        work = jobs.resolve(model, data, seed=settings.seed, text=settings.calibration.model_dump())
         jobs.warn_untrained(work)
         require_storable(work.model)
+        say_forecast(work, settings)
         if dry_run:
             return show_plan(work, settings, as_json=json)
         command = command_line(model, data, settings, out)
         result = run(work, settings, title=model, command=command, place=place)
         result.save(out, force=force)
     return finish(result, out, as_json=json)
+
+
+def say_forecast(work: Job, settings: Recipe) -> None:
+    """Say what a run of a solver will take, before it starts."""
+    from secateur.cli.console import say
+    from secateur.planning.solved import solver_of
+    from secateur.report.text import size
+    from secateur.solve.blocks.forecast import forecast
+
+    plain = settings.model_dump(by_alias=True)
+    solver = solver_of(plain["criterion"], plain["blocks"])
+    if solver is None or work.data is None or work.data.calibration is None:
+        return
+    batches = [batch for batch in work.data.calibration if isinstance(batch, dict)]
+    tokens = sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
+    if tokens:
+        dense = settings.blocks.targets == "dense"
+        told = forecast(work.model, work.needed_example(), solver, tokens=tokens, dense=dense, protect=settings.protect)
+        say(
+            f"{told.weights:,} weights, {tokens:,} tokens: about {told.seconds / 60:.1f} minutes here, "
+            f"{size(told.memory_bytes)} beside the model"
+        )
 
 
 def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinished | None = None) -> Result:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,6 +35,7 @@ class Edit:
         sizes: integers on modules and configs that say what the slices mean (how many heads a width holds) -> their
             value before the edit.
         scales: factors on what is left, so that a scale that the code takes from a width stays what it was.
+        weights: parameter name -> new values of what the cuts leave; masks are written on top of them.
     """
 
     cuts: Cuts = field(default_factory=dict)
@@ -42,6 +44,7 @@ class Edit:
     masks: Masks = field(default_factory=dict)
     sizes: Mapping[Attribute, int] = field(default_factory=dict)
     scales: Sequence[Scale] = ()
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def removes(self) -> bool:
@@ -58,20 +61,25 @@ class Edit:
         check(tensors, self.cuts)
         check_scales(tensors, self.scales)
         check_layers(model, self.layers)
-        if self.masks:
-            self._check_masks(model, {id(tensor): name for name, tensor in tensors.items()})
+        if self.masks or self.weights:
+            first_names = {id(tensor): name for name, tensor in tensors.items()}
+            self._check_shapes(model, first_names, "masks", self.masks)
+            self._check_shapes(model, first_names, "moves", self.weights)
 
-    def _check_masks(self, model: nn.Module, first_names: Mapping[int, str]) -> None:
-        """Masks belong to parameters, under any of their names, and have the shape that the cuts leave."""
+    def _check_shapes(
+        self, model: nn.Module, first_names: Mapping[int, str], verb: str, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Masks and new values belong to parameters, under any of their names, in the shape that the cuts leave."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name, mask in self.masks.items():
+        noun = "mask" if verb == "masks" else "value"
+        for name, mask in tensors.items():
             if name not in parameters:
-                raise PlanMismatchError(f"The plan masks {name!r}, which this model does not have.")
+                raise PlanMismatchError(f"The plan {verb} {name!r}, which this model does not have.")
             shape = list(parameters[name].shape)
             for d, kept in self.cuts.get(first_names[id(parameters[name])], {}).items():
                 shape[d] = len(kept)
             if list(mask.shape) != shape:
-                raise PlanMismatchError(f"The plan's mask of {name!r} is {list(mask.shape)}; here it is {shape}.")
+                raise PlanMismatchError(f"The plan's {noun} of {name!r} is {list(mask.shape)}; here it is {shape}.")
 
     def copy(self, model: nn.Module) -> nn.Module:
         """A new model without what goes, not yet masked; what goes is never copied.
@@ -114,3 +122,21 @@ class Edit:
         name_after = new_names(model, self.layers)
         renamed = ((name_after(name), mask) for name, mask in self.masks.items())
         return {name: mask for name, mask in renamed if name is not None}
+
+    def weights_after(self, model: nn.Module) -> dict[str, Tensor]:
+        """The new values under the names that their parameters have once layers are gone.
+
+        Args:
+            model: as it is before the edit.
+        """
+        name_after = new_names(model, self.layers)
+        renamed = ((name_after(name), value) for name, value in self.weights.items())
+        return {name: value for name, value in renamed if name is not None}
+
+
+def write_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give parameters new values, in place; dtype and device stay."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
+from secateur.measure.perplexity import perplexity, predicts_next
 from secateur.model.call import call, default_loss, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.door import Parts, first_batch, task_of
 from secateur.model.guard import evaluating, guard
@@ -46,9 +47,10 @@ def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss
     """Decide how quality is measured, and on which data.
 
     Without `judge`: accuracy for classification, the mean squared error ("mse") for regression, the mean loss ("loss")
-    for models with a loss of their own and wherever `loss` is given and no classes are found; see
-    `secateur.model.door.task_of`. The test part is read whole; training and calibration data, where there is no test
-    part, up to `MOST_BATCHES` batches and always the same ones, as far as torch's generator decides which.
+    for models with a loss of their own and wherever `loss` is given and no classes are found; loss and perplexity for
+    models that predict the next token. See `secateur.model.door.task_of`. The test part is read whole; training and
+    calibration data, where there is no test part, up to `MOST_BATCHES` batches and always the same ones, as far as
+    torch's generator decides which.
 
     Args:
         model: left as it is; one batch of it shows the task.
@@ -90,6 +92,8 @@ def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss
         figure = _loss_on(batches, loss, "loss")
     elif task.kind == "none":
         return Yardstick(None, why=task.why)
+    elif task.kind == "own loss" and predicts_next(model, first_batch(batches)):
+        figure = _perplexity_on(batches)
     else:
         figure = _loss_on(batches, default_loss, "mse" if task.kind == "regression" else "loss")
     return Yardstick(_repeatable(figure), on)
@@ -203,6 +207,10 @@ def _loss_on(batches: Data, loss: Loss, name: str) -> Callable[[nn.Module], dict
         return {name: total / samples}
 
     return measured
+
+
+def _perplexity_on(batches: Data) -> Evaluate:
+    return lambda model: perplexity(model, batches)
 
 
 def higher_is_better(name: str) -> bool:

@@ -59,7 +59,7 @@ def _as_identity(block: nn.Module) -> Iterator[None]:
         hidden = hidden_of(args, kwargs)
         assert hidden is not None
         before = hidden.clone()  # the block may write into its input (an in-place ReLU, a residual added with +=)
-        return _replaced(original(*args, **kwargs), before)
+        return replaced(original(*args, **kwargs), before)
 
     block.forward = forward
     try:
@@ -70,22 +70,22 @@ def _as_identity(block: nn.Module) -> Iterator[None]:
             block.forward = own
 
 
-def _replaced(output: object, hidden: Tensor) -> object:
+def replaced(output: object, hidden: Tensor) -> object:
     """`output` with its first tensor replaced; copied shallowly, as others may hold the original."""
     if isinstance(output, Tensor):
         return hidden
     if isinstance(output, Mapping):
         key = next(k for k, v in output.items() if first_tensor(v) is not None)
         changed = cast(dict[object, object], copy.copy(output))
-        changed[key] = _replaced(output[key], hidden)
+        changed[key] = replaced(output[key], hidden)
         return changed
     if is_dataclass(output) and not isinstance(output, type):
         name = next(k for k, v in vars(output).items() if first_tensor(v) is not None)
         result = copy.copy(output)
-        object.__setattr__(result, name, _replaced(getattr(output, name), hidden))  # it may be frozen
+        object.__setattr__(result, name, replaced(getattr(output, name), hidden))  # it may be frozen
         return result
     values = cast(Sequence[object], output)
     place = next(i for i, item in enumerate(values) if first_tensor(item) is not None)
-    items = [_replaced(item, hidden) if i == place else item for i, item in enumerate(values)]
+    items = [replaced(item, hidden) if i == place else item for i, item in enumerate(values)]
     kind = cast(Callable[..., object], type(output))
     return kind(*items) if hasattr(output, "_fields") else kind(items)  # a named tuple takes its items one by one

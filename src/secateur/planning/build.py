@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +25,7 @@ from secateur.planning.decide import decide
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.given import given_keep, given_scores
 from secateur.planning.plan import Plan
+from secateur.planning.solved import Blocks, recorded_settings, solved_plan, solver_of
 from secateur.registry import suggestion
 from secateur.request import (
     ALLOCATION,
@@ -77,6 +78,8 @@ def make_plan(
     remove: Mapping[str, Sequence[int]] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     examples: Sequence[Example] = (),
+    blocks: Blocks = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Decide what goes. Nothing is changed; `Plan.apply` does it.
 
@@ -119,6 +122,9 @@ def make_plan(
         masks: parameter name -> bool tensor, True = keep: a plan of exactly these masks.
         examples: several examples, in the place of `example` or beside it: other lengths, sizes, modes of the call.
             What any of them needs stays, and the certificate holds for all of them. Costs are those of the first.
+        blocks: how a solver (criterion "admm", "sparsegpt", "least_squares" or "swap") prunes block by block: a mapping
+            of `secateur.solve.blocks.run.Settings`. True lets "wanda", "ria" and "magnitude" do so, too.
+        progress: of a solver, called as ``progress(done, total)`` with matrices.
 
     Returns:
         the plan, not yet certified.
@@ -143,8 +149,10 @@ def make_plan(
         return plan_of_masks(model, masks, target, scores, keep, remove)
     given = keep is not None or remove is not None
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
-    rule = None if given or scores is not None else criterion_of(criterion)
+    solver = None if given or scores is not None else solver_of(criterion, blocks)
+    rule = None if given or scores is not None or solver is not None else criterion_of(criterion)
     chosen = Named(GIVEN) if rule is None else Named(rule.name, rule.options())
+    chosen = chosen if solver is None else Named(solver.name, solver.options())
     unit, choices = kinds
     request = Request(
         target=None if given else Target.of(target),
@@ -159,7 +167,10 @@ def make_plan(
         seed=seed,
         expressible=expressible,
         scales=scales,
+        blocks=None if solver is None else recorded_settings(blocks),
     )
+    if solver is not None:
+        return solved_plan(model, example, request, solver, data, blocks=blocks, progress=progress)
     with weights_kept(model):
         if unit is not None:
             candidates: Candidates = Weights(model, example, request, unit)

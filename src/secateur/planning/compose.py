@@ -44,6 +44,8 @@ def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
     for new, mask in second.masks.items():
         name = back(new)
         masks[name] = masks[name] & mask if name in masks else mask
+    weights = {name: cut_tensor(value, later.get(name, {})) for name, value in first.weights.items() if stays(name)}
+    weights.update({back(new): value for new, value in second.weights.items()})
     attributes = {a: value for a, value in first.attributes.items() if stays(a.owner)}
     attributes.update({Attribute(back(a.owner), a.name, a.item): value for a, value in second.attributes.items()})
     # What a cut has not changed was so before it; where one has, the first edit knows what it relied on itself.
@@ -52,7 +54,7 @@ def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
     same = {a: v for a, v in sizes.items() if a not in first.attributes and (a.owner, a.name) not in shortened}
     renamed = [replace(scale, tensor=back(scale.tensor)) for scale in second.scales]
     scales = composed_scales([s for s in first.scales if stays(s.tensor)], renamed, first.cuts)
-    return Edit(cuts, attributes, layers, masks, {**same, **first.sizes}, scales)
+    return Edit(cuts, attributes, layers, masks, {**same, **first.sizes}, scales, weights)
 
 
 def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, LayerEntry]:

@@ -69,6 +69,8 @@ class PlanData:
         recorded: what the file that the plan was read from says of a proof. Anybody can write that into a file: it is
             shown as a record, and never taken for a certificate.
         conditions: what the run that the plan was learned from depended on.
+        weights: parameter name -> new values of weights that stay, where a solver has moved them.
+        notes: what of the making a reader should know; never saved.
     """
 
     fingerprint: str
@@ -88,11 +90,13 @@ class PlanData:
     scales: Sequence[Scale] = ()
     recorded: Certificate | None = None
     conditions: tuple[Condition, ...] = ()
+    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def edit(self) -> Edit:
         """What is done to the model."""
-        return Edit(self.cuts, self.attributes, self.layers, self.masks, self.sizes, tuple(self.scales))
+        return Edit(self.cuts, self.attributes, self.layers, self.masks, self.sizes, tuple(self.scales), self.weights)
 
     @property
     def removes(self) -> bool:

@@ -23,6 +23,7 @@ def explain(plan: PlanData) -> str:
         lines.append(f"  {name:<{width}}  {group['granularity']:<10} {group['size'] - gone}/{group['size']} kept")
     for name, mask in plan.masks.items():
         lines.append(f"  {name}: {int(mask.sum())}/{mask.numel()} weights kept")
+    lines += [f"  {note}" for note in plan.notes]
     for one in plan.left_out:
         lines.append(f"  {one.name}: {one.params:,} weights left out: {one.why}" + (f"; {one.hint}" * bool(one.hint)))
     for scale in plan.scales:

@@ -9,11 +9,13 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from secateur.errors import FileRefusedError, ResourceError, SecateurError
 from secateur.files.parse import MAX_VALUES
 from secateur.files.seeds import canonical_json
 from secateur.kinds.slices.fold import Scale
+from secateur.planning.beside import Beside, described, hash_of, unpacked
 from secateur.planning.decision import PlanData
 from secateur.planning.encode import indices, intervals, pack, unpack
 from secateur.planning.schema import MAX_BYTES, SCHEMA, check_certificate, check_plan, damaged
@@ -25,16 +27,24 @@ __all__ = ["MAX_BYTES", "SCHEMA", "parse", "to_json"]
 
 P = TypeVar("P", bound=PlanData)
 # What a proof is about: a record of one that stands beside anything else is none.
-DECISION = ("fingerprint", "groups", "cuts", "attributes", "sizes", "scales", "masks", "layers")
+DECISION = ("fingerprint", "groups", "cuts", "attributes", "sizes", "scales", "masks", "layers", "weights", "tensors")
 
 
-def to_json(plan: PlanData) -> str:
+def to_json(plan: PlanData, beside: Beside | None = None) -> str:
     """Canonical JSON: the same decision gives the same bytes.
+
+    Args:
+        plan: the plan.
+        beside: the file that holds its masks and new weights, where there is one. A plan with new weights that is
+            written without one names them by their hash, and is no whole plan for a reader.
 
     Raises:
         ResourceError: the plan is larger than what is read again.
     """
-    data = {
+    if beside is None and plan.weights:
+        beside = Beside("", hash_of(plan))
+    inside = beside is None
+    data: dict[str, Any] = {
         "schema": SCHEMA,
         "fingerprint": plan.fingerprint,
         "model": plan.model,
@@ -44,13 +54,16 @@ def to_json(plan: PlanData) -> str:
         "attributes": _integers(plan.attributes),
         "sizes": _integers(plan.sizes),
         "scales": [asdict(scale) for scale in plan.scales],
-        "masks": {name: pack(mask) for name, mask in plan.masks.items()},
+        "masks": {name: pack(mask) if inside else described(mask) for name, mask in plan.masks.items()},
         "layers": {path: dict(entry) for path, entry in plan.layers.items()},
         "units": plan.units,
         "cost": plan.cost,
         "left_out": [asdict(one) for one in plan.left_out],
         "conditions": [asdict(condition) for condition in plan.conditions],
     }
+    if beside is not None:
+        data["weights"] = sorted(plan.weights)
+        data["tensors"] = {"file": beside.file, "sha256": beside.sha256}
     proof = plan.certificate or plan.recorded
     data["certificate"] = asdict(proof) if proof else None
     data["decision"] = decision_hash(data) if proof else None
@@ -66,7 +79,7 @@ def to_json(plan: PlanData) -> str:
 
 def decision_hash(data: Mapping[str, object]) -> str:
     """SHA-256 of the parts of a plan's data that a proof is about; all of it is plain already."""
-    parts = {name: data[name] for name in DECISION}
+    parts = {name: data[name] for name in DECISION if name in data}
     return sha256(json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
@@ -76,13 +89,14 @@ def _integers(values: Mapping[Attribute, int]) -> list[dict[str, object]]:
     return [{"owner": a.owner, "name": a.name, "item": a.item, "value": value} for a, value in known]
 
 
-def parse(make: type[P], data: object, origin: str) -> P:
+def parse(make: type[P], data: object, origin: str, tensors: Mapping[str, Tensor] | None = None) -> P:
     """The plan of parsed JSON. Its certificate is a record and no proof.
 
     Args:
         make: the class of the plan.
         data: what a JSON reader gave.
         origin: what the file is called in errors.
+        tensors: of the file beside it, where it names one.
 
     Raises:
         FileRefusedError: not a plan, damaged, of an unknown schema, or changed since its proof was recorded.
@@ -97,15 +111,21 @@ def parse(make: type[P], data: object, origin: str) -> P:
                 hint="Make the plan anew with secateur.plan().",
             )
     try:
-        return _plan(make, checked, origin)
+        return _plan(make, checked, origin, tensors)
     except FileRefusedError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, SecateurError) as error:
         raise damaged(origin, f"{type(error).__name__}: {error}"[:1000]) from error
 
 
-def _plan(make: type[P], data: Mapping[str, Any], origin: str) -> P:
+def _plan(make: type[P], data: Mapping[str, Any], origin: str, tensors: Mapping[str, Tensor] | None) -> P:
     recorded = data["certificate"]
+    if "tensors" in data and tensors is None:
+        raise damaged(origin, "its masks and weights lie in a file beside it")
+    if "tensors" in data and tensors is not None:
+        masks, weights = unpacked(data, tensors)
+    else:
+        masks, weights = {name: unpack(mask, name) for name, mask in data["masks"].items()}, {}
     return make(
         fingerprint=data["fingerprint"],
         model=data["model"],
@@ -117,7 +137,8 @@ def _plan(make: type[P], data: Mapping[str, Any], origin: str) -> P:
         },
         # Places of blocks start at 0; what sizes a dimension is at least 1.
         attributes=_attributes(data["attributes"], least=0 if data["layers"] else 1),
-        masks={name: unpack(mask, name) for name, mask in data["masks"].items()},
+        masks=masks,
+        weights=weights,
         units=_units(data["units"]),
         cost=data["cost"],
         layers={path: _layer_entry(entry) for path, entry in data["layers"].items()},

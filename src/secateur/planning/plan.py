@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import CertificateError, PlanMismatchError, SecateurError
 from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json
+from secateur.kinds.edit import write_weights
 from secateur.masks import mask_model
 from secateur.model.admit import admit, not_copyable, require_unwatched
 from secateur.model.call import device_of
@@ -20,6 +21,7 @@ from secateur.model.closures import require_own_hooks
 from secateur.model.tensors import named_tensors
 from secateur.planning.again import prove_anew
 from secateur.planning.averages import Averages, migration
+from secateur.planning.beside import load_beside, save_beside
 from secateur.planning.compose import (
     composed_certificate,
     composed_cost,
@@ -103,10 +105,11 @@ class Plan(PlanData):
         if proof is not None:
             self.certificate = proof(model, result)
         follow = None if ema is None else self._migration(model, ema)
-        masks = self.edit.masks_after(model)
+        masks, weights = self.edit.masks_after(model), self.edit.weights_after(model)
         if inplace:
             self.edit.apply(model, optimizer)
             result = model
+        write_weights(result, weights)
         if masks:
             mask_model(result, masks, keep_originals=False)
         if follow is not None:
@@ -245,6 +248,7 @@ class Plan(PlanData):
             sizes=edit.sizes,
             scales=edit.scales,
             conditions=tuple(dict.fromkeys((*self.conditions, *following.conditions))),
+            weights=edit.weights,
         )
         _compose_proofs(whole, (self, following))
         return whole
@@ -282,6 +286,9 @@ class Plan(PlanData):
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically; makes the certificate first if it is not there yet.
 
+        New values of weights, and masks of more than a few weights, lie in a safetensors file of the same name beside
+        it, which the JSON names by its hash.
+
         A plan that was read from a file and not proved since is written with the record that it came with.
 
         Raises:
@@ -289,7 +296,7 @@ class Plan(PlanData):
         """
         if self.recorded is None:
             self.certify()
-        atomic_write(path, self.to_json())
+        atomic_write(path, to_json(self, save_beside(self, Path(path))))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -301,12 +308,13 @@ class Plan(PlanData):
             FileRefusedError: not a plan, corrupt, changed since its proof was recorded, too large, or of an unknown
                 schema.
         """
-        return cls.from_data(load_json(path, max_bytes=MAX_BYTES), str(path))
+        data = load_json(path, max_bytes=MAX_BYTES)
+        return cls.from_data(data, str(path), load_beside(data, Path(path).parent))
 
     @classmethod
-    def from_data(cls, data: object, origin: str = "plan") -> Plan:
-        """The plan of parsed JSON."""
-        return parse(cls, data, origin)
+    def from_data(cls, data: object, origin: str = "plan", tensors: Mapping[str, Tensor] | None = None) -> Plan:
+        """The plan of parsed JSON, and of the tensors that lie beside it."""
+        return parse(cls, data, origin, tensors)
 
 
 def _difference(plan: PlanData, model: nn.Module) -> str:

@@ -111,6 +111,13 @@ class ConditionPart(FilePart):
     module: Annotated[str, Field(max_length=MAX_REQUEST)]
 
 
+class TensorsPart(FilePart):
+    """The file beside a plan that holds its masks and new weights."""
+
+    file: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]{0,255}$")]
+    sha256: Hash
+
+
 class PlanPart(FilePart):
     """A whole plan."""
 
@@ -125,6 +132,8 @@ class PlanPart(FilePart):
     scales: list[ScalePart] = []
     masks: dict[Name, MaskPart]
     layers: dict[Name, LayerPart]
+    weights: list[Name] = []
+    tensors: TensorsPart | None = None
     units: UnitsPart
     cost: dict[Literal["params", "macs"], Annotated[list[Cost], Field(min_length=2, max_length=2)]]
     left_out: list[LeftOutPart] = []

@@ -246,6 +246,39 @@ class Measure(Part):
     """CPU threads; left out: torch's own choice."""
 
 
+class Blocks(Part):
+    """How a solver prunes block by block, each block behind blocks that are pruned already."""
+
+    use: Literal["auto"] | bool = "auto"
+    """``auto``: where the criterion is a solver (admm, sparsegpt, least_squares, swap); true: wanda, ria and magnitude,
+    too; false: never."""
+    targets: Literal["dense", "own"] = "dense"
+    """``dense``: outputs of the original model are to be kept; ``own``: those of the layer on pruned inputs."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the correction towards the original's outputs; left out: chosen per layer on held-out batches."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the batches that choose and guard, and that no layer is learned from."""
+    damping: Annotated[float, Field(ge=0)] = 0.01
+    """Share of the mean diagonal that is added to second moments."""
+    memory_bytes: Bytes | None = None
+    """Hidden states beyond so many bytes lie on disk; left out: all in memory."""
+    checkpoint: Annotated[str, Field(max_length=4096)] | None = None
+    """Folder of finished blocks; a run that was killed goes on from there."""
+
+
+class Calibration(Part):
+    """Text of language models: how much of it."""
+
+    tokens: Count | None = None
+    """Tokens per sequence; left out: 128."""
+    sequences: Count | None = None
+    """Sequences to calibrate with, from the start of the text; left out: 32."""
+    batch: Count | None = None
+    """Sequences per batch; left out: 64."""
+    test: Count | None = None
+    """Sequences of the test part at most that quality is measured on; left out: all."""
+
+
 class Verify(Part):
     """How the certificate is made."""
 
@@ -297,6 +330,10 @@ class Recipe(Part):
     """Steps that restore quality, in order."""
     control: Literal["none", "dense"] = "none"
     """``dense``: train a copy of the original by the same steps (finetune and bn_refresh), and report its quality."""
+    blocks: Blocks = Blocks()
+    """How a solver prunes block by block."""
+    calibration: Calibration = Calibration()
+    """How much text a language model is calibrated and measured with."""
     measure: Measure = Measure()
     """What is measured before and after."""
     verify: Verify = Verify()

@@ -51,6 +51,22 @@ def measure_layer(
     )
 
 
+def _masked(name: str, weight: Tensor, keep: Tensor) -> Layer:
+    """The row of a weight of which only the mask is known."""
+    weights, removed = distribution(weight, 40), int((~keep).sum())
+    return Layer(
+        name=name,
+        shape=tuple(weight.shape),
+        params_before=weight.numel(),
+        params_after=weight.numel(),
+        removed=removed,
+        total=keep.numel(),
+        sparsity=removed / max(keep.numel(), 1),
+        near_zero=weights.near_zero,
+        weight_histogram=weights.histogram,
+    )
+
+
 def pruned_layers(model: nn.Module, plan: Plan) -> list[Layer]:
     """What went of every group that competed.
 
@@ -68,6 +84,8 @@ def pruned_layers(model: nn.Module, plan: Plan) -> list[Layer]:
     if plan.layers:
         return list(_stacks(model, plan, known.scores))
     tensors, found = named_tensors(model), []
+    if not known.groups:  # masks that were given, or that a solver found: there are no scores to show
+        return [_masked(name, tensors[name], mask) for name, mask in plan.masks.items() if name in tensors]
     for group in known.groups:
         # A group lives in many tensors. The one that makes the units is what people call the layer.
         span = next((s for s in group.spans if s.role in ("out", "self")), group.spans[0])

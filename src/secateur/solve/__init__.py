@@ -1,1 +1,10 @@
-"""One-shot updates of weights: what is left takes over for what goes."""
+"""What the remaining weights become: solvers of single layers, refits behind a cut, the OBS update.
+
+Solvers are known by name (`SOLVERS`); importing this package registers them.
+"""
+
+from secateur.solve import admm, least_squares, magnitude, ria, sparsegpt, swap, wanda  # noqa: F401
+from secateur.solve.base import SOLVERS, Problem, Solved, Solver, error_of
+from secateur.solve.moments import Moments
+
+__all__ = ["SOLVERS", "Moments", "Problem", "Solved", "Solver", "error_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
 
@@ -14,14 +15,21 @@ from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
 from secateur.sources.images import LABEL_COLUMNS, decode, image_bytes, load_folder, load_parquet
 from secateur.sources.tensors import Arrays, DataSet, build_dataset
-from secateur.sources.text import Tokenizer, load_text
+from secateur.sources.text import SEQUENCES, TOKENS, Tokenizer, load_text
 from secateur.sources.words import call_factory
 
 DATA_KINDS = ("demo", "folder", "hf", "npz", "parquet", "py", "text")
 _DEMOS = {"mnist": load_mnist, "digits": load_digits}
 
 
-def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: Tokenizer | None = None) -> DataSet:
+def resolve_data(
+    word: str,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    text: Mapping[str, int | None] | None = None,
+) -> DataSet:
     """Turn a DATA word into loaders for training, calibration and test.
 
     Args:
@@ -30,6 +38,7 @@ def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: T
         batch_size: samples per batch.
         seed: of splits and shuffles.
         tokenizer: for ``text:``; the one of the hf: model.
+        text: for ``text:``; tokens, sequences, batch and test of a recipe's calibration, where they are given.
 
     Returns:
         The loaders. Calibration samples come from the training part, never from the test part.
@@ -53,7 +62,15 @@ def resolve_data(word: str, *, batch_size: int = 64, seed: int = 0, tokenizer: T
     if kind == "folder":
         return load_folder(rest, batch_size=batch_size, seed=seed)
     if kind == "text":
-        return load_text(rest, tokenizer=tokenizer, batch_size=batch_size)
+        given = {key: value for key, value in (text or {}).items() if value is not None}
+        return load_text(
+            rest,
+            tokenizer=tokenizer,
+            batch_size=given.get("batch", batch_size),
+            tokens=given.get("tokens", TOKENS),
+            calibration=given.get("sequences", SEQUENCES),
+            test=given.get("test"),
+        )
     if kind == "hf":
         return _load_hub(rest, batch_size=batch_size, seed=seed)
     return _from_factory(word, call_factory(rest))

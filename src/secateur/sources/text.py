@@ -13,6 +13,7 @@ from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.files.sniff import open_regular
 from secateur.sources.tensors import SET_ASIDE, DataSet
 
+TOKENS, SEQUENCES = 128, 32
 _TRAIN, _TEST = ("train.txt", "valid.txt", "validation.txt"), ("test.txt",)
 
 
@@ -53,7 +54,13 @@ class TokenData:
 
 
 def load_text(
-    path: str | Path, *, tokenizer: Tokenizer | None, batch_size: int = 8, tokens: int = 128, calibration: int = 32
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None,
+    batch_size: int = 8,
+    tokens: int = TOKENS,
+    calibration: int = SEQUENCES,
+    test: int | None = None,
 ) -> DataSet:
     """Read text, turn it into tokens at one go, and cut it into blocks; the rest at the end is dropped.
 
@@ -64,35 +71,61 @@ def load_text(
         batch_size: blocks per batch.
         tokens: tokens per block.
         calibration: blocks for calibration, the first ones.
+        test: blocks of the test part at most, the first ones; None: all.
 
     Raises:
         UnsupportedError: no tokenizer.
         InputError: no file, no UTF-8, or less text than one block.
     """
     if tokenizer is None:
-        raise UnsupportedError(
-            f"text:{path} needs a tokenizer, and the model brings none",
-            hint="text is for hf: models whose folder has a tokenizer; give token numbers as npz: otherwise",
-        )
+        raise _no_tokenizer(path)
     path = Path(path)
     train_file = _first(path, _TRAIN) if path.is_dir() else path
     test_file = _first(path, _TEST) if path.is_dir() else None
     train = _blocks(train_file, tokenizer, tokens)
     notes: tuple[str, ...] = ()
     if test_file is not None:
-        test = _blocks(test_file, tokenizer, tokens)
+        held = _blocks(test_file, tokenizer, tokens)
     else:
         cut = len(train) - len(train) // 5
-        train, test = train[:cut], train[cut:]
+        train, held = train[:cut], train[cut:]
         # The end of a text and not blocks of all of it: neighbours of a block that was trained on give it away.
-        notes = (SET_ASIDE.format(name=f"text:{path}", share="the last fifth of the text"),) if len(test) else ()
+        notes = (SET_ASIDE.format(name=f"text:{path}", share="the last fifth of the text"),) if len(held) else ()
+    held = held[:test]
     return DataSet(
         name=f"text:{path}",
         train=TokenData(train, batch_size=batch_size),
         calibration=TokenData(train[:calibration], batch_size=batch_size),
-        test=TokenData(test, batch_size=batch_size) if len(test) else None,
+        test=TokenData(held, batch_size=batch_size) if len(held) else None,
         example={"input_ids": train[:1]},
         notes=notes,
+    )
+
+
+def whole_text(path: str | Path, tokenizer: Tokenizer | None, *, tokens: int, most: int | None = None) -> TokenData:
+    """All of a text (of a folder its test part) as blocks of tokens, one per batch.
+
+    Args:
+        path: a file, or a folder with ``test.txt``.
+        tokenizer: as for `load_text`.
+        tokens: per block.
+        most: blocks at most, the first ones.
+
+    Raises:
+        UnsupportedError: no tokenizer.
+        InputError: no file, no UTF-8, or less text than one block.
+    """
+    if tokenizer is None:
+        raise _no_tokenizer(path)
+    path = Path(path)
+    blocks = _blocks(_first(path, _TEST) if path.is_dir() else path, tokenizer, tokens)
+    return TokenData(blocks[:most], batch_size=1)
+
+
+def _no_tokenizer(path: str | Path) -> UnsupportedError:
+    return UnsupportedError(
+        f"text:{path} needs a tokenizer, and the model brings none",
+        hint="text is for hf: models whose folder has a tokenizer; give token numbers as npz: otherwise",
     )
 
 

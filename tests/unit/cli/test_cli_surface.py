@@ -18,7 +18,19 @@ FLAGS = {
     "inspect": COMMON | {"--data", "--html", "--protect", "--seed"},
     "estimate": COMMON | {"--data", "--recipe", "--set", "--seed", "--threads"},
     "prune": COMMON | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
-    "measure": COMMON | {"--model", "--data", "--rounds", "--batch-size", "--seed", "--threads"},
+    "measure": COMMON
+    | {
+        "--model",
+        "--data",
+        "--rounds",
+        "--batch-size",
+        "--seed",
+        "--threads",
+        "--task",
+        "--tokens",
+        "--sequences",
+        "--dtype",
+    },
     "export": COMMON | {"--model", "--out", "--format", "--data", "--force", "--dry-run"},
     "deploy": COMMON
     | {"--model", "--out", "--data", "--weights", "--batch-size", "--table", "--no-table", "--threads"}

@@ -1,0 +1,160 @@
+"""A plan made by a solver: blocks are solved one after the other, and the plan holds masks and new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import criteria
+from secateur.errors import RecipeError
+from secateur.kinds.weights.granularity import Granularity, parse
+from secateur.model.call import require_reiterable
+from secateur.planning.decision import Evidence, counted, fingerprint
+from secateur.planning.plan import Plan
+from secateur.registry import build, suggestion
+from secateur.request import Named, Plain, Request
+from secateur.solve import SOLVERS, Solver
+from secateur.solve.blocks.run import Settings, prune_blocks
+from secateur.types import Data, Example
+
+Blocks = bool | str | Mapping[str, object] | None
+"""Whether and how a model is pruned block by block: None and "auto" = where the criterion is a solver alone."""
+
+
+def solver_of(criterion: object, blocks: Blocks) -> Solver | None:
+    """The solver that a criterion names, or None where scores decide.
+
+    Args:
+        criterion: a name, {"name": ..., options}, or a criterion object.
+        blocks: True or settings = block by block; None or "auto" = where the name is that of a solver and of no score.
+
+    Raises:
+        RecipeError: block by block was asked for, and there is no such solver.
+    """
+    use = blocks.get("use", True) if isinstance(blocks, Mapping) else blocks
+    if use is False or not isinstance(criterion, (str, Mapping)):
+        if use is True:
+            raise RecipeError("block by block a solver decides, not an object.", hint="criterion: admm, for example")
+        return None
+    choice = Named.of(criterion)
+    if use in (None, "auto") and (choice.name not in SOLVERS or choice.name in criteria.names()):
+        return None
+    return SOLVERS.build(choice.name, choice.options)
+
+
+def settings_of(blocks: Blocks) -> Settings:
+    """The settings that a recipe or a caller gives.
+
+    Raises:
+        RecipeError: an unknown setting, or a value that means nothing.
+    """
+    given = {k: v for k, v in blocks.items() if k != "use"} if isinstance(blocks, Mapping) else {}
+    known = [field.name for field in fields(Settings)]
+    for name in given:
+        if name not in known:
+            raise RecipeError(f"blocks has no option {name!r}", hint=suggestion(name, known))
+    folder: Any = given.get("checkpoint")
+    return build(Settings, "blocks", {**given, "checkpoint": None if folder is None else Path(folder)})
+
+
+def recorded_settings(blocks: Blocks) -> dict[str, Plain]:
+    """The settings that decide about the result, as a plan's request holds them."""
+    found = settings_of(blocks)
+    return {
+        "targets": found.targets,
+        "shrinkage": found.shrinkage,
+        "hold_out": found.hold_out,
+        "damping": found.damping,
+    }
+
+
+def solved_plan(
+    model: nn.Module,
+    example: Example,
+    request: Request,
+    solver: Solver,
+    data: Data | None,
+    *,
+    blocks: Blocks = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """Solve a model block by block. Nothing is changed; `Plan.apply` writes masks and weights.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        request: what is asked for, by the solver's name and options.
+        solver: how.
+        data: batches to calibrate with.
+        blocks: settings, see `secateur.solve.blocks.run.Settings`.
+        progress: called as ``progress(done, total)`` with matrices.
+
+    Raises:
+        RecipeError: no data, or something that solvers do not take.
+        UnsupportedError: nothing can be solved.
+    """
+    if data is None:
+        raise RecipeError(
+            f"criterion {solver.name!r} learns from data, and there are none.", hint="for example --data text:FILE"
+        )
+    require_reiterable(data, f"criterion {solver.name!r}")
+    unit: Granularity = parse(request.granularity[0].spec())  # type: ignore[arg-type]
+    out = prune_blocks(
+        model,
+        example,
+        data,
+        solver=solver,
+        granularity=unit,
+        request=request,
+        settings=settings_of(blocks),
+        progress=progress,
+    )
+    masks = {name: mask.cpu() for name, mask in out.masks.items()}
+    return Plan(
+        fingerprint=fingerprint(model),
+        model=type(model).__name__,
+        request=request,
+        groups={},
+        cuts={},
+        attributes={},
+        masks=masks,
+        weights={name: value.cpu() for name, value in out.weights.items()},
+        units=counted(request.what, masks),
+        cost={},
+        evidence=Evidence(model, [], {}, masks, example=example),
+        left_out=tuple(out.left_out),
+        notes=tuple(_notes(out.records)),
+    )
+
+
+def _notes(records: Any) -> list[str]:
+    """What of the run a reader should know."""
+    refused = [one.name for one in records if one.kept_plain]
+    raised = max((one.damping for one in records), default=0.0)
+    without = [one.name for one in records if one.tokens == 0]
+    few = [one.name for one in records if 0 < one.tokens < 64]
+    lines = []
+    errors = [one.error for one in records if one.error is not None]
+    if errors:
+        middle = float(torch.tensor(errors).median())
+        lines.append(
+            f"held-out error of the outputs: median {middle:.2%}, largest {max(errors):.2%} of {len(errors)} matrices"
+        )
+    if refused:
+        lines.append(
+            f"{len(refused)} updates were refused, as they made the held-out error larger: {', '.join(refused[:3])}"
+        )
+    if raised > 0:
+        lines.append(f"largest damping: {raised:g} of the mean diagonal")
+    if without:
+        lines.append(
+            f"{len(without)} matrices that no token reached were pruned by magnitude: {', '.join(without[:3])}"
+        )
+    if few:
+        lines.append(f"{len(few)} matrices saw fewer than 64 tokens: {', '.join(few[:3])}")
+    return lines

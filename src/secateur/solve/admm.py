@@ -1,0 +1,106 @@
+"""Gradual ADMM: weights and mask are found together, and conjugate gradients polish what the mask leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateur.errors import RecipeError
+from secateur.registry import one_of
+from secateur.solve.base import SOLVERS, Problem, Solved, Solver
+from secateur.solve.least_squares import polish
+from secateur.solve.moments import Moments
+from secateur.solve.patterns import Pattern
+
+RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of the mask that changed -> growth of the penalty
+
+
+@SOLVERS.register("admm")
+@dataclass(frozen=True, kw_only=True)
+class Admm(Solver):
+    """Two copies of the weights, one free and one under the mask, are pulled together.
+
+    In coordinates in which H has a unit diagonal, where magnitude is Wanda's score:
+    V = (V0 H + p (D - Y)) (H + p I)^-1, D = the mask of V + Y, Y = Y + V - D. The mask is chosen anew while removals
+    rise by a cubic schedule, then it is fixed. One factorisation serves all steps; with schedule "rising" all removals
+    are made at once, and the penalty p grows as the mask settles.
+
+    Args:
+        steps: in all.
+        choosing: steps in which the mask is chosen.
+        penalty: p; the first one where it rises.
+        schedule: "gradual" (removals rise, p stays) or "rising" (all removals at once, p rises).
+        polish: steps of conjugate gradients at the end; 0 leaves them out.
+
+    Source:
+        Boza, "Fast and Effective Weight Update for Pruned Large Language Models", 2024, algorithm 2. Meng et al.,
+        "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models", 2024, section 3.2.
+    """
+
+    name: ClassVar[str] = "admm"
+    summary: ClassVar[str] = "mask and weights together by alternating directions, then least squares"
+    steps: int = 20
+    choosing: int = 15
+    penalty: float = 1.0
+    schedule: str = "gradual"
+    polish: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        one_of("schedule", self.schedule, ("gradual", "rising"))
+        for name, least in (("steps", 1), ("choosing", 1), ("polish", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise RecipeError(f"{name}={value!r} is not a whole number of at least {least}")
+        if not self.penalty > 0:
+            raise RecipeError(f"penalty={self.penalty!r} is not above 0")
+
+    def solve(self, problem: Problem) -> Solved:
+        """See `Solver.solve`."""
+        moments = problem.moments
+        goal = problem.weight * moments.scale
+        goal[:, moments.dead] = 0
+        solve = self._gradual if self.schedule == "gradual" else self._rising
+        found, mask = solve(goal, moments, problem.pattern)
+        weight = found / moments.scale
+        if self.polish:
+            weight = polish(problem.weight, weight, mask, moments, self.polish)
+        return Solved.of(weight, mask)
+
+    def _gradual(self, goal: Tensor, moments: Moments, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        inverse = moments.inverse(self.penalty)
+        # V = fixed + (D - Y) pull: all that changes from step to step costs one product.
+        fixed, pull = goal @ (moments.normalised @ inverse), self.penalty * inverse
+        dual = torch.zeros_like(goal)
+        kept, mask = goal, torch.ones_like(goal, dtype=torch.bool)
+        choosing = min(self.choosing, self.steps)
+        for step in range(self.steps):
+            free = fixed + (kept - dual) @ pull
+            dual = dual + free
+            if step < choosing:
+                mask = pattern.keep(dual.abs(), 1 - (1 - (step + 1) / choosing) ** 3)
+            kept = dual * mask
+            dual = dual - kept
+        return kept, mask
+
+    def _rising(self, goal: Tensor, moments: Moments, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        values, vectors = moments.eigen
+        product = goal @ moments.normalised
+        penalty, dual = self.penalty, torch.zeros_like(goal)
+        mask = pattern.keep(goal.abs())
+        kept, before = goal * mask, mask
+        for step in range(10 * self.steps):
+            free = ((product + penalty * (kept - dual)) @ vectors / (values + penalty)) @ vectors.T
+            mask = pattern.keep((free + dual).abs())
+            kept = (free + dual) * mask
+            dual = dual + free - kept
+            if step % 3 == 2:
+                changed = float((mask != before).float().mean())
+                if changed == 0 and step >= self.steps:
+                    break
+                penalty *= next(rise for least, rise in RISES if changed >= least)
+                before = mask
+        return kept, mask

@@ -1,0 +1,86 @@
+"""What a run will take, said before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import nn
+
+from secateur.kinds.weights.found import find_weights
+from secateur.model.call import device_of
+from secateur.solve.base import Solver
+from secateur.types import Example
+
+ROUNDS = 30  # products of o d^2 that the costliest solver makes per layer
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """An estimate.
+
+    Args:
+        seconds: of the whole run, from the speed of a product measured now.
+        memory_bytes: beside the model: a copy of the weights, hidden states, one block's activations, second moments.
+        weights: that are looked at.
+    """
+
+    seconds: float
+    memory_bytes: int
+    weights: int
+
+
+def forecast(
+    model: nn.Module,
+    example: Example,
+    solver: Solver,
+    *,
+    tokens: int,
+    dense: bool = True,
+    protect: Sequence[str] = (),
+) -> Forecast:
+    """Estimate time and memory of a run.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        solver: what solves the layers.
+        tokens: of all calibration batches together.
+        dense: targets of the original model, which passes twice through every block.
+        protect: what stays whole.
+
+    Returns:
+        the estimate; attention and other operations without weights are not in it.
+
+    Cost: one product.
+    """
+    found = find_weights(model, protect, example=example).weights
+    streams = 2 if dense and solver.moves else 1
+    operations, widest, largest = 0.0, 0, 0
+    for weight in found:
+        out, *rest = weight.matrix_shape if weight.matrix else weight.shape[-2:]
+        into, size = prod(rest), prod(weight.shape)
+        operations += 2.0 * size * tokens * streams
+        if solver.needs_gram:
+            operations += (1 + (streams - 1)) * tokens * into**2 + 2.0 * ROUNDS * out * into**2
+        widest, largest = max(widest, into, out), max(largest, into)
+    item = max(next(model.parameters()).element_size(), 4)
+    copies = sum(prod(weight.shape) for weight in found) * item
+    activations = 6 * tokens * widest * item * streams
+    return Forecast(
+        operations / _speed(model), copies + activations + 8 * largest**2 * 8, sum(prod(w.shape) for w in found)
+    )
+
+
+def _speed(model: nn.Module) -> float:
+    """Operations per second of a product of the size that blocks make, measured once."""
+    device = device_of(model)
+    a = torch.ones(512, 512, device=device)
+    a @ a
+    started = time.perf_counter()
+    for _ in range(3):
+        float((a @ a)[0, 0])
+    return 3 * 2 * 512**3 / max(time.perf_counter() - started, 1e-9)

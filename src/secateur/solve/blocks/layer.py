@@ -1,0 +1,117 @@
+"""One layer: targets of the original model under pruned inputs, the solver, and a guard on tokens that it never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.solve.base import Problem, Solved, Solver, error_of
+from secateur.solve.blocks.sums import Sums
+from secateur.solve.moments import Moments
+from secateur.solve.patterns import Pattern
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What is known of a solved matrix.
+
+    Args:
+        name: of its parameter, with [number] for one matrix of a stack.
+        removed, total: weights.
+        tokens: that its inputs were learned from.
+        error: mean square of what is lost on held-out tokens, relative to the outputs; None without any.
+        plain: the same for the mask on unmoved weights.
+        shrinkage: share of the correction towards the original's outputs that was taken.
+        damping: that the factorisation took.
+        kept_plain: the update was refused, since it made the held-out error larger.
+    """
+
+    name: str
+    removed: int
+    total: int
+    tokens: int
+    error: float | None = None
+    plain: float | None = None
+    shrinkage: float = 0.0
+    damping: float = 0.0
+    kept_plain: bool = False
+
+
+class Inputs:
+    """What all layers that read the same input share.
+
+    Args:
+        seen: sums that the solver may use.
+        held: sums over held-out tokens; None where there are too few.
+        damping: of the factorisation.
+    """
+
+    def __init__(self, seen: Sums, held: Sums | None, damping: float) -> None:
+        self.moments = Moments(seen.mean(), damping=damping, tokens=seen.tokens)
+        self.cross = seen.mean_cross()
+        self.held = None if held is None or held.tokens == 0 else held
+
+
+def solve_layer(
+    name: str, weight: Tensor, inputs: Inputs, pattern: Pattern, solver: Solver, shrinkage: float | None = None
+) -> tuple[Solved, LayerRecord]:
+    """Solve one matrix.
+
+    Args:
+        name: for the record.
+        weight: as it came, [o, d].
+        inputs: what it reads.
+        pattern: which mask, and how many weights go.
+        solver: how.
+        shrinkage: share of the correction to take, in [0, 1]; None: the share that is best on the held-out tokens.
+
+    Returns:
+        mask and weights, and what is known of them.
+    """
+    target, share = _target(weight, inputs, shrinkage) if solver.moves else (weight, 0.0)
+    solved = solver.solve(Problem(target, inputs.moments, pattern))
+    total, removed = solved.mask.numel(), int((~solved.mask).sum())
+    damping = inputs.moments.damping if solver.needs_gram else 0.0
+    if inputs.held is None or not solver.needs_gram:
+        return solved, LayerRecord(name, removed, total, inputs.moments.tokens, shrinkage=share, damping=damping)
+    plain = Solved.of(weight, solved.mask)
+    error, without = (_held_error(weight, found.weight, inputs.held) for found in (solved, plain))
+    refused = solver.moves and error > without
+    size = max(error_of(weight, inputs.held.mean()), 1e-30)
+    record = LayerRecord(
+        name, removed, total, inputs.moments.tokens, min(error, without) / size, without / size, share, damping, refused
+    )
+    return (plain if refused else solved), record
+
+
+def _target(weight: Tensor, inputs: Inputs, shrinkage: float | None) -> tuple[Tensor, float]:
+    """W + a W C H^-1: the weights whose outputs on pruned inputs come nearest to the original's outputs.
+
+    With few tokens the correction fits what is peculiar to them. Its share a is the one with the least error on
+    held-out tokens, which is a parabola: with G = W C H^-1 the error is a^2 tr(G H' G^T) - 2 a tr(G (W C')^T).
+    """
+    if inputs.cross is None:
+        return weight, 0.0
+    scaled = (weight @ inputs.cross) / inputs.moments.scale
+    correction = (scaled @ inputs.moments.inverse(0.0)) / inputs.moments.scale
+    if shrinkage is None:
+        held = inputs.held
+        if held is None or held.cross is None:
+            shrinkage = 0.5
+        else:
+            gain = float((correction * (weight @ held.mean_cross())).sum(dtype=torch.float64))  # type: ignore[operator]
+            bend = error_of(correction, held.mean())
+            shrinkage = min(max(gain / bend, 0.0), 1.0) if bend > 0 else 0.0
+    return weight + shrinkage * correction, shrinkage
+
+
+def _held_error(weight: Tensor, found: Tensor, held: Sums) -> float:
+    """Mean square by which the outputs on held-out tokens miss the original's, but for what no weights can change."""
+    change = weight - found
+    error = error_of(change, held.mean())
+    cross = held.mean_cross()
+    if cross is not None:
+        error += 2 * float((change * (weight @ cross)).sum(dtype=torch.float64))
+    return error

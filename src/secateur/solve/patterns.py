@@ -1,0 +1,203 @@
+"""Which masks a layer may have: free in the layer or in each row, n of m, or blocks; always to the exact count."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import RecipeError
+
+
+class Pattern(ABC):
+    """Chooses which entries of a matrix of scores stay."""
+
+    @abstractmethod
+    def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """The mask of the highest scores.
+
+        Args:
+            score: [o, d], higher = keep.
+            share: of the removals that are made already, for schedules; patterns without steps in between take all.
+
+        Returns:
+            bool [o, d], True = keep. Of equal scores the later one stays.
+        """
+
+    @abstractmethod
+    def removed(self, shape: tuple[int, int]) -> int:
+        """How many entries of a matrix go."""
+
+
+@dataclass(frozen=True)
+class PerLayer(Pattern):
+    """The lowest scores of the whole layer go.
+
+    Args:
+        count: entries that go.
+    """
+
+    count: int
+
+    def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """See `Pattern.keep`."""
+        flat = score.reshape(1, -1)
+        return highest(flat, torch.tensor([round(self.count * share)])).reshape(score.shape)
+
+    def removed(self, shape: tuple[int, int]) -> int:
+        """See `Pattern.removed`."""
+        return self.count
+
+
+@dataclass(frozen=True)
+class PerRow(Pattern):
+    """The lowest scores of every row go, from each row equally many up to one.
+
+    Args:
+        count: entries that go from the whole layer.
+    """
+
+    count: int
+
+    def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """See `Pattern.keep`."""
+        return highest(score, self.counts(len(score), share))
+
+    def counts(self, rows: int, share: float = 1.0) -> Tensor:
+        """Entries that go from each row: the whole count is met exactly, rows with one more lie evenly spread."""
+        edges = torch.arange(rows + 1) * round(self.count * share) // rows
+        return edges.diff()
+
+    def removed(self, shape: tuple[int, int]) -> int:
+        """See `Pattern.removed`."""
+        return self.count
+
+
+@dataclass(frozen=True)
+class NofM(Pattern):
+    """n of each m neighbours along the inputs stay; what m does not divide stays whole.
+
+    Args:
+        n: kept of each m.
+        m: length of a run.
+    """
+
+    n: int
+    m: int
+
+    def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """See `Pattern.keep`. Groups are small, so there are no steps in between."""
+        full = score.shape[1] // self.m * self.m
+        keep = torch.ones_like(score, dtype=torch.bool)
+        runs = score[:, :full].reshape(len(score), -1, self.m)
+        dropped = runs.argsort(dim=-1, stable=True)[..., : self.m - self.n]
+        keep[:, :full] = torch.ones_like(runs, dtype=torch.bool).scatter_(-1, dropped, False).reshape(len(score), full)
+        return keep
+
+    def removed(self, shape: tuple[int, int]) -> int:
+        """See `Pattern.removed`."""
+        return shape[0] * (shape[1] // self.m) * (self.m - self.n)
+
+
+@dataclass(frozen=True)
+class Blocks(Pattern):
+    """Whole blocks of r outputs times c inputs go, those with the least mean score.
+
+    Args:
+        rows: r.
+        columns: c.
+        count: blocks that go.
+    """
+
+    rows: int
+    columns: int
+    count: int
+
+    def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """See `Pattern.keep`."""
+        r, c = (torch.arange(n, device=score.device) // k for n, k in zip(score.shape, self._sizes, strict=True))
+        across = int(c[-1]) + 1
+        block = r[:, None] * across + c
+        size = (int(r[-1]) + 1) * across
+        sums = score.new_zeros(size).index_add_(0, block.reshape(-1), score.reshape(-1))
+        # Blocks at the edges are smaller: a sum would call them worthless.
+        mean = sums / torch.bincount(block.reshape(-1), minlength=size)
+        return highest(mean[None], torch.tensor([round(self.count * share)]))[0][block]
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    def removed(self, shape: tuple[int, int]) -> int:
+        """Not told: blocks at the edges are smaller, and which of them go is for the scores to say.
+
+        Raises:
+            RecipeError: the shape is not a multiple of the block.
+        """
+        if shape[0] % self.rows or shape[1] % self.columns:
+            raise RecipeError(f"blocks of {self.rows} x {self.columns} do not divide a weight of {shape}")
+        return self.count * self.rows * self.columns
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed(Pattern):
+    """A mask that is there already.
+
+    Args:
+        mask: bool [o, d], True = keep.
+    """
+
+    mask: Tensor
+
+    def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """See `Pattern.keep`."""
+        return self.mask
+
+    def removed(self, shape: tuple[int, int]) -> int:
+        """See `Pattern.removed`."""
+        return int((~self.mask).sum())
+
+
+def highest(score: Tensor, drop: Tensor) -> Tensor:
+    """Mask of all but the `drop[i]` lowest entries of each row; of equal ones the later stays.
+
+    Args:
+        score: [rows, n].
+        drop: int64 [rows].
+
+    Returns:
+        bool [rows, n], exactly `drop` False in each row.
+
+    Example:
+        >>> highest(torch.tensor([[3.0, 1.0, 1.0]]), torch.tensor([1]))
+        tensor([[ True, False,  True]])
+    """
+    drop = drop.to(score.device)
+    edge = _order_statistic(score, drop)
+    keep = score > edge[:, None]
+    # With no two scores alike around the edge, all is said; else as many of the equal ones stay as the count asks for.
+    extra = score.shape[1] - drop - keep.sum(1)
+    for row in extra.nonzero().flatten().tolist():
+        tied = (score[row] == edge[row]).nonzero().flatten()
+        keep[row, tied[len(tied) - int(extra[row]) :]] = True
+    return keep
+
+
+def _order_statistic(score: Tensor, drop: Tensor) -> Tensor:
+    """The drop-th lowest entry of each row; below all entries where nothing is dropped."""
+    counts = sorted(set(drop.tolist()))
+    edge = torch.empty(len(score), dtype=score.dtype, device=score.device)
+    for count in counts:
+        rows = (drop == count).nonzero().flatten()
+        part = score if len(counts) == 1 else score[rows]
+        if count == 0:
+            edge[rows] = -torch.inf
+        elif score.device.type == "cpu" and score.dtype in (torch.float32, torch.float64):
+            # A selection, where torch sorts: several times faster.
+            edge[rows] = torch.from_numpy(np.partition(part.numpy(), count - 1, axis=1)[:, count - 1].copy())
+        else:
+            edge[rows] = part.kthvalue(count, dim=1).values
+    return edge

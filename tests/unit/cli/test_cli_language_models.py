@@ -1,0 +1,65 @@
+"""The command line on a language model: a folder that transformers loads, and perplexity."""
+
+import json
+
+import pytest
+import torch
+
+from secateur.cli.main import main
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    words = {word: number for number, word in enumerate(["<unk>", *(f"w{i}" for i in range(59))])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(path)
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    text = torch.randint(0, 59, (1600,), generator=torch.Generator().manual_seed(1)).tolist()
+    (path / "text.txt").write_text(" ".join(f"w{i}" for i in text))
+    return path
+
+
+def test_a_solver_named_on_the_command_line_prunes_block_by_block(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["prune", f"hf:{folder}", "--data", f"text:{folder / 'text.txt'}", "--out", str(out), "--json"]
+    sets = ["criterion=admm", "granularity=2:4", "calibration.tokens=16", "measure.latency=false"]
+    assert main([*words, *(word for one in sets for word in ("--set", one))]) == 0
+    said = capsys.readouterr()
+    assert "minutes here" in said.err
+    report = json.loads(said.out)
+    assert report["before"]["quality"]["perplexity"] > 1
+    assert report["after"]["quality"]["perplexity"] > 1
+    assert {layer["sparsity"] for layer in report["layers"]} == {0.5}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(out)
+    for layer in report["layers"]:
+        weight = loaded.get_parameter(layer["name"])
+        assert bool(((weight == 0).reshape(-1, 4).sum(1) == 2).all())
+
+    assert main(["measure", f"hf:{out}", "--task", "perplexity", "--data", f"text:{folder / 'text.txt'}",
+                 "--tokens", "16", "--sequences", "5", "--json"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert found["sequences"] == 5
+    assert found["perplexity"] > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--task", "bleu", "--data", "text:x"], 2),
+        (["--task", "perplexity"], 2),
+        (["--task", "perplexity", "--data", "text:/nonexistent"], 3),
+        (["--task", "perplexity", "--data", "text:x", "--dtype", "int8"], 2),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(folder, words, code, capsys):
+    assert main(["measure", f"hf:{folder}", *words]) == code
