@@ -19,6 +19,7 @@ from secateur.measure.pair import time_pair
 from secateur.model.admit import about_wrapper, admit
 from secateur.model.call import several
 from secateur.model.door import Given, Parts, enter
+from secateur.model.protect import patterns_of
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike
@@ -29,7 +30,8 @@ from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
 from secateur.request import Amount, Target
 from secateur.result import Estimate, Result
-from secateur.types import Data, Example, Judge, Loss
+from secateur.types import Data, Example, Judge, Loss, Protect
+from secateur.words import spoken
 
 DEFAULT_RECIPE = "channel-half-macs"
 
@@ -42,7 +44,7 @@ class Decided(TypedDict, total=False):
     granularity: GranularityLike
     scope: str
     allocation: str
-    protect: Sequence[str]
+    protect: Protect
     min_keep: int
     min_keep_fraction: float
     round_to: int | Literal["auto"] | None
@@ -53,6 +55,7 @@ class Decided(TypedDict, total=False):
     scales: str
 
 
+@spoken(Decided.__annotations__)
 def prune(
     model: nn.Module,
     example: Example = None,
@@ -108,6 +111,8 @@ def prune(
     """
     came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration, test=test)
+    if "protect" in decision:
+        decision["protect"] = patterns_of(model, decision["protect"])
     settings, untrained = _settings(recipe, overrides, decision, given)
     _check(model, given, settings)
     example, examples = several(example, examples)
@@ -158,6 +163,7 @@ def prune(
     return Result(pruned, plan, report, settings, report.degradations, tuple(run.log))
 
 
+@spoken()
 def estimate(
     model: nn.Module,
     example: Example = None,

@@ -19,6 +19,7 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+Protect = Sequence[object]  # names, patterns, modules and parameters of the model, classes of modules
 MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]

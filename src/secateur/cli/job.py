@@ -15,6 +15,7 @@ from secateur.errors import FileRefusedError, ForwardError, InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from secateur.cli.decisions import Decisions
     from secateur.measure import Yardstick
     from secateur.recipe import Recipe
     from secateur.sources import DataSet, Source
@@ -60,13 +61,17 @@ class Job:
         return self.example
 
 
-def read_recipe(recipe: str | None, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
-    """The recipe with its overrides; the criterion is looked up at once, before anything long starts."""
+def read_recipe(
+    recipe: str | None, overrides: Sequence[str] | None, seed: int | None, decided: Decisions | None = None
+) -> Recipe:
+    """The recipe with what the command line decides; names are looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
     from secateur.planning.build import criterion_of, is_structured
     from secateur.recipe import load_recipe
 
-    changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
+    # Of two ways to say one thing, the one that names the key is meant.
+    asked = [] if decided is None else decided.settings()
+    changes = [*asked, *(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or DEFAULT_RECIPE, changes)
     plain = found.model_dump(by_alias=True)
     criterion_of(plain["criterion"])
@@ -83,11 +88,11 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def resolve(model: str, data: str | None, *, seed: int = 0) -> Job:
+def resolve(model: str, data: str | None, *, seed: int = 0, device: str | None = None) -> Job:
     """Turn MODEL and DATA words into objects, and check that they fit each other."""
-    from secateur.sources import resolve_data, resolve_model
+    from secateur.sources import on_device, resolve_data, resolve_model
 
-    source = resolve_model(model, seed=seed)
+    source = on_device(resolve_model(model, seed=seed), device)
     found = None if data is None else resolve_data(data, seed=seed, tokenizer=source.tokenizer)
     example = source.example
     if found is not None and found.example is not None:
@@ -95,10 +100,18 @@ def resolve(model: str, data: str | None, *, seed: int = 0) -> Job:
             _check_fit(source, found)
         # The data's own, as it is what the model will be trained and measured on.
         example = found.example
+    example = _beside(source.model, example)
     if found is not None and source.name.startswith("demo:"):
         # Demo networks are trained here, on the training part: no note that they may have seen the rest.
         found = replace(found, notes=())
     return Job(source, found, example)
+
+
+def _beside(model: nn.Module, example: Example) -> Example:
+    """The example on the device of the model: data lie in the memory of the CPU."""
+    from secateur.model.call import device_of, to_device
+
+    return to_device(example, device_of(model)) if device_of(model).type not in ("cpu", "meta") else example
 
 
 def warn_untrained(job: Job) -> None:
@@ -114,9 +127,9 @@ def _check_fit(source: Source, data: DataSet) -> None:
 
     with evaluating(source.model, example=(source.example, data.example)):
         # A model that fails on its own example is at fault itself: that error is passed on as it is.
-        call(source.model, source.example)
+        call(source.model, _beside(source.model, source.example))
         try:
-            call(source.model, data.example)
+            call(source.model, _beside(source.model, data.example))
         except ForwardError as error:
             raise InputError(
                 f"{data.name} does not fit {source.name}: a sample is {describe(data.example)}, "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli import options
 from secateur.cli.console import emit, out, write
+from secateur.cli.decisions import Decisions, decides
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,9 +17,18 @@ if TYPE_CHECKING:
     from secateur.result import Result
 
 
+EXAMPLES = (
+    "prune mynet.py:build --data npz:mine.npz --macs 0.5 --out runs/mine",
+    "prune demo:lenet --sparsity 0.3 --criterion l1 --recover none --out runs/small",
+    "prune hf:FOLDER --params 0.8 --granularity neuron --expressible --recover none --out runs/hf",
+)
+
+
+@decides()
 def prune(
     model: options.Model,
     out: options.Out,
+    decided: Decisions,
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Sets = None,
@@ -34,16 +44,16 @@ def prune(
     from secateur.files import seed_everything
     from secateur.model.tensors import require_storable
 
-    settings = jobs.read_recipe(recipe, set_, seed)
+    settings = jobs.read_recipe(recipe, set_, seed, decided)
     jobs.require_free(out, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
-        work = jobs.resolve(model, data, seed=settings.seed)
+        work = jobs.resolve(model, data, seed=settings.seed, device=decided.device)
         jobs.warn_untrained(work)
         require_storable(work.model)
         if dry_run:
             return show_plan(work, settings, as_json=json)
-        command = command_line(model, data, settings, out)
+        command = command_line(model, data, settings, out, decided.device)
         result = run(work, settings, title=model, command=command)
         result.save(out, force=force)
     return finish(result, out, as_json=json)
@@ -97,9 +107,10 @@ def files_of(folder: Path) -> dict[str, str]:
     return {what: str(folder / name) for what, name in names.items()}
 
 
-def command_line(model: str, data: str | None, settings: Recipe, folder: Path) -> str:
+def command_line(model: str, data: str | None, settings: Recipe, folder: Path, device: str | None = None) -> str:
     """The shell line that gives the same run again, from the recipe in the output folder."""
     import shlex
 
     words = ["secateur", "prune", model, *(["--data", data] if data else [])]
+    words += ["--device", device] if device else []
     return shlex.join([*words, "--recipe", str(folder / "recipe.yaml"), "--out", f"{folder}-again"])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.criteria.docstrings import section
+from secateur import words
 from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.model.call import default_loss
 from secateur.model.carried import refuse_carried_masks
@@ -263,7 +264,14 @@ def get(criterion: str | Criterion, options: Mapping[str, object] | None = None)
         if options:
             raise RecipeError("options go with the name of a criterion, not with an object")
         return criterion
-    return CRITERIA.build(criterion, options)
+    meant = words.translated({"name": criterion, **(options or {})}, words.CRITERIA)
+    choice = dict(meant) if isinstance(meant, Mapping) else {"name": meant}
+    name = str(choice.pop("name"))
+    if name not in CRITERIA:
+        more = f"`secateur criteria list` shows all {len(CRITERIA.names())} of them, among them magnitude and taylor"
+        hint = words.right_word(name, CRITERIA.names(), words.ABOUT_CRITERIA, more=more)
+        raise RecipeError(f"unknown criterion {name!r}", hint=hint)
+    return CRITERIA.build(name, choice)
 
 
 def _of_weights(group: Group, weights: Set[str]) -> Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError, SecateurError, UnsupportedError
+from secateur.model.call import to_device
 from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
 from secateur.sources.hugging_face import check_config, check_folder, class_of
@@ -71,6 +72,26 @@ def resolve_model(word: str, *, seed: int = 0) -> Source:
     if kind == "timm":
         return _timm(word, rest, seed)
     return _torchvision(word, rest, seed)
+
+
+def on_device(source: Source, device: str | None) -> Source:
+    """The model, and its example, on another device; None leaves them where they are.
+
+    Raises:
+        RecipeError: no device of torch, or one that this machine has not.
+    """
+    if device is None:
+        return source
+    try:
+        torch.zeros(1, device=device)
+        model = source.model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise RecipeError(
+            f"device {device!r} cannot be used", why=first, hint=f"this machine has: {', '.join(there)}"
+        ) from error
+    return replace(source, model=model, example=to_device(source.example, torch.device(device)))
 
 
 def _demo(word: str, name: str, seed: int) -> Source:
