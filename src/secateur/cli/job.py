@@ -93,7 +93,8 @@ def resolve(model: str, data: str | None, *, seed: int = 0, device: str | None =
     from secateur.sources import on_device, resolve_data, resolve_model
 
     source = on_device(resolve_model(model, seed=seed), device)
-    found = None if data is None else resolve_data(data, seed=seed, tokenizer=source.tokenizer)
+    known = {"tokenizer": source.tokenizer, "numbers": source.numbers}
+    found = None if data is None else resolve_data(data, seed=seed, **known)  # type: ignore[arg-type]
     example = source.example
     if found is not None and found.example is not None:
         if source.example is not None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "prune mynet.py:build --data npz:mine.npz --macs 0.5 --out runs/mine",
-    "prune demo:lenet --sparsity 0.3 --criterion l1 --recover none --out runs/small",
-    "prune hf:FOLDER --params 0.8 --granularity neuron --expressible --recover none --out runs/hf",
+    "prune demo:lenet --sparsity 0.3 --recover none --out runs/small",
+    "prune hf:FOLDER --params 0.8 --expressible --recover none --out runs/hf",
 )
 
 

@@ -107,7 +107,7 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
     """
     choices = [parse_criterion(word) for word in named_criteria(study.criteria)]
     source = on_device(resolve_model(study.model), study.device)
-    found = resolve_data(study.data, tokenizer=source.tokenizer)
+    found = resolve_data(study.data, tokenizer=source.tokenizer, numbers=source.numbers)
     if found.test is None:
         raise InputError(
             f"{study.data} has no test part, so there is no quality to compare",
@@ -248,7 +248,7 @@ def _trainer(
         path = folder / f"seed-{seed}-{key[:12]}.safetensors"
         # Pooling and small convolutions on a CPU are twice as fast with the channels last. Copies and cuts of the
         # network keep the format, so every run of a comparison gains alike.
-        model = resolve_model(source.name, seed=seed).model
+        model = on_device(resolve_model(source.name, seed=seed), study.device).model
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if path.exists():
             model.load_state_dict(load_tensors(path))

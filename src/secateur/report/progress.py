@@ -61,7 +61,8 @@ def progress(
 
 
 def _bar(console: Console) -> Progress:
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    # The word stands behind its number: "left" between two times was read as belonging to the first.
+    times = (TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left"))
     # Transient: when the stage is done its bar goes, and the report is what stays on the screen.
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     return Progress(*shown, console=console, transient=True)

@@ -19,7 +19,7 @@ from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
 from secateur.sources.hugging_face import check_config, check_folder, class_of
 from secateur.sources.text import Tokenizer
-from secateur.sources.words import call_factory
+from secateur.sources.words import call_factory, is_python, which_factory
 from secateur.types import Example
 
 MODEL_KINDS = ("demo", "hf", "py", "timm", "torchvision")
@@ -46,13 +46,20 @@ class Source:
     trained: bool = True
     tokenizer: Tokenizer | None = None
 
+    @property
+    def numbers(self) -> dict[str, int] | None:
+        """Label -> class number, as the config of an hf: model has it; None where it names no labels."""
+        found = getattr(getattr(self.model, "config", None), "label2id", None)
+        return dict(found) if isinstance(found, dict) and found else None
+
 
 def resolve_model(word: str, *, seed: int = 0) -> Source:
     """Turn a MODEL word into a model and an example input.
 
     Args:
-        word: ``demo:lenet``, ``demo:convnet``, ``hf:PATH_OR_ID``, ``timm:NAME``, ``torchvision:NAME`` or
-            ``py:package.module:factory``, whose ``factory()`` returns a model or (model, example).
+        word: ``demo:lenet``, ``demo:convnet``, ``hf:PATH_OR_ID``, ``timm:NAME``, ``torchvision:NAME``,
+            ``py:package.module:factory`` or ``file.py:factory``, whose ``factory()`` returns a model or
+            (model, example).
         seed: of the weights of demo networks and of random example inputs.
 
     Raises:
@@ -61,8 +68,10 @@ def resolve_model(word: str, *, seed: int = 0) -> Source:
         UnsupportedError: a package is missing; the message says how to install it.
     """
     kind, colon, rest = word.partition(":")
+    if kind not in MODEL_KINDS and is_python(word):
+        kind, colon, rest = "py", ":", word
     if not colon or not rest or kind not in MODEL_KINDS:
-        raise RecipeError(f"unknown model {word!r}", hint=f"write KIND:WHAT, with KIND one of {MODEL_KINDS}")
+        raise RecipeError(f"unknown model {word!r}", hint=_meant(word, kind if colon else ""))
     if kind == "demo":
         return _demo(word, rest, seed)
     if kind == "py":
@@ -72,6 +81,22 @@ def resolve_model(word: str, *, seed: int = 0) -> Source:
     if kind == "timm":
         return _timm(word, rest, seed)
     return _torchvision(word, rest, seed)
+
+
+def _meant(word: str, kind: str) -> str:
+    """What a MODEL word that is none may have been: a folder, a module, a known name, another kind."""
+    if (Path(word) / "config.json").is_file():
+        return f"did you mean hf:{word}?"
+    if (Path(word) / "plan.json").is_file():
+        return f"{word} is an output folder: MODEL is what it was made from"
+    factory = which_factory(word)
+    if factory:
+        return factory
+    listed = f"write KIND:WHAT, with KIND one of {', '.join(MODEL_KINDS)}, or FILE.py:factory"
+    if kind:
+        rest = word.partition(":")[2].replace("{", "{{").replace("}", "}}")
+        return suggestion(kind, MODEL_KINDS, form=f"{{}}:{rest}", otherwise=listed)
+    return suggestion(word, _DEMOS, form="demo:{}", otherwise=listed)
 
 
 def on_device(source: Source, device: str | None) -> Source:
