@@ -29,7 +29,8 @@ from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
 from secateur.request import Amount, Target
-from secateur.result import Estimate, Result
+from secateur.report.stages import shows_progress
+from secateur.result import Estimate, Result, native
 from secateur.types import Data, Example, Judge, Loss, Protect
 from secateur.words import spoken
 
@@ -56,6 +57,7 @@ class Decided(TypedDict, total=False):
 
 
 @spoken(Decided.__annotations__)
+@shows_progress
 def prune(
     model: nn.Module,
     example: Example = None,
@@ -67,7 +69,7 @@ def prune(
     test: Data | None = None,
     loss: Loss | None = None,
     evaluate: Judge | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     title: str = "",
     command: str = "",
     examples: Sequence[Example] = (),
@@ -90,7 +92,8 @@ def prune(
         evaluate: how quality is measured before and after: ``evaluate(model) -> float or mapping``, a metric with
             update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
             accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
-        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        progress: True shows it (None: in a notebook only), or called as ``progress(stage, done, total)``; total 0 =
+            not known.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
         examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
@@ -117,7 +120,7 @@ def prune(
     _check(model, given, settings)
     example, examples = several(example, examples)
     example = given.example() if example is None else example
-    run = Journal(progress, given.notes)
+    run = Journal(_called(progress), given.notes)
     run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
     # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
     run.doubts += [said for said in (doubt(model),) if said]
@@ -156,14 +159,17 @@ def prune(
         before = replace(before, latency_ms=timed[0])
         after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed[1], samples=samples)
     with run.stage("report"):
+        beside = native(pruned, plan)
+        run.doubts += [beside.warning] if beside.warning else []
         report = collect(
             model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
             run=run, title=title, command=command,
         )  # fmt: skip
-    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log))
+    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), beside)
 
 
 @spoken()
+@shows_progress
 def estimate(
     model: nn.Module,
     example: Example = None,
@@ -173,7 +179,7 @@ def estimate(
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
     loss: Loss | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     title: str = "",
 ) -> Estimate:
     """Say what pruning by a recipe would bring: plan, apply to a copy, certify, count and time. Nothing is recovered.
@@ -213,7 +219,7 @@ def estimate(
     given = enter(data, calibration=calibration)
     _check_weights(model)
     example = given.example() if example is None else example
-    run = Journal(progress)
+    run = Journal(_called(progress))
     with run.stage("plan"):
         samples = samples_in(model, example)
         before = snapshot(model, example, samples=samples)
@@ -225,6 +231,11 @@ def estimate(
         before = replace(before, latency_ms=timed[0])
         after = snapshot(smaller, example, latency_ms=timed[1], samples=samples)
     return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
+
+
+def _called(progress: Progress | bool | None) -> Progress | None:
+    """What `shows_progress` has left of it: a function, or nothing."""
+    return progress if callable(progress) else None
 
 
 def _settings(

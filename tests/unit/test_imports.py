@@ -16,7 +16,7 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
-    "version", "types", "errors", "registry", "words", "request", "model", "files", "recipe", "measure", "structure",
+    "version", "errors", "shown", "types", "registry", "words", "request", "model", "files", "recipe", "measure", "structure",
     "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "recover", "report",
     "loading", "result", "pipeline", "api", "sources", "advice", "comparison", "deploy", "testing", "cli",
 )  # fmt: skip

@@ -55,8 +55,19 @@ def prune(
             return show_plan(work, settings, as_json=json)
         command = command_line(model, data, settings, out, decided.device)
         result = run(work, settings, title=model, command=command)
-        result.save(out, force=force)
+        save(result, out, force=force)
     return finish(result, out, as_json=json)
+
+
+def save(result: Result, folder: Path, *, force: bool) -> None:
+    """Write the output folder; that it loads with secateur alone is said in the report, and not twice."""
+    import warnings
+
+    from secateur.result import NotNativeWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotNativeWarning)
+        result.save(folder, force=force)
 
 
 def run(work: Job, settings: Recipe, *, title: str, command: str) -> Result:

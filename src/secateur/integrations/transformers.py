@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import CertificateError, ForwardError
+from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.model.agreement import agreement
 from secateur.model.call import call, device_of, outputs
 from secateur.structure.capture import quiet
@@ -276,6 +277,41 @@ def _same_numbers(cut: nn.Module, fresh: nn.Module, *, kinds: tuple[type, ...]) 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.equal(a, b))
+
+
+def loads_again(model: nn.Module) -> bool:
+    """Whether a model built from its own config has the shapes of its weights, so that `from_pretrained` can load it.
+
+    Cost: one model on the meta device.
+    """
+    return build_shapes(model, model.config) == shapes_of(model)
+
+
+def watch_saving(model: nn.Module) -> None:
+    """Let a cut model of transformers refuse `save_pretrained` where nothing could load what it would write.
+
+    Args:
+        model: one that was cut; any other is left alone.
+    """
+    if is_transformers(model):
+        # Bound, and under the method's own name: copies then watch themselves, and a pickle falls back to the class.
+        vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
+
+
+def save_pretrained(self: nn.Module, *args: Any, **options: Any) -> Any:
+    """`PreTrainedModel.save_pretrained` of a cut model.
+
+    Raises:
+        UnsupportedError: no config describes the widths of this model, so `from_pretrained` could not load the folder.
+    """
+    if not loads_again(self):
+        raise UnsupportedError(
+            f"save_pretrained of this {type(self).__name__} would write a folder that from_pretrained cannot load",
+            why="its widths are not those of its config, and a config holds one number for all layers alike",
+            hint="plan with expressible=True (--expressible); or keep it: result.save(folder), and secateur.load",
+        )
+    original: Any = type(self).save_pretrained
+    return original(self, *args, **options)
 
 
 def config_files(model: nn.Module, config: Any) -> dict[str, str]:
