@@ -10,7 +10,7 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur import criteria
     from secateur.advice.advise import advise
-    from secateur.amounts import select
+    from secateur.amounts.select import select
     from secateur.api import inspect, score
     from secateur.comparison.compare import compare
     from secateur.errors import SecateurError

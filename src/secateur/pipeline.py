@@ -28,8 +28,8 @@ from secateur.recover.steps import Damage, dense_control, recover
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
-from secateur.request import Amount, Target
 from secateur.report.stages import shows_progress
+from secateur.request import Amount, Target
 from secateur.result import Estimate, Result, native
 from secateur.types import Data, Example, Judge, Loss, Protect
 from secateur.words import spoken
@@ -90,7 +90,8 @@ def prune(
             the report says so.
         loss: ``loss(model, batch) -> scalar``; default from the batches.
         evaluate: how quality is measured before and after: ``evaluate(model) -> float or mapping``, a metric with
-            update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
+            update, compute and reset (as torchmetrics has), the name of one ("f1", "top5", "mae"; the library
+            `evaluate` knows more), or a mapping of names to such. Default by the labels:
             accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
         progress: True shows it (None: in a notebook only), or called as ``progress(stage, done, total)``; total 0 =
             not known.

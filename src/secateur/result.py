@@ -120,16 +120,20 @@ class Result:
 
     def _repr_html_(self) -> str:
         cells = [(row.label, row.before, row.after, row.change) for row in rows(self.report)]
-        notes = [proof_line(self.report), *(f"degraded: {one.what}" for one in self.degradations), *self.report.warnings]
+        notes = [
+            proof_line(self.report),
+            *(f"degraded: {one.what}" for one in self.degradations),
+            *self.report.warnings,
+        ]
         return shown.table(str(verdict(self.report)), ("", "before", "after", "change"), cells, notes=notes)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the output folder, whole or not at all.
 
         It holds plan.json, model.safetensors, recipe.yaml, report.json, report.html, README.md (a model card),
-        environment.json, log.jsonl and manifest.json (SHA-256 of every file). For Hugging Face models also config.json and the tokenizer's files: where
-        a config can express the result `from_pretrained` loads the folder natively; else config.json is the original's,
-        and the report says that secateur.load() is needed.
+        environment.json, log.jsonl and manifest.json (SHA-256 of every file). For Hugging Face models also config.json
+        and the tokenizer's files: where a config can express the result `from_pretrained` loads the folder natively;
+        else config.json is the original's, and a warning, the report and the card say that secateur.load() is needed.
 
         Args:
             path: the folder.

@@ -41,8 +41,8 @@ class Metric(Protocol):
         """Forget everything."""
 
 
-Judge = Evaluate | Metric | Mapping[str, Evaluate | Metric]
-"""How quality may be asked for: ``evaluate(model)``, a metric, or several of both by name."""
+Judge = Evaluate | Metric | str | Mapping[str, Evaluate | Metric | str]
+"""How quality may be asked for: ``evaluate(model)``, a metric or the name of one, or several of these by name."""
 
 
 def _well_formed(value: object) -> object:

@@ -20,34 +20,36 @@ Choice = Mapping[str, object]
 
 # -- names of granularities and criteria ---------------------------------------------------------------------------
 
+
+def _each(name: str, *words: str, **options: object) -> dict[str, Choice]:
+    return {word: {"name": name, **options} for word in words}
+
+
 GRANULARITIES: Mapping[str, Choice] = {
-    **dict.fromkeys(("filter", "filters", "channels", "out_channel", "output_channel"), {"name": "channel"}),
-    **dict.fromkeys(("neurons", "hidden_unit", "hidden_units"), {"name": "neuron"}),
-    **dict.fromkeys(("heads", "attention_head", "attention_heads"), {"name": "head"}),
-    **dict.fromkeys(("experts",), {"name": "expert"}),
-    **dict.fromkeys(("layers", "depth"), {"name": "layer"}),
-    **dict.fromkeys(
-        ("unstructured", "weight", "weights", "elements", "fine_grained", "fine-grained"), {"name": "element"}
-    ),
-    **dict.fromkeys(("row", "rows"), {"name": "vector", "axis": "row"}),
-    **dict.fromkeys(("column", "columns"), {"name": "vector", "axis": "column"}),
-    **dict.fromkeys(("semi_structured", "semi-structured", "2to4", "2of4", "2_4", "nvidia_2_4"), {"name": "2:4"}),
+    **_each("channel", "filter", "filters", "channels", "out_channel", "output_channel"),
+    **_each("neuron", "neurons", "hidden_unit", "hidden_units"),
+    **_each("head", "heads", "attention_head", "attention_heads"),
+    **_each("expert", "experts"),
+    **_each("layer", "layers", "depth"),
+    **_each("element", "unstructured", "weight", "weights", "elements", "fine_grained", "fine-grained"),
+    **_each("vector", "row", "rows", axis="row"),
+    **_each("vector", "column", "columns", axis="column"),
+    **_each("2:4", "semi_structured", "semi-structured", "2to4", "2of4", "2_4"),
 }
 CRITERIA: Mapping[str, Choice] = {
-    **dict.fromkeys(("l1", "L1", "l1_norm", "l1-norm", "abs"), {"name": "magnitude", "norm": "l1"}),
-    **dict.fromkeys(("l2", "L2", "l2_norm", "l2-norm"), {"name": "magnitude", "norm": "l2"}),
-    **dict.fromkeys(("weight_magnitude", "group_norm", "MagnitudeImportance"), {"name": "magnitude"}),
-    "GroupNormImportance": {"name": "magnitude"},
-    "GroupMagnitudeImportance": {"name": "magnitude"},
-    **dict.fromkeys(("TaylorImportance", "GroupTaylorImportance", "first_order", "taylor_fo"), {"name": "taylor"}),
-    **dict.fromkeys(("slimming", "network_slimming", "bn", "bn_gamma", "BNScaleImportance"), {"name": "bn-scale"}),
-    **dict.fromkeys(("geometric_median", "geometric-median", "FPGMImportance"), {"name": "fpgm"}),
-    **dict.fromkeys(("RandomImportance",), {"name": "random"}),
+    **_each("magnitude", "l1", "L1", "l1_norm", "l1-norm", "abs", norm="l1"),
+    **_each("magnitude", "l2", "L2", "l2_norm", "l2-norm", norm="l2"),
+    **_each("magnitude", "weight_magnitude", "group_norm", "MagnitudeImportance", "GroupNormImportance"),
+    **_each("magnitude", "GroupMagnitudeImportance"),
+    **_each("taylor", "TaylorImportance", "GroupTaylorImportance", "first_order", "taylor_fo"),
+    **_each("bn-scale", "slimming", "network_slimming", "bn", "bn_gamma", "BNScaleImportance"),
+    **_each("fpgm", "geometric_median", "geometric-median", "FPGMImportance"),
+    **_each("random", "RandomImportance"),
 }
 ABOUT_GRANULARITIES: Mapping[str, str] = {
     **dict.fromkeys(
         ("kv_head", "kv_heads", "key_value_head", "query_head"),
-        "write head: where queries share a key and value head, a unit is that head with all its queries",
+        "write head: a key and value head goes together with all queries that share it",
     ),
     **dict.fromkeys(
         ("blocks", "stage", "residual_block", "transformer_block"),

@@ -133,7 +133,7 @@ def decides(*, without: Collection[str] = ()) -> Callable[[Callable[..., int]], 
         signed = [*plain[:place], *made, *plain[place + 1 :]]
         run.__signature__ = signature.replace(parameters=signed)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in signed}
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         return run
 
     return decorate

@@ -88,10 +88,12 @@ def _known(error: Exception, args: Sequence[str]) -> SecateurError | None:
     message = getattr(error, "format_message", None)
     if callable(message):
         words = [word for word in args[:2] if not word.startswith("-")][:1]
-        text = str(message()).strip().rstrip(".") or "wrong usage"
+        text = (
+            re.sub(r"[.?]+$", lambda end: end[0][0] if "?" in end[0] else "", str(message()).strip()) or "wrong usage"
+        )
         meant = _right_option(text)
         see = f"See: {' '.join(['secateur', *(words if _is_command(text) else []), '--help'])}"
-        return RecipeError(text + ".", hint=f"{meant}. {see}" if meant else see)
+        return RecipeError(text if text.endswith("?") else text + ".", hint=f"{meant}. {see}" if meant else see)
     if isinstance(error, MemoryError) or _allocation_failed(error):
         return ResourceError(
             "memory ran out", why=str(error)[:400], hint="use smaller batches or a machine with more memory"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from secateur.cli.decisions import Decisions
     from secateur.measure import Yardstick
-    from secateur.recipe import Recipe
+    from secateur.recipe import Recipe, Setting
     from secateur.sources import DataSet, Source
     from secateur.types import Example
 
@@ -71,7 +71,7 @@ def read_recipe(
 
     # Of two ways to say one thing, the one that names the key is meant.
     asked = [] if decided is None else decided.settings()
-    changes = [*asked, *(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
+    changes: list[str | Setting] = [*asked, *(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or DEFAULT_RECIPE, changes)
     plain = found.model_dump(by_alias=True)
     criterion_of(plain["criterion"])

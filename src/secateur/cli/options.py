@@ -42,9 +42,7 @@ Model = Annotated[
 ]
 Data = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(
-        "--data", metavar="DATA", help=f"{DATA_WORDS}.", autocompletion=complete("demo:mnist", "demo:digits")
-    ),
+    typer.Option("--data", metavar="DATA", help=f"{DATA_WORDS}.", autocompletion=complete("demo:mnist", "demo:digits")),
 ]
 RecipeName = Annotated[
     Optional[str],  # noqa: UP045

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.docstrings import section
 from secateur import words
+from secateur.criteria.docstrings import section
 from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.model.call import default_loss
 from secateur.model.carried import refuse_carried_masks

@@ -310,8 +310,8 @@ def save_pretrained(self: nn.Module, *args: Any, **options: Any) -> Any:
             why="its widths are not those of its config, and a config holds one number for all layers alike",
             hint="plan with expressible=True (--expressible); or keep it: result.save(folder), and secateur.load",
         )
-    original: Any = type(self).save_pretrained
-    return original(self, *args, **options)
+    kind: Any = type(self)
+    return kind.save_pretrained(self, *args, **options)
 
 
 def config_files(model: nn.Module, config: Any) -> dict[str, str]:

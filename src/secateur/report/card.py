@@ -10,6 +10,8 @@ from secateur.report.text import clean, percent
 from secateur.report.verdict import rows, verdict
 from secateur.version import __version__
 
+SHOWN = 5  # conditions
+
 
 def render_card(report: Report, *, kind: str = "", native: bool = False) -> str:
     """README.md of an output folder, as hubs of models show it.
@@ -22,6 +24,7 @@ def render_card(report: Report, *, kind: str = "", native: bool = False) -> str:
     Returns:
         Markdown; names from the model are escaped.
     """
+    more = len(report.conditions) - SHOWN
     head = ["---", "tags:", "- pruned", "- secateur", *(["library_name: transformers"] if kind else []), "---", ""]
     lines = [
         f"# {_plain(report.title)}, pruned",
@@ -30,12 +33,13 @@ def render_card(report: Report, *, kind: str = "", native: bool = False) -> str:
         "",
         "## What was removed",
         "",
-        f"- {report.units.removed:,} of {report.units.total:,} {_plain(report.units.what)} units "
+        f"- {report.units.removed:,} of {report.units.total:,} {_plain(report.units.what)} "
         f"({percent(report.sparsity)})",
         f"- chosen by `{_code(report.criterion.name)}`{_options(report)}, scope `{_code(report.scope)}`",
         f"- asked for: {_target(report)}",
         f"- {_plain(proof_line(report))}",
-        *(f"- condition: {_plain(str(condition))}" for condition in report.conditions),
+        *(f"- condition: {_plain(str(condition))}" for condition in report.conditions[:SHOWN]),
+        *([f"- and {more} more conditions, see report.html"] if more > 0 else []),
         "",
         "## Before and after",
         "",
@@ -92,7 +96,7 @@ def _options(report: Report) -> str:
 
 def _plain(text: str) -> str:
     """Words of others letter by letter: no link, picture or markup of theirs in a page that is shown."""
-    return re.sub(r"([\\`*_\[\]<>#|!])", r"\\\1", clean(text))
+    return re.sub(r"([\\`*_\[\]<#|!])", r"\\\1", clean(text))
 
 
 def _cell(text: str) -> str:

@@ -86,10 +86,10 @@ def _tables(path: Path) -> tuple[Table, Table | None] | None:
             rows = parquet.read_metadata(file).num_rows
             if rows > MAX_ROWS:
                 raise FileRefusedError(f"{file} is refused: it claims {rows} rows, {MAX_ROWS} at most")
-        parts = [parquet.read_table(files).to_pydict() if files else None for files in (train, tests)]
+        held = parquet.read_table(tests).to_pydict() if tests else None
+        return parquet.read_table(train).to_pydict(), held
     except (ArrowException, OSError):
         return None
-    return parts[0], parts[1]
 
 
 def _parquet_files(files: Sequence[Path], asked: Path) -> Arrays:

@@ -119,7 +119,11 @@ def encode(texts: Texts, tokenizer: Any, *, tokens: int = TOKENS) -> dict[str, T
     width = max(1, *(len(row) for row in rows["input_ids"]))
     # Models without a token for padding never look at it: the mask hides it.
     filler = next(
-        (n for n in (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None)) if n is not None),
+        (
+            n
+            for n in (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
+            if n is not None
+        ),
         0,
     )
     return {

@@ -169,13 +169,15 @@ def dataset_of(
                 f"{name} holds text ({', '.join(texts)}), which needs a tokenizer, and the model brings none",
                 hint="text is for hf: models whose folder has a tokenizer; give numbers otherwise",
             )
-        parts = [
-            None if part is None else ([_text(part[column], column, name) for column in texts], numbered)
-            for part, numbered in ((train, targets), (test, held))
-        ]
-        assert parts[0] is not None
-        return labelled_text(name, parts[0], parts[1], tokenizer=tokenizer, batch_size=batch_size, seed=seed,
-                             notes=notes)  # fmt: skip
+
+        def columns(part: Table) -> list[list[str]]:
+            return [_text(part[column], column, name) for column in texts]
+
+        given_test = None if test is None or held is None else (columns(test), held)
+        return labelled_text(
+            name, (columns(train), targets), given_test, tokenizer=tokenizer, batch_size=batch_size, seed=seed,
+            notes=notes,
+        )  # fmt: skip
     inputs = _inputs(train, label, name)
     test_part = None if test is None or held is None else (_inputs({c: test[c] for c in train}, label, name), held)
     # A model that gives one number gives it as [batch, 1].

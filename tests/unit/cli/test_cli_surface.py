@@ -12,23 +12,29 @@ import typer
 from secateur.cli.main import app, main
 
 COMMON = {"--json", "--verbose", "-v", "--help"}
+DECIDE = {"--macs", "--params", "--sparsity", "--latency", "--criterion", "--granularity", "--protect", "--expressible"}
 FLAGS = {
     "demo": COMMON
-    | {"--granularity", "--sparsity", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run"},
-    "inspect": COMMON | {"--data", "--html", "--protect", "--seed"},
-    "estimate": COMMON | {"--data", "--recipe", "--set", "--seed", "--threads"},
-    "prune": COMMON | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
-    "measure": COMMON | {"--model", "--data", "--rounds", "--batch-size", "--seed", "--threads"},
+    | (DECIDE - {"--expressible"})
+    | {"--device", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run"},
+    "inspect": COMMON | {"--data", "--html", "--protect", "--device", "--seed"},
+    "estimate": COMMON | DECIDE | {"--device"} | {"--data", "--recipe", "--set", "--seed", "--threads"},
+    "prune": COMMON
+    | DECIDE
+    | {"--device", "--recover"}
+    | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
+    "measure": COMMON | {"--model", "--data", "--rounds", "--batch-size", "--device", "--seed", "--threads"},
     "export": COMMON | {"--model", "--out", "--format", "--data", "--force", "--dry-run"},
     "advise": COMMON
-    | {"--data", "--budget", "--labels", "--no-labels", "--protect", "--out", "--seed", "--threads", "--force"},
+    | {"--data", "--budget", "--labels", "--no-labels", "--protect", "--device", "--out", "--seed", "--threads", "--force"},
     "compare": COMMON
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
-    | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads"},
+    | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads", "--protect", "--device"},
     "doctor": COMMON,
     "criteria list": COMMON,
     "recipes list": COMMON,
-    "recipes show": COMMON | {"--set"},
+    "criteria show": COMMON,
+    "recipes show": COMMON | DECIDE | {"--set", "--recover"},
 }
 
 
