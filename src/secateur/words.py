@@ -61,7 +61,6 @@ ABOUT_GRANULARITIES: Mapping[str, str] = {
     ),
     **dict.fromkeys(("group", "groups"), "write conv_group for groups of a convolution, or channel"),
     "embedding": "embeddings are no granularity; masks cover them with {name: element, embeddings: true}",
-    "n:m": "write the numbers: 2:4 keeps two of every four weights",
 }
 ABOUT_CRITERIA: Mapping[str, str] = {
     **dict.fromkeys(

@@ -16,7 +16,7 @@ Budget = Annotated[
 ]
 
 
-EXAMPLES = ("advise mynet.py:build --data npz:mine.npz --budget 600 --out advice.yaml",)
+EXAMPLES = ("advise mynet.py:build --data npz:mine.npz --budget 600 --out a.yaml",)
 
 
 def advise(

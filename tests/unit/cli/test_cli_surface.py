@@ -26,7 +26,18 @@ FLAGS = {
     "measure": COMMON | {"--model", "--data", "--rounds", "--batch-size", "--device", "--seed", "--threads"},
     "export": COMMON | {"--model", "--out", "--format", "--data", "--force", "--dry-run"},
     "advise": COMMON
-    | {"--data", "--budget", "--labels", "--no-labels", "--protect", "--device", "--out", "--seed", "--threads", "--force"},
+    | {
+        "--data",
+        "--budget",
+        "--labels",
+        "--no-labels",
+        "--protect",
+        "--device",
+        "--out",
+        "--seed",
+        "--threads",
+        "--force",
+    },
     "compare": COMMON
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
     | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads", "--protect", "--device"},
