@@ -288,14 +288,15 @@ def loads_again(model: nn.Module) -> bool:
 
 
 def watch_saving(model: nn.Module) -> None:
-    """Let a cut model of transformers refuse `save_pretrained` where nothing could load what it would write.
+    """Let a cut model of transformers refuse `save_pretrained` and `push_to_hub` where nothing could load the result.
 
     Args:
-        model: one that was cut; any other is left alone.
+        model: one that was cut; what is no `PreTrainedModel` (adapters save themselves) is left alone.
     """
-    if is_transformers(model):
-        # Bound, and under the method's own name: copies then watch themselves, and a pickle falls back to the class.
-        vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
+    if is_transformers(model) and any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__):
+        # Bound, and under the methods' own names: copies then watch themselves, and a pickle falls back to the class.
+        for method in (save_pretrained, push_to_hub):
+            vars(model)[method.__name__] = MethodType(method, model)
 
 
 def save_pretrained(self: nn.Module, *args: Any, **options: Any) -> Any:
@@ -304,14 +305,31 @@ def save_pretrained(self: nn.Module, *args: Any, **options: Any) -> Any:
     Raises:
         UnsupportedError: no config describes the widths of this model, so `from_pretrained` could not load the folder.
     """
-    if not loads_again(self):
-        raise UnsupportedError(
-            f"save_pretrained of this {type(self).__name__} would write a folder that from_pretrained cannot load",
-            why="its widths are not those of its config, and a config holds one number for all layers alike",
-            hint="plan with expressible=True (--expressible); or keep it: result.save(folder), and secateur.load",
-        )
+    _require_loadable(self, "save_pretrained")
     kind: Any = type(self)
     return kind.save_pretrained(self, *args, **options)
+
+
+def push_to_hub(self: nn.Module, *args: Any, **options: Any) -> Any:
+    """`PreTrainedModel.push_to_hub` of a cut model, refused before a repository is made for it.
+
+    Raises:
+        UnsupportedError: as for `save_pretrained`.
+    """
+    _require_loadable(self, "push_to_hub")
+    kind: Any = type(self)
+    return kind.push_to_hub(self, *args, **options)
+
+
+def _require_loadable(model: nn.Module, method: str) -> None:
+    # A model with adapters writes these alone, and they fit the cut model.
+    if getattr(model, "_hf_peft_config_loaded", False) or loads_again(model):
+        return
+    raise UnsupportedError(
+        f"{method} of this {type(model).__name__} would write a folder that from_pretrained cannot load",
+        why="its widths are not those of its config, and a config holds one number for all layers alike",
+        hint="plan with expressible=True (--expressible); or keep it: result.save(folder), and secateur.load",
+    )
 
 
 def config_files(model: nn.Module, config: Any) -> dict[str, str]:

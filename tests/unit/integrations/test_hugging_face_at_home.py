@@ -6,8 +6,8 @@ import copy
 import json
 import pickle
 import re
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_a_cut_that_no_config_describes_is_not_written(tmp_path):
     assert (tmp_path / "whole" / "config.json").exists()
 
 
-@pytest.mark.parametrize("granularity", ["element", "neuron"])
+@pytest.mark.parametrize("granularity", ["element", pytest.param("neuron", marks=pytest.mark.slow)])
 def test_what_a_config_describes_is_written_as_ever(granularity, tmp_path):
     model, x = build("bert")
     cut = sc.plan(model, x, granularity=granularity, target={"sparsity": 0.4}, expressible=granularity != "element")
@@ -57,31 +57,41 @@ def test_what_a_config_describes_is_written_as_ever(granularity, tmp_path):
     assert largest_difference(type(model).from_pretrained(tmp_path), small, x) <= 1e-6
 
 
+class Hub:
+    """A hub that keeps what is uploaded, and knows no network."""
+
+    def __init__(self):
+        self.files = {}
+
+    def create_repo(self, repo_id, **_):
+        return SimpleNamespace(repo_id=repo_id)
+
+    def create_commit(self, *, operations, **_):
+        self.files.update({one.path_in_repo: Path(one.path_or_fileobj).read_bytes() for one in operations})
+
+
 def test_push_to_hub_uploads_what_can_be_loaded(tmp_path, monkeypatch):
-    import transformers.utils.hub as hub
+    import transformers.utils.hub as calls
 
+    hub, card = Hub(), SimpleNamespace(save=lambda path: Path(path).write_text("card"))
+    if not hasattr(calls, "hf_api"):
+        pytest.skip("this version of transformers uploads by other calls")
+    monkeypatch.setattr(calls, "hf_api", lambda: hub)
+    monkeypatch.setattr(calls, "create_and_tag_model_card", lambda *_, **__: card)
     model, x = build("bert")
-    small = sc.plan(model, x, granularity="neuron", target={"sparsity": 0.4}, expressible=True).apply(model)
-    seen = {}
-
-    def take(self, working_dir, repo_id, files_timestamps, **_):
-        seen.update({path.name: path.read_bytes() for path in Path(working_dir).iterdir()})
-
-    monkeypatch.setattr(hub.PushToHubMixin, "_upload_modified_files", take)
-    monkeypatch.setattr(hub, "create_repo", lambda *a, **k: type("Url", (), {"repo_id": "a/b"})())
-    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *a, **k: None, raising=False)
-    monkeypatch.chdir(tmp_path)
-    try:
-        small.push_to_hub("a/b")
-    except OSError as error:  # this version asks the hub for more than the stand-in knows
-        pytest.skip(f"push_to_hub goes another way here: {error}")
-    (tmp_path / "back").mkdir()
-    for name, data in seen.items():
-        (tmp_path / "back" / name).write_bytes(data)
-    assert largest_difference(type(model).from_pretrained(tmp_path / "back"), small, x) <= 1e-6
+    cut = sc.plan(model, x, granularity="neuron", target={"sparsity": 0.4}, expressible=True).apply(model)
+    cut.push_to_hub("a/b")
+    assert {"config.json", "model.safetensors"} <= set(hub.files)
+    for name, data in hub.files.items():
+        (tmp_path / name).write_bytes(data)
+    assert largest_difference(type(model).from_pretrained(tmp_path), cut, x) <= 1e-6
+    hub.files.clear()
+    with pytest.raises(UnsupportedError, match="push_to_hub"):
+        uneven()[3].push_to_hub("a/b")
+    assert hub.files == {}
 
 
-@pytest.mark.parametrize("expressible", [True, False])
+@pytest.mark.parametrize("expressible", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_folder_says_how_it_is_loaded(expressible, tmp_path):
     model, x = build("bert")
     recipe = {"target": {"params": 0.9}, "granularity": "neuron", "expressible": expressible, **QUICK}
@@ -106,7 +116,7 @@ def test_the_folder_says_how_it_is_loaded(expressible, tmp_path):
     # The code in the card runs, in a process that knows nothing else.
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     space = {"YourModel": lambda: build("bert", 1)[0]}
-    exec(code.replace("THIS_FOLDER", str(tmp_path / "out")).replace("model=YourModel", "model=YourModel"), space)
+    exec(code.replace("THIS_FOLDER", str(tmp_path / "out")), space)
     assert largest_difference(space["model"], result.model, x) <= 1e-6
 
 
@@ -163,6 +173,5 @@ def test_bundled_recipes_for_transformers_run(name, reviews, capsys):
     assert main(argv) == 0, capsys.readouterr().err
     record = json.loads(capsys.readouterr().out)
     assert set(record["after"]["quality"]) == {"accuracy"}
-    native = any("from_pretrained cannot load" in text for text in record["warnings"])
-    assert native is (name == "transformer-heads")
-    assert "sys" in sys.modules
+    told = any("from_pretrained cannot load" in text for text in record["warnings"])
+    assert told is (name == "transformer-heads")
