@@ -90,12 +90,14 @@ TARGETS = [
 
 @pytest.mark.parametrize(("target", "words"), TARGETS, ids=str)
 def test_what_is_no_target(target: Any, words: str) -> None:
-    for entry in ("plan", "prune", "estimate"):
+    asks = {
+        "plan": lambda: sc.plan(net(), X, target=target),
+        "prune": lambda: sc.prune(net(), X, target=target),
+        "estimate": lambda: sc.estimate(net(), X, recipe={"target": target}),
+    }
+    for entry, ask in asks.items():
         with pytest.raises(RecipeError) as caught:
-            if entry == "estimate":
-                sc.estimate(net(), X, recipe={"target": target})
-            else:
-                ENTRIES[entry](net(), X, target=target)
+            ask()
         # A recipe that is no mapping is answered by the recipe's own words.
         if entry == "plan" or isinstance(target, dict):
             assert words in str(caught.value)

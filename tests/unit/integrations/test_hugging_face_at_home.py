@@ -70,6 +70,7 @@ class Hub:
         self.files.update({one.path_in_repo: Path(one.path_or_fileobj).read_bytes() for one in operations})
 
 
+@pytest.mark.slow
 def test_push_to_hub_uploads_what_can_be_loaded(tmp_path, monkeypatch):
     import transformers.utils.hub as calls
 
@@ -91,7 +92,8 @@ def test_push_to_hub_uploads_what_can_be_loaded(tmp_path, monkeypatch):
     assert hub.files == {}
 
 
-@pytest.mark.parametrize("expressible", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("expressible", [True, False])
 def test_the_folder_says_how_it_is_loaded(expressible, tmp_path):
     model, x = build("bert")
     recipe = {"target": {"params": 0.9}, "granularity": "neuron", "expressible": expressible, **QUICK}
@@ -140,7 +142,7 @@ def reviews(tmp_path, monkeypatch):
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]")
     config = transformers.BertConfig(
-        vocab_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         max_position_embeddings=32, num_labels=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
     )  # fmt: skip
     torch.manual_seed(0)
