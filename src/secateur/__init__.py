@@ -10,7 +10,7 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur import criteria
     from secateur.advice.advise import advise
-    from secateur.amounts import select
+    from secateur.amounts.select import select
     from secateur.api import inspect, score
     from secateur.comparison.compare import compare
     from secateur.deployment import deploy, load_deployed, save_deployed
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
-    from secateur.training import MovementPruner, Pruner
     from secateur.tickets.lottery import lottery
+    from secateur.training import MovementPruner, Pruner
 
 _HOME = {
     "MovementPruner": "secateur.training:MovementPruner",

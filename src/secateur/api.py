@@ -12,21 +12,24 @@ from secateur.criteria.base import Context
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
 from secateur.model.behaviour import weights_kept
 from secateur.model.call import several
+from secateur.model.protect import patterns_of
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
 from secateur.structure.view import View, look
-from secateur.types import Data, Example, Group, Loss, Scores
+from secateur.types import Data, Example, Group, Loss, Protect, Scores
+from secateur.words import spoken
 
 
+@spoken()
 def inspect(
-    model: nn.Module, example: Example = None, *, protect: Sequence[str] = (), examples: Sequence[Example] = ()
+    model: nn.Module, example: Example = None, *, protect: Protect = (), examples: Sequence[Example] = ()
 ) -> View:
     """What can be cut, what goes with it, what is locked, by which line of code, and what that costs.
 
     Args:
         model: any module that runs on `example`; left as it is.
         example: a tensor, a tuple of positional or a mapping of keyword arguments.
-        protect: names or patterns that stay whole.
+        protect: names, patterns, or modules of the model that stay whole.
         examples: several examples, in the place of `example` or beside it; what any of them needs is locked.
 
     Returns:
@@ -47,7 +50,7 @@ def inspect(
     model = admit(model, prepared=True)
     example, examples = several(example, examples)
     with weights_kept(model):
-        view = look(model, example, protect, examples)
+        view = look(model, example, patterns_of(model, protect), examples)
     return replace(view, locked=tuple(_reworded(group) for group in view.locked))
 
 
@@ -57,6 +60,7 @@ def _reworded(group: Group) -> Group:
     return replace(group, locks=locks)
 
 
+@spoken()
 def score(
     model: nn.Module,
     example: Example = None,
@@ -65,7 +69,7 @@ def score(
     granularity: GranularityLike | None = None,
     data: Data | None = None,
     loss: Loss | None = None,
-    protect: Sequence[str] = (),
+    protect: Protect = (),
     seed: int = 0,
 ) -> Scores:
     """Score every unit; higher = keep.
@@ -77,7 +81,7 @@ def score(
         granularity: what the units are, as in `plan`; default channel, without an example element.
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
-        protect: names or patterns that stay whole.
+        protect: names, patterns, or modules of the model that stay whole.
         seed: of everything random.
 
     Returns:

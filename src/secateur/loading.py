@@ -15,17 +15,20 @@ from torch import Tensor, nn
 from secateur.errors import FileRefusedError, PlanMismatchError, RecipeError
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.files.safe import load_json, load_tensors
+from secateur.integrations.transformers import watch_saving
 from secateur.planning.beside import load_beside
 from secateur.planning.explain import not_proved
 from secateur.planning.files import MAX_BYTES
 from secateur.planning.history import origin_of, remember
 from secateur.planning.plan import Plan
 from secateur.types import Example
+from secateur.words import spoken
 
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
 WIDEST = 16  # bytes of one element of the widest dtype
 
 
+@spoken()
 def load(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, example: Example = None) -> nn.Module:
     """Load what `Result.save` wrote.
 
@@ -69,6 +72,7 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, exampl
         plan.prove(fresh, example)
     plan.replay(fresh)
     fill(fresh, tensors)
+    watch_saving(fresh)
     remember(fresh, plan)  # a second round then saves one folder for the original architecture
     return fresh
 

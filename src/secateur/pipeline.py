@@ -21,6 +21,7 @@ from secateur.measure.pair import time_pair
 from secateur.model.admit import about_wrapper, admit
 from secateur.model.call import several
 from secateur.model.door import Given, Parts, enter
+from secateur.model.protect import patterns_of
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike
@@ -34,10 +35,12 @@ from secateur.recover.steps import recover as run_step
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress, Step
+from secateur.report.stages import shows_progress
 from secateur.request import Amount, Target
-from secateur.result import Estimate, Result
+from secateur.result import Estimate, Result, native
 from secateur.stages import Stages, Unfinished, place_of
-from secateur.types import Data, Example, Judge, Loss
+from secateur.types import Data, Example, Judge, Loss, Protect
+from secateur.words import spoken
 
 DEFAULT_RECIPE = "channel-half-macs"
 SOLVED_RECIPE = "language-model"
@@ -51,7 +54,7 @@ class Decided(TypedDict, total=False):
     granularity: GranularityLike
     scope: str
     allocation: str
-    protect: Sequence[str]
+    protect: Protect
     min_keep: int
     min_keep_fraction: float
     round_to: int | Literal["auto"] | None
@@ -62,6 +65,8 @@ class Decided(TypedDict, total=False):
     scales: str
 
 
+@spoken(Decided.__annotations__)
+@shows_progress
 def prune(
     model: nn.Module,
     example: Example = None,
@@ -77,7 +82,7 @@ def prune(
     train: Train | None = None,
     checkpoint: Unfinished | str | Path | None = None,
     every: float = EVERY,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     title: str = "",
     command: str = "",
     examples: Sequence[Example] = (),
@@ -98,7 +103,8 @@ def prune(
             the report says so.
         loss: ``loss(model, batch) -> scalar``; default from the batches.
         evaluate: how quality is measured before and after: ``evaluate(model) -> float or mapping``, a metric with
-            update, compute and reset (as torchmetrics has), or a mapping of names to such. Default by the labels:
+            update, compute and reset (as torchmetrics has), the name of one ("f1", "top5", "mae"; the library
+            `evaluate` knows more), or a mapping of names to such. Default by the labels:
             accuracy for classes, "mse" for a regression, "loss" for a model with a loss of its own or for `loss`.
         recover: recovery steps in the place of the recipe's: a step, a list of them, or the name of a step without
             options that are needed ("bn_refresh", "refit").
@@ -108,7 +114,8 @@ def prune(
             `secateur.resume`) goes on after an interrupt, a kill or a crash, and ends with the same bytes.
             ``result.save`` removes it.
         every: seconds between two states of a training; the end of each stage is always kept.
-        progress: called as ``progress(stage, done, total)``; total 0 = not known.
+        progress: True shows it (None: in a notebook only), or called as ``progress(stage, done, total)``; total 0 =
+            not known.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
         examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
@@ -129,11 +136,13 @@ def prune(
     """
     came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration, test=test)
+    if "protect" in decision:
+        decision["protect"] = patterns_of(model, decision["protect"])
     settings, untrained = _settings(recipe, overrides, decision, given, recover=recover, own=train is not None)
     _check(model, given, settings)
     example, examples = several(example, examples)
     example = given.example() if example is None else example
-    run = Journal(progress, given.notes)
+    run = Journal(_called(progress), given.notes)
     run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
     # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
     run.doubts += [said for said in (doubt(model),) if said]
@@ -202,13 +211,17 @@ def _staged(
         before = replace(before, latency_ms=timed[0])
         after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed[1], samples=samples)
     with run.stage("report"):
+        beside = native(pruned, plan)
+        run.doubts += [beside.warning] if beside.warning else []
         report = collect(
             model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
             run=run, title=title, command=command,
         )  # fmt: skip
-    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), kept.folder)
+    return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), beside, kept.folder)
 
 
+@spoken()
+@shows_progress
 def estimate(
     model: nn.Module,
     example: Example = None,
@@ -218,7 +231,7 @@ def estimate(
     overrides: Sequence[str] = (),
     calibration: Data | None = None,
     loss: Loss | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     title: str = "",
 ) -> Estimate:
     """Say what pruning by a recipe would bring: plan, apply to a copy, certify, count and time. Nothing is recovered.
@@ -258,7 +271,7 @@ def estimate(
     given = enter(data, calibration=calibration)
     _check_weights(model)
     example = given.example() if example is None else example
-    run = Journal(progress)
+    run = Journal(_called(progress))
     with run.stage("plan"):
         samples = samples_in(model, example)
         before = snapshot(model, example, samples=samples)
@@ -301,6 +314,11 @@ def _recover(
 
 def _quality(judged: Yardstick, model: nn.Module) -> dict[str, float] | None:
     return None if judged.evaluate is None else dict(judged.evaluate(model))
+
+
+def _called(progress: Progress | bool | None) -> Progress | None:
+    """What `shows_progress` has left of it: a function, or nothing."""
+    return progress if callable(progress) else None
 
 
 def _settings(

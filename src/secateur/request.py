@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, cast
 
 from secateur.errors import RecipeError
+from secateur.words import ABOUT_TARGETS, GRANULARITIES, right_word, translated
 
 Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plain"]  # what a file can hold
 Amount = float | Mapping[str, float]  # one number, or name pattern -> number
@@ -151,8 +152,10 @@ class Target:
         known = [entry.name for entry in fields(cls)]
         for name in value:
             if name not in known:
-                hint = "macs = flops / 2: write macs" if "flop" in str(name) else f"targets: {', '.join(known)}"
-                raise RecipeError(f"unknown target {name!r}", hint=hint)
+                listed = f"targets: {', '.join(known)}"
+                raise RecipeError(
+                    f"unknown target {name!r}", hint=right_word(str(name), known, ABOUT_TARGETS, more=listed)
+                )
         return cls(**{name: number for name, number in value.items() if number is not None})  # type: ignore[arg-type]
 
     def given(self) -> dict[str, Amount]:
@@ -266,13 +269,7 @@ class Request:
             raise RecipeError(f"round_to={grid!r} is not a whole number of at least 1.", hint='or "auto"')
         if not self.granularity:
             raise RecipeError("granularity is empty.", hint="for example channel, or [channel, head, neuron]")
-        if isinstance(self.protect, str):
-            raise RecipeError(f"protect={self.protect!r} is one word", hint=f"write a list: [{self.protect!r}]")
-        if not all(isinstance(pattern, str) for pattern in self.protect):
-            raise RecipeError(
-                f"protect={list(self.protect)!r} holds something that is no name.",
-                hint='write names as in model.named_modules(), for example ["fc1"], or "type:Linear"',
-            )
+        require_patterns(self.protect)
 
     def grid(self, size: int, granularity: str) -> int:
         """Multiple that the kept count of a group is rounded up to."""
@@ -338,6 +335,22 @@ class Request:
         )
 
 
+def require_patterns(protect: object) -> None:
+    """Refuse a `protect` that is no list of name patterns.
+
+    Raises:
+        RecipeError: one word, or something in the list that is no name.
+    """
+    if isinstance(protect, str):
+        raise RecipeError(f"protect={protect!r} is one word", hint=f"write a list: [{protect!r}]")
+    if not isinstance(protect, Iterable) or not all(isinstance(pattern, str) for pattern in protect):
+        shown = ", ".join(type(one).__name__ for one in protect) if isinstance(protect, Iterable) else protect
+        raise RecipeError(
+            f"protect holds something that is no name: {str(shown)[:80]}.",
+            hint='write names as in model.named_modules(), for example ["fc1"], or "type:Linear"',
+        )
+
+
 def _listed(patterns: object) -> tuple[str, ...]:
     # A single word would fall into its letters.
     if not isinstance(patterns, (list, tuple)):
@@ -370,6 +383,6 @@ def granularities(
     several = [value] if isinstance(value, (str, Mapping, Named)) else list(value)
     found: dict[str, Named] = {}
     for one in several:
-        choice = Named.of(one)
+        choice = Named.of(translated(one, GRANULARITIES))  # type: ignore[arg-type]
         found.setdefault(str(choice.spec()), choice)
     return tuple(found.values())

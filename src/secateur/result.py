@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from torch import nn
 
+from secateur import shown
 from secateur.errors import CertificateError
 from secateur.files.atomic import publish_dir
 from secateur.files.checkpoint import INDEX, Checkpoint
@@ -22,14 +25,24 @@ from secateur.planning.files import to_json
 from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe, dump_recipe
-from secateur.report import Report, render_html
+from secateur.report import Report, render_html, verdict
+from secateur.report.card import render_card
 from secateur.report.journal import LogLine
+from secateur.report.terminal import proof_line
+from secateur.report.verdict import rows
 from secateur.types import Degradation
 
-LOAD_WITH_US = "No config expresses these widths: load with secateur.load(), or plan with expressible=True."
+LOAD_WITH_US = (
+    "from_pretrained cannot load the saved folder: no config expresses these widths. "
+    "Load it with secateur.load(), or plan with expressible=True (--expressible)."
+)
 
 
-@dataclass(frozen=True, eq=False)
+class NotNativeWarning(UserWarning):
+    """A Hugging Face model is saved in a form that `from_pretrained` cannot load."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
     """What a recipe would bring, with the plan that would bring it.
 
@@ -41,8 +54,48 @@ class Estimate:
     plan: Plan
     report: Report
 
+    def __repr__(self) -> str:
+        return shown.line("Estimate", repr(self.plan)[1:-1])
 
-@dataclass(frozen=True, eq=False)
+    def _repr_html_(self) -> str:
+        cells = [(row.label, row.before, row.after, row.change) for row in rows(self.report)]
+        return shown.table(repr(self)[1:-1], ("", "now", "then", "change"), cells, notes=["quality: not predicted"])
+
+
+@dataclass(frozen=True)
+class Native:
+    """What stands beside the weights of a Hugging Face model.
+
+    Args:
+        files: name -> text of config.json and the like; empty for other models.
+        kind: class of the model, "" for other models.
+        loads: whether `from_pretrained` loads the folder.
+    """
+
+    files: Mapping[str, str]
+    kind: str = ""
+    loads: bool = True
+
+    @property
+    def warning(self) -> str:
+        """What is said where the folder does not load natively; "" where it does, or where nobody would expect it."""
+        return "" if self.loads else LOAD_WITH_US
+
+
+def native(model: nn.Module, plan: Plan) -> Native:
+    """Find the config that describes a pruned Hugging Face model, or that there is none."""
+    if not is_transformers(model):
+        return Native({})
+    known, kind = plan.evidence, type(model).__name__
+    config = express(model, model, None if known is None else known.example)
+    if config is not None:
+        return Native(config_files(model, config), kind)
+    # The original's config beside cut weights: from_pretrained fails on the shapes, so everybody is told.
+    whole = model if known is None else known.model
+    return Native(config_files(whole, whole.config), kind, loads=False)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """A pruned model with everything that is known about it.
 
@@ -53,6 +106,7 @@ class Result:
         recipe: as it was resolved.
         degradations: what was done less well than asked; empty when all went as asked.
         log: stages of the run, in order.
+        native: config files of a Hugging Face model, and whether they express it; None = not found out yet.
         unfinished: the folder in which the run kept what it had done; `save` removes it.
     """
 
@@ -62,15 +116,28 @@ class Result:
     recipe: Recipe
     degradations: tuple[Degradation, ...] = ()
     log: tuple[LogLine, ...] = ()
+    native: Native | None = None
     unfinished: Path | None = None
+
+    def __repr__(self) -> str:
+        return shown.line("Result", str(verdict(self.report)))
+
+    def _repr_html_(self) -> str:
+        cells = [(row.label, row.before, row.after, row.change) for row in rows(self.report)]
+        notes = [
+            proof_line(self.report),
+            *(f"degraded: {one.what}" for one in self.degradations),
+            *self.report.warnings,
+        ]
+        return shown.table(str(verdict(self.report)), ("", "before", "after", "change"), cells, notes=notes)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the output folder, whole or not at all.
 
-        It holds plan.json, model.safetensors, recipe.yaml, report.json, report.html, environment.json, log.jsonl and
-        manifest.json (SHA-256 of every file). For Hugging Face models also config.json and the tokenizer's files: where
-        a config can express the result `from_pretrained` loads the folder natively; else config.json is the original's,
-        and the report says that secateur.load() is needed.
+        It holds plan.json, model.safetensors, recipe.yaml, report.json, report.html, README.md (a model card),
+        environment.json, log.jsonl and manifest.json (SHA-256 of every file). For Hugging Face models also config.json
+        and the tokenizer's files: where a config can express the result `from_pretrained` loads the folder natively;
+        else config.json is the original's, and a warning, the report and the card say that secateur.load() is needed.
 
         Args:
             path: the folder.
@@ -96,7 +163,7 @@ class Result:
         return Path(path)
 
     def _write(self, folder: Path) -> None:
-        native, told = self._native()
+        configs, told = self._native()
         plan = origin_of(self.model) or self.plan
         beside = save_beside(plan, folder / PLAN)
         texts = {
@@ -104,15 +171,16 @@ class Result:
             "recipe.yaml": dump_recipe(self.recipe),
             "report.json": told.to_json(),
             "report.html": render_html(told),
+            "README.md": render_card(told, kind=configs.kind, native=configs.loads),
             "environment.json": canonical_json(self.report.environment.model_dump(mode="json")),
             "log.jsonl": "".join(canonical_json(event).replace("\n", "") + "\n" for event in self.log),
         }
-        texts.update(native)
+        texts.update(configs.files)
         # Of the texts, not of the files: what the disk holds is to be compared with what was meant.
         hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
         if beside is not None:
             hashes[beside.file] = beside.sha256
-        if native:
+        if configs.files:
             copied = copy_tokenizer(self.model, folder)
             hashes.update({name: sha256((folder / name).read_bytes()).hexdigest() for name in copied})
         for name, text in texts.items():
@@ -122,15 +190,12 @@ class Result:
         # Last, and without its own hash: it speaks of every other file.
         (folder / MANIFEST).write_text(canonical_json(hashes))
 
-    def _native(self) -> tuple[dict[str, str], Report]:
+    def _native(self) -> tuple[Native, Report]:
         """Config files of a Hugging Face model, and the report with a word on how the folder is loaded."""
-        if not is_transformers(self.model):
-            return {}, self.report
-        known = self.plan.evidence
-        config = express(self.model, self.model, None if known is None else known.example)
-        if config is not None:
-            return config_files(self.model, config), self.report
-        whole = self.model if known is None else known.model
-        # The original's config beside cut weights: from_pretrained would fail on the shapes, so the report says why.
-        warnings = (*self.report.warnings, LOAD_WITH_US)
-        return config_files(whole, whole.config), self.report.model_copy(update={"warnings": warnings})
+        found = native(self.model, self.plan) if self.native is None else self.native
+        if not found.warning:
+            return found, self.report
+        warnings.warn(found.warning, NotNativeWarning, stacklevel=4)
+        if found.warning in self.report.warnings:
+            return found, self.report
+        return found, self.report.model_copy(update={"warnings": (*self.report.warnings, found.warning)})

@@ -14,11 +14,14 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+from secateur import shown
+
 # Plain data: what a JSON file can hold, and what canonical JSON writes (tuples as lists).
 Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+Protect = Sequence[object]  # names, patterns, modules and parameters of the model, classes of modules
 MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
@@ -38,8 +41,8 @@ class Metric(Protocol):
         """Forget everything."""
 
 
-Judge = Evaluate | Metric | Mapping[str, Evaluate | Metric]
-"""How quality may be asked for: ``evaluate(model)``, a metric, or several of both by name."""
+Judge = Evaluate | Metric | str | Mapping[str, Evaluate | Metric | str]
+"""How quality may be asked for: ``evaluate(model)``, a metric or the name of one, or several of these by name."""
 
 
 def _well_formed(value: object) -> object:
@@ -206,6 +209,18 @@ class Scores(dict[str, Tensor]):
         super().__init__(values)
         self.groups = tuple(groups)
 
+    def __repr__(self) -> str:
+        units = sum(score.numel() for score in self.values())
+        return f"<Scores: {units:,} units in {len(self)} group{'s' * (len(self) != 1)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, str(score.numel()), f"{score.min():.4g}", f"{score.mean():.4g}", f"{score.max():.4g}")
+            for name, score in self.items()
+            if score.numel()
+        ]
+        return shown.table(repr(self)[1:-1], ("group", "units", "lowest", "mean", "highest"), rows)
+
 
 class Kept(dict[str, Tensor]):
     """Group name -> bool tensor, True = the unit stays, with the groups that were selected from.
@@ -218,6 +233,18 @@ class Kept(dict[str, Tensor]):
     def __init__(self, values: Mapping[str, Tensor], groups: Sequence[Group] = ()) -> None:
         super().__init__(values)
         self.groups = tuple(groups)
+
+    def __repr__(self) -> str:
+        kept, units = (sum(int(count) for count in counts) for counts in zip(*_counts(self.values()), strict=True))
+        return f"<Kept: {kept:,} of {units:,} units in {len(self)} group{'s' * (len(self) != 1)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{int(mask.sum())} of {mask.numel()}") for name, mask in self.items()]
+        return shown.table(repr(self)[1:-1], ("group", "kept"), rows)
+
+
+def _counts(masks: Iterable[Tensor]) -> list[tuple[int, int]]:
+    return [(int(mask.sum()), mask.numel()) for mask in masks] or [(0, 0)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from secateur.sources import build_lenet
 
 FOLDER = {
     "environment.json", "log.jsonl", "manifest.json", "model.safetensors", "plan.json", "recipe.yaml", "report.html",
-    "report.json",
+    "report.json", "README.md",
 }  # fmt: skip
 # The forward says that the work has begun: from then on the process is in the middle of it.
 SLOW = """

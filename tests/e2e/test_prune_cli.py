@@ -11,7 +11,7 @@ from e2e_tools import QUICK, Cli, contents
 MODEL, DATA = "py:examples.lenet:build", "npz:d.npz"
 FILES = {
     "environment.json", "log.jsonl", "manifest.json", "model.safetensors", "plan.json", "recipe.yaml", "report.html",
-    "report.json",
+    "report.json", "README.md",
 }  # fmt: skip
 
 

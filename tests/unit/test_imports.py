@@ -16,10 +16,10 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
-    "version", "types", "errors", "registry", "request", "model", "files", "recipe", "measure", "structure",
-    "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "training", "recover",
-    "report", "loading", "result", "stages", "pipeline", "api", "sources", "interrupted", "advice", "comparison",
-    "tickets", "deployment", "testing", "cli",
+    "version", "errors", "shown", "types", "registry", "words", "request", "model", "files", "recipe", "measure",
+    "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "training",
+    "recover", "report", "loading", "result", "stages", "pipeline", "api", "sources", "interrupted", "advice",
+    "comparison", "tickets", "deployment", "testing", "cli",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.

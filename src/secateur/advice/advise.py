@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from torch import nn
@@ -13,10 +12,12 @@ from secateur.advice.recommend import Reason, RecipeDraft, recommend
 from secateur.errors import RecipeError, TargetError
 from secateur.model.admit import admit
 from secateur.model.door import Given, enter
+from secateur.model.protect import patterns_of
 from secateur.planning import make_plan
 from secateur.recipe import Recipe, dump_recipe, load_recipe
 from secateur.report.text import clean
-from secateur.types import Example, Json, Loss
+from secateur.types import Example, Json, Loss, Protect
+from secateur.words import spoken
 
 SHARES = (0.6, 0.7, 0.8, 0.9)  # of the MACs, tried in turn where the first target cannot be reached
 
@@ -62,6 +63,7 @@ class Advice:
         return "\n".join([*lines, *(f"or: {text}" for text in self.alternatives)])
 
 
+@spoken()
 def advise(
     model: nn.Module,
     example: Example = None,
@@ -70,7 +72,7 @@ def advise(
     labels: bool | None = None,
     budget_seconds: float | None = None,
     loss: Loss | None = None,
-    protect: Sequence[str] = (),
+    protect: Protect = (),
 ) -> Advice:
     """Recommend a criterion, a granularity and a schedule, with reasons, as a recipe.
 
@@ -110,6 +112,7 @@ def advise(
     model = admit(model)
     parts = enter(data)
     example = parts.example() if example is None else example
+    patterns = patterns_of(model, protect)
     facts = gather_facts(
         model,
         example,
@@ -117,10 +120,10 @@ def advise(
         labels=labels,
         budget_seconds=budget_seconds,
         loss=loss,
-        protect=protect,
+        protect=patterns,
     )
     draft = recommend(facts, criteria.names())
-    draft.recipe["protect"] = list(protect)
+    draft.recipe["protect"] = list(patterns)
     plain = _reachable(model, example, draft.recipe)
     # The rules know how much may go for the quality's sake; what the structure lets go only a plan can tell.
     if plain["target"] != draft.recipe["target"]:

@@ -32,7 +32,9 @@ from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_withi
 from secateur.kinds.weights.nm import NM, keep_pattern
 from secateur.model.tensors import require_finite
 from secateur.registry import suggestion, whole_number
+from secateur.request import require_patterns
 from secateur.types import Group, Kept
+from secateur.words import spoken
 
 Scores = Mapping[str, Tensor]
 Scope = str | Mapping[str, Sequence[str]]
@@ -65,6 +67,7 @@ class _Rules:
         return found
 
 
+@spoken()
 def select(
     scores: Scores,
     *,
@@ -133,6 +136,7 @@ def select(
         >>> select({"a.w": torch.rand(10), "b.w": torch.rand(10)}, sparsity={"a": 0.3, "*": 0.5})["a.w"].sum().item()
         7
     """
+    require_patterns(protect)
     free = _free(scores, protect)
     whole_number("min_keep", min_keep)
     known = tuple(groups) or getattr(scores, "groups", ())  # `score` hands its groups on

@@ -16,6 +16,9 @@ Budget = Annotated[
 ]
 
 
+EXAMPLES = ("advise mynet.py:build --data npz:mine.npz --budget 600 --out a.yaml",)
+
+
 def advise(
     model: options.Model,
     data: options.Data = None,
@@ -24,10 +27,8 @@ def advise(
         Optional[bool],  # noqa: UP045
         typer.Option("--labels/--no-labels", help="Whether the labels may be used; default: if there are any."),
     ] = None,
-    protect: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--protect", metavar="PATTERN", help="A module or parameter that stays whole; may be repeated."),
-    ] = None,
+    protect: options.Protect = None,
+    device: options.Device = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", metavar="FILE", help="Write the recipe, for `secateur prune --recipe FILE`."),
@@ -47,7 +48,7 @@ def advise(
     # Before the model is loaded: a name that is taken should not cost a minute.
     if out is not None:
         jobs.require_free_file(out, force=force)
-    work = jobs.resolve(model, data, seed=seed or 0)
+    work = jobs.resolve(model, data, seed=seed or 0, device=device)
     found = ask(
         work.model,
         work.example,

@@ -20,6 +20,12 @@ Words = Optional[str]  # noqa: UP045
 FILES = ("compare.html", "results.csv", "compare.md", "summary.json", "manifest.json")
 
 
+EXAMPLES = (
+    "compare demo:convnet --data demo:mnist --preset quick --out runs/compare",
+    "compare mynet.py:build --data npz:mine.npz --criteria l1,taylor --out runs/c",
+)
+
+
 def compare(
     model: options.Model,
     data: Annotated[str, typer.Option("--data", metavar="DATA", help=f"{options.DATA_WORDS}; with labels.")],
@@ -47,6 +53,8 @@ def compare(
     preset: Annotated[
         Words, typer.Option("--preset", help="quick: a few batches of everything, under two minutes.")
     ] = None,
+    protect: options.Protect = None,
+    device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -71,6 +79,8 @@ def compare(
         recover_levels=fractions("--recover-levels", recover_levels),
         epochs=epochs,
         probes=probes,
+        protect=tuple(protect or ()),
+        device=device,
     )
     # Before the preset changes the study: the line should say --preset, and not what that stood for.
     command = _command(study, out, recover, preset)
@@ -124,4 +134,6 @@ def _command(study: Study, out: Path, recover: str | None, preset: str | None) -
             words += [f"--{name}", str(getattr(study, name))]
     words += ["--recover", recover] if recover else []
     words += ["--preset", preset] if preset else []
+    words += [word for pattern in study.protect for word in ("--protect", pattern)]
+    words += ["--device", study.device] if study.device else []
     return shlex.join([*words, "--out", str(out)])

@@ -45,7 +45,12 @@ def say(text: str, *, style: str = "") -> None:
     """Write a note to standard error, letter by letter: no markup, no escape sequences."""
     from secateur.report.text import clean
 
-    err().print(Text(clean(text, lines=True), style=style), soft_wrap=True)
+    tell(err(), Text(clean(text, lines=True), style=style))
+
+
+def tell(console: Console, text: Text) -> None:
+    """Print a sentence: wrapped between words on a terminal, as one line elsewhere, where `grep` should find it."""
+    console.print(text, soft_wrap=not console.is_terminal or console.is_dumb_terminal)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from secateur.cli import options
-from secateur.cli.console import emit, table
+from secateur.cli.console import emit, out, table, write
 
 app = typer.Typer(help="The rules that say what matters least.", add_completion=False)
 
@@ -17,7 +17,7 @@ def _root() -> None:
     """The rules that say what matters least."""
 
 
-@app.command("list")
+@app.command("list", epilog=options.help_of("criteria list", "criteria list --json"))
 def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     """List all criteria with what they need, what they score and where they come from."""
     from secateur.criteria.docstrings import first_sentence
@@ -25,6 +25,12 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     found = [_facts(name) for name in _names()]
     if json:
         emit({"schema": 1, "criteria": found})
+        return 0
+    if out().is_terminal:
+        # Eight columns do not fit a terminal; the rest of a criterion is what `criteria show` is for.
+        short = [(f["name"], ", ".join(f["needs"]) or "nothing", f["summary"]) for f in found]
+        table(("name", "needs", "idea"), short)
+        write("`secateur criteria show NAME` tells the rest; weights need nothing but the model\n")
         return 0
     rows = [
         (
@@ -40,6 +46,24 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
         for f in found
     ]
     table(("name", "idea", "needs", "scores", "cost", "speed", "best for", "source"), rows)
+    return 0
+
+
+@app.command("show", epilog=options.help_of("criteria show taylor"))
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A criterion, as criteria list names it.")],
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Show one criterion: its idea, what it needs and scores, options, cost and source."""
+    found = _facts(name)
+    if json:
+        emit({"schema": 1, **found})
+        return 0
+    for key, value in found.items():
+        listed = ", ".join(map(str, value)) if isinstance(value, list) else value
+        said = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else listed
+        write(f"{key.replace('_', ' ')}: {said or 'nothing'}\n")
     return 0
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json as json_
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from secateur import words as field
 from secateur.cli import options
 from secateur.cli.console import say, write
+from secateur.cli.decisions import Decisions, decides
 from secateur.errors import CertificateError, SecateurError
 
 if TYPE_CHECKING:
@@ -29,7 +32,12 @@ CHANNELS = (
 RELOAD_TOLERANCE = 1e-5
 
 
+EXAMPLES = ("demo", "demo --macs 0.3 --criterion taylor --force", "demo --granularity 2:4 --out runs/masks")
+
+
+@decides(without=("granularity", "sparsity", "recover", "expressible"))
 def demo(
+    decided: Decisions,
     granularity: Annotated[str, typer.Option("--granularity", help="channel, element, 2:4, vector, kernel, block.")] = (
         "channel"
     ),
@@ -55,18 +63,19 @@ def demo(
     from secateur.files import seed_everything
     from secateur.pipeline import plan_by
 
-    settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed)
+    granularity = str(field.translated(granularity, field.GRANULARITIES))
+    settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed, decided)
     jobs.require_free(out, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
-        work = jobs.resolve(MODEL, DATA, seed=settings.seed)
+        work = jobs.resolve(MODEL, DATA, seed=settings.seed, device=decided.device)
         if dry_run:
             say(f"would train {MODEL} on {DATA} for {epochs} epochs first; this plan is of its random weights")
             return show_plan(work, settings, as_json=json)
         # A request that cannot be met is refused now and not after the training.
         plan_by(work.model, work.needed_example(), settings, None if work.data is None else work.data.calibration)
         train(work, epochs, settings.seed)
-        command = _command(granularity, sparsity, epochs, set_ or [], settings.seed)
+        command = _command(granularity, sparsity, epochs, set_ or [], settings.seed, decided.words())
         result = run(work, settings, title="demo: MNIST digits", command=command)
         result.save(out, force=force)
     reloaded = reload(work, result.model, out)
@@ -132,9 +141,12 @@ def reload(work: Job, network: Any, folder: Path) -> dict[str, Any]:
     return {"max_abs_error": error, "quality": theirs["quality"]}
 
 
-def _command(granularity: str, sparsity: float | None, epochs: int, more: list[str], seed: int) -> str:
+def _command(
+    granularity: str, sparsity: float | None, epochs: int, more: list[str], seed: int, decided: Sequence[str] = ()
+) -> str:
     import shlex
 
     words = ["secateur", "demo", "--granularity", granularity, "--epochs", str(epochs), "--seed", str(seed)]
     words += [] if sparsity is None else ["--sparsity", str(sparsity)]
+    words += decided
     return shlex.join([*words, *(word for change in more for word in ("--set", change)), "--force"])

@@ -16,12 +16,14 @@ from secateur.cli.console import emit, table, write
 
 CORE = ("torch", "numpy", "safetensors", "pydantic", "ruamel.yaml", "typer", "rich", "jinja2", "plotly")
 EXTRAS = {
-    "demo": ("mlxtend",),
+    "demo": ("mlxtend", "scikit-learn"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "hf": ("transformers",),
+    "search": ("scipy",),
     "data": ("pyarrow", "pillow"),
 }
 LITTLE_DISK = 500_000_000
+EXAMPLES = ("doctor",)
 
 
 def doctor(json: options.Json = False, verbose: options.Verbose = False) -> int:

@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 from secateur.cli import options
 from secateur.cli.console import emit, table, write
+from secateur.cli.decisions import Decisions, decides
 
 if TYPE_CHECKING:
     from secateur.report import Report
     from secateur.result import Estimate
 
 
+EXAMPLES = ("estimate mynet.py:build --macs 0.5", "estimate demo:lenet --params 0.6 --criterion l1")
+
+
+@decides(without=("recover",))
 def estimate(
     model: options.Model,
+    decided: Decisions,
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Sets = None,
@@ -28,10 +34,11 @@ def estimate(
     from secateur.files import seed_everything
     from secateur.pipeline import estimate as predict
 
-    settings = jobs.read_recipe(recipe, set_, seed)
+    settings = jobs.read_recipe(recipe, set_, seed, decided)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
-        work = jobs.resolve(model, data, seed=settings.seed, text=settings.calibration.model_dump())
+        text = settings.calibration.model_dump()
+        work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device)
         jobs.warn_untrained(work)
         # The word that the user typed says how to give an example; the library could only name an argument.
         example, scoring = work.needed_example(), None if work.data is None else work.data.calibration

@@ -24,6 +24,9 @@ class Format(StrEnum):
     onnx = "onnx"
 
 
+EXAMPLES = ("export runs/mine --model mynet.py:build --format onnx --out mine.onnx",)
+
+
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder of prune or demo.")],
     model: Annotated[

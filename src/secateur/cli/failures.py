@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from itertools import pairwise
 from rich.console import Console
 from rich.text import Text
 
-from secateur.cli.console import err
+from secateur.cli.console import err, tell
 from secateur.errors import EXIT_BUG, EXIT_INTERRUPTED, RecipeError, ResourceError, SecateurError
+from secateur.words import about_key
 
 BUG = "SEC001"
 
@@ -92,7 +94,7 @@ def show(
         if text:
             words = writable(clean(text, lines=True), console.encoding).replace("\n", "\n    ")
             style = "bold red" if label == "error" else "bold"
-            console.print(Text.assemble((f"{label}: ", style), words), soft_wrap=True)
+            tell(console, Text.assemble((f"{label}: ", style), words))
 
 
 def _known(error: Exception, args: Sequence[str]) -> SecateurError | None:
@@ -102,8 +104,12 @@ def _known(error: Exception, args: Sequence[str]) -> SecateurError | None:
     message = getattr(error, "format_message", None)
     if callable(message):
         words = [word for word in args[:2] if not word.startswith("-")][:1]
-        text = str(message()).strip().rstrip(".") or "wrong usage"
-        return RecipeError(text + ".", hint=f"See: {' '.join(['secateur', *words, '--help'])}")
+        text = (
+            re.sub(r"[.?]+$", lambda end: end[0][0] if "?" in end[0] else "", str(message()).strip()) or "wrong usage"
+        )
+        meant = _right_option(text)
+        see = f"See: {' '.join(['secateur', *(words if _is_command(text) else []), '--help'])}"
+        return RecipeError(text if text.endswith("?") else text + ".", hint=f"{meant}. {see}" if meant else see)
     if isinstance(error, MemoryError) or _allocation_failed(error):
         return ResourceError(
             "memory ran out", why=str(error)[:400], hint="use smaller batches or a machine with more memory"
@@ -116,6 +122,17 @@ def _known(error: Exception, args: Sequence[str]) -> SecateurError | None:
         refused = disk_error(error, Path(error.filename or "the output"))
         return refused if isinstance(refused, ResourceError) else None
     return None
+
+
+def _right_option(text: str) -> str:
+    """What to write instead of an option of other tools; "" where nothing is known of it."""
+    found = re.search(r"No such option:? '?(--[\w-]+)", text)
+    return about_key(found[1]) if found and "Did you mean" not in text else ""
+
+
+def _is_command(text: str) -> bool:
+    """Whether the first word of the call is a command: its help does not exist where it is not."""
+    return not text.startswith("No such command")
 
 
 def _allocation_failed(error: Exception) -> bool:

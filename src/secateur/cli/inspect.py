@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from secateur.structure.view import View
 
 
+EXAMPLES = ("inspect mynet.py:build", "inspect demo:lenet --protect 'classify.*'")
+
+
 def inspect(
     model: options.Model,
     data: options.Data = None,
-    protect: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--protect", metavar="PATTERN", help="Leave these names whole; may be repeated."),
-    ] = None,
+    protect: options.Protect = None,
+    device: options.Device = None,
     html: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--html", metavar="FILE", help="Write the tree of groups as a page as well."),
@@ -35,7 +36,7 @@ def inspect(
     from secateur.files import seed_everything
 
     with seed_everything(seed or 0):
-        work = jobs.resolve(model, data, seed=seed or 0)
+        work = jobs.resolve(model, data, seed=seed or 0, device=device)
         view = sc.inspect(work.model, work.needed_example(), protect=tuple(protect or ()))
     if html is not None:
         _page(view, html)

@@ -15,8 +15,9 @@ from secateur.errors import FileRefusedError, ForwardError, InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from secateur.cli.decisions import Decisions
     from secateur.measure import Yardstick
-    from secateur.recipe import Recipe
+    from secateur.recipe import Recipe, Setting
     from secateur.sources import DataSet, Source
     from secateur.stages import Unfinished
     from secateur.types import Example
@@ -61,14 +62,18 @@ class Job:
         return self.example
 
 
-def read_recipe(recipe: str | None, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
-    """The recipe with its overrides; the criterion is looked up at once, before anything long starts."""
+def read_recipe(
+    recipe: str | None, overrides: Sequence[str] | None, seed: int | None, decided: Decisions | None = None
+) -> Recipe:
+    """The recipe with what the command line decides; names are looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
     from secateur.planning.build import criterion_of, is_structured
     from secateur.planning.solved import solver_of
     from secateur.recipe import load_recipe
 
-    changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
+    # Of two ways to say one thing, the one that names the key is meant.
+    asked = [] if decided is None else decided.settings()
+    changes: list[str | Setting] = [*asked, *(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or _default(changes), changes)
     plain = found.model_dump(by_alias=True)
     if solver_of(plain["criterion"], plain["blocks"]) is None:
@@ -94,22 +99,39 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def resolve(model: str, data: str | None, *, seed: int = 0, text: Mapping[str, int | None] | None = None) -> Job:
+def resolve(
+    model: str,
+    data: str | None,
+    *,
+    seed: int = 0,
+    text: Mapping[str, int | None] | None = None,
+    device: str | None = None,
+) -> Job:
     """Turn MODEL and DATA words into objects, and check that they fit each other; `text` is a recipe's calibration."""
-    from secateur.sources import resolve_data, resolve_model
+    from secateur.sources import on_device, resolve_data, resolve_model
 
-    source = resolve_model(model, seed=seed)
-    found = None if data is None else resolve_data(data, seed=seed, tokenizer=source.tokenizer, text=text)
+    source = on_device(resolve_model(model, seed=seed), device)
+    found = None
+    if data is not None:
+        found = resolve_data(data, seed=seed, tokenizer=source.tokenizer, text=text, numbers=source.numbers)
     example = source.example
     if found is not None and found.example is not None:
         if source.example is not None:
             _check_fit(source, found)
         # The data's own, as it is what the model will be trained and measured on.
         example = found.example
+    example = _beside(source.model, example)
     if found is not None and source.name.startswith("demo:"):
         # Demo networks are trained here, on the training part: no note that they may have seen the rest.
         found = replace(found, notes=())
     return Job(source, found, example)
+
+
+def _beside(model: nn.Module, example: Example) -> Example:
+    """The example on the device of the model: data lie in the memory of the CPU."""
+    from secateur.model.call import device_of, to_device
+
+    return to_device(example, device_of(model)) if device_of(model).type not in ("cpu", "meta") else example
 
 
 def warn_untrained(job: Job) -> None:
@@ -125,9 +147,9 @@ def _check_fit(source: Source, data: DataSet) -> None:
 
     with evaluating(source.model, example=(source.example, data.example)):
         # A model that fails on its own example is at fault itself: that error is passed on as it is.
-        call(source.model, source.example)
+        call(source.model, _beside(source.model, source.example))
         try:
-            call(source.model, data.example)
+            call(source.model, _beside(source.model, data.example))
         except ForwardError as error:
             raise InputError(
                 f"{data.name} does not fit {source.name}: a sample is {describe(data.example)}, "

@@ -29,6 +29,7 @@ from secateur.cli import (
 )
 from secateur.cli.console import err
 from secateur.cli.failures import interrupted, told, unfinished_of
+from secateur.cli.options import help_of
 from secateur.errors import EXIT_INTERRUPTED, EXIT_OK
 
 EXITS = (
@@ -40,23 +41,21 @@ app = typer.Typer(
     name="secateur",
     help="Prune any PyTorch model, prove that the result is right, and measure what it brings.",
     epilog=EXITS,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("demo")(demo.demo)
-app.command("inspect")(inspect.inspect)
-app.command("estimate")(estimate.estimate)
-app.command("prune")(prune.prune)
+app.command("demo", epilog=help_of(*demo.EXAMPLES))(demo.demo)
+app.command("inspect", epilog=help_of(*inspect.EXAMPLES))(inspect.inspect)
+app.command("estimate", epilog=help_of(*estimate.EXAMPLES))(estimate.estimate)
+app.command("prune", epilog=help_of(*prune.EXAMPLES))(prune.prune)
 app.command("resume")(resume.resume)
-app.command("advise")(advise.advise)
-app.command("compare")(compare.compare)
+app.command("advise", epilog=help_of(*advise.EXAMPLES))(advise.advise)
+app.command("compare", epilog=help_of(*compare.EXAMPLES))(compare.compare)
 app.command("lottery")(lottery.lottery)
-app.command("lottery")(lottery.lottery)
-app.command("measure")(measure.measure)
-app.command("export")(export.export)
+app.command("measure", epilog=help_of(*measure.EXAMPLES))(measure.measure)
+app.command("export", epilog=help_of(*export.EXAMPLES))(export.export)
 app.command("deploy")(deploy.deploy)
-app.command("doctor")(doctor.doctor)
+app.command("doctor", epilog=help_of(*doctor.EXAMPLES))(doctor.doctor)
 app.command("reload-check", hidden=True)(reload.reload_check)
 app.add_typer(criteria.app, name="criteria")
 app.add_typer(recipes.app, name="recipes")

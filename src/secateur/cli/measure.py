@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from secateur.types import Snapshot
 
 
+EXAMPLES = ("measure runs/mine --model mynet.py:build --data npz:mine.npz", "measure demo:lenet --data demo:mnist")
+
+
 def measure(
     what: Annotated[str, typer.Argument(metavar="PATH|MODEL", help=f"An output folder, or {options.MODEL_WORDS}.")],
     model: Annotated[
@@ -44,6 +47,7 @@ def measure(
     ] = None,
     rounds: options.Rounds = 30,
     batch_size: options.BatchSize = None,
+    device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -59,7 +63,7 @@ def measure(
     if task is not None:
         return measure_task(task, (what, model, data), tokens, sequences, dtype, as_json=json)
     with seed_everything(seed or 0), Stages() as stages:
-        work, network = load(what, model, data, seed=seed or 0)
+        work, network = load(what, model, data, seed=seed or 0, device=device)
         example = work.needed_example()
         stages("latency", 0, 0)
         timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
@@ -111,7 +115,9 @@ def measure_task(
     return 0
 
 
-def load(what: str, model: str | None, data: str | None, *, seed: int) -> tuple[Job, nn.Module]:
+def load(
+    what: str, model: str | None, data: str | None, *, seed: int, device: str | None = None
+) -> tuple[Job, nn.Module]:
     """The job and the network to look at: of a MODEL word itself, or of an output folder replayed onto it."""
     import secateur as sc
     from secateur.cli import job as jobs
@@ -122,7 +128,7 @@ def load(what: str, model: str | None, data: str | None, *, seed: int) -> tuple[
     if colon and kind in MODEL_KINDS and not Path(what).exists():
         if model is not None:
             raise RecipeError("--model goes with an output folder.", hint=f"Leave it out to measure {what}.")
-        work = jobs.resolve(what, data, seed=seed)
+        work = jobs.resolve(what, data, seed=seed, device=device)
         return work, work.model
     if model is None:
         raise RecipeError(
@@ -130,7 +136,7 @@ def load(what: str, model: str | None, data: str | None, *, seed: int) -> tuple[
             f"{what!r} is neither an output folder nor a MODEL word.",
             hint=f"Give --model, the model that was pruned: {options.MODEL_WORDS}.",
         )  # fmt: skip
-    work = jobs.resolve(model, data, seed=seed)
+    work = jobs.resolve(model, data, seed=seed, device=device)
     network = sc.load(what, model=work.model, example=work.example)
     tell_doubt(network)
     return work, network

@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-MODEL_WORDS = "demo:NAME, hf:PATH_OR_ID, timm:NAME, torchvision:NAME or py:package.module:factory"
-DATA_WORDS = "demo:NAME, npz:PATH, parquet:PATH, folder:PATH, text:PATH, hf:ID or py:package.module:factory"
+MODEL_WORDS = "mynet.py:factory, demo:NAME, hf:PATH_OR_ID, timm:NAME, torchvision:NAME or py:package.module:factory"
+DATA_WORDS = (
+    "npz:, csv:, tsv:, jsonl:, parquet:, folder: or text:PATH, hf:ID, demo:NAME, mydata.py:factory or "
+    "py:package.module:factory"
+)
+# For completion, which has no time to import what knows them.
+GRANULARITIES = (
+    "channel", "head", "neuron", "layer", "expert", "structured", "element", "2:4", "block", "vector", "kernel",
+)  # fmt: skip
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL_WORDS}.")]
-Data = Annotated[Optional[str], typer.Option("--data", metavar="DATA", help=f"{DATA_WORDS}.")]  # noqa: UP045
+
+def complete(*words: str) -> Callable[[str], list[str]]:
+    """What a shell offers for an option: the words that begin with what was typed."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Bundled recipes that begin with what was typed."""
+    from secateur.recipe import bundled
+
+    return [name for name in bundled() if name.startswith(incomplete)]
+
+
+def help_of(*examples: str) -> str:
+    """The last lines of a command's help: what to type."""
+    return "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"secateur {line}" for line in examples)])
+
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help=f"{MODEL_WORDS}.", autocompletion=complete("demo:convnet", "demo:lenet")),
+]
+Data = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--data", metavar="DATA", help=f"{DATA_WORDS}.", autocompletion=complete("demo:mnist", "demo:digits")),
+]
 RecipeName = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or the name of a bundled one."),
+    typer.Option(
+        "--recipe", metavar="FILE|NAME", help="A recipe file, or the name of a bundled one.", autocompletion=recipes
+    ),
+]
+Protect = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--protect", metavar="PATTERN", help="A module or parameter that stays whole; may be repeated."),
+]
+Device = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where the model runs: cpu, cuda, cuda:1 ...; default where it lies.",
+        autocompletion=complete("cpu", "cuda", "mps"),
+    ),
 ]
 Sets = Annotated[
     Optional[list[str]],  # noqa: UP045

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli import options
 from secateur.cli.console import emit, out, write
+from secateur.cli.decisions import Decisions, decides
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,9 +18,18 @@ if TYPE_CHECKING:
     from secateur.stages import Unfinished
 
 
+EXAMPLES = (
+    "prune mynet.py:build --data npz:mine.npz --macs 0.5 --out runs/mine",
+    "prune demo:lenet --sparsity 0.3 --recover none --out runs/small",
+    "prune hf:FOLDER --params 0.8 --expressible --data tsv:sst2 --out runs/hf",
+)
+
+
+@decides()
 def prune(
     model: options.Model,
     out: options.Out,
+    decided: Decisions,
     data: options.Data = None,
     recipe: options.RecipeName = None,
     set_: options.Sets = None,
@@ -35,21 +45,22 @@ def prune(
     from secateur.files import seed_everything
     from secateur.model.tensors import require_storable
 
-    settings = jobs.read_recipe(recipe, set_, seed)
+    settings = jobs.read_recipe(recipe, set_, seed, decided)
     jobs.require_free(out, force=force)
     words = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
-        work = jobs.resolve(model, data, seed=settings.seed, text=settings.calibration.model_dump())
+        text = settings.calibration.model_dump()
+        work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device)
         jobs.warn_untrained(work)
         require_storable(work.model)
         say_forecast(work, settings)
         if dry_run:
             return show_plan(work, settings, as_json=json)
-        command = command_line(model, data, settings, out)
+        command = command_line(model, data, settings, out, decided.device)
         result = run(work, settings, title=model, command=command, place=place)
-        result.save(out, force=force)
+        save(result, out, force=force)
     return finish(result, out, as_json=json)
 
 
@@ -73,6 +84,17 @@ def say_forecast(work: Job, settings: Recipe) -> None:
             f"{told.weights:,} weights, {tokens:,} tokens: about {told.seconds / 60:.1f} minutes here, "
             f"{size(told.memory_bytes)} beside the model"
         )
+
+
+def save(result: Result, folder: Path, *, force: bool) -> None:
+    """Write the output folder; that it loads with secateur alone is said in the report, and not twice."""
+    import warnings
+
+    from secateur.result import NotNativeWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotNativeWarning)
+        result.save(folder, force=force)
 
 
 def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinished | None = None) -> Result:
@@ -124,9 +146,10 @@ def files_of(folder: Path) -> dict[str, str]:
     return {what: str(folder / name) for what, name in names.items()}
 
 
-def command_line(model: str, data: str | None, settings: Recipe, folder: Path) -> str:
+def command_line(model: str, data: str | None, settings: Recipe, folder: Path, device: str | None = None) -> str:
     """The shell line that gives the same run again, from the recipe in the output folder."""
     import shlex
 
     words = ["secateur", "prune", model, *(["--data", data] if data else [])]
+    words += ["--device", device] if device else []
     return shlex.join([*words, "--recipe", str(folder / "recipe.yaml"), "--out", f"{folder}-again"])

@@ -9,6 +9,7 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, table, write
+from secateur.cli.decisions import Decisions, decides
 
 app = typer.Typer(help="The recipes that come with the package.", add_completion=False)
 
@@ -18,7 +19,7 @@ def _root() -> None:
     """The recipes that come with the package."""
 
 
-@app.command("list")
+@app.command("list", epilog=options.help_of("recipes list"))
 def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     """List the bundled recipes and when to choose them."""
     from secateur.recipe import bundled
@@ -31,9 +32,11 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     return 0
 
 
-@app.command("show")
+@app.command("show", epilog=options.help_of("recipes show channel-half-macs --macs 0.6 --criterion taylor > mine.yaml"))
+@decides(without=("device",))
 def show(
     name: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A recipe file, or the name of a bundled one.")],
+    decided: Decisions,
     set_: options.Sets = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -41,7 +44,7 @@ def show(
     """Print a recipe with every default filled in."""
     from secateur.recipe import dump_recipe, load_recipe
 
-    recipe = load_recipe(name, set_ or ())
+    recipe = load_recipe(name, [*decided.settings(), *(set_ or ())])
     if json:
         emit(recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
     else:

@@ -10,6 +10,7 @@ from typing import Unpack, cast
 
 from torch import Tensor, nn
 
+from secateur import shown
 from secateur.comparison.cells import planned
 from secateur.comparison.contestants import Contestant, CriterionChoice, make_contestants
 from secateur.comparison.hashes import hash_batches
@@ -32,7 +33,7 @@ Models = nn.Module | Sequence[nn.Module] | Mapping[int, nn.Module] | Callable[[i
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """What a comparison found.
 
@@ -51,6 +52,14 @@ class Comparison:
     manifest: Manifest
     out: Path
     reused: int
+
+    def __repr__(self) -> str:
+        return shown.line("Comparison", f"{len(self.rows)} runs", f"{self.reused} of them from before", str(self.out))
+
+    def _repr_html_(self) -> str:
+        names = ("criterion", "level", "seed", "status", "quality")
+        rows = [[str(dict(row).get(name, "")) for name in names] for row in self.rows]
+        return shown.table(repr(self)[1:-1], names, rows, notes=[f"curves and tests: {self.out / 'compare.html'}"])
 
 
 def compare(

@@ -22,6 +22,7 @@ from secateur.comparison.levels import (
 from secateur.comparison.recoveries import NO_RECOVERY, CheckedSteps, Steps, check_steps, make_recoveries, trains
 from secateur.errors import InputError, RecipeError
 from secateur.measure.quality import higher_is_better
+from secateur.request import require_patterns
 from secateur.types import Json
 from secateur.version import __version__
 
@@ -135,6 +136,7 @@ class Protocol:
             RecipeError: an unknown word, a level out of range, a wrong step.
             TypeError: an option that there is not.
         """
+        require_patterns(options.get("protect", ()))
         # As a call with a misspelt keyword: mypy sees it before, Python would not.
         unknown = sorted(set(options) - set(ProtocolOptions.__annotations__))
         if unknown:

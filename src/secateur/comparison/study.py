@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -21,8 +22,10 @@ from secateur.files.safe import load_tensors, save_tensors
 from secateur.measure import yardstick
 from secateur.model.door import Parts
 from secateur.recipe import load_recipe
-from secateur.sources import Source, TensorData, resolve_data, resolve_model, train_demo
-from secateur.types import Batch, Data, Json
+from secateur.recipe.overrides import choice_of
+from secateur.sources import Source, TensorData, on_device, resolve_data, resolve_model, train_demo
+from secateur.types import Batch, Data
+from secateur.words import CRITERIA, translated
 
 EVERYTHING = "all"
 DEFAULT_CRITERIA = ("magnitude", "fpgm", "taylor")
@@ -45,6 +48,8 @@ class Study:
         limits: batches of train, calibration and test that are used; None = all.
         rounds: timed rounds of the latency.
         probes: units whose removal alone is measured; 0 = none.
+        protect: names or patterns that stay whole.
+        device: where the models run; None = where they are.
     """
 
     model: str
@@ -61,6 +66,8 @@ class Study:
     limits: tuple[int | None, int | None, int | None] = (None, None, None)
     rounds: int = 30
     probes: int = 64
+    protect: tuple[str, ...] = ()
+    device: str | None = None
 
 
 def preset(study: Study, name: str) -> Study:
@@ -99,8 +106,8 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
         InputError: the data have no labels to measure accuracy with, or the model is random and cannot be trained.
     """
     choices = [parse_criterion(word) for word in named_criteria(study.criteria)]
-    source = resolve_model(study.model)
-    found = resolve_data(study.data, tokenizer=source.tokenizer)
+    source = on_device(resolve_model(study.model), study.device)
+    found = resolve_data(study.data, tokenizer=source.tokenizer, numbers=source.numbers)
     if found.test is None:
         raise InputError(
             f"{study.data} has no test part, so there is no quality to compare",
@@ -135,6 +142,7 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
         scope=study.scope,
         rounds=study.rounds,
         probes=study.probes,
+        protect=study.protect,
         tag=f"{study.model} {study.data} test={study.limits[2]}",
         title=f"{study.model} on {study.data}",
         command=command,
@@ -159,28 +167,11 @@ def parse_criterion(word: str) -> CriterionChoice:
         >>> parse_criterion("magnitude:norm=l1")
         {'name': 'magnitude', 'norm': 'l1'}
     """
-    name, *options = word.split(":")
-    found: dict[str, Json] = {"name": name}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"{word!r} is malformed", hint="write name:option=value")
-        found[key] = _value(value)
+    found = choice_of(word)
+    options = {key: value for key, value in found.items() if key != "name"} if isinstance(found, dict) else {}
     # Looked up here, so that a slip of the pen is refused before data are read and networks trained.
-    known.get(name, {key: value for key, value in found.items() if key != "name"})
-    return found if options else name
-
-
-def _value(text: str) -> Json:
-    words = {"true": True, "false": False, "null": None}
-    if text in words:
-        return words[text]
-    for kind in (int, float):  # int first: "7" is a number of steps, and no 7.0
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    known.get(found["name"] if isinstance(found, dict) else found, options)
+    return cast(CriterionChoice, translated(found, CRITERIA))
 
 
 def recovery_of(recipe: str) -> CheckedSteps:
@@ -257,7 +248,7 @@ def _trainer(
         path = folder / f"seed-{seed}-{key[:12]}.safetensors"
         # Pooling and small convolutions on a CPU are twice as fast with the channels last. Copies and cuts of the
         # network keep the format, so every run of a comparison gains alike.
-        model = resolve_model(source.name, seed=seed).model
+        model = on_device(resolve_model(source.name, seed=seed), study.device).model
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if path.exists():
             model.load_state_dict(load_tensors(path))

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from secateur import words
 from secateur.criteria.docstrings import section
 from secateur.criteria.sums import Reduction, Sums, counts
 from secateur.errors import InputError, NonFiniteError, RecipeError
@@ -260,7 +261,14 @@ def get(criterion: str | Criterion, options: Mapping[str, object] | None = None)
         if options:
             raise RecipeError("options go with the name of a criterion, not with an object")
         return criterion
-    return CRITERIA.build(criterion, options)
+    meant = words.translated({"name": criterion, **(options or {})}, words.CRITERIA)
+    choice = dict(meant) if isinstance(meant, Mapping) else {"name": meant}
+    name = str(choice.pop("name"))
+    if name not in CRITERIA:
+        more = f"`secateur criteria list` shows all {len(CRITERIA.names())} of them, among them magnitude and taylor"
+        hint = words.right_word(name, CRITERIA.names(), words.ABOUT_CRITERIA, more=more)
+        raise RecipeError(f"unknown criterion {name!r}", hint=hint)
+    return CRITERIA.build(name, choice)
 
 
 def _of_weights(group: Group, weights: Set[str]) -> Group:

@@ -19,8 +19,8 @@ from secateur.deployment.lookup import Table, default_path
 from secateur.errors import RecipeError
 from secateur.measure import latency
 from secateur.model.call import call, outputs
-from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.model.guard import evaluating
+from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.registry import one_of
 from secateur.types import Example, Latency
 

@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import CertificateError, ForwardError
+from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.model.agreement import agreement
 from secateur.model.call import call, device_of, outputs
 from secateur.structure.capture import quiet
@@ -276,6 +277,59 @@ def _same_numbers(cut: nn.Module, fresh: nn.Module, *, kinds: tuple[type, ...]) 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.equal(a, b))
+
+
+def loads_again(model: nn.Module) -> bool:
+    """Whether a model built from its own config has the shapes of its weights, so that `from_pretrained` can load it.
+
+    Cost: one model on the meta device.
+    """
+    return build_shapes(model, model.config) == shapes_of(model)
+
+
+def watch_saving(model: nn.Module) -> None:
+    """Let a cut model of transformers refuse `save_pretrained` and `push_to_hub` where nothing could load the result.
+
+    Args:
+        model: one that was cut; what is no `PreTrainedModel` (adapters save themselves) is left alone.
+    """
+    if is_transformers(model) and any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__):
+        # Bound, and under the methods' own names: copies then watch themselves, and a pickle falls back to the class.
+        for method in (save_pretrained, push_to_hub):
+            vars(model)[method.__name__] = MethodType(method, model)
+
+
+def save_pretrained(self: nn.Module, *args: Any, **options: Any) -> Any:
+    """`PreTrainedModel.save_pretrained` of a cut model.
+
+    Raises:
+        UnsupportedError: no config describes the widths of this model, so `from_pretrained` could not load the folder.
+    """
+    _require_loadable(self, "save_pretrained")
+    kind: Any = type(self)
+    return kind.save_pretrained(self, *args, **options)
+
+
+def push_to_hub(self: nn.Module, *args: Any, **options: Any) -> Any:
+    """`PreTrainedModel.push_to_hub` of a cut model, refused before a repository is made for it.
+
+    Raises:
+        UnsupportedError: as for `save_pretrained`.
+    """
+    _require_loadable(self, "push_to_hub")
+    kind: Any = type(self)
+    return kind.push_to_hub(self, *args, **options)
+
+
+def _require_loadable(model: nn.Module, method: str) -> None:
+    # A model with adapters writes these alone, and they fit the cut model.
+    if getattr(model, "_hf_peft_config_loaded", False) or loads_again(model):
+        return
+    raise UnsupportedError(
+        f"{method} of this {type(model).__name__} would write a folder that from_pretrained cannot load",
+        why="its widths are not those of its config, and a config holds one number for all layers alike",
+        hint="plan with expressible=True (--expressible); or keep it: result.save(folder), and secateur.load",
+    )
 
 
 def config_files(model: nn.Module, config: Any) -> dict[str, str]:

@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
+from secateur.measure.named import NAMES, adapted
 from secateur.measure.perplexity import perplexity, predicts_next
 from secateur.model.call import call, default_loss, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.door import Parts, first_batch, task_of
@@ -55,8 +57,8 @@ def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss
     Args:
         model: left as it is; one batch of it shows the task.
         data: the parts that were given.
-        judge: ``evaluate(model)``, a metric with update, compute and reset (of torchmetrics, or alike), or a mapping
-            of names to such.
+        judge: ``evaluate(model)``, a metric with update, compute and reset (of torchmetrics, or alike), the name of
+            one (see `secateur.measure.named`), one of the library `evaluate`, or a mapping of names to such.
         loss: ``loss(model, batch)`` of the training.
 
     Returns:
@@ -123,15 +125,16 @@ def _repeatable(evaluate: Evaluate) -> Callable[[nn.Module], dict[str, float]]:
 
 def _asked(judge: Judge, batches: Data | None, on: str) -> Yardstick:
     # Metrics first: those of torchmetrics are modules, and calling one means to update it.
-    named: dict[str, Evaluate | Metric] = dict(judge) if isinstance(judge, Mapping) else {"": judge}
+    several = judge if isinstance(judge, Mapping) else {judge if isinstance(judge, str) else "": judge}
+    named: dict[str, Any] = {name: adapted(one) for name, one in several.items()}
     for name, one in named.items():
         # The class of a metric has all that a metric has, and can be called: it would take the model for an option.
         if isinstance(one, type) or not (callable(one) or isinstance(one, Metric)):
             what = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
             raise InputError(
                 f"evaluate{f'[{name!r}]' if name else ''} is {what}",
-                hint="give evaluate(model) -> number or mapping, a metric with update, compute and reset, "
-                "or a mapping of names to such",
+                hint="give evaluate(model) -> number or mapping, a metric with update, compute and reset, a name "
+                f"({', '.join(NAMES)}), or a mapping of names to such",
             )
     # One pass over the data serves all metrics; each function reads what it reads.
     metrics = {name or _snake(type(one).__name__): one for name, one in named.items() if isinstance(one, Metric)}

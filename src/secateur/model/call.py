@@ -93,7 +93,10 @@ def _advice(model: nn.Module, example: Example) -> str:
         return f"leave {', '.join(map(repr, extra))} out of the example: labels belong to data="
     # None of its keys is an argument: the forward is likely to take the mapping itself.
     if len(extra) == len(example):
-        return "a mapping gives keyword arguments; where the forward takes the mapping itself: example=(mapping,)"
+        return (
+            "a mapping gives keyword arguments; where the forward takes the mapping itself, put it in a tuple: "
+            "example=(mapping,), and batches ((mapping,), target)"
+        )
     return f"the forward takes {', '.join(sorted(names))}; leave {', '.join(map(repr, extra))} out"
 
 

@@ -30,6 +30,11 @@ from secateur.model.guard import evaluating
 from secateur.types import Batch, Data, Example
 
 NAMES = ("train", "calibration", "test")
+ABOUT_PARTS = {
+    **dict.fromkeys(("val", "valid", "validation", "eval", "dev"), "quality is measured on test: write test"),
+    **dict.fromkeys(("calib", "calibrate", "scoring"), "write calibration"),
+    **dict.fromkeys(("training", "trainset", "train_loader"), "write train"),
+}
 
 
 @runtime_checkable
@@ -157,7 +162,10 @@ def _named(data: Given | None) -> tuple[dict[str, Data | None], tuple[str, ...]]
             keys = ", ".join(map(str, data)) or "no key"
             # A mapping of tensors is what a loader of Hugging Face data hands out: one batch, not many.
             single = any(isinstance(value, Tensor) for value in data.values())
-            hint = "put the batch into a list" if single else f"its keys are {', '.join(NAMES)}; give train at least"
+            strange = next((str(key) for key in data if key not in NAMES), "")
+            meant = ABOUT_PARTS.get(strange, "")
+            listed = f"its keys are {', '.join(NAMES)}; give train at least"
+            hint = "put the batch into a list" if single else f"{meant}; {listed}" if meant else listed
             raise InputError(f"the data are a mapping with {keys}", hint=hint)
         return dict(data), ()
     if isinstance(data, HasParts):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
+from glob import escape
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.errors import RecipeError
 from secateur.registry import suggestion
+from secateur.request import require_patterns
 
 TAGS = "secateur_tags"
 FORMS = "names as in model.named_modules(), with * and ?; type:ClassName; tag:WORD"
@@ -35,8 +37,7 @@ def protected(model: nn.Module, patterns: Collection[str]) -> dict[int, str]:
         >>> protected(net, ["tag:keep"]) == {id(p): "tag:keep" for p in net[2].parameters()}
         True
     """
-    if isinstance(patterns, str):
-        raise RecipeError(f"protect={patterns!r} is one word", hint=f"write a list: [{patterns!r}]")
+    require_patterns(patterns)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     found: dict[int, str] = {}
     for pattern in patterns:
@@ -50,6 +51,47 @@ def protected(model: nn.Module, patterns: Collection[str]) -> dict[int, str]:
         for key in held:
             found.setdefault(key, pattern)
     return found
+
+
+def patterns_of(model: nn.Module, protect: Collection[object]) -> tuple[str, ...]:
+    """Names and patterns out of what users write: modules and parameters of the model, and classes, become words.
+
+    Args:
+        model: whose names are used.
+        protect: names, patterns, modules or parameters of `model`, classes of modules.
+
+    Raises:
+        RecipeError: one word, something of another kind, or a module that is not in the model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> patterns_of(net, [net[2], nn.ReLU, "0.*"])
+        ('2', 'type:ReLU', '0.*')
+    """
+    if isinstance(protect, (nn.Module, Tensor, type)):
+        protect = [protect]
+    if isinstance(protect, str) or not isinstance(protect, Iterable):
+        require_patterns(protect)
+    return tuple(_pattern_of(model, one) for one in protect)
+
+
+def _pattern_of(model: nn.Module, one: object) -> str:
+    if isinstance(one, str):
+        return one
+    if isinstance(one, type) and issubclass(one, nn.Module):
+        return f"type:{one.__name__}"
+    if not isinstance(one, (nn.Module, Tensor)):
+        require_patterns([one])
+    named = model.named_modules() if isinstance(one, nn.Module) else model.named_parameters(remove_duplicate=False)
+    name = next((name for name, held in named if held is one), None)
+    if name:
+        return escape(name)
+    if name is not None:
+        raise RecipeError("protect holds the whole model", hint="then nothing is left to prune; name what should stay")
+    raise RecipeError(
+        f"protect holds a {type(one).__name__} that is not in the model",
+        hint="pass a module of this very model and not of a copy, or its name as in model.named_modules()",
+    )
 
 
 def _modules(model: nn.Module, pattern: str) -> Iterator[nn.Module]:

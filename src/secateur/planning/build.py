@@ -21,6 +21,7 @@ from secateur.model.admit import admit
 from secateur.model.behaviour import unprovable, weights_kept
 from secateur.model.call import device_of, several
 from secateur.model.guard import guard
+from secateur.model.protect import patterns_of
 from secateur.planning.decide import decide
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.given import given_keep, given_scores
@@ -44,7 +45,8 @@ from secateur.request import (
 from secateur.structure.elsewhere import left_behind
 from secateur.structure.provenance import read
 from secateur.structure.trace import Trace
-from secateur.types import Certificate, Data, Example, Group, Loss
+from secateur.types import Certificate, Data, Example, Group, Loss, Protect
+from secateur.words import spoken
 
 CriterionLike = str | Criterion | Mapping[str, object]
 GranularityLike = str | Mapping[str, object] | Granularity | Sequence[str | Mapping[str, object]]
@@ -52,6 +54,7 @@ GIVEN = "given"  # in the place of a criterion, where the caller said which unit
 
 
 @torch.inference_mode(False)  # what is made in it could not be trained afterwards
+@spoken()
 def make_plan(
     model: nn.Module,
     example: Example = None,
@@ -63,7 +66,7 @@ def make_plan(
     loss: Loss | None = None,
     scope: str = SCOPE,
     allocation: str = ALLOCATION,
-    protect: Sequence[str] = (),
+    protect: Protect = (),
     min_keep: int = MIN_KEEP,
     min_keep_fraction: float = MIN_KEEP_FRACTION,
     round_to: int | Literal["auto"] | None = None,
@@ -99,7 +102,7 @@ def make_plan(
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
         scope: "global" (all units compete) or "local" (every group shrinks alike); masks also know "row".
         allocation: "global", "uniform", "erk" or "lamp": how a global amount is spread.
-        protect: names or patterns, or "type:ClassName", that stay whole.
+        protect: what stays whole: names or patterns, "type:ClassName", or modules and parameters of the model.
         min_keep: units that every group keeps at least.
         min_keep_fraction: share of each group that a global ranking of slices keeps in any case.
         round_to: kept counts of structured groups are multiples of this; "auto" takes the width grid that is
@@ -160,7 +163,7 @@ def make_plan(
         granularity=spelt_out(choices),
         scope=scope,
         allocation=allocation,
-        protect=tuple(protect) if not isinstance(protect, str) else protect,  # type: ignore[arg-type]
+        protect=patterns_of(model, protect),
         min_keep=min_keep,
         min_keep_fraction=min_keep_fraction,
         round_to=width_grid(str(device_of(model))) if round_to == "auto" else round_to,
@@ -343,11 +346,11 @@ def is_structured(granularity: GranularityLike) -> bool:
 
 
 def grouped(
-    model: nn.Module, example: Example, granularity: GranularityLike | None, protect: Sequence[str] = ()
+    model: nn.Module, example: Example, granularity: GranularityLike | None, protect: Protect = ()
 ) -> tuple[Sequence[Group], Trace | None]:
     """The groups of a granularity, and the trace that they were found in (None for masks)."""
     unit, kinds = units_of(granularity, example)
-    request = Request(target=None, granularity=spelt_out(kinds), protect=tuple(protect))
+    request = Request(target=None, granularity=spelt_out(kinds), protect=patterns_of(model, protect))
     with weights_kept(model):
         candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
     return candidates.groups, candidates.trace

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secateur import shown
 from secateur.errors import CertificateError, PlanMismatchError, SecateurError
 from secateur.files.atomic import atomic_write
 from secateur.files.safe import load_json
+from secateur.integrations.transformers import watch_saving
 from secateur.kinds.edit import write_weights
 from secateur.masks import mask_model
 from secateur.model.admit import admit, not_copyable, require_unwatched
@@ -37,7 +39,7 @@ from secateur.structure.provenance import Attribute, held, owner_at, read
 from secateur.types import Certificate, Example, Units
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Plan(PlanData):
     """A decision that can be applied, proved, explained, saved and composed with the next one.
 
@@ -51,6 +53,20 @@ class Plan(PlanData):
         >>> plan.apply(net)[0].out_features
         4
     """
+
+    def __repr__(self) -> str:
+        head = explain(self).splitlines()[0]
+        return shown.line("Plan", head, "certified" if self.certificate else "")
+
+    def _repr_html_(self) -> str:
+        head, *more = explain(self).splitlines()
+        rows = [
+            (name, group["granularity"], str(group["size"]), str(group["size"] - len(group["removed"])))
+            for name, group in self.groups.items()
+        ]
+        rows += [(name, "mask", str(mask.numel()), str(int(mask.sum()))) for name, mask in self.masks.items()]
+        notes = [said for said in more if not said.startswith("  ")]
+        return shown.table(head, ("group", "granularity", "units", "kept"), rows, notes=notes)
 
     # -- doing --------------------------------------------------------------------------------------------
 
@@ -117,6 +133,8 @@ class Plan(PlanData):
         if before is not None:
             _compose_proofs(whole, (before, self))
         remember(result, whole)
+        if self.removes:
+            watch_saving(result)
         return result
 
     def _copied(self, model: nn.Module) -> nn.Module:

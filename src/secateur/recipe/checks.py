@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSch
 from pydantic_core import PydanticCustomError
 
 from secateur.request import check_amount
+from secateur.words import CRITERIA, GRANULARITIES, translated
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_:-]{0,63}"
 _TYPE = r"type:[A-Za-z_][A-Za-z0-9_]*"
@@ -47,8 +48,17 @@ def _choice(value: object) -> object:
     return value
 
 
-def _choices(value: object) -> object:
-    return [_choice(item) for item in value] if isinstance(value, (list, tuple)) and value else _choice(value)
+def _criterion(value: object) -> object:
+    return translated(_choice(value), CRITERIA)
+
+
+def _granularity(value: object) -> object:
+    return translated(_choice(value), GRANULARITIES)
+
+
+def _granularities(value: object) -> object:
+    several = isinstance(value, (list, tuple)) and value
+    return [_granularity(item) for item in value] if several else _granularity(value)
 
 
 def _plain(value: object, *, depth: int) -> None:
@@ -85,10 +95,14 @@ def _choice_schema(what: str) -> dict[str, object]:
 
 
 Choice = Annotated[str | dict[str, object], BeforeValidator(_choice)]
-Criterion = Annotated[Choice, WithJsonSchema(_choice_schema("The rule that scores; a registered name."))]
+Criterion = Annotated[
+    str | dict[str, object],
+    BeforeValidator(_criterion),
+    WithJsonSchema(_choice_schema("The rule that scores; a registered name.")),
+]
 Granularity = Annotated[
     str | dict[str, object] | list[str | dict[str, object]],
-    BeforeValidator(_choices),
+    BeforeValidator(_granularities),
     WithJsonSchema(
         {
             "anyOf": [

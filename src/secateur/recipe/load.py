@@ -17,20 +17,21 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.sniff import open_regular, refuse, sniff_stream
-from secateur.recipe.overrides import apply_overrides
+from secateur.recipe.overrides import Setting, apply_overrides
 from secateur.recipe.reader import MAX_BYTES, RecipeText, read_yaml
 from secateur.recipe.reader import Path as Keys
 from secateur.recipe.schema import Recipe
 from secateur.registry import suggestion
+from secateur.words import about_key, about_target
 
 
-def load_recipe(source: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str | Setting] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
         source: a file, the name of a bundled recipe, YAML text (anything with a line break or ``": "``), a
             mapping, or a recipe.
-        overrides: ``key=value`` texts as of ``--set``, applied in order before the check.
+        overrides: ``key=value`` texts as of ``--set``, or settings, applied in order before the check.
 
     Returns:
         The checked recipe, with all defaults filled in.
@@ -140,7 +141,9 @@ def _message(error: ErrorDetails, path: Keys) -> str:
     if kind == "extra_forbidden":
         fields = _model_at(error["loc"][:-1]).model_fields
         known = [field.alias or name for name, field in fields.items()]
-        return "unknown key, " + suggestion(str(path[-1]).lower().replace("-", "_"), known, form="{}")
+        word = str(path[-1]).lower().replace("-", "_")
+        answer = about_target(word) if path[:-1] == ("target",) else about_key(word) if len(path) == 1 else ""
+        return "unknown key, " + (answer or suggestion(word, known, form="{}"))
     if kind == "missing":
         return "this key is needed" + (", for example target: {sparsity: 0.5}" if path == ("target",) else "")
     if kind in {"union_tag_invalid", "union_tag_not_found"}:

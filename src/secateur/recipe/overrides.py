@@ -1,23 +1,48 @@
-"""``--set key=value``: change single values of a recipe before it is checked."""
+"""Single values of a recipe, changed before it is checked: ``--set key=value``, and options such as ``--macs 0.5``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import RecipeError
 from secateur.recipe.reader import Path, RecipeText, read_value
 from secateur.recipe.schema import Recipe
+from secateur.request import TARGETS
 
 _CHOICES = ("criterion", "granularity", "allocation")
 
 
-def apply_overrides(source: RecipeText, overrides: list[str]) -> dict[Path, str]:
+@dataclass(frozen=True)
+class Setting:
+    """One value that takes the place of the recipe's.
+
+    Args:
+        keys: where it goes, for example ("target", "macs").
+        value: plain data.
+        label: how it was asked for, for messages: "--macs 0.5".
+        replaces: a key whose value in the recipe falls away first, but not what other settings put there.
+        adds: whether a list is appended to the recipe's.
+    """
+
+    keys: tuple[str, ...]
+    value: Any
+    label: str
+    replaces: str = ""
+    adds: bool = False
+
+
+def apply_overrides(source: RecipeText, overrides: Sequence[str | Setting]) -> dict[Path, str]:
     """Set values in the data of a recipe.
+
+    A target of another kind takes the place of the recipe's target: who asks for ``target.sparsity`` does not ask for
+    the multiply-accumulates of a recipe as well. What is there already is only changed.
 
     Args:
         source: read recipe; its data is changed.
-        overrides: each ``a.b=value`` or ``a.0.b=value``. The value is YAML, ``null`` stands for "left out". A
-            list grows by the index that comes next. Options of a criterion that is just named can be set
+        overrides: each a `Setting`, or ``a.b=value`` or ``a.0.b=value``. The value is YAML, ``null`` stands for "left
+            out". A list grows by the index that comes next. Options of a criterion that is just named can be set
             directly: ``criterion.reduce=mean``.
 
     Returns:
@@ -26,18 +51,110 @@ def apply_overrides(source: RecipeText, overrides: list[str]) -> dict[Path, str]
     Raises:
         RecipeError: no ``=``, an empty key, or a path that the recipe does not have.
     """
+    settings = [one if isinstance(one, Setting) else _setting(one) for one in overrides]
+    if source.data is None and settings:
+        source.data = {}
+    if isinstance(source.data, dict):
+        _make_room(source.data, settings)
     origins: dict[Path, str] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        label = f"--set {text[:120]}"
-        parts = tuple(key.strip().split("."))
-        if not equals or not all(parts):
-            raise RecipeError(f"{label}: write --set key=value, with dots between the parts of the key")
-        if source.data is None:
-            source.data = {}
-        path = _assign(source.data, parts, read_value(value, label), label)
-        origins[path] = label
+    for one in settings:
+        value = one.value
+        if one.adds and isinstance(source.data, dict):
+            value = [*(source.data.get(one.keys[0]) or ()), *value]
+        origins[_assign(source.data, one.keys, value, one.label)] = one.label
     return origins
+
+
+def _setting(text: str) -> Setting:
+    key, equals, value = text.partition("=")
+    label = f"--set {text[:120]}"
+    parts = tuple(key.strip().split("."))
+    if not equals or not all(parts):
+        raise RecipeError(f"{label}: write --set key=value, with dots between the parts of the key")
+    return Setting(parts, read_value(value, label), label)
+
+
+def _make_room(data: dict[str, Any], settings: Sequence[Setting]) -> None:
+    target = data.get("target")
+    if not isinstance(target, dict):
+        return
+    named = [one.keys[1] for one in settings if one.keys[:1] == ("target",) and len(one.keys) == 2]
+    # A misspelt name replaces nothing: it is refused in its own words.
+    other = any(name in TARGETS and name not in target for name in named)
+    if other or any(one.replaces == "target" for one in settings):
+        data["target"] = {name: value for name, value in target.items() if name in named}
+
+
+def value_of(text: str) -> Any:
+    """The number that a word of the command line stands for, or the word itself, which the check then answers.
+
+    Example:
+        >>> value_of("0.5"), value_of("50%"), value_of("true")
+        (0.5, '50%', True)
+    """
+    words = {"true": True, "false": False, "null": None}
+    if text in words:
+        return words[text]
+    for kind in (int, float):  # int first: "7" is a number of steps, and no 7.0
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def choice_of(word: str) -> str | dict[str, Any]:
+    """``name`` or ``name:option=value:option=value``; a pattern such as ``2:4`` is a name.
+
+    Raises:
+        RecipeError: malformed.
+
+    Example:
+        >>> choice_of("magnitude:norm=l1"), choice_of("2:4")
+        ({'name': 'magnitude', 'norm': 'l1'}, '2:4')
+    """
+    name, *options = word.strip().split(":")
+    if not any("=" in option for option in options):
+        if options and not name.isdecimal():
+            raise RecipeError(f"{word!r} is malformed", hint="write name:option=value")
+        return word.strip()
+    found: dict[str, Any] = {"name": name}
+    for number, option in enumerate(options):
+        key, equals, value = option.partition("=")
+        if number == 0 and not equals:
+            found["name"] = f"{name}:{option}"
+            continue
+        if not equals or not key:
+            raise RecipeError(f"{word!r} is malformed", hint="write name:option=value")
+        found[key] = value_of(value)
+    return found
+
+
+def steps_of(text: str) -> list[Any]:
+    """Recovery steps as one word: ``none``, ``STEP:option=value,STEP``, or the steps of a recipe by name or file.
+
+    Raises:
+        RecipeError: malformed.
+
+    Example:
+        >>> steps_of("bn_refresh,finetune:epochs=3")
+        [{'method': 'bn_refresh'}, {'method': 'finetune', 'epochs': 3}]
+    """
+    from secateur.recipe.load import bundled, load_recipe
+
+    if text in ("none", ""):
+        return []
+    if text in bundled() or text.endswith((".yaml", ".yml")):
+        plain = load_recipe(text).model_dump(mode="json", by_alias=True, exclude_none=True)
+        return list(plain["recover"])
+    choices = [choice_of(word) for word in text.split(",")]
+    named = [choice if isinstance(choice, dict) else {"name": choice} for choice in choices]
+    # A fine-tuning of no length is refused by the recipe; who writes its name alone means the usual one.
+    usual = {"finetune": {"epochs": 3}}
+    return [
+        {"method": one.pop("name"), **one} if len(one) > 1 else {"method": one["name"], **usual.get(one["name"], {})}
+        for one in named
+    ]
 
 
 def _assign(data: Any, parts: tuple[str, ...], value: Any, label: str) -> Path:

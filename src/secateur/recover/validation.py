@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss, device_of, to_device, to_example
-from secateur.model.samples import batch_size_of
 from secateur.model.guard import evaluating
+from secateur.model.samples import batch_size_of
 from secateur.model.tensors import named_tensors
 from secateur.types import Batch, Data, Loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from secateur.report.stages import in_notebook
 from secateur.report.text import clean, seconds, writable
 
 Step = Callable[[int, int], None]
@@ -50,7 +52,11 @@ def progress(
         ...     step(1, 2)
     """
     console = console or Console(stderr=True)  # standard output belongs to the result
-    if console.is_terminal and not console.is_dumb_terminal:
+    if in_notebook():
+        line = _Line(clean(description), interval / 10, clock)
+        yield line.step
+        line.finish()
+    elif console.is_terminal and not console.is_dumb_terminal:
         with _bar(console) as bar:
             task = bar.add_task(escape(writable(clean(description), console.encoding)), total=total)
             yield lambda done, out_of: bar.update(task, completed=done, total=out_of or None)
@@ -61,10 +67,46 @@ def progress(
 
 
 def _bar(console: Console) -> Progress:
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    # The word stands behind its number: "left" between two times was read as belonging to the first.
+    times = (TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left"))
     # Transient: when the stage is done its bar goes, and the report is what stays on the screen.
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     return Progress(*shown, console=console, transient=True)
+
+
+class _Line:
+    """One line that is written over, as a notebook's output takes it: no widgets, and no line per step."""
+
+    def __init__(self, description: str, interval: float, clock: Clock) -> None:
+        self._description, self._interval, self._clock = description, interval, clock
+        self._start = self._last = clock()
+        self._width = 0
+
+    def step(self, done: int, total: int) -> None:
+        now = self._clock()
+        if now - self._last < self._interval:
+            return
+        self._last = now
+        self._write(_how_far(done, total, now - self._start))
+
+    def finish(self) -> None:
+        if self._width:
+            self._write(f"done in {seconds(self._clock() - self._start)}")
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+
+    def _write(self, text: str) -> None:
+        text = f"{self._description}: {text}"
+        sys.stderr.write(f"\r{text.ljust(self._width)}")
+        sys.stderr.flush()
+        self._width = len(text)
+
+
+def _how_far(done: int, total: int, spent: float) -> str:
+    if not total:
+        return f"{done}, {seconds(spent)} so far"
+    left = f", about {seconds(spent / done * (total - done))} left" if done else ""
+    return f"{done}/{total} ({100 * done // total} %), {seconds(spent)} so far{left}"
 
 
 class _Lines:
@@ -80,12 +122,7 @@ class _Lines:
         if now - self._last < self._interval:
             return
         self._last, self._printed = now, True
-        spent = now - self._start
-        line = f"{done}, {seconds(spent)} so far"
-        if total:
-            left = f", about {seconds(spent / done * (total - done))} left" if done else ""
-            line = f"{done}/{total} ({100 * done // total} %), {seconds(spent)} so far{left}"
-        self._print(line)
+        self._print(_how_far(done, total, now - self._start))
 
     def finish(self) -> None:
         if self._printed:

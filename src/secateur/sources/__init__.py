@@ -2,7 +2,7 @@
 
 from secateur.sources.data import resolve_data
 from secateur.sources.demo import build_convnet, build_lenet, train_demo
-from secateur.sources.models import Source, resolve_model
+from secateur.sources.models import Source, on_device, resolve_model
 from secateur.sources.tensors import DataSet, TensorData
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "TensorData",
     "build_convnet",
     "build_lenet",
+    "on_device",
     "resolve_data",
     "resolve_model",
     "train_demo",

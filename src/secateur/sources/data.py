@@ -1,9 +1,10 @@
-"""DATA words: ``demo:mnist``, ``npz:FILE``, ``parquet:PATH``... -> loaders."""
+"""DATA words: ``demo:mnist``, ``npz:FILE``, ``csv:PATH``... -> loaders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +15,14 @@ from secateur.registry import suggestion
 from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
 from secateur.sources.images import LABEL_COLUMNS, decode, image_bytes, load_folder, load_parquet
+from secateur.sources.tables import KINDS, dataset_of, load_table
 from secateur.sources.tensors import Arrays, DataSet, build_dataset
 from secateur.sources.text import SEQUENCES, TOKENS, Tokenizer, load_text
-from secateur.sources.words import call_factory
+from secateur.sources.words import call_factory, is_python, which_factory
 
-DATA_KINDS = ("demo", "folder", "hf", "npz", "parquet", "py", "text")
+DATA_KINDS = ("csv", "demo", "folder", "hf", "jsonl", "npz", "parquet", "py", "text", "tsv")
+ENDINGS = {".npz": "npz", ".npy": "npz", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl",
+           ".parquet": "parquet", ".txt": "text"}  # fmt: skip
 _DEMOS = {"mnist": load_mnist, "digits": load_digits}
 
 
@@ -29,16 +33,19 @@ def resolve_data(
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
     text: Mapping[str, int | None] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> DataSet:
     """Turn a DATA word into loaders for training, calibration and test.
 
     Args:
-        word: ``demo:mnist``, ``demo:digits``, ``npz:FILE``, ``parquet:PATH``, ``folder:PATH``, ``text:PATH``,
-            ``hf:ID`` or ``py:package.module:factory``.
+        word: ``demo:mnist``, ``demo:digits``, ``npz:FILE``, ``csv:PATH``, ``tsv:PATH``, ``jsonl:PATH``,
+            ``parquet:PATH``, ``folder:PATH``, ``text:PATH``, ``hf:ID``, ``py:package.module:factory`` or
+            ``file.py:factory``.
         batch_size: samples per batch.
         seed: of splits and shuffles.
-        tokenizer: for ``text:``; the one of the hf: model.
+        tokenizer: for text; the one of the hf: model.
         text: for ``text:``; tokens, sequences, batch and test of a recipe's calibration, where they are given.
+        numbers: label -> class number, of the hf: model, for labels that are words.
 
     Returns:
         The loaders. Calibration samples come from the training part, never from the test part.
@@ -49,16 +56,20 @@ def resolve_data(
         UnsupportedError: a package is missing; the message names the extra.
     """
     kind, colon, rest = word.partition(":")
+    if kind not in DATA_KINDS and is_python(word):
+        kind, colon, rest = "py", ":", word
     if not colon or not rest or kind not in DATA_KINDS:
-        raise RecipeError(f"unknown data {word!r}", hint=f"write KIND:WHAT, with KIND one of {DATA_KINDS}")
+        raise RecipeError(f"unknown data {word!r}", hint=_meant(word, kind if colon else ""))
     if kind == "demo":
         if rest not in _DEMOS:
             raise RecipeError(f"there is no demo data {rest!r}", hint=suggestion(rest, _DEMOS, form="demo:{}"))
         return _DEMOS[rest](batch_size=batch_size, seed=seed)
     if kind == "npz":
         return load_npz(rest, batch_size=batch_size, seed=seed)
+    if kind in KINDS:
+        return load_table(kind, rest, tokenizer=tokenizer, numbers=numbers, batch_size=batch_size, seed=seed)
     if kind == "parquet":
-        return load_parquet(rest, batch_size=batch_size, seed=seed)
+        return load_parquet(rest, tokenizer=tokenizer, numbers=numbers, batch_size=batch_size, seed=seed)
     if kind == "folder":
         return load_folder(rest, batch_size=batch_size, seed=seed)
     if kind == "text":
@@ -72,8 +83,25 @@ def resolve_data(
             test=given.get("test"),
         )
     if kind == "hf":
-        return _load_hub(rest, batch_size=batch_size, seed=seed)
+        return _load_hub(rest, tokenizer=tokenizer, numbers=numbers, batch_size=batch_size, seed=seed)
     return _from_factory(word, call_factory(rest))
+
+
+def _meant(word: str, kind: str) -> str:
+    """What a DATA word that is none may have been: a file by its ending, a folder, a known name, another kind."""
+    path = Path(word)
+    if path.suffix.lower() in ENDINGS and not kind:
+        return f"did you mean {ENDINGS[path.suffix.lower()]}:{word}?"
+    if path.is_dir():
+        ending = next((ENDINGS[end] for end in ENDINGS if any(path.glob(f"*{end}"))), "folder")
+        return f"did you mean {ending}:{word}?"
+    if which_factory(word):
+        return which_factory(word)
+    listed = f"write KIND:WHAT, with KIND one of {', '.join(DATA_KINDS)}, or FILE.py:factory"
+    if kind:
+        rest = word.partition(":")[2].replace("{", "{{").replace("}", "}}")
+        return suggestion(kind, DATA_KINDS, form=f"{{}}:{rest}", otherwise=listed)
+    return suggestion(word, _DEMOS, form="demo:{}", otherwise=listed)
 
 
 def _from_factory(word: str, made: object) -> DataSet:
@@ -94,7 +122,9 @@ def _from_factory(word: str, made: object) -> DataSet:
         ) from error
 
 
-def _load_hub(name: str, *, batch_size: int, seed: int) -> DataSet:
+def _load_hub(
+    name: str, *, tokenizer: Tokenizer | None, numbers: Mapping[str, int] | None, batch_size: int, seed: int
+) -> DataSet:
     try:
         import datasets
     except ImportError as error:
@@ -113,6 +143,12 @@ def _load_hub(name: str, *, batch_size: int, seed: int) -> DataSet:
         raise InputError(f"hf:{name} has the parts {sorted(parts)}, and no train")
     # Test first: a validation part may have been used to choose the model.
     test = next((parts[part] for part in ("test", "validation", "valid") if part in parts), None)
+    if not {"image", "img"} & set(parts["train"].column_names):
+        tables = [None if part is None else {c: list(part[c]) for c in part.column_names} for part in
+                  (parts["train"], test)]  # fmt: skip
+        assert tables[0] is not None
+        return dataset_of(f"hf:{name}", tables[0], tables[1], tokenizer=tokenizer, numbers=numbers,
+                          batch_size=batch_size, seed=seed)  # fmt: skip
     train = _hub_arrays(parts["train"], name)
     held = _hub_arrays(test, name) if test is not None else None
     return build_dataset(f"hf:{name}", train, held, batch_size=batch_size, seed=seed)
@@ -123,7 +159,7 @@ def _hub_arrays(part: Any, name: str) -> Arrays:
     label = next((column for column in LABEL_COLUMNS if column in columns), None)
     image = next((column for column in ("image", "img") if column in columns), None)
     if label is None or image is None:
-        raise InputError(f"hf:{name} has the columns {columns}", hint="only images with labels are read from the hub")
+        raise InputError(f"hf:{name} has the columns {columns}", hint="it needs an image, or text, and a label")
     # The bytes, not the pictures: the library would open them in any format, and this project opens four.
     datasets = import_module("datasets")
     rows = part.cast_column(image, datasets.Image(decode=False))[image]

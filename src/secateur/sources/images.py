@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,9 @@ import numpy.typing as npt
 from secateur.errors import FileRefusedError, InputError, ResourceError, UnsupportedError
 from secateur.files.safe import memory
 from secateur.files.sniff import open_regular
+from secateur.sources.tables import Table, dataset_of
 from secateur.sources.tensors import Arrays, DataSet, build_dataset
+from secateur.sources.text import Tokenizer
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -25,13 +27,23 @@ MAX_ROWS = 1 << 24
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
 
-def load_parquet(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSet:
+def load_parquet(
+    path: str | Path,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    numbers: Mapping[str, int] | None = None,
+) -> DataSet:
     """Read images (column ``image`` with ``bytes``) and integer labels (column ``label``) from parquet.
 
-    All images are decoded into memory as uint8, at 3 kB for one of 32x32x3.
+    All images are decoded into memory as uint8, at 3 kB for one of 32x32x3. Without a column ``image`` it is a table
+    of numbers or text, as `secateur.sources.tables.load_table` reads them.
 
     Args:
         path: a file, then split 80 to 20, or a folder with ``train*.parquet`` and ``test*.parquet``.
+        tokenizer: for columns of text.
+        numbers: label -> class number, for labels that are words.
         batch_size: samples per batch.
         seed: of split and shuffles.
 
@@ -43,6 +55,10 @@ def load_parquet(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> Da
     Cost: about 0.1 ms per 32x32 JPEG.
     """
     path = Path(path)
+    tables = _tables(path)
+    if tables is not None:
+        return dataset_of(f"parquet:{path}", *tables, tokenizer=tokenizer, numbers=numbers, batch_size=batch_size,
+                          seed=seed)  # fmt: skip
     if path.is_dir():
         train = _parquet_files(sorted(path.glob("train*.parquet")), path)
         # The first name that is there: a set with test and validation keeps the latter for choosing.
@@ -51,6 +67,29 @@ def load_parquet(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> Da
     else:
         train, test = _parquet_files([path], path), None
     return build_dataset(f"parquet:{path}", train, test, batch_size=batch_size, seed=seed)
+
+
+def _tables(path: Path) -> tuple[Table, Table | None] | None:
+    """The parts of a data set as tables; None where the files hold images, or are for others to refuse."""
+    try:
+        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
+    except ImportError:
+        return None
+    train = sorted(path.glob("train*.parquet")) if path.is_dir() else [path]
+    tests = next((found for name in _TEST_NAMES if (found := sorted(path.glob(f"{name}*.parquet")))), [])
+    try:
+        names = parquet.read_schema(train[0]).names if train else ["image"]
+        if "image" in names or not {*LABEL_COLUMNS, "target"} & set(names):
+            return None
+        for file in (*train, *tests):
+            rows = parquet.read_metadata(file).num_rows
+            if rows > MAX_ROWS:
+                raise FileRefusedError(f"{file} is refused: it claims {rows} rows, {MAX_ROWS} at most")
+        held = parquet.read_table(tests).to_pydict() if tests else None
+        return parquet.read_table(train).to_pydict(), held
+    except (ArrowException, OSError):
+        return None
 
 
 def _parquet_files(files: Sequence[Path], asked: Path) -> Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError, SecateurError, UnsupportedError
+from secateur.model.call import to_device
 from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
 from secateur.sources.hugging_face import check_config, check_folder, class_of
 from secateur.sources.text import Tokenizer
-from secateur.sources.words import call_factory
+from secateur.sources.words import call_factory, is_python, which_factory
 from secateur.types import Example
 
 MODEL_KINDS = ("demo", "hf", "py", "timm", "torchvision")
@@ -45,13 +46,20 @@ class Source:
     trained: bool = True
     tokenizer: Tokenizer | None = None
 
+    @property
+    def numbers(self) -> dict[str, int] | None:
+        """Label -> class number, as the config of an hf: model has it; None where it names no labels."""
+        found = getattr(getattr(self.model, "config", None), "label2id", None)
+        return dict(found) if isinstance(found, dict) and found else None
+
 
 def resolve_model(word: str, *, seed: int = 0) -> Source:
     """Turn a MODEL word into a model and an example input.
 
     Args:
-        word: ``demo:lenet``, ``demo:convnet``, ``hf:PATH_OR_ID``, ``timm:NAME``, ``torchvision:NAME`` or
-            ``py:package.module:factory``, whose ``factory()`` returns a model or (model, example).
+        word: ``demo:lenet``, ``demo:convnet``, ``hf:PATH_OR_ID``, ``timm:NAME``, ``torchvision:NAME``,
+            ``py:package.module:factory`` or ``file.py:factory``, whose ``factory()`` returns a model or
+            (model, example).
         seed: of the weights of demo networks and of random example inputs.
 
     Raises:
@@ -60,8 +68,10 @@ def resolve_model(word: str, *, seed: int = 0) -> Source:
         UnsupportedError: a package is missing; the message says how to install it.
     """
     kind, colon, rest = word.partition(":")
+    if kind not in MODEL_KINDS and is_python(word):
+        kind, colon, rest = "py", ":", word
     if not colon or not rest or kind not in MODEL_KINDS:
-        raise RecipeError(f"unknown model {word!r}", hint=f"write KIND:WHAT, with KIND one of {MODEL_KINDS}")
+        raise RecipeError(f"unknown model {word!r}", hint=_meant(word, kind if colon else ""))
     if kind == "demo":
         return _demo(word, rest, seed)
     if kind == "py":
@@ -71,6 +81,42 @@ def resolve_model(word: str, *, seed: int = 0) -> Source:
     if kind == "timm":
         return _timm(word, rest, seed)
     return _torchvision(word, rest, seed)
+
+
+def _meant(word: str, kind: str) -> str:
+    """What a MODEL word that is none may have been: a folder, a module, a known name, another kind."""
+    if (Path(word) / "config.json").is_file():
+        return f"did you mean hf:{word}?"
+    if (Path(word) / "plan.json").is_file():
+        return f"{word} is an output folder: MODEL is what it was made from"
+    factory = which_factory(word)
+    if factory:
+        return factory
+    listed = f"write KIND:WHAT, with KIND one of {', '.join(MODEL_KINDS)}, or FILE.py:factory"
+    if kind:
+        rest = word.partition(":")[2].replace("{", "{{").replace("}", "}}")
+        return suggestion(kind, MODEL_KINDS, form=f"{{}}:{rest}", otherwise=listed)
+    return suggestion(word, _DEMOS, form="demo:{}", otherwise=listed)
+
+
+def on_device(source: Source, device: str | None) -> Source:
+    """The model, and its example, on another device; None leaves them where they are.
+
+    Raises:
+        RecipeError: no device of torch, or one that this machine has not.
+    """
+    if device is None:
+        return source
+    try:
+        torch.zeros(1, device=device)
+        model = source.model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise RecipeError(
+            f"device {device!r} cannot be used", why=first, hint=f"this machine has: {', '.join(there)}"
+        ) from error
+    return replace(source, model=model, example=to_device(source.example, torch.device(device)))
 
 
 def _demo(word: str, name: str, seed: int) -> Source:

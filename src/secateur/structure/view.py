@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
+from secateur import shown
 from secateur.measure.macs import samples_in
 from secateur.model.samples import batch_size_of
 from secateur.structure.capture import capture
@@ -15,7 +16,7 @@ from secateur.structure.groups import structure
 from secateur.types import Condition, Example, Group, MacsPer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class View:
     """The structure of a model as a person reads it.
 
@@ -68,6 +69,20 @@ class View:
             ],
             "conditions": [asdict(condition) for condition in self.conditions],
         }
+
+    def __repr__(self) -> str:
+        free = f"{len(self.groups)} groups can be cut"
+        return shown.line("View", self.model, f"{self.params:,} parameters", free, f"{len(self.locked)} are locked")
+
+    def _repr_html_(self) -> str:
+        title = f"{self.model}: {self.params:,} parameters, {self.macs:,} MACs per {self.macs_per}"
+        free = [(g.name, f"{g.size} {g.granularity}", f"{self.weights[g.name]:,}", "can be cut") for g in self.groups]
+        held = [
+            (g.name, f"{g.size} {g.granularity}", f"{self.weights[g.name]:,}", f"locked: {g.locks[0].reason}")
+            for g in self.locked
+        ]
+        notes = [f"condition: {condition}" for condition in self.conditions]
+        return shown.table(title, ("group", "units", "parameters", ""), [*free, *held], notes=notes)
 
     def __str__(self) -> str:
         lines = [f"{self.model}: {self.params:,} parameters, {self.macs:,} MACs per {self.macs_per}", "can be cut:"]

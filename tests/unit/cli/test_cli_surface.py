@@ -12,41 +12,48 @@ import typer
 from secateur.cli.main import app, main
 
 COMMON = {"--json", "--verbose", "-v", "--help"}
+DECIDE = {"--macs", "--params", "--sparsity", "--latency", "--criterion", "--granularity", "--protect", "--expressible"}
 FLAGS = {
     "demo": COMMON
-    | {"--granularity", "--sparsity", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run"},
-    "inspect": COMMON | {"--data", "--html", "--protect", "--seed"},
-    "estimate": COMMON | {"--data", "--recipe", "--set", "--seed", "--threads"},
-    "prune": COMMON | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
+    | (DECIDE - {"--expressible"})
+    | {"--device", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run"},
+    "inspect": COMMON | {"--data", "--html", "--protect", "--device", "--seed"},
+    "estimate": COMMON | DECIDE | {"--device"} | {"--data", "--recipe", "--set", "--seed", "--threads"},
+    "prune": COMMON
+    | DECIDE
+    | {"--device", "--recover"}
+    | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
     "measure": COMMON
-    | {
-        "--model",
-        "--data",
-        "--rounds",
-        "--batch-size",
-        "--seed",
-        "--threads",
-        "--task",
-        "--tokens",
-        "--sequences",
-        "--dtype",
-    },
+    | {"--model", "--data", "--rounds", "--batch-size", "--device", "--seed", "--threads"}
+    | {"--task", "--tokens", "--sequences", "--dtype"},
     "export": COMMON | {"--model", "--out", "--format", "--data", "--force", "--dry-run"},
     "deploy": COMMON
     | {"--model", "--out", "--data", "--weights", "--batch-size", "--table", "--no-table", "--threads"}
     | {"--force", "--dry-run"},
     "advise": COMMON
-    | {"--data", "--budget", "--labels", "--no-labels", "--protect", "--out", "--seed", "--threads", "--force"},
+    | {
+        "--data",
+        "--budget",
+        "--labels",
+        "--no-labels",
+        "--protect",
+        "--device",
+        "--out",
+        "--seed",
+        "--threads",
+        "--force",
+    },
     "compare": COMMON
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
-    | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads"},
+    | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads", "--protect", "--device"},
     "resume": COMMON,
     "lottery": COMMON
     | {"--data", "--out", "--recipe", "--set", "--rate", "--rewind", "--seeds", "--controls", "--threads"},
     "doctor": COMMON,
     "criteria list": COMMON,
     "recipes list": COMMON,
-    "recipes show": COMMON | {"--set"},
+    "criteria show": COMMON,
+    "recipes show": COMMON | DECIDE | {"--set", "--recover"},
 }
 
 

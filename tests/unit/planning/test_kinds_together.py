@@ -389,7 +389,8 @@ def test_python_and_recipe_refuse_the_same_targets(target, granularity) -> None:
     ("arguments", "text"),
     [
         ({"target": 0.5}, "macs"),
-        ({"protect": [nn.Linear(1, 1)]}, "no name"),
+        ({"protect": [nn.Linear(1, 1)]}, "not in the model"),
+        ({"protect": [3]}, "no name"),
         ({"protect": "fc1"}, "one word"),
         ({"scope": "globl"}, "scope"),
         ({"min_keep": -1}, "min_keep"),

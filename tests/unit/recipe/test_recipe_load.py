@@ -239,7 +239,9 @@ def test_dumped_names_mean_the_same_to_yaml_1_1():
 
 
 def test_bundled_recipes():
-    assert bundled() == ["block-rows", "channel-half-macs", "element-90", "language-model", "two-four"]
+    assert bundled() == [
+        "block-rows", "channel-half-macs", "distil", "element-90", "language-model", "lottery", "transformer-heads", "transformer-neurons", "two-four",
+    ]  # fmt: skip
     folder = Path(sys.modules["secateur.recipe"].__file__).parent / "bundled"
     for name in bundled():
         assert isinstance(load_recipe(name), Recipe)

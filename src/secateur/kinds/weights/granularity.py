@@ -15,6 +15,7 @@ from typing import ClassVar, TypeVar
 
 from torch import nn
 
+from secateur import words
 from secateur.errors import RecipeError
 from secateur.kinds.weights.found import find_weights
 from secateur.kinds.weights.weight import Weight
@@ -142,7 +143,8 @@ def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
     """
     if isinstance(spec, Granularity):
         return spec
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    meant = words.translated(spec, words.GRANULARITIES)
+    options = dict(meant) if isinstance(meant, Mapping) else {"name": meant}
     name = str(options.pop("name", ""))
     n, colon, m = name.partition(":")
     if colon and n.strip().isdecimal() and m.strip().isdecimal():
@@ -152,7 +154,9 @@ def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
             f"units of granularity {name!r} come from the structure engine, not from the weights alone",
             hint="use inspect(model, example) or plan(model, example, ...)",
         )
-    return GRANULARITIES.build(name, options, also=(*STRUCTURAL, "2:4"))
+    if name not in GRANULARITIES and name in words.ABOUT_GRANULARITIES:
+        raise RecipeError(f"unknown granularity {name!r}", hint=words.ABOUT_GRANULARITIES[name])
+    return GRANULARITIES.build(name, options, also=(*STRUCTURAL, "structured", "2:4"))
 
 
 STRUCTURAL = ("channel", "neuron", "head", "head_dim", "conv_group", "expert", "layer")

@@ -1,0 +1,48 @@
+"""How objects show themselves: one short line, and a small table in a notebook. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from secateur.errors import visible
+
+MOST_ROWS = 40  # of a table in a notebook; what is longer is said to be
+
+
+def line(kind: str, *facts: str) -> str:
+    """A short `repr`.
+
+    Example:
+        >>> line("Plan", "12 of 48 channels", "certified")
+        '<Plan: 12 of 48 channels, certified>'
+    """
+    return visible(f"<{kind}: {', '.join(fact for fact in facts if fact)}>")
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> str:
+    """A table as HTML, letter by letter: names of a model are no markup.
+
+    Args:
+        title: a line above.
+        head: names of the columns.
+        rows: cells; more than `MOST_ROWS` are counted and left out.
+        notes: lines below.
+
+    Example:
+        >>> table("<b>", ["name"], [["fc1"]])
+        '<b>&lt;b&gt;</b><table><tr><th>name</th></tr><tr><td>fc1</td></tr></table>'
+    """
+
+    def cells(values: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_safe(value)}</{tag}>" for value in values) + "</tr>"
+
+    left = len(rows) - MOST_ROWS
+    said = [*([f"and {left} more"] if left > 0 else []), *notes]
+    body = "".join(cells(row, "td") for row in rows[:MOST_ROWS])
+    shown = f"<table>{cells(head, 'th') if head else ''}{body}</table>" if rows else ""
+    return f"<b>{_safe(title)}</b>{shown}" + "".join(f"<div>{_safe(note)}</div>" for note in said)
+
+
+def _safe(text: str) -> str:
+    return escape(visible(str(text)))
