@@ -34,7 +34,8 @@ from secateur.recover.steps import Damage, check_training, dense_control
 from secateur.recover.steps import recover as run_step
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
-from secateur.report.journal import Journal, Progress, Step
+from secateur.report.journal import Journal, Progress
+from secateur.report.journal import Step as Shown
 from secateur.report.stages import shows_progress
 from secateur.request import Amount, Target
 from secateur.result import Estimate, Result, native
@@ -179,7 +180,9 @@ def _staged(
         # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
         before = kept.snapshot("before", lambda: snapshot(model, example, evaluate=judged.evaluate, samples=samples))
         plan = kept.plan(
-            lambda: plan_by(model, example, settings, given.scoring, loss, criterion, examples, run.step("solve")),
+            lambda: plan_by(
+                model, example, settings, given.scoring, loss, criterion, examples, progress=run.step("solve")
+            ),
             lambda keep: plan_by(model, example, settings, examples=examples, keep=keep),
         )
     kept.stage_ended()
@@ -442,7 +445,7 @@ def plan_by(
     criterion: CriterionLike | None = None,
     examples: Sequence[Example] = (),
     keep: Mapping[str, Tensor] | None = None,
-    progress: Step | None = None,
+    progress: Shown | None = None,
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
 

@@ -105,7 +105,7 @@ class Stages:
             make: scores and decides.
             again: a plan of exactly these units.
 
-        A plan that holds new weights is not kept: units alone do not give it, and its solver has a checkpoint of its own.
+        A plan that holds new weights is not kept: units alone do not give it, and its solver has its own checkpoint.
 
         Raises:
             PlanMismatchError: the same units are another plan now.

@@ -83,7 +83,7 @@ def read_recipe(
     return found
 
 
-def _default(changes: Sequence[str]) -> str:
+def _default(changes: Sequence[str | Setting]) -> str:
     """The recipe that stands in where none is named: a solver that `--set criterion=...` names has one of its own."""
     from secateur.pipeline import default_recipe
     from secateur.recipe import load_recipe

@@ -103,7 +103,7 @@ def solved_plan(
             f"criterion {solver.name!r} learns from data, and there are none.", hint="for example --data text:FILE"
         )
     require_reiterable(data, f"criterion {solver.name!r}")
-    unit: Granularity = parse(request.granularity[0].spec())  # type: ignore[arg-type]
+    unit: Granularity = parse(request.granularity[0].spec())
     out = prune_blocks(
         model,
         example,

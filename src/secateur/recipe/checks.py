@@ -57,8 +57,7 @@ def _granularity(value: object) -> object:
 
 
 def _granularities(value: object) -> object:
-    several = isinstance(value, (list, tuple)) and value
-    return [_granularity(item) for item in value] if several else _granularity(value)
+    return [_granularity(item) for item in value] if isinstance(value, (list, tuple)) and value else _granularity(value)
 
 
 def _plain(value: object, *, depth: int) -> None:
@@ -126,7 +125,8 @@ def _schedule(value: Any) -> Any:
     """A name, or a mapping with a name; a name alone that is none of ours is one of torch's without options."""
     if isinstance(value, dict):
         options = {key: item for key, item in value.items() if key != "name"}
-        return {**_choice({"name": value.get("name")}), **_options(options)}
+        chosen: Any = _choice({"name": value.get("name")})
+        return {**chosen, **_options(options)}
     name = _choice(value)
     return name if name in FACTORS else {"name": name}
 

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from secateur.errors import ForwardError, InputError, NonFiniteError, SecateurError
 from secateur.files.checkpoint import Checkpoint
-from secateur.model.call import describe, device_of, fail, to_device
+from secateur.model.call import describe, device_of, to_device
+from secateur.model.failure import fail
 from secateur.model.generators import drawn, set_drawn
 from secateur.model.tensors import named_tensors
 from secateur.recover.adapters import Adapters

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.amounts import round_half_up, select
-from secateur.criteria.base import reduce_spans
+from secateur.criteria.sums import reduce_spans
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.planning.build import plan_of_masks

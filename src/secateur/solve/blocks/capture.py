@@ -151,7 +151,8 @@ def _listening(block: nn.Module, name: str, entry: Entry, *, last: bool, plain: 
 
 
 def _hidden(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> tuple[int | str, Tensor]:
-    for place, value in (*enumerate(args), *kwargs.items()):
+    places: list[tuple[int | str, object]] = [*enumerate(args), *kwargs.items()]
+    for place, value in places:
         if isinstance(value, Tensor) and value.is_floating_point():
             return place, value
     raise UnsupportedError(f"the block {name!r} is given no tensor", hint="protect it")

@@ -63,7 +63,7 @@ class Products(TorchFunctionMode):
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], visit: Callable[[Use], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._visit = visit
         # By memory and not by identity: experts are views of their stack.
         self._held = {p.untyped_storage().data_ptr(): (name, p) for name, p in parameters.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,8 @@ def _exactly(matrices: Sequence[Matrix], granularity: Granularity, scope: str, s
                 hint=f"--set target.sparsity={(m - n) / m:g}",
             )
         return {matrix.site: NofM(n, m) for matrix in matrices}
-    rows, columns = options["shape"] if granularity.name == "block" else (1, 1)  # type: ignore[misc]
+    shape: Any = options["shape"] if granularity.name == "block" else (1, 1)
+    rows, columns = int(shape[0]), int(shape[1])
     found: dict[Site, Pattern] = {}
     before = 0
     for matrix in matrices:

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from secateur.amounts import select
 from secateur.criteria.base import Context
 from secateur.errors import InputError
-from secateur.kinds.weights.granularity import positive
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
+from secateur.registry import whole_number
 from secateur.request import CRITERION
 from secateur.training.penalties.base import Method, Penalty, register
 from secateur.training.penalties.group_lasso import OWN
@@ -64,7 +64,7 @@ class Growing(Penalty):
         protect: Sequence[str] = (),
     ) -> None:
         self._wanted = sparsity, granularity, criterion
-        self.every, self.ceiling, self.steps = positive("every", every), float(ceiling), 0
+        self.every, self.ceiling, self.steps = whole_number("every", every, least=1), float(ceiling), 0
         self.keep = Kept({})
         super().__init__(model, example, strength=strength, method=method, optimizer=optimizer, protect=protect)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from secateur.criteria.base import reduce_spans
+from secateur.criteria.sums import reduce_spans
 from secateur.training.regrowth.base import Regrowth, register
 from secateur.types import Group
 

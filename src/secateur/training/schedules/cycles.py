@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.kinds.weights.granularity import positive
+from secateur.registry import whole_number
 from secateur.training.schedules.base import Stepwise, register
 
 
@@ -37,7 +37,7 @@ class Cycles(Stepwise):
     def __post_init__(self) -> None:
         """At least one round."""
         super().__post_init__()
-        positive("rounds", self.rounds)
+        whole_number("rounds", self.rounds, least=1)
 
     @property
     def cuts(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.kinds.weights.granularity import positive
+from secateur.registry import whole_number
 from secateur.training.schedules.base import Stepwise, register
 
 
@@ -32,7 +32,7 @@ class Steps(Stepwise):
     def __post_init__(self) -> None:
         """At least one cut."""
         super().__post_init__()
-        positive("count", self.count)
+        whole_number("count", self.count, least=1)
 
     @property
     def cuts(self) -> int:
