@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from e2e_tools import Cli
-from torch import nn
 
 import secateur as sc
 from secateur.deployment import SparseLinear, native, planner
@@ -20,17 +19,17 @@ MODEL = "py:examples.lenet:build"
 
 @pytest.fixture
 def pruned(work: Path) -> Path:
-    from examples.lenet import build
+    from examples.lenet import build as both
 
     recipe = {"target": {"macs": 0.5}, "measure": {"latency": False}}
-    return sc.prune(build(), torch.zeros(2, 1, 28, 28), recipe=recipe).save(work / "cut")
+    return sc.prune(both()[0], torch.zeros(2, 1, 28, 28), recipe=recipe).save(work / "cut")
 
 
 @pytest.mark.parametrize("swaps", [True, False])
 def test_the_folder_loads_again(
     cli: Cli, work: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
 ) -> None:
-    from examples.lenet import build
+    from examples.lenet import build as both
 
     if swaps and native.why_not():
         pytest.skip(native.why_not())
@@ -48,13 +47,13 @@ def test_the_folder_loads_again(
     done = cli(*argv, "--out", "fast")
     assert done.code == 0, done.err
     layers = json.loads(done.out)["layers"]
-    assert [bool(each["format"]) for each in layers] == [swaps] * len(layers)
+    swapped = [each["name"] for each in layers if each["format"]]
+    assert bool(swapped) == swaps  # the last layer has ten rows: padded to panels, no format holds it in fewer bytes
     assert all(each["why"] for each in layers)
 
     x = torch.randn(3, 1, 28, 28)
-    again, cut = sc.load_deployed("fast", build).eval(), sc.load("cut", build).eval()
-    kind = SparseLinear if swaps else nn.Linear
-    assert len([module for module in again.modules() if isinstance(module, kind)]) == len(layers)
+    again, cut = sc.load_deployed("fast", both()[0]).eval(), sc.load("cut", both()[0]).eval()
+    assert [name for name, module in again.named_modules() if isinstance(module, SparseLinear)] == swapped
     assert torch.allclose(again(x), cut(x), atol=1e-5)
     assert cli(*argv, "--out", "fast").code == 3  # it is there already
     assert cli(*argv, "--out", "fast", "--force").code == 0
