@@ -64,9 +64,7 @@ def deploy(
             network, example, weights=weights.value, batch_sizes=batch_size, table=table, progress=stages
         )  # fmt: skip
     if not dry_run:
-        from secateur.planning.history import origin_of
-
-        sc.save_deployed(done, out, plan=origin_of(network), force=force)
+        sc.save_deployed(done, out, force=force)
     if json:
         emit({"schema": 1, "out": str(out), "dry_run": dry_run, **facts(done)})
     else:

@@ -18,7 +18,6 @@ from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.loading import PLAN, WEIGHTS, WIDEST, fill
 from secateur.planning.decision import PlanData
 from secateur.planning.files import MAX_BYTES, to_json
-from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
 
 LAYERS, SCHEMA = "deployed.json", 1
@@ -36,7 +35,7 @@ def save_deployed(
     Args:
         deployment: what `deploy` returned.
         path: the folder.
-        plan: of the cut; default the one that the model remembers.
+        plan: of the cut; default the one that `deploy` found.
         force: replace an output folder that is there.
 
     Raises:
@@ -44,7 +43,7 @@ def save_deployed(
         ResourceError: the disk is full; nothing is left behind.
     """
     model = deployment.model
-    plan = plan or origin_of(model)
+    plan = plan or deployment.plan
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     texts = {
         LAYERS: canonical_json({"schema": SCHEMA, "layers": {name: _record(layer) for name, layer in layers.items()}})

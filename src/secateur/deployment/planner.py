@@ -21,6 +21,8 @@ from secateur.measure import latency
 from secateur.model.call import call, outputs
 from secateur.model.guard import evaluating
 from secateur.model.samples import batch_size_of, with_batch_size
+from secateur.planning.decision import PlanData
+from secateur.planning.history import origin_of
 from secateur.registry import one_of
 from secateur.types import Example, Latency
 
@@ -65,6 +67,7 @@ class Deployment:
         largest_difference: between the outputs of both on the example, relative to the largest output.
         isa: instruction set of the kernels.
         note: what was undone, and why; "" where nothing was.
+        plan: the cut that leads to the original from the first model, where it was pruned or loaded in this process.
     """
 
     model: nn.Module
@@ -74,6 +77,7 @@ class Deployment:
     largest_difference: float
     isa: str
     note: str = ""
+    plan: PlanData | None = None
     swapped: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -153,7 +157,10 @@ def deploy(
     layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
     decided = [planner.decide(name, layer, progress, at, len(layers)) for at, (name, layer) in enumerate(layers)]
     known.save()
-    return _swap(model, examples, decided, inplace=inplace)
+    plan = origin_of(model)  # asked before layers change: it knows the model by its parameters
+    done = _swap(model, examples, decided, inplace=inplace)
+    done.plan = plan
+    return done
 
 
 class _Planner:

@@ -1,0 +1,59 @@
+"""Deploying a cut and masked network: the folder loads again onto the first architecture, with the same outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from e2e_tools import Cli
+
+import secateur as sc
+from secateur.deployment import SparseLinear, native, planner
+from secateur.deployment.contest import Contest
+from secateur.types import Latency
+
+MODEL = "py:examples.lenet:build"
+
+
+@pytest.fixture
+def pruned(work: Path) -> Path:
+    from examples.lenet import build as both
+
+    recipe = {"target": {"macs": 0.5}, "measure": {"latency": False}}
+    return sc.prune(both()[0], torch.zeros(2, 1, 28, 28), recipe=recipe).save(work / "cut")
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_the_folder_loads_again(
+    cli: Cli, work: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    from examples.lenet import build as both
+
+    if swaps and native.why_not():
+        pytest.skip(native.why_not())
+    ratio, one = (0.5 if swaps else 2.0), Latency(1.0, 1.0, 1.0, 9)
+    monkeypatch.setattr(Contest, "ratios", lambda self, layer, found, rows: {each.name: ratio for each in found})
+    monkeypatch.setattr(
+        planner,
+        "latency",
+        lambda *_, **__: {"dense": one, "deployed": Latency(0.5, 0.5, 0.5, 9, ratio=(0.5, 0.5, 0.5))},
+    )
+    argv = ("deploy", "cut", "--model", MODEL, "--data", "npz:d.npz", "--no-table", "--json")
+    tried = cli(*argv, "--out", "fast", "--dry-run")
+    assert tried.code == 0, tried.err
+    assert not Path("fast").exists()
+    done = cli(*argv, "--out", "fast")
+    assert done.code == 0, done.err
+    layers = json.loads(done.out)["layers"]
+    swapped = [each["name"] for each in layers if each["format"]]
+    assert bool(swapped) == swaps  # the last layer has ten rows: padded to panels, no format holds it in fewer bytes
+    assert all(each["why"] for each in layers)
+
+    x = torch.randn(3, 1, 28, 28)
+    again, cut = sc.load_deployed("fast", both()[0]).eval(), sc.load("cut", both()[0]).eval()
+    assert [name for name, module in again.named_modules() if isinstance(module, SparseLinear)] == swapped
+    assert torch.allclose(again(x), cut(x), atol=1e-5)
+    assert cli(*argv, "--out", "fast").code == 3  # it is there already
+    assert cli(*argv, "--out", "fast", "--force").code == 0
