@@ -173,16 +173,20 @@ class Pruner:
         shape = clock(schedule, final=max(initial, 0.0), begin=begin, end=end, every=every, initial=initial)
         # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
         self._hooks = [hook for each in optimizers for hook in self._listen(each)]
-        self._removal: Removal = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
-        self._goal, self._shape = goal, shape
-        self._course = Course.of(goal, shape, self._removal.whole)
-        self._span = (begin, shape.end if end is None else end, every)
-        self._check_regrowth(candidates)
-        self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
-        if state is None:
-            self._reach()
-        else:
-            self.load_state_dict(state)
+        try:
+            self._removal: Removal = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
+            self._goal, self._shape = goal, shape
+            self._course = Course.of(goal, shape, self._removal.whole)
+            self._span = (begin, shape.end if end is None else end, every)
+            self._check_regrowth(candidates)
+            self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
+            if state is None:
+                self._reach()
+            else:
+                self.load_state_dict(state)
+        except BaseException:
+            self._deafen()
+            raise
 
     # -- in the loop ------------------------------------------------------------------------------------------
 
@@ -249,9 +253,7 @@ class Pruner:
             self.done = self._span[1]
             self._prune(self._course.target, last=True)
         self._removal.enforce()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._deafen()
         return self.model
 
     # -- checkpoints ------------------------------------------------------------------------------------------
@@ -350,6 +352,11 @@ class Pruner:
             self._moved = True
 
         return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+    def _deafen(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def _observe(self) -> None:
         """Read the gradients of the loop, where somebody asks for them."""

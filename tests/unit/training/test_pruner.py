@@ -474,6 +474,20 @@ def test_an_optimizer_of_another_model_and_a_foreign_state_are_refused():
             pruner.load_state_dict(state)
 
 
+def test_a_pruner_that_could_not_be_made_leaves_the_optimizer_alone():
+    model = Net()
+    moving = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RecipeError):
+        Pruner(model, target={"threshold": 0.1}, end=3, optimizer=moving)
+    before = copy.deepcopy(model.state_dict())
+    pruner = Pruner(model, sparsity=0.0, end=3, optimizer=moving)
+    train(model, moving, pruner, 1)
+    assert pruner.done == 1
+    assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
+    # Of the first one nothing is left but a hold of no masks.
+    assert len(moving._optimizer_step_pre_hooks) == 3
+
+
 def test_quantised_models_are_refused_at_the_door():
     scripted = torch.jit.script(nn.Linear(2, 2))
     with pytest.raises(UnsupportedError):
