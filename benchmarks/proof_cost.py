@@ -3,7 +3,7 @@
     python benchmarks/proof_cost.py [--models resnet50 vit bert] [--rounds 5]
 
 Models as in structure.py: transformers configurations with random weights, batch 1, float32, one thread. A plan of 30 %
-of the units is made and the cut proved once to warm up; then rounds of a forward pass, a whole proof and another forward
+sparsity is made, and the cut proved once to warm up; then rounds of a forward pass, a whole proof and another forward
 pass follow each other. Printed are medians over the rounds of the processor time of this process, as ratios to the mean
 of the two forward passes beside each proof. What is printed for a part is the time inside it; "rest" is what none of
 them covers. Parts are timed by wrapping functions of the package, so this file follows their names.
@@ -22,11 +22,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from structure import RATIO, build, forward
 
 import secateur as sc
 from secateur.kinds import trials
 from secateur.kinds.slices import kind
+from structure import RATIO, build, forward
 
 clock = time.process_time
 Times = dict[str, float]
