@@ -205,6 +205,7 @@ class _Trials:
         for make in alternatives:
             self.make, self.reference = make, make(self.model)
             given = Input(THE_EXAMPLE, example)
+            self.lent.state(self.reference.model)  # without the hooks of the watch
             try:
                 with self.blocks.watched(self.reference.model) if self.large else nullcontext():
                     expected = self._expected(given)
