@@ -2,12 +2,13 @@
 
     python benchmarks/proof_cost.py [--models resnet50 vit bert] [--rounds 5]
 
-Models as in structure.py: transformers configurations with random weights, batch 1, float32, one thread. A plan of 30
-% of the units is made and the cut proved once to warm up; then rounds of a forward pass, a whole proof and another
-forward pass follow each other. Printed are medians over the rounds of the processor time of this process, as ratios
-to the mean of the two forward passes beside each proof. What is printed for a part is the time inside it; "rest" is
-what none of them covers. Parts are timed by wrapping functions of the package, so this file follows their names.
-Needs: pip install secateur[hf] """
+Models as in structure.py: transformers configurations with random weights, batch 1, float32, one thread. A plan of 30 %
+sparsity is made, and the cut proved once to warm up; then rounds of a forward pass, a whole proof and another forward
+pass follow each other. Printed are medians over the rounds of the processor time of this process, as ratios to the mean
+of the two forward passes beside each proof. What is printed for a part is the time inside it; "rest" is what none of
+them covers. Parts are timed by wrapping functions of the package, so this file follows their names.
+Needs: pip install secateur[hf]
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.model.call import call, fresh
-from secateur.model.guard import Mode, guard
+from secateur.model.guard import Mode, enter, guard
 from secateur.model.held import HeldRandomness
 from secateur.model.kernels import unfused
 from secateur.model.state import State
@@ -44,6 +44,31 @@ class Answer:
     twice: bool = False
 
 
+class Lent:
+    """Models that many runs share: looked at once, and put back after each run as a guard would.
+
+    To be closed; the models then have the training flags again that they came with.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[int, tuple[str, ...]], tuple[nn.Module, State]] = {}
+        self._flags: dict[int, list[tuple[nn.Module, bool]]] = {}
+
+    def state(self, model: nn.Module, form: tuple[str, ...] = ()) -> State:
+        """What the model is in eval mode; `form` says what else is changed in it for now."""
+        self._flags.setdefault(id(model), [(module, module.training) for module in model.modules()])
+        enter([model], "eval")
+        if (id(model), form) not in self._states:
+            self._states[id(model), form] = (model, State([model], None, copies=True, weights=False))
+        return self._states[id(model), form][1]
+
+    def close(self) -> None:
+        """Put the training flags back."""
+        for module, training in (flag for flags in self._flags.values() for flag in flags):
+            if module.training != training:
+                module.training = training
+
+
 def answer(
     model: nn.Module,
     example: Example,
@@ -51,8 +76,8 @@ def answer(
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
     *,
     draws: bool = True,
-    chance: bool = True,
     twice: bool = False,
+    state: State | None = None,
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
@@ -65,26 +90,46 @@ def answer(
         mode: "eval" or "train"; in training the parameters that take part are found too.
         around: stands around the run.
         draws: False where it is known that nothing is drawn at random, which saves the watch.
-        chance: False where the caller puts the generators back.
         twice: it is run twice in any case, as what it is compared with was.
+        state: of the model in eval mode, where the caller keeps it, and the random generators, for many runs.
 
     Raises:
         ForwardError: its forward fails.
     """
     train, held = mode == "train", HeldRandomness()
-    lent = guard(model, mode=mode, gradients=train, example=example, seed=0, chance=chance)
-    with lent as state, unfused(model), held if draws else nullcontext(), around() as beside:
-        if _moved(state, model):  # by what stands around the run
-            state = State([model], example, copies=True, weights=False)
+    with (
+        _guarded(model, example, mode, state) as before,
+        unfused(model),
+        held if draws else nullcontext(),
+        around() as beside,
+    ):
+        if not train and _moved(before, model):  # by what stands around the run
+            before = State([model], example, copies=True, weights=False)
         following = None if train else fresh(example)
         once: Any = call(model, example)
         result = once
-        twice = not train and (twice or _moved(state, model))
+        twice = not train and (twice or _moved(before, model))
         if twice:
             result, once = (once, call(model, following)), None
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
     return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside, twice)
+
+
+@contextmanager
+def _guarded(model: nn.Module, example: Example, mode: Mode, state: State | None) -> Iterator[State]:
+    train = mode == "train"
+    if state is None:
+        with guard(model, mode=mode, gradients=train, example=example, seed=0) as found:
+            yield found
+        return
+    with guard(gradients=train, example=example, seed=0, chance=False):
+        try:
+            state.put_aside()
+            enter([model], mode)
+            yield state
+        finally:
+            state.put_back(everything=True)
 
 
 def _moved(state: State, model: nn.Module) -> bool:

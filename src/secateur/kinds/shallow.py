@@ -1,8 +1,8 @@
 """Some of many alike blocks: what a deep model does on further inputs, at a part of the time.
 
 A stack of a dozen blocks of one class, each cut in the same dimensions, is one piece of code with a dozen weights. On
-the example all of them run. On further inputs, which look for other branches of that code, two of each kind will do,
-where the others hand on what they are given: in the original and in the cut model alike.
+the example all of them run. On further inputs, which look for other branches of that code, one of each kind will do,
+and the last, where the others hand on what they are given: in the original and in the cut model alike.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from secateur.model.bypass import first_tensor, hidden_of
 
 STACK = 4  # blocks that a container has at least
-EACH = 2  # blocks of a kind that run: what one hands to the next is seen as well
+EACH = 1  # blocks of a kind that run, beside the last of the stack
 
 
 def repeated(model: nn.Module, cuts: Mapping[str, Mapping[int, object]]) -> tuple[str, ...]:
-    """Names of blocks of which two others of the same kind stand in the same container.
+    """Names of blocks of which another of the same kind stands before them in the same container.
 
     Of a kind are blocks of the same classes, with the same sizes, the same numbers and words in their attributes but
     for the block's place, and cuts in the same dimensions of the same tensors. The last block of a container always

@@ -8,7 +8,7 @@ training mode. Random operators are held, so that models of different widths see
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
-from secateur.kinds.answers import Answer, answer
+from secateur.kinds.answers import Answer, Lent, answer
 from secateur.kinds.shallow import Blocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
@@ -122,14 +122,15 @@ def tried(
 
     Cost: with the default effort about one pass on the example for each of the two, one on a longer input, and two on
         a shorter one. Of models of `LARGE` parameters further inputs are as small as the original takes them, and
-        those that are not go through two blocks of each kind.
+        go through one block of each kind, and the last.
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
     found = Tried()
-    trial = _Trials(model, cut, tolerance, found, beside, Blocks(blocks))
-    with generators():
+    lent = Lent()
+    trial = _Trials(model, cut, tolerance, found, beside, Blocks(blocks), lent)
+    with generators(), closing(lent):
         if not trial.choose(alternatives, example):
             return found
         for number, other in enumerate(examples, 2):
@@ -194,10 +195,11 @@ class _Trials:
         found: Tried,
         beside: Callable[[], AbstractContextManager[object]],
         blocks: Blocks,
+        lent: Lent,
     ) -> None:
         self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
         self.large = sum(p.numel() for p in model.parameters()) >= LARGE
-        self.blocks = blocks
+        self.blocks, self.lent = blocks, lent
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
     def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
@@ -206,6 +208,7 @@ class _Trials:
         for make in alternatives:
             self.make, self.reference = make, make(self.model)
             given = Input(THE_EXAMPLE, example)
+            self.lent.state(self.reference.model)  # without the hooks of the watch
             try:
                 with self.blocks.watched(self.reference.model) if self.large else nullcontext():
                     expected = self._expected(given)
@@ -229,7 +232,7 @@ class _Trials:
         known: dict[int, tuple[Input, Answer]] = {}
 
         def accepts(given: Input) -> bool:
-            for way in self._ways(given, example):
+            for way in self._ways(given):
                 try:
                     known[id(given)] = (way, self._expected(way))
                 except (SecateurError, IndexError):
@@ -243,19 +246,16 @@ class _Trials:
             small = small or given
         if small is None:
             self.found.notes.append("the original takes no other values, sizes or batches of the example's form")
-        if small is None or (self._is_dear(small, example) and self.blocks.passed):
+        if small is None or (self.blocks.passed and _elements(small.example) > _elements(example)):
             small = Input(THE_EXAMPLE, example)
-        self._training(self._ways(small, example)[0])
+        self._training(self._ways(small)[0])
 
-    def _ways(self, given: Input, example: Example) -> list[Input]:
-        """How an input goes through the model: through some of its blocks first, where all would take long."""
-        if not self.blocks.passed or not self._is_dear(given, example):
+    def _ways(self, given: Input) -> list[Input]:
+        """How an input goes through the model: a large one is first asked without its repeated blocks."""
+        passed = self.blocks.passed
+        if not passed:
             return [given]
-        count, every = len(self.blocks.passed), "some of its repeated blocks handing on what they are given"
-        return [Input(f"{given.what} ({count} of {every})", given.example, self.blocks.passed), given]
-
-    def _is_dear(self, given: Input, example: Example) -> bool:
-        return self.large and 2 * _elements(given.example) > _elements(example)
+        return [Input(f"{given.what}, without {len(passed)} blocks that are like others", given.example, passed), given]
 
     def _training(self, given: Input) -> None:
         where = replace(given, what=f"{given.what}, in training mode")
@@ -308,8 +308,9 @@ class _Trials:
     def _expected(self, given: Input, mode: Mode = "eval", *, twice: bool = False) -> Answer:
         reference, draws = self.reference, self.found.draws or mode == "train"
         with passing(reference.model, given.passed):
+            state = self.lent.state(reference.model, given.passed)
             return answer(
-                reference.model, given.example, mode, reference.around, draws=draws, chance=False, twice=twice
+                reference.model, given.example, mode, reference.around, draws=draws, state=state, twice=twice
             )
 
     def _answer_of_cut(
@@ -323,7 +324,8 @@ class _Trials:
         draws = self.found.draws or mode == "train"
         try:
             with passing(self.cut, given.passed):
-                return answer(self.cut, given.example, mode, around, draws=draws, chance=False, twice=twice)
+                state = self.lent.state(self.cut, given.passed)
+                return answer(self.cut, given.example, mode, around, draws=draws, state=state, twice=twice)
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",

@@ -110,9 +110,15 @@ class Form:
 
     def brief(self, size: int) -> int:
         """Far shorter than a size where only tokens have it, and their masks; else as `shorter`."""
+        return BRIEF if self._are_tokens(size) and size > 4 * BRIEF else shorter(size)
+
+    def little(self, size: int) -> int:
+        """A little longer than a size where only tokens have it; else as `longer`."""
+        return size + BRIEF if self._are_tokens(size) and size > 4 * BRIEF else longer(size)
+
+    def _are_tokens(self, size: int) -> bool:
         held = [t for t in self.tensors if size in t.shape[1:]]
-        tokens = any(not t.is_floating_point() for t in held) and all(t.dim() == 2 for t in held)
-        return BRIEF if tokens and size > 4 * BRIEF else shorter(size)
+        return any(not t.is_floating_point() for t in held) and all(t.dim() == 2 for t in held)
 
 
 def _is_square(tensor: Tensor) -> bool:
@@ -218,7 +224,7 @@ def inputs_beside(
             form.drawn = before
     if small is not None:
         yield small
-    more = {size: longer(size) for size in taken}
+    more = {size: form.little(size) if sparing else longer(size) for size in taken}
     if form.ones and accepts(_input(form, None, {**taken, 1: 4})):
         more[1] = 4
     squares = {t.shape[-1] for t in form.tensors if _is_square(t)} & more.keys() if sparing else set()

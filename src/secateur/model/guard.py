@@ -80,7 +80,7 @@ def guard(
         failed = True
         try:
             state.put_aside()
-            _enter(models, mode)
+            enter(models, mode)
             yield state
             failed = False
         finally:
@@ -144,7 +144,8 @@ def _grad_mode(gradients: bool | None) -> Iterator[None]:
         torch.set_grad_enabled(before)
 
 
-def _enter(models: Iterable[nn.Module], mode: Mode | None) -> None:
+def enter(models: Iterable[nn.Module], mode: Mode | None) -> None:
+    """Set the training flags, as `guard` says."""
     for model in models:
         if mode == "train":
             model.train()

@@ -8,6 +8,7 @@ same at every position; what is drawn without a size (an order, a choice) is the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -78,7 +79,7 @@ DRAWS_IF_TOLD = {
 
 def draws(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) -> bool:
     """Whether a call draws random numbers."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
+    if not _may_draw(func):
         return False
     if func._schema.name.removeprefix("aten::") not in DRAWS_IF_TOLD:
         return True
@@ -88,6 +89,11 @@ def draws(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) ->
     if "training" in named:
         return bool(named["training"])
     return bool(named.get("dropout_p", 0.0))
+
+
+@cache
+def _may_draw(func: OpOverload[..., Any]) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _bound(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from secateur.kinds.slices.gaps import NAN
+from secateur.kinds.slices.gaps import NAN, can_be_nan, others
 from secateur.kinds.slices.missing import Missing
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.kinds.trials import Reference
@@ -92,32 +92,36 @@ def _without(model: nn.Module, cuts: Cuts) -> tuple[nn.Module, Missing]:
     tensors = named_tensors(model)
     memo = computed_tensors(model)
     memo.update((id(t), t) for n, t in tensors.items() if isinstance(t, nn.Parameter) and n not in cuts)
-    poisoned = {name: _poisoned(tensors[name], dims) for name, dims in cuts.items()}
+    gone = {name: _gone(tensors[name], dims) for name, dims in cuts.items()}
+    poisoned = {name: _poisoned(tensors[name], dims) for name, dims in gone.items()}
     memo.update((id(tensors[name]), tensor) for name, tensor in poisoned.items())
     copied = copy.deepcopy(model, memo)
     # By name, as buffers that the plan leaves whole were copied with the model.
-    return copied, Missing([(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(copied).items()])
+    pairs = [(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(copied).items()]
+    return copied, Missing(pairs, [(tensor, gone[name]) for name, tensor in poisoned.items() if can_be_nan(tensor)])
+
+
+def _gone(tensor: Tensor, dims: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {d: others(tensor.shape[d], kept.to(tensor.device)) for d, kept in dims.items()}
 
 
 def _poisoned(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """A copy whose removed slices are NaN; integers, which know no NaN, stay as they are."""
+    """A copy whose slices at these positions are NaN; integers, which know no NaN, stay as they are."""
     result = tensor.detach().clone()
-    if result.is_floating_point() or result.is_complex():
-        for d, kept in dims.items():
-            gone = torch.ones(tensor.shape[d], dtype=torch.bool)
-            gone[kept.cpu()] = False
-            _poison(result, d, gone.to(tensor.device))
+    if can_be_nan(result):
+        for d, gone in dims.items():
+            _poison(result, d, gone)
     return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
 
 
 def _poison(tensor: Tensor, dim: int, gone: Tensor) -> None:
-    if tensor.is_complex() or not tensor.is_contiguous():
-        tensor.index_fill_(dim, gone.nonzero().flatten(), NAN)
+    if tensor.is_complex() or not tensor.is_contiguous() or tensor.numel() == 0:
+        tensor.index_fill_(dim, gone, NAN)
         return
     # Times one is the same number, and one walk in the order of memory takes half as long as filling columns.
-    factor = torch.ones(len(gone), dtype=tensor.dtype, device=tensor.device).masked_fill_(gone, NAN)
+    factor = torch.ones(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device).index_fill_(0, gone, NAN)
     if dim == 0:
-        tensor.view(len(gone), -1).mul_(factor[:, None])
+        tensor.view(len(factor), -1).mul_(factor[:, None])
     else:
         row = factor.repeat_interleave(tensor[0].numel() // tensor.shape[1 : dim + 1].numel())
         tensor.view(-1, len(row)).mul_(row)

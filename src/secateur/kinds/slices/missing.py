@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+)
 
 from secateur.kinds.slices.gaps import (
     Arguments,
@@ -51,6 +55,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         weights: tensors of the model, of which slices were made NaN, each with the same tensor whole. What is whole
             stands for itself.
+        gone: those of which slices were made NaN, each with dimension -> positions, so that nobody has to look.
 
     Attributes:
         reduced: sizes of dimensions that were summed up, and how many of their positions were there.
@@ -62,7 +67,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         3.0
     """
 
-    def __init__(self, weights: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+    def __init__(
+        self, weights: Sequence[tuple[Tensor, Tensor]] = (), gone: Sequence[tuple[Tensor, Mapping[int, Tensor]]] = ()
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # By identity, with the tensor itself beside it, so that no other can get its id while it stands here.
         self.given = {id(tensor): (tensor, whole) for tensor, whole in weights}
@@ -75,6 +82,12 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Weights are the same in every run, so what was seen of them once holds.
         self._known: dict[tuple[object, ...], Tensor | None] = {}
         self._picked: dict[tuple[object, ...], Tensor] = {}
+        for tensor, dims in gone:
+            views = [(tensor.detach(), dims)]
+            if tensor.dim() == 2:
+                views.append((tensor.detach().t(), {1 - d: positions for d, positions in dims.items()}))
+            for view, known in views:
+                self._known.update(((*_place(view), d), known.get(d)) for d in range(view.dim()))
         self._depth = 0
 
     def __enter__(self) -> Missing:
@@ -146,7 +159,10 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, name: str, func: Op, args: Sequence[Any], kwargs: Arguments) -> object:
         handler = HANDLERS.get(name)
         if handler is not None:
-            return handler(self, GapCall(func, args, kwargs))
+            if torch.Tag.nondeterministic_seeded in func.tags or _get_current_dispatch_mode() is None:
+                return handler(self, GapCall(func, args, kwargs))
+            with _disable_current_modes():  # who watches for chance need not look at every step of this
+                return handler(self, GapCall(func, args, kwargs))
         if is_composite(func):  # whole in inference mode only: its parts are what is known here
             with self:
                 return func.decompose(*args, **kwargs)
@@ -176,8 +192,8 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         place = (*_place(weight), *((d, stay.cpu().numpy().tobytes()) for d, stay in picks.items()))
         if place not in self._picked:
             small = weight
-            for d, stay in picks.items():
-                small = pick(small, d, stay)
+            for d in sorted(picks, key=lambda d: -weight.stride()[d]):  # what lies together in memory goes first
+                small = pick(small, d, picks[d])
             self._picked[place] = small
         return self._picked[place]
 

@@ -1,0 +1,115 @@
+"""Further inputs of a large model go through some of many alike blocks, and a wrong cut is found there all the same."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import CertificateError
+from secateur.kinds import trials
+from secateur.kinds.shallow import Blocks, passing, repeated
+from secateur.kinds.slices.ablation import ablated
+
+TOKENS = torch.tensor([[5, 1, 7, 3] * 10])
+
+
+class Block(nn.Module):
+    def __init__(self, place: int, wide: bool = False) -> None:
+        super().__init__()
+        self.place, self.wide = place, wide
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+class Deep(nn.Module):
+    """Tokens, blocks of which the fourth says that it is wide, and a head."""
+
+    def __init__(self, blocks: int = 8) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 8), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList(Block(i, wide=i == 3) for i in range(blocks))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "LARGE", 1)
+
+
+def test_of_each_kind_one_runs_and_the_last() -> None:
+    model = Deep()
+    alike = {f"blocks.{i}.up.weight": {0: None} for i in range(8)}
+    assert repeated(model, alike) == ("blocks.1", "blocks.2", "blocks.4", "blocks.5", "blocks.6")  # 3 is wide, 7 last
+    other = {**alike, "blocks.5.down.weight": {0: None}}
+    assert "blocks.5" not in repeated(model, other)
+    assert repeated(Deep(3), {}) == ()
+
+
+def test_only_blocks_that_hand_on_a_state_of_the_same_form_are_passed_by() -> None:
+    model = Deep(5).eval()
+    model.blocks[1].forward = lambda x: (x,)[0][..., :8] * 1.0
+    blocks = Blocks(["blocks.1", "blocks.2", "head"])
+    with blocks.watched(model):
+        model(TOKENS)
+    assert blocks.passed == ("blocks.1", "blocks.2")
+    before = dict(vars(model.blocks[1]))
+    with passing(model, blocks.passed):
+        state = torch.randn(1, 2, 8)
+        assert torch.equal(model.blocks[1](state), state)
+    assert vars(model.blocks[1]) == before
+    with blocks.watched(model):
+        model.blocks[2](torch.randn(1, 2, 8))
+        model(TOKENS)
+    assert blocks.passed == ("blocks.1",)  # the other ran twice
+
+
+def test_a_large_model_is_tried_on_little_and_the_certificate_says_so(everything_is_large: None) -> None:
+    torch.manual_seed(0)
+    model = Deep().eval()
+    plan = sc.plan(model, TOKENS, target={"sparsity": 0.3}, criterion="random")
+    plan.apply(model)
+    assert plan.certificate is not None
+    what = [trial.input for trial in plan.certificate.trials]
+    assert what[0] == "the example"
+    assert any("size 8 for 40" in each and "blocks that are like others" in each for each in what)
+    assert any("size 48 for 40" in each for each in what)
+    assert any("training mode" in each for each in what)
+
+
+class Odd(Deep):
+    """Answers otherwise in some cases."""
+
+    odd = ""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        cases = {
+            "longer": ids.shape[1] > 40,
+            "shorter": ids.shape[1] < 40,
+            "batch": len(ids) > 1,
+            "train": self.training,
+        }
+        return super().forward(ids) + float(cases.get(self.odd, False))
+
+
+@pytest.mark.parametrize("odd", ["longer", "shorter", "batch", "train"])
+def test_what_is_wrong_elsewhere_only_is_found_through_few_blocks(everything_is_large: None, odd: str) -> None:
+    torch.manual_seed(0)
+    model = Odd().eval()
+    plan = sc.plan(model, TOKENS, target={"sparsity": 0.3}, criterion="random")
+    cut = plan.edit.copy(model)
+    blocks = repeated(model, plan.cuts)
+    assert len(trials.tried([partial(ablated, cuts=plan.cuts)], model, cut, TOKENS, blocks=blocks).trials) == 4
+    cut.odd = odd
+    with pytest.raises(CertificateError):
+        trials.tried([partial(ablated, cuts=plan.cuts)], model, cut, TOKENS, blocks=blocks)
