@@ -12,7 +12,7 @@ import torch
 _HERE = Path(__file__).parent.parent
 _NETWORKS = str(_HERE / "sources")  # bundled networks are models like a user's
 _OURS = (str(Path(torch.__file__).parent), str(_HERE), "<")
-_INTERNAL: dict[CodeType, bool] = {}  # while a model is captured, a few hundred functions are asked about per operation
+_KNOWN: dict[CodeType, bool] = {}  # while a model is captured, a few hundred functions are asked about per operation
 
 
 @cache
@@ -22,16 +22,20 @@ def short(filename: str) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
+def is_users(path: str) -> bool:
+    """Whether a file of code belongs neither to torch nor to secateur."""
+    return not path.startswith(_OURS) or path.startswith(_NETWORKS)
+
+
 def users_line() -> str:
     """`file:line` of the innermost frame that belongs neither to torch nor to secateur; "" where there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        internal = _INTERNAL.get(code)
-        if internal is None:
-            path = code.co_filename
-            internal = _INTERNAL[code] = path.startswith(_OURS) and not path.startswith(_NETWORKS)
-        if not internal:
+        known = _KNOWN.get(code)
+        if known is None:
+            known = _KNOWN[code] = is_users(code.co_filename)
+        if known:
             return f"{short(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -100,8 +100,9 @@ class Plan(PlanData):
         follow = None if ema is None else self._migration(model, ema)
         masks = self.edit.masks_after(model)
         if inplace:
-            self.edit.apply(model, optimizer)
+            # The certified copy goes before the model is cut: beside it stand its kept weights once, and not twice.
             result = model
+            self.edit.apply(model, optimizer)
         if masks:
             mask_model(result, masks, keep_originals=False)
         if follow is not None:
