@@ -48,6 +48,18 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, exampl
         CertificateError: with an example: the cut is not what the plan says.
 
     Cost: every file is read once; no forward pass. With an example, that of `Plan.prove` too.
+
+    Example:
+        >>> import tempfile, torch, secateur
+        >>> def build():
+        ...     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> x = torch.ones(1, 8)
+        >>> result = secateur.prune(build(), x, target={"sparsity": 0.5}, overrides=["measure.latency=false"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = result.save(f"{folder}/pruned")
+        ...     loaded = load(f"{folder}/pruned", build, example=x)
+        >>> torch.equal(loaded(x), result.model(x))
+        True
     """
     folder = Path(path)
     hashes = read_manifest(folder)

@@ -134,6 +134,13 @@ def prune(
         UnsupportedError: the model is of a kind that cannot be pruned (quantised, scripted, sharded ...), cannot be
             captured or copied, or nothing can be cut.
         TargetError: the target cannot be reached.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> result = prune(model, torch.ones(1, 8), target={"sparsity": 0.5}, overrides=["measure.latency=false"])
+        >>> result.plan.units["removed"], result.report.after.params
+        (8, 90)
     """
     came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration, test=test)

@@ -146,6 +146,17 @@ def whole_number(option: str, value: object, *, least: int = 0) -> int:
     return value
 
 
+def listed(names: Sequence[str], *, most: int = 5, form: str = "{!r}") -> str:
+    """Some names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        "'a', 'b' and 1 more"
+    """
+    shown = ", ".join(form.format(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def suggestion(word: str, known: Iterable[str], *, form: str = "{!r}", otherwise: str | None = None) -> str:
     """Hint for a misspelt word: the nearest known words, or all of them when they are few.
 
@@ -175,8 +186,7 @@ def suggestion(word: str, known: Iterable[str], *, form: str = "{!r}", otherwise
         return otherwise
     if not known:
         return ""
-    shown = ", ".join(form.format(each) for each in known[:SHOWN])
-    return f"known: {shown}" + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
+    return f"known: {listed(known, most=SHOWN, form=form)}"
 
 
 def _likeness(word: str, known: str) -> float:

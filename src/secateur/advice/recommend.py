@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, Required, TypedDict
 
-from secateur.advice.evidence import (
+from secateur.advice.facts import LABELLED, NONE, UNLABELLED, Facts
+from secateur.advice.literature import (
     BENCH,
     COLLAPSE,
     ELEMENT,
@@ -27,7 +28,6 @@ from secateur.advice.evidence import (
     WANDA,
     ZEROS,
 )
-from secateur.advice.facts import LABELLED, NONE, UNLABELLED, Facts
 from secateur.types import Json
 
 FINETUNE_SHARE = 0.7  # of the budget; the rest is for scoring, measuring and the certificate

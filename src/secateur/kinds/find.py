@@ -11,7 +11,6 @@ from secateur.kinds.base import Candidates
 from secateur.kinds.experts.kind import Experts
 from secateur.kinds.layers.kind import LayerStacks
 from secateur.kinds.slices.kind import GRANULARITIES, Slices
-from secateur.kinds.weights.granularity import STRUCTURAL
 from secateur.kinds.weights.kind import Weights
 from secateur.request import Named, Request
 from secateur.types import Example
@@ -28,7 +27,7 @@ KINDS: Mapping[str, type[Candidates]] = {
 
 def is_physical(granularity: tuple[Named, ...]) -> bool:
     """Whether units of these granularities are removed for real, rather than set to zero."""
-    return all(choice.name in STRUCTURAL or choice.name == STRUCTURED for choice in granularity)
+    return all(choice.name in KINDS or choice.name == STRUCTURED for choice in granularity)
 
 
 def spelt_out(granularity: tuple[Named, ...]) -> tuple[Named, ...]:

@@ -309,9 +309,7 @@ class _Trials:
         reference, draws = self.reference, self.found.draws or mode == "train"
         with passing(reference.model, given.passed):
             state = self.lent.state(reference.model, given.passed)
-            return answer(
-                reference.model, given.example, mode, reference.around, draws=draws, state=state, twice=twice
-            )
+            return answer(reference.model, given.example, mode, reference.around, draws=draws, state=state, twice=twice)
 
     def _answer_of_cut(
         self,

@@ -12,7 +12,6 @@ Two conventions that look alike and are not:
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
@@ -26,10 +25,8 @@ from torch.utils.data import DataLoader
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.model.failure import fail
+from secateur.model.labels import ANY_NAME, LABEL_KEYS, argument_names, own_loss, takes_labels, with_labels
 from secateur.types import Batch, Example
-
-LABEL_KEYS = ("labels", "label", "label_ids", "targets", "target", "y")
-ANY_NAME = "**"
 
 
 def call(model: nn.Module, example: Example) -> Any:
@@ -85,7 +82,7 @@ def _require_input(example: Example) -> None:
 
 def _advice(model: nn.Module, example: Example) -> str:
     """What to do about a mapping that the forward cannot take as keywords; "" where that is not the fault."""
-    names = _named(model)
+    names = argument_names(model)
     if not isinstance(example, Mapping) or ANY_NAME in names or set(example) <= names:
         return ""
     extra = [key for key in example if key not in names]
@@ -273,7 +270,7 @@ def default_loss(model: nn.Module, batch: Batch) -> Tensor:
         loss = own_loss(output)
         if loss is not None:
             return loss
-        if _named(model) & set(batch) & set(LABEL_KEYS):
+        if argument_names(model) & set(batch) & set(LABEL_KEYS):
             raise InputError(
                 f"the model returned no loss for the batch {describe(batch)}",
                 why="its forward takes the labels, so what they mean is for the model to say",
@@ -305,37 +302,6 @@ def _loss_between(predicted: Tensor, target: Tensor, why: str) -> Tensor:
             why="; ".join(part for part in (why, str(error)) if part),
             hint="cross entropy needs an output [batch, classes, ...] and targets [batch, ...] below classes",
         ) from error
-
-
-def own_loss(output: object) -> Tensor | None:
-    """The loss that a model returned beside its outputs, as Hugging Face models do; None where there is none."""
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    return loss if isinstance(loss, Tensor) else None
-
-
-def takes_labels(model: nn.Module, batch: Batch) -> bool:
-    """Whether the batch is a mapping with labels that the forward takes by name."""
-    return isinstance(batch, Mapping) and any(key in LABEL_KEYS and _takes(model, key) for key in batch)
-
-
-def with_labels(model: nn.Module, batch: Mapping[str, object]) -> dict[str, object]:
-    """The batch as the forward takes it: labels go along under the names that it knows, and else stay out."""
-    return {key: value for key, value in batch.items() if key not in LABEL_KEYS or _takes(model, key)}
-
-
-def _takes(model: nn.Module, name: str) -> bool:
-    names = _named(model)
-    return name in names or ANY_NAME in names
-
-
-def _named(model: nn.Module) -> set[str]:
-    """Names of the forward's arguments; `ANY_NAME` where it takes any, or does not say."""
-    try:
-        parameters = inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
-        # A scripted forward has no signature: calling it will tell.
-        return {ANY_NAME}
-    return {ANY_NAME if p.kind is p.VAR_KEYWORD else name for name, p in parameters.items()}
 
 
 def device_of(model: nn.Module) -> torch.device:

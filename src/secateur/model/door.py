@@ -14,19 +14,9 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError, SecateurError
-from secateur.model.call import (
-    call,
-    describe,
-    device_of,
-    own_loss,
-    prediction,
-    takes_labels,
-    to_device,
-    to_example,
-    to_target,
-    with_labels,
-)
+from secateur.model.call import call, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.guard import evaluating
+from secateur.model.labels import own_loss, takes_labels, with_labels
 from secateur.types import Batch, Data, Example
 
 NAMES = ("train", "calibration", "test")

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from secateur.errors import ForwardError, ResourceError, UnsupportedError
+from secateur.model.place import is_users
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent.parent)
 # What runs beside the model while it is captured; capture.py itself calls the model's own operators.
 RECORDING = ("rules", "recorder.py", "size_uses.py", "function_call.py", "axes.py", "groups.py")
-_NETWORKS = str(Path(_HERE) / "sources")  # bundled networks are models like a user's
 
 
 def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:
@@ -66,7 +66,7 @@ def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = frame.f_code.co_filename
         # While a model is captured, frames of this package stand below those of the forward.
-        if not path.startswith((_TORCH, "<")) and (not path.startswith(_HERE) or path.startswith(_NETWORKS)):
+        if is_users(path):
             where = f"{path}:{line}"
         module = names.get(id(frame.f_locals.get("self")), "") or module
     return where, module

@@ -22,9 +22,9 @@ from secateur.model.behaviour import unprovable, weights_kept
 from secateur.model.call import device_of, several
 from secateur.model.guard import guard
 from secateur.model.protect import patterns_of
+from secateur.planning.by_hand import given_keep, given_scores
 from secateur.planning.decide import decide
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
-from secateur.planning.given import given_keep, given_scores
 from secateur.planning.plan import Plan
 from secateur.planning.solved import Blocks, recorded_settings, solved_plan, solver_of
 from secateur.registry import suggestion

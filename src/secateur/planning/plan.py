@@ -123,8 +123,9 @@ class Plan(PlanData):
         follow = None if ema is None else self._migration(model, ema)
         masks, weights = self.edit.masks_after(model), self.edit.weights_after(model)
         if inplace:
-            self.edit.apply(model, optimizer)
+            # The certified copy goes before the model is cut: beside it stand its kept weights once, and not twice.
             result = model
+            self.edit.apply(model, optimizer)
         write_weights(result, weights)
         if masks:
             mask_model(result, masks, keep_originals=False)

@@ -15,6 +15,7 @@ from secateur.model.call import device_of
 from secateur.planning import Plan
 from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe
+from secateur.registry import listed
 from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
@@ -143,7 +144,7 @@ def shortfall(plan: Plan) -> tuple[Degradation, ...]:
     missing = [one for one in plan.left_out if one.wanted]
     if not missing:
         return ()
-    names = ", ".join(one.name for one in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    names = listed([one.name for one in missing], form="{}")
     why = dict.fromkeys(f"{one.why}; {one.hint}" if one.hint else one.why for one in missing)
     weights = sum(one.params for one in missing)
     return (Degradation("plan", f"{weights:,} weights were left out: {names}", " / ".join([*why][:3])),)

@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from secateur.model.place import short
+
 TORCH = str(Path(torch.__file__).parent)
 PLAIN_CALLS = frozenset(
     (
@@ -60,13 +62,6 @@ def tree_of(filename: str) -> ast.Module:
         return ast.parse("".join(linecache.getlines(filename)))
     except (SyntaxError, ValueError):
         return ast.Module(body=[], type_ignores=[])
-
-
-@cache
-def short(filename: str) -> str:
-    """The last two parts of a path, as conditions and locks quote it."""
-    path = Path(filename)
-    return f"{path.parent.name}/{path.name}"
 
 
 def deciding_lines(model: nn.Module, name: str, *, form: bool = False) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.model.call import rebuilt, tensors_in
-from secateur.structure.asked import deciding_lines, short
+from secateur.model.place import short
+from secateur.structure.asked import deciding_lines
 from secateur.structure.axes import leaves
 from secateur.structure.conditions import Branch, listed
 from secateur.structure.provenance import Dim, TrackedInt

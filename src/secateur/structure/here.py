@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 from torch import nn
 
-from secateur.structure.asked import short
+from secateur.model.place import users_line
 from secateur.structure.trace import Place
 
 TORCH = str(Path(torch.__file__).parent)
@@ -41,7 +41,7 @@ class Here:
 
     def place(self) -> Place:
         """The operation, the module and the user's source line."""
-        return Place(self.op or self.function, self.module, user_line())
+        return Place(self.op or self.function, self.module, users_line())
 
     def caller(self) -> FrameType | None:
         """The frame of the code that did something to an integer or flag; None where that is torch's own."""
@@ -52,7 +52,7 @@ class Here:
 
     def use(self) -> Place:
         """The place of a size that is used now: the function that took the integer stands for the operation."""
-        return Place(self.function, self.module, user_line())
+        return Place(self.function, self.module, users_line())
 
     @contextmanager
     def followed(
@@ -81,21 +81,3 @@ class Here:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-_INTERNAL: dict[CodeType, bool] = {}  # a few hundred functions are asked about at every operation
-
-
-def user_line() -> str:
-    """`file:line` of the innermost frame outside torch and secateur's engine."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        internal = _INTERNAL.get(code)
-        if internal is None:
-            internal = code.co_filename.startswith((TORCH, HERE)) or code.co_filename.startswith("<")
-            _INTERNAL[code] = internal
-        if not internal:
-            return f"{short(code.co_filename)}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

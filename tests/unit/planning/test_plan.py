@@ -1,5 +1,7 @@
 import copy
+import gc
 import json
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -15,6 +17,7 @@ from secateur.errors import (
     TargetError,
     UnsupportedError,
 )
+from secateur.kinds.edit import Edit
 from secateur.measure import macs, num_params
 
 
@@ -338,3 +341,27 @@ def test_several_targets_hold_together(monkeypatch):
     assert plan.cost["params"][1] <= 0.3 * plan.cost["params"][0]
     assert plan.units["sparsity"] >= 0.1
     assert plan.cost["macs"][1] <= 0.8 * plan.cost["macs"][0]
+
+
+def test_in_place_the_certified_copy_is_gone_before_the_model_is_cut(monkeypatch):
+    copies, alive = [], []
+    copy_of, apply = Edit.copy, Edit.apply
+
+    def copied(edit, model):
+        result = copy_of(edit, model)
+        copies.append(weakref.ref(result))
+        return result
+
+    def applied(edit, model, optimizer=None):
+        gc.collect()
+        alive.extend(one() for one in copies)
+        apply(edit, model, optimizer)
+
+    model = net()
+    plan = sc.plan(model, example(), target={"sparsity": 0.5})
+    monkeypatch.setattr(Edit, "copy", copied)
+    monkeypatch.setattr(Edit, "apply", applied)
+    assert plan.apply(model, inplace=True) is model
+    assert copies
+    assert alive == [None] * len(copies)
+    assert num_params(model) < num_params(net())

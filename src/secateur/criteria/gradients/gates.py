@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from secateur.criteria.base import Context, register
-from secateur.criteria.gradients.loss_gradient import LossCriterion, listed
+from secateur.criteria.gradients.loss_gradient import LossCriterion
 from secateur.criteria.gradients.taylor import Taylor
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.model.call import default_loss
 from secateur.model.carried import own_class
-from secateur.registry import one_of, suggestion
+from secateur.registry import listed, one_of, suggestion
 from secateur.types import Group, Span
 
 

@@ -19,7 +19,7 @@ from secateur.criteria.sums import counts
 from secateur.errors import InputError, NonFiniteError
 from secateur.model.call import default_loss, describe
 from secateur.model.kernels import exact_derivatives
-from secateur.registry import one_of
+from secateur.registry import listed, one_of
 from secateur.statistics.gradients.functional import batches, require_finite_loss
 from secateur.types import Batch, Group, Loss
 
@@ -263,12 +263,6 @@ def refuse_unused(names: Sequence[str]) -> None:
             why="no batch gave these parameters a gradient",
             hint="protect them, do not detach the loss, or set unused='zero' if that is what they are worth",
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Up to five names, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def warn_if_stationary(gradient: Mapping[str, Tensor], weights: Mapping[str, Tensor], groups: Sequence[Group]) -> None:

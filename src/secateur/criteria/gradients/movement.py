@@ -16,12 +16,12 @@ from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
     backward,
-    listed,
     refuse_unused,
     require_finite_gradient,
     walk,
 )
 from secateur.errors import InputError, RecipeError
+from secateur.registry import listed
 from secateur.types import Batch
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.sums import reduce_spans
 from secateur.errors import RecipeError
-from secateur.registry import one_of
+from secateur.registry import listed, one_of
 from secateur.types import Group
 
 _KEPT = 1e30  # above every gamma, and sums of it stay within float32
@@ -88,8 +88,7 @@ class NormScale(Criterion):
         named = [name for name, units in absent.items() if bool(units.any())]
         if named and self.missing == "error":
             raise RecipeError(
-                f"no norm scales the units of {', '.join(repr(n) for n in named[:5])}"
-                + (f" and {len(named) - 5} more groups" if len(named) > 5 else ""),
+                f"no norm scales the units of {listed(named)}",
                 why=f"{self.name!r} scores channels by the weight of their norm",
                 hint="protect these layers, insert gates (criterion 'gate'), or set missing='keep'",
             )

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, RecipeError
+from secateur.kinds.find import KINDS as KINDS_BY_WORD
 from secateur.kinds.weights import NM, Block, Element, Kernel, Vector, names, parse
-from secateur.kinds.weights.granularity import is_within
+from secateur.kinds.weights.granularity import STRUCTURAL, is_within
 
 LAYERS = {
     "linear": nn.Linear(6, 5),
@@ -164,3 +165,9 @@ def test_parse_reads_patterns():
 def test_wrong_specs_are_refused(spec, message):
     with pytest.raises(RecipeError, match=message):
         parse(spec)
+
+
+def test_the_words_that_masks_refuse_are_those_of_the_physical_kinds():
+    # The words stand below the kinds, so that a mask can be refused without any of them: two lists that must agree.
+    assert set(STRUCTURAL) == set(KINDS_BY_WORD)
+    assert all(kind.physical for kind in KINDS_BY_WORD.values())
