@@ -214,7 +214,8 @@ def spoken(*also: Collection[str]) -> Callable[[Callable[P, R]], Callable[P, R]]
                 if name not in known:
                     called = "plan" if function.__name__ == "make_plan" else function.__name__
                     raise RecipeError(
-                        f"{called}() has no argument {name!r}", hint=about_key(name) or suggestion(name, known)
+                        f"{called}() has no argument {name!r}",
+                        hint=about_key(name) or suggestion(name, known, form="{}"),
                     )
             return function(*args, **kwargs)
 

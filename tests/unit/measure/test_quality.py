@@ -195,7 +195,7 @@ def test_a_function_is_taken_as_it_is():
         (TopTwo(), Parts(test=[X]), "needs batches with targets"),
         (TopTwo, Parts(test=[(X, CLASSES)]), "the class TopTwo"),
         ({"top": 3}, Parts(test=[(X, CLASSES)]), r"evaluate\['top'\] is a int"),
-        ("accuracy", Parts(test=[(X, CLASSES)]), "evaluate is a str"),
+        (3, Parts(test=[(X, CLASSES)]), "evaluate is a int"),
     ],
 )
 def test_other_judges_are_refused(judge, parts, text):
