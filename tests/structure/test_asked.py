@@ -95,6 +95,18 @@ class Device(Net):
         return x.device.type == "cuda"  # decides
 
 
+class Rank(Net):
+    """Of a single row, which is no number that is followed."""
+
+    def turns(self, x: Tensor) -> Any:
+        return x[0].dim() == 2  # decides
+
+
+class RankAsAttribute(Net):
+    def turns(self, x: Tensor) -> Any:
+        return x[0].ndim > 1  # decides
+
+
 class OfTheHidden(Net):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.fc1(x))
@@ -105,7 +117,7 @@ class OfTheHidden(Net):
 
 FACTS = [
     Dtype, DtypeByName, DtypeAsKey, Floating, FloatingByFunction, Layout, Strides, Gradient, GradientOfWeight, Device,
-    OfTheHidden,
+    OfTheHidden, Rank, RankAsAttribute,
 ]  # fmt: skip
 
 

@@ -65,10 +65,13 @@ def _numbers(recorder: Recorder, value: object) -> object:
     return TrackedInt(value, Dim(recorder.space.fresh(value, Lock("a number that the data hold"))), recorder.watch)
 
 
-def ranked(recorder: Recorder, args: Args, result: object) -> object:
+def ranked(recorder: Recorder, name: str, args: Args, result: object) -> object:
     """The number of dimensions: another input may have more of them, so a line that compares it is a condition."""
     tensor = args[0] if args else None
-    if not isinstance(tensor, Tensor) or type(result) is not int or result < 2 or recorder.here.caller() is None:
+    if not isinstance(tensor, Tensor) or type(result) is not int or recorder.here.caller() is None:
+        return result
+    if result < 2:  # no number that is followed
+        told(recorder, name if name in RANKS else "ndim", args, result)
         return result
     if recorder.number(tensor) not in recorder.data:
         return result
