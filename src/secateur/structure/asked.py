@@ -149,7 +149,7 @@ def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: in
     node = definition(function.__code__) if function is not None and depth > 0 else None
     if function is None or node is None or function.__code__.co_filename.startswith(TORCH):
         return
-    here, calls = _uses(function.__code__, name, form)
+    here, calls = _uses(node, function.__code__.co_filename, name, form)
     yield from here
     for call, given in calls:
         for callee, other in callees(call, function, owner, node):
@@ -162,13 +162,13 @@ Given: TypeAlias = "tuple[tuple[int, str | None], ...]"  # place among the argum
 
 
 @cache
-def _uses(code: CodeType, name: str, form: bool) -> tuple[tuple[str, ...], tuple[tuple[ast.Call, Given], ...]]:
+def _uses(
+    node: Function, filename: str, name: str, form: bool
+) -> tuple[tuple[str, ...], tuple[tuple[ast.Call, Given], ...]]:
     """Lines of a function that decide by an argument, and calls that it is handed on to."""
-    node = definition(code)
-    assert node is not None
     names = _other_names(node, {name}) if form else made_of(node, {name})
     tests = _tests_of_form(node, names) if form else (test for test in tests_in(node) if mentions(test, names))
-    lines = tuple(f"{short(code.co_filename)}:{test.lineno}" for test in tests)
+    lines = tuple(f"{short(filename)}:{test.lineno}" for test in tests)
     calls = []
     for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
         given: list[tuple[int, str | None]] = [
@@ -192,13 +192,18 @@ def _handed(function: FunctionType | None, position: int, keyword: str | None, c
             yield one.name
 
 
-@cache
 def definition(code: CodeType) -> Function | None:
     """The definition of a function in its file."""
-    for node in ast.walk(tree_of(code.co_filename)):
+    # By where it stands: code is equal to code of other files that says the same in the same line.
+    return _definition(code.co_filename, code.co_firstlineno, code.co_name)
+
+
+@cache
+def _definition(filename: str, line: int, name: str) -> Function | None:
+    for node in ast.walk(tree_of(filename)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-            if first == code.co_firstlineno and node.name == code.co_name:
+            if first == line and node.name == name:
                 return node
     return None
 
