@@ -335,6 +335,18 @@ def test_many_switches_are_bounded_and_the_rest_is_counted() -> None:
     assert said[-1].endswith("2 more such lines are left out")
 
 
+def test_a_weight_of_which_only_its_dtype_is_asked_has_not_been_reached() -> None:
+    class Beside(Net):
+        def make(self) -> None:
+            self.aux = nn.Linear(8, 4)
+
+        def turns(self, x: Tensor) -> Any:
+            return self.aux.weight.dtype == torch.float64 or self.aux.weight.ndim == 3 or not self.aux.weight.is_leaf
+
+    found = [c.text for c in capture(Beside().eval(), X).conditions]
+    assert "parameters that the forward never reached stay whole: aux.weight, aux.bias" in found
+
+
 # -- integers that other methods read --------------------------------------------------------------------------------
 
 
