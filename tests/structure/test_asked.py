@@ -95,6 +95,18 @@ class Device(Net):
         return x.device.type == "cuda"  # decides
 
 
+class Rank(Net):
+    """Of a single row, which is no number that is followed."""
+
+    def turns(self, x: Tensor) -> Any:
+        return x[0].dim() == 2  # decides
+
+
+class RankAsAttribute(Net):
+    def turns(self, x: Tensor) -> Any:
+        return x[0].ndim > 1  # decides
+
+
 class OfTheHidden(Net):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.fc1(x))
@@ -105,7 +117,7 @@ class OfTheHidden(Net):
 
 FACTS = [
     Dtype, DtypeByName, DtypeAsKey, Floating, FloatingByFunction, Layout, Strides, Gradient, GradientOfWeight, Device,
-    OfTheHidden,
+    OfTheHidden, Rank, RankAsAttribute,
 ]  # fmt: skip
 
 
@@ -321,6 +333,18 @@ def test_many_switches_are_bounded_and_the_rest_is_counted() -> None:
     said = [c.text for c in capture(Many().eval(), X).conditions if "k=0.5" in c.text]
     assert len(said) == MOST_LINES
     assert said[-1].endswith("2 more such lines are left out")
+
+
+def test_a_weight_of_which_only_its_dtype_is_asked_has_not_been_reached() -> None:
+    class Beside(Net):
+        def make(self) -> None:
+            self.aux = nn.Linear(8, 4)
+
+        def turns(self, x: Tensor) -> Any:
+            return self.aux.weight.dtype == torch.float64 or self.aux.weight.ndim == 3 or not self.aux.weight.is_leaf
+
+    found = [c.text for c in capture(Beside().eval(), X).conditions]
+    assert "parameters that the forward never reached stay whole: aux.weight, aux.bias" in found
 
 
 # -- integers that other methods read --------------------------------------------------------------------------------

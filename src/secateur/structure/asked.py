@@ -142,23 +142,38 @@ def plain_function(function: Any) -> FunctionType | None:
 
 
 def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: int, form: bool = False) -> Iterator[str]:
-    if function is None or depth == 0 or function.__code__.co_filename.startswith(TORCH):
+    node = definition(function.__code__) if function is not None and depth > 0 else None
+    if function is None or node is None or function.__code__.co_filename.startswith(TORCH):
         return
-    node = definition(function.__code__)
-    if node is None:
-        return
+    here, calls = _uses(node, function.__code__.co_filename, name, form)
+    yield from here
+    for call, given in calls:
+        for callee, other in callees(call, function, owner, node):
+            for position, keyword in given:
+                for handed in _handed(callee, position, keyword, call):
+                    yield from _lines(callee, other, handed, depth - 1, form)
+
+
+Given: TypeAlias = "tuple[tuple[int, str | None], ...]"  # place among the arguments, or -1 and the keyword
+
+
+@cache
+def _uses(
+    node: Function, filename: str, name: str, form: bool
+) -> tuple[tuple[str, ...], tuple[tuple[ast.Call, Given], ...]]:
+    """Lines of a function that decide by an argument, and calls that it is handed on to."""
     names = _other_names(node, {name}) if form else made_of(node, {name})
-    for test in _tests_of_form(node, names) if form else (t for t in tests_in(node) if mentions(t, names)):
-        yield f"{short(function.__code__.co_filename)}:{test.lineno}"
+    tests = _tests_of_form(node, names) if form else (test for test in tests_in(node) if mentions(test, names))
+    lines = tuple(f"{short(filename)}:{test.lineno}" for test in tests)
+    calls = []
     for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
         given: list[tuple[int, str | None]] = [
             (i, None) for i, a in enumerate(call.args) if isinstance(a, ast.Name) and a.id in names
         ]
         given += [(-1, k.arg) for k in call.keywords if isinstance(k.value, ast.Name) and k.value.id in names]
-        for callee, other in callees(call, function, owner, node) if given else ():
-            for position, keyword in given:
-                for handed in _handed(callee, position, keyword, call):
-                    yield from _lines(callee, other, handed, depth - 1, form)
+        if given:
+            calls.append((call, tuple(given)))
+    return lines, tuple(calls)
 
 
 def _handed(function: FunctionType | None, position: int, keyword: str | None, call: ast.Call) -> Iterator[str]:
@@ -175,10 +190,16 @@ def _handed(function: FunctionType | None, position: int, keyword: str | None, c
 
 def definition(code: CodeType) -> Function | None:
     """The definition of a function in its file."""
-    for node in ast.walk(tree_of(code.co_filename)):
+    # By where it stands: code is equal to code of other files that says the same in the same line.
+    return _definition(code.co_filename, code.co_firstlineno, code.co_name)
+
+
+@cache
+def _definition(filename: str, line: int, name: str) -> Function | None:
+    for node in ast.walk(tree_of(filename)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-            if first == code.co_firstlineno and node.name == code.co_name:
+            if first == line and node.name == name:
                 return node
     return None
 

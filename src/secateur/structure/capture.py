@@ -316,14 +316,13 @@ class _Functions(TorchFunctionMode):
             doors.told(recorder, doors.FACTS[func.__self__], args, result)  # type: ignore[attr-defined]
             return result
         if name in doors.RANKS or getattr(func, "__self__", None) is torch.Tensor.ndim:
-            return doors.ranked(recorder, args, func(*args, **kwargs))
+            return doors.ranked(recorder, name, args, func(*args, **kwargs))
         outer, recorder.here.function = recorder.here.function, name
         try:
             result = func(*_without_flags(args), **_without_flags(kwargs))
             if name in doors.READS:
                 return doors.read(recorder, name, args, result)
             if name in doors.FACT_METHODS:
-                recorder.here.function = outer
                 doors.told(recorder, name, args, result)
             if name == "stride":
                 return doors.strides(recorder, args, result)

@@ -63,12 +63,15 @@ def _numbers(recorder: Recorder, value: object) -> object:
     return TrackedInt(value, Dim(recorder.space.fresh(value, Lock("a number that the data hold"))), recorder.watch)
 
 
-def ranked(recorder: Recorder, args: Args, result: object) -> object:
+def ranked(recorder: Recorder, name: str, args: Args, result: object) -> object:
     """The number of dimensions: another input may have more of them, so a line that compares it is a condition."""
     tensor = args[0] if args else None
-    if not isinstance(tensor, Tensor) or type(result) is not int or result < 2 or recorder.here.caller() is None:
+    if not isinstance(tensor, Tensor) or type(result) is not int or recorder.here.caller() is None:
         return result
-    if recorder.number(tensor) not in recorder.data:
+    if result < 2:  # no number that is followed
+        told(recorder, name if name in RANKS else "ndim", args, result)
+        return result
+    if recorder.numbers.get(tensor) not in recorder.data:
         return result
     axis = recorder.space.fresh(result, Lock("a number of dimensions"))
     for atom in leaves(axis):
@@ -80,10 +83,11 @@ def ranked(recorder: Recorder, args: Args, result: object) -> object:
 def told(recorder: Recorder, name: str, args: Args, result: object) -> None:
     """What a tensor is was asked for: of an input and what comes of it, or of a weight, it may be otherwise later."""
     tensor = args[0] if args else None
-    if isinstance(tensor, Tensor) and not isinstance(result, Tensor) and recorder.here.caller() is not None:
-        number = recorder.number(tensor)
-        if number in recorder.data or number in recorder.trace.names:
-            recorder.watch.fact(name, result)
+    if not isinstance(tensor, Tensor) or isinstance(result, Tensor) or recorder.here.caller() is None:
+        return
+    # Without giving it a number: a weight of which no more is asked has not been reached.
+    if recorder.numbers.get(tensor) in recorder.data or recorder.own.name(tensor) is not None:
+        recorder.watch.fact(name, result)
 
 
 def exported(recorder: Recorder, tensor: Tensor) -> None:

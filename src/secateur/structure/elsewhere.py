@@ -56,7 +56,7 @@ def _read(module: nn.Module, names: Mapping[str, Any]) -> Iterator[tuple[str, st
             if not known or function in run or method.startswith("__") or not function.__code__.co_argcount:
                 continue
             for part in ast.walk(definition(function.__code__) or ast.Module([], [])):
-                if not isinstance(part, ast.Attribute) or not isinstance(part.ctx, ast.Load) or part.attr not in names:
-                    continue
-                if isinstance(part.value, ast.Name) and part.value.id == function.__code__.co_varnames[0]:
-                    yield method, part.attr, f"{short(function.__code__.co_filename)}:{part.lineno}"
+                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load) and part.attr in names:
+                    this = part.value.id if isinstance(part.value, ast.Name) else ""
+                    if this == function.__code__.co_varnames[0]:
+                        yield method, part.attr, f"{short(function.__code__.co_filename)}:{part.lineno}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from secateur.structure.asked import (
     TORCH,
+    Function,
     callees,
     definition,
     made_of,
@@ -66,7 +67,8 @@ def _value(owner: Any, chain: Chain) -> object:
 def _deciding(module: nn.Module) -> Iterator[tuple[str, frozenset[Chain]]]:
     """Lines, as "file:line", and what is asked of `self` there: of the forward and the methods that it calls."""
     for function in run_by_forward(module):
-        yield from _lines(function)
+        node = definition(function.__code__)
+        yield from _lines(node, function.__code__.co_filename) if node is not None else ()
 
 
 def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
@@ -87,9 +89,8 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
 
 
 @cache
-def _lines(function: FunctionType) -> tuple[tuple[str, frozenset[Chain]], ...]:
-    node = definition(function.__code__)
-    if node is None or not node.args.args:
+def _lines(node: Function, filename: str) -> tuple[tuple[str, frozenset[Chain]], ...]:
+    if not node.args.args:
         return ()
     this = node.args.args[0].arg
     named: dict[str, set[Chain]] = {}
@@ -103,8 +104,7 @@ def _lines(function: FunctionType) -> tuple[tuple[str, frozenset[Chain]], ...]:
         chains = {chain for part in ast.walk(test) if (chain := _chain(part, this))}
         chains |= {chain for name, known in named.items() if mentions(test, {name}) for chain in known}
         lines.setdefault(test.lineno, set()).update(chains)
-    file = short(function.__code__.co_filename)
-    return tuple((f"{file}:{line}", frozenset(chains)) for line, chains in sorted(lines.items()) if chains)
+    return tuple((f"{short(filename)}:{line}", frozenset(chains)) for line, chains in sorted(lines.items()) if chains)
 
 
 def _chain(node: ast.AST, this: str) -> Chain:
