@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import InputError, NonFiniteError
-from secateur.model.call import call, device_of, own_loss, prediction, to_device, to_example, with_labels
+from secateur.model.call import call, device_of, prediction, to_device, to_example
 from secateur.model.guard import evaluating
+from secateur.model.labels import own_loss, with_labels
 from secateur.types import Batch, Data
 
 IGNORED = -100  # label of tokens that nobody asks for, as transformers has it

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.model.place import short
 from secateur.model.tensors import named_tensors
-from secateur.structure.asked import TORCH, definition, short
+from secateur.structure.asked import TORCH, definition
 from secateur.structure.provenance import Attribute
 from secateur.structure.switches import run_by_forward
 from secateur.types import Condition

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.model.place import short
 from secateur.structure.asked import (
     TORCH,
     Function,
@@ -23,7 +24,6 @@ from secateur.structure.asked import (
     made_of,
     mentions,
     plain_function,
-    short,
     targets,
     tests_in,
 )
