@@ -513,3 +513,30 @@ def test_a_softmax_that_no_layer_sums_up_is_a_choice_and_stays() -> None:
     model, x = Choice(), torch.randn(4, 5)
     assert any("softmax" in reason for reason in locked(model, x)["a"])
     assert isinstance(cut_or_refused(model, x), sc.SecateurError)
+
+
+OWN_CHANCE = {
+    "randn": lambda h, g: h @ torch.randn(h.shape[1], h.shape[1], generator=g),
+    "rand along it": lambda h, g: h * torch.rand(h.shape[1], generator=g),
+    "written in place": lambda h, g: h * torch.empty(h.shape[1]).normal_(generator=g),
+    "bernoulli": lambda h, g: h * torch.bernoulli(torch.full((h.shape[1],), 0.5), generator=g),
+    "an order": lambda h, g: h[:, torch.randperm(h.shape[1], generator=g)],
+}
+
+
+@pytest.mark.parametrize("name", OWN_CHANCE)
+def test_numbers_of_a_generator_that_the_forward_seeds_are_a_table(name: str) -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 12), nn.Linear(12, 14), nn.Linear(14, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = OWN_CHANCE[name](self.a(x).relu(), torch.Generator().manual_seed(3))
+            return self.c(self.b(h).relu())
+
+    model, x = Projected(), torch.randn(4, 5)
+    assert any("generator" in reason or "position" in reason for reason in locked(model, x)["a"])
+    plan = holds(model, x, [torch.randn(7, 5)])
+    assert plan is not None
+    assert "a.weight" not in plan.cuts

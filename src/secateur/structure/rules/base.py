@@ -212,7 +212,16 @@ def apply(call: Call) -> list[Axes]:
         return [tuple(call.fresh(n, why) for n in t.shape) for t in call.results]
     axes = rule(call)
     _note_rows(call)
-    return axes if isinstance(axes, list) else [axes] * len(call.results)
+    found = axes if isinstance(axes, list) else [axes] * len(call.results)
+    _lock_own_chance(call, found)
+    return found
+
+
+def _lock_own_chance(call: Call, axes: Sequence[Axes]) -> None:
+    """Numbers from a generator of the code's own are a table by another name: at another size it holds others."""
+    if any(isinstance(value, torch.Generator) for value in (*call.args, *call.kwargs.values())):
+        for axis in (axis for one in axes for axis in one):
+            call.lock(axis, "numbers from a generator of the code's own are others at another size")
 
 
 def _note_rows(call: Call) -> None:
