@@ -56,10 +56,10 @@ NAMED = {
     "manifest": list(folders.manifests()),
     "files": list(folders.swapped_files(Path("outside"))),
 }
-GOOD_PLAN = {
-    "schema": 1, "fingerprint": "0" * 64, "model": "Net", "request": {}, "groups": {"fc1": {}},
-    "cuts": {"fc1.weight": {}}, "attributes": [], "sizes": [], "masks": {}, "layers": {}, "units": {}, "cost": {},
-    "certificate": {}, "decision": "",
+GOOD_PLAN = {  # of the form that is written: names of tests are made before there is a plan
+    "attributes": [], "certificate": {}, "conditions": [], "cost": {}, "cuts": {"fc1.weight": {}}, "decision": "",
+    "fingerprint": "0" * 64, "groups": {"fc1": {}}, "layers": {}, "left_out": [], "masks": {}, "model": "Net",
+    "request": {}, "scales": [], "schema": 1, "sizes": [], "units": {},
 }  # fmt: skip
 PLANS = [name for name, _ in folders.plans(GOOD_PLAN)]
 WEIGHTS = [name for name, _ in folders.weights(hostile.raw({"a": hostile.entry(0, 4)}, bytes(4)), Path("/none"))]
@@ -94,6 +94,7 @@ def test_plans(world, capfd, number):
     path = world / "out" / "plan.json"
     data = json.loads(path.read_text())
     name, change = list(folders.plans(data))[number]
+    assert name == PLANS[number]
     change(data)
     path.write_text(json.dumps(data if name.startswith(("decision", "without decision")) else folders.seal_plan(data)))
     folders.reseal(world / "out")

@@ -144,9 +144,9 @@ def _plan(make: type[P], data: Mapping[str, Any], origin: str, tensors: Mapping[
         layers={path: _layer_entry(entry) for path, entry in data["layers"].items()},
         sizes={Attribute(a["owner"], a["name"], a["item"]): a["value"] for a in data["sizes"]},
         recorded=None if recorded is None else check_certificate(recorded, origin),
-        scales=tuple(Scale(**entry) for entry in data.get("scales", ())),
-        left_out=tuple(LeftOut(**entry) for entry in data.get("left_out", ())),
-        conditions=tuple(Condition(**entry) for entry in data.get("conditions", ())),
+        scales=tuple(Scale(**entry) for entry in data["scales"]),
+        left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
+        conditions=tuple(Condition(**entry) for entry in data["conditions"]),
     )
 
 

@@ -129,15 +129,15 @@ class PlanPart(FilePart):
     cuts: dict[Name, dict[Dim, Annotated[list[Run], Field(min_length=1)]]]  # something always stays
     attributes: list[IntegerPart]
     sizes: list[WasPart]
-    scales: list[ScalePart] = []
+    scales: list[ScalePart]
     masks: dict[Name, MaskPart]
     layers: dict[Name, LayerPart]
     weights: list[Name] = []
     tensors: TensorsPart | None = None
     units: UnitsPart
     cost: dict[Literal["params", "macs"], Annotated[list[Cost], Field(min_length=2, max_length=2)]]
-    left_out: list[LeftOutPart] = []
-    conditions: list[ConditionPart] = []
+    left_out: list[LeftOutPart]
+    conditions: list[ConditionPart]
     certificate: dict[str, Any] | None
     decision: Hash | None
 
