@@ -99,4 +99,5 @@ class Moments:
         """
         flipped = torch.linalg.cholesky(self.damped.double().flip(0, 1)).flip(0, 1)
         eye = torch.eye(len(flipped), dtype=flipped.dtype, device=flipped.device)
-        return torch.linalg.solve_triangular(flipped, eye, upper=True).to(self.gram)
+        found: Tensor = torch.linalg.solve_triangular(flipped, eye, upper=True)
+        return found.to(self.gram)
