@@ -57,13 +57,16 @@ def perplexity(model: nn.Module, data: Data) -> dict[str, float]:
 
 
 def predicts_next(model: nn.Module, batch: Batch) -> bool:
-    """Whether a model is asked for the next token: its labels are its input, and its own loss compares them shifted.
+    """Whether a model is asked for the next token.
+
+    Its labels are its input, what it says of a token does not depend on those behind, and its own loss is the mean over
+    the tokens that follow.
 
     Args:
         model: left as it is.
         batch: one batch.
 
-    Cost: one forward pass.
+    Cost: two forward passes of one sample.
     """
     if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
         return False
@@ -76,8 +79,16 @@ def predicts_next(model: nn.Module, batch: Batch) -> bool:
     moved = to_device(few, device_of(model))
     with evaluating(model):
         output = call(model, with_labels(model, moved))
-    own, logits = own_loss(output), prediction(output)
-    if own is None or logits.dim() != 3 or logits.shape[:2] != moved["input_ids"].shape:
+        own, logits = own_loss(output), prediction(output)
+        if own is None or logits.dim() != 3 or logits.shape[:2] != moved["input_ids"].shape:
+            return False
+        changed = moved["input_ids"].clone()
+        changed[:, -1] = (
+            changed[:, 0] if bool(changed[0, -1] != changed[0, 0]) else (changed[:, 0] + 1) % logits.shape[-1]
+        )
+        other = prediction(call(model, with_labels(model, {**moved, "input_ids": changed, "labels": changed})))
+    before, after = logits[:, :-1].float(), other[:, :-1].float()
+    if float((before - after).abs().max()) > 1e-3 * float(before.abs().max()):
         return False
     loss, tokens = _loss(logits, _labels(moved))
     return tokens > 0 and math.isclose(float(own), loss / tokens, rel_tol=1e-2, abs_tol=1e-3)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import secateur as sc
 from secateur.cli.main import main
 
 transformers = pytest.importorskip("transformers")
@@ -44,6 +45,11 @@ def test_a_solver_named_on_the_command_line_prunes_block_by_block(folder, tmp_pa
     for layer in report["layers"]:
         weight = loaded.get_parameter(layer["name"])
         assert bool(((weight == 0).reshape(-1, 4).sum(1) == 2).all())
+
+    # The plan of the folder, whose tensors lie beside it, says the same.
+    config = transformers.AutoConfig.from_pretrained(folder)
+    replayed = sc.load(out, transformers.LlamaForCausalLM(config))
+    assert all(torch.equal(a, loaded.state_dict()[key]) for key, a in replayed.state_dict().items())
 
     assert main(["measure", f"hf:{out}", "--task", "perplexity", "--data", f"text:{folder / 'text.txt'}",
                  "--tokens", "16", "--sequences", "5", "--json"]) == 0  # fmt: skip
