@@ -163,23 +163,28 @@ print("clean")
 """
 
 
+def _file(name: str) -> str:
+    """Where the compiler has a library; the bare name where it has none."""
+    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
 @pytest.mark.slow
 def test_no_kernel_reads_or_writes_where_it_must_not(tmp_path) -> None:
     """With the address sanitizer, which sees PyTorch's tensors too because it replaces malloc."""
     home = native._home()
     if home is None or native.why_not():
         pytest.skip(native.why_not())
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    runtime = _file("libasan.so")
+    preload = f"{runtime} {_file('libstdc++.so')}"
     if not Path(runtime).is_absolute():
         pytest.skip("the compiler has no address sanitizer")
-    flags = ("-fsanitize=address", "-g", "-fno-omit-frame-pointer")
+    flags = ("-O1", "-fsanitize=address", "-g", "-fno-omit-frame-pointer")
     home.build(tmp_path / "kernels.so", extra=flags)
     built = f"(ctypes.CDLL({str(tmp_path / 'kernels.so')!r}), '')"
     script = f"import ctypes\nfrom secateur.deployment import native\nnative._load = lambda: {built}\n"
     done = subprocess.run(
         [sys.executable, "-c", script + FUZZ], capture_output=True, text=True, check=False,
-        env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.stdout.strip() == "clean", done.stderr[-3000:]
