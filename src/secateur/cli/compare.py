@@ -21,7 +21,7 @@ FILES = ("compare.html", "results.csv", "compare.md", "summary.json", "manifest.
 
 
 EXAMPLES = (
-    "compare demo:convnet --data demo:mnist --preset quick --out runs/compare",
+    "compare demo:convnet --data demo:mnist --preset quick --out runs/c",
     "compare mynet.py:build --data npz:mine.npz --criteria l1,taylor --out runs/c",
 )
 
