@@ -96,8 +96,8 @@ def score(
         >>> import torch
         >>> layer = nn.Linear(2, 2, bias=False)
         >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -2.0], [1.0, -5.0]]))
-        >>> score(nn.Sequential(layer), granularity={"name": "vector", "axis": "row"})
-        {'0.weight': tensor([3.6056, 5.0990])}
+        >>> score(nn.Sequential(layer), granularity={"name": "vector", "axis": "row"})["0.weight"]
+        tensor([3.6056, 5.0990])
     """
     model = admit(model)
     groups, record = grouped(model, example, granularity, protect)

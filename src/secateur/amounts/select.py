@@ -131,8 +131,8 @@ def select(
         Han et al. 2015 for the threshold form; the total order is ours.
 
     Example:
-        >>> select({"w": torch.tensor([3.0, 2.0, 1.0, 5.0])}, sparsity=0.5)
-        {'w': tensor([ True, False, False,  True])}
+        >>> select({"w": torch.tensor([3.0, 2.0, 1.0, 5.0])}, sparsity=0.5)["w"]
+        tensor([ True, False, False,  True])
         >>> select({"a.w": torch.rand(10), "b.w": torch.rand(10)}, sparsity={"a": 0.3, "*": 0.5})["a.w"].sum().item()
         7
     """

@@ -21,8 +21,8 @@ FILES = ("compare.html", "results.csv", "compare.md", "summary.json", "manifest.
 
 
 EXAMPLES = (
-    "compare demo:convnet --data demo:mnist --preset quick --out runs/compare",
-    "compare mynet.py:build --data npz:mine.npz --criteria l1,taylor --out runs/c",
+    "compare demo:convnet --data demo:mnist --preset quick --out runs/c",
+    "compare net.py:build --data npz:my.npz --criteria l1,taylor --out c",
 )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "prune mynet.py:build --data npz:mine.npz --macs 0.5 --out runs/mine",
     "prune demo:lenet --sparsity 0.3 --recover none --out runs/small",
-    "prune hf:FOLDER --params 0.8 --expressible --data tsv:sst2 --out runs/hf",
+    "prune hf:FOLDER --params 0.8 --expressible --data tsv:sst2 --out hf",
 )
 
 

@@ -32,7 +32,7 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     return 0
 
 
-@app.command("show", epilog=options.help_of("recipes show channel-half-macs --macs 0.6 --criterion taylor > mine.yaml"))
+@app.command("show", epilog=options.help_of("recipes show channel-half-macs --macs 0.6 > mine.yaml"))
 @decides(without=("device",))
 def show(
     name: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A recipe file, or the name of a bundled one.")],
