@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from torch import Tensor, nn
 
 from secateur.criteria.base import Criterion
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, SecateurError
 from secateur.files.checkpoint import EVERY
 from secateur.kinds.weights.granularity import Granularity
 from secateur.loading import doubt
@@ -160,6 +160,9 @@ def prune(
             model, example, examples, given, settings, decision.get("criterion"), loss, evaluate, train, run, kept,
             title, command,
         )  # fmt: skip
+    except SecateurError as error:
+        kept.refused(error)
+        raise
     finally:
         kept.close()
 

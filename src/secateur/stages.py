@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from secateur.errors import PlanMismatchError, RecipeError
+from secateur.errors import PlanMismatchError, RecipeError, ResourceError, SecateurError
 from secateur.files.checkpoint import EVERY, Checkpoint
 from secateur.files.seeds import stable_hash
 from secateur.model.generators import drawn, set_drawn
@@ -152,6 +152,12 @@ class Stages:
         """Keep the journal: the times of stages that a later process does not repeat."""
         if self._checkpoint is not None:
             self._checkpoint.put("journal", self._run.state_dict())
+
+    def refused(self, error: SecateurError) -> None:
+        """Leave no folder of a run that can only be refused again; states are kept where the machine was in the way."""
+        checkpoint = self._checkpoint
+        if checkpoint is not None and checkpoint.began and not (isinstance(error, ResourceError) and checkpoint.names):
+            checkpoint.remove()
 
     def close(self) -> None:
         """Let other processes have the folder."""

@@ -293,10 +293,11 @@ def test_conditions_stand_in_plan_file_words_view_and_report(tmp_path: Path) -> 
     assert view.to_dict()["conditions"] == [dataclasses.asdict(condition)]
 
 
-def test_plans_without_conditions_are_read_and_damaged_ones_refused() -> None:
+def test_plans_without_conditions_and_with_damaged_ones_are_refused() -> None:
     data = json.loads(_plan(AuxOfLong()).to_json())
-    older = {key: value for key, value in data.items() if key != "conditions"}
-    assert sc.Plan.from_data(older).conditions == ()
+    assert sc.Plan.from_data(data).conditions
+    with pytest.raises(sc.errors.FileRefusedError, match="conditions"):
+        sc.Plan.from_data({key: value for key, value in data.items() if key != "conditions"})
     for damage in ([{"text": 1, "where": "", "module": ""}], [{"text": "x"}], ["x"], 5):
         with pytest.raises(sc.errors.FileRefusedError):
             sc.Plan.from_data({**data, "conditions": damage})

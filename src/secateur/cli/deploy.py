@@ -15,6 +15,11 @@ from secateur.cli.console import emit, table, write
 if TYPE_CHECKING:
     from secateur.deployment import Deployment
 
+EXAMPLES = (
+    "deploy runs/mine --model mynet.py:build --out runs/fast",
+    "deploy runs/mine --model mynet.py:build --weights int8 --out runs/int8",
+)
+
 
 class Weights(StrEnum):
     """How far weights may be rounded."""

@@ -20,6 +20,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "hf": ("transformers",),
     "search": ("scipy",),
+    "train": ("accelerate", "lightning"),
     "data": ("pyarrow", "pillow"),
 }
 LITTLE_DISK = 500_000_000

@@ -13,6 +13,11 @@ from secateur.cli.console import emit, write
 if TYPE_CHECKING:
     from secateur.recipe import Recipe
 
+EXAMPLES = (
+    "lottery demo:lenet --data demo:mnist --out runs/tickets",
+    "lottery net.py:build --data npz:my.npz --rewind epoch:1 --out runs/t",
+)
+
 
 def lottery(
     model: options.Model,

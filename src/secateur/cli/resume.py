@@ -9,6 +9,8 @@ import typer
 
 from secateur.cli import options
 
+EXAMPLES = ("resume runs/mine",)
+
 
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of the run that was interrupted.")],

@@ -42,6 +42,9 @@ class Checkpoint:
         every: seconds between two states that are not those of the end of a stage.
         clock: source of time in seconds.
 
+    Attributes:
+        began: whether the run begins here, and is not one that goes on.
+
     Raises:
         FileRefusedError: the folder is no checkpoint, is damaged, belongs to another run, or another process has it.
         RecipeError: `every` is negative.
@@ -62,10 +65,13 @@ class Checkpoint:
         self._number, self._last, self._spent = 0, clock(), 0.0
         self._fd: int | None = None
         self.about: Mapping[str, Any] = {}
+        self.began = not (self.folder / INDEX).exists()
         self._take(about is not None)
         try:
             self._open(about)
         except BaseException:
+            if self.began and not self._entries and not (self.folder / INDEX).exists():
+                self._leave()
             self.close()
             raise
 
@@ -120,13 +126,12 @@ class Checkpoint:
             self._fd = None
 
     def remove(self) -> None:
-        """Delete the folder with all states: the run has ended well."""
+        """Delete the folder with all states: the run has ended well, or there is nothing to go on with."""
         for path in self.folder.iterdir():
-            if _FILE.fullmatch(path.name) or path.name in (INDEX, LOCK):
+            if _FILE.fullmatch(path.name) or path.name == INDEX:
                 path.unlink()
+        self._leave()
         self.close()
-        with suppress(OSError):  # somebody put a file of theirs there: it stays
-            self.folder.rmdir()
 
     # -- the folder -------------------------------------------------------------------------------------------
 
@@ -145,6 +150,11 @@ class Checkpoint:
             raise FileRefusedError(
                 f"{self.folder} is in use", why="another process works on this run", hint="wait until it has ended"
             )
+
+    def _leave(self) -> None:
+        (self.folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody put a file of theirs there: it stays
+            self.folder.rmdir()
 
     def _open(self, about: Mapping[str, Any] | None) -> None:
         if (self.folder / INDEX).exists():

@@ -243,8 +243,11 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors_in = tensors_of((args, kwargs))
         # Numbered before the call: a new constant must be known as it was before an in-place operator writes into it.
         numbers = {id(t): recorder.number(t) for t in tensors_in}
-        if func in UNDECLARED or _mutates(func):
+        if _mutates(func):
             for tensor in tensors_in:
+                recorder.before_mutation(tensor)
+        elif func in UNDECLARED:
+            for tensor in tensors_of(args[3:5]):  # the running statistics
                 recorder.before_mutation(tensor)
         result = func(*args, **kwargs)
         results = tensors_of(result)
