@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "deploy runs/mine --model mynet.py:build --out runs/fast",
-    "deploy runs/mine --model mynet.py:build --weights int8 --out runs/int8",
+    "deploy runs/mine --model mynet.py:build --weights int8 --out runs/q",
 )
 
 
