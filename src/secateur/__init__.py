@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,11 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
     module, _, attribute = _HOME[name].partition(":")
-    found = import_module(module)
+    chance = random.getstate()
+    try:
+        found = import_module(module)
+    finally:
+        random.setstate(chance)  # rich draws from it while it is imported, and the user's program goes on drawing
     value = getattr(found, attribute) if attribute else found
     globals()[name] = value
     return value

@@ -233,7 +233,7 @@ def _staged(
     return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), beside, kept.folder)
 
 
-@spoken()
+@spoken(Decided.__annotations__)
 @shows_progress
 def estimate(
     model: nn.Module,
@@ -246,6 +246,7 @@ def estimate(
     loss: Loss | None = None,
     progress: Progress | bool | None = None,
     title: str = "",
+    **decision: Unpack[Decided],
 ) -> Estimate:
     """Say what pruning by a recipe would bring: plan, apply to a copy, certify, count and time. Nothing is recovered.
 
@@ -259,6 +260,7 @@ def estimate(
         loss: ``loss(model, batch) -> scalar``; default from the batches.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the model; its class by default.
+        **decision: as for `prune`.
 
     Returns:
         The plan with its certificate, and a report of what it would bring: parameters, MACs, bytes and latency. Quality
@@ -275,20 +277,22 @@ def estimate(
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-        >>> told = estimate(model, torch.ones(1, 8), recipe={"target": {"sparsity": 0.5}})
+        >>> told = estimate(model, torch.ones(1, 8), target={"sparsity": 0.5})
         >>> told.report.before.params, told.report.after.params
         (178, 90)
     """
     model = admit(model, copied=True)
-    settings = load_recipe(DEFAULT_RECIPE if recipe is None else recipe, overrides)
     given = enter(data, calibration=calibration)
+    if "protect" in decision:
+        decision["protect"] = patterns_of(model, decision["protect"])
+    settings, _ = _settings(recipe, overrides, decision, given, recover=None, own=True)
     _check_weights(model)
     example = given.example() if example is None else example
     run = Journal(_called(progress))
     with run.stage("plan"):
         samples = samples_in(model, example)
         before = snapshot(model, example, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss)
+        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"))
     with run.stage("apply to a copy"):
         smaller = plan.apply(model)
     with run.stage("measure"):

@@ -31,6 +31,8 @@ from .usages import (
 
 def test_nothing_around_the_call_changes() -> None:
     """Generators, modes, gradients, hooks, defaults: all as they were, after a cut as after a refusal."""
+    # What is imported at first use adds filters of its own.
+    sc.estimate(seeded(Mlp), data(5, 8), target={"sparsity": 0.3})
     model, x = seeded(Convnet), data(2, 3, 8, 8)
     model.train()
     model(x).sum().backward()

@@ -109,12 +109,16 @@ def test_help_and_recipes_need_no_torch(module: str) -> None:
 
 def test_importing_changes_nothing() -> None:
     code = """
-import os, sys, torch
+import os, random, sys, numpy, torch
 def state():
     found = torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed(), torch.get_num_threads()
-    return found, dict(os.environ)
+    drawn = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return found, drawn, dict(os.environ)
 before = state()
-import secateur, secateur.pipeline, secateur.criteria, secateur.sources
+import secateur
+for name in secateur.__all__:
+    getattr(secateur, name)
+import secateur.pipeline, secateur.criteria, secateur.sources
 assert state() == before
 assert not {"transformers", "timm", "torchvision", "onnx", "mlxtend", "plotly"} & set(sys.modules)
 """

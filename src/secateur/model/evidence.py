@@ -55,8 +55,10 @@ class Form:
     def __init__(self, example: Example, model: nn.Module) -> None:
         plain = dict(example) if isinstance(example, Mapping) else example
         leaves, self.tree = pytree.tree_flatten(plain)
-        self.leaves: list[Any] = leaves
-        self.tensors = [t for t in leaves if isinstance(t, Tensor)]
+        # Looked at without the graph that an example may hang on; whether they ask for gradients is part of the form.
+        self.gradients = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
+        self.leaves: list[Any] = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.tensors = [t for t in self.leaves if isinstance(t, Tensor)]
         first = {t.shape[0] for t in self.tensors if t.dim() > 0}
         self.batch = first.pop() if len(first) == 1 else None
         start = 0 if self.batch is None else 1
@@ -65,7 +67,7 @@ class Form:
         self.ones = 1 in found
         tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
         self.vocabulary = max(tables, default=0)
-        self.blank = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
+        self.blank = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
         self.drawn: frozenset[int] = frozenset()
 
     def anew(
@@ -87,10 +89,10 @@ class Form:
         def make(i: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            resized = self._resized(leaf.detach(), batch, sizes or {}, wide or {})
+            resized = self._resized(leaf, batch, sizes or {}, wide or {})
             if i in self.blank:
                 return _numbers(0, self.vocabulary - 1, resized, generator) if i in self.drawn else resized
-            return _drawn(leaf, resized, generator)
+            return _drawn(leaf, resized, generator).requires_grad_(self.gradients[i])
 
         return pytree.tree_unflatten([make(i, leaf) for i, leaf in enumerate(self.leaves)], self.tree)
 

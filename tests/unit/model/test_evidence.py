@@ -31,6 +31,15 @@ def test_masks_stay_masks_and_tokens_stay_in_their_range() -> None:
     assert made["none"] is None
 
 
+def test_an_example_that_asks_for_gradients_gets_others_that_do_and_hang_on_nothing() -> None:
+    wanted = torch.randn(3, 4, requires_grad=True)
+    made = Form({"x": wanted, "y": wanted * 2, "z": torch.randn(3, 4)}, nn.Linear(4, 2)).anew(batch=5)
+    assert [made[name].requires_grad for name in "xyz"] == [True, True, False]
+    assert all(made[name].is_leaf for name in "xyz")
+    ones = Form(torch.ones(3, 4, requires_grad=True), nn.Linear(4, 2)).anew()  # a mask, for all that is known
+    assert ones.requires_grad
+
+
 @pytest.mark.parametrize("blank", [torch.zeros(3, 4), torch.full((3, 4), 7.0), torch.full((3, 4), float("nan"))])
 def test_a_blank_example_gets_live_values(blank: Tensor) -> None:
     made = Form(blank, nn.Linear(4, 2)).anew()
