@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from html import escape
 
@@ -46,3 +47,10 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, not
 
 def _safe(text: str) -> str:
     return escape(visible(str(text)))
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, whose user waits in front of an empty cell."""
+    ask = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = ask() if callable(ask) else None
+    return type(shell).__name__ == "ZMQInteractiveShell"

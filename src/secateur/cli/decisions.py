@@ -72,7 +72,8 @@ class Decisions:
 
     def settings(self) -> list[Setting]:
         """The same as settings of a recipe; targets take the place of the recipe's target."""
-        from secateur.recipe.overrides import Setting, choice_of, steps_of, value_of
+        from secateur.recipe.load import steps_of
+        from secateur.recipe.overrides import Setting, choice_of, value_of
 
         targets = [(key, getattr(self, name), f"--{name}") for name, key in TARGETS.items()]
         found = [

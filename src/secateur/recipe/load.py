@@ -17,7 +17,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.sniff import open_regular, refuse, sniff_stream
-from secateur.recipe.overrides import Setting, apply_overrides
+from secateur.recipe.overrides import Setting, apply_overrides, choice_of
 from secateur.recipe.reader import MAX_BYTES, RecipeText, read_yaml
 from secateur.recipe.reader import Path as Keys
 from secateur.recipe.schema import Recipe
@@ -204,3 +204,28 @@ def _models(annotation: object) -> list[type[BaseModel]]:
 def _methods() -> dict[str | int, type[BaseModel]]:
     steps = _models(Recipe.model_fields["recover"].annotation)
     return {get_args(step.model_fields["method"].annotation)[0]: step for step in steps}
+
+
+def steps_of(text: str) -> list[Any]:
+    """Recovery steps as one word: ``none``, ``STEP:option=value,STEP``, or the steps of a recipe by name or file.
+
+    Raises:
+        RecipeError: malformed.
+
+    Example:
+        >>> steps_of("bn_refresh,finetune:epochs=3")
+        [{'method': 'bn_refresh'}, {'method': 'finetune', 'epochs': 3}]
+    """
+    if text in ("none", ""):
+        return []
+    if text in bundled() or text.endswith((".yaml", ".yml")):
+        plain = load_recipe(text).model_dump(mode="json", by_alias=True, exclude_none=True)
+        return list(plain["recover"])
+    choices = [choice_of(word) for word in text.split(",")]
+    named = [choice if isinstance(choice, dict) else {"name": choice} for choice in choices]
+    # A fine-tuning of no length is refused by the recipe; who writes its name alone means the usual one.
+    usual = {"finetune": {"epochs": 3}}
+    return [
+        {"method": one.pop("name"), **one} if len(one) > 1 else {"method": one["name"], **usual.get(one["name"], {})}
+        for one in named
+    ]

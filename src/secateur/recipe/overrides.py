@@ -130,33 +130,6 @@ def choice_of(word: str) -> str | dict[str, Any]:
     return found
 
 
-def steps_of(text: str) -> list[Any]:
-    """Recovery steps as one word: ``none``, ``STEP:option=value,STEP``, or the steps of a recipe by name or file.
-
-    Raises:
-        RecipeError: malformed.
-
-    Example:
-        >>> steps_of("bn_refresh,finetune:epochs=3")
-        [{'method': 'bn_refresh'}, {'method': 'finetune', 'epochs': 3}]
-    """
-    from secateur.recipe.load import bundled, load_recipe
-
-    if text in ("none", ""):
-        return []
-    if text in bundled() or text.endswith((".yaml", ".yml")):
-        plain = load_recipe(text).model_dump(mode="json", by_alias=True, exclude_none=True)
-        return list(plain["recover"])
-    choices = [choice_of(word) for word in text.split(",")]
-    named = [choice if isinstance(choice, dict) else {"name": choice} for choice in choices]
-    # A fine-tuning of no length is refused by the recipe; who writes its name alone means the usual one.
-    usual = {"finetune": {"epochs": 3}}
-    return [
-        {"method": one.pop("name"), **one} if len(one) > 1 else {"method": one["name"], **usual.get(one["name"], {})}
-        for one in named
-    ]
-
-
 def _assign(data: Any, parts: tuple[str, ...], value: Any, label: str) -> Path:
     path: Path = ()
     for number, part in enumerate(parts):

@@ -19,8 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from secateur.report.stages import in_notebook
 from secateur.report.text import clean, seconds, writable
+from secateur.shown import in_notebook
 
 Step = Callable[[int, int], None]
 Clock = Callable[[], float]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from rich.console import Console
+
+from secateur.report.progress import progress
+from secateur.shown import in_notebook
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,8 +39,6 @@ class Stages:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is; a new name ends the stage before."""
-        from secateur.report import progress
-
         if stage != self._stage:
             self._stack.close()
             self._stage = stage
@@ -60,13 +60,6 @@ class StageStep:
     def __call__(self, done: int, total: int) -> None:
         """Pass it on with the stage's name."""
         self._stages(self._stage, done, total)
-
-
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, whose user waits in front of an empty cell."""
-    ask = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    shell = ask() if callable(ask) else None
-    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def shows_progress(function: Callable[P, R]) -> Callable[P, R]:

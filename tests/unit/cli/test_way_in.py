@@ -27,7 +27,7 @@ from secateur.cli.failures import show
 from secateur.cli.main import app, main
 from secateur.recipe import load_recipe
 from secateur.report.progress import progress
-from secateur.report.stages import in_notebook
+from secateur.shown import in_notebook
 
 ROOT = Path(__file__).parents[3]
 NET = """
@@ -363,7 +363,7 @@ def test_a_notebook_sees_one_line_that_moves(
     measured = {"target": {"sparsity": 0.5}, "measure": {"latency": False}}
     seen: list[str] = []
     for given, quiet in ((None, False), (False, True), (lambda stage, done, total: seen.append(stage), True)):
-        monkeypatch.setattr("secateur.report.progress", _loud(capsys))
+        monkeypatch.setattr("secateur.report.stages.progress", _loud(capsys))
         sc.prune(net, torch.zeros(1, 3), recipe=measured, granularity="neuron", progress=given)
         assert ("loud" in capsys.readouterr().err) is not quiet
     assert "plan" in seen
