@@ -360,18 +360,22 @@ class _Trials:
             hint=hint,
             nan="a removed part reaches the output",
         )
-        wanted = {name for name in map(reference.renamed, expected.parameters) if name is not None}
+        if expected.parameters or found.parameters:
+            self._same_parameters(given, expected, found)
+        self.found.trials.append(Trial(given.what, reference.method, proof.max_abs_error))
+        self.found.proof = self.found.proof or proof
+        return proof.max_abs_error
+
+    def _same_parameters(self, given: Input, expected: Answer, found: Answer) -> None:
+        wanted = {name for name in map(self.reference.renamed, expected.parameters) if name is not None}
         there = {name for name, _ in self.cut.named_parameters()}
         if (wanted & there) != found.parameters:
             other = sorted((wanted & there) ^ found.parameters)
             raise CertificateError(
                 f"Other parameters of the cut model take part than of the original (on {given.what}).",
                 why=f"for example {other[0]!r}",
-                hint=hint,
+                hint=self.reference.hint,
             )
-        self.found.trials.append(Trial(given.what, reference.method, proof.max_abs_error))
-        self.found.proof = self.found.proof or proof
-        return proof.max_abs_error
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.numel() and len(self.live) < 2:
