@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.kinds.answers import Answer, Lent, answer
+from secateur.kinds.reference import THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import Blocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
-from secateur.model.call import device_of, tensors_in
+from secateur.model.call import tensors_in
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, generators
-from secateur.types import Certificate, Example, Trial
+from secateur.types import Example, Trial
 
 Effort = Literal["example", "default", "full"]
-THE_EXAMPLE = "the example"
 LEFT = "on the example itself the cut was held against the replay alone; the second proof ran all blocks on {}"
 FEW = 4  # so many times smaller than the example is an input on which a large model runs whole beside the replay
 LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
@@ -34,63 +34,6 @@ CHANGES = (
     'Protect what is cut there, or let the scale follow the width (scales="follow"), which the certificate then says. '
     "Nothing was changed or saved."
 )
-HINT = "Protect what the plan removes, or cut at another granularity. Nothing was changed or saved."
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What a cut model should do.
-
-    Args:
-        model: runs as the original does.
-        method: what the certificate calls it.
-        around: stands around every run.
-        fit: (its outputs, those of the cut model) -> its outputs at the cut model's sizes.
-        renamed: name of a parameter in the original -> its name in the cut model, or None where it is gone.
-        objection: what speaks against the cut though it agrees; "" if nothing.
-        notes: what the runs so far have shown, to be said in the certificate.
-        differs: says what an output of the cut model is not.
-        hint: what to do then.
-    """
-
-    model: nn.Module
-    method: str
-    around: Callable[[], AbstractContextManager[object]] = nullcontext
-    fit: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] = lambda expected, found: list(expected)
-    renamed: Callable[[str], str | None] = lambda name: name
-    objection: Callable[[], str] = str
-    notes: Callable[[], Sequence[str]] = tuple
-    differs: str = "is not that of the original without what is removed"
-    hint: str = HINT
-
-
-@dataclass
-class Tried:
-    """What trials have shown.
-
-    Args:
-        trials: that held.
-        notes: what they do not show, and what was taken for granted.
-        proof: of the example; None where no reference could be run.
-        draws: whether the forward draws random numbers in eval mode, as far as is known.
-        runs: of the cut model, on the example and on further ones.
-    """
-
-    trials: list[Trial] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    proof: Certificate | None = None
-    draws: bool = True
-    runs: list[Answer] = field(default_factory=list)
-
-    @property
-    def error(self) -> float:
-        """The largest of all."""
-        return max((trial.error for trial in self.trials), default=0.0)
-
-    @property
-    def on_example(self) -> bool:
-        """Whether the example is among them."""
-        return any(trial.input == THE_EXAMPLE for trial in self.trials)
 
 
 def tried(
@@ -152,48 +95,6 @@ def tried(
     trial.require_live()
     found.notes += trial.reference.notes()
     return found
-
-
-def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
-    """Whether a cut model gives what its reference gives on an example; the reference is run once."""
-    device = device_of(reference.model).type
-    try:
-        with torch.autocast(device, enabled=False):
-            expected = answer(reference.model, example, "eval", reference.around)
-    except SecateurError:
-        return lambda cut: False
-
-    def right(cut: nn.Module) -> bool:
-        try:
-            with torch.autocast(device, enabled=False):
-                found = answer(cut, example, twice=expected.twice)
-                known = expected
-                if found.twice and not expected.twice:
-                    known = answer(reference.model, example, "eval", reference.around, twice=True)
-            left = reference.fit(known.tensors, found.tensors)
-            agreement(left, found.tensors, None, method=reference.method, differs="", hint="")
-        except SecateurError:
-            return False
-        return known.words == found.words
-
-    return right
-
-
-def with_trials(proof: Certificate, found: Tried) -> Certificate:
-    """A certificate and what trials have shown beside it."""
-    error = max(proof.max_abs_error, found.error)
-    return replace(proof, max_abs_error=error, trials=tuple(found.trials), notes=(*proof.notes, *found.notes))
-
-
-def certified(found: Tried, method: str, *, dtype: str) -> Certificate:
-    """A certificate that stands on trials alone.
-
-    Raises:
-        CertificateError: the reference could not be run, so there are none.
-    """
-    if found.proof is None:
-        raise CertificateError("The cut could not be proved.", why="; ".join(found.notes), hint=HINT)
-    return with_trials(replace(found.proof, method=method, dtype=dtype), found)
 
 
 class _Trials:
@@ -269,13 +170,16 @@ class _Trials:
     def _others(self, example: Example) -> Iterator[tuple[Input, Answer]]:
         """Inputs beside the example with what is expected there; where the example is left out, a small one first."""
         known: dict[int, tuple[Input, Answer]] = {}
-        enough = _elements(example) // FEW
+        few = _elements(example) // FEW
         whole = self.left  # until the first was found
 
         def ways(given: Input) -> list[Input]:
+            nonlocal few
             if not whole:
                 return self._ways(given)
-            return [given] if _elements(given.example) <= enough else []
+            if _elements(given.example) > few:
+                few = 0  # nothing that differs less from the example takes its place
+            return [given] if few else []
 
         def accepts(given: Input) -> bool:
             for way in ways(given):

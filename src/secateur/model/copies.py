@@ -8,6 +8,7 @@ from functools import cache
 from types import FunctionType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,6 +43,8 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
+    if type(value) in (tuple, set, torch.Size) and all(type(item) in _ALONE for item in value):
+        return value.copy() if type(value) is set else value
     if isinstance(value, nn.Module):
         return copied(value, memo)
     if type(value) in (dict, OrderedDict):

@@ -209,7 +209,8 @@ class State:
                     self._walk(each)
             rest -= _NAMES  # of modules that are scripted or come from an older torch, all are walked
         for name in rest:
-            self._walk(attributes[name])
+            if self._kinds.get(type(attributes[name])) != "plain":  # asked here too: most are
+                self._walk(attributes[name])
         self._visit_class(type(module))
         if isinstance(module, torch.jit.ScriptModule):
             for child in module.children():
@@ -260,7 +261,8 @@ class State:
     def _walk_inside(self, value: object, kind: Kind) -> None:
         if kind == "container":
             for item in self.attributes.add(value):
-                self._walk(item)
+                if self._kinds.get(type(item)) != "plain":
+                    self._walk(item)
         elif kind == "array":
             self.undo.append(undo_array(value))
         elif kind == "random":

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from secateur.errors import CertificateError, SecateurError
-from secateur.kinds.trials import HINT, Effort, Tried, certified, with_trials
+from secateur.kinds.reference import HINT, Tried, certified, with_trials
+from secateur.kinds.trials import Effort
 from secateur.types import Certificate
 
 ABLATION = "ablation"

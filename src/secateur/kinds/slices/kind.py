@@ -17,6 +17,7 @@ from secateur.integrations.transformers import is_native
 from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
+from secateur.kinds.reference import Tried, agrees
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
@@ -24,7 +25,7 @@ from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.numbers import NumberTape
 from secateur.kinds.slices.replay import certify
-from secateur.kinds.trials import Effort, Tried, agrees, tried
+from secateur.kinds.trials import Effort, tried
 from secateur.measure.macs import samples_in
 from secateur.model.agreement import doubled
 from secateur.model.call import device_of
