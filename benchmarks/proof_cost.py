@@ -50,7 +50,7 @@ def parts(into: Times) -> Iterator[None]:
     """Time the parts of a proof."""
 
     def what(who: str) -> Callable[..., str]:
-        def name(self: Any, given: Any, mode: str = "eval", *more: Any) -> str:
+        def name(self: Any, given: Any, mode: str = "eval", *more: Any, **named: Any) -> str:
             return f"{who} on {given.what}{', training' if mode == 'train' else ''}"
 
         return name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from secateur.model.call import call, fresh
 from secateur.model.guard import Mode, enter, guard
@@ -54,13 +54,22 @@ class Lent:
         self._states: dict[tuple[int, tuple[str, ...]], tuple[nn.Module, State]] = {}
         self._flags: dict[int, list[tuple[nn.Module, bool]]] = {}
 
-    def state(self, model: nn.Module, form: tuple[str, ...] = ()) -> State:
-        """What the model is in eval mode; `form` says what else is changed in it for now."""
-        self._flags.setdefault(id(model), [(module, module.training) for module in model.modules()])
-        enter([model], "eval")
-        if (id(model), form) not in self._states:
-            self._states[id(model), form] = (model, State([model], None, copies=True, weights=False))
-        return self._states[id(model), form][1]
+    def state(self, model: nn.Module, passed: tuple[str, ...] = ()) -> State:
+        """What the model is in eval mode, which is set; `passed` are names of blocks that are passed by for now."""
+        if id(model) not in self._flags:
+            self._flags[id(model)] = [(module, module.training) for module in model.modules()]
+        for module, _ in self._flags[id(model)]:
+            if module.training:
+                module.training = False
+        key = (id(model), passed)
+        if key not in self._states:
+            known = self._states.get((id(model), ()))
+            if known is None:
+                state = State([model], None, copies=True, weights=False)
+            else:
+                state = known[1].renewed(model.get_submodule(name) for name in passed)
+            self._states[key] = (model, state)
+        return self._states[key][1]
 
     def close(self) -> None:
         """Put the training flags back."""
@@ -103,12 +112,13 @@ def answer(
         held if draws else nullcontext(),
         around() as beside,
     ):
-        if not train and _moved(before, model):  # by what stands around the run
+        if not (train or around is nullcontext or isinstance(beside, TorchDispatchMode)) and _moved(before):
+            # By what stands around the run; a mode changes nothing in a model.
             before = State([model], example, copies=True, weights=False)
         following = None if train else fresh(example)
         once: Any = call(model, example)
         result = once
-        twice = not train and (twice or _moved(before, model))
+        twice = not train and (twice or _moved(before))
         if twice:
             result, once = (once, call(model, following)), None
         tensors, words = _parts(result)
@@ -126,15 +136,16 @@ def _guarded(model: nn.Module, example: Example, mode: Mode, state: State | None
     with guard(gradients=train, example=example, seed=0, chance=False):
         try:
             state.put_aside()
-            enter([model], mode)
+            if mode == "train":
+                enter([model], mode)
             yield state
         finally:
             state.put_back(everything=True)
 
 
-def _moved(state: State, model: nn.Module) -> bool:
+def _moved(state: State) -> bool:
     with _disable_current_modes():  # looking is no part of the run
-        return state.moved(model)
+        return state.moved()
 
 
 def _taking_part(model: nn.Module, tensors: Sequence[Tensor]) -> frozenset[str]:

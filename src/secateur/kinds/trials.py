@@ -7,9 +7,9 @@ training mode. Random operators are held, so that models of different widths see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,73 +17,23 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.kinds.answers import Answer, Lent, answer
+from secateur.kinds.reference import THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import Blocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
-from secateur.model.call import device_of, tensors_in
+from secateur.model.call import tensors_in
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, generators
-from secateur.types import Certificate, Example, Trial
+from secateur.types import Example, Trial
 
-Effort = Literal["example", "default"]
-THE_EXAMPLE = "the example"
+Effort = Literal["example", "default", "full"]
+LEFT = "on the example itself the cut was held against the replay alone; the second proof ran all blocks on {}"
+FEW = 4  # so many times smaller than the example is an input on which a large model runs whole beside the replay
 LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
 CHANGES = (
     'Protect what is cut there, or let the scale follow the width (scales="follow"), which the certificate then says. '
     "Nothing was changed or saved."
 )
-HINT = "Protect what the plan removes, or cut at another granularity. Nothing was changed or saved."
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What a cut model should do.
-
-    Args:
-        model: runs as the original does.
-        method: what the certificate calls it.
-        around: stands around every run.
-        fit: (its outputs, those of the cut model) -> its outputs at the cut model's sizes.
-        renamed: name of a parameter in the original -> its name in the cut model, or None where it is gone.
-        objection: what speaks against the cut though it agrees; "" if nothing.
-        notes: what the runs so far have shown, to be said in the certificate.
-        differs: says what an output of the cut model is not.
-        hint: what to do then.
-    """
-
-    model: nn.Module
-    method: str
-    around: Callable[[], AbstractContextManager[object]] = nullcontext
-    fit: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] = lambda expected, found: list(expected)
-    renamed: Callable[[str], str | None] = lambda name: name
-    objection: Callable[[], str] = str
-    notes: Callable[[], Sequence[str]] = tuple
-    differs: str = "is not that of the original without what is removed"
-    hint: str = HINT
-
-
-@dataclass
-class Tried:
-    """What trials have shown.
-
-    Args:
-        trials: that held.
-        notes: what they do not show, and what was taken for granted.
-        proof: of the example; None where no reference could be run.
-        draws: whether the forward draws random numbers in eval mode, as far as is known.
-        runs: of the cut model, on the example and on further ones.
-    """
-
-    trials: list[Trial] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    proof: Certificate | None = None
-    draws: bool = True
-    runs: list[Answer] = field(default_factory=list)
-
-    @property
-    def error(self) -> float:
-        """The largest of all."""
-        return max((trial.error for trial in self.trials), default=0.0)
 
 
 def tried(
@@ -98,6 +48,7 @@ def tried(
     effort: Effort = "default",
     beside: Callable[[], AbstractContextManager[object]] = nullcontext,
     blocks: Sequence[str] = (),
+    replayed: bool = False,
 ) -> Tried:
     """Hold a cut model against its reference.
 
@@ -110,11 +61,14 @@ def tried(
         examples: further ones.
         dtype: "float64" compares double copies of both.
         tolerance: as in `secateur.model.agreement.agreement`.
-        effort: "example" tries the example only.
+        effort: "example" tries the example only; "full" tries it in any case.
         beside: stands around the runs of the cut model on the example and on further ones, for who wants to know more
             about them than their answers.
         blocks: names of blocks that others stand for on further inputs of a large model, as
             `secateur.kinds.shallow.repeated` gives them.
+        replayed: whether the caller proves the cut on the example by other means as well, for which its run is kept.
+            The reference of a large model then runs on a far smaller input and a longer one in the place of the
+            example, if the original takes such.
 
     Raises:
         CertificateError: they differ, or no output of any input says anything.
@@ -130,6 +84,7 @@ def tried(
     found = Tried()
     lent = Lent()
     trial = _Trials(model, cut, tolerance, found, beside, Blocks(blocks), lent)
+    trial.left = replayed and effort == "default" and trial.large and not examples
     with generators(), closing(lent):
         if not trial.choose(alternatives, example):
             return found
@@ -140,48 +95,6 @@ def tried(
     trial.require_live()
     found.notes += trial.reference.notes()
     return found
-
-
-def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
-    """Whether a cut model gives what its reference gives on an example; the reference is run once."""
-    device = device_of(reference.model).type
-    try:
-        with torch.autocast(device, enabled=False):
-            expected = answer(reference.model, example, "eval", reference.around)
-    except SecateurError:
-        return lambda cut: False
-
-    def right(cut: nn.Module) -> bool:
-        try:
-            with torch.autocast(device, enabled=False):
-                found = answer(cut, example, twice=expected.twice)
-                known = expected
-                if found.twice and not expected.twice:
-                    known = answer(reference.model, example, "eval", reference.around, twice=True)
-            left = reference.fit(known.tensors, found.tensors)
-            agreement(left, found.tensors, None, method=reference.method, differs="", hint="")
-        except SecateurError:
-            return False
-        return known.words == found.words
-
-    return right
-
-
-def with_trials(proof: Certificate, found: Tried) -> Certificate:
-    """A certificate and what trials have shown beside it."""
-    error = max(proof.max_abs_error, found.error)
-    return replace(proof, max_abs_error=error, trials=tuple(found.trials), notes=(*proof.notes, *found.notes))
-
-
-def certified(found: Tried, method: str, *, dtype: str) -> Certificate:
-    """A certificate that stands on trials alone.
-
-    Raises:
-        CertificateError: the reference could not be run, so there are none.
-    """
-    if found.proof is None:
-        raise CertificateError("The cut could not be proved.", why="; ".join(found.notes), hint=HINT)
-    return with_trials(replace(found.proof, method=method, dtype=dtype), found)
 
 
 class _Trials:
@@ -200,6 +113,9 @@ class _Trials:
         self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
         self.large = sum(p.numel() for p in model.parameters()) >= LARGE
         self.blocks, self.lent = blocks, lent
+        self.left = False  # whether the example is left to others
+        self.first = Input(THE_EXAMPLE, None)  # on which all blocks run
+        self.others: Iterator[tuple[Input, Answer]] = iter(())
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
     def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
@@ -207,17 +123,14 @@ class _Trials:
         differs: CertificateError | None = None
         for make in alternatives:
             self.make, self.reference = make, make(self.model)
-            given = Input(THE_EXAMPLE, example)
             self.lent.state(self.reference.model)  # without the hooks of the watch
             try:
-                with self.blocks.watched(self.reference.model) if self.large else nullcontext():
-                    expected = self._expected(given)
+                given, expected = self._first(example)
             except ForwardError as error:
                 self.found.notes.append(f"{self.reference.method} could not be run: {error.why}"[:300])
                 continue
-            self.found.draws = bool(expected.held)  # what is drawn elsewhere only is a branch that was not seen
             try:
-                self.given(given, expected)
+                self._begin(given, expected, example)
             except CertificateError as error:
                 # That the function changes says more than that the outputs differ.
                 differs = error if differs is None or self.reference.objection() else differs
@@ -227,28 +140,78 @@ class _Trials:
             raise differs
         return False
 
-    def elsewhere(self, example: Example) -> None:
-        """Other inputs, and training mode on the smallest of them."""
+    def _begin(self, given: Input, expected: Answer, example: Example) -> None:
+        if self.left:
+            self.hold(given, expected)
+            self.left = bool(self.found.trials)  # else the original answers differently each time: see the example
+        if not self.left:
+            alone = given.what == THE_EXAMPLE
+            self.given(Input(THE_EXAMPLE, example), expected if alone else None)
+
+    def _first(self, example: Example) -> tuple[Input, Answer]:
+        """The input on which all blocks run: the example, or a far smaller one where the example is left to others."""
+        whole = Input(THE_EXAMPLE, example)
+        if self.left and not self.found.runs:
+            self.found.runs.append(self._answer_of_cut(whole, "eval", self.beside, twice=False))
+            self.found.draws = bool(self.found.runs[0].held)
+            self.left = not self.found.runs[0].twice
+        if self.left:
+            self.others = self._others(example)
+            first = next(self.others, None)
+            if first is not None:
+                self.first = first[0]
+                return first
+            self.left = False
+        with self.blocks.watched(self.reference.model) if self.large else nullcontext():
+            expected = self._expected(whole)
+        self.found.draws = bool(expected.held)  # what is drawn elsewhere only is a branch that was not seen
+        return whole, expected
+
+    def _others(self, example: Example) -> Iterator[tuple[Input, Answer]]:
+        """Inputs beside the example with what is expected there; where the example is left out, a small one first."""
         known: dict[int, tuple[Input, Answer]] = {}
+        few = _elements(example) // FEW
+        whole = self.left  # until the first was found
+
+        def ways(given: Input) -> list[Input]:
+            nonlocal few
+            if not whole:
+                return self._ways(given)
+            if _elements(given.example) > few:
+                few = 0  # nothing that differs less from the example takes its place
+            return [given] if few else []
 
         def accepts(given: Input) -> bool:
-            for way in self._ways(given):
+            for way in ways(given):
                 try:
-                    known[id(given)] = (way, self._expected(way))
+                    with self.blocks.watched(self.reference.model) if whole else nullcontext():
+                        known[id(given)] = (way, self._expected(way))
                 except (SecateurError, IndexError):
                     continue
                 return True
             return False
 
-        small: Input | None = None
         for given in inputs_beside(example, self.model, accepts, sparing=self.large):
-            self.hold(*known[id(given)])
-            small = small or given
-        if small is None:
+            whole = False
+            yield known[id(given)]
+
+    def elsewhere(self, example: Example) -> None:
+        """Other inputs, and training mode on the smallest of them."""
+        held = [self.first] if self.left else []
+        for given, expected in self.others if self.left else self._others(example):
+            self.hold(given, expected)
+            held.append(given)
+        whole = Input(THE_EXAMPLE, example)
+        if not held:
             self.found.notes.append("the original takes no other values, sizes or batches of the example's form")
-        if small is None or (self.blocks.passed and _elements(small.example) > _elements(example)):
-            small = Input(THE_EXAMPLE, example)
-        self._training(self._ways(small)[0])
+        if self.left:
+            self.found.notes.append(LEFT.format(held[0].what))
+            if len(held) == 1:  # nothing longer: what the code does at the example's own size
+                self.hold(self._ways(whole)[0])
+        small = held[0] if held else whole
+        if self.blocks.passed and _elements(small.example) > _elements(example):
+            small = whole
+        self._training(small if small.passed else self._ways(small)[0])
 
     def _ways(self, given: Input) -> list[Input]:
         """How an input goes through the model: a large one is first asked without its repeated blocks."""
@@ -360,18 +323,22 @@ class _Trials:
             hint=hint,
             nan="a removed part reaches the output",
         )
-        wanted = {name for name in map(reference.renamed, expected.parameters) if name is not None}
+        if expected.parameters or found.parameters:
+            self._same_parameters(given, expected, found)
+        self.found.trials.append(Trial(given.what, reference.method, proof.max_abs_error))
+        self.found.proof = self.found.proof or proof
+        return proof.max_abs_error
+
+    def _same_parameters(self, given: Input, expected: Answer, found: Answer) -> None:
+        wanted = {name for name in map(self.reference.renamed, expected.parameters) if name is not None}
         there = {name for name, _ in self.cut.named_parameters()}
         if (wanted & there) != found.parameters:
             other = sorted((wanted & there) ^ found.parameters)
             raise CertificateError(
                 f"Other parameters of the cut model take part than of the original (on {given.what}).",
                 why=f"for example {other[0]!r}",
-                hint=hint,
+                hint=self.reference.hint,
             )
-        self.found.trials.append(Trial(given.what, reference.method, proof.max_abs_error))
-        self.found.proof = self.found.proof or proof
-        return proof.max_abs_error
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.numel() and len(self.live) < 2:

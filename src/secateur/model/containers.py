@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from operator import is_
 from typing import Any, TypeVar
 
@@ -45,11 +46,17 @@ class Containers:
             return ()
         return tuple.__iter__(value) if isinstance(value, tuple) else ()
 
+    def renewed(self, mappings: Collection[int]) -> Containers:
+        """The same containers, of which some mappings (by id) are kept as they are now."""
+        other = copy.copy(self)
+        other.mappings = [(m, _entries(m) if id(m) in mappings else before) for m, before in self.mappings]
+        return other
+
     def changed(self) -> bool:
         """Whether a container holds other things than it did."""
         return (
             any(any(containers) for containers in self.empty)
-            or any(_other(_entries(live), before) for live, before in self.mappings)
+            or any(_other(live, before) for live, before in self.mappings)
             or any(
                 len(sequence) != len(items) or not all(map(is_, base_of(sequence).__iter__(sequence), items))  # type: ignore[attr-defined]
                 for sequence, items in self.sequences
@@ -84,13 +91,14 @@ def _entries(mapping: dict[K, V]) -> dict[K, V]:
 
 def refill(live: dict[K, V], before: dict[K, V]) -> None:
     """Bring a mapping back to its entries, in their order."""
-    if _other(_entries(live), before):
+    if _other(live, before):
         base: Any = OrderedDict if isinstance(live, OrderedDict) else dict
         base.clear(live)
         for key, value in before.items():
             base.__setitem__(live, key, value)
 
 
-def _other(now: dict[K, V], before: dict[K, V]) -> bool:
+def _other(live: dict[K, V], before: dict[K, V]) -> bool:
+    now = live if type(live) is dict else _entries(live)  # asked for every module after every run: no copy
     same = len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values()))
     return not same

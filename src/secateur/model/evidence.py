@@ -118,6 +118,11 @@ class Form:
         """A little longer than a size where only tokens have it; else as `longer`."""
         return size + BRIEF if self._are_tokens(size) and size > 4 * BRIEF else longer(size)
 
+    def colours(self) -> set[int]:
+        """Sizes that are nothing but the few channels of an image."""
+        places = {(size, t.dim() == 4 and d == 1) for t in self.tensors for d, size in enumerate(t.shape)}
+        return {size for size, channels in places if channels and size <= 4 and (size, False) not in places}
+
     def _are_tokens(self, size: int) -> bool:
         held = [t for t in self.tensors if size in t.shape[1:]]
         return any(not t.is_floating_point() for t in held) and all(t.dim() == 2 for t in held)
@@ -195,7 +200,7 @@ def inputs_beside(
         example: what one forward takes.
         model: whose input it is.
         accepts: runs the original on an input, and says whether it takes it.
-        sparing: as short as tokens can be, and longer images in one direction only.
+        sparing: as short as tokens can be, longer images in one direction only, and with the colours that they have.
 
     Yields:
         at most two: other values with another batch at shorter sizes, and other values at longer ones.
@@ -207,7 +212,8 @@ def inputs_beside(
     small: Input | None = None
     taken: dict[int, int] = {}
     # The largest first: what is tried after it is already smaller.
-    for size in reversed([size for size in form.sizes if shorter(size) < size]):
+    colours = form.colours() if sparing else set()
+    for size in reversed([size for size in form.sizes if shorter(size) < size and size not in colours]):
         for new in dict.fromkeys((form.brief(size), shorter(size)) if sparing else (shorter(size),)):
             for batch in batches if size not in taken else ():
                 given = _input(form, batch, {**taken, size: new})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -118,11 +119,15 @@ class State:
         self._seen: set[int] = set()
         self._names: set[tuple[int, str]] = set()
         self._kinds: dict[type, Kind] = {}
+        self._buffers: set[int] = set()
+        self._still = False  # whether it was looked at since, and nothing had moved
         for model in models:
             self._visit(model)
             if isinstance(model, torch.jit.ScriptModule):  # holds its tensors in C++, where no walk finds them
                 self.parameters.update((id(tensor), tensor) for tensor in model.parameters())
                 self.tensors.update((id(tensor), tensor) for tensor in model.buffers())
+                self._buffers.update(id(tensor) for tensor in model.buffers())
+        self._own = frozenset(self._buffers)  # without those of the example
         self._walk(example)
         self.tensors.update((id(tensor), tensor) for tensor in tensors_in(example))
         leaves = [t for t in (*self.parameters.values(), *self.tensors.values()) if t.is_leaf]
@@ -131,6 +136,7 @@ class State:
 
     def put_aside(self) -> None:
         """Take the gradients off the tensors."""
+        self._still = False
         for flags in self.flags:
             if flags.gradient is not None:
                 flags.tensor.grad = None
@@ -138,11 +144,14 @@ class State:
     def put_back(self, *, everything: bool) -> None:
         """Undo what has changed; values, attributes and what stands under each name only with `everything`."""
         if everything:
-            self.attributes.put_back()
+            if not self._still:
+                self.attributes.put_back()
             for undo in self.undo:
                 undo()
             for values in self.values:
-                values.put_back()
+                if not self._still or id(values.tensor) not in self._own:
+                    values.put_back()
+        self._still = False
         self.hooks.put_back()
         for flags in self.flags:
             flags.put_back()
@@ -150,15 +159,21 @@ class State:
             if module.training != training:
                 module.training = training
 
-    def moved(self, *models: nn.Module) -> bool:
+    def moved(self) -> bool:
         """Whether a forward has left something behind: an attribute, an entry of a container, a value of a buffer.
 
-        Args:
-            models: those that were lent: tensors of the example do not count.
+        Tensors of the example do not count. Where nothing has moved, `put_back` does not look again at what was looked
+        at here: to be asked after the run.
         """
-        own = {id(tensor) for model in models for tensor in model.buffers()}
-        written = any(values.changed() for values in self.values if id(values.tensor) in own)
-        return written or self.attributes.changed()
+        written = any(values.changed() for values in self.values if id(values.tensor) in self._own)
+        self._still = not written and not self.attributes.changed()
+        return not self._still
+
+    def renewed(self, modules: Iterable[nn.Module]) -> State:
+        """The same, with the attributes of some of its modules as they are now, in which nothing new is to be kept."""
+        other = copy.copy(self)
+        other.attributes = self.attributes.renewed({id(vars(module)) for module in modules})
+        return other
 
     def _copied(self, weights: bool) -> Iterator[Tensor]:
         if weights:
@@ -179,6 +194,7 @@ class State:
             return  # the first forward makes it a module of another class, for which its old attributes are wrong
         attributes = vars(module)
         self.attributes.add(attributes)
+        self._buffers.update(map(id, (attributes.get("_buffers") or {}).values()))
         rest = set(attributes)
         if attributes.keys() >= _NAMES:
             hooks = _hooks_of(attributes)
@@ -193,7 +209,8 @@ class State:
                     self._walk(each)
             rest -= _NAMES  # of modules that are scripted or come from an older torch, all are walked
         for name in rest:
-            self._walk(attributes[name])
+            if self._kinds.get(type(attributes[name])) != "plain":  # asked here too: most are
+                self._walk(attributes[name])
         self._visit_class(type(module))
         if isinstance(module, torch.jit.ScriptModule):
             for child in module.children():
@@ -244,7 +261,8 @@ class State:
     def _walk_inside(self, value: object, kind: Kind) -> None:
         if kind == "container":
             for item in self.attributes.add(value):
-                self._walk(item)
+                if self._kinds.get(type(item)) != "plain":
+                    self._walk(item)
         elif kind == "array":
             self.undo.append(undo_array(value))
         elif kind == "random":

@@ -146,15 +146,15 @@ def test_blocks_with_a_memory_by_number_are_asked_twice_too() -> None:
 def test_a_guard_knows_whether_something_was_left_behind(kind: type[Net]) -> None:
     model, x = kind().eval(), torch.randn(5, 8)
     with guard(model, mode="eval", gradients=False, example=x) as state:
-        assert not state.moved(model)
+        assert not state.moved()
         model(x)
-        assert state.moved(model) == (kind is not Net)
+        assert state.moved() == (kind is not Net)
     with guard(model, mode="eval", gradients=False, example=x) as state:
-        assert not state.moved(model)
+        assert not state.moved()
 
 
 def test_a_written_example_is_no_state_of_the_model() -> None:
     model, x = Net().eval(), torch.randn(5, 8)
     with guard(model, mode="eval", gradients=False, example=x) as state:
         x.add_(1)
-        assert not state.moved(model)
+        assert not state.moved()

@@ -113,3 +113,58 @@ def test_what_is_wrong_elsewhere_only_is_found_through_few_blocks(everything_is_
     cut.odd = odd
     with pytest.raises(CertificateError):
         trials.tried([partial(ablated, cuts=plan.cuts)], model, cut, TOKENS, blocks=blocks)
+
+
+MANY = torch.arange(128).view(1, 128) % 9
+
+
+def test_the_example_is_left_to_the_replay_where_all_blocks_run_on_less(everything_is_large: None) -> None:
+    torch.manual_seed(0)
+    model = Deep().eval()
+    plan = sc.plan(model, MANY, target={"sparsity": 0.3}, criterion="random")
+    plan.apply(model)
+    assert plan.certificate is not None
+    what = [trial.input for trial in plan.certificate.trials]
+    assert what[0] == "other values, batch 2 for 1, size 8 for 128"
+    assert any("size 136 for 128, without 5 blocks" in each for each in what)
+    assert "the example" not in what
+    assert any("the replay alone" in note for note in plan.certificate.notes)
+
+
+@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("effort", ["default", "full"])
+def test_what_is_wrong_in_any_block_is_found_without_the_replay(
+    everything_is_large: None, block: int, effort: trials.Effort
+) -> None:
+    torch.manual_seed(0)
+    model = Deep().eval()
+    plan = sc.plan(model, MANY, target={"sparsity": 0.3}, criterion="random")
+    cut, make = plan.edit.copy(model), partial(ablated, cuts=plan.cuts)
+    blocks = repeated(model, plan.cuts)
+
+    def prove() -> trials.Tried:
+        return trials.tried([make], model, cut, MANY, blocks=blocks, replayed=True, effort=effort)
+
+    assert prove().on_example == (effort == "full")
+    with torch.no_grad():
+        cut.blocks[block].down.bias += 0.1
+    with pytest.raises(CertificateError):
+        prove()
+
+
+class Short(Deep):
+    """Takes no more tokens than the example has."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > 128:
+            raise ValueError("too long")
+        return super().forward(ids)
+
+
+def test_where_nothing_longer_is_taken_the_example_runs_through_few_blocks(everything_is_large: None) -> None:
+    torch.manual_seed(0)
+    model = Short().eval()
+    plan = sc.plan(model, MANY, target={"sparsity": 0.3}, criterion="random")
+    cut, make = plan.edit.copy(model), partial(ablated, cuts=plan.cuts)
+    found = trials.tried([make], model, cut, MANY, blocks=repeated(model, plan.cuts), replayed=True)
+    assert "the example, without 5 blocks that are like others" in [trial.input for trial in found.trials]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import CertificateError, SecateurError, UnsupportedError
+from secateur.kinds.reference import Tried
 from secateur.kinds.slices.ablation import ablated
-from secateur.kinds.trials import Tried, tried
+from secateur.kinds.trials import tried
 
 
 def net() -> nn.Sequential:

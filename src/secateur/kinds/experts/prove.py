@@ -13,8 +13,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
+from secateur.kinds.reference import Reference, certified
 from secateur.kinds.slices.cut import Cuts
-from secateur.kinds.trials import Effort, Reference, certified, tried
+from secateur.kinds.trials import Effort, tried
 from secateur.model.agreement import require_slices
 from secateur.model.tensors import cut_tensor, named_tensors
 from secateur.structure.axes import Keep, kept

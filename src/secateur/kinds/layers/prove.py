@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.kinds.layers.drop import Layers, block_names, new_names
-from secateur.kinds.trials import Effort, Reference, certified, tried
+from secateur.kinds.reference import Reference, certified
+from secateur.kinds.trials import Effort, tried
 from secateur.model.agreement import agreement
 from secateur.model.bypass import bypassed
 from secateur.model.call import call, fresh, outputs

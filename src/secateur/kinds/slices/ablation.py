@@ -7,7 +7,6 @@ the original they become NaN, and the forward runs as it is, on any input, with 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from secateur.kinds.reference import Reference
 from secateur.kinds.slices.gaps import NAN, can_be_nan, others
 from secateur.kinds.slices.missing import Missing
 from secateur.kinds.slices.widths import KeptWidths, Width
-from secateur.kinds.trials import Reference
+from secateur.model.copies import copied
 from secateur.model.tensors import computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, held, owner_at
 
@@ -34,8 +34,8 @@ def ablated(model: nn.Module, cuts: Cuts) -> Reference:
 
     Cost: a copy of the tensors that are cut, and of the buffers; about one forward pass of the original per run.
     """
-    copied, missing = _without(model, cuts)
-    return Reference(copied, "ablation", lambda: missing, fitted, objection=partial(_changed, missing))
+    twin, missing = _without(model, cuts)
+    return Reference(twin, "ablation", lambda: missing, fitted, objection=partial(_changed, missing))
 
 
 def ablated_with_widths(
@@ -50,10 +50,10 @@ def ablated_with_widths(
         follow: whether scales may follow any width; else only numbers of what is summed up may: a norm or a mean that
             is written by hand divides by as many as it sums.
     """
-    copied, missing = _without(model, cuts)
+    twin, missing = _without(model, cuts)
     widths = KeptWidths(missing)
     for attribute, kept in attributes.items():
-        owner = owner_at(copied, attribute.owner)
+        owner = owner_at(twin, attribute.owner)
         whole = held(owner, attribute.name)
         if attribute.item is None and type(whole) is int:
             vars(owner)[attribute.name] = Width(whole, kept, widths.note)
@@ -78,7 +78,7 @@ def ablated_with_widths(
             *(f"{where} divides by the number of what it sums, in the cut model of what is kept" for where in summed),
         ]
 
-    return Reference(copied, "ablation with kept widths", around, fitted, notes=notes, objection=objection)
+    return Reference(twin, "ablation with kept widths", around, fitted, notes=notes, objection=objection)
 
 
 def _changed(missing: Missing) -> str:
@@ -95,10 +95,10 @@ def _without(model: nn.Module, cuts: Cuts) -> tuple[nn.Module, Missing]:
     gone = {name: _gone(tensors[name], dims) for name, dims in cuts.items()}
     poisoned = {name: _poisoned(tensors[name], dims) for name, dims in gone.items()}
     memo.update((id(tensors[name]), tensor) for name, tensor in poisoned.items())
-    copied = copy.deepcopy(model, memo)
+    twin = copied(model, memo)
     # By name, as buffers that the plan leaves whole were copied with the model.
-    pairs = [(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(copied).items()]
-    return copied, Missing(pairs, [(tensor, gone[name]) for name, tensor in poisoned.items() if can_be_nan(tensor)])
+    pairs = [(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(twin).items()]
+    return twin, Missing(pairs, [(tensor, gone[name]) for name, tensor in poisoned.items() if can_be_nan(tensor)])
 
 
 def _gone(tensor: Tensor, dims: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -107,24 +107,22 @@ def _gone(tensor: Tensor, dims: Mapping[int, Tensor]) -> dict[int, Tensor]:
 
 def _poisoned(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     """A copy whose slices at these positions are NaN; integers, which know no NaN, stay as they are."""
-    result = tensor.detach().clone()
-    if can_be_nan(result):
+    result = tensor.detach()
+    if not can_be_nan(result):
+        result = result.clone()
+    elif result.is_complex():
         for d, gone in dims.items():
-            _poison(result, d, gone)
-    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
-
-
-def _poison(tensor: Tensor, dim: int, gone: Tensor) -> None:
-    if tensor.is_complex() or not tensor.is_contiguous() or tensor.numel() == 0:
-        tensor.index_fill_(dim, gone, NAN)
-        return
-    # Times one is the same number, and one walk in the order of memory takes half as long as filling columns.
-    factor = torch.ones(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device).index_fill_(0, gone, NAN)
-    if dim == 0:
-        tensor.view(len(factor), -1).mul_(factor[:, None])
+            result = result.index_fill(d, gone, NAN)
     else:
-        row = factor.repeat_interleave(tensor[0].numel() // tensor.shape[1 : dim + 1].numel())
-        tensor.view(-1, len(row)).mul_(row)
+        # Times one is the same number, and one walk in the order of memory takes half as long as filling columns.
+        row = torch.ones(result.shape[1:], dtype=result.dtype, device=result.device)
+        for d, gone in dims.items():
+            if d > 0:
+                row.index_fill_(d - 1, gone, NAN)
+        result = result * row if dims.keys() - {0} else result.clone()
+        if 0 in dims:
+            result.index_fill_(0, dims[0], NAN)
+    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
 
 
 def fitted(expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from functools import partial
 
 from secateur.errors import CertificateError, SecateurError
-from secateur.kinds.trials import HINT, Tried, certified, with_trials
+from secateur.kinds.reference import HINT, Tried, certified, with_trials
+from secateur.kinds.trials import Effort
 from secateur.types import Certificate
 
 ABLATION = "ablation"
 
 
 def with_replay(
-    found: Tried, replay: Callable[..., Certificate], *, dtype: str, tolerance: float | None
+    trials: Callable[[Effort], Tried], replay: Callable[..., Certificate], *, dtype: str, tolerance: float | None
 ) -> Certificate:
     """The certificate of both proofs.
 
     Args:
-        found: what the trials of the second proof have shown; they have not refused the cut.
+        trials: runs those of the second proof, which may leave the example to the replay.
         replay: makes the first proof, given a dtype, a tolerance, and runs of the cut model in single precision.
         dtype: in which outputs are compared.
         tolerance: as in `secateur.model.agreement.agreement`.
@@ -26,6 +27,7 @@ def with_replay(
     Raises:
         CertificateError: the replay differs from the cut model, also in double precision; or neither could be run.
     """
+    found = trials("default")
     try:
         return with_trials(_replayed(partial(replay, draws=found.draws), found, dtype, tolerance), found)
     except CertificateError as error:
@@ -41,6 +43,8 @@ def with_replay(
     except Exception as error:  # an operator that cannot take NaN or kept counts, which only the replay gives it
         if found.proof is None:
             raise
+        if not found.on_example:
+            found = trials("full")
         found.notes.append(f"the replay could not be run ({type(error).__name__}: {error})"[:300])
         return certified(found, ABLATION, dtype=dtype)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError
-from secateur.kinds.trials import Reference, agrees
+from secateur.kinds.reference import Reference, agrees
 from secateur.model.agreement import agreement
 from secateur.model.call import tensors_in
 from secateur.types import Example
@@ -42,7 +42,7 @@ def overheard(model: nn.Module) -> Iterator[Overheard]:
 
 
 def agrees_inside(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
-    """As `secateur.kinds.trials.agrees`, for what modules return as well, as far as no removed part is in it."""
+    """As `secateur.kinds.reference.agrees`, for what modules return as well, as far as no removed part is in it."""
     with overheard(reference.model) as expected:
         right = agrees(reference, example)
 

@@ -17,6 +17,7 @@ from secateur.integrations.transformers import is_native
 from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
+from secateur.kinds.reference import Tried, agrees
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
@@ -24,7 +25,7 @@ from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.numbers import NumberTape
 from secateur.kinds.slices.replay import certify
-from secateur.kinds.trials import agrees, tried
+from secateur.kinds.trials import Effort, tried
 from secateur.measure.macs import samples_in
 from secateur.model.agreement import doubled
 from secateur.model.call import device_of
@@ -178,14 +179,18 @@ class Slices(Candidates):
                 follow=self.request.scales == "follow",
             ),
         ]
-        found = tried(
-            references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance,
-            beside=NumberTape, blocks=repeated(whole, choice.cuts),
-        )  # fmt: skip
+        blocks = repeated(whole, choice.cuts)
+
+        def trials(effort: Effort) -> Tried:
+            return tried(
+                references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance,
+                effort=effort, beside=NumberTape, blocks=blocks, replayed=True,
+            )  # fmt: skip
+
         replay = partial(
             certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
         )
-        proof = with_replay(found, replay, dtype=dtype, tolerance=tolerance)
+        proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
         if self.request.expressible:
             require_native(cut, self.example)
         return proof

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError
 from secateur.kinds.answers import Answer
+from secateur.kinds.reference import HINT
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
 from secateur.kinds.slices.fold import Scale, rescaled
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
-from secateur.kinds.trials import HINT
 from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
 from secateur.model.held import HeldRandomness

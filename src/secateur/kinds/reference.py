@@ -1,0 +1,117 @@
+"""What a cut model is held against, and what that has shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import CertificateError, SecateurError
+from secateur.kinds.answers import Answer, answer
+from secateur.model.agreement import agreement
+from secateur.model.call import device_of
+from secateur.types import Certificate, Example, Trial
+
+THE_EXAMPLE = "the example"
+HINT = "Protect what the plan removes, or cut at another granularity. Nothing was changed or saved."
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a cut model should do.
+
+    Args:
+        model: runs as the original does.
+        method: what the certificate calls it.
+        around: stands around every run.
+        fit: (its outputs, those of the cut model) -> its outputs at the cut model's sizes.
+        renamed: name of a parameter in the original -> its name in the cut model, or None where it is gone.
+        objection: what speaks against the cut though it agrees; "" if nothing.
+        notes: what the runs so far have shown, to be said in the certificate.
+        differs: says what an output of the cut model is not.
+        hint: what to do then.
+    """
+
+    model: nn.Module
+    method: str
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    fit: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] = lambda expected, found: list(expected)
+    renamed: Callable[[str], str | None] = lambda name: name
+    objection: Callable[[], str] = str
+    notes: Callable[[], Sequence[str]] = tuple
+    differs: str = "is not that of the original without what is removed"
+    hint: str = HINT
+
+
+@dataclass
+class Tried:
+    """What trials have shown.
+
+    Args:
+        trials: that held.
+        notes: what they do not show, and what was taken for granted.
+        proof: of the example; None where no reference could be run.
+        draws: whether the forward draws random numbers in eval mode, as far as is known.
+        runs: of the cut model, on the example and on further ones.
+    """
+
+    trials: list[Trial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    proof: Certificate | None = None
+    draws: bool = True
+    runs: list[Answer] = field(default_factory=list)
+
+    @property
+    def error(self) -> float:
+        """The largest of all."""
+        return max((trial.error for trial in self.trials), default=0.0)
+
+    @property
+    def on_example(self) -> bool:
+        """Whether the example is among them."""
+        return any(trial.input == THE_EXAMPLE for trial in self.trials)
+
+
+def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
+    """Whether a cut model gives what its reference gives on an example; the reference is run once."""
+    device = device_of(reference.model).type
+    try:
+        with torch.autocast(device, enabled=False):
+            expected = answer(reference.model, example, "eval", reference.around)
+    except SecateurError:
+        return lambda cut: False
+
+    def right(cut: nn.Module) -> bool:
+        try:
+            with torch.autocast(device, enabled=False):
+                found = answer(cut, example, twice=expected.twice)
+                known = expected
+                if found.twice and not expected.twice:
+                    known = answer(reference.model, example, "eval", reference.around, twice=True)
+            left = reference.fit(known.tensors, found.tensors)
+            agreement(left, found.tensors, None, method=reference.method, differs="", hint="")
+        except SecateurError:
+            return False
+        return known.words == found.words
+
+    return right
+
+
+def with_trials(proof: Certificate, found: Tried) -> Certificate:
+    """A certificate and what trials have shown beside it."""
+    error = max(proof.max_abs_error, found.error)
+    return replace(proof, max_abs_error=error, trials=tuple(found.trials), notes=(*proof.notes, *found.notes))
+
+
+def certified(found: Tried, method: str, *, dtype: str) -> Certificate:
+    """A certificate that stands on trials alone.
+
+    Raises:
+        CertificateError: the reference could not be run, so there are none.
+    """
+    if found.proof is None:
+        raise CertificateError("The cut could not be proved.", why="; ".join(found.notes), hint=HINT)
+    return with_trials(replace(found.proof, method=method, dtype=dtype), found)

@@ -1,0 +1,62 @@
+"""Copies of modules as `copy.deepcopy` makes them, in a fraction of its time where nothing in them is special."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from functools import cache
+from types import FunctionType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+_ALONE = frozenset([int, float, bool, str, bytes, complex, type(None), type, FunctionType])  # these are never copied
+_OWN_WAYS = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs_ex__")
+
+
+def copied(module: M, memo: dict[int, Any]) -> M:
+    """What ``copy.deepcopy(module, memo)`` gives.
+
+    Args:
+        module: any module; what its class copies in a way of its own is copied that way.
+        memo: id of an object -> what stands for it in the copy; filled up on the way.
+
+    Example:
+        >>> copied(nn.Linear(1, 2), {})
+        Linear(in_features=1, out_features=2, bias=True)
+    """
+    known: M | None = memo.get(id(module))
+    if known is not None:
+        return known
+    if not _is_plain(type(module)) or "__deepcopy__" in vars(module):
+        return copy.deepcopy(module, memo)
+    result: M = object.__new__(type(module))
+    memo[id(module)] = result
+    vars(result).update({key: _value(value, memo) for key, value in vars(module).items()})
+    return result
+
+
+def _value(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value) in _ALONE:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) in (tuple, set, torch.Size) and all(type(item) in _ALONE for item in value):
+        return value.copy() if type(value) is set else value
+    if isinstance(value, nn.Module):
+        return copied(value, memo)
+    if type(value) in (dict, OrderedDict):
+        result = memo[id(value)] = type(value)()
+        result.update({_value(key, memo): _value(item, memo) for key, item in value.items()})
+        return result
+    return copy.deepcopy(value, memo)
+
+
+@cache
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether a copy of an instance is an instance with copies of its attributes, and nothing else."""
+    own = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _OWN_WAYS)
+    above = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    return own and kind.__new__ is object.__new__ and not any("__slots__" in vars(base) for base in above)

@@ -1,0 +1,59 @@
+"""Copies of modules are those that deepcopy makes."""
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.model.copies import copied
+
+
+class Own(nn.Linear):
+    """Copies itself in its own way."""
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        return nn.Linear(3, 4)
+
+
+class Held(nn.Module):
+    """Attributes of many kinds, shared ones and a way back among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.again, self.plain = self.first, [self.first]
+        self.own = Own(1, 1)
+        self.sizes, self.names = (1, 2), {"a", "b"}
+        self.nested = OrderedDict(a={"list": [1]}, b=self.plain)
+        self.register_buffer("count", torch.ones(2))
+        self.tied = self.first.weight
+        object.__setattr__(self, "above", self)
+        self.register_forward_hook(lambda module, args, result: result + 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) + self.count
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_copy_is_what_deepcopy_makes(shared: bool) -> None:
+    model = Held()
+    memo = {id(model.first.weight): model.first.weight} if shared else {}
+    new, reference = copied(model, dict(memo)), copy.deepcopy(model, dict(memo))
+    assert repr(new) == repr(reference)
+    assert vars(new).keys() == vars(reference).keys()
+    assert new.again is new.first is new.plain[0] is new.nested["b"][0]
+    assert new.first is not model.first
+    assert (new.first.weight is model.first.weight) == shared
+    assert new.first.weight is new.tied
+    assert new.above is new
+    assert new.own.in_features == 3
+    new.names.add("c")
+    new.nested["a"]["list"].append(2)
+    new.count += 1
+    assert model.names == {"a", "b"}
+    assert model.nested["a"]["list"] == [1]
+    assert model.count.tolist() == [1, 1]
+    x = torch.ones(1, 2)
+    assert torch.equal(copied(model, {})(x), model(x))
