@@ -72,19 +72,19 @@ class Admm(Solver):
 
     def _gradual(self, goal: Tensor, moments: Moments, pattern: Pattern) -> tuple[Tensor, Tensor]:
         inverse = moments.inverse(self.penalty)
-        # V = fixed + (D - Y) pull: all that changes from step to step costs one product.
+        # V = fixed + (D - Y) pull: all that changes from step to step costs one product. Y + V is D under the mask and
+        # the next Y elsewhere, so D - Y is Y + V with the signs of what is pruned turned round.
         fixed, pull = goal @ (moments.normalised @ inverse), self.penalty * inverse
-        dual = torch.zeros_like(goal)
-        kept, mask = goal, torch.ones_like(goal, dtype=torch.bool)
+        apart, dual = goal, torch.zeros_like(goal)
+        both, mask = goal, torch.ones_like(goal, dtype=torch.bool)
         choosing = min(self.choosing, self.steps)
         for step in range(self.steps):
-            free = fixed + (kept - dual) @ pull
-            dual = dual + free
+            both = dual.add_(fixed).addmm_(apart, pull)
             if step < choosing:
-                mask = pattern.keep(dual.abs(), 1 - (1 - (step + 1) / choosing) ** 3)
-            kept = dual * mask
-            dual = dual - kept
-        return kept, mask
+                mask = pattern.keep(both.abs(), 1 - (1 - (step + 1) / choosing) ** 3)
+            apart = torch.where(mask, both, -both)
+            dual = both.masked_fill(mask, 0.0)
+        return both * mask, mask
 
     def _rising(self, goal: Tensor, moments: Moments, pattern: Pattern) -> tuple[Tensor, Tensor]:
         values, vectors = moments.eigen
