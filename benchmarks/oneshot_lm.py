@@ -29,15 +29,15 @@ CASES: dict[str, tuple[dict[str, object], str, str, dict[str, object]]] = {
     "magnitude": ({"name": "magnitude"}, "element", "local", {"use": True}),
     "wanda": ({"name": "wanda"}, "element", "row", {"use": True}),
     "sparsegpt": ({"name": "sparsegpt"}, "element", "local", {"targets": "own", "hold_out": 0.0}),
-    "admm": ({"name": "admm", "polish": 0}, "element", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm, layer": ({"name": "admm", "polish": 0}, "element", "local", {"targets": "own", "hold_out": 0.0}),
-    "admm + cg": ({"name": "admm"}, "element", "row", {"targets": "own"}),
-    "admm + dense": ({"name": "admm", "polish": 0}, "element", "row", {}),
-    "admm + cg + dense": ({"name": "admm"}, "element", "row", {}),
-    "admm, layer, + cg + dense": ({"name": "admm"}, "element", "local", {}),
+    "admm": ({"name": "admm"}, "element", "row", {"targets": "own", "hold_out": 0.0}),
+    "admm, layer": ({"name": "admm"}, "element", "local", {"targets": "own", "hold_out": 0.0}),
+    "admm + cg": ({"name": "admm", "polish": 10}, "element", "row", {"targets": "own"}),
+    "admm + dense": ({"name": "admm"}, "element", "row", {}),
+    "admm + cg + dense": ({"name": "admm", "polish": 10}, "element", "row", {}),
+    "admm, layer, + cg + dense": ({"name": "admm", "polish": 10}, "element", "local", {}),
     "sparsegpt 2:4": ({"name": "sparsegpt"}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm 2:4": ({"name": "admm", "polish": 0}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm + cg + dense 2:4": ({"name": "admm"}, "2:4", "row", {}),
+    "admm 2:4": ({"name": "admm"}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
+    "admm + cg + dense 2:4": ({"name": "admm", "polish": 10}, "2:4", "row", {}),
 }
 
 
