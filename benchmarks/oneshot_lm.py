@@ -29,15 +29,15 @@ CASES: dict[str, tuple[dict[str, object], str, str, dict[str, object]]] = {
     "magnitude": ({"name": "magnitude"}, "element", "local", {"use": True}),
     "wanda": ({"name": "wanda"}, "element", "row", {"use": True}),
     "sparsegpt": ({"name": "sparsegpt"}, "element", "local", {"targets": "own", "hold_out": 0.0}),
-    "admm": ({"name": "admm", "polish": 0}, "element", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm, layer": ({"name": "admm", "polish": 0}, "element", "local", {"targets": "own", "hold_out": 0.0}),
-    "admm + cg": ({"name": "admm"}, "element", "row", {"targets": "own"}),
-    "admm + dense": ({"name": "admm", "polish": 0}, "element", "row", {}),
-    "admm + cg + dense": ({"name": "admm"}, "element", "row", {}),
-    "admm, layer, + cg + dense": ({"name": "admm"}, "element", "local", {}),
+    "admm": ({"name": "admm"}, "element", "row", {"targets": "own", "hold_out": 0.0}),
+    "admm, layer": ({"name": "admm"}, "element", "local", {"targets": "own", "hold_out": 0.0}),
+    "admm + cg": ({"name": "admm", "polish": 10}, "element", "row", {"targets": "own"}),
+    "admm + dense": ({"name": "admm"}, "element", "row", {}),
+    "admm + cg + dense": ({"name": "admm", "polish": 10}, "element", "row", {}),
+    "admm, layer, + cg + dense": ({"name": "admm", "polish": 10}, "element", "local", {}),
     "sparsegpt 2:4": ({"name": "sparsegpt"}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm 2:4": ({"name": "admm", "polish": 0}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm + cg + dense 2:4": ({"name": "admm"}, "2:4", "row", {}),
+    "admm 2:4": ({"name": "admm"}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
+    "admm + cg + dense 2:4": ({"name": "admm", "polish": 10}, "2:4", "row", {}),
 }
 
 
@@ -56,7 +56,7 @@ def main() -> None:
 def one(case: str, seed: int, asked: argparse.Namespace, test: Tensor) -> dict[str, object]:
     criterion, granularity, scope, blocks = CASES[case]
     spent = timed_solvers()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     model = load(asked.folder)
     found = token_blocks(asked.folder, asked.valid)
     if seed:
@@ -74,14 +74,15 @@ def one(case: str, seed: int, asked: argparse.Namespace, test: Tensor) -> dict[s
         blocks=blocks,
     )
     plan.apply(model, inplace=True)
-    seconds = time.perf_counter() - started
+    seconds, processor = time.perf_counter() - started, time.process_time() - worked
     return {
         "case": case,
         "seed": seed,
         "removed": plan.units["removed"],
         "total": plan.units["total"],
         "seconds": round(seconds, 1),
-        "solver_seconds": round(spent[0], 1),
+        "cpu_seconds": round(processor, 1),
+        "solver_cpu_seconds": round(spent[0], 1),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **measured(model, test, asked.dtype),
         "notes": list(plan.notes),
@@ -89,16 +90,17 @@ def one(case: str, seed: int, asked: argparse.Namespace, test: Tensor) -> dict[s
 
 
 def timed_solvers() -> list[float]:
-    """Seconds that solvers take from now on, summed in place."""
+    """Processor seconds that solvers take from now on, summed in place."""
+    # Of the processor: on a busy machine the clock tells of others.
     spent, solve = [0.0], vars(blocks_run).get("_untimed", blocks_run.solve_layer)
     vars(blocks_run)["_untimed"] = solve
 
     def timed(*args: object, **kwargs: object) -> object:
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             return solve(*args, **kwargs)
         finally:
-            spent[0] += time.perf_counter() - started
+            spent[0] += time.process_time() - started
 
     vars(blocks_run)["solve_layer"] = timed
     return spent

@@ -191,7 +191,15 @@ def _staged(
         before = kept.snapshot("before", lambda: snapshot(model, example, evaluate=judged.evaluate, samples=samples))
         plan = kept.plan(
             lambda: plan_by(
-                model, example, settings, given.scoring, loss, criterion, examples, progress=run.step("solve")
+                model,
+                example,
+                settings,
+                given.scoring,
+                loss,
+                criterion,
+                examples,
+                progress=run.step("solve"),
+                finished=kept.blocks,
             ),
             lambda keep: plan_by(model, example, settings, examples=examples, keep=keep),
         )
@@ -460,6 +468,7 @@ def plan_by(
     examples: Sequence[Example] = (),
     keep: Mapping[str, Tensor] | None = None,
     progress: Shown | None = None,
+    finished: Path | None = None,
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
 
@@ -473,8 +482,11 @@ def plan_by(
         examples: further ones.
         keep: the units that stay, where that was decided before: nothing is scored then.
         progress: of a solver.
+        finished: where a solver keeps finished blocks, and goes on behind them, unless the recipe names a folder.
     """
     plain = recipe.model_dump(by_alias=True)
+    if plain["blocks"]["checkpoint"] is None:
+        plain["blocks"]["checkpoint"] = finished
     return make_plan(
         model,
         example,

@@ -83,6 +83,11 @@ class Stages:
         """Where the states are; None where nothing is kept."""
         return None if self._checkpoint is None else self._checkpoint.folder
 
+    @property
+    def blocks(self) -> Path | None:
+        """Where a solver keeps the blocks that it has finished."""
+        return None if self._checkpoint is None else self._checkpoint.room("blocks")
+
     def once(self, name: str, work: Callable[[], T]) -> T:
         """The result of a stage that ends in plain data; kept, and done only where it is not there yet."""
         found = self._found(name)
@@ -105,7 +110,8 @@ class Stages:
             make: scores and decides.
             again: a plan of exactly these units.
 
-        A plan that holds new weights is not kept: units alone do not give it, and its solver has its own checkpoint.
+        A plan that holds new weights is not kept: units alone do not give it. Made again it goes on behind the last
+        block that its solver has finished, see `blocks`.
 
         Raises:
             PlanMismatchError: the same units are another plan now.

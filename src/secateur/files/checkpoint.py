@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ from secateur.files.safe import load_json, load_metadata, load_tensors, save_ten
 from secateur.files.seeds import canonical_json, stable_hash
 from secateur.files.states import decode, encode
 
-INDEX, LOCK = "index.json", "lock"
+INDEX, LOCK, OWN = "index.json", "lock", "own"
 EVERY = 60.0
 SHARE = 20  # a large state on a slow disk is written less often
 _SCHEMA = 1
@@ -80,6 +81,10 @@ class Checkpoint:
         """Names of the states that are there."""
         return tuple(sorted(self._entries))
 
+    def room(self, name: str) -> Path:
+        """A folder inside, made by who needs it, for files that a stage keeps by itself; it goes with the states."""
+        return self.folder / OWN / name
+
     def due(self) -> bool:
         """Whether it is time for another state; large ones are written less often, to take little of the time."""
         return self._clock() - self._last >= max(self.every, SHARE * self._spent if self.every else 0.0)
@@ -127,6 +132,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete the folder with all states: the run has ended well, or there is nothing to go on with."""
+        # First: without an index nobody would know whose it is.
+        shutil.rmtree(self.folder / OWN, ignore_errors=True)
         for path in self.folder.iterdir():
             if _FILE.fullmatch(path.name) or path.name == INDEX:
                 path.unlink()

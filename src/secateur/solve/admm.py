@@ -1,4 +1,4 @@
-"""Gradual ADMM: weights and mask are found together, and conjugate gradients polish what the mask leaves."""
+"""Gradual ADMM: weights and mask are found together; conjugate gradients may polish what the mask leaves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Admm(Solver):
         choosing: steps in which the mask is chosen.
         penalty: p; the first one where it rises.
         schedule: "gradual" (removals rise, p stays) or "rising" (all removals at once, p rises).
-        polish: steps of conjugate gradients at the end; 0 leaves them out.
+        polish: steps of conjugate gradients at the end, ten for example. They lower the error of the layer, and cost a
+            third of the time; perplexity did not fall with them, so 0 is the default.
 
     Source:
         Boza, "Fast and Effective Weight Update for Pruned Large Language Models", 2024, algorithm 2. Meng et al.,
@@ -41,12 +42,12 @@ class Admm(Solver):
     """
 
     name: ClassVar[str] = "admm"
-    summary: ClassVar[str] = "mask and weights together by alternating directions, then least squares"
+    summary: ClassVar[str] = "mask and weights together by alternating directions"
     steps: int = 20
     choosing: int = 15
     penalty: float = 1.0
     schedule: str = "gradual"
-    polish: int = 10
+    polish: int = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
@@ -74,16 +75,18 @@ class Admm(Solver):
         inverse = moments.inverse(self.penalty)
         # V = fixed + (D - Y) pull: all that changes from step to step costs one product.
         fixed, pull = goal @ (moments.normalised @ inverse), self.penalty * inverse
-        dual = torch.zeros_like(goal)
-        kept, mask = goal, torch.ones_like(goal, dtype=torch.bool)
+        apart, dual = goal, torch.zeros_like(goal)
+        kept, mask, factor = goal, torch.ones_like(goal, dtype=torch.bool), torch.ones_like(goal)
         choosing = min(self.choosing, self.steps)
         for step in range(self.steps):
-            free = fixed + (kept - dual) @ pull
-            dual = dual + free
+            both = dual.add_(fixed).addmm_(apart, pull)
             if step < choosing:
-                mask = pattern.keep(dual.abs(), 1 - (1 - (step + 1) / choosing) ** 3)
-            kept = dual * mask
-            dual = dual - kept
+                mask = pattern.keep(both.abs(), 1 - (1 - (step + 1) / choosing) ** 3)
+                # Products with numbers are several times faster than choices by truth values.
+                factor = mask.to(goal.dtype)
+            kept = both * factor
+            dual = both.sub_(kept)
+            apart = kept - dual
         return kept, mask
 
     def _rising(self, goal: Tensor, moments: Moments, pattern: Pattern) -> tuple[Tensor, Tensor]:

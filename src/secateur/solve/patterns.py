@@ -190,14 +190,22 @@ def _order_statistic(score: Tensor, drop: Tensor) -> Tensor:
     """The drop-th lowest entry of each row; below all entries where nothing is dropped."""
     counts = sorted(set(drop.tolist()))
     edge = torch.empty(len(score), dtype=score.dtype, device=score.device)
+    if score.device.type == "cpu" and score.dtype in (torch.float32, torch.float64) and counts[-1] - counts[0] < 2:
+        return _selected(score, drop, counts[0])
     for count in counts:
         rows = (drop == count).nonzero().flatten()
-        part = score if len(counts) == 1 else score[rows]
-        if count == 0:
-            edge[rows] = -torch.inf
-        elif score.device.type == "cpu" and score.dtype in (torch.float32, torch.float64):
-            # A selection, where torch sorts: several times faster.
-            edge[rows] = torch.from_numpy(np.partition(part.numpy(), count - 1, axis=1)[:, count - 1].copy())
-        else:
-            edge[rows] = part.kthvalue(count, dim=1).values
+        edge[rows] = -torch.inf if count == 0 else score[rows].kthvalue(count, dim=1).values
     return edge
+
+
+def _selected(score: Tensor, drop: Tensor, least: int) -> Tensor:
+    """As `_order_statistic`, where rows drop `least` or one more: by selection, where torch sorts."""
+    found = score.detach().numpy()
+    lower = np.full(len(found), -np.inf, dtype=found.dtype)
+    if least:
+        found = np.partition(found, least - 1, axis=1)
+        lower = found[:, least - 1]
+    if not bool((drop > least).any()):
+        return torch.from_numpy(lower.copy())
+    # What lies behind the place of a selection is not sorted, but none of it is smaller.
+    return torch.from_numpy(np.where((drop > least).numpy(), found[:, least:].min(axis=1), lower))

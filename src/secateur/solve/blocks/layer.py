@@ -77,9 +77,11 @@ def solve_layer(
     if inputs.held is None or not solver.needs_gram:
         return solved, LayerRecord(name, removed, total, inputs.moments.tokens, shrinkage=share, damping=damping)
     plain = Solved.of(weight, solved.mask)
-    error, without = (_held_error(weight, found.weight, inputs.held) for found in (solved, plain))
-    refused = solver.moves and error > without
-    size = max(error_of(weight, inputs.held.mean()), 1e-30)
+    held = _Held(weight, inputs.held)
+    without = held.error(plain.weight)
+    error = held.error(solved.weight) if solver.moves else without
+    refused = error > without
+    size = max(error_of(weight, held.gram), 1e-30)
     record = LayerRecord(
         name, removed, total, inputs.moments.tokens, min(error, without) / size, without / size, share, damping, refused
     )
@@ -107,11 +109,16 @@ def _target(weight: Tensor, inputs: Inputs, shrinkage: float | None) -> tuple[Te
     return weight + shrinkage * correction, shrinkage
 
 
-def _held_error(weight: Tensor, found: Tensor, held: Sums) -> float:
-    """Mean square by which the outputs on held-out tokens miss the original's, but for what no weights can change."""
-    change = weight - found
-    error = error_of(change, held.mean())
-    cross = held.mean_cross()
-    if cross is not None:
-        error += 2 * float((change * (weight @ cross)).sum(dtype=torch.float64))
-    return error
+class _Held:
+    """Mean square by which outputs on held-out tokens miss the original's, but for what no weights can change."""
+
+    def __init__(self, weight: Tensor, held: Sums) -> None:
+        self.weight, self.gram = weight, held.mean()
+        cross = held.mean_cross()
+        self.missed = None if cross is None else weight @ cross
+
+    def error(self, found: Tensor) -> float:
+        """Of weights in the place of the original's."""
+        change = self.weight - found
+        shift = 0.0 if self.missed is None else 2 * float((change * self.missed).sum(dtype=torch.float64))
+        return error_of(change, self.gram) + shift

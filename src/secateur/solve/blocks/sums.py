@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.solve.blocks.products import Use
 
-PANEL = 512  # columns per product: the lower triangle of H is copied from the upper one
+PANEL = 192  # columns per product: the lower triangle of H is copied from the upper one, but for squares of this size
 
 
 @dataclass(eq=False)
