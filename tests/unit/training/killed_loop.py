@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from secateur.files import save_tensors
 from secateur.training import MovementPruner, Pruner
-from secateur.training.saved import load_state, save_state
+from secateur.files.states import load_state, save_state
 
 STEPS = 16
 
