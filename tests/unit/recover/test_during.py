@@ -72,7 +72,7 @@ def test_weights_go_to_the_exact_amount_and_training_goes_on_without_them(recipe
     assert curve == sorted(curve)
     assert curve[-1] == pytest.approx(0.75, abs=0.01)
     assert curve[0] < 0.5
-    assert result.report.method == load_recipe(recipe).criterion
+    assert result.report.criterion.name == load_recipe(recipe).criterion
 
 
 def test_it_is_what_a_loop_of_ones_own_gives():
