@@ -233,9 +233,7 @@ def _staged(asked: Asked, run: Journal, kept: Stages) -> Result:
         # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
         timed = time_pair(asked.model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
         before = replace(seen.before, latency_ms=timed[0])
-        after = snapshot(
-            pruned, example, evaluate=seen.judged.evaluate, latency_ms=timed[1], samples=seen.samples
-        )
+        after = snapshot(pruned, example, evaluate=seen.judged.evaluate, latency_ms=timed[1], samples=seen.samples)
     with run.stage("report"):
         beside = native(pruned, plan)
         run.doubts += [beside.warning] if beside.warning else []
@@ -376,9 +374,7 @@ def estimate(
     return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
-def _recover(
-    model: nn.Module, step: Step, damage: Damage, asked: Asked, run: Journal, keeper: Keeper | None
-) -> None:
+def _recover(model: nn.Module, step: Step, damage: Damage, asked: Asked, run: Journal, keeper: Keeper | None) -> None:
     """One recovery step of the recipe, and its losses for the report."""
     given = asked.given
     assert given.train is not None

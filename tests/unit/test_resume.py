@@ -161,7 +161,12 @@ def run(name, folder=None, after=None):
 def facts(result):
     report = result.report
     figures = (report.after.quality, report.before.quality, report.after_cut_quality, report.control)
-    return hash_model(result.model), result.plan.to_json(), figures, [(p.step, p.loss, p.lr, p.sparsity) for p in report.training]
+    return (
+        hash_model(result.model),
+        result.plan.to_json(),
+        figures,
+        [(p.step, p.loss, p.lr, p.sparsity) for p in report.training],
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -310,7 +310,9 @@ class Recipe(Part):
         if training.method == "movement":
             name = self.criterion["name"] if isinstance(self.criterion, dict) else self.criterion
             if name != "movement" or not isinstance(self.target.sparsity, float) or len(self.target.given()) > 1:
-                raise problem("training: movement trains scores: write criterion: movement, and target: {sparsity: ...}")
+                raise problem(
+                    "training: movement trains scores: write criterion: movement, and target: {sparsity: ...}"
+                )
             if self.scope == "row":
                 raise problem("training: movement knows the scopes global and local")
         return self

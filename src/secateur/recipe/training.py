@@ -119,7 +119,9 @@ class Slimming(Lessons):
     def _pays(self) -> Self:
         told: dict[str, Any] = self.penalty if isinstance(self.penalty, dict) else {"name": self.penalty}
         if told["name"] not in PENALTIES or "strength" not in told:
-            raise problem(f"penalty is one of {', '.join(PENALTIES)} with its strength: {{name: slimming, strength: 1e-4}}")
+            raise problem(
+                f"penalty is one of {', '.join(PENALTIES)} with its strength: {{name: slimming, strength: 1e-4}}"
+            )
         return self
 
 

@@ -102,7 +102,15 @@ def train_stage(
         return _pruner(step, model, example, recipe, optimizer, total, choose, scored, loss)
 
     follower, records = _train(
-        model, step, follow, teacher=original, train=train, loss=loss, seed=recipe.seed, progress=progress, keeper=keeper
+        model,
+        step,
+        follow,
+        teacher=original,
+        train=train,
+        loss=loss,
+        seed=recipe.seed,
+        progress=progress,
+        keeper=keeper,
     )
     filled = isinstance(step, Movement) and step.fill is not None
     keep = {} if follower is None or filled else dict(follower.keep)

@@ -24,7 +24,6 @@ from secateur.report.stages import in_notebook
 from secateur.report.text import clean, seconds, writable
 
 
-
 class Step(Protocol):
     """Callable as ``(done, total)``, with a note on what is reached."""
 
@@ -71,7 +70,9 @@ def progress(
             task = bar.add_task(shown, total=total)
 
             def step(done: int, out_of: int, note: str = "") -> None:
-                bar.update(task, completed=done, total=out_of or None, description=shown + (f" ({note})" if note else ""))
+                bar.update(
+                    task, completed=done, total=out_of or None, description=shown + (f" ({note})" if note else "")
+                )
 
             yield step
     else:

@@ -10,8 +10,8 @@ from pattern_problem import Net, patterns
 from torch.nn import functional as F
 
 from secateur.files import save_tensors
-from secateur.training import MovementPruner, Pruner
 from secateur.files.states import load_state, save_state
+from secateur.training import MovementPruner, Pruner
 
 STEPS = 16
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import FileRefusedError, InputError, RecipeError, UnsupportedError
+from secateur.files.states import load_state, save_state
 from secateur.training import MovementPruner, Pruner
 from secateur.training.adapters.times import in_steps
-from secateur.files.states import load_state, save_state
 
 
 def net():
