@@ -245,7 +245,7 @@ def _staged(asked: Asked, run: Journal, kept: Stages) -> Result:
 
 
 def _look(asked: Asked, kept: Stages) -> Seen:
-    """Measure the model as it came: before anything else, since one whose outputs are not finite has nothing to keep."""
+    """Measure the model as it came; first of all, since one whose outputs are not finite has nothing to keep."""
     # Decided once, on the model as it came: a ratio of two counts needs one divisor.
     samples = samples_in(asked.model, asked.example)
     judged = _yardstick(asked)
