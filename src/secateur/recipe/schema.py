@@ -269,7 +269,7 @@ class Recipe(Part):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
     training: Training | None = None
-    """Train the model before or while it is pruned: gradual, slimming or movement. Left out: it is pruned as it came."""
+    """Train the model before or while it is pruned: gradual, slimming or movement; left out: it is pruned as it is."""
     recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()
     """Steps that restore quality, in order."""
     control: Literal["none", "dense"] = "none"

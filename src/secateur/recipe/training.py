@@ -109,10 +109,9 @@ class Slimming(Lessons):
     prunes: ClassVar[bool] = False
     method: Literal["slimming"]
     """``slimming``."""
-    penalty: Annotated[Choice, WithJsonSchema(choice_schema("slimming, l1, l2 or group_lasso."))] = {
-        "name": "slimming",
-        "strength": 1e-4,
-    }
+    penalty: Annotated[Choice, WithJsonSchema(choice_schema("slimming, l1, l2 or group_lasso."))] = Field(
+        default={"name": "slimming", "strength": 1e-4}
+    )
     """What the weights pay: slimming (scales of norms), l1, l2, group_lasso, with strength and method."""
 
     @model_validator(mode="after")

@@ -69,10 +69,9 @@ def progress(
             shown = escape(writable(clean(description), console.encoding))
             task = bar.add_task(shown, total=total)
 
-            def step(done: int, out_of: int, note: str = "") -> None:
-                bar.update(
-                    task, completed=done, total=out_of or None, description=shown + (f" ({note})" if note else "")
-                )
+            def step(done: int, total: int, note: str = "") -> None:
+                said = f"{shown} ({note})" if note else shown
+                bar.update(task, completed=done, total=total or None, description=said)
 
             yield step
     else:
