@@ -5,8 +5,8 @@
 For every seed a network is trained, and its weights are the start of everything else: the dense network trained on for
 as long (control), one shot by magnitude then fine-tuning, gradual pruning along the cubic schedule over the first 70 %
 of the same steps, cycles of five cuts, and RigL from a one-shot mask. Optimizer, learning rates, batches and steps
-are the same. Printed are accuracies on 1,000 test images: mean and 95 % interval (Student) over seeds. Each run is one
-JSON file, and what is there is not run again.
+are the same. Printed are accuracies on 1,000 test images: mean and 95 % interval (Student) over seeds, and in brackets
+the same of the difference to one shot, seed by seed. Each run is one JSON file, and what is there is not run again.
 """
 
 from __future__ import annotations
@@ -90,6 +90,12 @@ def row(values: list[float]) -> str:
     return f"{float(found.mean()):.2f} ± {half:.2f}"
 
 
+def beside(values: list[float], base: list[float]) -> str:
+    """Accuracy, and the difference to one shot seed by seed, which start and data order leave out."""
+    difference = "" if values == base else f" ({row([a - b for a, b in zip(values, base, strict=True)])})"
+    return row(values) + difference
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95, 0.98])
@@ -124,7 +130,11 @@ def main() -> None:
     print("| sparsity | " + " | ".join(METHODS) + " |\n|---|" + "---|" * len(METHODS))
     print(f"| dense | {row(found[0.0, 'dense'])} |" + " |" * (len(METHODS) - 1))
     for sparsity in asked.sparsity:
-        print(f"| {sparsity:g} | " + " | ".join(row(found[sparsity, method]) for method in METHODS) + " |")
+        print(
+            f"| {sparsity:g} | "
+            + " | ".join(beside(found[sparsity, m], found[sparsity, "one-shot"]) for m in METHODS)
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError, SecateurError
 from secateur.files.checkpoint import EVERY
+from secateur.kinds.slices.cut import cut_copy
 from secateur.kinds.weights.granularity import Granularity
 from secateur.loading import doubt
 from secateur.measure import Yardstick, snapshot, yardstick
@@ -28,7 +29,8 @@ from secateur.planning.build import CriterionLike, GranularityLike
 from secateur.planning.solved import solver_of
 from secateur.recipe import Recipe, load_recipe
 from secateur.recipe.schema import Step
-from secateur.recover.loop import Keeper
+from secateur.recover.during import Trained, as_asked, check_lessons, dense_training, train_stage
+from secateur.recover.loop import Keeper, TrainStep, write_tensors
 from secateur.recover.own import Train, own_training
 from secateur.recover.steps import Damage, check_training, dense_control
 from secateur.recover.steps import recover as run_step
@@ -40,7 +42,7 @@ from secateur.report.stages import shows_progress
 from secateur.request import Amount, Target
 from secateur.result import Estimate, Result, native
 from secateur.stages import Stages, Unfinished, place_of
-from secateur.types import Data, Example, Judge, Loss, Protect
+from secateur.types import Data, Example, Judge, Loss, Protect, Snapshot
 from secateur.words import spoken
 
 DEFAULT_RECIPE = "channel-half-macs"
@@ -64,6 +66,32 @@ class Decided(TypedDict, total=False):
     tolerance: float | None
     expressible: bool
     scales: str
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a run of `prune` was given, admitted and checked; see there."""
+
+    model: nn.Module
+    example: Example
+    examples: Sequence[Example]
+    given: Parts
+    settings: Recipe
+    criterion: CriterionLike | None
+    loss: Loss | None
+    evaluate: Judge | None
+    train: Train | None
+    title: str
+    command: str
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The model as it came: samples in the example, how quality is measured, and its figures."""
+
+    samples: int
+    judged: Yardstick
+    before: Snapshot
 
 
 @spoken(Decided.__annotations__)
@@ -155,11 +183,11 @@ def prune(
     # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
     run.doubts += [said for said in (doubt(model),) if said]
     kept = Stages(place_of(checkpoint, every), model, settings, run, own=train is not None)
+    asked = Asked(
+        model, example, examples, given, settings, decision.get("criterion"), loss, evaluate, train, title, command
+    )
     try:
-        return _staged(
-            model, example, examples, given, settings, decision.get("criterion"), loss, evaluate, train, run, kept,
-            title, command,
-        )  # fmt: skip
+        return _staged(asked, run, kept)
     except SecateurError as error:
         kept.refused(error)
         raise
@@ -167,78 +195,118 @@ def prune(
         kept.close()
 
 
-def _staged(
-    model: nn.Module,
-    example: Example,
-    examples: Sequence[Example],
-    given: Parts,
-    settings: Recipe,
-    criterion: CriterionLike | None,
-    loss: Loss | None,
-    evaluate: Judge | None,
-    train: Train | None,
-    run: Journal,
-    kept: Stages,
-    title: str,
-    command: str,
-) -> Result:
+def _staged(asked: Asked, run: Journal, kept: Stages) -> Result:
     """The stages of `prune`, each done once."""
-    with run.stage("plan"), run.noticed():
-        # Decided once, on the model as it came: a ratio of two counts needs one divisor.
-        samples = samples_in(model, example)
-        judged = _yardstick(model, given, settings, evaluate, loss)
-        # Before the plan, since a model whose outputs are not finite has nothing that could be kept.
-        before = kept.snapshot("before", lambda: snapshot(model, example, evaluate=judged.evaluate, samples=samples))
-        plan = kept.plan(
-            lambda: plan_by(
-                model,
-                example,
-                settings,
-                given.scoring,
-                loss,
-                criterion,
-                examples,
-                progress=run.step("solve"),
-                finished=kept.blocks,
-            ),
-            lambda keep: plan_by(model, example, settings, examples=examples, keep=keep),
-        )
-    kept.stage_ended()
+    settings, example = asked.settings, asked.example
+    training = settings.training
+    if training is None:
+        with run.stage("plan"), run.noticed():
+            seen = _look(asked, kept)
+            base, plan, trained = asked.model, _decide(asked, asked.model, run, kept), None
+        kept.stage_ended()
+    else:
+        with run.stage("look"), run.noticed():
+            seen = _look(asked, kept)
+        with run.stage(f"train: {training.method}"), run.noticed():
+            trained = kept.trained(partial(_train, asked, run), partial(_recorded, run))
+        with run.stage("plan"), run.noticed():
+            base, plan = _decide_trained(asked, trained, run, kept)
+        kept.stage_ended()
     run.doubts += plan.notes
     with run.stage("apply"):
         # Done again by a process that takes the run up: a module is no data, and a proof is of the model at hand.
-        pruned = plan.apply(model)
+        pruned = plan.apply(base)
+        if trained is not None and base is asked.model:
+            write_tensors(pruned, trained.tensors)
     # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
         # What the cut alone did; without recovery it is the final quality, which is measured below.
-        trained = bool(settings.recover) or train is not None
-        after_cut = kept.once("cut", lambda: _quality(judged, pruned)) if trained else None
-    damage = Damage(model, plan.cuts, plan.masks, plan.layers)
-    for number, step in enumerate(settings.recover):
-        name = f"recover {number + 1}: {step.method}"
-        with run.stage(name):
-            kept.training(name, pruned, partial(_recover, pruned, step, damage, given, loss, settings.seed, run))
-    if train is not None:
-        with run.stage("train"):
-            kept.training("train", pruned, lambda _: own_training(pruned, train, plan.masks, seed=settings.seed))
+        later = bool(settings.recover) or asked.train is not None
+        after_cut = kept.once("cut", lambda: _quality(seen.judged, pruned)) if later else None
+    _recover_all(asked, Damage(base, plan.cuts, plan.masks, plan.layers), pruned, run, kept)
     control = None
     if settings.control == "dense":
         with run.stage("control: dense"):
-            told = kept.once("control", lambda: _control(model, given, settings, judged, loss, train, run, kept))
+            told = kept.once("control", lambda: _control(asked, seen.judged, run, kept))
             control = Control(steps=tuple(told["steps"]), quality=told["quality"])
     with run.stage("measure"):
         # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
-        timed = time_pair(model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
-        before = replace(before, latency_ms=timed[0])
-        after = snapshot(pruned, example, evaluate=judged.evaluate, latency_ms=timed[1], samples=samples)
+        timed = time_pair(asked.model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
+        before = replace(seen.before, latency_ms=timed[0])
+        after = snapshot(pruned, example, evaluate=seen.judged.evaluate, latency_ms=timed[1], samples=seen.samples)
     with run.stage("report"):
         beside = native(pruned, plan)
         run.doubts += [beside.warning] if beside.warning else []
         report = collect(
-            model, plan, settings, before=before, after=after, after_cut=after_cut, judged=judged, control=control,
-            run=run, title=title, command=command,
+            base, plan, settings, before=before, after=after, after_cut=after_cut, judged=seen.judged, control=control,
+            run=run, title=asked.title, command=asked.command,
         )  # fmt: skip
     return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), beside, kept.folder)
+
+
+def _look(asked: Asked, kept: Stages) -> Seen:
+    """Measure the model as it came; first of all, since one whose outputs are not finite has nothing to keep."""
+    # Decided once, on the model as it came: a ratio of two counts needs one divisor.
+    samples = samples_in(asked.model, asked.example)
+    judged = _yardstick(asked)
+    before = kept.snapshot(
+        "before", lambda: snapshot(asked.model, asked.example, evaluate=judged.evaluate, samples=samples)
+    )
+    return Seen(samples, judged, before)
+
+
+def _decide(asked: Asked, model: nn.Module, run: Journal, kept: Stages) -> Plan:
+    """The plan of the recipe for a model, by scores."""
+    example, examples, settings = asked.example, asked.examples, asked.settings
+    return kept.plan(
+        lambda: plan_by(
+            model, example, settings, asked.given.scoring, asked.loss, asked.criterion, examples,
+            progress=run.step("solve"), finished=kept.blocks,
+        ),
+        lambda keep: plan_by(model, example, settings, examples=examples, keep=keep),
+    )  # fmt: skip
+
+
+def _train(asked: Asked, run: Journal, keeper: Keeper | None) -> Trained:
+    """The recipe's training before or while the model is pruned."""
+    training, given = asked.settings.training, asked.given
+    assert training is not None
+    assert given.train is not None
+    return train_stage(
+        asked.model, asked.example, asked.settings, train=given.train, scoring=given.scoring, loss=asked.loss,
+        criterion=asked.criterion, progress=run.step(f"train: {training.method}"), keeper=keeper,
+    )  # fmt: skip
+
+
+def _recorded(run: Journal, trained: Trained) -> None:
+    _log(run, trained.records)
+
+
+def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: Stages) -> tuple[nn.Module, Plan]:
+    """What the plan applies to, and the plan: decided by the training, or by scores of what it has left."""
+    training = asked.settings.training
+    assert training is not None
+    if not training.prunes:
+        base = cut_copy(asked.model, {}, {})
+        write_tensors(base, trained.tensors)
+        return base, _decide(asked, base, run, kept)
+    if trained.masks:
+        plan = make_plan(asked.model, masks=trained.masks)
+    else:
+        plan = plan_by(asked.model, asked.example, asked.settings, examples=asked.examples, keep=trained.keep)
+    return asked.model, as_asked(plan, asked.settings, asked.criterion)
+
+
+def _recover_all(asked: Asked, damage: Damage, pruned: nn.Module, run: Journal, kept: Stages) -> None:
+    """The recovery steps of the recipe, and a loop of the user's after them; each a stage."""
+    seed, train = asked.settings.seed, asked.train
+    for number, step in enumerate(asked.settings.recover):
+        name = f"recover {number + 1}: {step.method}"
+        with run.stage(name):
+            kept.training(name, pruned, partial(_recover, pruned, step, damage, asked, run))
+    if train is not None:
+        with run.stage("train"):
+            kept.training("train", pruned, lambda _: own_training(pruned, train, damage.masks, seed=seed))
 
 
 @spoken(Decided.__annotations__)
@@ -310,17 +378,9 @@ def estimate(
     return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
-def _recover(
-    model: nn.Module,
-    step: Step,
-    damage: Damage,
-    given: Parts,
-    loss: Loss | None,
-    seed: int,
-    run: Journal,
-    keeper: Keeper | None,
-) -> None:
+def _recover(model: nn.Module, step: Step, damage: Damage, asked: Asked, run: Journal, keeper: Keeper | None) -> None:
     """One recovery step of the recipe, and its losses for the report."""
+    given = asked.given
     assert given.train is not None
     assert given.scoring is not None
     records = run_step(
@@ -329,12 +389,18 @@ def _recover(
         damage,
         train=given.train,
         scoring=given.scoring,
-        loss=loss,
-        seed=seed,
+        loss=asked.loss,
+        seed=asked.settings.seed,
         progress=run.step(step.method),
         keeper=keeper,
     )
-    run.training += [TrainingPoint(step=r.step, loss=r.loss, lr=r.lr) for r in records]
+    _log(run, records)
+
+
+def _log(run: Journal, records: Sequence[TrainStep]) -> None:
+    """Add the steps of a training to the curve, behind those that were made before."""
+    first = len(run.training)
+    run.training += [TrainingPoint(step=first + r.step, loss=r.loss, lr=r.lr, sparsity=r.sparsity) for r in records]
 
 
 def _quality(judged: Yardstick, model: nn.Module) -> dict[str, float] | None:
@@ -406,6 +472,10 @@ def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
     _check_weights(model)
     if recipe.recover and given.train is None:
         raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
+    if recipe.training is not None:
+        if given.train is None:
+            raise RecipeError("The recipe trains, which needs data.", hint="Pass data, or leave training out.")
+        check_lessons(recipe.training)
     check_training(recipe.recover)
 
 
@@ -416,12 +486,12 @@ def _check_weights(model: nn.Module) -> None:
             require_finite(tensor, name, what="parameter")
 
 
-def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | None, loss: Loss | None) -> Yardstick:
-    if not recipe.measure.quality:
+def _yardstick(asked: Asked) -> Yardstick:
+    if not asked.settings.measure.quality:
         return Yardstick(None, why="not asked for: measure.quality is false")
-    found = yardstick(model, given, judge, loss=loss)
+    found = yardstick(asked.model, asked.given, asked.evaluate, loss=asked.loss)
     # Said before hours are spent on a copy whose only use is to be measured.
-    if found.evaluate is None and recipe.control == "dense":
+    if found.evaluate is None and asked.settings.control == "dense":
         raise RecipeError(
             "control: dense needs a figure of quality, and there is none.",
             why=found.why,
@@ -430,30 +500,30 @@ def _yardstick(model: nn.Module, given: Parts, recipe: Recipe, judge: Judge | No
     return found
 
 
-def _control(
-    model: nn.Module,
-    given: Parts,
-    recipe: Recipe,
-    judged: Yardstick,
-    loss: Loss | None,
-    train: Train | None,
-    run: Journal,
-    kept: Stages,
-) -> dict[str, Any]:
-    """The original after the same steps, and its quality on the same samples."""
-    assert given.train is not None
+def _control(asked: Asked, judged: Yardstick, run: Journal, kept: Stages) -> dict[str, Any]:
+    """The original after the same training and steps, and its quality on the same samples."""
+    recipe, data = asked.settings, asked.given.train
+    assert data is not None
     assert judged.evaluate is not None
+    shown = run.step("control: dense")
+
+    def training(model: nn.Module) -> str:
+        keeper = kept.keeper("control training")
+        dense_training(model, asked.model, recipe, train=data, loss=asked.loss, progress=shown, keeper=keeper)
+        return recipe.training.method if recipe.training is not None else ""
+
     trained, steps = dense_control(
-        model,
+        asked.model,
         recipe.recover,
-        train=given.train,
-        loss=loss,
+        train=data,
+        loss=asked.loss,
         seed=recipe.seed,
-        progress=run.step("control: dense"),
+        training=None if recipe.training is None else training,
+        progress=shown,
         keep=lambda number: kept.keeper(f"control {number}"),
     )
-    if train is not None:
-        own_training(trained, train, {}, seed=recipe.seed)
+    if asked.train is not None:
+        own_training(trained, asked.train, {}, seed=recipe.seed)
         steps = (*steps, "train")
     return {"steps": list(steps), "quality": dict(judged.evaluate(trained))}
 

@@ -18,6 +18,7 @@ from secateur.model.hashing import hash_model
 from secateur.model.tensors import named_tensors
 from secateur.planning import Plan
 from secateur.recipe import Recipe
+from secateur.recover.during import Trained
 from secateur.recover.loop import Keeper, Kept, write_tensors
 from secateur.report.journal import Journal
 from secateur.request import Request
@@ -125,6 +126,24 @@ class Stages:
             state = {"keep": dict(known.keep), "scores": dict(known.scores), "request": plan.request.to_data()}
             self._keep("plan", {**state, "decision": _decision(plan)})
         return plan
+
+    def trained(self, work: Callable[[Keeper | None], Trained], done: Callable[[Trained], None]) -> Trained:
+        """A training before the plan, on a copy; goes on in its middle where it was interrupted there.
+
+        Args:
+            work: does it, with a keeper of its state.
+            done: called with the result of this process, before the journal is kept.
+        """
+        found = self._found("trained")
+        if found is not None:
+            return Trained(found["tensors"], found["keep"], found["masks"], ())
+        result = work(self.keeper("training"))
+        done(result)
+        if self._checkpoint is not None:
+            self.stage_ended()
+            self._keep("trained", {"tensors": result.tensors, "keep": result.keep, "masks": result.masks})
+            self._checkpoint.drop("training")
+        return result
 
     def training(self, name: str, model: nn.Module, work: Callable[[Keeper | None], None]) -> None:
         """A stage that changes the weights in place; goes on in its middle where it was interrupted there.

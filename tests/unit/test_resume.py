@@ -73,6 +73,7 @@ def tensor_data():
 
 
 TUNE = {"method": "finetune", "epochs": 3, "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}}
+LESSONS = {"epochs": 3, "optimizer": {"name": "adamw", "lr": 0.01}, "rates": "cosine"}
 CUT = {"target": {"params": 0.6}, "recover": [{"method": "bn_refresh", "batches": 2}, {**TUNE, "schedule": "cosine"}]}
 MASKS = {"granularity": "element", "target": {"sparsity": 0.5}}
 RUNS = {
@@ -88,6 +89,35 @@ RUNS = {
         {**MASKS, "recover": [{**TUNE, "accumulate": 3, "distil": {"hidden": ["body.0"]}}, {"method": "bn_refresh"}]},
     ),
     "adapters": (Noisy, {**MASKS, "recover": [{**TUNE, "adapters": {"rank": 2}, "amp": "bf16"}]}),
+    "gradual": (
+        loader,
+        {
+            "granularity": "element",
+            "criterion": "taylor",
+            "target": {"sparsity": 0.7},
+            "training": {**LESSONS, "method": "gradual", "every": 2, "regrow": "rigl", "distil": {}},
+            "recover": [{**TUNE, "epochs": 1}],
+        },
+    ),
+    "gradual cuts": (Noisy, {"target": {"sparsity": 0.5}, "training": {**LESSONS, "method": "gradual", "every": 5}}),
+    "movement": (
+        Noisy,
+        {
+            **MASKS,
+            "criterion": "movement",
+            "training": {**LESSONS, "method": "movement", "every": 2, "form": "soft", "accumulate": 3},
+            "control": "dense",
+        },
+    ),
+    "slimming": (
+        Noisy,
+        {
+            "criterion": {"name": "bn-scale", "missing": "keep"},
+            "target": {"sparsity": 0.25},
+            "training": {**LESSONS, "method": "slimming", "penalty": {"name": "slimming", "strength": 0.1}},
+            "recover": [{**TUNE, "epochs": 1}],
+        },
+    ),
     "plateau": (tensor_data, {**MASKS, "recover": [{**TUNE, "holdout": 0.25, "schedule": "ReduceLROnPlateau"}]}),
 }
 
@@ -131,7 +161,12 @@ def run(name, folder=None, after=None):
 def facts(result):
     report = result.report
     figures = (report.after.quality, report.before.quality, report.after_cut_quality, report.control)
-    return hash_model(result.model), result.plan.to_json(), figures, [(p.step, p.loss, p.lr) for p in report.training]
+    return (
+        hash_model(result.model),
+        result.plan.to_json(),
+        figures,
+        [(p.step, p.loss, p.lr, p.sparsity) for p in report.training],
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +182,7 @@ def _warmed():
     run("cut")
 
 
-QUICKEST = ("best", "distil and accumulate")
+QUICKEST = ("best", "distil and accumulate", "gradual")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICKEST else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])

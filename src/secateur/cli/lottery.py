@@ -85,6 +85,8 @@ def training_of(recipe: Recipe) -> dict[str, Any]:
     from secateur.tickets.training import Builtin
 
     steps = recipe.recover
+    if recipe.training is not None:
+        raise RecipeError("a search for tickets prunes between trainings", hint="leave training out of the recipe")
     if len(steps) != 1 or not isinstance(steps[0], Finetune):
         raise RecipeError("a search for tickets trains by one finetune step", hint="leave one in recover")
     step = steps[0]

@@ -176,7 +176,13 @@ def parse_criterion(word: str) -> CriterionChoice:
 
 def recovery_of(recipe: str) -> CheckedSteps:
     """The recovery steps of a recipe, by name or file."""
-    return tuple(step.model_dump(mode="json", exclude_none=True) for step in load_recipe(recipe).recover)
+    found = load_recipe(recipe)
+    if found.training is not None:
+        raise RecipeError(
+            "A comparison prunes models as they came, and this recipe trains them before or meanwhile.",
+            hint="Leave training out of it.",
+        )
+    return tuple(step.model_dump(mode="json", exclude_none=True) for step in found.recover)
 
 
 def sample(data: Data, batches: int) -> Data:

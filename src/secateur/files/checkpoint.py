@@ -24,13 +24,12 @@ from secateur.files.leftovers import mark
 from secateur.files.parse import parse_json
 from secateur.files.safe import load_json, load_metadata, load_tensors, save_tensors
 from secateur.files.seeds import canonical_json, stable_hash
-from secateur.files.states import decode, encode
+from secateur.files.states import TREE, decode, encode
 
 INDEX, LOCK, OWN = "index.json", "lock", "own"
 EVERY = 60.0
 SHARE = 20  # a large state on a slow disk is written less often
 _SCHEMA = 1
-_TREE = "state"
 _FILE = re.compile(r"state-\d{1,12}\.safetensors")
 
 
@@ -95,7 +94,7 @@ class Checkpoint:
         tree, tensors = encode(state)
         self._number += 1
         file = f"state-{self._number}.safetensors"
-        digest = save_tensors(self.folder / file, tensors, {_TREE: canonical_json(tree)})
+        digest = save_tensors(self.folder / file, tensors, {TREE: canonical_json(tree)})
         before = self._entries.get(name)
         self._entries[name] = {"file": file, "sha256": digest}
         self._write_index()
@@ -114,7 +113,7 @@ class Checkpoint:
         if entry is None:
             return None
         tensors = load_tensors(entry["file"], sha256=entry["sha256"], within=self.folder)
-        tree = load_metadata(self.folder / entry["file"])[_TREE]
+        tree = load_metadata(self.folder / entry["file"])[TREE]
         return decode(parse_json(tree.encode(), origin=str(self.folder / entry["file"])), tensors)
 
     def drop(self, name: str) -> None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import FileRefusedError, UnsupportedError
+from secateur.files.parse import parse_json
+from secateur.files.safe import load_metadata, load_tensors, save_tensors
+from secateur.files.seeds import canonical_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +61,42 @@ def decode(tree: object, tensors: Mapping[str, Tensor]) -> Any:
     if len(tree) != 1 or not kind.startswith("$"):
         return {key: decode(value, tensors) for key, value in tree.items()}
     return _special(kind, tree[kind], tensors)
+
+
+TREE = "state"
+"""The field of a file's header that holds the plain part."""
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> str:
+    """Write a state as one safetensors file, atomically: what ``state_dict()`` of a pruner or an optimizer gave.
+
+    Args:
+        path: of the file.
+        state: see `encode`.
+
+    Returns:
+        the SHA-256 of the file.
+
+    Raises:
+        UnsupportedError: it holds something else.
+    """
+    tree, tensors = encode(state)
+    return save_tensors(path, tensors, {TREE: canonical_json(tree)})
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read it back.
+
+    Raises:
+        FileRefusedError: it is no such file, or is damaged.
+    """
+    text = load_metadata(path).get(TREE)
+    if text is None:
+        raise FileRefusedError(f"{path} holds no state", hint="give a file that save_state has written")
+    found = decode(parse_json(text.encode(), origin=str(path)), load_tensors(path))
+    if not isinstance(found, dict):
+        raise FileRefusedError(f"{path} is damaged", why="its state is no mapping")
+    return found
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

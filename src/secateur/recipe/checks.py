@@ -87,17 +87,18 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _choice_schema(what: str) -> dict[str, object]:
+def choice_schema(what: str) -> dict[str, object]:
+    """The JSON schema of a name with options."""
     name = {"type": "string", "pattern": f"^{_NAME}$"}
     mapping = {"type": "object", "required": ["name"], "properties": {"name": name}}
     return {"anyOf": [name, mapping], "description": what}
 
 
-Choice = Annotated[str | dict[str, object], BeforeValidator(_choice)]
+Choice = Annotated[str | dict[str, Any], BeforeValidator(_choice)]
 Criterion = Annotated[
     str | dict[str, object],
     BeforeValidator(_criterion),
-    WithJsonSchema(_choice_schema("The rule that scores; a registered name.")),
+    WithJsonSchema(choice_schema("The rule that scores; a registered name.")),
 ]
 Granularity = Annotated[
     str | dict[str, object] | list[str | dict[str, object]],
@@ -105,8 +106,8 @@ Granularity = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                _choice_schema("A registered name."),
-                {"type": "array", "items": _choice_schema("A registered name."), "minItems": 1},
+                choice_schema("A registered name."),
+                {"type": "array", "items": choice_schema("A registered name."), "minItems": 1},
             ],
             "description": "What is removed; one granularity, or several in one ranking.",
         }
@@ -137,9 +138,9 @@ Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 Schedule = Annotated[
     Choice,
     BeforeValidator(_schedule),
-    WithJsonSchema(_choice_schema("constant, linear, cosine, or a scheduler of torch.optim.lr_scheduler.")),
+    WithJsonSchema(choice_schema("constant, linear, cosine, or a scheduler of torch.optim.lr_scheduler.")),
 ]
-Allocation = Annotated[Choice, WithJsonSchema(_choice_schema("How sparsity is spread over layers."))]
+Allocation = Annotated[Choice, WithJsonSchema(choice_schema("How sparsity is spread over layers."))]
 
 
 def _number(name: str, schema: dict[str, object], *, patterns: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import ConfigDict, Field, Strict, model_validator
 
 from secateur.recipe.checks import (
     Allocation,
@@ -14,8 +14,6 @@ from secateur.recipe.checks import (
     Granularity,
     Macs,
     Milliseconds,
-    Name,
-    Options,
     Params,
     Patterns,
     Removals,
@@ -24,15 +22,9 @@ from secateur.recipe.checks import (
     Threshold,
     problem,
 )
+from secateur.recipe.parts import Distillation, Optimizer, Part
+from secateur.recipe.training import Training
 from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, Amount, check_together
-
-
-class Part(BaseModel):
-    """Base of all parts: unknown keys are errors, nothing is converted in silence, nothing changes later."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Targets(Part):
@@ -71,35 +63,6 @@ class Targets(Part):
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
 
-class Optimizer(Part):
-    """The optimizer of a fine-tuning step."""
-
-    name: Name = "sgd"
-    """Any optimizer of ``torch.optim``, for example sgd, adamw, RMSprop."""
-    lr: Annotated[float, Field(gt=0)] = 0.01
-    """Peak learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum, for sgd only."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay."""
-    nesterov: bool = False
-    """Nesterov momentum, for sgd with momentum only."""
-    options: Options = {}
-    """Further options of this optimizer, as torch names them."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        # Silence would let a reader believe that Adam ran with Nesterov momentum.
-        if self.name.lower() != "sgd" and (self.momentum or self.nesterov):
-            raise problem(f"momentum and nesterov belong to sgd, not to {self.name}")
-        twice = sorted(set(self.options) & {"lr", "momentum", "weight_decay", "nesterov", "params"})
-        if twice and not (twice == ["momentum"] and self.name.lower() != "sgd"):
-            raise problem(f"{twice[0]} is no key of options: write it beside name")
-        if self.nesterov and not self.momentum:
-            raise problem("nesterov needs a momentum above 0")
-        return self
-
-
 class BatchNormRefresh(Part):
     """Estimate the statistics of batch normalisation anew on calibration data."""
 
@@ -135,27 +98,6 @@ class ObsUpdate(Part):
     """Weights per block, for form block."""
     damping: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Relative to the mean curvature; ``auto`` tries six and takes the best on held-out samples."""
-
-
-class Distillation(Part):
-    """What the dense model teaches the pruned one."""
-
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Outputs are divided by it before they become probabilities."""
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the teacher's outputs in the loss; the labels have the rest."""
-    form: Literal["kl", "mse"] = "kl"
-    """``kl`` compares probabilities of classes, ``mse`` the outputs themselves."""
-    hidden: Patterns = ()
-    """Patterns of module names whose outputs are compared too."""
-    hidden_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of their mean squared error."""
-
-    @model_validator(mode="after")
-    def _teaches(self) -> Self:
-        if self.weight == 0 and not self.hidden:
-            raise problem("weight 0 without hidden teaches nothing")
-        return self
 
 
 class LowRank(Part):
@@ -326,6 +268,8 @@ class Recipe(Part):
     or refuses, ``follow`` lets the function change, which the certificate then says."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
+    training: Training | None = None
+    """Train the model before or while it is pruned: gradual, slimming or movement; left out: it is pruned as it is."""
     recover: Annotated[tuple[Step, ...], Strict(False), Field(max_length=100)] = ()
     """Steps that restore quality, in order."""
     control: Literal["none", "dense"] = "none"
@@ -344,10 +288,33 @@ class Recipe(Part):
         if any(step.method == "obs_update" for step in self.recover[1:]):
             raise problem("recover: obs_update starts from the original weights, so it comes first")
         # A control that does nothing would repeat the figure of the original under another name.
-        if self.control == "dense" and not any(step.method in REPEATABLE for step in self.recover):
+        repeated = self.training is not None or any(step.method in REPEATABLE for step in self.recover)
+        if self.control == "dense" and not repeated:
             raise problem(f"control: dense repeats {' and '.join(REPEATABLE)} on the original, and recover has neither")
         if self.control == "dense" and not self.measure.quality:
             raise problem("control: dense compares quality, and measure.quality is off")
+        return self
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        training = self.training
+        if training is None:
+            return self
+        if training.prunes and any(step.method in ("refit", "obs_update") for step in self.recover):
+            raise problem(
+                f"recover: refit and obs_update start from the weights that were cut, and training: {training.method} "
+                "moves them meanwhile; use finetune or bn_refresh"
+            )
+        if training.prunes and ({"threshold", "latency_ms"} & set(self.target.given())):
+            raise problem(f"training: {training.method} walks to an amount, and threshold and latency_ms are none")
+        if training.method == "movement":
+            name = self.criterion["name"] if isinstance(self.criterion, dict) else self.criterion
+            if name != "movement" or not isinstance(self.target.sparsity, float) or len(self.target.given()) > 1:
+                raise problem(
+                    "training: movement trains scores: write criterion: movement, and target: {sparsity: ...}"
+                )
+            if self.scope == "row":
+                raise problem("training: movement knows the scopes global and local")
         return self
 
 

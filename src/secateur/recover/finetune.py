@@ -175,7 +175,7 @@ def finetune(
         except NonFiniteError as error:
             why = "the model is back at the state before the fine-tuning"
             raise NonFiniteError(error.what, why=why, hint=error.hint) from error
-        _check_weights(model)
+        check_weights(model)
     seconds = time.perf_counter() - started
     return History(tuple(loop.records), seconds, *(() if judge is None else (tuple(judge.figures), judge.kept)))
 
@@ -247,7 +247,7 @@ def _lengths(
     last_of: int | None,
 ) -> tuple[int, tuple[int, int]]:
     """Steps in all (0 where not known and not needed), and the (steps, passes) that a rewound schedule leaves out."""
-    total = _total_steps(data, steps=steps, epochs=epochs, schedule=schedule, warmup=warmup, accumulate=accumulate)
+    total = total_steps(data, steps=steps, epochs=epochs, schedule=schedule, warmup=warmup, accumulate=accumulate)
     if last_of is None:
         return total, (0, 0)
     length = steps or epochs or 1
@@ -263,10 +263,14 @@ def _lengths(
     return total, (total * (last_of - length) // length, last_of - length)
 
 
-def _total_steps(
+def total_steps(
     data: Data, *, steps: int | None, epochs: int | None, schedule: ScheduleSpec, warmup: int, accumulate: int
 ) -> int:
-    """Steps in all; 0 where the data has no length and the schedule does not need it."""
+    """Steps in all; 0 where the data has no length and the schedule does not need it.
+
+    Raises:
+        RecipeError: a number out of range, or a length that is needed and not there.
+    """
     if steps is not None and epochs is not None:
         raise RecipeError("both steps and epochs are given", hint="give one of them")
     for name, value, least in (("steps", steps, 1), ("epochs", epochs, 1), ("warmup_steps", warmup, 0)):
@@ -289,12 +293,17 @@ def _total_steps(
         ) from None
 
 
-def _check_weights(model: nn.Module) -> None:
+def check_weights(model: nn.Module) -> None:
+    """Refuse a trained model with NaN or Inf in it.
+
+    Raises:
+        NonFiniteError: names the weight.
+    """
     # The loss of each step was seen before it; what the last step did was not.
     for name, parameter in model.named_parameters():
         if not parameter.detach().isfinite().all():
             raise NonFiniteError(
                 f"{name!r} has NaN or Inf after the last step",
-                why="the model is back at the state before the fine-tuning",
+                why="the model is back at the state before the training",
                 hint="lower the learning rate",
             )

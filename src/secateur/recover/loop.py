@@ -29,12 +29,30 @@ State = Callable[[], dict[str, Any]]
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One optimizer step: its number from 0, its epoch, the loss before it, the learning rate used."""
+    """One optimizer step: its number from 0, epoch, loss before it, learning rate, and sparsity where it prunes."""
 
     step: int
     epoch: int
     loss: float
     lr: float
+    sparsity: float | None = None
+
+
+class Follower(Protocol):
+    """Who prunes while a loop trains; see `secateur.training.Pruner`."""
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the units that is gone."""
+
+    def step(self) -> bool:
+        """Called after every step of the optimizer; whether anything changed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it goes on from."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on, before the states of model and optimizer are loaded: shapes may change."""
 
 
 class Keeper(Protocol):
@@ -84,6 +102,7 @@ class Loop:
         accumulate: batches per step.
         judge: looks at the model after each pass.
         adapters: where they are trained in the place of the weights.
+        follower: prunes after every step.
     """
 
     def __init__(
@@ -97,7 +116,10 @@ class Loop:
         accumulate: int = 1,
         judge: Judge | None = None,
         adapters: Adapters | None = None,
+        follower: Follower | None = None,
     ) -> None:
+        self.follower = follower
+        self._sparsity = None if follower is None else follower.sparsity
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.rates, self.reader, self.judge, self.adapters = rates, reader, judge, adapters
         self.accumulate = accumulate
@@ -123,12 +145,20 @@ class Loop:
             if batches and keeper is not None:
                 keeper.keep(len(self.records), self.state_dict)
             if batches and progress is not None:
-                progress(len(self.records), total)
+                self._tell(progress, total)
         if self.judge is not None:
             # A training by steps may end in the middle of a pass, which is judged as well.
             if not self.over and self.reader.place:
                 self.judge.look(self.model)
             self.judge.finish(self.model)
+
+    def _tell(self, progress: Callable[[int, int], None], total: int) -> None:
+        if not getattr(progress, "takes_note", False):
+            progress(len(self.records), total)
+            return
+        last = self.records[-1]
+        pruned = "" if last.sparsity is None else f", sparsity {last.sparsity:.3f}"
+        progress(len(self.records), total, f"loss {last.loss:.4g}{pruned}")  # type: ignore[call-arg]
 
     def _step(self, batches: Sequence[Batch]) -> None:
         step = len(self.records)
@@ -140,7 +170,9 @@ class Loop:
         if self.adapters is not None:
             self.adapters.write()
         self.rates.after()
-        self.records.append(TrainStep(step, self.reader.epoch, value, lr))
+        if self.follower is not None and self.follower.step():
+            self._sparsity = self.follower.sparsity
+        self.records.append(TrainStep(step, self.reader.epoch, value, lr, self._sparsity))
 
     def _pass_ended(self) -> None:
         figure = None if self.judge is None else self.judge.look(self.model)
@@ -160,7 +192,8 @@ class Loop:
             "reader": self.reader.state_dict(),
             "generators": drawn(),
             "judge": {} if self.judge is None else self.judge.state_dict(),
-            "records": torch.tensor([[r.step, r.epoch, r.loss, r.lr] for r in self.records], dtype=torch.float64),
+            "follower": {} if self.follower is None else self.follower.state_dict(),
+            "records": torch.tensor([_row(record) for record in self.records], dtype=torch.float64),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -170,6 +203,9 @@ class Loop:
             InputError: the state belongs to another model, or the data give other batches.
         """
         self.reader.load_state_dict(state["reader"])
+        if self.follower is not None:
+            self.follower.load_state_dict(state["follower"])
+            self._sparsity = self.follower.sparsity
         write_tensors(self.model, state["model"])
         # Copied: the optimizer takes tensors over as they are, and the state may be loaded again.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
@@ -181,8 +217,16 @@ class Loop:
         if self.judge is not None:
             self.judge.load_state_dict(state["judge"])
         rows = state["records"].tolist()
-        self.records = [TrainStep(int(step), int(epoch), loss, lr) for step, epoch, loss, lr in rows]
+        self.records = [
+            TrainStep(int(step), int(epoch), loss, lr, None if math.isnan(gone) else gone)
+            for step, epoch, loss, lr, gone in rows
+        ]
         set_drawn(state["generators"])
+
+
+def _row(record: TrainStep) -> list[float]:
+    gone = math.nan if record.sparsity is None else record.sparsity
+    return [record.step, record.epoch, record.loss, record.lr, gone]
 
 
 def write_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

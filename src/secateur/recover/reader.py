@@ -112,6 +112,32 @@ class Reader:
     _batches: Iterator[Batch] | None
 
 
+class Apart:
+    """The same data in an order of its own, always the same; whoever reads the data besides notices nothing.
+
+    Args:
+        data: batches.
+        seed: of the generators that a loader holds.
+    """
+
+    def __init__(self, data: Data, seed: int) -> None:
+        self.data, self._seed = data, seed
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        held = _generators(self.data)
+        before = [generator.get_state() for generator in held]
+        try:
+            for generator in held:
+                generator.manual_seed(self._seed)
+            yield from self.data
+        finally:
+            for generator, state in zip(held, before, strict=True):
+                generator.set_state(state)
+
+
 _END = object()
 
 

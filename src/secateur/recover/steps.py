@@ -14,6 +14,7 @@ from secateur.errors import RecipeError
 from secateur.kinds.slices.cut import Cuts, cut_copy
 from secateur.model.guard import generators
 from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUpdate, Refit, Step
+from secateur.recipe.training import Lessons
 from secateur.recover.adapters import AdapterSpec
 from secateur.recover.bn import refresh_batchnorm
 from secateur.recover.distil import Distil
@@ -117,6 +118,7 @@ def dense_control(
     train: Data,
     loss: Loss | None,
     seed: int,
+    training: Callable[[nn.Module], str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     keep: Callable[[int], Keeper | None] = lambda number: None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
@@ -132,6 +134,7 @@ def dense_control(
         train: batches to train with.
         loss: of the training.
         seed: of the training.
+        training: trains the copy before the steps, as the pruned model was trained; returns the name of the step.
         progress: called as ``progress(done, total)``.
         keep: number of a step -> its keeper.
 
@@ -142,6 +145,7 @@ def dense_control(
     """
     model = cut_copy(original, {}, {})
     # cut_copy and not deepcopy: it knows the modules that a plain copy breaks.
+    first = () if training is None else (training(model),)
     repeated = [step for step in steps if step.method in REPEATABLE]
     untouched = Damage(original, {}, {})
     for number, step in enumerate(repeated):
@@ -149,7 +153,7 @@ def dense_control(
             model, step, untouched, train=train, scoring=train, loss=loss, seed=seed, progress=progress,
             keeper=keep(number),
         )  # fmt: skip
-    return model, tuple(step.method for step in repeated)
+    return model, (*first, *(step.method for step in repeated))
 
 
 def _refit(
@@ -213,7 +217,7 @@ def _finetune(
     ).records
 
 
-def optimizer_of(step: Finetune) -> dict[str, object]:
+def optimizer_of(step: Finetune | Lessons) -> dict[str, object]:
     """The optimizer of a step as `build_optimizer` takes it."""
     given = step.optimizer.model_dump()
     more = given.pop("options")
@@ -222,7 +226,7 @@ def optimizer_of(step: Finetune) -> dict[str, object]:
     return options if step.optimizer.name.lower() == "sgd" else _taken(options, step)
 
 
-def _taken(options: dict[str, object], step: Finetune) -> dict[str, object]:
+def _taken(options: dict[str, object], step: Finetune | Lessons) -> dict[str, object]:
     # weight_decay 0 is what is meant by leaving it out, and not AdamW's own default of 0.01.
     own = {"name", "lr", *step.optimizer.options}
     return {k: v for k, v in options.items() if k in own or (k == "weight_decay" and _decays(step.optimizer.name, v))}

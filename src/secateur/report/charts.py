@@ -138,7 +138,7 @@ def layers(report: Report) -> Figure | None:
 
 
 def training(report: Report) -> Figure | None:
-    """Draw the loss, the learning rate and, where it was measured, the quality over the steps of recovery.
+    """Draw the loss, the learning rate and, where they are known, quality and sparsity over the steps of training.
 
     Args:
         report: the record of a run.
@@ -152,6 +152,7 @@ def training(report: Report) -> Figure | None:
     curves: list[tuple[str, list[tuple[int, float | None]]]] = [
         ("loss", [(point.step, point.loss) for point in points]),
         ("quality", [(point.step, point.quality) for point in points if point.quality is not None]),
+        ("sparsity", [(point.step, point.sparsity) for point in points if point.sparsity is not None]),
         ("learning rate", [(point.step, point.lr) for point in points]),
     ]
     curves = [(name, pairs) for name, pairs in curves if pairs]

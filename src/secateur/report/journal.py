@@ -74,12 +74,7 @@ class Journal:
 
     def step(self, name: str) -> Step:
         """A ``step(done, total)`` that tells of progress inside the stage `name`."""
-
-        def report_step(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
-
-        return report_step
+        return _Step(self.progress, name)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -101,3 +96,21 @@ class Journal:
     def events(self) -> Events:
         """What happened up to now, as a report holds it."""
         return Events(self.seconds, self.degradations, self.doubts, self.training)
+
+
+class _Step:
+    """Callable as ``(done, total)``; a note goes on where the progress shows notes, as bars and lines of ours do."""
+
+    takes_note = True
+
+    def __init__(self, progress: Progress | None, name: str) -> None:
+        self._progress, self._name = progress, name
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Pass it on with the stage's name."""
+        if self._progress is None:
+            return
+        if note and getattr(self._progress, "takes_note", False):
+            self._progress(self._name, done, total, note)  # type: ignore[call-arg]
+        else:
+            self._progress(self._name, done, total)

@@ -14,7 +14,7 @@ from secateur.report.record import Layer, Locked
 
 
 def measure_layer(
-    name: str, weight: Tensor, *, params_after: int, scores: Tensor, keep: Tensor, bins: int = 40
+    name: str, weight: Tensor, *, params_after: int, scores: Tensor | None, keep: Tensor, bins: int = 40
 ) -> Layer:
     """Measure a layer from the weight before pruning and the decision on its units.
 
@@ -22,7 +22,7 @@ def measure_layer(
         name: of the layer or group.
         weight: before pruning, any shape.
         params_after: elements of the weight that are still stored.
-        scores: one per unit, higher = keep.
+        scores: one per unit, higher = keep; None where a training has decided, whose scores are gone.
         keep: bool, the shape of ``scores``, True = keep.
         bins: of both histograms.
 
@@ -46,8 +46,8 @@ def measure_layer(
         sparsity=removed / keep.numel() if keep.numel() else 0.0,
         near_zero=weights.near_zero,
         weight_histogram=weights.histogram,
-        score_histogram=histogram(scores, bins),
-        score_cut=float(scores[~keep].max()) if removed else None,
+        score_histogram=None if scores is None else histogram(scores, bins),
+        score_cut=float(scores[~keep].max()) if removed and scores is not None else None,
     )
 
 
@@ -91,7 +91,7 @@ def pruned_layers(model: nn.Module, plan: Plan) -> list[Layer]:
         span = next((s for s in group.spans if s.role in ("out", "self")), group.spans[0])
         weight = tensors[span.tensor]
         after = _size_after(weight, plan.cuts.get(span.tensor, {}))
-        scores, keep = known.scores[group.name], known.keep[group.name]
+        scores, keep = known.scores.get(group.name), known.keep[group.name]
         found.append(measure_layer(group.name, weight, params_after=after, scores=scores, keep=keep))
     return found
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,7 +23,14 @@ from rich.text import Text
 from secateur.report.text import clean, seconds, writable
 from secateur.shown import in_notebook
 
-Step = Callable[[int, int], None]
+
+class Step(Protocol):
+    """Callable as ``(done, total)``, with a note on what is reached."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show it."""
+
+
 Clock = Callable[[], float]
 
 
@@ -58,8 +66,14 @@ def progress(
         line.finish()
     elif console.is_terminal and not console.is_dumb_terminal:
         with _bar(console) as bar:
-            task = bar.add_task(escape(writable(clean(description), console.encoding)), total=total)
-            yield lambda done, out_of: bar.update(task, completed=done, total=out_of or None)
+            shown = escape(writable(clean(description), console.encoding))
+            task = bar.add_task(shown, total=total)
+
+            def step(done: int, total: int, note: str = "") -> None:
+                said = f"{shown} ({note})" if note else shown
+                bar.update(task, completed=done, total=total or None, description=said)
+
+            yield step
     else:
         lines = _Lines(clean(description), console, interval, clock)
         yield lines.step
@@ -82,12 +96,12 @@ class _Line:
         self._start = self._last = clock()
         self._width = 0
 
-    def step(self, done: int, total: int) -> None:
+    def step(self, done: int, total: int, note: str = "") -> None:
         now = self._clock()
         if now - self._last < self._interval:
             return
         self._last = now
-        self._write(_how_far(done, total, now - self._start))
+        self._write(_how_far(done, total, now - self._start) + (f", {note}" if note else ""))
 
     def finish(self) -> None:
         if self._width:
@@ -116,13 +130,13 @@ class _Lines:
         self._start = self._last = clock()
         self._printed = False
 
-    def step(self, done: int, total: int) -> None:
+    def step(self, done: int, total: int, note: str = "") -> None:
         # Logs are kept: a line every few seconds at most, and none at all for a stage that is done before the first.
         now = self._clock()
         if now - self._last < self._interval:
             return
         self._last, self._printed = now, True
-        self._print(_how_far(done, total, now - self._start))
+        self._print(_how_far(done, total, now - self._start) + (f", {note}" if note else ""))
 
     def finish(self) -> None:
         if self._printed:

@@ -148,12 +148,13 @@ class Control(ReportPart):
 
 
 class TrainingPoint(ReportPart):
-    """One logged step of recovery; the loss is None where it was not finite."""
+    """One logged step of a training, with sparsity where it prunes meanwhile; the loss is None where not finite."""
 
     step: Count
     loss: float | None  # JSON has no NaN, and a point left out would make the curve look whole
     lr: Amount
     quality: float | None = None
+    sparsity: float | None = None
 
 
 class Environment(ReportPart):

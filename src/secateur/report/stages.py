@@ -24,6 +24,8 @@ class Stages:
         console: where to show it; standard error by default.
     """
 
+    takes_note = True
+
     def __init__(self, console: Console | None = None) -> None:
         self._stack = ExitStack()
         self._stage = ""
@@ -37,14 +39,14 @@ class Stages:
     ) -> None:
         self._stack.close()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is; a new name ends the stage before."""
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show how far a stage is, and a word on what it has reached; a new name ends the stage before."""
         if stage != self._stage:
             self._stack.close()
             self._stage = stage
             console = self._console or Console(stderr=True, highlight=False)
             self._step = self._stack.enter_context(progress(stage, total or None, console=console, interval=2.0))
-        self._step(done, total)
+        self._step(done, total, note)
 
     def of(self, stage: str) -> StageStep:
         """The same for one stage, as ``(done, total)``."""

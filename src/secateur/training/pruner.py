@@ -232,6 +232,18 @@ class Pruner:
         return self.handle.masks if isinstance(self._removal, Masking) else {}
 
     @property
+    def keep(self) -> dict[str, Tensor]:
+        """Group name -> bool tensor, True = the unit stays, counted as in the model at the beginning."""
+        if isinstance(self._removal, Masking):
+            return {name: mask.cpu() for name, mask in self._removal.keep.items()}
+        made = self._removal.plan()
+        result = {}
+        for name, group in ({} if made is None else made.groups).items():
+            result[name] = torch.ones(group["size"], dtype=torch.bool)
+            result[name][list(group["removed"])] = False
+        return result
+
+    @property
     def schedule(self) -> Schedule:
         """Share that goes, step by step; of several bounds the first."""
         return self._course.clock

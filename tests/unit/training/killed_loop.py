@@ -10,8 +10,8 @@ from pattern_problem import Net, patterns
 from torch.nn import functional as F
 
 from secateur.files import save_tensors
+from secateur.files.states import load_state, save_state
 from secateur.training import MovementPruner, Pruner
-from secateur.training.saved import load_state, save_state
 
 STEPS = 16
 
@@ -29,7 +29,7 @@ def start(kind, x):
     )  # fmt: skip
 
 
-def main(kind, folder):
+def main(kind, folder, tell):
     torch.set_num_threads(1)
     x, y = patterns(64, 1)
     model, moving, pruner = start(kind, x)
@@ -48,10 +48,10 @@ def main(kind, folder):
         pruner.step()
         parts = {"pruner": pruner.state_dict(), "model": model.state_dict(), "optimizer": moving.state_dict()}
         save_state(saved, {"done": step + 1, **parts})
-        print(step + 1, flush=True)
+        tell(step + 1)
     pruner.finish()
     save_tensors(folder / "model.safetensors", model.state_dict())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), print)

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import TrainerCallback
 
 from secateur.errors import InputError
+from secateur.files.states import load_state, save_state
 from secateur.training.adapters.times import AnyPruner, Make, made
 from secateur.training.pruner import Pruner
-from secateur.training.saved import load_state, save_state
 
 FILE = "secateur.safetensors"
 

@@ -1,0 +1,127 @@
+"""What a recipe may say about a training before or while the model is pruned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+
+from secateur.recipe.checks import Choice, Count, Granularity, Schedule, choice_schema, problem
+from secateur.recipe.parts import Distillation, Optimizer, Part
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PENALTIES = ("slimming", "l1", "l2", "group_lasso")
+"""Penalties of weights that the model has; gates are modules of their own, and for loops of one's own."""
+
+
+class Lessons(Part):
+    """How long a model is trained, and by what."""
+
+    prunes: ClassVar[bool] = True
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [key], "properties": {key: {"type": "integer"}}} for key in ("epochs", "steps")]
+        }
+    )
+
+    epochs: Count | None = None
+    """Passes over the data. Exactly one of epochs and steps is given."""
+    steps: Count | None = None
+    """Optimizer steps. Exactly one of epochs and steps is given."""
+    optimizer: Optimizer = Optimizer()
+    """See the optimizer's keys."""
+    rates: Schedule = "constant"
+    """How the learning rate falls: constant, linear, cosine, or a scheduler of torch with its options."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises to its peak."""
+    accumulate: Count = 1
+    """Batches whose mean gradient makes one step."""
+    amp: Literal["bf16"] | None = None
+    """Mixed precision of forward and loss."""
+    distil: Distillation | None = None
+    """Knowledge distillation from the model as it came."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise problem("give exactly one of epochs and steps")
+        if "plateau" in str(self.rates).lower():
+            raise problem("rates: ReduceLROnPlateau needs held-out data, which this training has not")
+        if self.warmup_steps and isinstance(self.rates, dict):
+            raise problem("warmup_steps belongs to the rates constant, linear and cosine")
+        return self
+
+
+class _Walk(Lessons):
+    """A training in which the amount that is gone grows along a schedule."""
+
+    schedule: Annotated[
+        Choice, WithJsonSchema(choice_schema("cubic, linear, exponential, steps, cycles or one_shot."))
+    ] = "cubic"
+    """How the amount grows: cubic, linear, exponential, steps, cycles, one_shot, with options."""
+    begin: Share = 0.0
+    """Share of the steps after which pruning begins."""
+    end: Share = 0.7
+    """Share of the steps after which the whole amount is gone; the rest trains what is left."""
+    every: Count = 10
+    """Steps between updates."""
+    initial: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share that goes at once at the beginning."""
+
+    @model_validator(mode="after")
+    def _forwards(self) -> Self:
+        if self.begin > self.end:
+            raise problem("begin lies behind end")
+        return self
+
+
+class Gradual(_Walk):
+    """Prune step by step while the model trains, by the recipe's criterion, asked anew at every update."""
+
+    method: Literal["gradual"]
+    """``gradual``."""
+    regrow: Annotated[Choice, WithJsonSchema(choice_schema("set or rigl."))] | None = None
+    """Exchange kept for masked weights at every update: set or rigl, with the option fraction."""
+
+
+class Movement(_Walk):
+    """Train scores together with the weights: what moves towards zero goes. Needs criterion movement."""
+
+    method: Literal["movement"]
+    """``movement``."""
+    form: Literal["hard", "soft"] = "hard"
+    """``hard`` keeps the top scores, ``soft`` those above a threshold, under a penalty that follows the schedule."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the soft form: what sigmoid(score) has to exceed."""
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """Of the soft form: the penalty at the beginning."""
+    scores: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate of the scores."""
+    freeze: Literal["none", "masks", "weights"] = "none"
+    """``masks`` rest after the schedule's end; ``weights`` are not trained at all."""
+    fill: Granularity | None = None
+    """Units of this coarser granularity come back whole at the end where something of them is left; fewer go then."""
+
+
+class Slimming(Lessons):
+    """Train the whole model under a penalty; then it is pruned by the recipe's criterion, and `recover` trains on."""
+
+    prunes: ClassVar[bool] = False
+    method: Literal["slimming"]
+    """``slimming``."""
+    penalty: Annotated[Choice, WithJsonSchema(choice_schema("slimming, l1, l2 or group_lasso."))] = Field(
+        default={"name": "slimming", "strength": 1e-4}
+    )
+    """What the weights pay: slimming (scales of norms), l1, l2, group_lasso, with strength and method."""
+
+    @model_validator(mode="after")
+    def _pays(self) -> Self:
+        told: dict[str, Any] = self.penalty if isinstance(self.penalty, dict) else {"name": self.penalty}
+        if told["name"] not in PENALTIES or "strength" not in told:
+            raise problem(
+                f"penalty is one of {', '.join(PENALTIES)} with its strength: {{name: slimming, strength: 1e-4}}"
+            )
+        return self
+
+
+Training = Annotated[Gradual | Slimming | Movement, Field(discriminator="method")]

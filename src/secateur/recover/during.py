@@ -1,0 +1,299 @@
+"""The training stage of a recipe: the model is trained before or while it is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.kinds.slices.cut import cut_copy
+from secateur.model.call import default_loss, device_of
+from secateur.model.guard import generators, guard
+from secateur.model.protect import patterns_of
+from secateur.model.tensors import named_tensors
+from secateur.planning.build import CriterionLike, criterion_of
+from secateur.planning.plan import Plan
+from secateur.recipe import Recipe
+from secateur.recipe.training import Gradual, Lessons, Movement, Slimming
+from secateur.recover.distil import Distil, taught
+from secateur.recover.finetune import check_weights, total_steps
+from secateur.recover.loop import Keeper, Loop, TrainStep
+from secateur.recover.optimizers import build_optimizer
+from secateur.recover.precision import in_precision
+from secateur.recover.rates import Rates
+from secateur.recover.reader import Apart, Reader
+from secateur.recover.steps import optimizer_of
+from secateur.request import Named, Target
+from secateur.training import MovementPruner, Pruner, penalty
+from secateur.types import Data, Example, Loss
+
+Follow = Callable[[Optimizer, int], "Pruner | MovementPruner | None"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training has left.
+
+    Args:
+        tensors: parameters and buffers by name; of the shapes that the cuts have left.
+        keep: group name -> bool, True = the unit stays, counted as in the model before; empty where nothing is decided.
+        masks: parameter name -> bool, where masks are not made of such units any more.
+        records: one for each optimizer step.
+    """
+
+    tensors: dict[str, Tensor]
+    keep: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    records: tuple[TrainStep, ...]
+
+
+def train_stage(
+    original: nn.Module,
+    example: Example,
+    recipe: Recipe,
+    *,
+    train: Data,
+    scoring: Data | None,
+    loss: Loss | None,
+    criterion: CriterionLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    keeper: Keeper | None = None,
+) -> Trained:
+    """Run the training of a recipe on a copy of a model.
+
+    Args:
+        original: left as it is; the teacher, where the recipe asks for one.
+        example: what one forward takes.
+        recipe: with a training.
+        train: batches to train with.
+        scoring: batches for criteria that need them.
+        loss: of the batches.
+        criterion: in the place of the recipe's.
+        progress: called as ``progress(done, total)``.
+        keeper: keeps states, and may have one to go on from.
+
+    Returns:
+        weights, and which units are gone.
+
+    Raises:
+        RecipeError: an unknown name, or an amount that cannot be walked to.
+        NonFiniteError: the loss or a weight is NaN or infinite.
+
+    Cost: the training, and what the criterion costs at every update; memory for a copy of the model.
+    """
+    step = recipe.training
+    assert step is not None
+    model = cut_copy(original, {}, {})
+    choose = criterion if criterion is not None else recipe.model_dump()["criterion"]
+    # Read in the middle of a pass, they must not take anything from the order of the batches.
+    scored = None if scoring is None else Apart(scoring, recipe.seed)
+
+    def follow(optimizer: Optimizer, total: int) -> Pruner | MovementPruner | None:
+        if isinstance(step, Slimming):
+            _penalise(step, model, example, recipe, optimizer)
+            return None
+        if isinstance(step, Movement):
+            return _movement(step, model, example, recipe, optimizer, total)
+        return _pruner(step, model, example, recipe, optimizer, total, choose, scored, loss)
+
+    follower, records = _train(
+        model,
+        step,
+        follow,
+        teacher=original,
+        train=train,
+        loss=loss,
+        seed=recipe.seed,
+        progress=progress,
+        keeper=keeper,
+    )
+    filled = isinstance(step, Movement) and step.fill is not None
+    keep = {} if follower is None or filled else dict(follower.keep)
+    masks = dict(follower.masks) if filled and follower is not None else {}
+    return Trained(dict(named_tensors(model)), keep, masks, records)
+
+
+def dense_training(
+    model: nn.Module,
+    original: nn.Module,
+    recipe: Recipe,
+    *,
+    train: Data,
+    loss: Loss | None,
+    progress: Callable[[int, int], None] | None = None,
+    keeper: Keeper | None = None,
+) -> None:
+    """The same training of a model that is not pruned meanwhile, in place: the control.
+
+    Args:
+        model: trained in place.
+        original: the teacher, where the recipe asks for one.
+        recipe: with a training.
+        train: batches to train with.
+        loss: of the batches.
+        progress: called as ``progress(done, total)``.
+        keeper: keeps states.
+    """
+    assert recipe.training is not None
+    _train(
+        model, recipe.training, lambda optimizer, total: None, teacher=original, train=train, loss=loss,
+        seed=recipe.seed, progress=progress, keeper=keeper,
+    )  # fmt: skip
+
+
+def as_asked(plan: Plan, recipe: Recipe, criterion: CriterionLike | None) -> Plan:
+    """A plan of units that a training has decided, with what was asked for in the place of "these units"."""
+    rule = criterion_of(recipe.model_dump()["criterion"] if criterion is None else criterion)
+    named, target = Named(rule.name, rule.options()), Target.of(recipe.target.given())
+    return replace(plan, request=replace(plan.request, criterion=named, target=target))
+
+
+def check_lessons(step: Lessons) -> None:
+    """Look up optimizer and rates before anything long starts.
+
+    Raises:
+        RecipeError: an unknown name or option.
+    """
+    built = build_optimizer(optimizer_of(step), [nn.Parameter(torch.zeros(2, 2))])
+    Rates(built, step.rates, total=100, passes=10, warmup=step.warmup_steps)
+
+
+def _train(
+    model: nn.Module,
+    step: Lessons,
+    follow: Follow,
+    *,
+    teacher: nn.Module,
+    train: Data,
+    loss: Loss | None,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+    keeper: Keeper | None,
+) -> tuple[Pruner | MovementPruner | None, tuple[TrainStep, ...]]:
+    # A walk has to know its end, as a schedule of rates has: "cosine" asks for the number of steps.
+    rates = step.rates if not step.prunes else "cosine"
+    total = total_steps(
+        train, steps=step.steps, epochs=step.epochs, schedule=rates, warmup=step.warmup_steps,
+        accumulate=step.accumulate,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        if step.distil is not None:
+            stack.enter_context(guard(teacher, mode="eval"))
+        stack.enter_context(_training(model, seed))
+        if step.distil is not None:
+            loss = taught(loss, teacher, Distil(**step.distil.model_dump()), model, {})
+        built = build_optimizer(optimizer_of(step), [p for p in model.parameters() if p.requires_grad])
+        passes = None if step.steps is not None else step.epochs
+        reader = Reader(train, passes)
+        stack.callback(reader.close)
+        follower = follow(built, total)
+        loop = Loop(
+            model, in_precision(loss or default_loss, step.amp, device_of(model)), built,
+            Rates(built, step.rates, total=total, passes=passes or 0, warmup=step.warmup_steps), reader,
+            accumulate=step.accumulate, follower=follower,
+        )  # fmt: skip
+        found = None if keeper is None else keeper.found()
+        if found is not None:
+            loop.load_state_dict(found)
+        loop.run(step.steps, keeper, progress, total)
+        if follower is not None:
+            follower.finish()
+        check_weights(model)
+    return follower, tuple(loop.records)
+
+
+@contextmanager
+def _training(model: nn.Module, seed: int) -> Iterator[None]:
+    """Train mode, gradients and a seed; no `guard`, which would put cut parameters back. The model is a copy."""
+    modes = [(module, module.training) for module in model.modules()]
+    with generators(seed), torch.enable_grad():
+        model.train()
+        yield
+    for parameter in model.parameters():
+        parameter.grad = None
+    for module, mode in modes:
+        module.training = mode
+
+
+def _pruner(
+    step: Gradual,
+    model: nn.Module,
+    example: Example,
+    recipe: Recipe,
+    optimizer: Optimizer,
+    total: int,
+    criterion: CriterionLike,
+    data: Data | None,
+    loss: Loss | None,
+) -> Pruner:
+    plain = recipe.model_dump(by_alias=True)
+    rule = criterion_of(criterion)
+    return Pruner(
+        model,
+        example,
+        target=recipe.target.given(),
+        **_times(step, total),
+        schedule=step.schedule,
+        optimizer=optimizer,
+        criterion=rule,
+        granularity=plain["granularity"],
+        regrow=step.regrow,
+        # Movement sums up the gradients of the loop itself.
+        data=None if rule.name == "movement" else data,
+        loss=loss,
+        scope=recipe.scope,
+        allocation=plain["allocation"] if isinstance(plain["allocation"], str) else plain["allocation"]["name"],
+        protect=list(patterns_of(model, recipe.protect)),
+        min_keep=recipe.min_keep,
+        min_keep_fraction=recipe.min_keep_fraction,
+        round_to=recipe.round_to,
+        scales=recipe.scales,
+        seed=recipe.seed,
+        dtype=recipe.verify.dtype,
+        tolerance=recipe.verify.tolerance,
+        distributed=False,
+    )
+
+
+def _movement(
+    step: Movement, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer, total: int
+) -> MovementPruner:
+    plain = recipe.model_dump(by_alias=True)
+    assert isinstance(recipe.target.sparsity, float)
+    return MovementPruner(
+        model,
+        example,
+        sparsity=recipe.target.sparsity,
+        **_times(step, total),
+        schedule=step.schedule,
+        optimizer=optimizer,
+        granularity=plain["granularity"],
+        form=step.form,
+        threshold=step.threshold,
+        strength=step.strength,
+        scope=recipe.scope,
+        scores=step.scores,
+        freeze=step.freeze,
+        fill=step.fill,
+        protect=list(patterns_of(model, recipe.protect)),
+        seed=recipe.seed,
+        distributed=False,
+    )
+
+
+def _times(step: Gradual | Movement, total: int) -> dict[str, Any]:
+    begin = int(step.begin * total)
+    # A span without a step in it would be one shot under another name.
+    end = min(max(int(step.end * total), begin + 1), total)
+    return {"begin": min(begin, end), "end": end, "every": step.every, "initial": step.initial}
+
+
+def _penalise(step: Slimming, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer) -> None:
+    told = dict(step.penalty) if isinstance(step.penalty, dict) else {"name": step.penalty}
+    name = str(told.pop("name"))
+    penalty(name, model, example, optimizer=optimizer, protect=list(patterns_of(model, recipe.protect)), **told)
