@@ -1,7 +1,9 @@
-"""Another path is taken for a reason that lies outside of the model and its inputs: modes of torch, the process, globals."""
+"""Another path is taken for a reason outside of the model and its inputs: modes of torch, the process, globals."""
 
 from __future__ import annotations
 
+import contextvars
+import logging
 import os
 import sys
 from typing import Any
@@ -15,6 +17,9 @@ family = Family("surroundings")
 ROWS = floats((5, 8), (1, 8), (9, 8))
 FAST = False
 SETTINGS = {"fast": False, "how": "plain"}
+
+
+LEVEL = contextvars.ContextVar("LEVEL", default=0)
 
 
 class Options:
@@ -79,9 +84,7 @@ class Compiling(Net):
 @asks("deterministic")
 class Deterministic(Net):
     def other(self, x: Tensor) -> Any:
-        if torch.are_deterministic_algorithms_enabled():  # the other path
-            return True
-        return False
+        return torch.are_deterministic_algorithms_enabled()  # the other path
 
 
 @asks("threads")
@@ -130,3 +133,100 @@ def turned() -> bool:
 class Helper(Net):
     def other(self, x: Tensor) -> Any:
         return turned()  # the other path
+
+
+def by_closure(test: Any) -> type[Net]:
+    """A network whose question stands in a closure."""
+
+    class Closed(Net):
+        def other(self, x: Tensor) -> Any:
+            return True if test(x) else None
+
+    return Closed
+
+
+asks("closure")(by_closure(lambda x: torch.is_autocast_enabled("cpu")))  # the other path
+
+
+asks("lambda_of_a_fact")(by_closure(lambda x: not x.is_contiguous()))  # the other path
+
+
+@asks("level_of_a_logger")
+class Logger(Net):
+    def other(self, x: Tensor) -> Any:
+        return logging.getLogger("secateur.turned").isEnabledFor(9)  # the other path
+
+
+@asks("gradients_in_a_name")
+class Gradients(Net):
+    def other(self, x: Tensor) -> Any:
+        inference = torch.is_inference_mode_enabled()
+        if inference:  # the other path
+            return True
+        return None
+
+
+@asks("variable_of_a_context")
+class Context(Net):
+    def other(self, x: Tensor) -> Any:
+        return LEVEL.get() > 2  # the other path
+
+
+@asks("backend")
+class Backend(Net):
+    def other(self, x: Tensor) -> Any:
+        return not torch.backends.mkldnn.enabled and len(x) > 0  # the other path
+
+
+class Switched(Net):
+    """A switch, asked in a method of the class that others inherit from."""
+
+    turned = False
+
+    def other(self, x: Tensor) -> Any:
+        return self.turned  # the other path
+
+
+asks("handed_back")(Switched)
+
+
+@asks("inherited")
+class Inherited(Switched):
+    def other(self, x: Tensor) -> Any:
+        return super().other(x)
+
+
+@asks("inherited_forward")
+class InheritedForward(Switched):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+@asks("property")
+class Property(Net):
+    how = "plain"
+
+    @property
+    def is_turned(self) -> bool:
+        return self.how == "turned"  # the other path
+
+    def other(self, x: Tensor) -> Any:
+        return self.is_turned
+
+
+def unwrapped(method: Any) -> Any:
+    """A decorator that hides what it decorates."""
+
+    def call(self: Any, x: Tensor) -> Any:
+        return method(self, x)
+
+    return call
+
+
+@asks("decorated")
+class Decorated(Net):
+    how = "plain"
+
+    @unwrapped
+    def other(self, x: Tensor) -> Any:
+        return self.how == "turned"  # the other path

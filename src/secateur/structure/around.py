@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.model.place import short
-from secateur.structure.asked import definition, made_of, mentions, targets, tests_in
+from secateur.structure.asked import definition, handed_back, held_by, made_of, mentions, targets, tests_in
 from secateur.structure.conditions import Branch
 from secateur.structure.switches import run_by_forward
 from secateur.types import Condition
 
 MOST_LINES = 6  # that are said; how many more there are stands in the last of them
-OUTSIDE = ("os", "sys", "platform", "time", "socket")  # modules that are nothing but surroundings
+OUTSIDE = ("logging", "os", "platform", "socket", "sys", "time")  # modules that are nothing but surroundings
 FLAGS = (bool, str, type(None))
 
 
@@ -59,8 +59,7 @@ def _lines(function: FunctionType) -> Iterator[tuple[int, str]]:
 def _deciding(node: ast.AST) -> Iterator[ast.expr]:
     """Tests, and what a method hands back for its caller to decide by."""
     yield from tests_in(node)
-    for part in ast.walk(node):
-        value = part.value if isinstance(part, ast.Return) else None
+    for value in handed_back(node):
         value = value.operand if isinstance(value, ast.UnaryOp) else value
         if isinstance(value, (ast.Call, ast.Attribute, ast.Name, ast.Subscript)):
             yield value
@@ -76,8 +75,8 @@ def _asked(node: ast.AST, function: FunctionType) -> Iterator[str]:
 def _is_around(node: ast.expr, function: FunctionType) -> bool:
     if isinstance(node, ast.Call):
         plain = all(isinstance(each, ast.Constant) for each in (*node.args, *(k.value for k in node.keywords)))
-        value = _held(node.func, function)
-        return (plain and _is_question(value)) or _is_outside(node.func, function)
+        asked = _is_question(_held(node.func, function)) or _is_of_object(node.func, function)
+        return (plain and asked) or _is_outside(node.func, function)
     if isinstance(node, ast.Subscript):
         return isinstance(_held(node.value, function), dict) or _is_outside(node.value, function)
     value = _held(node, function)
@@ -95,13 +94,7 @@ def _held(node: ast.AST, function: FunctionType) -> Any:
         return next((space[node.attr] for space in spaces if node.attr in space), MISSING)
     if not isinstance(node, ast.Name) or node.id in function.__code__.co_varnames:
         return MISSING
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    if node.id in cells:
-        try:
-            return cells[node.id].cell_contents
-        except ValueError:
-            return MISSING
-    return function.__globals__.get(node.id, MISSING)
+    return held_by(function, node.id, MISSING)
 
 
 def _is_question(value: object) -> bool:
@@ -113,6 +106,12 @@ def _is_question(value: object) -> bool:
     return (mine or name.startswith(("is_", "_is_", "are_", "get_", "has_"))) and name not in vars(builtins)
 
 
+def _is_of_object(node: ast.expr, function: FunctionType) -> bool:
+    """Whether this is a method of an object that lies around the model: a logger, a table, a variable of a context."""
+    owner = _held(node.value, function) if isinstance(node, ast.Attribute) else MISSING
+    return owner is not MISSING and not isinstance(owner, (ModuleType, type, Tensor, nn.Module, str))
+
+
 def _is_flag(value: object) -> bool:
     return type(value) in FLAGS or (type(value) is int and value in (0, 1))
 
@@ -121,5 +120,7 @@ def _is_outside(node: ast.AST, function: FunctionType) -> bool:
     """Whether a chain of names begins at a module such as `os`."""
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
         node = node.func if isinstance(node, ast.Call) else node.value
-    held = _held(node, function)
-    return isinstance(held, ModuleType) and held.__name__ in OUTSIDE
+        held = _held(node, function)
+        if isinstance(held, ModuleType) and (held.__name__ in OUTSIDE or held.__name__.startswith("torch.backends")):
+            return True
+    return False
