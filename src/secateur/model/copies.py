@@ -30,7 +30,8 @@ def copied(module: M, memo: dict[int, Any]) -> M:
     known: M | None = memo.get(id(module))
     if known is not None:
         return known
-    if not _is_plain(type(module)) or "__deepcopy__" in vars(module):
+    kind: type[nn.Module] = type(module)
+    if not _is_plain(kind) or "__deepcopy__" in vars(module):
         return copy.deepcopy(module, memo)
     result: M = object.__new__(type(module))
     memo[id(module)] = result

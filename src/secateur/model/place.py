@@ -39,3 +39,16 @@ def users_line() -> str:
             return f"{short(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def users_functions() -> list[CodeType]:
+    """Functions of the user that are running, from the innermost on up to where torch called them."""
+    frame: FrameType | None = sys._getframe(1)
+    found: list[CodeType] = []
+    while frame is not None:
+        if is_users(frame.f_code.co_filename):
+            found.append(frame.f_code)
+        elif found:
+            break
+        frame = frame.f_back
+    return found

@@ -102,9 +102,17 @@ def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
     tests = (t for t in tests_in(scope) if any(_is_answer(p, asked, names) for p in ast.walk(t) if p not in put))
     lines = [test.lineno for test in tests]
     if name != "len":
-        returns = (node for node in ast.walk(scope) if isinstance(node, ast.Return))
-        lines += [node.lineno for node in returns if _as_it_is(node.value) in asked]
+        lines += [value.lineno for value in handed_back(scope) if _as_it_is(value) in asked]
     return tuple(dict.fromkeys(f"{short(filename)}:{line}" for line in lines))
+
+
+def handed_back(scope: ast.AST) -> Iterator[ast.expr]:
+    """What functions give their callers to decide by."""
+    for node in ast.walk(scope):
+        if isinstance(node, ast.Lambda):
+            yield node.body
+        elif isinstance(node, ast.Return) and node.value is not None:
+            yield node.value
 
 
 def _is_reading(node: ast.AST, line: int, name: str) -> bool:
@@ -196,6 +204,9 @@ def definition(code: CodeType) -> Function | None:
 
 @cache
 def _definition(filename: str, line: int, name: str) -> Function | None:
+    if name == "<lambda>":  # several in one line cannot be told apart
+        found = [n for n in ast.walk(tree_of(filename)) if isinstance(n, ast.Lambda) and n.lineno == line]
+        return found[0] if len(found) == 1 else None
     for node in ast.walk(tree_of(filename)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
@@ -210,6 +221,8 @@ def callees(
     """What a call may run: a method, a module, each module of a list that a loop goes through, a function."""
     if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "self":
         yield from _run_by(getattr(owner, call.func.attr, None), owner)
+    elif isinstance(call.func, ast.Attribute) and _is_super(call.func.value):
+        yield from _run_by(_inherited(owner, function, call.func.attr), owner)
     elif isinstance(call.func, ast.Name):
         for loop in (part for part in ast.walk(node) if isinstance(part, ast.For)):
             if call.func.id in {part.id for part in ast.walk(loop.target) if isinstance(part, ast.Name)}:
@@ -217,7 +230,28 @@ def callees(
                     held = getattr(owner, part.attr, None) if isinstance(part, ast.Attribute) else None
                     for module in {type(m): m for m in held}.values() if isinstance(held, nn.ModuleList) else ():
                         yield from _run_by(module, owner)
-        yield from _run_by(function.__globals__.get(call.func.id), owner)
+        yield from _run_by(held_by(function, call.func.id), owner)
+
+
+def _is_super(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
+
+
+def _inherited(owner: nn.Module, function: FunctionType, name: str) -> Any:
+    """What `super()` finds in a method: in the classes behind the one that the method stands in."""
+    order = type(owner).__mro__
+    here = [i for i, kind in enumerate(order) if any(plain_function(v) is function for v in vars(kind).values())]
+    behind = order[here[0] + 1 :] if here else ()
+    return next((vars(kind)[name] for kind in behind if name in vars(kind)), None)
+
+
+def held_by(function: FunctionType, name: str, missing: Any = None) -> Any:
+    """What a name that is no local one stands for: in a closure, or in the module of a function."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    try:
+        return cells[name].cell_contents if name in cells else function.__globals__.get(name, missing)
+    except ValueError:  # not filled yet
+        return missing
 
 
 def _run_by(value: Any, owner: nn.Module) -> Iterator[tuple[FunctionType | None, nn.Module]]:

@@ -26,6 +26,7 @@ from secateur.model.call import call
 from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.structure import doors, rules, size_uses
+from secateur.structure.around import surroundings
 from secateur.structure.conditions import Branch, unreached
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
@@ -173,7 +174,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             up_to = f" up to its {other.failed}" if other.failed else ", too"
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
-    trace.conditions.extend(branch.condition for branch in switches(model))
+    trace.conditions.extend(branch.condition for branch in (*switches(model), *surroundings(model)))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 

@@ -8,6 +8,8 @@ switches as well. Nothing tells which of these values are ever turned: those of 
 from __future__ import annotations
 
 import ast
+import inspect
+import linecache
 from collections.abc import Iterator
 from functools import cache
 from types import FunctionType
@@ -21,13 +23,14 @@ from secateur.structure.asked import (
     Function,
     callees,
     definition,
+    handed_back,
     made_of,
     mentions,
     plain_function,
     targets,
     tests_in,
 )
-from secateur.structure.conditions import Branch
+from secateur.structure.conditions import Branch, listed
 from secateur.types import Condition
 
 MOST_LINES = 12  # that are said; how many more there are stands in the last of them
@@ -44,10 +47,23 @@ def switches(model: nn.Module) -> Iterator[Branch]:
             if held:
                 text = ", ".join(f"{name}={value!r}" for name, value in held.items())
                 found.setdefault(where, (f"holds with {text} of {type(module).__name__}, by which it decides", path))
+    yield from _unread(model)
     more = len(found) - MOST_LINES
     for number, (where, (text, path)) in enumerate(list(found.items())[:MOST_LINES]):
         last = f"; {more} more such lines are left out" if more > 0 and number == MOST_LINES - 1 else ""
         yield Branch("switch", Condition(text + last, where, path), text)
+
+
+def _unread(model: nn.Module) -> Iterator[Branch]:
+    """Classes without source: nobody knows what they decide by."""
+    names: dict[str, str] = {}
+    for path, module in model.named_modules():
+        functions = [f for f in run_by_forward(module) if f.__code__.co_name == "forward"]
+        if any(definition(f.__code__) is None and not linecache.getlines(f.__code__.co_filename) for f in functions):
+            names.setdefault(type(module).__name__, path)
+    if names:
+        text = f"the source of {listed(list(names))} cannot be read: holds for flags and words as they are here"
+        yield Branch("switch", Condition(text, "", next(iter(names.values()))), text)
 
 
 def _is_switch(value: object) -> bool:
@@ -81,11 +97,19 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
             continue
         seen[function] = None
         node = definition(function.__code__)
-        for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)) if node is not None else ():
-            if isinstance(call.func, ast.Attribute):
-                found = callees(call, function, module, node)  # type: ignore[arg-type]
+        for part in ast.walk(node) if node is not None else ():
+            if isinstance(part, ast.Call):
+                found = callees(part, function, module, node)  # type: ignore[arg-type]
                 todo += [(callee, depth - 1) for callee, owner in found if owner is module]
+            elif isinstance(part, ast.Attribute) and isinstance(asked := _of_class(module, part), property):
+                todo.append((plain_function(asked.fget), depth - 1))
     return seen
+
+
+def _of_class(module: nn.Module, node: ast.Attribute) -> Any:
+    """What the class has under the name that is asked of `self`."""
+    mine = isinstance(node.value, ast.Name) and node.value.id == "self"
+    return inspect.getattr_static(type(module), node.attr, None) if mine else None
 
 
 @cache
@@ -100,7 +124,8 @@ def _lines(node: Function, filename: str) -> tuple[tuple[str, frozenset[Chain]],
             for name in made_of(node, set(targets(part))) if chain else ():
                 named.setdefault(name, set()).add(chain)
     lines: dict[int, set[Chain]] = {}
-    for test in tests_in(node):
+    # What a method or a property hands back as it is, its caller may decide by.
+    for test in (*tests_in(node), *(value for value in handed_back(node) if _chain(value, this))):
         chains = {chain for part in ast.walk(test) if (chain := _chain(part, this))}
         chains |= {chain for name, known in named.items() if mentions(test, {name}) for chain in known}
         lines.setdefault(test.lineno, set()).update(chains)

@@ -64,8 +64,9 @@ def ablated_with_widths(
             yield
 
     def scaled() -> list[str]:
-        """Lines that scale by a width of which nothing is summed up."""
-        return sorted({where for where, width in widths.used if width not in missing.reduced})
+        """Lines that scale by a width of which nothing is summed up there: a sum elsewhere excuses no scale."""
+        by = widths.used.items()
+        return sorted({where for (where, width), inside in by if not inside <= missing.reduced.get(width, set())})
 
     def objection() -> str:
         by_width = [] if follow else [f"{where} scales by the width" for where in scaled()]

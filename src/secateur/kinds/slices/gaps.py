@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from types import CodeType
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +20,11 @@ class Gaps(Protocol):
     """Who knows what is missing.
 
     Attributes:
-        reduced: sizes of dimensions that were summed up, and how many of their positions were there.
+        reduced: sizes of dimensions that were summed up, and how many of their positions were there; with the functions
+            that did so.
     """
 
-    reduced: set[tuple[int, int]]
+    reduced: dict[tuple[int, int], set[CodeType]]
 
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""

@@ -21,6 +21,7 @@ from secateur.kinds.reference import Tried, agrees
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
+from secateur.kinds.slices.encoders import with_padding
 from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.numbers import NumberTape
@@ -191,6 +192,8 @@ class Slices(Candidates):
             certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
         )
         proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
+        meta = device_of(whole).type == "meta"
+        proof = with_padding(proof, whole, cut, [self.example, *self.examples], meta=meta)
         if self.request.expressible:
             require_native(cut, self.example)
         return proof

@@ -10,6 +10,7 @@ repeated here. NaN that does not fill a slice is a result like any other, and is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         gone: those of which slices were made NaN, each with dimension -> positions, so that nobody has to look.
 
     Attributes:
-        reduced: sizes of dimensions that were summed up, and how many of their positions were there.
+        reduced: sizes of dimensions that were summed up, and how many of their positions were there; with the functions
+            that did so.
         changed: lines of the user's code where a weight is used that is not what it was.
 
     Example:
@@ -76,7 +78,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.whole = dict(self.given)
         self.stored = {t.untyped_storage()._cdata for t, _ in weights}
         self.poisoned = {t.untyped_storage()._cdata for t, whole in weights if t is not whole}
-        self.reduced: set[tuple[int, int]] = set()
+        self.reduced: dict[tuple[int, int], set[CodeType]] = {}
         self.changed: set[str] = set()
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         # Weights are the same in every run, so what was seen of them once holds.

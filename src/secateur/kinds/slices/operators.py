@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.kinds.slices.gaps import NAN, GapCall, Gaps, can_be_nan, others, spread
 from secateur.kinds.slices.products import Handler, attention, convolution, product, trilinear
+from secateur.model.place import users_functions
 
 # -- reductions -------------------------------------------------------------------------------------------------------
 
@@ -34,7 +35,8 @@ def _reduction(mode: Gaps, call: GapCall) -> object:
     """Positions become one number, or one number and its place."""
     x: Tensor = call.args[0]
     kept = _without(mode, call, _dims(call, x.dim()))
-    mode.reduced |= {(x.shape[d], len(stay)) for d, stay in kept.items()}
+    for d, stay in kept.items():
+        mode.reduced.setdefault((x.shape[d], len(stay)), set()).update(users_functions())
     result = call.run()
     if len(kept) != 1:
         return result
@@ -56,7 +58,7 @@ def _distance(mode: Gaps, call: GapCall) -> object:
         gone = [absent for t in full if (absent := mode.of(t, d)) is not None]
         stay = others(full[0].shape[d], torch.cat(gone)) if gone else None
         if stay is not None and len(stay):
-            mode.reduced.add((full[0].shape[d], len(stay)))
+            mode.reduced.setdefault((full[0].shape[d], len(stay)), set()).update(users_functions())
             for i in operands:
                 call.args[i] = call.args[i].index_select(d, stay)
     return call.run()

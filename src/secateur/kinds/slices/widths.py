@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.kinds.slices.missing import Missing
-from secateur.model.place import users_line
+from secateur.model.place import users_functions, users_line
 
 
 class Width(int):
@@ -119,17 +120,18 @@ class KeptWidths(TorchFunctionMode):
         missing: says what is missing from a tensor.
 
     Attributes:
-        used: where the kept value was used, "file:line" of the user's code, and the width that it comes from.
+        used: where the kept value was used, "file:line" of the user's code, and the width that it comes from; with the
+            functions in which it was.
     """
 
     def __init__(self, missing: Missing) -> None:
         super().__init__()
         self.missing = missing
-        self.used: set[tuple[str, tuple[int, int]]] = set()
+        self.used: dict[tuple[str, tuple[int, int]], set[CodeType]] = {}
 
     def note(self, width: tuple[int, int]) -> None:
         """Remember the innermost line of the user's code."""
-        self.used.add((users_line(), width))
+        self.used.setdefault((users_line(), width), set()).update(users_functions()[:1])
 
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
