@@ -30,7 +30,7 @@ def copied(module: M, memo: dict[int, Any]) -> M:
     known: M | None = memo.get(id(module))
     if known is not None:
         return known
-    kind: type[nn.Module] = type(module)
+    kind: Any = type(module)
     if not _is_plain(kind) or "__deepcopy__" in vars(module):
         return copy.deepcopy(module, memo)
     result: M = object.__new__(type(module))

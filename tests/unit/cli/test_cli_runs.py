@@ -85,7 +85,7 @@ def test_stages_end_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     @contextmanager
     def bar(*_: Any, **__: Any) -> Iterator[Any]:
         try:
-            yield lambda done, total: None
+            yield lambda done, total, note="": None
         finally:
             ended.append(True)
 

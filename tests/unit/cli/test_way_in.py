@@ -375,7 +375,7 @@ def _loud(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     @contextmanager
     def bar(*_: Any, **__: Any) -> Any:
         sys.stderr.write("loud")
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
 
     return bar
 
