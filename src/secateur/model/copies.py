@@ -33,7 +33,7 @@ def copied(module: M, memo: dict[int, Any]) -> M:
     kind: Any = type(module)
     if not _is_plain(kind) or "__deepcopy__" in vars(module):
         return copy.deepcopy(module, memo)
-    result: M = object.__new__(type(module))
+    result: M = object.__new__(kind)
     memo[id(module)] = result
     vars(result).update({key: _value(value, memo) for key, value in vars(module).items()})
     return result
