@@ -148,6 +148,12 @@ def by_closure(test: Any) -> type[Net]:
 asks("closure")(by_closure(lambda x: torch.is_autocast_enabled("cpu")))  # the other path
 
 
+ASKS = (lambda x: len(x) > 0 and FAST, lambda x: x is None)  # the other path
+
+
+asks("first_lambda_of_a_line")(by_closure(ASKS[0]))
+
+
 asks("lambda_of_a_fact")(by_closure(lambda x: not x.is_contiguous()))  # the other path
 
 

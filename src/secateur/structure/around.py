@@ -51,9 +51,9 @@ def _lines(function: FunctionType) -> Iterator[tuple[int, str]]:
             for words in list(_asked(part.value, function))[:1]:
                 named.update(dict.fromkeys(made_of(node, set(targets(part))), words))
     for test in _deciding(node):
-        words = [*_asked(test, function), *(said for name, said in named.items() if mentions(test, {name}))]
-        if words:
-            yield test.lineno, words[0]
+        asked = [*_asked(test, function), *(said for name, said in named.items() if mentions(test, {name}))]
+        if asked:
+            yield test.lineno, asked[0]
 
 
 def _deciding(node: ast.AST) -> Iterator[ast.expr]:
