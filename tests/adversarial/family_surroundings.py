@@ -236,3 +236,14 @@ class Decorated(Net):
     @unwrapped
     def other(self, x: Tensor) -> Any:
         return self.how == "turned"  # the other path
+
+
+@asks("another_word_for_self")
+class Another(Net):
+    how = "plain"
+
+    def forward(this, x: Tensor) -> Tensor:
+        return this.fc3(this.fc2(this.fc1(x).relu()).relu()) * (-1 if this.turned() else 1)
+
+    def turned(this) -> bool:
+        return this.how == "turned"  # the other path

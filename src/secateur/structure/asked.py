@@ -228,7 +228,8 @@ def callees(
     call: ast.Call, function: FunctionType, owner: nn.Module, node: ast.AST
 ) -> Iterator[tuple[FunctionType | None, nn.Module]]:
     """What a call may run: a method, a module, each module of a list that a loop goes through, a function."""
-    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "self":
+    of = call.func.value if isinstance(call.func, ast.Attribute) else None
+    if isinstance(call.func, ast.Attribute) and isinstance(of, ast.Name) and of.id in receivers(function):
         yield from _run_by(getattr(owner, call.func.attr, None), owner)
     elif isinstance(call.func, ast.Attribute) and _is_super(call.func.value):
         yield from _run_by(_inherited(owner, function, call.func.attr), owner)
@@ -240,6 +241,12 @@ def callees(
                     for module in {type(m): m for m in held}.values() if isinstance(held, nn.ModuleList) else ():
                         yield from _run_by(module, owner)
         yield from _run_by(held_by(function, call.func.id), owner)
+
+
+def receivers(function: FunctionType) -> tuple[str, ...]:
+    """What a method may call its module: `self` by custom, its first argument in truth."""
+    code = function.__code__
+    return ("self", *code.co_varnames[: min(1, code.co_argcount)])
 
 
 def _is_super(node: ast.AST) -> bool:
