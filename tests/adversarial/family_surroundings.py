@@ -148,6 +148,12 @@ def by_closure(test: Any) -> type[Net]:
 asks("closure")(by_closure(lambda x: torch.is_autocast_enabled("cpu")))  # the other path
 
 
+ASKS = (lambda x: len(x) > 0 and FAST, lambda x: x is None)  # the other path
+
+
+asks("first_lambda_of_a_line")(by_closure(ASKS[0]))
+
+
 asks("lambda_of_a_fact")(by_closure(lambda x: not x.is_contiguous()))  # the other path
 
 
@@ -230,3 +236,14 @@ class Decorated(Net):
     @unwrapped
     def other(self, x: Tensor) -> Any:
         return self.how == "turned"  # the other path
+
+
+@asks("another_word_for_self")
+class Another(Net):
+    how = "plain"
+
+    def forward(this, x: Tensor) -> Tensor:
+        return this.fc3(this.fc2(this.fc1(x).relu()).relu()) * (-1 if this.turned() else 1)
+
+    def turned(this) -> bool:
+        return this.how == "turned"  # the other path

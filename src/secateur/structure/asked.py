@@ -199,14 +199,23 @@ def _handed(function: FunctionType | None, position: int, keyword: str | None, c
 def definition(code: CodeType) -> Function | None:
     """The definition of a function in its file."""
     # By where it stands: code is equal to code of other files that says the same in the same line.
-    return _definition(code.co_filename, code.co_firstlineno, code.co_name)
+    return _definition(code.co_filename, code.co_firstlineno, code.co_name, _column(code))
+
+
+def _column(code: CodeType) -> int:
+    """Where in its line a lambda has its body; several may stand in one line."""
+    if code.co_name != "<lambda>":
+        return 0
+    places = [p for p in code.co_positions() if p[0] == code.co_firstlineno]
+    return min((p[2] for p in places if p[2] is not None and p[3] is not None and p[3] > p[2]), default=-1)
 
 
 @cache
-def _definition(filename: str, line: int, name: str) -> Function | None:
-    if name == "<lambda>":  # several in one line cannot be told apart
+def _definition(filename: str, line: int, name: str, column: int) -> Function | None:
+    if name == "<lambda>":
         found = [n for n in ast.walk(tree_of(filename)) if isinstance(n, ast.Lambda) and n.lineno == line]
-        return found[0] if len(found) == 1 else None
+        here = [n for n in found if n.body.lineno > line or n.body.col_offset <= column]
+        return max(here, key=lambda n: n.col_offset, default=None) if len(found) > 1 else next(iter(found), None)
     for node in ast.walk(tree_of(filename)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
@@ -219,7 +228,8 @@ def callees(
     call: ast.Call, function: FunctionType, owner: nn.Module, node: ast.AST
 ) -> Iterator[tuple[FunctionType | None, nn.Module]]:
     """What a call may run: a method, a module, each module of a list that a loop goes through, a function."""
-    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "self":
+    of = call.func.value if isinstance(call.func, ast.Attribute) else None
+    if isinstance(call.func, ast.Attribute) and isinstance(of, ast.Name) and of.id in receivers(function):
         yield from _run_by(getattr(owner, call.func.attr, None), owner)
     elif isinstance(call.func, ast.Attribute) and _is_super(call.func.value):
         yield from _run_by(_inherited(owner, function, call.func.attr), owner)
@@ -231,6 +241,12 @@ def callees(
                     for module in {type(m): m for m in held}.values() if isinstance(held, nn.ModuleList) else ():
                         yield from _run_by(module, owner)
         yield from _run_by(held_by(function, call.func.id), owner)
+
+
+def receivers(function: FunctionType) -> tuple[str, ...]:
+    """What a method may call its module: `self` by custom, its first argument in truth."""
+    code = function.__code__
+    return ("self", *code.co_varnames[: min(1, code.co_argcount)])
 
 
 def _is_super(node: ast.AST) -> bool:

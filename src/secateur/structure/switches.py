@@ -27,6 +27,7 @@ from secateur.structure.asked import (
     made_of,
     mentions,
     plain_function,
+    receivers,
     targets,
     tests_in,
 )
@@ -101,14 +102,16 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
             if isinstance(part, ast.Call):
                 found = callees(part, function, module, node)  # type: ignore[arg-type]
                 todo += [(callee, depth - 1) for callee, owner in found if owner is module]
-            elif isinstance(part, ast.Attribute) and isinstance(asked := _of_class(module, part), property):
+            elif isinstance(part, ast.Attribute) and isinstance(
+                asked := _of_class(module, part, receivers(function)), property
+            ):
                 todo.append((plain_function(asked.fget), depth - 1))
     return seen
 
 
-def _of_class(module: nn.Module, node: ast.Attribute) -> Any:
+def _of_class(module: nn.Module, node: ast.Attribute, this: tuple[str, ...]) -> Any:
     """What the class has under the name that is asked of `self`."""
-    mine = isinstance(node.value, ast.Name) and node.value.id == "self"
+    mine = isinstance(node.value, ast.Name) and node.value.id in this
     return inspect.getattr_static(type(module), node.attr, None) if mine else None
 
 
