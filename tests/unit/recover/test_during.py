@@ -196,3 +196,10 @@ def test_progress_says_loss_sparsity_and_the_time_that_is_left(monkeypatch):
     assert [(done, total) for _, done, total, _ in steps] == [(n, 10) for n in range(1, 11)]
     assert steps[-1][3].startswith("loss ")
     assert steps[-1][3].endswith("sparsity 0.750")
+
+
+def test_bundled_trainings_take_settings_of_the_command_line():
+    shown = load_recipe("gradual-90", ["training.epochs=null", "training.steps=3", "training.regrow.name=rigl"])
+    assert (shown.training.steps, shown.training.epochs, shown.training.regrow) == (3, None, {"name": "rigl"})
+    assert load_recipe("slimming-70", ["training.penalty.strength=0.5"]).training.penalty["strength"] == 0.5
+    assert load_recipe("movement-bert", ["training.form=soft"]).training.form == "soft"
