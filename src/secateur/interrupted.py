@@ -24,7 +24,7 @@ from secateur.types import Data, Example, Judge, Loss
 
 
 @dataclass(frozen=True)
-class Run:
+class InterruptedRun:
     """What is known of an interrupted run.
 
     Args:
@@ -42,7 +42,7 @@ class Run:
     done: tuple[str, ...]
 
 
-def find(folder: str | Path) -> Run:
+def find(folder: str | Path) -> InterruptedRun:
     """What an interrupted run was about; nothing is changed.
 
     Args:
@@ -58,7 +58,7 @@ def find(folder: str | Path) -> Run:
         about = checkpoint.about
         if about.get("what") != "prune":
             raise FileRefusedError(f"{checkpoint.folder} holds no run of prune", hint="see the command that made it")
-        return Run(checkpoint.folder, about["recipe"], about["words"], about["train"], checkpoint.names)
+        return InterruptedRun(checkpoint.folder, about["recipe"], about["words"], about["train"], checkpoint.names)
     finally:
         checkpoint.close()
 

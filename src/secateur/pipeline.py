@@ -41,7 +41,7 @@ from secateur.report.journal import Step as Shown
 from secateur.report.stages import shows_progress
 from secateur.request import Amount, Target
 from secateur.result import Estimate, Result, native
-from secateur.stages import Stages, Unfinished, place_of
+from secateur.stages import RunStages, Unfinished, place_of
 from secateur.types import Data, Example, Judge, Loss, Protect, Snapshot
 from secateur.words import spoken
 
@@ -182,7 +182,7 @@ def prune(
     run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
     # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
     run.doubts += [said for said in (doubt(model),) if said]
-    kept = Stages(place_of(checkpoint, every), model, settings, run, own=train is not None)
+    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None)
     asked = Asked(
         model, example, examples, given, settings, decision.get("criterion"), loss, evaluate, train, title, command
     )
@@ -195,7 +195,7 @@ def prune(
         kept.close()
 
 
-def _staged(asked: Asked, run: Journal, kept: Stages) -> Result:
+def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
     """The stages of `prune`, each done once."""
     settings, example = asked.settings, asked.example
     training = settings.training
@@ -244,7 +244,7 @@ def _staged(asked: Asked, run: Journal, kept: Stages) -> Result:
     return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), beside, kept.folder)
 
 
-def _look(asked: Asked, kept: Stages) -> Seen:
+def _look(asked: Asked, kept: RunStages) -> Seen:
     """Measure the model as it came; first of all, since one whose outputs are not finite has nothing to keep."""
     # Decided once, on the model as it came: a ratio of two counts needs one divisor.
     samples = samples_in(asked.model, asked.example)
@@ -255,7 +255,7 @@ def _look(asked: Asked, kept: Stages) -> Seen:
     return Seen(samples, judged, before)
 
 
-def _decide(asked: Asked, model: nn.Module, run: Journal, kept: Stages) -> Plan:
+def _decide(asked: Asked, model: nn.Module, run: Journal, kept: RunStages) -> Plan:
     """The plan of the recipe for a model, by scores."""
     example, examples, settings = asked.example, asked.examples, asked.settings
     return kept.plan(
@@ -282,7 +282,7 @@ def _recorded(run: Journal, trained: Trained) -> None:
     _log(run, trained.records)
 
 
-def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: Stages) -> tuple[nn.Module, Plan]:
+def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: RunStages) -> tuple[nn.Module, Plan]:
     """What the plan applies to, and the plan: decided by the training, or by scores of what it has left."""
     training = asked.settings.training
     assert training is not None
@@ -297,7 +297,7 @@ def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: Stages) 
     return asked.model, as_asked(plan, asked.settings, asked.criterion)
 
 
-def _recover_all(asked: Asked, damage: Damage, pruned: nn.Module, run: Journal, kept: Stages) -> None:
+def _recover_all(asked: Asked, damage: Damage, pruned: nn.Module, run: Journal, kept: RunStages) -> None:
     """The recovery steps of the recipe, and a loop of the user's after them; each a stage."""
     seed, train = asked.settings.seed, asked.train
     for number, step in enumerate(asked.settings.recover):
@@ -500,7 +500,7 @@ def _yardstick(asked: Asked) -> Yardstick:
     return found
 
 
-def _control(asked: Asked, judged: Yardstick, run: Journal, kept: Stages) -> dict[str, Any]:
+def _control(asked: Asked, judged: Yardstick, run: Journal, kept: RunStages) -> dict[str, Any]:
     """The original after the same training and steps, and its quality on the same samples."""
     recipe, data = asked.settings, asked.given.train
     assert data is not None

@@ -19,7 +19,7 @@ from secateur.model.tensors import named_tensors
 from secateur.planning import Plan
 from secateur.recipe import Recipe
 from secateur.recover.during import Trained
-from secateur.recover.loop import Keeper, Kept, write_tensors
+from secateur.recover.loop import Keeper, KeptState, write_tensors
 from secateur.report.journal import Journal
 from secateur.request import Request
 from secateur.types import Snapshot
@@ -49,7 +49,7 @@ class Unfinished:
         return cls(out.with_name(out.name + SUFFIX), words=words)
 
 
-class Stages:
+class RunStages:
     """The stages of one run: each is done once, by this process or by one before it.
 
     Args:
@@ -162,7 +162,7 @@ class Stages:
                 write_tensors(model, found["tensors"])
                 set_drawn(found["generators"])
             return
-        work(Kept(self._checkpoint, "training"))
+        work(KeptState(self._checkpoint, "training"))
         state = {"stages": [*done, name], "tensors": named_tensors(model), "generators": drawn()}
         # The journal first: killed in between, the stage is done again and writes the same.
         self._checkpoint.put("journal", self._run.state_dict())
@@ -171,7 +171,7 @@ class Stages:
 
     def keeper(self, name: str) -> Keeper | None:
         """A keeper under a name of its own, for what is trained beside the pruned model."""
-        return None if self._checkpoint is None else Kept(self._checkpoint, name)
+        return None if self._checkpoint is None else KeptState(self._checkpoint, name)
 
     def stage_ended(self) -> None:
         """Keep the journal: the times of stages that a later process does not repeat."""

@@ -21,7 +21,7 @@ EXAMPLES = (
 )
 
 
-class Weights(StrEnum):
+class Rounding(StrEnum):
     """How far weights may be rounded."""
 
     same = "same"
@@ -37,8 +37,8 @@ def deploy(
     out: options.Out,
     data: options.Data = None,
     weights: Annotated[
-        Weights, typer.Option("--weights", help="How far weights may be rounded; same = not at all.")
-    ] = Weights.same,
+        Rounding, typer.Option("--weights", help="How far weights may be rounded; same = not at all.")
+    ] = Rounding.same,
     batch_size: Annotated[
         Optional[list[int]],  # noqa: UP045
         typer.Option("--batch-size", min=1, help="A batch size to be fast at; may be repeated."),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from secateur.types import Example
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What can be written."""
 
     safetensors = "safetensors"
@@ -33,8 +33,8 @@ def export(
         str, typer.Option("--model", metavar="MODEL", help=f"The model it was made from: {options.MODEL_WORDS}.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
-    format: Annotated[Format, typer.Option("--format", help="onnx needs the extra 'secateur[onnx]'.")] = (
-        Format.safetensors
+    format: Annotated[ExportFormat, typer.Option("--format", help="onnx needs the extra 'secateur[onnx]'.")] = (
+        ExportFormat.safetensors
     ),
     data: options.Data = None,
     force: options.Force = False,
@@ -58,7 +58,7 @@ def export(
         return _tell({**plan, "dry_run": True}, as_json=json)
     with Stages() as stages:
         stages(f"export to {format.value}", 0, 0)
-        if format is Format.onnx:
+        if format is ExportFormat.onnx:
             found = _onnx(network, work.needed_example(), out, force=force)
         else:
             found = _safetensors(network, out)

@@ -3,9 +3,9 @@
 from secateur.deployment.folders import load_deployed, save_deployed
 from secateur.deployment.linear import SparseLinear, densify
 from secateur.deployment.onnx import OnnxExport, export_onnx
-from secateur.deployment.planner import Decision, Deployment, deploy
+from secateur.deployment.planner import Deployment, LayerDecision, deploy
 
 __all__ = [
-    "Decision", "Deployment", "OnnxExport", "SparseLinear", "densify", "deploy", "export_onnx", "load_deployed",
+    "LayerDecision", "Deployment", "OnnxExport", "SparseLinear", "densify", "deploy", "export_onnx", "load_deployed",
     "save_deployed",
 ]  # fmt: skip

@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Decision:
+class LayerDecision:
     """What became of one layer, and why.
 
     Args:
@@ -71,7 +71,7 @@ class Deployment:
     """
 
     model: nn.Module
-    decisions: tuple[Decision, ...]
+    decisions: tuple[LayerDecision, ...]
     latency: dict[int, dict[str, Latency]]
     size_bytes: tuple[int, int]
     largest_difference: float
@@ -97,7 +97,7 @@ class Deployment:
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
 
-def _line(each: Decision) -> str:
+def _line(each: LayerDecision) -> str:
     what = f"{each.name} ({each.shape[0]} x {each.shape[1]}, {each.zeros:.0%} zeros)"
     return f"{what}: {f'{each.format} {each.dtype}' if each.format else 'left'}: {each.why}"
 
@@ -178,7 +178,7 @@ class _Planner:
 
     def decide(
         self, name: str, layer: nn.Linear, progress: Progress | None, at: int, of: int
-    ) -> tuple[Decision, SparseLinear | None]:
+    ) -> tuple[LayerDecision, SparseLinear | None]:
         """The fastest form of a layer, or why it stays."""
         if progress is not None:
             progress("layers", at, of)
@@ -220,11 +220,15 @@ class _Planner:
         return ""
 
 
-def _decision(name: str, layer: nn.Linear, format: str, dtype: str, ratio: Mapping[int, float], why: str) -> Decision:
-    return Decision(name, (layer.out_features, layer.in_features), zero_share(layer.weight), format, dtype, ratio, why)
+def _decision(
+    name: str, layer: nn.Linear, format: str, dtype: str, ratio: Mapping[int, float], why: str
+) -> LayerDecision:
+    return LayerDecision(
+        name, (layer.out_features, layer.in_features), zero_share(layer.weight), format, dtype, ratio, why
+    )
 
 
-def _left(name: str, layer: nn.Linear, why: str, ratio: Mapping[int, float] | None = None) -> Decision:
+def _left(name: str, layer: nn.Linear, why: str, ratio: Mapping[int, float] | None = None) -> LayerDecision:
     return _decision(name, layer, "", str(layer.weight.dtype).removeprefix("torch."), ratio or {}, why)
 
 
@@ -279,7 +283,7 @@ def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None
 def _swap(
     model: nn.Module,
     examples: Mapping[int, Example],
-    decided: list[tuple[Decision, SparseLinear | None]],
+    decided: list[tuple[LayerDecision, SparseLinear | None]],
     *,
     inplace: bool,
 ) -> Deployment:
@@ -297,7 +301,8 @@ def _swap(
     if slower:
         note = f"undone: the whole model is not faster at batch size {', '.join(map(str, slower))}"
         left = tuple(
-            Decision(d.name, d.shape, d.zeros, "", d.dtype, d.ratio, note if d.format else d.why) for d in decisions
+            LayerDecision(d.name, d.shape, d.zeros, "", d.dtype, d.ratio, note if d.format else d.why)
+            for d in decisions
         )
         return Deployment(own, left, times, (before, before), 0.0, native.isa(), note)
     install(own, packed if inplace else copy.deepcopy(packed))

@@ -55,7 +55,7 @@ def _kind(block: nn.Module, place: int, cuts: Mapping[str, Mapping[int, object]]
     return classes, tensors, tuple(sorted((name, tuple(sorted(dims))) for name, dims in cuts.items()))
 
 
-class Blocks:
+class PassedBlocks:
     """Repeated blocks that can be passed by: they run once, take a hidden state and return another of its form.
 
     Args:

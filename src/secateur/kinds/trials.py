@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.kinds.answers import Answer, Lent, answer
 from secateur.kinds.reference import THE_EXAMPLE, Reference, Tried
-from secateur.kinds.shallow import Blocks, passing
+from secateur.kinds.shallow import PassedBlocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
 from secateur.model.call import tensors_in
@@ -83,7 +83,7 @@ def tried(
         examples = [doubled(each) for each in examples]
     found = Tried()
     lent = Lent()
-    trial = _Trials(model, cut, tolerance, found, beside, Blocks(blocks), lent)
+    trial = _Trials(model, cut, tolerance, found, beside, PassedBlocks(blocks), lent)
     trial.left = replayed and effort == "default" and trial.large and not examples
     with generators(), closing(lent):
         if not trial.choose(alternatives, example):
@@ -107,7 +107,7 @@ class _Trials:
         tolerance: float | None,
         found: Tried,
         beside: Callable[[], AbstractContextManager[object]],
-        blocks: Blocks,
+        blocks: PassedBlocks,
         lent: Lent,
     ) -> None:
         self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside

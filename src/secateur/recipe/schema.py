@@ -100,7 +100,7 @@ class ObsUpdate(Part):
     """Relative to the mean curvature; ``auto`` tries six and takes the best on held-out samples."""
 
 
-class LowRank(Part):
+class LowRankAdapters(Part):
     """Adapters: low-rank changes that are trained in the place of the weights, and merged with every zero in place."""
 
     rank: Count = 8
@@ -146,7 +146,7 @@ class Finetune(Part):
     """Stop after so many passes without a lower loss on the held-out data."""
     distil: Distillation | None = None
     """Knowledge distillation from the dense model."""
-    adapters: LowRank | None = None
+    adapters: LowRankAdapters | None = None
     """Train low-rank adapters only."""
 
     @model_validator(mode="after")
@@ -188,7 +188,7 @@ class Measure(Part):
     """CPU threads; left out: torch's own choice."""
 
 
-class Blocks(Part):
+class BlockByBlock(Part):
     """How a solver prunes block by block, each block behind blocks that are pruned already."""
 
     use: Literal["auto"] | bool = "auto"
@@ -274,7 +274,7 @@ class Recipe(Part):
     """Steps that restore quality, in order."""
     control: Literal["none", "dense"] = "none"
     """``dense``: train a copy of the original by the same steps (finetune and bn_refresh), and report its quality."""
-    blocks: Blocks = Blocks()
+    blocks: BlockByBlock = BlockByBlock()
     """How a solver prunes block by block."""
     calibration: Calibration = Calibration()
     """How much text a language model is calibrated and measured with."""

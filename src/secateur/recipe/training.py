@@ -75,7 +75,7 @@ class _Walk(Lessons):
         return self
 
 
-class Gradual(_Walk):
+class GradualTraining(_Walk):
     """Prune step by step while the model trains, by the recipe's criterion, asked anew at every update."""
 
     method: Literal["gradual"]
@@ -84,7 +84,7 @@ class Gradual(_Walk):
     """Exchange kept for masked weights at every update: set or rigl, with the option fraction."""
 
 
-class Movement(_Walk):
+class MovementTraining(_Walk):
     """Train scores together with the weights: what moves towards zero goes. Needs criterion movement."""
 
     method: Literal["movement"]
@@ -103,7 +103,7 @@ class Movement(_Walk):
     """Units of this coarser granularity come back whole at the end where something of them is left; fewer go then."""
 
 
-class Slimming(Lessons):
+class SlimmingTraining(Lessons):
     """Train the whole model under a penalty; then it is pruned by the recipe's criterion, and `recover` trains on."""
 
     prunes: ClassVar[bool] = False
@@ -124,4 +124,4 @@ class Slimming(Lessons):
         return self
 
 
-Training = Annotated[Gradual | Slimming | Movement, Field(discriminator="method")]
+Training = Annotated[GradualTraining | SlimmingTraining | MovementTraining, Field(discriminator="method")]

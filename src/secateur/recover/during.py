@@ -19,7 +19,7 @@ from secateur.model.tensors import named_tensors
 from secateur.planning.build import CriterionLike, criterion_of
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe
-from secateur.recipe.training import Gradual, Lessons, Movement, Slimming
+from secateur.recipe.training import GradualTraining, Lessons, MovementTraining, SlimmingTraining
 from secateur.recover.distil import Distil, taught
 from secateur.recover.finetune import check_weights, total_steps
 from secateur.recover.loop import Keeper, Loop, TrainStep
@@ -94,10 +94,10 @@ def train_stage(
     scored = None if scoring is None else Apart(scoring, recipe.seed)
 
     def follow(optimizer: Optimizer, total: int) -> Pruner | MovementPruner | None:
-        if isinstance(step, Slimming):
+        if isinstance(step, SlimmingTraining):
             _penalise(step, model, example, recipe, optimizer)
             return None
-        if isinstance(step, Movement):
+        if isinstance(step, MovementTraining):
             return _movement(step, model, example, recipe, optimizer, total)
         return _pruner(step, model, example, recipe, optimizer, total, choose, scored, loss)
 
@@ -112,7 +112,7 @@ def train_stage(
         progress=progress,
         keeper=keeper,
     )
-    filled = isinstance(step, Movement) and step.fill is not None
+    filled = isinstance(step, MovementTraining) and step.fill is not None
     keep = {} if follower is None or filled else dict(follower.keep)
     masks = dict(follower.masks) if filled and follower is not None else {}
     return Trained(dict(named_tensors(model)), keep, masks, records)
@@ -221,7 +221,7 @@ def _training(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def _pruner(
-    step: Gradual,
+    step: GradualTraining,
     model: nn.Module,
     example: Example,
     recipe: Recipe,
@@ -261,7 +261,7 @@ def _pruner(
 
 
 def _movement(
-    step: Movement, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer, total: int
+    step: MovementTraining, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer, total: int
 ) -> MovementPruner:
     plain = recipe.model_dump(by_alias=True)
     assert isinstance(recipe.target.sparsity, float)
@@ -286,14 +286,14 @@ def _movement(
     )
 
 
-def _times(step: Gradual | Movement, total: int) -> dict[str, Any]:
+def _times(step: GradualTraining | MovementTraining, total: int) -> dict[str, Any]:
     begin = int(step.begin * total)
     # A span without a step in it would be one shot under another name.
     end = min(max(int(step.end * total), begin + 1), total)
     return {"begin": min(begin, end), "end": end, "every": step.every, "initial": step.initial}
 
 
-def _penalise(step: Slimming, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer) -> None:
+def _penalise(step: SlimmingTraining, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer) -> None:
     told = dict(step.penalty) if isinstance(step.penalty, dict) else {"name": step.penalty}
     name = str(told.pop("name"))
     penalty(name, model, example, optimizer=optimizer, protect=list(patterns_of(model, recipe.protect)), **told)

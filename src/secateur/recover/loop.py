@@ -65,7 +65,7 @@ class Keeper(Protocol):
         """Called before the first step and after every one, with the number of steps done."""
 
 
-class Kept:
+class KeptState:
     """A keeper that writes to a checkpoint whenever that is due.
 
     Args:

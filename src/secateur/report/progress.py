@@ -24,7 +24,7 @@ from secateur.report.text import clean, seconds, writable
 from secateur.shown import in_notebook
 
 
-class Step(Protocol):
+class ProgressStep(Protocol):
     """Callable as ``(done, total)``, with a note on what is reached."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
@@ -42,7 +42,7 @@ def progress(
     console: Console | None = None,
     interval: float = 5.0,
     clock: Clock = time.monotonic,
-) -> Iterator[Step]:
+) -> Iterator[ProgressStep]:
     """Show how far a stage is, with the time that is left.
 
     Args:

@@ -12,7 +12,7 @@ from secateur.errors import RecipeError
 from secateur.registry import one_of
 from secateur.solve.base import SOLVERS, Problem, Solved, Solver
 from secateur.solve.least_squares import polish
-from secateur.solve.moments import Moments
+from secateur.solve.moments import SecondMoments
 from secateur.solve.patterns import Pattern
 
 RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of the mask that changed -> growth of the penalty
@@ -71,7 +71,7 @@ class Admm(Solver):
             weight = polish(problem.weight, weight, mask, moments, self.polish)
         return Solved.of(weight, mask)
 
-    def _gradual(self, goal: Tensor, moments: Moments, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def _gradual(self, goal: Tensor, moments: SecondMoments, pattern: Pattern) -> tuple[Tensor, Tensor]:
         inverse = moments.inverse(self.penalty)
         # V = fixed + (D - Y) pull: all that changes from step to step costs one product.
         fixed, pull = goal @ (moments.normalised @ inverse), self.penalty * inverse
@@ -89,7 +89,7 @@ class Admm(Solver):
             apart = kept - dual
         return kept, mask
 
-    def _rising(self, goal: Tensor, moments: Moments, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    def _rising(self, goal: Tensor, moments: SecondMoments, pattern: Pattern) -> tuple[Tensor, Tensor]:
         values, vectors = moments.eigen
         product = goal @ moments.normalised
         penalty, dual = self.penalty, torch.zeros_like(goal)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from secateur.registry import Registry
 from secateur.request import Plain
-from secateur.solve.moments import Moments
+from secateur.solve.moments import SecondMoments
 from secateur.solve.patterns import Pattern
 
 SOLVERS: Registry[type[Solver]] = Registry("solver", "solvers")
@@ -32,7 +32,7 @@ class Problem:
     """
 
     weight: Tensor
-    moments: Moments
+    moments: SecondMoments
     pattern: Pattern
 
 

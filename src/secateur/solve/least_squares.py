@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.errors import RecipeError
 from secateur.solve.base import SOLVERS, Problem, Solved, Solver
-from secateur.solve.moments import Moments
+from secateur.solve.moments import SecondMoments
 
 
 @SOLVERS.register("least_squares")
@@ -45,7 +45,7 @@ def polish(
     target: Tensor,
     start: Tensor,
     mask: Tensor,
-    moments: Moments,
+    moments: SecondMoments,
     steps: int,
     *,
     tolerance: float = 1e-3,

@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from secateur.solve.base import SOLVERS, Problem
-from secateur.solve.scored import Scored
+from secateur.solve.scored import ScoredSolver
 
 
 @SOLVERS.register("magnitude")
 @dataclass(frozen=True, kw_only=True)
-class Magnitude(Scored):
+class MagnitudeSolver(ScoredSolver):
     """Score |W|. A bad choice for language models, whose inputs differ in size by orders of magnitude."""
 
     name: ClassVar[str] = "magnitude"

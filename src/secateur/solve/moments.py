@@ -12,7 +12,7 @@ from secateur.errors import NonFiniteError
 RAISES = 6  # times that the damping is raised tenfold before a layer is given up
 
 
-class Moments:
+class SecondMoments:
     """H = X X^T / tokens of one input, and what solvers need of it.
 
     Inputs that were never anything but zero ("dead") get a one on the diagonal: their weights do not matter, and the

@@ -103,7 +103,7 @@ class NofM(Pattern):
 
 
 @dataclass(frozen=True)
-class Blocks(Pattern):
+class BlockPattern(Pattern):
     """Whole blocks of r outputs times c inputs go, those with the least mean score.
 
     Args:

@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from secateur.solve.base import SOLVERS, Problem
-from secateur.solve.scored import Scored
+from secateur.solve.scored import ScoredSolver
 
 
 @SOLVERS.register("ria")
 @dataclass(frozen=True, kw_only=True)
-class Ria(Scored):
+class Ria(ScoredSolver):
     """Score (|W_ij| / column sum + |W_ij| / row sum) * input norm ** power.
 
     Args:

@@ -12,7 +12,7 @@ from secateur.solve.base import Problem, Solved, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored(Solver):
+class ScoredSolver(Solver):
     """Base of all solvers that score weights and leave them as they are."""
 
     needs_gram: ClassVar[bool] = False

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.solve.base import SOLVERS, Problem, Solved, Solver
-from secateur.solve.patterns import Blocks, Fixed, NofM, Pattern, PerLayer, PerRow
+from secateur.solve.patterns import BlockPattern, Fixed, NofM, Pattern, PerLayer, PerRow
 
 
 @SOLVERS.register("sparsegpt")
@@ -83,7 +83,7 @@ def _part(pattern: Pattern, start: int, stop: int, shape: tuple[int, int]) -> Pa
         return PerRow(share(pattern.count))
     if isinstance(pattern, Fixed):
         return Fixed(pattern.mask[:, start:stop])
-    what = "blocks" if isinstance(pattern, Blocks) else type(pattern).__name__
+    what = "blocks" if isinstance(pattern, BlockPattern) else type(pattern).__name__
     raise UnsupportedError(
         f"SparseGPT cannot choose {what}", why="it decides column by column", hint="use criterion admm"
     )

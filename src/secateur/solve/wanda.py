@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from secateur.solve.base import SOLVERS, Problem
-from secateur.solve.scored import Scored
+from secateur.solve.scored import ScoredSolver
 
 
 @SOLVERS.register("wanda")
 @dataclass(frozen=True, kw_only=True)
-class Wanda(Scored):
+class WandaSolver(ScoredSolver):
     """Score |W_ij| * root mean square of input j. Compared inside each row it is what was published.
 
     Source:

@@ -2,6 +2,6 @@
 
 from secateur.tickets.lottery import lottery
 from secateur.tickets.result import Tickets
-from secateur.tickets.training import Span
+from secateur.tickets.training import TrainingSpan
 
-__all__ = ["Span", "Tickets", "lottery"]
+__all__ = ["TrainingSpan", "Tickets", "lottery"]

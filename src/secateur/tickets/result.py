@@ -39,7 +39,7 @@ class Row(TypedDict):
 
 
 @dataclass(frozen=True)
-class Cell:
+class TicketCell:
     """A mean over seeds.
 
     Args:
@@ -75,7 +75,7 @@ class Tickets:
         """The figure of quality that the table shows."""
         return next(iter(self.rows[0]["figures"]))
 
-    def cells(self, figure: str | None = None) -> dict[tuple[str, float], Cell]:
+    def cells(self, figure: str | None = None) -> dict[tuple[str, float], TicketCell]:
         """(variant, sparsity) -> mean and interval over the seeds."""
         name = self.figure if figure is None else figure
         values: dict[tuple[str, float], list[float]] = {}
@@ -137,8 +137,8 @@ class Tickets:
         raise InputError(f"there is no {variant} of seed {seed} in round {round}")
 
 
-def _cell(values: Sequence[float]) -> Cell:
+def _cell(values: Sequence[float]) -> TicketCell:
     if len(values) < 2:
-        return Cell(values[0], None, 1)
+        return TicketCell(values[0], None, 1)
     t = float(require_scipy().t.ppf(0.975, len(values) - 1))
-    return Cell(fmean(values), t * stdev(values) / math.sqrt(len(values)), len(values))
+    return TicketCell(fmean(values), t * stdev(values) / math.sqrt(len(values)), len(values))

@@ -22,7 +22,7 @@ Bundle = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Span:
+class TrainingSpan:
     """A part of a training.
 
     Args:
@@ -38,7 +38,7 @@ class Span:
     state: Any = None
 
 
-OwnTrain = Callable[[nn.Module, Span], Any]
+OwnTrain = Callable[[nn.Module, TrainingSpan], Any]
 """``train(model, span) -> state``: train in place; what it returns comes back as ``span.state`` after a rewind."""
 
 
@@ -175,14 +175,14 @@ class Own:
         if capture is not None:
             if not first <= capture < self.steps:
                 raise RecipeError(f"the training ends before step {capture}, which is to be rewound to")
-            state = self._span(model, masks, Span(first, capture, seed, state)) if capture > first else state
+            state = self._span(model, masks, TrainingSpan(first, capture, seed, state)) if capture > first else state
             bundle = copy.deepcopy({"step": capture, "state": state, "model": named_tensors(model)})
             kept.put("bundle", bundle)
             first = capture
-        self._span(model, masks, Span(first, self.steps, seed, copy.deepcopy(state)))
+        self._span(model, masks, TrainingSpan(first, self.steps, seed, copy.deepcopy(state)))
         return bundle
 
-    def _span(self, model: nn.Module, masks: Mapping[str, Tensor], span: Span) -> Any:
+    def _span(self, model: nn.Module, masks: Mapping[str, Tensor], span: TrainingSpan) -> Any:
         found: list[Any] = []
         own_training(model, lambda net: found.append(self.train(net, span)), masks, seed=span.seed)
         if found[0] is not None and not isinstance(found[0], Mapping):
@@ -190,4 +190,4 @@ class Own:
         return found[0]
 
 
-__all__ = ["Builtin", "Bundle", "Own", "OwnTrain", "Span", "Training"]
+__all__ = ["Builtin", "Bundle", "Own", "OwnTrain", "TrainingSpan", "Training"]

@@ -22,11 +22,11 @@ from secateur.planning.decide import decide
 from secateur.planning.decision import fingerprint
 from secateur.planning.plan import Plan
 from secateur.request import Amount, Target
-from secateur.training.removal import Job, Removal
+from secateur.training.removal import PruningJob, Remover
 from secateur.types import Example
 
 
-class Cutting(Removal):
+class Cutting(Remover):
     """Channels, heads, neurons, experts, layers: removed for real; the optimizer's state and averages follow.
 
     Args:
@@ -36,7 +36,7 @@ class Cutting(Removal):
 
     physical = True
 
-    def __init__(self, job: Job, candidates: Candidates) -> None:
+    def __init__(self, job: PruningJob, candidates: Candidates) -> None:
         super().__init__(job)
         if len(job.optimizers) > 1:
             raise RecipeError("one optimizer's state follows a cut, and several were given.")

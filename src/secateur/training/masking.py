@@ -18,10 +18,10 @@ from secateur.planning.plan import Plan
 from secateur.request import Target
 from secateur.training.held import Held
 from secateur.training.regrowth.base import Regrowth
-from secateur.training.removal import Job, Removal
+from secateur.training.removal import PruningJob, Remover
 
 
-class Masking(Removal):
+class Masking(Remover):
     """Masks of weights.
 
     Args:
@@ -31,7 +31,7 @@ class Masking(Removal):
 
     physical = False
 
-    def __init__(self, job: Job, candidates: Weights) -> None:
+    def __init__(self, job: PruningJob, candidates: Weights) -> None:
         super().__init__(job)
         self.candidates = candidates
         self.held = Held(job.model, candidates.groups, job.optimizers, job.ema, keep_originals=False)

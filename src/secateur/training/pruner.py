@@ -30,7 +30,7 @@ from secateur.training.course import Course
 from secateur.training.cutting import Cutting, cut_again
 from secateur.training.masking import Masking
 from secateur.training.regrowth import Regrowth, regrowth_of
-from secateur.training.removal import Job, Removal
+from secateur.training.removal import PruningJob, Remover
 from secateur.training.schedules import Schedule
 from secateur.training.together import Together
 from secateur.types import Data, Example, Loss
@@ -157,7 +157,7 @@ class Pruner:
             scales=scales,
         )
         together = Together.of(came, distributed, device_of(self.model))
-        self._job = job = Job(
+        self._job = job = PruningJob(
             self.model, example, request, rule, data, loss, optimizers, ema, together, dtype=dtype, tolerance=tolerance
         )
         self._regrowth = None if regrow is None else regrowth_of(regrow)
@@ -174,7 +174,7 @@ class Pruner:
         # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
         self._hooks = [hook for each in optimizers for hook in self._listen(each)]
         try:
-            self._removal: Removal = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
+            self._removal: Remover = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
             self._goal, self._shape = goal, shape
             self._course = Course.of(goal, shape, self._removal.whole)
             self._span = (begin, shape.end if end is None else end, every)

@@ -20,7 +20,7 @@ from secateur.types import Data, Example, Loss
 
 
 @dataclass(eq=False)
-class Job:
+class PruningJob:
     """What a removal works with.
 
     Args:
@@ -63,7 +63,7 @@ class Job:
         return self.together.mean(self.rule.score(context))
 
 
-class Removal(ABC):
+class Remover(ABC):
     """Brings a model to a target, again and again; what is gone stays gone.
 
     Args:
@@ -72,7 +72,7 @@ class Removal(ABC):
 
     physical: ClassVar[bool]
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: PruningJob) -> None:
         self.job = job
 
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import CertificateError
 from secateur.kinds import trials
-from secateur.kinds.shallow import Blocks, passing, repeated
+from secateur.kinds.shallow import PassedBlocks, passing, repeated
 from secateur.kinds.slices.ablation import ablated
 
 TOKENS = torch.tensor([[5, 1, 7, 3] * 10])
@@ -59,7 +59,7 @@ def test_of_each_kind_one_runs_and_the_last() -> None:
 def test_only_blocks_that_hand_on_a_state_of_the_same_form_are_passed_by() -> None:
     model = Deep(5).eval()
     model.blocks[1].forward = lambda x: (x,)[0][..., :8] * 1.0
-    blocks = Blocks(["blocks.1", "blocks.2", "head"])
+    blocks = PassedBlocks(["blocks.1", "blocks.2", "head"])
     with blocks.watched(model):
         model(TOKENS)
     assert blocks.passed == ("blocks.1", "blocks.2")

@@ -10,7 +10,7 @@ import secateur as sc
 from secateur.errors import FileRefusedError, InputError, RecipeError, TargetError, UnsupportedError
 from secateur.kinds.weights import parse
 from secateur.request import Named, Request, Target
-from secateur.solve import SOLVERS, Moments, Problem
+from secateur.solve import SOLVERS, Problem, SecondMoments
 from secateur.solve.blocks.run import Settings, prune_blocks
 from secateur.solve.patterns import PerRow
 
@@ -103,7 +103,7 @@ def test_it_solves_every_layer_on_what_the_pruned_layers_before_it_hand_on(name)
         count = round(0.5 * sum(total[: number + 1])) - round(0.5 * sum(total[:number]))
         weight = reference.get_submodule(layer).weight
         solved = SOLVERS.build(name, options).solve(
-            Problem(weight.detach(), Moments(rows.T @ rows / len(rows)), PerRow(count))
+            Problem(weight.detach(), SecondMoments(rows.T @ rows / len(rows)), PerRow(count))
         )
         with torch.no_grad():
             weight.copy_(solved.weight)
@@ -286,7 +286,7 @@ def test_experts_in_stacks_are_solved_on_their_own_tokens(turned):
         weight = model.blocks[0].up[expert].detach()
         weight = weight.T if turned else weight
         solved = SOLVERS.build("sparsegpt", {}).solve(
-            Problem(weight, Moments(seen.T @ seen / len(seen)), PerRow(weight.numel() // 2))
+            Problem(weight, SecondMoments(seen.T @ seen / len(seen)), PerRow(weight.numel() // 2))
         )
         found = out.weights["blocks.0.up"][expert]
         torch.testing.assert_close(found.T if turned else found, solved.weight, rtol=1e-7, atol=1e-9)
@@ -317,7 +317,7 @@ def test_a_model_without_blocks_is_one_block(unit):
         windows = nn.functional.unfold(torch.cat(batches), 3, padding=1).transpose(1, 2).flatten(0, 1)
         weight = model[0].weight.detach().flatten(1)
         solved = SOLVERS.build("admm", {}).solve(
-            Problem(weight, Moments(windows.T @ windows / len(windows)), PerRow(weight.numel() // 2))
+            Problem(weight, SecondMoments(windows.T @ windows / len(windows)), PerRow(weight.numel() // 2))
         )
         torch.testing.assert_close(out.weights["0.weight"].flatten(1), solved.weight, rtol=1e-6, atol=1e-8)
 

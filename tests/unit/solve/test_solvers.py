@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from secateur.errors import NonFiniteError, RecipeError, UnsupportedError
-from secateur.solve import SOLVERS, Moments, Problem, error_of
+from secateur.solve import SOLVERS, Problem, SecondMoments, error_of
 from secateur.solve.least_squares import polish
-from secateur.solve.patterns import Blocks, Fixed, NofM, PerLayer, PerRow
+from secateur.solve.patterns import BlockPattern, Fixed, NofM, PerLayer, PerRow
 from secateur.solve.swap import refine
 
 OUT, D, T = 12, 16, 200
@@ -23,7 +23,7 @@ def layer(o=OUT, d=D, seed=0, damping=0.01, spread=1.5):
     rows = torch.randn(T, d, generator=g, dtype=torch.float64) @ mix
     rows = rows * torch.exp(spread * torch.randn(d, generator=g, dtype=torch.float64))
     weight = torch.randn(o, d, generator=g, dtype=torch.float64)
-    return weight, Moments(rows.T @ rows / T, damping=damping)
+    return weight, SecondMoments(rows.T @ rows / T, damping=damping)
 
 
 def least_squares(weight, mask, hessian):
@@ -42,7 +42,7 @@ PATTERNS = [
     PerLayer(37),
     NofM(2, 4),
     NofM(1, 5),
-    Blocks(4, 4, 5),
+    BlockPattern(4, 4, 5),
 ]
 
 
@@ -52,11 +52,11 @@ def test_counts_are_exact_and_zeros_are_positive(name, pattern):
     weight, moments = layer()
     weight[2, :7] = 0  # ties
     problem = Problem(weight, moments, pattern)
-    if name == "sparsegpt" and isinstance(pattern, Blocks):
+    if name == "sparsegpt" and isinstance(pattern, BlockPattern):
         with pytest.raises(UnsupportedError, match="blocks"):
             SOLVERS.find(name)().solve(problem)
         return
-    if name == "swap" and isinstance(pattern, Blocks):
+    if name == "swap" and isinstance(pattern, BlockPattern):
         pytest.skip("single weights change places there")
     solved = SOLVERS.find(name)().solve(problem)
     assert int((~solved.mask).sum()) == pattern.removed((OUT, D))
@@ -70,7 +70,7 @@ def test_counts_are_exact_and_zeros_are_positive(name, pattern):
     if isinstance(pattern, PerRow):
         per_row = (~solved.mask).sum(1)
         assert int(per_row.max() - per_row.min()) <= 1 + (name == "sparsegpt") * (D // 128 + 1)
-    if isinstance(pattern, Blocks):
+    if isinstance(pattern, BlockPattern):
         blocks = solved.mask.reshape(OUT // 4, 4, D // 4, 4).float().mean((1, 3))
         assert set(blocks.unique().tolist()) <= {0.0, 1.0}
 
@@ -163,7 +163,9 @@ def test_the_factor_of_sparsegpt():
 
 def test_sparsegpt_with_independent_inputs_moves_nothing():
     weight, _ = layer()
-    solved = SOLVERS.build("sparsegpt", {}).solve(Problem(weight, Moments(3 * torch.eye(D).double()), PerLayer(90)))
+    solved = SOLVERS.build("sparsegpt", {}).solve(
+        Problem(weight, SecondMoments(3 * torch.eye(D).double()), PerLayer(90))
+    )
     assert torch.equal(solved.mask, PerLayer(90).keep(weight.abs()))
     torch.testing.assert_close(solved.weight, weight * solved.mask, **EXACT)
 
@@ -266,7 +268,7 @@ def test_admm_is_better_than_sparsegpt_and_that_is_better_than_wanda():
 @pytest.mark.parametrize("name", SOLVERS.names())
 def test_the_scale_of_the_inputs_does_not_matter(name):
     weight, moments = layer()
-    other = Moments(moments.gram * 64.0)  # a power of two, so that nothing is rounded differently
+    other = SecondMoments(moments.gram * 64.0)  # a power of two, so that nothing is rounded differently
     one, two = (SOLVERS.find(name)().solve(Problem(weight, m, PerRow(96))) for m in (moments, other))
     assert torch.equal(one.mask, two.mask)
     torch.testing.assert_close(one.weight, two.weight, rtol=1e-7, atol=1e-9)
@@ -309,7 +311,7 @@ def test_inputs_that_are_always_zero_go_first_and_count():
     rows = torch.randn(T, D, generator=torch.Generator().manual_seed(3)).double()
     rows[:, 4] = 0
     for name in ("wanda", "sparsegpt", "admm", "least_squares"):
-        moments = Moments(rows.T @ rows / T)
+        moments = SecondMoments(rows.T @ rows / T)
         solved = SOLVERS.find(name)().solve(Problem(weight, moments, PerRow(OUT * 3)))
         assert int((~solved.mask).sum()) == OUT * 3
         assert not bool(solved.mask[:, 4].any())
@@ -319,10 +321,10 @@ def test_inputs_that_are_always_zero_go_first_and_count():
 def test_damping_is_raised_until_the_moments_can_be_factorised_and_says_so():
     rows = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).double()
     gram = rows.T @ rows / 3 - 1e-3 * torch.eye(8).double()  # as rounding may leave it
-    moments = Moments(gram, damping=0.0)
+    moments = SecondMoments(gram, damping=0.0)
     assert bool(torch.isfinite(moments.inverse(0.0)).all())
     assert 0 < moments.damping < 1
-    assert Moments(rows.T @ rows / 3, damping=0.01).damping == 0.01
+    assert SecondMoments(rows.T @ rows / 3, damping=0.01).damping == 0.01
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -330,7 +332,7 @@ def test_moments_that_are_no_numbers_are_refused(bad):
     gram = torch.eye(4).double()
     gram[1, 2] = bad
     with pytest.raises(NonFiniteError, match="NaN"):
-        Moments(gram)
+        SecondMoments(gram)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from secateur.deployment.formats.base import FORMATS, Format, Parts, padded, sta
 
 
 @FORMATS.register("block")
-class Block(Format):
+class BlockFormat(Format):
     """Blocks of 16 rows x 1 column: one index per block, and one input for all of its rows.
 
     A block is stored whole where any number of it is there.

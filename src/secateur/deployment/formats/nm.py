@@ -14,7 +14,7 @@ GAIN = 2  # at least every second number must be zero: the places cost bytes too
 
 
 @FORMATS.register("nm")
-class NM(Format):
+class NMFormat(Format):
     """Groups of m = 4, 8 or 16 columns with at most m / 2 numbers in each, as masks of the granularity n:m leave them.
 
     A number's place in its group takes half a byte. The smallest n / m that fits is found in the matrix. There is no

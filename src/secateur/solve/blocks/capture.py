@@ -17,7 +17,7 @@ from secateur.types import Example
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class BlockCall:
     """How one block is called for one batch, but for the hidden state.
 
     Args:
@@ -42,7 +42,7 @@ class Call:
 
 
 @dataclass(eq=False)
-class Entry:
+class CapturedEntry:
     """One batch at the entrance of a stack.
 
     Args:
@@ -51,7 +51,7 @@ class Entry:
     """
 
     hidden: Tensor | None = None
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, BlockCall] = field(default_factory=dict)
 
 
 class _ReachedError(Exception):
@@ -78,7 +78,7 @@ def returns_tensors(model: nn.Module, example: Example, names: Sequence[str]) ->
 
 def enter_stack(
     model: nn.Module, example: Example, names: Sequence[str], plain: Collection[str] = frozenset()
-) -> Entry:
+) -> CapturedEntry:
     """Run a model to the end of a stack, with its blocks as identities, and keep what they are called with.
 
     Args:
@@ -96,7 +96,7 @@ def enter_stack(
     Cost:
         the parts of the model in front of the stack. Blocks that are not plain are computed too.
     """
-    entry = Entry()
+    entry = CapturedEntry()
     with torch.no_grad(), ExitStack() as stack:
         for name in names:
             stack.enter_context(
@@ -125,14 +125,14 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 
 @contextmanager
-def _listening(block: nn.Module, name: str, entry: Entry, *, last: bool, plain: bool) -> Iterator[None]:
+def _listening(block: nn.Module, name: str, entry: CapturedEntry, *, last: bool, plain: bool) -> Iterator[None]:
     original, own = block.forward, vars(block).get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         place, hidden = _hidden(args, kwargs, name)
         if entry.hidden is None:
             entry.hidden = hidden.clone()
-        entry.calls[name] = Call(_without(args, place), _without_name(kwargs, place), place)
+        entry.calls[name] = BlockCall(_without(args, place), _without_name(kwargs, place), place)
         if last:
             raise _ReachedError
         if plain:

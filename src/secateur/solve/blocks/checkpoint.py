@@ -11,13 +11,13 @@ from torch import Tensor
 
 from secateur.errors import FileRefusedError
 from secateur.files import atomic_write, canonical_json, load_json, load_tensors, save_tensors, stable_hash
-from secateur.solve.blocks.hidden import Store
+from secateur.solve.blocks.hidden import HiddenStates
 from secateur.solve.blocks.layer import LayerRecord
 
 STATE = "state.json"
 
 
-class Checkpoint:
+class BlockCheckpoint:
     """The finished blocks of one stack.
 
     Args:
@@ -31,7 +31,7 @@ class Checkpoint:
         self.folder, self.key, self.done, self.files = folder, key, done, files
 
     @classmethod
-    def open(cls, folder: Path | None, key: object, stack: int) -> Checkpoint | None:
+    def open(cls, folder: Path | None, key: object, stack: int) -> BlockCheckpoint | None:
         """The state of a folder, made if it is not there; None where none is wanted.
 
         Raises:
@@ -58,7 +58,7 @@ class Checkpoint:
         weights: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         records: Sequence[LayerRecord],
-        streams: Mapping[str, Store | None],
+        streams: Mapping[str, HiddenStates | None],
     ) -> None:
         """Write one more block, and what goes into the next one; the state last, so that a kill leaves the old one."""
         tensors = {f"weight.{name}": value for name, value in weights.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Store:
+class HiddenStates:
     """A list of tensors, one per batch.
 
     Args:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from secateur.solve.base import Problem, Solved, Solver, error_of
-from secateur.solve.blocks.sums import Sums
-from secateur.solve.moments import Moments
+from secateur.solve.blocks.sums import GramSums
+from secateur.solve.moments import SecondMoments
 from secateur.solve.patterns import Pattern
 
 
@@ -39,7 +39,7 @@ class LayerRecord:
     kept_plain: bool = False
 
 
-class Inputs:
+class LayerInputs:
     """What all layers that read the same input share.
 
     Args:
@@ -48,14 +48,14 @@ class Inputs:
         damping: of the factorisation.
     """
 
-    def __init__(self, seen: Sums, held: Sums | None, damping: float) -> None:
-        self.moments = Moments(seen.mean(), damping=damping, tokens=seen.tokens)
+    def __init__(self, seen: GramSums, held: GramSums | None, damping: float) -> None:
+        self.moments = SecondMoments(seen.mean(), damping=damping, tokens=seen.tokens)
         self.cross = seen.mean_cross()
         self.held = None if held is None or held.tokens == 0 else held
 
 
 def solve_layer(
-    name: str, weight: Tensor, inputs: Inputs, pattern: Pattern, solver: Solver, shrinkage: float | None = None
+    name: str, weight: Tensor, inputs: LayerInputs, pattern: Pattern, solver: Solver, shrinkage: float | None = None
 ) -> tuple[Solved, LayerRecord]:
     """Solve one matrix.
 
@@ -88,7 +88,7 @@ def solve_layer(
     return (plain if refused else solved), record
 
 
-def _target(weight: Tensor, inputs: Inputs, shrinkage: float | None) -> tuple[Tensor, float]:
+def _target(weight: Tensor, inputs: LayerInputs, shrinkage: float | None) -> tuple[Tensor, float]:
     """W + a W C H^-1: the weights whose outputs on pruned inputs come nearest to the original's outputs.
 
     With few tokens the correction fits what is peculiar to them. Its share a is the one with the least error on
@@ -112,7 +112,7 @@ def _target(weight: Tensor, inputs: Inputs, shrinkage: float | None) -> tuple[Te
 class _Held:
     """Mean square by which outputs on held-out tokens miss the original's, but for what no weights can change."""
 
-    def __init__(self, weight: Tensor, held: Sums) -> None:
+    def __init__(self, weight: Tensor, held: GramSums) -> None:
         self.weight, self.gram = weight, held.mean()
         cross = held.mean_cross()
         self.missed = None if cross is None else weight @ cross

@@ -26,13 +26,13 @@ from secateur.model.guard import guard
 from secateur.registry import one_of
 from secateur.request import Request
 from secateur.solve.base import Solver
-from secateur.solve.blocks.capture import Call, Entry, enter_stack, returns_tensors
-from secateur.solve.blocks.checkpoint import Checkpoint
-from secateur.solve.blocks.hidden import Store
-from secateur.solve.blocks.layer import Inputs, LayerRecord, solve_layer
+from secateur.solve.blocks.capture import BlockCall, CapturedEntry, enter_stack, returns_tensors
+from secateur.solve.blocks.checkpoint import BlockCheckpoint
+from secateur.solve.blocks.hidden import HiddenStates
+from secateur.solve.blocks.layer import LayerInputs, LayerRecord, solve_layer
 from secateur.solve.blocks.products import WHOLE, Site, Use
 from secateur.solve.blocks.sites import Matrix, matrices_of, patterns_of
-from secateur.solve.blocks.sums import Sums, add, empty, rows_of
+from secateur.solve.blocks.sums import GramSums, add, empty, rows_of
 from secateur.solve.blocks.walk import Walk
 from secateur.solve.patterns import Pattern
 from secateur.structure.stacks import find_stacks
@@ -76,7 +76,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class SolvedModel:
     """What a run decided.
 
     Args:
@@ -102,7 +102,7 @@ def prune_blocks(
     request: Request,
     settings: Settings | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+) -> SolvedModel:
     """Solve every weight inside the blocks of a model; the model is given back as it came.
 
     Args:
@@ -167,9 +167,9 @@ def _configs(model: nn.Module) -> list[Any]:
 class _Stream:
     """The batches on their way: what goes into the next block, pruned and original."""
 
-    hidden: Store
-    dense: Store | None
-    entries: list[Entry] = field(default_factory=list)
+    hidden: HiddenStates
+    dense: HiddenStates | None
+    entries: list[CapturedEntry] = field(default_factory=list)
 
     def close(self) -> None:
         """Let go of hidden states."""
@@ -250,7 +250,7 @@ class _Work:
 
     # -- the run -----------------------------------------------------------------------------------------------
 
-    def run(self, data: Data) -> Outcome:
+    def run(self, data: Data) -> SolvedModel:
         examples = [self._example(batch) for batch in data]
         if not examples:
             raise InputError("there is no data to calibrate with", hint="give --data, for example text:FILE")
@@ -273,14 +273,14 @@ class _Work:
         return example
 
     def _stack(self, number: int, names: Sequence[str], examples: Sequence[Example]) -> None:
-        checkpoint = Checkpoint.open(self.settings.checkpoint, self._key(examples), number)
+        checkpoint = BlockCheckpoint.open(self.settings.checkpoint, self._key(examples), number)
         stream = self._enter(names, examples)
         try:
             self._blocks(names, stream, checkpoint)
         finally:
             stream.close()
 
-    def _blocks(self, names: Sequence[str], stream: _Stream, checkpoint: Checkpoint | None) -> None:
+    def _blocks(self, names: Sequence[str], stream: _Stream, checkpoint: BlockCheckpoint | None) -> None:
         """All blocks of a stack that are not finished yet."""
         start = 0
         if checkpoint is not None and checkpoint.done:
@@ -319,7 +319,7 @@ class _Work:
             sorted(map(str, self.patterns.values())),
         ]
 
-    def _take_back(self, checkpoint: Checkpoint, place: int, name: str) -> None:
+    def _take_back(self, checkpoint: BlockCheckpoint, place: int, name: str) -> None:
         weights, masks, records = checkpoint.load(place)
         for key, value in weights.items():
             self.parameters[key].data.copy_(value)
@@ -335,13 +335,13 @@ class _Work:
 
     def _enter(self, names: Sequence[str], examples: Sequence[Example]) -> _Stream:
         if names == [""]:
-            calls = [Entry(None, {"": Call((), {}, "")}) for _ in examples]
-            stream = _Stream(Store(None), Store(None) if self.dense else None, calls)
+            calls = [CapturedEntry(None, {"": BlockCall((), {}, "")}) for _ in examples]
+            stream = _Stream(HiddenStates(None), HiddenStates(None) if self.dense else None, calls)
             self._whole = examples
             return stream
         plain = returns_tensors(self.model, self.example, names)
         room = self.settings.memory_bytes
-        hidden, dense = Store(room), Store(room) if self.dense else None
+        hidden, dense = HiddenStates(room), HiddenStates(room) if self.dense else None
         entries = []
         for example in examples:
             entry = enter_stack(self.model, example, names, plain)
@@ -443,9 +443,9 @@ class _Work:
         parts = len(self.parameters[first.site[0]]) if first.stacked else 1
         return _Shared(dict(here), [self._inputs(here, paired, part) for part in range(parts)])
 
-    def _inputs(self, here: Mapping[int, Use], paired: Mapping[int, Use | None], part: int) -> Inputs:
-        seen: Sums | None = None
-        held: Sums | None = None
+    def _inputs(self, here: Mapping[int, Use], paired: Mapping[int, Use | None], part: int) -> LayerInputs:
+        seen: GramSums | None = None
+        held: GramSums | None = None
         dtype = torch.promote_types(next(iter(here.values())).rows.dtype, torch.float32)
         for i, use in here.items():
             rows = rows_of(use, self.tokens[i], dtype, part)
@@ -459,9 +459,9 @@ class _Work:
         if seen.tokens == 0:
             # An expert that only held-out batches reach is better learned from them than not at all.
             seen, held = held, seen
-        return Inputs(seen, held, self.settings.damping)
+        return LayerInputs(seen, held, self.settings.damping)
 
-    def _solve(self, matrix: Matrix, inputs: Inputs, use: Use) -> None:
+    def _solve(self, matrix: Matrix, inputs: LayerInputs, use: Use) -> None:
         name, part = matrix.site
         parameter = self.parameters[name]
         if use.geometry is None and use.turned != matrix.turned:
@@ -514,13 +514,13 @@ class _Work:
         if self.progress is not None:
             self.progress(len(self.done & set(self.matrices)), len(self.matrices))
 
-    def _outcome(self, before: Mapping[str, Tensor]) -> Outcome:
+    def _outcome(self, before: Mapping[str, Tensor]) -> SolvedModel:
         if not self.masks:
             raise UnsupportedError("no weight was pruned.", hint="; ".join(one.why for one in self.left.values()))
         weights = {name: self.parameters[name].detach().clone() for name in self.masks} if self.solver.moves else {}
         order = list(self.parameters)
         left = sorted(self.left.values(), key=lambda one: order.index(one.name) if one.name in order else -1)
-        return Outcome(self.masks, weights, self.records, left)
+        return SolvedModel(self.masks, weights, self.records, left)
 
 
 @dataclass(eq=False)
@@ -528,7 +528,7 @@ class _Shared:
     """Sums of one input, and the products that read it."""
 
     here: dict[int, Use]
-    inputs: list[Inputs]
+    inputs: list[LayerInputs]
 
     def fits(self, here: Mapping[int, Use]) -> bool:
         """Whether other products read the same values."""

@@ -16,7 +16,7 @@ from secateur.kinds.weights.granularity import Granularity
 from secateur.kinds.weights.weight import Weight
 from secateur.request import Amount, Request
 from secateur.solve.blocks.products import WHOLE, Site
-from secateur.solve.patterns import Blocks, NofM, Pattern, PerLayer, PerRow
+from secateur.solve.patterns import BlockPattern, NofM, Pattern, PerLayer, PerRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def _exactly(matrices: Sequence[Matrix], granularity: Granularity, scope: str, s
         count = round(share * after) - round(share * before)
         before = after
         if granularity.name == "block":
-            found[matrix.site] = Blocks(rows, columns, count)
+            found[matrix.site] = BlockPattern(rows, columns, count)
         else:
             found[matrix.site] = PerRow(count) if scope == "row" else PerLayer(count)
     return found

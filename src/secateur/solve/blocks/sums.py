@@ -17,7 +17,7 @@ PANEL = 192  # columns per product: the lower triangle of H is copied from the u
 
 
 @dataclass(eq=False)
-class Sums:
+class GramSums:
     """Sums over some tokens.
 
     Args:
@@ -38,19 +38,19 @@ class Sums:
         """C per token."""
         return None if self.cross is None else self.cross / max(self.tokens, 1)
 
-    def merge(self, other: Sums) -> Sums:
+    def merge(self, other: GramSums) -> GramSums:
         """Both together; what only one of them knows is left out."""
         cross = None if self.cross is None or other.cross is None else self.cross + other.cross
-        return Sums(self.gram + other.gram, cross, self.tokens + other.tokens)
+        return GramSums(self.gram + other.gram, cross, self.tokens + other.tokens)
 
 
-def empty(width: int, like: Tensor, *, cross: bool) -> Sums:
+def empty(width: int, like: Tensor, *, cross: bool) -> GramSums:
     """Sums of nothing."""
     zeros = torch.zeros(width, width, dtype=like.dtype, device=like.device)
-    return Sums(zeros, zeros.clone() if cross else None)
+    return GramSums(zeros, zeros.clone() if cross else None)
 
 
-def add(sums: Sums, rows: Tensor, dense: Tensor | None, *, full: bool) -> None:
+def add(sums: GramSums, rows: Tensor, dense: Tensor | None, *, full: bool) -> None:
     """Take in the rows of one batch.
 
     Args:
