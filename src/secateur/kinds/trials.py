@@ -31,8 +31,9 @@ LEFT = "on the example itself the cut was held against the replay alone; the sec
 FEW = 4  # so many times smaller than the example is an input on which a large model runs whole beside the replay
 LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
 CHANGES = (
-    'Protect what is cut there, or let the scale follow the width (scales="follow"), which the certificate then says. '
-    "Nothing was changed or saved."
+    'Protect what is cut there. A scale may follow the width instead (scales="follow"), as the certificate then says; '
+    "a weight that is computed anew keeps its value once it is written down (remove_spectral_norm, remove_weight_norm, "
+    "parametrize.remove_parametrizations). Nothing was changed or saved."
 )
 
 
