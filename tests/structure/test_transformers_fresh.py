@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 import transformers_zoo
 from fresh import load_all_elsewhere, main
 
-FAST = ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification", "SwinForImageClassification"]
+FAST = ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification", "ViTForImageClassification"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -90,6 +90,7 @@ def test_fractions() -> None:
         fractions("--levels", "a")
 
 
+@pytest.mark.slow
 def test_quick_preset(tmp_path: Path) -> None:
     """All that the preset promises, on the network that trains in seconds."""
     out = tmp_path / "out"

@@ -176,7 +176,7 @@ def test_without_data_and_in_a_comparison_it_is_refused():
 def test_progress_says_loss_sparsity_and_the_time_that_is_left(monkeypatch):
     clock = iter(range(0, 1000, 5))
     shows = functools.partial(sc.report.progress, clock=lambda: next(clock))
-    monkeypatch.setattr(sc.report, "progress", shows)
+    monkeypatch.setattr("secateur.report.stages.progress", shows)
     text = io.StringIO()
     with Stages(Console(file=text, width=200)) as shown:
         for done in range(1, 5):
