@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cases import Family, floats, ids
+from .cases import Family
+from .shared import STEPS
 
 family = Family("caches")
-IMAGES = floats((2, 3, 12, 12), (1, 3, 12, 12), (3, 3, 16, 12))
-STEPS = floats((2, 6, 8), (1, 1, 8), (3, 17, 8))
-ROWS = floats((5, 8), (1, 8), (9, 8))
-TOKENS = ids(20, (2, 6), (1, 1), (3, 17))
 
 
 def case(inputs: Any = STEPS, **options: Any) -> Any:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cases import Family, both, fixed, floats, ids
+from .cases import Family, both, fixed, floats
 from .references import over
+from .shared import IMAGES, ROWS, STEPS, TOKENS, mlp
 
 family = Family("features")
-IMAGES = floats((2, 3, 12, 12), (1, 3, 12, 12), (3, 3, 16, 12))
-STEPS = floats((2, 6, 8), (1, 1, 8), (3, 17, 8))
-ROWS = floats((5, 8), (1, 8), (9, 8))
-TOKENS = ids(20, (2, 6), (1, 1), (3, 17))
 
 
 def case(inputs: Any = STEPS, **options: Any) -> Any:
     return family.case(inputs, **options)
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 @case(floats((2, 3, 10), (1, 3, 6), (2, 3, 20)))

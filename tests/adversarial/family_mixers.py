@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -12,23 +11,13 @@ from torch.nn import functional as F
 
 from .cases import Family, both, floats, ids
 from .references import over
+from .shared import IMAGES, STEPS, TOKENS, mlp
 
 family = Family("mixers")
-IMAGES = floats((2, 3, 12, 12), (1, 3, 12, 12), (3, 3, 16, 12))
-STEPS = floats((2, 6, 8), (1, 1, 8), (3, 17, 8))
-ROWS = floats((5, 8), (1, 8), (9, 8))
-TOKENS = ids(20, (2, 6), (1, 1), (3, 17))
 
 
 def case(inputs: Any = STEPS, **options: Any) -> Any:
     return family.case(inputs, **options)
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 @case(floats((2, 5, 5, 6), (1, 1, 1, 6), (2, 7, 7, 6)))
