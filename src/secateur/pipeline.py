@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.criteria.base import Criterion
+from secateur.asking import Decided, plan_by, settings_of
 from secateur.errors import RecipeError, SecateurError
 from secateur.files.checkpoint import EVERY
 from secateur.kinds.slices.cut import cut_copy
-from secateur.kinds.weights.granularity import Granularity
 from secateur.loading import doubt
 from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
@@ -25,9 +24,8 @@ from secateur.model.door import Given, Parts, enter
 from secateur.model.protect import patterns_of
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.planning import Plan, make_plan
-from secateur.planning.build import CriterionLike, GranularityLike
-from secateur.planning.solved import solver_of
-from secateur.recipe import Recipe, load_recipe
+from secateur.planning.build import CriterionLike
+from secateur.recipe import Recipe
 from secateur.recipe.schema import Step
 from secateur.recover.during import Trained, as_asked, check_lessons, dense_training, train_stage
 from secateur.recover.loop import Keeper, TrainStep, write_tensors
@@ -37,35 +35,11 @@ from secateur.recover.steps import recover as run_step
 from secateur.report import Control, TrainingPoint
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
-from secateur.report.journal import Step as Shown
 from secateur.report.stages import shows_progress
-from secateur.request import Amount, Target
 from secateur.result import Estimate, Result, native
 from secateur.stages import RunStages, Unfinished, place_of
-from secateur.types import Data, Example, Judge, Loss, Protect, Snapshot
+from secateur.types import Data, Example, Judge, Loss, Snapshot
 from secateur.words import spoken
-
-DEFAULT_RECIPE = "channel-half-macs"
-SOLVED_RECIPE = "language-model"
-
-
-class Decided(TypedDict, total=False):
-    """What `secateur.plan` can be told about what goes; see there."""
-
-    target: Target | Mapping[str, Amount]
-    criterion: CriterionLike
-    granularity: GranularityLike
-    scope: str
-    allocation: str
-    protect: Protect
-    min_keep: int
-    min_keep_fraction: float
-    round_to: int | Literal["auto"] | None
-    seed: int
-    dtype: str
-    tolerance: float | None
-    expressible: bool
-    scales: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +148,7 @@ def prune(
     given = enter(data, calibration=calibration, test=test)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
-    settings, untrained = _settings(recipe, overrides, decision, given, recover=recover, own=train is not None)
+    settings, untrained = settings_of(recipe, overrides, decision, given, recover=recover, own=train is not None)
     _check(model, given, settings)
     example, examples = several(example, examples)
     example = given.example() if example is None else example
@@ -361,7 +335,7 @@ def estimate(
     given = enter(data, calibration=calibration)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
-    settings, _ = _settings(recipe, overrides, decision, given, recover=None, own=True)
+    settings, _ = settings_of(recipe, overrides, decision, given, recover=None, own=True)
     _check_weights(model)
     example = given.example() if example is None else example
     run = Journal(_called(progress))
@@ -410,62 +384,6 @@ def _quality(judged: Yardstick, model: nn.Module) -> dict[str, float] | None:
 def _called(progress: Progress | bool | None) -> Progress | None:
     """What `shows_progress` has left of it: a function, or nothing."""
     return progress if callable(progress) else None
-
-
-def _settings(
-    recipe: Recipe | Mapping[str, object] | str | Path | None,
-    overrides: Sequence[str],
-    decision: Decided,
-    given: Parts,
-    *,
-    recover: str | Mapping[str, object] | Sequence[Mapping[str, object]] | None,
-    own: bool,
-) -> tuple[Recipe, list[str]]:
-    """The recipe with what the keywords decide in its place, and what is left out of it for want of data."""
-    default = default_recipe(decision.get("criterion"))
-    settings = load_recipe(default if recipe is None else recipe, overrides)
-    plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for name, value in decision.items():
-        if name in ("dtype", "tolerance"):
-            plain["verify"][name] = value
-        else:
-            plain[name] = _plain(value)
-    if recover is not None:
-        plain["recover"] = _steps(recover)
-    elif recipe is None and own:
-        plain["recover"] = []
-    left_out = []
-    # Somebody who asks for a recipe gets what it says or an error; the default's recovery is only what is usual.
-    if recipe is None and recover is None and not own and settings.recover and given.train is None:
-        plain["recover"] = []
-        left_out.append("Nothing was recovered: no data were given to recover with.")
-    return load_recipe(plain), left_out
-
-
-def _steps(recover: str | Mapping[str, object] | Sequence[Mapping[str, object]]) -> list[object]:
-    """The keyword `recover` as a recipe writes it."""
-    if isinstance(recover, str):
-        return [{"method": recover}]
-    return [dict(recover)] if isinstance(recover, Mapping) else list(recover)
-
-
-def default_recipe(criterion: object) -> str:
-    """The bundled recipe that stands in where none is given: solvers have one of their own.
-
-    Example:
-        >>> default_recipe("admm"), default_recipe("taylor")
-        ('language-model', 'channel-half-macs')
-    """
-    return SOLVED_RECIPE if solver_of(criterion, None) is not None else DEFAULT_RECIPE
-
-
-def _plain(value: object) -> object:
-    """A keyword of `plan` as a recipe writes it."""
-    if isinstance(value, (Criterion, Granularity)):
-        return {"name": value.name, **value.options()}
-    if isinstance(value, Target):
-        return value.given()
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
@@ -526,58 +444,3 @@ def _control(asked: Asked, judged: Yardstick, run: Journal, kept: RunStages) -> 
         own_training(trained, asked.train, {}, seed=recipe.seed)
         steps = (*steps, "train")
     return {"steps": list(steps), "quality": dict(judged.evaluate(trained))}
-
-
-def plan_by(
-    model: nn.Module,
-    example: Example,
-    recipe: Recipe,
-    data: Data | None = None,
-    loss: Loss | None = None,
-    criterion: CriterionLike | None = None,
-    examples: Sequence[Example] = (),
-    keep: Mapping[str, Tensor] | None = None,
-    progress: Shown | None = None,
-    finished: Path | None = None,
-) -> Plan:
-    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
-
-    Args:
-        model: left as it is.
-        example: what one forward takes.
-        recipe: what is asked for.
-        data: batches to score with.
-        loss: of the batches.
-        criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
-        examples: further ones.
-        keep: the units that stay, where that was decided before: nothing is scored then.
-        progress: of a solver.
-        finished: where a solver keeps finished blocks, and goes on behind them, unless the recipe names a folder.
-    """
-    plain = recipe.model_dump(by_alias=True)
-    if plain["blocks"]["checkpoint"] is None:
-        plain["blocks"]["checkpoint"] = finished
-    return make_plan(
-        model,
-        example,
-        target=recipe.target.given() if keep is None else None,
-        keep=keep,
-        criterion=plain["criterion"] if criterion is None else criterion,
-        granularity=plain["granularity"],
-        data=data,
-        loss=loss,
-        scope=recipe.scope,
-        allocation=plain["allocation"] if isinstance(plain["allocation"], str) else plain["allocation"]["name"],
-        protect=recipe.protect,
-        min_keep=recipe.min_keep,
-        min_keep_fraction=recipe.min_keep_fraction,
-        round_to=recipe.round_to,
-        expressible=recipe.expressible,
-        scales=recipe.scales,
-        seed=recipe.seed,
-        dtype=recipe.verify.dtype,
-        tolerance=recipe.verify.tolerance,
-        examples=examples,
-        blocks=plain["blocks"],
-        progress=progress,
-    )

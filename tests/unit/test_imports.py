@@ -18,7 +18,7 @@ ROOT = Path(secateur.__file__).parent
 ORDER = (
     "version", "errors", "shown", "types", "registry", "words", "request", "model", "files", "recipe", "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "training",
-    "recover", "report", "loading", "result", "stages", "pipeline", "api", "sources", "interrupted", "advice",
+    "recover", "report", "loading", "result", "stages", "asking", "pipeline", "api", "sources", "interrupted", "advice",
     "comparison", "tickets", "deployment", "testing", "cli",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}

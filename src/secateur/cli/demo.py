@@ -58,10 +58,10 @@ def demo(
     verbose: options.Verbose = False,
 ) -> int:
     """Train a small network on 4,000 real digits, prune it, recover, measure, save and load it again."""
+    from secateur.asking import plan_by
     from secateur.cli import job as jobs
     from secateur.cli.prune import finish, run, show_plan
     from secateur.files import seed_everything
-    from secateur.pipeline import plan_by
 
     granularity = str(field.translated(granularity, field.GRANULARITIES))
     settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed, decided)

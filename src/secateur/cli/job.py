@@ -85,7 +85,7 @@ def read_recipe(
 
 def _default(changes: Sequence[str | Setting]) -> str:
     """The recipe that stands in where none is named: a solver that `--set criterion=...` names has one of its own."""
-    from secateur.pipeline import default_recipe
+    from secateur.asking import default_recipe
     from secateur.recipe import load_recipe
 
     return default_recipe(load_recipe(DEFAULT_RECIPE, changes).model_dump(by_alias=True)["criterion"])

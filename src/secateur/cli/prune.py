@@ -117,7 +117,7 @@ def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinis
 
 def show_plan(work: Job, settings: Recipe, *, as_json: bool) -> int:
     """Print what would be removed; nothing is changed or written."""
-    from secateur.pipeline import plan_by
+    from secateur.asking import plan_by
     from secateur.recipe import dump_recipe
 
     plan = plan_by(work.model, work.needed_example(), settings, None if work.data is None else work.data.calibration)

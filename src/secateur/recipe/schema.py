@@ -317,6 +317,23 @@ class Recipe(Part):
                 raise problem("training: movement knows the scopes global and local")
         return self
 
+    def choices(self) -> dict[str, Any]:
+        """What says how units are chosen, as keywords that `secateur.plan` and `secateur.Pruner` share."""
+        plain = self.model_dump(by_alias=True)
+        allocation = plain["allocation"]
+        return {
+            "granularity": plain["granularity"],
+            "allocation": allocation if isinstance(allocation, str) else allocation["name"],
+            "scope": self.scope,
+            "min_keep": self.min_keep,
+            "min_keep_fraction": self.min_keep_fraction,
+            "round_to": self.round_to,
+            "scales": self.scales,
+            "seed": self.seed,
+            "dtype": self.verify.dtype,
+            "tolerance": self.verify.tolerance,
+        }
+
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of recipes, for editors and other tools."""

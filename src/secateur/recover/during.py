@@ -231,7 +231,6 @@ def _pruner(
     data: Data | None,
     loss: Loss | None,
 ) -> Pruner:
-    plain = recipe.model_dump(by_alias=True)
     rule = criterion_of(criterion)
     return Pruner(
         model,
@@ -241,22 +240,13 @@ def _pruner(
         schedule=step.schedule,
         optimizer=optimizer,
         criterion=rule,
-        granularity=plain["granularity"],
         regrow=step.regrow,
         # Movement sums up the gradients of the loop itself.
         data=None if rule.name == "movement" else data,
         loss=loss,
-        scope=recipe.scope,
-        allocation=plain["allocation"] if isinstance(plain["allocation"], str) else plain["allocation"]["name"],
         protect=list(patterns_of(model, recipe.protect)),
-        min_keep=recipe.min_keep,
-        min_keep_fraction=recipe.min_keep_fraction,
-        round_to=recipe.round_to,
-        scales=recipe.scales,
-        seed=recipe.seed,
-        dtype=recipe.verify.dtype,
-        tolerance=recipe.verify.tolerance,
         distributed=False,
+        **recipe.choices(),
     )
 
 

@@ -1,0 +1,156 @@
+"""What a run is asked for: keywords over a recipe, and the plan that both ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from torch import Tensor, nn
+
+from secateur.criteria.base import Criterion
+from secateur.kinds.weights.granularity import Granularity
+from secateur.model.door import Parts
+from secateur.planning import Plan, make_plan
+from secateur.planning.build import CriterionLike, GranularityLike
+from secateur.planning.solved import solver_of
+from secateur.recipe import Recipe, load_recipe
+from secateur.report.journal import Step
+from secateur.request import Amount, Target
+from secateur.types import Data, Example, Loss, Protect
+
+DEFAULT_RECIPE = "channel-half-macs"
+SOLVED_RECIPE = "language-model"
+
+
+class Decided(TypedDict, total=False):
+    """What `secateur.plan` can be told about what goes; see there."""
+
+    target: Target | Mapping[str, Amount]
+    criterion: CriterionLike
+    granularity: GranularityLike
+    scope: str
+    allocation: str
+    protect: Protect
+    min_keep: int
+    min_keep_fraction: float
+    round_to: int | Literal["auto"] | None
+    seed: int
+    dtype: str
+    tolerance: float | None
+    expressible: bool
+    scales: str
+
+
+def settings_of(
+    recipe: Recipe | Mapping[str, object] | str | Path | None,
+    overrides: Sequence[str],
+    decision: Decided,
+    given: Parts,
+    *,
+    recover: str | Mapping[str, object] | Sequence[Mapping[str, object]] | None,
+    own: bool,
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what the keywords decide in its place, and what is left out of it for want of data.
+
+    Args:
+        recipe: as the caller gave it.
+        overrides: "key.sub=value" settings on top of it.
+        decision: keywords that say what goes.
+        given: the data.
+        recover: recovery steps in the place of the recipe's.
+        own: whether the caller trains, or wants no recovery, so that the default recipe's steps are left out.
+
+    Raises:
+        RecipeError: the recipe or a keyword is wrong.
+    """
+    default = default_recipe(decision.get("criterion"))
+    settings = load_recipe(default if recipe is None else recipe, overrides)
+    plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for name, value in decision.items():
+        if name in ("dtype", "tolerance"):
+            plain["verify"][name] = value
+        else:
+            plain[name] = _plain(value)
+    if recover is not None:
+        plain["recover"] = _steps(recover)
+    elif recipe is None and own:
+        plain["recover"] = []
+    left_out = []
+    # Somebody who asks for a recipe gets what it says or an error; the default's recovery is only what is usual.
+    if recipe is None and recover is None and not own and settings.recover and given.train is None:
+        plain["recover"] = []
+        left_out.append("Nothing was recovered: no data were given to recover with.")
+    return load_recipe(plain), left_out
+
+
+def _steps(recover: str | Mapping[str, object] | Sequence[Mapping[str, object]]) -> list[object]:
+    """The keyword `recover` as a recipe writes it."""
+    if isinstance(recover, str):
+        return [{"method": recover}]
+    return [dict(recover)] if isinstance(recover, Mapping) else list(recover)
+
+
+def default_recipe(criterion: object) -> str:
+    """The bundled recipe that stands in where none is given: solvers have one of their own.
+
+    Example:
+        >>> default_recipe("admm"), default_recipe("taylor")
+        ('language-model', 'channel-half-macs')
+    """
+    return SOLVED_RECIPE if solver_of(criterion, None) is not None else DEFAULT_RECIPE
+
+
+def _plain(value: object) -> object:
+    """A keyword of `plan` as a recipe writes it."""
+    if isinstance(value, (Criterion, Granularity)):
+        return {"name": value.name, **value.options()}
+    if isinstance(value, Target):
+        return value.given()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def plan_by(
+    model: nn.Module,
+    example: Example,
+    recipe: Recipe,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    criterion: CriterionLike | None = None,
+    examples: Sequence[Example] = (),
+    keep: Mapping[str, Tensor] | None = None,
+    progress: Step | None = None,
+    finished: Path | None = None,
+) -> Plan:
+    """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        recipe: what is asked for.
+        data: batches to score with.
+        loss: of the batches.
+        criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
+        examples: further ones.
+        keep: the units that stay, where that was decided before: nothing is scored then.
+        progress: of a solver.
+        finished: where a solver keeps finished blocks, and goes on behind them, unless the recipe names a folder.
+    """
+    plain = recipe.model_dump(by_alias=True)
+    if plain["blocks"]["checkpoint"] is None:
+        plain["blocks"]["checkpoint"] = finished
+    return make_plan(
+        model,
+        example,
+        target=recipe.target.given() if keep is None else None,
+        keep=keep,
+        criterion=plain["criterion"] if criterion is None else criterion,
+        data=data,
+        loss=loss,
+        protect=recipe.protect,
+        expressible=recipe.expressible,
+        examples=examples,
+        **recipe.choices(),
+        blocks=plain["blocks"],
+        progress=progress,
+    )
