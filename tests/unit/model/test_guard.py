@@ -541,7 +541,8 @@ def test_what_was_not_changed_is_not_written():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("user", ["guard", "evaluating", "quiet", "score-eval"])
 def test_generators_of_cuda_come_back(user):
+    model = busy().cuda()  # seeds
     torch.rand(1, device="cuda")
     before = torch.cuda.get_rng_state()
-    WITH_EXAMPLE[user](busy().cuda(), {"x": torch.ones(4, 3, device="cuda")}, lambda: torch.rand(3, device="cuda"))
+    WITH_EXAMPLE[user](model, {"x": torch.ones(4, 3, device="cuda")}, lambda: torch.rand(3, device="cuda"))
     assert torch.equal(torch.cuda.get_rng_state(), before)
