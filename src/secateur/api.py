@@ -11,7 +11,7 @@ from secateur import criteria
 from secateur.criteria.base import Context
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
 from secateur.model.behaviour import weights_kept
-from secateur.model.call import several
+from secateur.model.call import as_loss, several
 from secateur.model.protect import patterns_of
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
@@ -101,7 +101,7 @@ def score(
     """
     model = admit(model)
     groups, record = grouped(model, example, granularity, protect)
-    context = Context(model, groups, data=data, loss=loss, example=example, seed=seed, capture=record)
+    context = Context(model, groups, data=data, loss=as_loss(loss), example=example, seed=seed, capture=record)
     return Scores(criterion_of(criterion).score(context), groups)
 
 

@@ -12,7 +12,7 @@ from secateur.criteria.base import Criterion
 from secateur.kinds.weights.granularity import Granularity
 from secateur.model.door import Parts
 from secateur.planning import Plan, make_plan
-from secateur.planning.build import CriterionLike, GranularityLike
+from secateur.planning.build import CriterionLike, GranularityLike, implied_target
 from secateur.planning.solved import solver_of
 from secateur.recipe import Recipe, load_recipe
 from secateur.report.journal import Step
@@ -72,6 +72,10 @@ def settings_of(
             plain["verify"][name] = value
         else:
             plain[name] = _plain(value)
+    implied = implied_target(decision.get("granularity"))
+    if recipe is None and implied is not None and "target" not in decision:
+        # Nobody asked for the default recipe's target, and the pattern says what goes.
+        plain["target"] = implied.given()
     if recover is not None:
         plain["recover"] = _steps(recover)
     elif recipe is None and own:

@@ -19,7 +19,7 @@ from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
 from secateur.measure.pair import time_pair
 from secateur.model.admit import about_wrapper, admit
-from secateur.model.call import several
+from secateur.model.call import as_loss, several
 from secateur.model.door import Given, Parts, enter
 from secateur.model.protect import patterns_of
 from secateur.model.tensors import named_tensors, require_finite
@@ -148,6 +148,7 @@ def prune(
     given = enter(data, calibration=calibration, test=test)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
+    loss = as_loss(loss)
     settings, untrained = settings_of(recipe, overrides, decision, given, recover=recover, own=train is not None)
     _check(model, given, settings)
     example, examples = several(example, examples)

@@ -24,7 +24,7 @@ from secateur.comparison.summary import summarise
 from secateur.errors import InputError, RecipeError
 from secateur.measure import quality
 from secateur.model.admit import admit
-from secateur.model.call import device_of, require_reiterable, to_example
+from secateur.model.call import as_loss, device_of, require_reiterable, to_example
 from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.report import environment
 from secateur.types import Batch, Data, Evaluate, Example, Loss
@@ -156,7 +156,7 @@ def compare(
     wanted = wanted.measuring(quality(first, evaluate))
     # One sample: MACs and latency are then those of one input, whatever batch was scored with.
     example = with_batch_size(to_example(batches[0]), 1) if example is None else example
-    material = Material(batches, data, example, evaluate, loss, Store(out))
+    material = Material(batches, data, example, evaluate, as_loss(loss), Store(out))
     count = _Counter(len(planned(wanted, contestants)), progress)
     rows: list[RunRow] = []
     told: list[dict[str, ScoreFidelity]] = []

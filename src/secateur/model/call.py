@@ -15,7 +15,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.model.failure import fail
 from secateur.model.labels import ANY_NAME, LABEL_KEYS, argument_names, own_loss, takes_labels, with_labels
-from secateur.types import Batch, Example
+from secateur.types import Batch, Example, Loss
 
 
 def call(model: nn.Module, example: Example) -> Any:
@@ -283,6 +283,47 @@ def default_loss(model: nn.Module, batch: Batch) -> Tensor:
     if predicted is None:
         predicted = prediction(call(model, to_example(batch)))
     return _loss_between(predicted, target, left_out)
+
+
+def as_loss(loss: Loss | nn.Module | None) -> Loss | None:
+    """A loss as secateur calls it, where the user gave one of PyTorch's criteria, which take outputs and targets.
+
+    Args:
+        loss: ``loss(model, batch) -> scalar``, which comes back as it is; a loss module (`nn.CrossEntropyLoss()`) or a
+            function of `torch.nn.functional`, which gets the prediction (logits, else the first tensor of the output)
+            and the target of the batch.
+
+    Returns:
+        ``loss(model, batch)``, or None.
+
+    Raises:
+        InputError: neither; or, when it is called, the batch holds no target.
+
+    Example:
+        >>> batch = (torch.zeros(2, 4), torch.tensor([0, 1]))
+        >>> round(as_loss(nn.CrossEntropyLoss())(nn.Linear(4, 3, bias=False), batch).item(), 4)
+        1.0986
+    """
+    if loss is None or not (isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == functional.__name__):
+        if loss is not None and not callable(loss):
+            raise InputError(f"loss is {describe(loss)}", hint="give a function: loss(model, batch) -> scalar")
+        return loss
+    criterion = cast("Callable[[Tensor, Tensor], Tensor]", loss)
+
+    def of_batch(model: nn.Module, batch: Batch) -> Tensor:
+        target = to_target(batch)
+        if target is None:
+            raise InputError(
+                f"the batch {describe(batch)} holds no target for the loss {_name_of(criterion)}",
+                hint="give batches of (input, target), mappings with labels, or your own loss(model, batch)",
+            )
+        return criterion(prediction(call(model, to_example(batch))), target)
+
+    return of_batch
+
+
+def _name_of(criterion: object) -> str:
+    return type(criterion).__name__ if isinstance(criterion, nn.Module) else getattr(criterion, "__name__", "given")
 
 
 def _loss_between(predicted: Tensor, target: Tensor, why: str) -> Tensor:

@@ -13,13 +13,13 @@ from secateur.criteria.base import Context, Criterion
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.find import find, is_physical, spelt_out
-from secateur.kinds.weights.granularity import Granularity
+from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
 from secateur.model.admit import admit
 from secateur.model.behaviour import unprovable, weights_kept
-from secateur.model.call import device_of, several
+from secateur.model.call import as_loss, device_of, several
 from secateur.model.guard import guard
 from secateur.model.protect import patterns_of
 from secateur.planning.by_hand import given_keep, given_scores
@@ -91,7 +91,7 @@ def make_plan(
         example: a tensor, a tuple of positional or a mapping of keyword arguments; masks need none.
         target: one or several of sparsity, count, threshold (what goes, in units of the granularity; one number, or
             name pattern -> number, the first that matches a group counts) and params, macs (fraction kept at most),
-            memory_bytes (weights at most), latency_ms (one forward pass at most).
+            memory_bytes (weights at most), latency_ms (one forward pass at most). May be left out for n:m patterns.
         criterion: name, {"name": ..., options} or object.
         granularity: channel, neuron, head, head_dim, conv_group, expert, layer (removed physically), or element,
             vector, kernel, block, "2:4" (masks); default channel, without an example element. A list of slices
@@ -151,6 +151,8 @@ def make_plan(
         assert masks is not None
         return plan_of_masks(model, masks, target, scores, keep, remove)
     given = keep is not None or remove is not None
+    if target is None and scores is None and not given:
+        target = implied_target(granularity)
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
     solver = None if given or scores is not None else solver_of(criterion, blocks)
     rule = None if given or scores is not None or solver is not None else criterion_of(criterion)
@@ -183,7 +185,7 @@ def make_plan(
         values: Mapping[str, Tensor] = {}
         chosen_keep = given_keep(candidates, keep, remove)
     else:
-        values = _scores(candidates, rule, scores, data=data, loss=loss, seed=seed)
+        values = _scores(candidates, rule, scores, data=data, loss=as_loss(loss), seed=seed)
         alike = comparable if rule is None else rule.comparable
         chosen_keep = decide(candidates, values, request, comparable=alike)
     return plan_of(candidates, request, values, chosen_keep, dtype=dtype, tolerance=tolerance)
@@ -338,6 +340,20 @@ def units_of(granularity: GranularityLike | None, example: Example) -> tuple[Gra
             return granularity, (Named(f"{granularity.n}:{granularity.m}", also),)
         return granularity, (Named(granularity.name, granularity.options()),)
     return None, granularities(default_granularity(example) if granularity is None else granularity)
+
+
+def implied_target(granularity: GranularityLike | None) -> Target | None:
+    """What goes where a granularity says so itself: an n:m pattern; None for all others.
+
+    Example:
+        >>> implied_target("1:4").sparsity, implied_target("channel")
+        (0.75, None)
+    """
+    choices = () if granularity is None else units_of(granularity, None)[1]
+    if len(choices) != 1 or is_physical(choices):
+        return None
+    unit = parse(choices[0].spec())
+    return Target(sparsity=1 - unit.n / unit.m) if isinstance(unit, NM) else None
 
 
 def is_structured(granularity: GranularityLike) -> bool:

@@ -13,11 +13,7 @@ from torch.optim import Optimizer
 from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.kinds.slices.cut import Cuts
 from secateur.masks import mask_model
-from secateur.model.call import (
-    default_loss,
-    device_of,
-    require_reiterable,
-)
+from secateur.model.call import as_loss, default_loss, device_of, require_reiterable
 from secateur.model.guard import guard
 from secateur.recover.adapters import Adapters, AdapterSpec
 from secateur.recover.distil import Distil, taught
@@ -136,6 +132,7 @@ def finetune(
         Frankle, Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", 2020, section 3.
     """
     _check(accumulate=accumulate, patience=patience, teacher=teacher, distil=distil, cuts=cuts)
+    loss = as_loss(loss)
     judge = Judge.of(validation, loss, best=best, patience=patience)
     total, skipped = _lengths(
         data, steps, epochs, schedule=schedule, warmup=warmup_steps, accumulate=accumulate, last_of=last_of
@@ -219,7 +216,7 @@ def train_step(
         >>> train_step(net, batch, optimizer=optimizer) >= train_step(net, batch, optimizer=optimizer)
         True
     """
-    value = gradients(model, [batch], loss or default_loss, optimizer, step)
+    value = gradients(model, [batch], as_loss(loss) or default_loss, optimizer, step)
     if after_backward is not None:
         after_backward()
     optimizer.step()

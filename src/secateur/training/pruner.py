@@ -19,7 +19,7 @@ from secateur.kinds.weights.nm import NM
 from secateur.masks import MaskHandle
 from secateur.model.admit import admit
 from secateur.model.behaviour import weights_kept
-from secateur.model.call import device_of
+from secateur.model.call import as_loss, device_of
 from secateur.planning.averages import Averages
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, units_of
 from secateur.planning.plan import Plan
@@ -142,7 +142,7 @@ class Pruner:
         unit, choices = units_of(granularity, example)
         optimizers = listed_optimizers(optimizer)
         self._accumulator: MovementAccumulator | None = None
-        rule = self._watch(criterion, data)
+        rule, loss = self._watch(criterion, data), as_loss(loss)
         request = Request(
             target=None,
             criterion=Named(rule.name, rule.options()),
