@@ -390,7 +390,7 @@ print(hash(facts(run({name!r}, sys.argv[1])[0])[:2]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cut", "best"])
+@pytest.mark.parametrize("name", ["cut", "best", "gradual", "gradual cuts", "movement", "slimming"])
 def test_ten_kills_of_fresh_processes(name, tmp_path):
     code = SCRIPT.format(tests=str(Path(__file__).parent), name=name)
     env = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}

@@ -1,7 +1,14 @@
 """Lottery tickets: what is rewound, what is masked, what the controls change, and that nothing is done twice."""
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,6 +203,47 @@ def test_interrupted_anywhere_the_tickets_are_the_same(rewind, tmp_path):
     for variant, number in (("dense", 0), ("ticket", 2), ("reinit", 1)):
         a, b = kept(whole, variant, 1, number), kept(found, variant, 1, number)
         assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+import test_lottery
+torch.set_num_threads(1)
+found = test_lottery.search(sys.argv[1], controls=("reinit", "random"), seeds=(0, 1), every=0.0, sparsity=0.7)
+for row in found.rows:
+    print({{**row, "seconds": 0}})
+    state = test_lottery.kept(found, row["variant"], row["seed"], row["round"])["model"]
+    print([float(value.double().sum()) for value in state.values()])
+"""
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_again_and_again_finds_the_same(tmp_path):
+    """Fresh processes and signal 9, at times drawn by chance."""
+    code = SCRIPT.format(tests=str(Path(__file__).parent))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder):
+        argv = [sys.executable, "-c", code, str(folder)]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
+
+    began = time.monotonic()
+    whole, error = start(tmp_path / "whole").communicate(timeout=240)
+    duration, chance, kills, inside, folder = time.monotonic() - began, random.Random(5), 0, 0, tmp_path / "c"
+    assert whole, error
+    for _ in range(8):
+        process = start(folder)
+        time.sleep(chance.uniform(0.4, 0.95) * duration)
+        process.kill()
+        process.communicate(timeout=60)
+        kills += process.returncode == -signal.SIGKILL
+        inside += folder.exists()
+    again, error = start(folder).communicate(timeout=240)
+    assert again == whole, error
+    assert kills >= 2
+    assert inside >= 2
 
 
 def test_a_training_that_was_interrupted_goes_on_in_its_middle(tmp_path):
