@@ -39,6 +39,7 @@ from secateur.recover import Distil, taught
 from secateur.training import penalty
 
 RATES = {"resnet": 0.4, "vgg": 0.2}  # highest of the dense training, at batches of 512; half of it afterwards
+EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TEACHER = Distil(temperature=4.0, weight=0.7)
 Found = dict[str, Any]
 
@@ -106,15 +107,15 @@ class Run:
 
     def figures(self, model: nn.Module, seconds: float, **more: object) -> Found:
         """What a cell says of its network."""
-        work = macs(model, self.example())
+        accuracy = self.data.accuracy(model)
         return {
-            "accuracy": self.data.accuracy(model), "params": num_params(model), "nonzero": num_nonzero(model),
-            "macs": work, "seconds": round(seconds, 1), **more,
+            "accuracy": accuracy, "params": num_params(model), "nonzero": num_nonzero(model),
+            "macs": macs(model.cpu(), EXAMPLE), "seconds": round(seconds, 1), **more,
         }  # fmt: skip
 
-    def example(self) -> torch.Tensor:
-        """Two inputs."""
-        return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(self.data.device)
+    def smaller(self, plan: sc.Plan, model: nn.Module) -> nn.Module:
+        """The network that a plan leaves, of one that lies on the CPU: the cut is proved there, in full float32."""
+        return plan.apply(model).to(self.data.device)
 
 
 # -- cells --------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def dense(run: Run, name: str) -> Found:
     """New weights, trained."""
     model = run.fresh(name.split("/")[0])
     _, seconds = run.first(name, model)
-    save_tensors(run.path(name), {key: tensor.contiguous() for key, tensor in model.state_dict().items()})
+    save_tensors(run.path(name), model.state_dict())
     return run.figures(model, seconds)
 
 
@@ -157,11 +158,11 @@ def masked(run: Run, name: str, *, distil: bool = False, **options: Any) -> Foun
 
 def channels(run: Run, name: str, *, distil: bool = False) -> Found:
     """Half the channels cut at once, then trained on the labels, or taught by the dense network too."""
-    model = run.dense("resnet")
-    plan = sc.plan(model, run.example(), target={"sparsity": 0.5})
-    smaller = plan.apply(model)
+    model = run.dense("resnet").cpu()
+    plan = sc.plan(model, EXAMPLE, target={"sparsity": 0.5})
+    smaller = run.smaller(plan, model)
     before = run.data.accuracy(smaller)
-    loss = taught(of_labels, model.eval(), TEACHER, smaller) if distil else of_labels
+    loss = taught(of_labels, run.dense("resnet").eval(), TEACHER, smaller) if distil else of_labels
     _, seconds = run.again(name, smaller, loss=loss)
     return run.figures(smaller, seconds, **cut(plan), accuracy_after_cut=before)
 
@@ -169,34 +170,35 @@ def channels(run: Run, name: str, *, distil: bool = False) -> Found:
 def slimming(run: Run, name: str) -> Found:
     """Scales of the norms pay while new weights are trained; then the smallest go, and the rest is trained on."""
     model, plan, seconds = slimmed(run)
-    smaller = plan.apply(model)
-    reached, before = run.data.accuracy(model), run.data.accuracy(smaller)
+    smaller = run.smaller(plan, model)
+    reached, before = run.data.accuracy(model.to(run.data.device)), run.data.accuracy(smaller)
     _, more = run.again(name, smaller)
     about = {"accuracy_with_penalty": reached, "accuracy_after_cut": before, "strength": run.args.strength}
     return run.figures(smaller, seconds + more, **cut(plan), **about)
 
 
 def slimmed(run: Run) -> tuple[nn.Module, sc.Plan, float]:
-    """The network that was trained with the penalty, and which of its channels go; kept, as two cells need it."""
+    """The network that was trained with the penalty, on the CPU, and which of its channels go; two cells need it."""
     model, path = run.fresh("vgg"), run.path("vgg/penalty")
     if not path.exists():
 
         def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *_: object) -> object:
-            return penalty("slimming", model, run.example(), strength=run.args.strength, optimizer=optimizer)
+            return penalty("slimming", model, strength=run.args.strength, optimizer=optimizer)
 
         _, seconds = run.first("vgg/penalty", model, attach)
-        tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+        tensors = model.state_dict()
         save_tensors(path, {**tensors, "seconds": torch.tensor(seconds)})
     tensors = load_tensors(path)
     seconds = float(tensors.pop("seconds"))
     model.load_state_dict(tensors)
-    return model, sc.plan(model, run.example(), criterion="bn-scale", target={"sparsity": 0.7}), seconds
+    plan = sc.plan(model.cpu(), EXAMPLE, criterion="bn-scale", target={"sparsity": 0.7})
+    return model, plan, seconds
 
 
 def scratch(run: Run, name: str) -> Found:
     """The network that slimming left, with new weights and as many epochs in all."""
     plan = slimmed(run)[1]
-    smaller = plan.apply(run.fresh("vgg", run.args.seed + 1000))
+    smaller = run.smaller(plan, run.fresh("vgg", run.args.seed + 1000).cpu())
     _, seconds = run.first(name, smaller)
     _, more = run.again(name, smaller)
     return run.figures(smaller, seconds + more, **cut(plan))
