@@ -18,7 +18,7 @@ from secateur.files import load_tensors, save_tensors
 from secateur.files.states import load_state, save_state
 from secateur.sources import resolve_data
 
-EVERY = 10  # epochs between two states that a killed run goes on from
+EVERY = 10  # epochs between two states that a killed run goes on from; the last one is kept as well
 EDGE = 4  # pixels around each image that random crops may show
 VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 Batch = tuple[Tensor, Tensor]
@@ -145,7 +145,7 @@ class Training:
         loss: Loss = of_labels,
         attach: Attach | None = None,
     ) -> tuple[Any, float]:
-        """Train in place.
+        """Train in place, or bring the model to the end of a training that is done.
 
         Args:
             model: on the device of the data.
@@ -183,14 +183,13 @@ class Training:
                 step += 1
                 if pruner is not None:
                     pruner.step()
-            over = time.time() > self.until
-            if epoch + 1 < epochs and (over or (epoch + 1) % EVERY == 0):
+            over, left = time.time() > self.until, epochs - epoch - 1
+            if over or left == 0 or (epoch + 1) % EVERY == 0:
                 parts = {"model": model, "optimizer": optimizer} | ({"pruner": pruner} if pruner else {})
-                kept = {name: part.state_dict() for name, part in parts.items()}
+                kept = {name: part.state_dict() for name, part in parts.items()}  # copied, so all kernels are done
                 save_state(path, {**kept, "epoch": epoch + 1, "seconds": time.perf_counter() - began})
-            if over and epoch + 1 < epochs:
+            if over and left:
                 raise OutOfTimeError(f"{path.stem}: {epoch + 1} of {epochs} epochs are done")
         if pruner is not None:
             pruner.finish()
-        float(value.detach())  # waits for the device
         return attached, time.perf_counter() - began

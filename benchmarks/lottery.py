@@ -73,7 +73,7 @@ def search_one(options: argparse.Namespace, seed: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a DATA word, for example demo:mnist or npz:mnist.npz")
+    parser.add_argument("--data", default="demo:mnist", help="a DATA word, for example demo:mnist or npz:mnist.npz")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=40)
@@ -86,12 +86,20 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="so small a network is trained faster on one core of a CPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="seeds at the same time")
+    parser.add_argument("--rows", type=Path, help="train nothing: judge the rows of this file of JSON lines")
     options = parser.parse_args()
+    if options.rows is not None:
+        rows = [json.loads(line) for line in options.rows.read_text().splitlines() if line]
+        found = Tickets(tuple(sorted(rows, key=lambda row: (row["seed"], row["round"]))), options.out, {})
+        print(found.table())
+        return verdict(found)
     if options.jobs > 1:
         spawn = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
         with ProcessPoolExecutor(options.jobs, mp_context=spawn) as pool:
             list(pool.map(partial(search_one, options), options.seeds))
     found = search(options, options.seeds)
+    lines = [json.dumps(dict(row)) for row in found.rows]
+    (options.out / "rows.jsonl").write_text("\n".join(lines) + "\n")
     print(f"{json.dumps(dict(found.config))}, torch {torch.__version__}\n\n{found.table()}")
     return verdict(found)
 

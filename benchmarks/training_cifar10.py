@@ -142,7 +142,9 @@ def masked(run: Run, name: str, *, distil: bool = False, **options: Any) -> Foun
     def attach(
         model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, state: Mapping[str, Any] | None
     ) -> sc.Pruner:
-        span = {} if options["schedule"] == "one_shot" else {"end": int(0.6 * steps), "every": max(1, steps // 60)}
+        # Along the schedule once per epoch, within the first 60 % of the steps.
+        gradual = {"end": int(0.6 * steps), "every": steps // run.args.retrain}
+        span = {} if options["schedule"] == "one_shot" else gradual
         return sc.Pruner(model, optimizer=optimizer, state=state, **span, **options)
 
     loss = taught(of_labels, run.dense("resnet").eval(), TEACHER, model) if distil else of_labels
@@ -308,6 +310,7 @@ def main() -> int:
     parser.add_argument("--divide-vgg", type=int, default=1, help="widths of the VGG-16 are divided by it")
     parser.add_argument("--strength", type=float, default=5e-4, help="of slimming")
     parser.add_argument("--images", type=int, help="use the first so many of each part only")
+    parser.add_argument("--net", choices=list(RATES), help="cells of this network only")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
     args = parser.parse_args()
@@ -324,7 +327,7 @@ def main() -> int:
     until = time.time() + 60 * args.minutes
     run = Run(args, Images(images, torch.device(args.device), args.images), until)
     try:
-        for name in args.cells:
+        for name in [cell for cell in args.cells if cell.startswith(args.net or "")]:
             if time.time() > until:
                 raise OutOfTimeError(f"{name} is not begun")
             run.cell(name)
