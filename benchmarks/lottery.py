@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("--scope", choices=("global", "local"), default="global")
     parser.add_argument("--rewind", default="init", help="init, rates, or the number of an early step")
     parser.add_argument("--controls", nargs="*", default=["reinit", "random"])
-    parser.add_argument("--control-rounds", type=int, nargs="+", default=[6, 9, 11, 13], help="rounds with controls")
+    parser.add_argument("--control-rounds", type=int, nargs="+", default=[9, 11, 13], help="rounds with controls")
     parser.add_argument("--device", default="cpu", help="so small a network is trained faster on one core of a CPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="seeds at the same time")

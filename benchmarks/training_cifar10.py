@@ -56,22 +56,29 @@ class Run:
         """Train it, or read it."""
         path = self.args.out / f"results-{self.args.seed}.jsonl"
         for line in path.read_text().splitlines() if path.exists() else ():
-            if (known := json.loads(line))["cell"] == name:
+            known = json.loads(line)
+            if any(known[what] != value for what, value in self.settings().items()):
+                sys.exit(f"{path} holds cells of other settings: {known}; give another --out")
+            if known["cell"] == name:
                 return dict(known)
-        found = {"cell": name, "seed": self.args.seed, **CELLS[name].make(self, name), **self.conditions()}
+        made = CELLS[name].make(self, name)
+        found = {"cell": name, "seed": self.args.seed, **made, **self.settings(), **self.where()}
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
         print(json.dumps(found), flush=True)
         return found
 
-    def conditions(self) -> Found:
+    def settings(self) -> Found:
         """What the figures depend on."""
-        args, device = self.args, self.data.device
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-        return {
-            "epochs": args.epochs, "retrain": args.retrain, "batch": args.batch, "images": len(self.data.train),
-            "device": where, "torch": torch.__version__, "secateur": sc.__version__,
-        }  # fmt: skip
+        args = self.args
+        words = ("epochs", "retrain", "batch", "width", "divide_vgg", "strength")
+        return {word: getattr(args, word) for word in words} | {"images": len(self.data.train)}
+
+    def where(self) -> Found:
+        """The machine, as far as the seconds depend on it."""
+        device = self.data.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        return {"device": name, "torch": torch.__version__, "secateur": sc.__version__}
 
     # -- networks and trainings -------------------------------------------------------------------------------
 
@@ -175,7 +182,7 @@ def slimming(run: Run, name: str) -> Found:
     smaller = run.smaller(plan, model)
     reached, before = run.data.accuracy(model.to(run.data.device)), run.data.accuracy(smaller)
     _, more = run.again(name, smaller)
-    about = {"accuracy_with_penalty": reached, "accuracy_after_cut": before, "strength": run.args.strength}
+    about = {"accuracy_with_penalty": reached, "accuracy_after_cut": before}
     return run.figures(smaller, seconds + more, **cut(plan), **about)
 
 
