@@ -130,8 +130,9 @@ def figures(found: Tickets, variant: str, number: int) -> dict[int, float]:
 
 
 def told(difference: Paired) -> str:
-    """Points, with the half-width of the 95 % interval; nothing where there are no pairs."""
-    return f"{100 * difference.mean:+.2f} ± {100 * (difference.half or 0):.2f}" if difference.pairs else ""
+    """Points, with the half-width of the 95 % interval where there is one; nothing where there are no pairs."""
+    half = "" if difference.half is None else f" ± {100 * difference.half:.2f}"
+    return f"{100 * difference.mean:+.2f}{half}" if difference.pairs else ""
 
 
 if __name__ == "__main__":
