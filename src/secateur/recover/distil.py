@@ -57,8 +57,8 @@ class Distil:
             raise RecipeError("distil: weight 0 without hidden teaches nothing", hint="raise it, or leave distil out")
 
 
-def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Module, cuts: Cuts) -> Loss:
-    """A loss that also compares a model with its teacher.
+def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Module, cuts: Cuts | None = None) -> Loss:
+    """A loss that also compares a model with its teacher; `finetune` makes it itself, loops of your own call this.
 
     Args:
         loss: of the labels; None = `secateur.model.call.default_loss`.
@@ -66,6 +66,9 @@ def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Modu
         spec: what is compared.
         student: the pruned model.
         cuts: what was cut, so that hidden states of the teacher can be cut alike.
+
+    Returns:
+        ``loss(model, batch) -> scalar``.
 
     Raises:
         RecipeError: a pattern of `hidden` that names no module of both.
@@ -82,7 +85,7 @@ def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Modu
         if spec.weight > 0:
             total = total + spec.weight * _outputs(found, wanted, batch, spec)
         for name in names:
-            total = total + spec.hidden_weight * _states(name, ours.get(name), theirs.get(name), cuts)
+            total = total + spec.hidden_weight * _states(name, ours.get(name), theirs.get(name), cuts or {})
         return total
 
     return together
