@@ -1,6 +1,6 @@
 """Movement against magnitude, and distillation against plain fine-tuning: MiniLM pruned while it learns SST-2.
 
-    python benchmarks/movement_sst2.py tune --data DIR --model DIR --out DIR --device cuda --part 0 --parts 5
+    python benchmarks/movement_sst2.py tune --data DIR --model DIR --out DIR --device cuda --part 0 --parts 6
     python benchmarks/movement_sst2.py run --data DIR --model DIR --out DIR --device cuda --seed 0
     python benchmarks/movement_sst2.py table --out DIR
 
@@ -11,7 +11,7 @@ a few epochs, as is usual. What is pruned are the single weights of the linear l
 frozen in all cells, pooler and classifier stay whole. Pruning walks a cubic schedule from `--begin` to `--end` of the
 training and cools down for the rest.
 
-`tune` compares learning rates on the first tenth of train.tsv (after a fixed shuffle), which the rest trains for;
+`tune` compares learning rates and scopes on a tenth of train.tsv that it does not train with; dev.tsv is not read.
 `run` takes the best of them for each method from the same folder, trains on all of train.tsv and answers dev.tsv once,
 after the last step. Every cell is one line of a JSON-lines file, written when it is finished, and is not run again.
 Needs: pip install secateur[hf]
@@ -40,6 +40,7 @@ T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2
 ENCODER = "encoder.layer."
 # Three for everybody; what has lost nine of ten weights learns with larger ones than what is whole.
 RATES = {"dense": (3e-5, 1e-4, 3e-4), "pruned": (1e-4, 3e-4, 1e-3)}
+SOFT_EVERY = 10  # steps between updates, at which the strength of the penalty is steered too
 TEACHING = {"temperature": 2.0, "weight": 0.7}
 INSIDE = {**TEACHING, "hidden": ["*encoder.layer.?"], "hidden_weight": 1.0}
 BLOCKS = {"name": "block", "shape": [32, 32]}
@@ -74,7 +75,8 @@ class Sentences:
         width = min(-(-max(self.lengths[i] for i in which) // 8) * 8, self.tokens.shape[1])
         at = torch.tensor(which, device=self.tokens.device)
         tokens = self.tokens[at, :width]
-        return {"input_ids": tokens, "attention_mask": (tokens != 0)[:, None, None, :], "labels": self.labels[at]}
+        seen = (tokens != 0)[:, None, None, :].expand(-1, -1, width, -1)
+        return {"input_ids": tokens, "attention_mask": seen, "labels": self.labels[at]}
 
     def epochs(self, number: int, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """Shuffled batches, each of sentences of similar length; what does not fill a batch is left out."""
@@ -135,8 +137,9 @@ def pruner_of(spec: dict[str, Any], model: nn.Module, optimizer: Any, total: int
         "sparsity": spec["sparsity"],
         "begin": int(asked.begin * total),
         "end": int(asked.end * total),
-        "every": asked.every,
+        "every": spec.get("every", asked.every),
         "schedule": "cubic",
+        "scope": spec.get("scope", "global"),
         "granularity": spec.get("granularity", "element"),
         "protect": ["bert.pooler", "classifier"],
         "optimizer": optimizer,
@@ -144,12 +147,14 @@ def pruner_of(spec: dict[str, Any], model: nn.Module, optimizer: Any, total: int
     if spec["method"] == "magnitude":
         return sc.Pruner(model, criterion="magnitude", **common), None
     scores = Scores(spec["scores"], shape)
-    form = "soft" if spec["method"] == "soft" else "hard"
-    return sc.MovementPruner(model, form=form, scores=scores, freeze=spec["freeze"], **common), scores
+    form: dict[str, Any] = {"form": "soft", "strength": 10.0} if spec["method"] == "soft" else {"form": "hard"}
+    return sc.MovementPruner(model, scores=scores, **form, **common), scores
 
 
-def fit(model: nn.Module, data: Sentences, spec: dict[str, Any], seed: int, asked: Any, teacher: Any = None) -> int:
-    """Train, pruning on the way; returns the number of steps."""
+def fit(
+    model: nn.Module, data: Sentences, spec: dict[str, Any], seed: int, asked: Any, teacher: Any = None
+) -> dict[str, Any]:
+    """Train, pruning on the way."""
     total = spec["epochs"] * (len(data.lengths) // asked.batch)
     warm = max(total // 20, 1)
 
@@ -173,9 +178,11 @@ def fit(model: nn.Module, data: Sentences, spec: dict[str, Any], seed: int, aske
             scores.rates.step()
         if pruner is not None:
             pruner.step()
-    if pruner is not None:
-        pruner.finish()
-    return total
+    if pruner is None:
+        return {"steps": total}
+    reached = pruner.sparsity  # the soft form follows its schedule nearly, and is brought to the amount at the end
+    pruner.finish()
+    return {"steps": total, "reached": reached}
 
 
 @torch.no_grad()
@@ -230,18 +237,14 @@ def lengths(asked: Any) -> dict[str, Any]:
 
 
 def trials(asked: Any) -> list[dict[str, Any]]:
-    """What `tune` compares: learning rates of every method, and for movement what becomes of its scores at the end."""
-    sparsity = asked.tune_sparsity
+    """What `tune` compares: learning rates of every method, and whether all layers compete or each has its share."""
     found: list[dict[str, Any]] = []
     for whole, lr in zip(RATES["dense"], RATES["pruned"], strict=True):
-        movement = {"lr": lr, "sparsity": sparsity, "scores": 1e-2}
-        found += [
-            {"method": "movement", **movement, "freeze": "none"},
-            {"method": "magnitude", "lr": lr, "sparsity": sparsity},
-            {"method": "movement", **movement, "freeze": "masks"},
-            {"method": "soft", **movement, "freeze": "none"},
-            {"method": "dense", "lr": whole, "sparsity": 0.0},
-        ]
+        common = {"lr": lr, "sparsity": asked.tune_sparsity}
+        found += [{"method": "movement", **common, "scores": 1e-2, "scope": scope} for scope in ("global", "local")]
+        found += [{"method": "magnitude", **common, "scope": scope} for scope in ("global", "local")]
+        found += [{"method": "soft", **common, "scores": 1e-2, "every": SOFT_EVERY}]
+        found += [{"method": "dense", "lr": whole, "sparsity": 0.0}]
     return found
 
 
@@ -250,27 +253,25 @@ def tune(asked: Any, tokenizer: Any) -> None:
     train, held = (Sentences(part[: asked.limit], tokenizer, asked.device) for part in parts)
     book = Book(asked.out / "tune.jsonl")
     for spec in trials(asked)[asked.part :: asked.parts]:
-        cell = {"seed": asked.seed, **spec, **lengths(asked)}
+        cell = {"seed": asked.seed, **lengths(asked), **spec}
 
         def run(spec: dict[str, Any] = spec) -> dict[str, Any]:
             model = build(asked, asked.seed)
-            steps = fit(model, train, {**spec, "epochs": asked.epochs}, asked.seed, asked)
-            return {"held_out": accuracy(model, held), "zeros": zeros(model), "steps": steps}
+            done = fit(model, train, {**spec, "epochs": asked.epochs}, asked.seed, asked)
+            return {"held_out": accuracy(model, held), "zeros": zeros(model), **done}
 
         book.once(cell, run)
 
 
 def chosen(asked: Any) -> dict[str, dict[str, Any]]:
-    """The best setting of every method on the held-out sentences; of equal ones the first that was listed."""
+    """The best setting of every method on the held-out sentences; of equal ones the smaller rate."""
     best: dict[str, dict[str, Any]] = {}
-    order = {json.dumps(spec, sort_keys=True): at for at, spec in enumerate(trials(asked))}
-    for line in Book(asked.out / "tune.jsonl").read():
-        spec = {k: line[k] for k in ("method", "lr", "sparsity", "scores", "freeze") if k in line}
-        key = (-line["held_out"], order.get(json.dumps(spec, sort_keys=True), len(order)))
-        if line["method"] not in best or key < best[line["method"]]["key"]:
-            best[line["method"]] = {**spec, "key": key}
-    keep = ("lr", "scores", "freeze")
-    return {method: {k: v for k, v in line.items() if k in keep} for method, line in best.items()}
+    for line in sorted(Book(asked.out / "tune.jsonl").read(), key=lambda line: (line["lr"], line.get("scope", ""))):
+        before = best.get(line["method"])
+        if before is None or line["held_out"] > before["held_out"]:
+            best[line["method"]] = line
+    keep = ("lr", "scores", "scope")
+    return {method: {key: line[key] for key in keep if key in line} for method, line in best.items()}
 
 
 def cells(asked: Any) -> list[dict[str, Any]]:
@@ -278,9 +279,9 @@ def cells(asked: Any) -> list[dict[str, Any]]:
     plain = {"lr": 3e-4}
     settings = {
         "dense": {"lr": 1e-4},
-        "magnitude": plain,
-        "movement": {**plain, "scores": 1e-2, "freeze": "none"},
-        "soft": {**plain, "scores": 1e-2, "freeze": "none"},
+        "magnitude": {**plain, "scope": "global"},
+        "movement": {**plain, "scores": 1e-2, "scope": "global"},
+        "soft": {**plain, "scores": 1e-2},
         **chosen(asked),
     }
     found = [{"name": "dense, trained on", "method": "dense", "sparsity": 0.0, **settings["dense"]}]
@@ -293,7 +294,7 @@ def cells(asked: Any) -> list[dict[str, Any]]:
             for sparsity in asked.sparsity:
                 add(method + (" + teacher" if teaching else ""), method, sparsity, **teaching)
     for sparsity in asked.sparsity:
-        add("soft movement", "soft", sparsity)
+        add("soft movement", "soft", sparsity, every=SOFT_EVERY)
     for sparsity in asked.sparsity[:1]:
         add("movement + teacher, hidden states", "movement", sparsity, distil=INSIDE)
     if asked.blocks:
@@ -311,10 +312,10 @@ def run_seed(asked: Any, tokenizer: Any) -> None:
     teacher = build(asked, asked.seed)
 
     def teach() -> dict[str, Any]:
-        steps = fit(teacher, train, teacher_spec, asked.seed, asked)
+        done = fit(teacher, train, teacher_spec, asked.seed, asked)
         asked.cache.mkdir(parents=True, exist_ok=True)
         torch.save(teacher.state_dict(), kept)
-        return {"accuracy": accuracy(teacher, dev), "zeros": zeros(teacher), "steps": steps}
+        return {"accuracy": accuracy(teacher, dev), "zeros": zeros(teacher), **done}
 
     if not kept.exists():  # cells with a teacher of another run would not be those of this one
         book.path.unlink(missing_ok=True)
@@ -328,10 +329,10 @@ def run_seed(asked: Any, tokenizer: Any) -> None:
 
         def run(spec: dict[str, Any] = spec) -> dict[str, Any]:
             model = build(asked, asked.seed)
-            steps = fit(model, train, {**spec, "epochs": asked.epochs}, asked.seed, asked, teacher)
-            return {"accuracy": accuracy(model, dev), "zeros": zeros(model), "steps": steps}
+            done = fit(model, train, {**spec, "epochs": asked.epochs}, asked.seed, asked, teacher)
+            return {"accuracy": accuracy(model, dev), "zeros": zeros(model), **done}
 
-        book.once({"seed": asked.seed, **spec, **lengths(asked)}, run)
+        book.once({"seed": asked.seed, **lengths(asked), **spec}, run)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -358,20 +359,12 @@ def of_seeds(lines: list[dict[str, Any]]) -> None:
         found.setdefault(name, {})[line["seed"]] = line["accuracy"]
         about[name] = line
     dense = max(sum(of.values()) / len(of) for name, of in found.items() if about[name]["method"] == "dense")
-    print(
-        "| cell | seeds | steps | lr | zeros in the encoder | dev accuracy | of the better dense |\n" + "|---" * 7 + "|"
-    )
+    titles = ("cell", "seeds", "steps", "lr", "scope", "zeros in the encoder", "dev accuracy", "of the better dense")
+    print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for name, of in found.items():
         line, share = about[name], 100 * sum(of.values()) / len(of) / dense
-        parts = (
-            name,
-            len(of),
-            line["steps"],
-            f"{line['lr']:g}",
-            f"{100 * line['zeros']:.2f} %",
-            row(list(of.values())),
-        )
-        print("| " + " | ".join(map(str, parts)) + f" | {share:.1f} % |")
+        how = (len(of), line["steps"], f"{line['lr']:g}", line.get("scope", "-"), f"{100 * line['zeros']:.2f} %")
+        print("| " + " | ".join(map(str, (name, *how))) + f" | {row(list(of.values()))} | {share:.1f} % |")
     print("\n| paired difference | points |\n|---|---|")
     for level in sorted({line["sparsity"] for line in lines if line["sparsity"]}):
         at = f", {100 * level:g} %"
@@ -383,11 +376,11 @@ def of_seeds(lines: list[dict[str, Any]]) -> None:
 
 
 def of_settings(tuned: list[dict[str, Any]]) -> None:
-    print("\n| compared on held-out sentences | lr | masks at the end | accuracy | seconds |\n" + "|---" * 5 + "|")
-    for line in sorted(tuned, key=lambda line: (line["method"], line.get("freeze", ""), line["lr"])):
-        rest = {"masks": "rest", "none": "move", "": "-"}[line.get("freeze", "")]
-        parts = (f"{line['method']}, {100 * line['sparsity']:g} %", f"{line['lr']:g}", rest, f"{line['held_out']:.2f}")
-        print("| " + " | ".join(parts) + f" | {line['seconds']:.0f} |")
+    print("\n| compared on held-out sentences | scope | lr | accuracy | seconds |\n" + "|---" * 5 + "|")
+    for line in sorted(tuned, key=lambda line: (line["method"], line.get("scope", ""), line["lr"])):
+        name = f"{line['method']}, {100 * line['sparsity']:g} %" if line["sparsity"] else line["method"]
+        parts = (name, line.get("scope", "-"), f"{line['lr']:g}", f"{line['held_out']:.2f}", f"{line['seconds']:.0f}")
+        print("| " + " | ".join(parts) + " |")
 
 
 def table(asked: Any) -> None:

@@ -265,3 +265,19 @@ def test_steps_between_updates_do_not_wait_for_an_accelerator(kind):
         moving.zero_grad()
     assert updates == 1
     assert pruner.sparsity > 0.3
+
+
+def test_the_penalty_is_steered_by_steps_however_far_updates_lie_apart():
+    strengths = {}
+    for every in (1, 4, 10):
+        model = small()
+        moving = sgd(model)
+        pruner = MovementPruner(
+            model, sparsity=0.7, end=20, every=every, optimizer=moving, form="soft",
+            scores=lambda p: torch.optim.SGD(p, lr=0.0),
+        )  # fmt: skip
+        train(model, moving, pruner, 21)  # scores rest, so nothing goes, and more is wanted at every step
+        strengths[every] = pruner.strength
+    assert strengths[1] == pytest.approx(1.05**20, rel=0.15)
+    assert strengths[4] == pytest.approx(strengths[1], rel=0.4)
+    assert strengths[10] == pytest.approx(strengths[1], rel=0.7)
