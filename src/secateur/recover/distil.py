@@ -58,14 +58,14 @@ class Distil:
 
 
 def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Module, cuts: Cuts | None = None) -> Loss:
-    """A loss that also compares a model with its teacher; `finetune` makes it itself, loops of your own call this.
+    """A loss that also compares a model with its teacher.
 
     Args:
         loss: of the labels; None = `secateur.model.call.default_loss`.
         teacher: in eval mode already; runs without gradients.
         spec: what is compared.
         student: the pruned model.
-        cuts: what was cut, so that hidden states of the teacher can be cut alike.
+        cuts: what was cut, so that hidden states of the teacher can be cut alike; None = nothing.
 
     Returns:
         ``loss(model, batch) -> scalar``.
