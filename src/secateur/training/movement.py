@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -23,12 +24,12 @@ from secateur.training.asked import Optimizers, ScheduleLike, clock, listed_opti
 from secateur.training.held import Held
 from secateur.training.together import Together
 from secateur.training.units import unit_sums
-from secateur.types import Example, Kept
+from secateur.types import Example, Group, Kept
 
 Form = Literal["hard", "soft"]
 Freeze = Literal["none", "masks", "weights"]
 WEIGHTS = frozenset({"self", "out", "in", "bias", "scale"})  # all that goes with a unit
-CONTROL = 1.05  # by how much a step of the controller moves the strength
+CONTROL, LEAP = 1.05, 2.0  # by how much the controller moves the strength for a step of the optimizer; at most at once
 
 
 class MovementPruner:
@@ -149,6 +150,8 @@ class MovementPruner:
         trained = list(self.scores.values())
         # Every step writes the gradients of all scores anew, so none is left over from the one before.
         self._moves: Optimizer = scores(trained) if callable(scores) else torch.optim.Adam(trained, lr=scores)
+        # Beside the scores once and for all: blocks and heads have an index per weight, dear to send at every step.
+        self._summed = [_beside(group, device_of(self.model)) for group in groups]
         self.done, self._moved = 0, False
         self._parameters = dict(self.model.named_parameters())
         self._touched = {
@@ -253,8 +256,8 @@ class MovementPruner:
             products = {name: self._product(name) for name in self._touched}
             seen = {name: value for name, value in products.items() if value is not None}
             units = sum(score.numel() for score in self.scores.values())
-            for name, score in self.scores.items():
-                group = self._held.groups[name]
+            for group in self._summed:
+                score = self.scores[group.name]
                 if any(span.tensor in seen for span in group.spans):
                     score.grad = unit_sums(seen, group, WEIGHTS).to(score)
                     if self.form == "soft":
@@ -296,7 +299,8 @@ class MovementPruner:
         keep = {name: torch.sigmoid(score.detach()) > self.threshold for name, score in self.scores.items()}
         gone = sum(mask.numel() - int(mask.sum()) for mask in keep.values())
         total = sum(mask.numel() for mask in keep.values())
-        self.strength *= CONTROL if gone < wanted * total else 1 / CONTROL
+        factor = min(CONTROL**self.schedule.every, LEAP)
+        self.strength *= factor if gone < wanted * total else 1 / factor
         return keep
 
     def _fill_up(self, coarse: GranularityLike) -> None:
@@ -311,6 +315,12 @@ class MovementPruner:
             for span in mine:
                 masks[span.tensor] |= _alive(alive, span.index, masks[span.tensor].shape)
         self._held.hold_masks(masks, back=True)
+
+
+def _beside(group: Group, device: torch.device) -> Group:
+    """A group whose indices lie on a device."""
+    spans = (replace(s, index=None if s.index is None else s.index.to(device)) for s in group.spans)
+    return replace(group, spans=tuple(spans))
 
 
 def _alive(alive: Tensor, index: Tensor | None, shape: torch.Size) -> Tensor:
