@@ -207,7 +207,7 @@ class Shares(Part):
     """How much each block gives up, where not all give up the same share."""
 
     name: Literal["owl", "curve"] = "owl"
-    """``owl``: blocks with more outliers among Wanda's scores keep more; ``curve``: the sum of what these lose is least."""
+    """``owl``: blocks with more outliers among Wanda's scores keep more; ``curve``: what these lose in all is least."""
     limit: Annotated[float, Field(gt=0, lt=1)] = 0.08
     """How far shares go from their mean: at most so far (``curve``), or over a range of twice as much (``owl``)."""
     outliers: Annotated[float, Field(gt=0)] = 5.0

@@ -195,14 +195,18 @@ def _order_statistic(score: Tensor, drop: Tensor, counts: list[int]) -> Tensor:
         return _selected(score, drop, counts[0])
     if score.device.type != "cpu":
         # One sort of all rows: selection on a graphics processor takes one of its many parts per row.
-        place = (drop - 1).clamp(min=0)[:, None]
-        found = score.sort(dim=1).values.gather(1, place)[:, 0]
-        return found.masked_fill(drop == 0, -torch.inf)
+        return _sorted(score, drop)
     edge = torch.empty(len(score), dtype=score.dtype, device=score.device)
     for count in counts:
         rows = (drop == count).nonzero().flatten()
         edge[rows] = -torch.inf if count == 0 else score[rows].kthvalue(count, dim=1).values
     return edge
+
+
+def _sorted(score: Tensor, drop: Tensor) -> Tensor:
+    """As `_order_statistic`, by a sort."""
+    found = score.sort(dim=1).values.gather(1, (drop - 1).clamp(min=0)[:, None])[:, 0]
+    return found.masked_fill(drop == 0, -torch.inf)
 
 
 def _selected(score: Tensor, drop: Tensor, least: int) -> Tensor:

@@ -11,7 +11,7 @@ import secateur as sc
 from secateur.errors import RecipeError
 from secateur.kinds.weights import parse
 from secateur.request import Named, Request, Target
-from secateur.solve import SOLVERS
+from secateur.solve import SOLVERS, patterns
 from secateur.solve.blocks import allocation
 from secateur.solve.blocks.distance import distance
 from secateur.solve.blocks.run import Settings, prune_blocks
@@ -382,3 +382,42 @@ def test_a_plan_says_what_was_done_and_its_request_holds_it():
     asked = plan.request.to_data()["blocks"]
     assert asked["reconstruct"]["epochs"] == 1
     assert asked["allocation"]["name"] == "owl"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_way_to_an_order_statistic_finds_the_same(dtype):
+    g = torch.Generator().manual_seed(0)
+    score = torch.randint(0, 9, (20, 15), generator=g).to(dtype)  # many alike
+    drop = torch.randint(0, 15, (20,), generator=g)
+    ordered = score.sort(dim=1).values
+    expected = torch.stack([ordered[i, n - 1] if n else torch.tensor(-torch.inf) for i, n in enumerate(drop.tolist())])
+    assert torch.equal(patterns._sorted(score, drop), expected.to(dtype))
+    assert torch.equal(patterns._order_statistic(score, drop, sorted(set(drop.tolist()))), expected.to(dtype))
+    keep = patterns.highest(score, drop)
+    assert torch.equal((~keep).sum(1), drop)
+    for row, n in enumerate(drop.tolist()):  # of equal ones the later stays
+        assert torch.equal(keep[row].nonzero().flatten(), score[row].sort(stable=True).indices[n:].sort().values)
+
+
+def test_hidden_states_come_back_to_the_device_they_came_from():
+    from secateur.solve.blocks.hidden import HiddenStates
+
+    store = HiddenStates(room=0)
+    store.append(torch.ones(2, 3))
+    assert store[0].device == torch.device("cpu")
+    store._device = torch.device("meta")  # stands for any other device
+    assert store[0].device == torch.device("meta")
+    store.close()
+
+
+def test_full_precision_is_asked_for_while_blocks_run_and_given_back():
+    from secateur.solve.blocks.plainly import plainly
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with plainly(nn.Linear(1, 1)):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

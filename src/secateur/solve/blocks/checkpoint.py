@@ -66,9 +66,11 @@ class BlockCheckpoint:
         tensors = {f"weight.{name}": value for name, value in weights.items()}
         tensors |= {f"mask.{name}": value for name, value in masks.items()}
         old = [name for name in self.files if name.startswith("hidden-")]
-        told = {"records": records, "tuned": tuned}
-        told_json = {name: canonical_json([asdict(one) for one in several]) for name, several in told.items()}
-        self._write(f"block-{place}.safetensors", tensors, told_json)
+        told = {
+            "records": canonical_json([asdict(one) for one in records]),
+            "tuned": canonical_json([asdict(one) for one in tuned]),
+        }
+        self._write(f"block-{place}.safetensors", tensors, told)
         for name, store in streams.items():
             if store is not None:
                 self._write(f"hidden-{name}-{place}.safetensors", store.items())

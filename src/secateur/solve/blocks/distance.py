@@ -43,7 +43,7 @@ def distance(
         finally:
             for name, value in before.items():
                 parameters[name].data.copy_(value)
-        for a, b in zip(goal.split(CHUNK), found.split(CHUNK), strict=True):
+        for a, b in zip(torch.split(goal, CHUNK), torch.split(found, CHUNK), strict=True):
             ours, theirs = (functional.log_softmax(one.float(), -1) for one in (b, a))
             total += float(functional.kl_div(ours, theirs, reduction="sum", log_target=True))
         rows += len(goal)

@@ -187,7 +187,7 @@ class _Training:
         }
 
         def block(*args: object, **kwargs: object) -> object:
-            return functional_call(self.block, weights, args, dict(kwargs))  # type: ignore[arg-type]
+            return functional_call(self.block, weights, args, dict(kwargs))
 
         call = self.calls[number]
         found = self._rows(
@@ -209,10 +209,10 @@ class _Training:
 
     def _scale(self) -> Tensor:
         """What squares of errors are divided by."""
-        sums, count = 0.0, 0
+        sums, count = torch.zeros((), device=self.goals[0].device), 0
         for i in self.learn:
             rows = self._rows(i, self.goals[i])
             sums, count = sums + rows.square().sum(0), count + len(rows)
-        mean = torch.as_tensor(sums / max(count, 1))
+        mean = sums / max(count, 1)
         total = mean.mean().clamp(min=1e-30)
         return mean + FLOOR * total if self.how.normalise == "coordinate" else total
