@@ -54,6 +54,10 @@ class Block(nn.Module):
         if self.form == "post":
             hidden = self.one(self.attn(hidden) + hidden)
             return self.two(hidden + self.mlp(hidden))
+        if self.form == "flattened":
+            hidden = hidden + self.attn(self.one(hidden))
+            rows = hidden.reshape(-1, WIDTH)
+            return (rows + self.mlp(self.two(rows))).view(hidden.shape)
         if self.form == "parallel":
             read = self.one(hidden)
             return self.mlp(read) + self.attn(read) + hidden
@@ -73,6 +77,7 @@ FORMS = {
     "pre": [ATTENTION, MLP],
     "post": [ATTENTION, MLP],
     "in place": [ATTENTION, MLP],
+    "flattened": [ATTENTION, MLP],
     "parallel": [MLP + ATTENTION],
     "parallel, other way": [MLP + ATTENTION],
     "chain": [ATTENTION + MLP],
@@ -230,8 +235,9 @@ def test_any_solver_and_any_form_of_block(name, targets, form):
     assert all(one.after <= one.before for one in out.tuned)
 
 
-def test_padding_is_not_learned_from():
-    model, batches = net(depth=2), data()
+@pytest.mark.parametrize("form", ["pre", "flattened"])
+def test_padding_is_not_learned_from(form):
+    model, batches = net(form, 2), data(4)
     mask = torch.ones(2, TOKENS, dtype=torch.int64)
     mask[1, 10:] = 0
     # What attention hands on must not depend on padding either, for two paddings to be alike.
@@ -239,7 +245,7 @@ def test_padding_is_not_learned_from():
         block.attn = Mlp().double()
     padded = [{**batch, "attention_mask": mask} for batch in batches]
     other = [{**batch, "ids": torch.where(mask == 0, 7, batch["ids"])} for batch in padded]
-    one, two = (run(model, given[:4], reconstruct=HOW) for given in (padded, other))
+    one, two = (run(model, given, reconstruct=HOW) for given in (padded, other))
     assert all(torch.allclose(one.weights[key], two.weights[key], rtol=0, atol=1e-12) for key in one.weights)
 
 

@@ -42,7 +42,7 @@ class _EnoughError(BaseException):
 
 
 class _Sums(TorchFunctionMode):
-    """Numbers the sums of two tensors of one shape."""
+    """Numbers the sums of two tensors that hold as many tokens, as wide, as a hidden state of some shape."""
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
@@ -63,7 +63,14 @@ class _Sums(TorchFunctionMode):
         return found
 
     def _fits(self, value: object) -> bool:
-        return isinstance(value, Tensor) and value.shape == self.shape and value.is_floating_point()
+        # Some blocks lay all tokens of a batch in one line.
+        return (
+            isinstance(value, Tensor)
+            and value.dim() > 1
+            and value.shape[-1] == self.shape[-1]
+            and value.numel() == self.shape.numel()
+            and value.is_floating_point()
+        )
 
     def before(self, number: int, operands: Sequence[Tensor], *, writes: bool) -> Any:
         """What to know of the operands of a sum, the first of which may be written into."""

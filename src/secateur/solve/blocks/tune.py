@@ -203,9 +203,10 @@ class _Training:
     def _rows(self, number: int, value: Tensor) -> Tensor:
         """Tokens that are no padding, [tokens, width], at least in float32."""
         tokens, wide = self.tokens[number], value.to(torch.promote_types(value.dtype, torch.float32))
-        if tokens is not None and value.shape[:2] == tokens.shape:
-            return wide[tokens.to(value.device)]
-        return wide.reshape(-1, value.shape[-1])
+        rows = wide.reshape(-1, value.shape[-1])
+        if tokens is not None and len(rows) == tokens.numel():
+            return rows[tokens.reshape(-1).to(value.device)]
+        return rows
 
     def _scale(self) -> Tensor:
         """What squares of errors are divided by."""
