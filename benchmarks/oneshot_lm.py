@@ -98,6 +98,8 @@ def one(case: str, seed: int, asked: argparse.Namespace, text: Tensor, sets: dic
     granularity, sparsity = PATTERNS[pattern]
     criterion, scope, blocks = ROWS[row]
     spent = timed_solvers(asked.device)
+    if asked.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     started, worked = time.perf_counter(), time.process_time()
     model = load(asked)
     if seed:

@@ -427,3 +427,22 @@ def test_full_precision_is_asked_for_while_blocks_run_and_given_back():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_the_estimate_knows_what_training_and_comparing_cost(monkeypatch):
+    from secateur.solve.blocks import forecast
+
+    monkeypatch.setattr(forecast, "_speed", lambda model: 1.0)
+    model, example, solver = net(depth=2), {"ids": torch.zeros(1, 8, dtype=torch.int64)}, SOLVERS.find("admm")()
+
+    def told(**settings):
+        return forecast.forecast(model, example, solver, tokens=100, settings=Settings(**settings))
+
+    def seconds(**settings):
+        return told(**settings).seconds
+
+    plain, two, four = seconds(), *(seconds(reconstruct=Reconstruct(epochs=n)) for n in (2, 4))
+    assert four - two == 2 * forecast.TRAINED * 2.0 * told().weights * 100  # as an epoch is so many forward passes
+    assert seconds(allocation=Shares()) == 2 * plain
+    assert seconds(allocation=Shares(check=False)) == plain
+    assert seconds(allocation=Shares(), reconstruct=Reconstruct(epochs=2)) == 2 * plain + two
