@@ -67,7 +67,7 @@ def prune(
 def say_forecast(work: Job, settings: Recipe) -> None:
     """Say what a run of a solver will take, before it starts."""
     from secateur.cli.console import say
-    from secateur.planning.solved import solver_of
+    from secateur.planning.solved import settings_of, solver_of
     from secateur.report.text import size
     from secateur.solve.blocks.forecast import forecast
 
@@ -78,8 +78,10 @@ def say_forecast(work: Job, settings: Recipe) -> None:
     batches = [batch for batch in work.data.calibration if isinstance(batch, dict)]
     tokens = sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
     if tokens:
-        dense = settings.blocks.targets == "dense"
-        told = forecast(work.model, work.needed_example(), solver, tokens=tokens, dense=dense, protect=settings.protect)
+        how = settings_of(plain["blocks"])
+        told = forecast(
+            work.model, work.needed_example(), solver, tokens=tokens, settings=how, protect=settings.protect
+        )
         say(
             f"{told.weights:,} weights, {tokens:,} tokens: about {told.seconds / 60:.1f} minutes here, "
             f"{size(told.memory_bytes)} beside the model"

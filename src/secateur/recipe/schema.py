@@ -188,6 +188,34 @@ class Measure(Part):
     """CPU threads; left out: torch's own choice."""
 
 
+class Reconstruct(Part):
+    """Training of each sub-block (attention, MLP) towards the outputs of the original, once its layers are solved."""
+
+    epochs: Count = 4
+    """Passes over the batches that are not held out; the best on those that are is kept, or none."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Learning rate of Adam at the start; it falls to zero along half a cosine."""
+    target: Literal["branch", "stream"] = "branch"
+    """``branch``: what the sub-block adds is to be the original's; ``stream``: the hidden state behind it."""
+    normalise: Literal["coordinate", "total", "token"] = "coordinate"
+    """What squares of errors are relative to: the original's mean square per coordinate, in total, or per token."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the order of batches."""
+
+
+class Shares(Part):
+    """How much each block gives up, where not all give up the same share."""
+
+    name: Literal["owl", "curve"] = "owl"
+    """``owl``: blocks with more outliers among Wanda's scores keep more; ``curve``: what these lose in all is least."""
+    limit: Annotated[float, Field(gt=0, lt=1)] = 0.08
+    """How far shares go from their mean: at most so far (``curve``), or over a range of twice as much (``owl``)."""
+    outliers: Annotated[float, Field(gt=0)] = 5.0
+    """``owl``: a score is an outlier above so many times the mean of its block."""
+    check: bool = True
+    """Prune with equal shares too, and take these where outputs on held-out batches are nearer to the original's."""
+
+
 class BlockByBlock(Part):
     """How a solver prunes block by block, each block behind blocks that are pruned already."""
 
@@ -202,6 +230,10 @@ class BlockByBlock(Part):
     """Share of the batches that choose and guard, and that no layer is learned from."""
     damping: Annotated[float, Field(ge=0)] = 0.01
     """Share of the mean diagonal that is added to second moments."""
+    reconstruct: Reconstruct | None = None
+    """Train each sub-block once its layers are solved; left out: not."""
+    allocation: Shares | None = None
+    """How much each block gives up; left out: all the same share."""
     memory_bytes: Bytes | None = None
     """Hidden states beyond so many bytes lie on disk; left out: all in memory."""
     checkpoint: Annotated[str, Field(max_length=4096)] | None = None
