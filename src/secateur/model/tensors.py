@@ -37,6 +37,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**parameters, **buffers}
 
 
+def can_be_nan(tensor: Tensor) -> bool:
+    """Whether a tensor knows NaN, so that removed parts of it can be marked."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def require_shapes(model: nn.Module) -> None:
     """Refuse weights of lazy modules, which have no shape before the first forward pass.
 
