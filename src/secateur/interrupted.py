@@ -19,7 +19,7 @@ from secateur.recover.own import Train
 from secateur.report.journal import Progress
 from secateur.result import Result
 from secateur.sources import resolve_data, resolve_model
-from secateur.stages import SUFFIX, Unfinished
+from secateur.stages import SUFFIX, CommandWords, Unfinished
 from secateur.types import Data, Example, Judge, Loss
 
 
@@ -37,7 +37,7 @@ class InterruptedRun:
 
     folder: Path
     recipe: Mapping[str, Any]
-    words: Mapping[str, Any]
+    words: CommandWords
     own: bool
     done: tuple[str, ...]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from secateur.cli.job import Job
     from secateur.recipe import Recipe
     from secateur.result import Result
-    from secateur.stages import Unfinished
+    from secateur.stages import CommandWords, Unfinished
 
 
 EXAMPLES = (
@@ -47,7 +47,7 @@ def prune(
 
     settings = jobs.read_recipe(recipe, set_, seed, decided)
     jobs.require_free(out, force=force)
-    words = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
+    words: CommandWords = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):

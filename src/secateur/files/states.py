@@ -67,7 +67,7 @@ TREE = "state"
 """The field of a file's header that holds the plain part."""
 
 
-def save_state(path: str | Path, state: Mapping[str, Any]) -> str:
+def save_state(path: str | Path, state: Mapping[str, object]) -> str:
     """Write a state as one safetensors file, atomically: what ``state_dict()`` of a pruner or an optimizer gave.
 
     Args:

@@ -23,7 +23,7 @@ from secateur.training.asked import Optimizers, ScheduleLike, clock, listed_opti
 from secateur.training.held import Held
 from secateur.training.together import Together
 from secateur.training.units import unit_sums
-from secateur.types import Example, Kept
+from secateur.types import Example, Kept, StateDict
 
 Form = Literal["hard", "soft"]
 Freeze = Literal["none", "masks", "weights"]
@@ -119,7 +119,7 @@ class MovementPruner:
         seed: int = 0,
         ema: Averages | None = None,
         distributed: bool | None = None,
-        state: Mapping[str, Any] | None = None,
+        state: StateDict | None = None,
     ) -> None:
         one_of("form", form, ("hard", "soft"))
         one_of("freeze", freeze, ("none", "masks", "weights"))
@@ -208,7 +208,7 @@ class MovementPruner:
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Everything that a checkpoint needs beside the model's and the optimizer's own state."""
         return {
             "done": self.done,
@@ -218,7 +218,7 @@ class MovementPruner:
             "held": self._held.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a checkpoint, before or after the model's own state is loaded.
 
         Raises:

@@ -33,7 +33,7 @@ from secateur.training.regrowth import Regrowth, regrowth_of
 from secateur.training.removal import PruningJob, Remover
 from secateur.training.schedules import Schedule
 from secateur.training.together import Together
-from secateur.types import Data, Example, Loss
+from secateur.types import Data, Example, Loss, StateDict
 
 
 class Pruner:
@@ -136,7 +136,7 @@ class Pruner:
         dtype: str = "float32",
         tolerance: float | None = None,
         distributed: bool | None = None,
-        state: Mapping[str, Any] | None = None,
+        state: StateDict | None = None,
     ) -> None:
         came, self.model = model, admit(model)
         unit, choices = units_of(granularity, example)
@@ -270,14 +270,14 @@ class Pruner:
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Everything that a checkpoint needs beside the model's and the optimizer's own state; plain and tensors."""
-        state: dict[str, Any] = {"done": self.done, "removal": self._removal.state_dict()}
+        state: StateDict = {"done": self.done, "removal": self._removal.state_dict()}
         if self._accumulator is not None:
             state["accumulator"] = self._accumulator.state_dict()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a checkpoint: load this first, then the model's state, then the optimizer's.
 
         Units that were cut are cut again, so that the shapes are those of the checkpoint.
@@ -299,7 +299,7 @@ class Pruner:
         self.done, self._moved = done, False
 
     @staticmethod
-    def restore_shapes(model: nn.Module, state: Mapping[str, Any]) -> None:
+    def restore_shapes(model: nn.Module, state: StateDict) -> None:
         """Cut a model as a checkpoint was cut, for loops that load weights before a pruner can be made.
 
         Args:
