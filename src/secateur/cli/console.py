@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -25,7 +24,7 @@ def err() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def emit(data: Any) -> None:
+def emit(data: object) -> None:
     """Write data as JSON to standard output."""
     write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 

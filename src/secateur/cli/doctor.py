@@ -70,7 +70,7 @@ def self_check() -> None:
         )
 
 
-def _versions() -> dict[str, Any]:
+def _versions() -> dict[str, object]:
     import secateur
 
     return {
@@ -88,7 +88,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> dict[str, object]:
     import torch
 
     from secateur.report import environment

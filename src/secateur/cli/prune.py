@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.cli import options
 from secateur.cli.console import emit, out, write
@@ -129,7 +129,7 @@ def show_plan(work: Job, settings: Recipe, *, as_json: bool) -> int:
     return 0
 
 
-def finish(result: Result, folder: Path, *, as_json: bool, more: dict[str, Any] | None = None) -> int:
+def finish(result: Result, folder: Path, *, as_json: bool, more: dict[str, object] | None = None) -> int:
     """Print the report and where it lies; the exit code says how the run ended."""
     from secateur.report import render
 

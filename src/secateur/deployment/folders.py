@@ -108,7 +108,7 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module]) 
     return fresh
 
 
-def _records(said: Any, origin: Path) -> dict[str, dict[str, Any]]:
+def _records(said: object, origin: Path) -> dict[str, dict[str, object]]:
     layers = said.get("layers") if isinstance(said, dict) and said.get("schema") == SCHEMA else None
     if not isinstance(layers, dict):
         raise FileRefusedError(f"{origin} is refused: it is no list of deployed layers of schema {SCHEMA}")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -272,8 +271,8 @@ def _inputs(model: nn.Module, examples: Sequence[Example]) -> dict[str, list[Ten
     return found
 
 
-def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def record(layer: nn.Module, args: tuple[Any, ...]) -> None:
+def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[object, ...]], None]:
+    def record(layer: nn.Module, args: tuple[object, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].numel():
             kept.append(torch.empty(args[0].shape, device="meta"))
 

@@ -137,7 +137,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*bits)
 
 
-def doubled(value: Any) -> Any:
+def doubled(value: object) -> Any:
     """A copy in float64: of a module, or of the tensors in an example."""
     if isinstance(value, nn.Module):
         return copy.deepcopy(value, computed_tensors(value)).double()

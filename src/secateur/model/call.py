@@ -15,7 +15,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from secateur.model.labels import ANY_NAME, LABEL_KEYS, argument_names, own_loss
 from secateur.types import Batch, Example
 
 
-def call(model: nn.Module, example: Example) -> Any:
+def call(model: nn.Module, example: Example) -> object:
     """Run the model on an example, and say where it failed if it fails.
 
     Args:
@@ -338,7 +337,7 @@ def map_tensors(value: Example, change: Callable[[Tensor], Tensor], *, whole: ty
     return value
 
 
-def rebuilt(value: Sequence[Any], items: Sequence[Any]) -> Any:
+def rebuilt(value: Sequence[object], items: Sequence[object]) -> object:
     """A list or tuple with other items: a named tuple stays one, as forwards ask for its class and its fields.
 
     Example:

@@ -206,7 +206,7 @@ def _methods() -> dict[str | int, type[BaseModel]]:
     return {get_args(step.model_fields["method"].annotation)[0]: step for step in steps}
 
 
-def steps_of(text: str) -> list[Any]:
+def steps_of(text: str) -> list[object]:
     """Recovery steps as one word: ``none``, ``STEP:option=value,STEP``, or the steps of a recipe by name or file.
 
     Raises:

@@ -110,7 +110,7 @@ def _labels(loss: Loss | None, model: nn.Module, batch: Batch, weight: float) ->
     if weight == 1:
         found = prediction(call(model, to_example(batch)))
         return found.new_zeros(()), found
-    said: list[Any] = []
+    said: list[object] = []
     hook = model.register_forward_hook(lambda _module, _args, output: said.append(output))
     try:
         value = (loss or default_loss)(model, batch)

@@ -116,7 +116,7 @@ class Prefix:
         params: of everything under it.
     """
 
-    groups: list[Mapping[str, Any]] = field(default_factory=list)
+    groups: list[Mapping[str, object]] = field(default_factory=list)
     children: dict[str, Prefix] = field(default_factory=dict)
     params: int = 0
 

@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, tuple[str, int]]] = {
 
 
 def cut_copy(
-    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], stand_ins: Mapping[int, Any] | None = None
+    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], stand_ins: Mapping[int, object] | None = None
 ) -> nn.Module:
     """A new model with the cuts made; the original is not touched and its cut weights are never copied whole.
 

@@ -13,8 +13,8 @@ from torch._ops import OpOverload
 
 from secateur.model.tensors import can_be_nan
 
-Op = OpOverload[..., Any]
-Arguments = dict[str, Any]
+Op = OpOverload[..., object]
+Arguments = dict[str, object]
 NAN = float("nan")
 
 
@@ -107,7 +107,7 @@ def name_of(func: Op) -> tuple[str, bool]:
     return func._schema.name.removeprefix("aten::"), bool(func._schema.is_mutable)
 
 
-def writes(func: Op, args: Sequence[Any], kwargs: Arguments) -> list[Tensor]:
+def writes(func: Op, args: Sequence[object], kwargs: Arguments) -> list[Tensor]:
     """Operands that a call writes to."""
     named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
     return [t for a, value in named if a.alias_info is not None and a.alias_info.is_write for t in tensors((value,))]

@@ -142,7 +142,7 @@ def register(cls: type[P]) -> type[P]:
     return PENALTIES.register(cls.name)(cls)
 
 
-def penalty(name: str, model: nn.Module, example: Example = None, **options: Any) -> Penalty:
+def penalty(name: str, model: nn.Module, example: Example = None, **options: object) -> Penalty:
     """A penalty by name, on a model.
 
     Args:
