@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ from secateur.request import (
     default_granularity,
     granularities,
 )
+from secateur.solve.base import Solver
 from secateur.structure.elsewhere import left_behind
 from secateur.structure.provenance import read
 from secateur.structure.trace import Trace
@@ -145,21 +146,16 @@ def make_plan(
         [1, 5]
     """
     example, examples = several(example, examples)
-    kinds = None if masks is not None else units_of(granularity, example)
-    model = admit(model, copied=kinds is not None and is_physical(kinds[1]))
-    if kinds is None:
-        assert masks is not None
-        return plan_of_masks(model, masks, target, scores, keep, remove)
+    if masks is not None:
+        return plan_of_masks(admit(model, copied=False), masks, target, scores, keep, remove)
+    unit, choices = units_of(granularity, example)
+    model = admit(model, copied=is_physical(choices))
     given = keep is not None or remove is not None
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
-    solver = None if given or scores is not None else solver_of(criterion, blocks)
-    rule = None if given or scores is not None or solver is not None else criterion_of(criterion)
-    chosen = Named(GIVEN) if rule is None else Named(rule.name, rule.options())
-    chosen = chosen if solver is None else Named(solver.name, solver.options())
-    unit, choices = kinds
+    by = _Decider.of(None if given or scores is not None else criterion, blocks)
     request = Request(
         target=None if given else Target.of(target),
-        criterion=chosen,
+        criterion=by.named,
         granularity=spelt_out(choices),
         scope=scope,
         allocation=allocation,
@@ -170,23 +166,61 @@ def make_plan(
         seed=seed,
         expressible=expressible,
         scales=scales,
-        blocks=None if solver is None else recorded_settings(blocks),
+        blocks=None if by.solver is None else recorded_settings(blocks),
     )
-    if solver is not None:
-        return solved_plan(model, example, request, solver, data, blocks=blocks, progress=progress)
-    with weights_kept(model):
-        if unit is not None:
-            candidates: Candidates = Weights(model, example, request, unit)
-        else:
-            candidates = find(model, example, request, examples)
+    if by.solver is not None:
+        return solved_plan(model, example, request, by.solver, data, blocks=blocks, progress=progress)
+    candidates = candidates_of(model, example, request, unit, examples)
     if given:
-        values: Mapping[str, Tensor] = {}
-        chosen_keep = given_keep(candidates, keep, remove)
-    else:
-        values = _scores(candidates, rule, scores, data=data, loss=loss, seed=seed)
-        alike = comparable if rule is None else rule.comparable
-        chosen_keep = decide(candidates, values, request, comparable=alike)
-    return plan_of(candidates, request, values, chosen_keep, dtype=dtype, tolerance=tolerance)
+        return plan_of(candidates, request, {}, given_keep(candidates, keep, remove), dtype=dtype, tolerance=tolerance)
+    values = _scores(candidates, by.rule, scores, data=data, loss=loss, seed=seed)
+    chosen = decide(candidates, values, request, comparable=comparable if by.rule is None else by.rule.comparable)
+    return plan_of(candidates, request, values, chosen, dtype=dtype, tolerance=tolerance)
+
+
+class _Decider(NamedTuple):
+    """Who decides: a criterion by its scores, a solver, or (both None) the caller; and the name for the plan.
+
+    A solver chooses what stays and computes its weights in one go, block by block: there are no scores to rank.
+    """
+
+    rule: Criterion | None
+    solver: Solver | None
+    named: Named
+
+    @classmethod
+    def of(cls, criterion: CriterionLike | None, blocks: Blocks) -> _Decider:
+        if criterion is None:
+            return cls(None, None, Named(GIVEN))
+        solver = solver_of(criterion, blocks)
+        if solver is not None:
+            return cls(None, solver, Named(solver.name, solver.options()))
+        rule = criterion_of(criterion)
+        return cls(rule, None, Named(rule.name, rule.options()))
+
+
+def candidates_of(
+    model: nn.Module,
+    example: Example,
+    request: Request,
+    unit: Granularity | None = None,
+    examples: Sequence[Example] = (),
+) -> Candidates:
+    """What may go from a model.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        request: what was asked.
+        unit: a granularity object in the place of the request's words.
+        examples: further ones.
+
+    Raises:
+        UnsupportedError: nothing of the kind may go, or the forward writes to its own weights.
+    """
+    # The forward is run here for the first time, and a guard copies no weights: they are watched instead.
+    with weights_kept(model):
+        return Weights(model, example, request, unit) if unit is not None else find(model, example, request, examples)
 
 
 def plan_of(
@@ -351,8 +385,7 @@ def grouped(
     """The groups of a granularity, and the trace that they were found in (None for masks)."""
     unit, kinds = units_of(granularity, example)
     request = Request(target=None, granularity=spelt_out(kinds), protect=patterns_of(model, protect))
-    with weights_kept(model):
-        candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
+    candidates = candidates_of(model, example, request, unit)
     return candidates.groups, candidates.trace
 
 

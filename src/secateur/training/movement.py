@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from secateur.amounts import select
 from secateur.errors import InputError, RecipeError
@@ -236,7 +237,7 @@ class MovementPruner:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    def _listen(self, optimizer: Optimizer) -> list[Any]:
+    def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
         def after(*_: object) -> None:
             self._moved = True
 
