@@ -32,7 +32,7 @@ from secateur.recover.steps import Damage
 from secateur.report import Control
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
-from secateur.report.stages import shows_progress
+from secateur.report.stage_progress import shows_progress
 from secateur.result import Estimate, Result, native
 from secateur.run_training import recorded, recover_all, train_first, trained_control
 from secateur.stages import RunStages, Unfinished, place_of

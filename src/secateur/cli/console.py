@@ -42,7 +42,7 @@ def write(text: str) -> None:
 
 def say(text: str, *, style: str = "") -> None:
     """Write a note to standard error, letter by letter: no markup, no escape sequences."""
-    from secateur.report.text import clean
+    from secateur.report.safe_text import clean
 
     tell(err(), Text(clean(text, lines=True), style=style))
 
@@ -60,7 +60,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = ""
         rows: cells as text; names from models may be among them.
         title: a line above.
     """
-    from secateur.report.text import clean
+    from secateur.report.safe_text import clean
 
     console, cells = out(), [[clean(cell) for cell in row] for row in rows]
     if not console.is_terminal or console.is_dumb_terminal:

@@ -105,7 +105,7 @@ def _machine() -> dict[str, object]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from secateur.report.text import size
+    from secateur.report.safe_text import size
 
     rows = [("secateur", found["secateur"]), ("python", found["python"])]
     rows += [(name, version or "missing") for name, version in found["packages"].items()]

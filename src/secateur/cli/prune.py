@@ -68,7 +68,7 @@ def say_forecast(work: Job, settings: Recipe) -> None:
     """Say what a run of a solver will take, before it starts."""
     from secateur.cli.console import say
     from secateur.planning.solved import solver_of
-    from secateur.report.text import size
+    from secateur.report.safe_text import size
     from secateur.solve.blocks.forecast import forecast
 
     plain = settings.model_dump(by_alias=True)

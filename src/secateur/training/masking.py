@@ -16,7 +16,7 @@ from secateur.planning.build import plan_of_masks
 from secateur.planning.decide import decide
 from secateur.planning.plan import Plan
 from secateur.request import Target
-from secateur.training.held import Held
+from secateur.training.held_units import Held
 from secateur.training.regrowth.base import Regrowth
 from secateur.training.removal import PruningJob, Remover
 

@@ -20,10 +20,10 @@ from secateur.planning.averages import Averages
 from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of
 from secateur.request import SCOPE
-from secateur.training.asked import Optimizers, ScheduleLike, clock, listed_optimizers
-from secateur.training.held import Held
+from secateur.training.held_units import Held
+from secateur.training.settings import Optimizers, ScheduleLike, clock, listed_optimizers
 from secateur.training.together import Together
-from secateur.training.units import unit_sums
+from secateur.training.unit_sums import unit_sums
 from secateur.types import Example, Kept, StateDict
 
 Form = Literal["hard", "soft"]

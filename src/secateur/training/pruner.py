@@ -26,13 +26,13 @@ from secateur.planning.build import CriterionLike, GranularityLike, candidates_o
 from secateur.planning.plan import Plan
 from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, SCALES, SCOPE, Amount, Named, Request
 from secateur.request import Target as Goal
-from secateur.training.asked import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
 from secateur.training.course import Course
 from secateur.training.cutting import Cutting, cut_again
 from secateur.training.masking import Masking
 from secateur.training.regrowth import Regrowth, regrowth_of
 from secateur.training.removal import PruningJob, Remover
 from secateur.training.schedules import Schedule
+from secateur.training.settings import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
 from secateur.training.together import Together
 from secateur.types import Data, Example, Loss, StateDict
 

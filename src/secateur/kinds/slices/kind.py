@@ -24,7 +24,7 @@ from secateur.kinds.slices.both import with_replay
 from secateur.kinds.slices.encoders import with_padding
 from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
-from secateur.kinds.slices.numbers import NumberTape
+from secateur.kinds.slices.number_tape import NumberTape
 from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import Effort, tried
 from secateur.measure.macs import samples_in

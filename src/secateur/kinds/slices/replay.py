@@ -22,7 +22,7 @@ from secateur.kinds.answers import Answer
 from secateur.kinds.reference import HINT
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
 from secateur.kinds.slices.fold import Scale, rescaled
-from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
+from secateur.kinds.slices.number_tape import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, kept_only
 from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs

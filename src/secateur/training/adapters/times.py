@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import RecipeError
-from secateur.training.asked import Optimizers
 from secateur.training.movement import MovementPruner
 from secateur.training.pruner import Pruner
+from secateur.training.settings import Optimizers
 from secateur.types import StateDict
 
 AnyPruner = Pruner | MovementPruner

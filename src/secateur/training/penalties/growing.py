@@ -16,7 +16,7 @@ from secateur.registry import whole_number
 from secateur.request import CRITERION
 from secateur.training.penalties.base import Method, Penalty, register
 from secateur.training.penalties.group_lasso import OWN
-from secateur.training.units import per_element
+from secateur.training.unit_sums import per_element
 from secateur.types import Example, Kept, StateDict
 
 
