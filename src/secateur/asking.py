@@ -89,6 +89,7 @@ def settings_of(
     """
     default = default_recipe(decision.get("criterion"))
     settings = load_recipe(default if recipe is None else recipe, overrides)
+    # Through plain data and the reader once more, so that a keyword is checked like a line of a recipe.
     plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, value in decision.items():
         if name in ("dtype", "tolerance"):

@@ -53,6 +53,7 @@ def find(folder: str | Path) -> InterruptedRun:
     """
     path = Path(folder)
     beside = path.with_name(path.name + SUFFIX)
+    # Opened as the run itself would: one that still goes on has the folder, and is refused here.
     checkpoint = Checkpoint(beside if not (path / INDEX).exists() and beside.is_dir() else path)
     try:
         about = checkpoint.about
@@ -124,6 +125,7 @@ def resume(
             "this run was started in Python, so its folder does not say how to build the model",
             hint="pass model=, data= and whatever else was given to prune",
         )
+    # Seeded as the command was: networks and splits that are made here must be those of the run.
     seed = int(known.recipe["seed"])
     with seed_everything(seed):
         source = resolve_model(known.words["model"], seed=seed)

@@ -125,6 +125,7 @@ def prune(
         >>> result.plan.units["removed"], result.report.after.params
         (8, 90)
     """
+    # Kept, to say in the report that a wrapper was taken off.
     came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration, test=test)
     if "protect" in decision:
@@ -289,6 +290,7 @@ def estimate(
     given = enter(data, calibration=calibration)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
+    # As if the caller trained: nothing is recovered here, so nothing is missing where there are no data.
     settings, _ = settings_of(recipe, overrides, decision, given, recover=None, own=True)
     require_finite_weights(model)
     example = given.example() if example is None else example

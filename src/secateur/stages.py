@@ -77,6 +77,7 @@ class RunStages:
         self._run, self._checkpoint = run, None
         if place is None:
             return
+        # What decides about the result: whoever asks for anything else must not go on from these states.
         about = {
             "what": "prune",
             "model": hash_model(model),
@@ -151,6 +152,8 @@ class RunStages:
         done(result)
         if self._checkpoint is not None:
             self.stage_ended()
+            # In this order: killed in between, the training is found as done, and at worst its states lie there in
+            # vain.
             self._keep("trained", {"tensors": result.tensors, "keep": result.keep, "masks": result.masks})
             self._checkpoint.drop("training")
         return result
@@ -237,5 +240,6 @@ def _restored(plan: Plan, found: StateDict) -> Plan:
             hint="Remove the folder of the unfinished run, and start anew.",
         )
     assert plan.evidence is not None
+    # The scores of then, for the report: the plan was found again from its units, without any.
     evidence = replace(plan.evidence, scores=found["scores"])
     return replace(plan, request=Request.from_data(found["request"]), evidence=evidence)

@@ -46,6 +46,7 @@ def prune(
     from secateur.model.tensors import require_storable
 
     settings = jobs.read_recipe(recipe, set_, seed, decided)
+    # Before anything is loaded: hours of work must not end at a folder that is taken.
     jobs.require_free(out, force=force)
     words: CommandWords = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
     place = None if dry_run else jobs.unfinished(out, words, force=force)
@@ -54,6 +55,7 @@ def prune(
         text = settings.calibration.model_dump()
         work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device)
         jobs.warn_untrained(work)
+        # Nor at a model that cannot be written down.
         require_storable(work.model)
         say_forecast(work, settings)
         if dry_run:

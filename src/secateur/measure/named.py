@@ -36,6 +36,7 @@ class Hits:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Take ``[batch, classes, ...]`` and ``[batch, ...]``."""
         _require_classes(prediction, target)
+        # Of fewer classes than that, every target is among them.
         found = prediction.topk(min(self.top, prediction.shape[1]), dim=1).indices
         counted = target >= 0
         self.hits += int(((found == target.unsqueeze(1)).any(1) & counted).sum())
@@ -73,6 +74,7 @@ class PerClass:
 
     def compute(self) -> float:
         """The mean over the classes; a class that is never predicted has a precision of 0."""
+        # Not all outputs: a class that nobody has and nobody says would only lower the mean.
         classes = sorted({*self.said, *self.true})
         return sum(self._of(one) for one in classes) / _some(len(classes))
 
@@ -105,6 +107,7 @@ class Distance:
                 f"the output {tuple(prediction.shape)} has not the shape of the target {tuple(target.shape)}",
                 hint="reshape the target, or give evaluate(model) of your own",
             )
+        # In double precision, since a long sum in single precision swallows small differences.
         self.total += float(((prediction.double() - target.double()).abs() ** self.power).sum())
         self.count += target.numel()
 
@@ -129,6 +132,7 @@ class Module:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Take a batch."""
         chosen = prediction if target.is_floating_point() else prediction.argmax(1)
+        # NaN, the one value that is not equal to itself, marks a target that is missing, as negative classes do.
         counted = target == target if target.is_floating_point() else target >= 0
         self.held.add_batch(predictions=chosen[counted].tolist(), references=target[counted].tolist())
 
@@ -170,6 +174,8 @@ def metric_named(name: str) -> Metric:
         hint = suggestion(name, NAMES, otherwise=f"known: {', '.join(NAMES)}; the package evaluate knows more")
         raise RecipeError(f"no figure of quality is called {name!r}", hint=hint) from None
     except Exception as error:
+        # The library raises whatever its loaders do (files, network, modules): the cause is quoted and not told
+        # apart.
         hint = suggestion(name, NAMES, otherwise=f"known here: {', '.join(NAMES)}")
         why = f"{type(error).__name__}: {str(error)[:200]}"
         raise RecipeError(f"the package evaluate has no {name!r}", why=why, hint=hint) from error

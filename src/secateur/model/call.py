@@ -55,6 +55,7 @@ def call(model: nn.Module, example: Example) -> object:
         if isinstance(example, (tuple, list)):
             return model(*example)
         return model(example)
+    # Raised by a check of ours inside the forward, and says more than that the forward failed.
     except SecateurError:
         raise
     except Exception as error:
@@ -207,6 +208,7 @@ def fresh(example: Example) -> Example:
         >>> fresh(given)["x"].zero_().sum().item(), given["x"].sum().item()
         (0.0, 2.0)
     """
+    # Tensors by themselves: deepcopy refuses those that a graph has made.
     memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in tensors_in(example)}
     try:
         return copy.deepcopy(example, memo)
@@ -236,6 +238,7 @@ def inputs(example: Example) -> list[Tensor]:
 
 def prediction(output: object) -> Tensor:
     """The tensor to compare with a target: ``logits`` where the output names them, else the first tensor."""
+    # By its name first: an output that brings a loss has it in front of the logits.
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return logits if isinstance(logits, Tensor) else outputs(output)[0]
 

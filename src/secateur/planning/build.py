@@ -254,6 +254,8 @@ def plan_of(
         try:
             with guard(original, cut, example=example):
                 return candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance)
+        # A model that answers by chance, or an operator that cannot take NaN, may raise anything: what it was is
+        # found out afterwards.
         except Exception as error:
             other = unprovable(error, original, example)
             if other is error:
@@ -312,6 +314,7 @@ def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mappin
                 f"the mask of {name!r} is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(shape)}",
                 hint="True = keep, False = remove",
             )
+        # A plan does not change when its caller writes into the mask later.
         full[name] = mask.clone()
     request = Request(target=None, criterion=Named(GIVEN), granularity=(Named("element"),))
     return Plan(

@@ -89,6 +89,7 @@ def _read(source: str | Path | Mapping[str, object] | Recipe) -> RecipeText:
     if isinstance(source, Recipe):
         return RecipeText("recipe", source.model_dump(mode="json", by_alias=True))
     if isinstance(source, Mapping):
+        # A copy, since overrides are written into it.
         return RecipeText("recipe", copy.deepcopy(dict(source)))
     # Text before names and files: a path with a line break or ": " in it is nobody's.
     if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):

@@ -108,6 +108,7 @@ def hidden_names(patterns: Sequence[str], student: nn.Module, teacher: nn.Module
 def _labels(loss: Loss | None, model: nn.Module, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
     """The labels' part of the loss, and what the model said on the way."""
     if weight == 1:
+        # The labels have no share, so that data without any will do.
         found = prediction(call(model, to_example(batch)))
         return found.new_zeros(()), found
     said: list[object] = []
@@ -121,6 +122,7 @@ def _labels(loss: Loss | None, model: nn.Module, batch: Batch, weight: float) ->
             "the loss never called the model, so its outputs cannot be compared with the teacher's",
             hint="call model(...) in it and not model.forward(...), or set distil.weight to 1",
         )
+    # The last call: a loss may run the model before, on another view of the batch.
     return (1 - weight) * value, prediction(said[-1])
 
 
@@ -139,6 +141,7 @@ def _outputs(found: Tensor, wanted: Tensor, batch: Batch, spec: Distil) -> Tenso
             hint="use form: mse for a regression",
         )
     t = spec.temperature
+    # In single precision: half precision rounds away the small classes that a teacher is asked for.
     ours, theirs = (functional.log_softmax(one.float() / t, dim) for one in (found, wanted))
     per_place = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim)
     counted = _counted(batch, per_place)

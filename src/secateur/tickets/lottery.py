@@ -160,6 +160,7 @@ class _Search:
         start: Bundle | None = end["bundle"]
         masks: Masks = {}
         for number, target in enumerate(targets, start=1):
+            # A round is masked by the weights that the round before has trained, and trained from the start again.
             write_tensors(model, end["model"])
             masks = self.masks(model, masks, target, seed)
             row, end = self.network(seed, TICKET, number, masks, weights, start, weights_of=end["model"])

@@ -148,6 +148,7 @@ class _Keeper:
 
     def keep(self, step: int, state: TakeState) -> None:
         if step == self._capture and self.bundle is None:
+            # Copied now: these are the very tensors with which the loop goes on.
             self.bundle = copy.deepcopy(state())
             self._kept.put("bundle", self.bundle)
         elif step and self._kept.due():
@@ -191,6 +192,7 @@ class Own:
             if not first <= capture < self.steps:
                 raise RecipeError(f"the training ends before step {capture}, which is to be rewound to")
             state = self._span(model, masks, TrainingSpan(first, capture, seed, state)) if capture > first else state
+            # The loop may write into what it has handed out, and other tickets start from this.
             bundle = copy.deepcopy({"step": capture, "state": state, "model": named_tensors(model)})
             kept.put("bundle", bundle)
             first = capture
