@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
-from secateur.model.call import call, fresh, map_tensors
+from secateur.model.call import call, fresh
+from secateur.model.forms import map_tensors
 from secateur.model.tensors import computed_tensors, dense
 from secateur.types import Certificate, Example
 

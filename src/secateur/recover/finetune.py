@@ -145,9 +145,8 @@ def finetune(
     with ExitStack() as stack:
         if teacher is not None and distil is not None:
             stack.enter_context(guard(teacher, mode="eval"))
-        stack.enter_context(guard(model, mode="train", gradients=True, seed=seed, rollback=True))
-        if teacher is not None and distil is not None:
             loss = taught(loss, teacher, distil, model, cuts or {})
+        stack.enter_context(guard(model, mode="train", gradients=True, seed=seed, rollback=True))
         # Nobody takes these masks back, so what they hide need not be stored. The hold ends with the optimizer.
         handle = mask_model(model, masks or {}, keep_originals=False)
         low_rank = None if adapters is None else Adapters(model, adapters, masks or {})

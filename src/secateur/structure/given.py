@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.model.call import rebuilt, tensors_in
+from secateur.model.call import tensors_in
+from secateur.model.forms import rebuilt
 from secateur.model.place import short
 from secateur.structure.asked import deciding_lines
 from secateur.structure.axes import leaves

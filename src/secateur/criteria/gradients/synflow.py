@@ -16,7 +16,8 @@ from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.gradients.loss_gradient import unit_values
 from secateur.criteria.sums import counts
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
-from secateur.model.call import call, describe, map_tensors, outputs, to_example
+from secateur.model.call import call, describe, outputs, to_example
+from secateur.model.forms import map_tensors
 from secateur.model.samples import with_batch_size
 from secateur.registry import listed, one_of
 from secateur.structure.trace import Args, Kwargs

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import UnsupportedError
-from secateur.model.call import describe, rebuilt
+from secateur.model.call import describe
+from secateur.model.forms import rebuilt
 from secateur.model.tensors import cut_tensor, named_tensors
 
 Cuts = Mapping[str, Mapping[int, Tensor]]
