@@ -161,6 +161,7 @@ def plan_by(
         finished: where a solver keeps finished blocks, and goes on behind them, unless the recipe names a folder.
     """
     plain = recipe.model_dump(by_alias=True)
+    # A folder that the recipe names is the user's own, and outlives the run.
     if plain["blocks"]["checkpoint"] is None:
         plain["blocks"]["checkpoint"] = finished
     return make_plan(

@@ -53,6 +53,7 @@ def recover_all(asked: Asked, damage: Damage, pruned: nn.Module, run: Journal, k
             kept.training(name, pruned, partial(_recover, pruned, step, damage, asked, run))
     if train is not None:
         with run.stage("train"):
+            # Without a keeper: how far a loop of the user's has come is its own to know, so it is done as a whole.
             kept.training("train", pruned, lambda _: own_training(pruned, train, damage.masks, seed=seed))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -116,6 +116,16 @@ class Distance:
         return self.total / _some(self.count)
 
 
+class LibraryMetric(Protocol):
+    """A metric of the library `evaluate`, as far as it is used here."""
+
+    def add_batch(self, *, predictions: list[object], references: list[object]) -> object:
+        """Take a batch."""
+
+    def compute(self) -> object:
+        """The figures, after which nothing is remembered."""
+
+
 class Module:
     """A metric of the library `evaluate` as one with update, compute and reset; classes are the largest outputs.
 
@@ -123,7 +133,7 @@ class Module:
         held: an object with ``add_batch(predictions=, references=)`` and ``compute()``.
     """
 
-    def __init__(self, held: Any) -> None:
+    def __init__(self, held: LibraryMetric) -> None:
         self.held = held
 
     def reset(self) -> None:
@@ -186,7 +196,7 @@ def adapted(judge: object) -> object:
     if isinstance(judge, str):
         return metric_named(judge)
     like_library = callable(getattr(judge, "add_batch", None)) and callable(getattr(judge, "compute", None))
-    return Module(judge) if like_library and not isinstance(judge, (type, Metric)) else judge
+    return Module(cast(LibraryMetric, judge)) if like_library and not isinstance(judge, (type, Metric)) else judge
 
 
 def _require_classes(prediction: Tensor, target: Tensor) -> None:

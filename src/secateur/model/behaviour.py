@@ -7,14 +7,15 @@ cut, and this is the place that finds out and says so.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import CertificateError, SecateurError, UnsupportedError
@@ -26,6 +27,7 @@ from secateur.model.state import State, memory_of
 from secateur.model.tensors import dense, has_values
 from secateur.types import Example
 
+Operator: TypeAlias = OpOverload[..., object]
 NOISE = 1e-5  # relative to the largest output: kernels that add in any order differ by less
 
 
@@ -167,7 +169,9 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.weights = {memory_of(p): (name, p) for name, p in model.named_parameters() if has_values(p)}
         self.written: dict[str, tuple[Tensor, Tensor, str]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         if func._schema.is_mutable and not engine_writes():
             given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **(kwargs or {})}
             for argument in func._schema.arguments:
@@ -192,7 +196,9 @@ class _Draws(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         if draws(func, args, kwargs or {}):
             self.add(f"{func.overloadpacket.__name__}{_at_line()}")
         return func(*args, **(kwargs or {}))

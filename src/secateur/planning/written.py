@@ -85,6 +85,7 @@ def plan_of(
         layers=edit.layers,
         scales=edit.scales,
         left_out=tuple(candidates.left_out),
+        # Integers as they are now: a model of equal shapes that reads them otherwise is refused.
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
         conditions=(
             *(() if candidates.trace is None else candidates.trace.conditions),

@@ -202,6 +202,7 @@ class Loop:
         Raises:
             InputError: the state belongs to another model, or the data give other batches.
         """
+        # The data first: they may be other ones, and nothing has been changed by then.
         self.reader.load_state_dict(state["reader"])
         if self.follower is not None:
             self.follower.load_state_dict(state["follower"])

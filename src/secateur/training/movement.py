@@ -260,16 +260,19 @@ class MovementPruner:
                     score.grad = unit_sums(seen, group, WEIGHTS).to(score)
                     if self.form == "soft":
                         s = torch.sigmoid(score)
+                        # The slope of the penalty, which is the mean of the sigmoids.
                         score.grad += self.strength * s * (1 - s) / units
             self._moves.step()
         if self.freeze == "weights":
             for name in self._touched:
+                # Without a gradient an optimizer leaves a weight alone, decay and momentum included.
                 self._parameters[name].grad = None
 
     def _product(self, name: str) -> Tensor | None:
         parameter = self._parameters[name]
         if parameter.grad is None:
             return None
+        # Masked weights count with the value that they would have: so they can earn their way back.
         weight = self.handle.unmasked(name) if name in self.handle.masks else parameter.detach()
         return parameter.grad.detach().float() * weight.float()
 
