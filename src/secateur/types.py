@@ -21,6 +21,9 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+# What a `state_dict` gives: tensors, numbers, texts, and lists and mappings of them, typed as torch types its own.
+# A reader knows its keys and checks what a file may have made of them; `files.states` writes it without pickle.
+StateDict = dict[str, Any]
 Protect = Sequence[object]  # names, patterns, modules and parameters of the model, classes of modules
 MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TARGETS = {"macs": "macs", "params": "params", "sparsity": "sparsity", "latency": "latency_ms"}
 Word = Optional[str]  # noqa: UP045
-OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, object] = {
     # As text: "50%" and "50" should be answered by the recipe's own sentence, and not by the parser's.
     "macs": Annotated[Word, typer.Option("--macs", metavar="FRACTION", help="Multiply-accumulates kept at most.")],
     "params": Annotated[Word, typer.Option("--params", metavar="FRACTION", help="Parameters kept at most.")],

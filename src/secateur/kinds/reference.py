@@ -77,6 +77,7 @@ class Tried:
 
 def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
     """Whether a cut model gives what its reference gives on an example; the reference is run once."""
+    # Without autocast, in which the caller may train: its rounding would hide what is looked for.
     device = device_of(reference.model).type
     try:
         with torch.autocast(device, enabled=False):

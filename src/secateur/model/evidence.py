@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ class Form:
         leaves, self.tree = pytree.tree_flatten(plain)
         # Looked at without the graph that an example may hang on; whether they ask for gradients is part of the form.
         self.gradients = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
-        self.leaves: list[Any] = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.leaves: list[object] = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.tensors = [t for t in self.leaves if isinstance(t, Tensor)]
         first = {t.shape[0] for t in self.tensors if t.dim() > 0}
         self.batch = first.pop() if len(first) == 1 else None
@@ -86,7 +85,7 @@ class Form:
         """
         generator = torch.Generator().manual_seed(SEED)
 
-        def make(i: int, leaf: Any) -> Any:
+        def make(i: int, leaf: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
             resized = self._resized(leaf, batch, sizes or {}, wide or {})

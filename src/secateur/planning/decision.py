@@ -125,5 +125,6 @@ def counted(what: str, keep: Mapping[str, Tensor]) -> Units:
 
 def fingerprint(model: nn.Module) -> str:
     """Hash of the names, shapes and dtypes of all parameters and buffers."""
+    # No values: a plan fits the same network however long it was trained.
     tensors = sorted((n, list(t.shape), str(t.dtype)) for n, t in named_tensors(model).items())
     return stable_hash([list(entry) for entry in tensors])

@@ -367,7 +367,7 @@ class Recipe(Part):
         }
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """The JSON schema (draft 2020-12) of recipes, for editors and other tools."""
     schema = Recipe.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

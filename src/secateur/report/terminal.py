@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.report.record import Locked, Report
-from secateur.report.text import clean, count, percent, seconds, significant, writable
+from secateur.report.safe_text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
 from secateur.types import Certificate
 

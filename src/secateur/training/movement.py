@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from secateur.amounts import select
 from secateur.errors import InputError, RecipeError
@@ -20,11 +21,11 @@ from secateur.planning.averages import Averages
 from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of
 from secateur.request import SCOPE
-from secateur.training.asked import Optimizers, ScheduleLike, clock, listed_optimizers
-from secateur.training.held import Held
+from secateur.training.held_units import Held
+from secateur.training.settings import Optimizers, ScheduleLike, clock, listed_optimizers
 from secateur.training.together import Together
-from secateur.training.units import unit_sums
-from secateur.types import Example, Group, Kept
+from secateur.training.unit_sums import unit_sums
+from secateur.types import Example, Group, Kept, StateDict
 
 Form = Literal["hard", "soft"]
 Freeze = Literal["none", "masks", "weights"]
@@ -120,7 +121,7 @@ class MovementPruner:
         seed: int = 0,
         ema: Averages | None = None,
         distributed: bool | None = None,
-        state: Mapping[str, Any] | None = None,
+        state: StateDict | None = None,
     ) -> None:
         one_of("form", form, ("hard", "soft"))
         one_of("freeze", freeze, ("none", "masks", "weights"))
@@ -211,7 +212,7 @@ class MovementPruner:
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Everything that a checkpoint needs beside the model's and the optimizer's own state."""
         return {
             "done": self.done,
@@ -221,7 +222,7 @@ class MovementPruner:
             "held": self._held.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a checkpoint, before or after the model's own state is loaded.
 
         Raises:
@@ -239,7 +240,7 @@ class MovementPruner:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    def _listen(self, optimizer: Optimizer) -> list[Any]:
+    def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
         def after(*_: object) -> None:
             self._moved = True
 
@@ -262,16 +263,19 @@ class MovementPruner:
                     score.grad = unit_sums(seen, group, WEIGHTS).to(score)
                     if self.form == "soft":
                         s = torch.sigmoid(score)
+                        # The slope of the penalty, which is the mean of the sigmoids.
                         score.grad += self.strength * s * (1 - s) / units
             self._moves.step()
         if self.freeze == "weights":
             for name in self._touched:
+                # Without a gradient an optimizer leaves a weight alone, decay and momentum included.
                 self._parameters[name].grad = None
 
     def _product(self, name: str) -> Tensor | None:
         parameter = self._parameters[name]
         if parameter.grad is None:
             return None
+        # Masked weights count with the value that they would have: so they can earn their way back.
         weight = self.handle.unmasked(name) if name in self.handle.masks else parameter.detach()
         return parameter.grad.detach().float() * weight.float()
 

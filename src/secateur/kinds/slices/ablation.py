@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.kinds.reference import Reference
-from secateur.kinds.slices.gaps import NAN, can_be_nan, others
+from secateur.kinds.slices.gaps import NAN, others
 from secateur.kinds.slices.missing import Missing
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.model.copies import copied
-from secateur.model.tensors import computed_tensors, named_tensors
+from secateur.model.tensors import can_be_nan, computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, held, owner_at
 
 Cuts = Mapping[str, Mapping[int, Tensor]]

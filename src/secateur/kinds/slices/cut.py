@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, tuple[str, int]]] = {
 
 
 def cut_copy(
-    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], stand_ins: Mapping[int, Any] | None = None
+    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], stand_ins: Mapping[int, object] | None = None
 ) -> nn.Module:
     """A new model with the cuts made; the original is not touched and its cut weights are never copied whole.
 
@@ -61,7 +61,8 @@ def refuse_scripted(model: nn.Module, cuts: Cuts) -> None:
         UnsupportedError: a cut tensor belongs to a scripted or traced module.
     """
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and any(tensor.startswith(name) for tensor in cuts):
+        prefix = f"{name}." if name else ""
+        if isinstance(module, torch.jit.ScriptModule) and any(tensor.startswith(prefix) for tensor in cuts):
             raise UnsupportedError(
                 f"{name or type(model).__name__} is a TorchScript module, which cannot be cut.",
                 why="its code is compiled and holds its sizes",

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-Op = OpOverload[..., Any]
-Arguments = dict[str, Any]
+from secateur.model.tensors import can_be_nan
+
+Op = OpOverload[..., object]
+Arguments = dict[str, object]
 NAN = float("nan")
 
 
@@ -92,11 +94,6 @@ def tensors(args: Iterable[object], kwargs: Mapping[str, object] | None = None) 
     return found
 
 
-def can_be_nan(tensor: Tensor) -> bool:
-    """Whether a tensor knows NaN."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 @cache
 def is_composite(func: Op) -> bool:
     """Whether an operator is made of others in the library itself, not by a second writing of it that may round."""
@@ -110,7 +107,7 @@ def name_of(func: Op) -> tuple[str, bool]:
     return func._schema.name.removeprefix("aten::"), bool(func._schema.is_mutable)
 
 
-def writes(func: Op, args: Sequence[Any], kwargs: Arguments) -> list[Tensor]:
+def writes(func: Op, args: Sequence[object], kwargs: Arguments) -> list[Tensor]:
     """Operands that a call writes to."""
     named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
     return [t for a, value in named if a.alias_info is not None and a.alias_info.is_write for t in tensors((value,))]
@@ -151,5 +148,5 @@ def spread(tensor: Tensor, dim: int, size: int, stay: Tensor) -> Tensor:
     """At full size again; what is missing is NaN."""
     shape = list(tensor.shape)
     shape[dim] = size
-    blank = NAN if tensor.is_floating_point() or tensor.is_complex() else 0
+    blank = NAN if can_be_nan(tensor) else 0
     return tensor.new_full(shape, blank).index_copy_(dim, stay, tensor)

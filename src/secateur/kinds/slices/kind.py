@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from secateur.kinds.slices.both import with_replay
 from secateur.kinds.slices.encoders import with_padding
 from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
-from secateur.kinds.slices.numbers import NumberTape
+from secateur.kinds.slices.number_tape import NumberTape
 from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import Effort, tried
 from secateur.measure.macs import samples_in
@@ -48,7 +48,7 @@ GRANULARITIES = ("channel", "neuron", "head", "head_dim", "conv_group")
 class Decision:
     """Kept units in every form that somebody needs."""
 
-    atoms: dict[int, np.ndarray[Any, np.dtype[np.bool_]]]
+    atoms: dict[int, npt.NDArray[np.bool_]]
     counts: dict[int, int]
     cuts: dict[str, dict[int, Tensor]]
     attributes: dict[Attribute, int]
@@ -122,7 +122,7 @@ class Slices(Candidates):
                     cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
         return Decision(atoms, counts, cuts, edits(self.model, self.trace, counts))
 
-    def _atoms(self, keep: Keep) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+    def _atoms(self, keep: Keep) -> dict[int, npt.NDArray[np.bool_]]:
         return {self.ids[name]: mask.cpu().numpy() for name, mask in keep.items() if not bool(mask.all())}
 
     def write(self, keep: Keep) -> Edit:

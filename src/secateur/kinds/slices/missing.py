@@ -107,7 +107,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._absent.clear()
 
     def __torch_dispatch__(
-        self, func: Op, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Op, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         kwargs = {} if kwargs is None else dict(kwargs)
         name, mutable = name_of(func)
@@ -125,14 +125,14 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._picked.clear()
         return self._run(name, func, args, kwargs)
 
-    def _of_weights(self, func: Op, args: Sequence[Any], kwargs: Arguments, written: set[int]) -> object:
+    def _of_weights(self, func: Op, args: Sequence[object], kwargs: Arguments, written: set[int]) -> object:
         """A weight or a constant, with and without what is missing."""
         known = self.whole
         if all(known[id(t)][1] is t for t in tensors(args, kwargs)):
             result = full = func(*args, **kwargs)
         else:
 
-            def whole(value: Any) -> Any:
+            def whole(value: object) -> object:
                 if not isinstance(value, Tensor):
                     return value
                 found = known[id(value)][1]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from secateur.kinds.slices.gaps import NAN, GapCall, Gaps, can_be_nan, others, spread
+from secateur.kinds.slices.gaps import NAN, GapCall, Gaps, others, spread
 from secateur.kinds.slices.products import Handler, attention, convolution, product, trilinear
 from secateur.model.place import users_functions
+from secateur.model.tensors import can_be_nan
 
 # -- reductions -------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.model.agreement import require_slices
+from secateur.model.tensors import can_be_nan
 from secateur.structure.axes import Axis, Keep, kept, resolve, touched
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Axes, Op, Ref, Step, Trace, numbers_in
@@ -163,11 +164,6 @@ def kept_only(tensor: Tensor, axes: Axes, kept: KeptSlices) -> Tensor:
         if positions is not None:
             tensor = tensor.index_select(d, positions.stay.to(tensor.device))
     return tensor
-
-
-def can_be_nan(tensor: Tensor) -> bool:
-    """Whether removed parts of a tensor can be marked."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _views(trace: Trace) -> dict[int, StoredView]:

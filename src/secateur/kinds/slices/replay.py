@@ -22,12 +22,12 @@ from secateur.kinds.answers import Answer
 from secateur.kinds.reference import HINT
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
 from secateur.kinds.slices.fold import Scale, rescaled
-from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
-from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
+from secateur.kinds.slices.number_tape import NumberTape, PlayedCall, align, numbers
+from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, kept_only
 from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
 from secateur.model.held import HeldRandomness
-from secateur.model.tensors import named_tensors
+from secateur.model.tensors import can_be_nan, named_tensors
 from secateur.structure.axes import Keep, size_after
 from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
