@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import CodeType
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 Op = OpOverload[..., Any]
 Arguments = dict[str, Any]
 NAN = float("nan")
+ELSEWHERE = (1.0, 0.5, 0.3, 0.8, 0.15)  # parts of the way along a dimension
 
 
 class Gaps(Protocol):
@@ -52,10 +53,13 @@ class GapCall:
         func: the operator.
         args: its arguments by place.
         kwargs: its arguments by name.
+        whole: makes what an operator must be given of each argument, where parts of it were not made.
     """
 
-    def __init__(self, func: Op, args: Sequence[Any], kwargs: Arguments) -> None:
-        self.func, self.args, self.kwargs = func, list(args), kwargs
+    def __init__(
+        self, func: Op, args: Sequence[Any], kwargs: Arguments, whole: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.func, self.args, self.kwargs, self.whole = func, list(args), kwargs, whole
 
     def get(self, name: str, default: object = None) -> Any:
         """An argument by its name in the operator's schema."""
@@ -78,6 +82,9 @@ class GapCall:
 
     def run(self) -> Any:
         """Call the operator."""
+        if self.whole is not None:
+            self.args = [self.whole(value) for value in self.args]
+            self.kwargs = {name: self.whole(value) for name, value in self.kwargs.items()}
         return self.func(*self.args, **self.kwargs)
 
 
@@ -124,13 +131,22 @@ def has_nan(tensor: Tensor) -> bool:
 def look(tensor: Tensor, dim: int) -> Tensor | None:
     """Positions of a dimension that are NaN throughout."""
     dim %= tensor.dim()
-    line = tensor[tuple(slice(None) if d == dim else 0 for d in range(tensor.dim()))]
-    maybe = torch.isnan(line).nonzero().flatten()  # a slice that is NaN throughout begins with NaN
+    maybe = torch.isnan(_line(tensor, dim, 0)).nonzero().flatten()  # a slice that is NaN throughout begins with NaN
+    if len(maybe) == tensor.shape[dim]:  # the line lies where another dimension misses something
+        for part in ELSEWHERE:
+            maybe = maybe[torch.isnan(_line(tensor, dim, part)[maybe])]
+            if len(maybe) == 0:
+                break
     if len(maybe) == 0:
         return None
     inside = torch.isnan(tensor.index_select(dim, maybe)).movedim(dim, 0).reshape(len(maybe), -1)
     gone = maybe[inside.all(1)]
     return gone if len(gone) else None
+
+
+def _line(tensor: Tensor, dim: int, part: float) -> Tensor:
+    """All positions of one dimension, at a part of the way along all others."""
+    return tensor[tuple(slice(None) if d == dim else int(part * (size - 1)) for d, size in enumerate(tensor.shape))]
 
 
 def others(size: int, gone: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.numbers import NumberTape
 from secateur.kinds.slices.replay import certify
+from secateur.kinds.slices.unmade import SameSlices
 from secateur.kinds.trials import Effort, tried
 from secateur.measure.macs import samples_in
 from secateur.model.agreement import doubled
@@ -171,13 +172,15 @@ class Slices(Candidates):
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
         choice, scales = self.decision(keep), self.write(keep).scales
+        same = SameSlices(whole, cut, choice.cuts, frozenset(scale.tensor for scale in scales))
         references = [
-            partial(ablated, cuts=choice.cuts),
+            partial(ablated, cuts=choice.cuts, same=same),
             partial(
                 ablated_with_widths,
                 cuts=choice.cuts,
                 attributes=choice.attributes,
                 follow=self.request.scales == "follow",
+                same=same,
             ),
         ]
         blocks = repeated(whole, choice.cuts)
@@ -189,8 +192,9 @@ class Slices(Candidates):
             )  # fmt: skip
 
         replay = partial(
-            certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
-        )
+            certify, whole, cut, self.example, self.trace, choice.atoms,
+            scales=scales, examples=self.examples, same=same,
+        )  # fmt: skip
         proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
         meta = device_of(whole).type == "meta"
         proof = with_padding(proof, whole, cut, [self.example, *self.examples], meta=meta)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import zip_longest
 from typing import cast
 
@@ -24,6 +25,7 @@ from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_
 from secateur.kinds.slices.fold import Scale, rescaled
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
+from secateur.kinds.slices.unmade import SameSlices
 from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
 from secateur.model.held import HeldRandomness
@@ -46,6 +48,7 @@ class Replay:
         keep: atom id -> bool array, True = kept; absent atoms are whole.
         tape: plain numbers of the cut model's run, used where its calls are the same.
         cut: parameters and buffers of the cut model, which are then compared slice by slice.
+        same: those of them that were compared already.
     """
 
     def __init__(
@@ -55,11 +58,12 @@ class Replay:
         keep: Keep,
         tape: Sequence[PlayedCall] = (),
         cut: Mapping[str, Tensor] | None = None,
+        same: SameSlices | None = None,
     ) -> None:
         self.trace = trace
         self.tape = align(trace.steps, tape)
         self.kept = KeptSlices(keep)
-        self.originals = Originals(trace, tensors, self.kept, cut)
+        self.originals = Originals(trace, tensors, self.kept, cut, same)
         self.values: dict[int, Tensor] = {}
         last = {
             n: i
@@ -273,6 +277,7 @@ def certify(
     examples: Sequence[Example] = (),
     draws: bool = True,
     runs: Sequence[Answer] = (),
+    same: SameSlices | None = None,
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
 
@@ -289,6 +294,7 @@ def certify(
         draws: whether the forward may draw random numbers, which are then held at fixed values.
         runs: of the cut model on the example and the further ones, each beside a `NumberTape`; what is not there, or
             was asked twice, is run here.
+        same: tensors of the cut model that were seen to hold the slices of the original.
 
     Returns:
         the certificate with the largest error found.
@@ -304,18 +310,19 @@ def certify(
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
         trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
+        same = None
     tensors = rescaled(named_tensors(model), scales)
     held = HeldRandomness if draws else nullcontext
     each = zip_longest((example, *examples), (trace, *trace.further), runs)
-    return worst(_replayed(tensors, cut, given, run, keep, tolerance, held, played) for given, run, played in each)
+    replay = partial(Replay, tensors=tensors, keep=keep, cut=named_tensors(cut), same=same)
+    return worst(_replayed(replay, cut, given, run, tolerance, held, played) for given, run, played in each)
 
 
 def _replayed(
-    tensors: Mapping[str, Tensor],
+    replay: Callable[..., Replay],
     cut: nn.Module,
     example: Example,
     trace: Trace,
-    keep: Keep,
     tolerance: float | None,
     held: Callable[[], AbstractContextManager[object]],
     played: Answer | None,
@@ -326,7 +333,7 @@ def _replayed(
             result = run_cut(cut, example, when="after this cut", hint=MULTIPLES)
     found = [t.detach() for t in outputs(result)]
     with held():
-        expected = Replay(trace, tensors, keep, tape.calls, named_tensors(cut)).run()
+        expected = replay(trace, tape=tape.calls).run()
     return agreement(
         expected,
         found,
