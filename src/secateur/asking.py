@@ -40,6 +40,7 @@ class Decided(TypedDict, total=False):
     tolerance: float | None
     expressible: bool
     scales: str
+    proof: str
 
 
 def settings_of(
@@ -68,7 +69,7 @@ def settings_of(
     settings = load_recipe(default if recipe is None else recipe, overrides)
     plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, value in decision.items():
-        if name in ("dtype", "tolerance"):
+        if name in ("dtype", "tolerance", "proof"):
             plain["verify"][name] = value
         else:
             plain[name] = _plain(value)

@@ -19,6 +19,7 @@ from secateur.types import Example
 
 SEED = 20  # of the values; any number
 BRIEF = 8  # tokens that are enough to see what many do
+FEW = 3  # samples that are enough to see what many do
 GRID = 32  # the largest power of two that a new size is a multiple of, where the old one is
 
 
@@ -123,6 +124,12 @@ class Form:
         places = {(size, t.dim() == 4 and d == 1) for t in self.tensors for d, size in enumerate(t.shape)}
         return {size for size, channels in places if channels and size <= 4 and (size, False) not in places}
 
+    def another(self, *, sparing: bool) -> list[int | None]:
+        """Other batches to be tried, and None for none; of a large one a small one says as much."""
+        if self.batch is None:
+            return [None]
+        return [FEW if sparing and self.batch > FEW else self.batch + 1, None]
+
     def _are_tokens(self, size: int) -> bool:
         held = [t for t in self.tensors if size in t.shape[1:]]
         return any(not t.is_floating_point() for t in held) and all(t.dim() == 2 for t in held)
@@ -200,7 +207,8 @@ def inputs_beside(
         example: what one forward takes.
         model: whose input it is.
         accepts: runs the original on an input, and says whether it takes it.
-        sparing: as short as tokens can be, longer images in one direction only, and with the colours that they have.
+        sparing: a small batch, as short as tokens can be, longer images in one direction only, and with the colours
+            that they have.
 
     Yields:
         at most two: other values with another batch at shorter sizes, and other values at longer ones.
@@ -208,7 +216,7 @@ def inputs_beside(
     Cost: one run per size that occurs in the example, mostly far shorter than the example.
     """
     form = Form(example, model)
-    batches: list[int | None] = [None] if form.batch is None else [form.batch + 1, None]
+    batches = form.another(sparing=sparing)
     small: Input | None = None
     taken: dict[int, int] = {}
     # The largest first: what is tried after it is already smaller.
@@ -244,6 +252,24 @@ def inputs_beside(
     large = _input(form, None, more)
     if more and accepts(large):
         yield large
+
+
+def each_alone(example: Example, model: nn.Module) -> Iterator[Input]:
+    """Inputs that differ from an example in one thing each, beside their values: for who asks for more.
+
+    Yields:
+        other values alone, a batch of one, the next larger batch, and each size shorter, longer and twice as long;
+        whether the model takes them is to be tried.
+    """
+    form = Form(example, model)
+    yield _input(form, None, {})
+    if form.batch is not None:
+        for batch in {1, form.batch + 1} - {form.batch}:
+            yield _input(form, batch, {})
+    for size in form.sizes:
+        for new in dict.fromkeys((shorter(size), longer(size), 2 * size)):
+            if new != size:
+                yield _input(form, None, {size: new})
 
 
 def _input(form: Form, batch: int | None, sizes: Mapping[int, int], wide: Mapping[int, int] | None = None) -> Input:

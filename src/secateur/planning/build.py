@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -33,13 +34,16 @@ from secateur.request import (
     CRITERION,
     MIN_KEEP,
     MIN_KEEP_FRACTION,
+    PROOF,
     SCALES,
     SCOPE,
     Amount,
+    Efforts,
     Named,
     Request,
     Target,
     default_granularity,
+    effort_of,
     granularities,
 )
 from secateur.structure.elsewhere import left_behind
@@ -75,6 +79,7 @@ def make_plan(
     tolerance: float | None = None,
     expressible: bool = False,
     scales: str = SCALES,
+    proof: str = PROOF,
     scores: Mapping[str, Tensor] | None = None,
     comparable: bool = True,
     keep: Mapping[str, Tensor] | None = None,
@@ -117,6 +122,9 @@ def make_plan(
         scales: what becomes of a scale that the code takes from a width that is cut, as 1 / sqrt(width) in attention:
             "keep" holds it at what it was, by a factor in the weights in front of it, and refuses the cut where there
             is no place for one; "follow" lets it change, which the certificate then says.
+        proof: on which inputs the cut is proved, as the certificate then says: "example" (the examples alone),
+            "default" (other values, batches and sizes too, and training mode; of large models as small as they come),
+            or "full" (the whole model at any size, each change alone, and training mode on all).
         scores: group name -> scores, in the place of `criterion`; units of groups that are left out stay.
         comparable: whether given `scores` of different groups share one scale, for example a change of the loss; if
             not, one ranking of slices takes them relative to their group's mean, as it takes those of criteria.
@@ -170,6 +178,7 @@ def make_plan(
         seed=seed,
         expressible=expressible,
         scales=scales,
+        proof=proof,
         blocks=None if solver is None else recorded_settings(blocks),
     )
     if solver is not None:
@@ -215,11 +224,12 @@ def plan_of(
         whole, left = Left.of({n: torch.ones_like(mask) for n, mask in keep.items()}), Left.of(keep)
         cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
 
-    def prove(original: nn.Module, cut: nn.Module) -> Certificate:
-        example = candidates.example
+    def prove(original: nn.Module, cut: nn.Module, effort: Efforts | None = None) -> Certificate:
+        example, effort = candidates.example, effort or effort_of(request.proof)
         try:
             with guard(original, cut, example=example):
-                return candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance)
+                proof = candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance, effort=effort)
+                return replace(proof, effort=effort)
         except Exception as error:
             other = unprovable(error, original, example)
             if other is error:

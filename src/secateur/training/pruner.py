@@ -23,7 +23,18 @@ from secateur.model.call import device_of
 from secateur.planning.averages import Averages
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, units_of
 from secateur.planning.plan import Plan
-from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, SCALES, SCOPE, Amount, Named, Request
+from secateur.request import (
+    ALLOCATION,
+    CRITERION,
+    MIN_KEEP,
+    MIN_KEEP_FRACTION,
+    PROOF,
+    SCALES,
+    SCOPE,
+    Amount,
+    Named,
+    Request,
+)
 from secateur.request import Target as Goal
 from secateur.training.asked import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
 from secateur.training.course import Course
@@ -75,6 +86,7 @@ class Pruner:
         ema: averaged weights (`AveragedModel`, or a dict of names to tensors), which follow.
         dtype: of certificates.
         tolerance: of certificates.
+        proof: on which inputs, as for `secateur.plan`.
         distributed: whether the processes of the default group train this one model; None: where it came in a
             `DistributedDataParallel`.
         state: of a checkpoint (`state_dict`), to go on from it at once: nothing is pruned before. For loops that have
@@ -135,6 +147,7 @@ class Pruner:
         ema: Averages | None = None,
         dtype: str = "float32",
         tolerance: float | None = None,
+        proof: str = PROOF,
         distributed: bool | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
@@ -155,6 +168,7 @@ class Pruner:
             round_to=round_to,
             seed=seed,
             scales=scales,
+            proof=proof,
         )
         together = Together.of(came, distributed, device_of(self.model))
         self._job = job = PruningJob(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.kinds.reference import Reference
 from secateur.kinds.slices.gaps import NAN, can_be_nan, others
 from secateur.kinds.slices.missing import Missing
-from secateur.kinds.slices.unmade import SameSlices, Unmade, can_wait
+from secateur.kinds.slices.unmade import SameSlices, Unmade, can_wait, nobody
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.model.copies import copied
 from secateur.model.tensors import computed_tensors, named_tensors
@@ -119,7 +119,7 @@ def _without(model: nn.Module, cuts: Cuts, same: SameSlices | None) -> tuple[nn.
             poisoned[name],
             partial(_poisoned, tensors[name], gone[name]),
             cuts[name],
-            *([] if shared is None else [partial(shared.small, name)]),
+            nobody if shared is None else partial(shared.small, name),
         )
         for name in later
     ]

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 Op = OpOverload[..., Any]
 Arguments = dict[str, Any]
 NAN = float("nan")
+NOTHING = object()
 ELSEWHERE = (1.0, 0.5, 0.3, 0.8, 0.15)  # parts of the way along a dimension
 
 
@@ -65,20 +66,20 @@ class GapCall:
         """An argument by its name in the operator's schema."""
         if name in self.kwargs:
             return self.kwargs[name]
-        for i, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                if i < len(self.args):
-                    return self.args[i]
-                return argument.default_value if argument.has_default_value() else default
-        return default
+        place, usual = parameters(self.func).get(name, (None, None))
+        if place is None:
+            return default
+        if place < len(self.args):
+            return self.args[place]
+        return default if usual is NOTHING else usual
 
     def put(self, name: str, value: object) -> None:
         """Another value for an argument."""
-        for i, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name and i < len(self.args):
-                self.args[i] = value
-                return
-        self.kwargs[name] = value
+        place, _ = parameters(self.func).get(name, (None, None))
+        if place is not None and place < len(self.args):
+            self.args[place] = value
+        else:
+            self.kwargs[name] = value
 
     def run(self) -> Any:
         """Call the operator."""
@@ -86,6 +87,22 @@ class GapCall:
             self.args = [self.whole(value) for value in self.args]
             self.kwargs = {name: self.whole(value) for name, value in self.kwargs.items()}
         return self.func(*self.args, **self.kwargs)
+
+
+@cache
+def parameters(func: Op) -> dict[str, tuple[int | None, object]]:
+    """Name of a parameter -> its place, and its default or `NOTHING`; a schema makes all of that anew when asked."""
+    return {
+        argument.name: (place, argument.default_value if argument.has_default_value() else NOTHING)
+        for place, argument in enumerate(func._schema.arguments)
+    }
+
+
+@cache
+def _written(func: Op) -> list[tuple[int, str]]:
+    """Places and names of parameters that a call writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return [(i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def tensors(args: Iterable[object], kwargs: Mapping[str, object] | None = None) -> list[Tensor]:
@@ -119,8 +136,7 @@ def name_of(func: Op) -> tuple[str, bool]:
 
 def writes(func: Op, args: Sequence[Any], kwargs: Arguments) -> list[Tensor]:
     """Operands that a call writes to."""
-    named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
-    return [t for a, value in named if a.alias_info is not None and a.alias_info.is_write for t in tensors((value,))]
+    return [t for i, name in _written(func) for t in tensors((args[i] if i < len(args) else kwargs.get(name),))]
 
 
 def has_nan(tensor: Tensor) -> bool:
@@ -131,10 +147,10 @@ def has_nan(tensor: Tensor) -> bool:
 def look(tensor: Tensor, dim: int) -> Tensor | None:
     """Positions of a dimension that are NaN throughout."""
     dim %= tensor.dim()
-    maybe = torch.isnan(_line(tensor, dim, 0)).nonzero().flatten()  # a slice that is NaN throughout begins with NaN
+    maybe = torch.isnan(line(tensor, dim, 0)).nonzero().flatten()  # a slice that is NaN throughout begins with NaN
     if len(maybe) == tensor.shape[dim]:  # the line lies where another dimension misses something
         for part in ELSEWHERE:
-            maybe = maybe[torch.isnan(_line(tensor, dim, part)[maybe])]
+            maybe = maybe[torch.isnan(line(tensor, dim, part)[maybe])]
             if len(maybe) == 0:
                 break
     if len(maybe) == 0:
@@ -144,7 +160,7 @@ def look(tensor: Tensor, dim: int) -> Tensor | None:
     return gone if len(gone) else None
 
 
-def _line(tensor: Tensor, dim: int, part: float) -> Tensor:
+def line(tensor: Tensor, dim: int, part: float) -> Tensor:
     """All positions of one dimension, at a part of the way along all others."""
     return tensor[tuple(slice(None) if d == dim else int(part * (size - 1)) for d, size in enumerate(tensor.shape))]
 

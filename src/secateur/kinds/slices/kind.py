@@ -27,12 +27,12 @@ from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.numbers import NumberTape
 from secateur.kinds.slices.replay import certify
 from secateur.kinds.slices.unmade import SameSlices
-from secateur.kinds.trials import Effort, tried
+from secateur.kinds.trials import tried
 from secateur.measure.macs import samples_in
 from secateur.model.agreement import doubled
 from secateur.model.call import device_of
 from secateur.model.tensors import named_tensors
-from secateur.request import Request
+from secateur.request import PROOF, Efforts, Request
 from secateur.structure.attributes import edits, relied_on
 from secateur.structure.axes import kept, leaves
 from secateur.structure.capture import capture
@@ -168,7 +168,14 @@ class Slices(Candidates):
         return ()  # the plan is made all the same: the proof says what differs
 
     def prove(
-        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
         choice, scales = self.decision(keep), self.write(keep).scales
@@ -185,10 +192,10 @@ class Slices(Candidates):
         ]
         blocks = repeated(whole, choice.cuts)
 
-        def trials(effort: Effort) -> Tried:
+        def trials(replayed: bool) -> Tried:
             return tried(
                 references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance,
-                effort=effort, beside=NumberTape, blocks=blocks, replayed=True,
+                effort=effort, beside=NumberTape, blocks=blocks, replayed=replayed,
             )  # fmt: skip
 
         replay = partial(

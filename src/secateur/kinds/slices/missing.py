@@ -124,6 +124,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, mutable = name_of(func)
         operands = tensors(args, kwargs)
         written = writes(func, args, kwargs) if mutable else []
+        for tensor in written:
+            if self.is_weight(tensor):
+                self._forget(tensor)
         whole = self.whole
         if name not in PRODUCTS and all(id(t) in whole for t in operands):
             return self._of_weights(func, args, kwargs, {id(t) for t in written})
@@ -131,13 +134,15 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._require_same(args[place])
         for tensor in written:  # a statistic that is written in training depends on the data from now on
             whole.pop(id(tensor), None)
-            if self.is_weight(tensor):
-                self._known.clear()
-                self._picked.clear()
-                self.rewritten()
-                if memory_of(tensor) in self.unmade:
-                    self.unmade[memory_of(tensor)].written = True
         return self._run(name, func, args, kwargs)
+
+    def _forget(self, weight: Tensor) -> None:
+        """A run writes to a weight: what was known of any of them may not hold."""
+        self._known.clear()
+        self._picked.clear()
+        self.rewritten()
+        if memory_of(weight) in self.unmade:
+            self.unmade[memory_of(weight)].written = True
 
     def _of_weights(self, func: Op, args: Sequence[Any], kwargs: Arguments, written: set[int]) -> object:
         """A weight or a constant, with and without what is missing."""
@@ -177,8 +182,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if handler is None and is_composite(func):  # whole in inference mode only: its parts are what is known here
             with self:
                 return func.decompose(*args, **kwargs)
-        lean = bool(self.unmade) and self._in_parts(name, args)
-        if self.unmade and not lean and name not in VIEWS:
+        waiting = bool(self.unmade) and any(memory_of(t) in self.unmade for t in tensors(args, kwargs))
+        lean = waiting and self._in_parts(name, args)
+        if waiting and not lean and name not in VIEWS:
             args, kwargs = [self.made(each) for each in args], {key: self.made(each) for key, each in kwargs.items()}
         if handler is not None:
             call = GapCall(func, args, kwargs, self.made if lean else None)

@@ -67,6 +67,11 @@ class SameSlices:
         return None if found is None else found.detach()  # a handle on the memory that was seen
 
 
+def nobody() -> Tensor | None:
+    """Where no cut model has the weight."""
+    return None
+
+
 @dataclass(eq=False)
 class Unmade:
     """A weight whose missing slices are not yet NaN.
@@ -81,7 +86,7 @@ class Unmade:
     tensor: Tensor
     make: Callable[[], Tensor]
     kept: Dims
-    small: Callable[[], Tensor | None] = lambda: None
+    small: Callable[[], Tensor | None] = nobody
     written: bool = False  # from then on the copy is what there is
     _made: Tensor | None = field(default=None, repr=False)
 
@@ -111,7 +116,9 @@ class Unmade:
 def can_wait(tensors: Mapping[str, Tensor], cuts: Mapping[str, Dims]) -> list[str]:
     """Names of weights that need not be made: plain parameters, each alone in its memory and all of it."""
     users = Counter(memory_of(tensor) for tensor in tensors.values())
-    return [name for name in cuts if name in tensors and _is_plain(tensors[name]) and users[memory_of(tensors[name])] == 1]
+    return [
+        name for name in cuts if name in tensors and _is_plain(tensors[name]) and users[memory_of(tensors[name])] == 1
+    ]
 
 
 def _is_plain(tensor: Tensor) -> bool:
