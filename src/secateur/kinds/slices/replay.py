@@ -23,6 +23,7 @@ from secateur.kinds.answers import Answer
 from secateur.kinds.reference import HINT
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
 from secateur.kinds.slices.fold import Scale, rescaled
+from secateur.kinds.slices.narrow import Narrow, run_narrow
 from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
 from secateur.kinds.slices.unmade import SameSlices
@@ -64,7 +65,7 @@ class Replay:
         self.tape = align(trace.steps, tape)
         self.kept = KeptSlices(keep)
         self.originals = Originals(trace, tensors, self.kept, cut, same)
-        self.values: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor | Narrow] = {}
         last = {
             n: i
             for i, step in enumerate(trace.steps)
@@ -98,13 +99,21 @@ class Replay:
             # Copies, as calls of the run may write in place.
             constant = self.trace.constants.get(number)
             self.values[number] = self.originals.whole(view) if view is not None else cast(Tensor, constant).clone()
-        return self.values[number]
+        found = self.values[number]
+        return found.full() if isinstance(found, Narrow) else found
+
+    def _at(self, number: int, d: int, stay: Tensor) -> Tensor:
+        """A value at some positions of a dimension."""
+        found = self.values.get(number)
+        return found.at(d, stay) if isinstance(found, Narrow) else pick(self._value(number), d, stay)
 
     def _run_step(self, step: Step, entry: PlayedCall | None) -> None:
         if step.outputs and step.outputs[0] in self.originals.views:
             return  # a weight with its dimensions in another order: made when, and as far as, somebody reads it
         args, kwargs = (list(step.args), step.kwargs) if entry is None else numbers(step, entry)
         produced = self._with_weight(step, args, kwargs)
+        if produced is None:
+            produced = run_narrow(step, args, kwargs, self.values, self._value)
         if produced is None:
             produced = self._looked_up(step)
         if produced is None:
@@ -114,7 +123,7 @@ class Replay:
 
     # -- the call as it was ----------------------------------------------------------------------------------
 
-    def _in_full(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor]:
+    def _in_full(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow]:
         """The call at full size: sums leave removed positions out, mixed dimensions run on what is kept."""
         local = self._without_removed(step)
         restrict = step.restrict
@@ -131,7 +140,7 @@ class Replay:
                 positions = self.kept(axis)
                 if positions is not None:
                     produced[position] = spread(produced[position], d, axis.size, positions.stay)
-        return produced
+        return [*produced]
 
     def _without_removed(self, step: Step) -> dict[int, Tensor]:
         """What a call sums over, without the removed positions: taken out, or zero where they must keep their place."""
@@ -187,7 +196,7 @@ class Replay:
 
     # -- the same with less work -----------------------------------------------------------------------------
 
-    def _with_weight(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor] | None:
+    def _with_weight(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow] | None:
         """A product with a weight, at what the weight keeps; None where the call is no such product.
 
         A removed row of the weight is NaN, and so is all that the product makes of it: it is not multiplied, its
@@ -203,14 +212,14 @@ class Replay:
         local = {weight: self.originals.factor(view, factor.summed, axis, factor.free)}
         summed = self.kept(axis)
         if summed is not None:
-            local[other] = pick(self._value(other), d, summed.stay)
+            local[other] = self._at(other, d, summed.stay)
         filled, named = self._filled(args, local), cast(Kwargs, self._filled(kwargs, local))
         free = view.dims[factor.free]
         stays, size = self.kept(self.originals.axes[view.name][free]), self.originals.tensors[view.name].shape[free]
         if stays is None:
             return [cast(Tensor, step.func(*cast("list[object]", filled), **named))]
         terms = with_bias_at(cast("list[object]", filled), factor, size, stays.stay)
-        return [spread(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
+        return [Narrow(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
 
     def _factor(self, step: Step) -> Factor | None:
         """The weight in a product, where exactly one factor is a weight and the trace agrees with the operator."""
@@ -227,7 +236,7 @@ class Replay:
         summed = next(d for n, d, _ in step.contracted if n == weights[0])
         return found if found is not None and found.summed == summed else None
 
-    def _looked_up(self, step: Step) -> list[Tensor] | None:
+    def _looked_up(self, step: Step) -> list[Tensor | Narrow] | None:
         """Rows of a table: only those that are read are copied and poisoned."""
         if base_name(step.func) != "embedding" or not isinstance(step.args[0], Ref):
             return None
