@@ -70,6 +70,7 @@ class Form:
         self.vocabulary = max(tables, default=0)
         self.blank = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
         self.drawn: frozenset[int] = frozenset()
+        self._ranges: dict[int, tuple[Range, ...]] = {}  # of tensors, once they were asked about
 
     def anew(
         self,
@@ -93,7 +94,9 @@ class Form:
             resized = self._resized(leaf, batch, sizes or {}, wide or {})
             if i in self.blank:
                 return _numbers(0, self.vocabulary - 1, resized, generator) if i in self.drawn else resized
-            return _drawn(leaf, resized, generator).requires_grad_(self.gradients[i])
+            if i not in self._ranges:
+                self._ranges[i] = ranges_of(leaf)
+            return _drawn(self._ranges[i], resized, generator).requires_grad_(self.gradients[i])
 
         return pytree.tree_unflatten([make(i, leaf) for i, leaf in enumerate(self.leaves)], self.tree)
 
@@ -149,25 +152,60 @@ def _numbers(low: int, high: int, like: Tensor, generator: torch.Generator) -> T
     return drawn.to(dtype=like.dtype, device=like.device)
 
 
-def _drawn(tensor: Tensor, like: Tensor, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Range:
+    """What the numbers of a tensor are like.
+
+    Args:
+        mask: whether they are zeros and ones, which must not become anything else.
+        low: the least.
+        high: the largest.
+        mean: of those that are finite.
+        std: likewise.
+    """
+
+    mask: bool
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    std: float = 0.0
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Range:
+        """Of a tensor of real numbers."""
+        if tensor.dtype == torch.bool or _is_mask(tensor):
+            return cls(True)
+        if not tensor.is_floating_point():
+            return cls(False, int(tensor.min()), int(tensor.max())) if tensor.numel() else cls(True)
+        finite = tensor.double()[torch.isfinite(tensor)]
+        if not finite.numel():
+            return cls(False)
+        ends = float(finite.min()), float(finite.max())
+        return cls(False, *ends, float(finite.mean()), float(finite.std(correction=0)))
+
+
+def ranges_of(tensor: Tensor) -> tuple[Range, ...]:
+    """Of a tensor, or of the real and the imaginary part of one."""
+    return tuple(map(Range.of, _parts(tensor) if tensor.is_complex() else (tensor,)))
+
+
+def _drawn(known: tuple[Range, ...], like: Tensor, generator: torch.Generator) -> Tensor:
     """Other values from a tensor's range, in the shape of another."""
-    if tensor.dtype == torch.bool or _is_mask(tensor):
-        return like
-    if tensor.is_complex():
-        parts = (_drawn(part, other, generator) for part, other in zip(_parts(tensor), _parts(like), strict=True))
+    if like.is_complex():
+        parts = (_drawn((one,), other, generator) for one, other in zip(known, _parts(like), strict=True))
         return torch.complex(*parts)
-    if not tensor.is_floating_point():
-        if tensor.numel() == 0:
-            return like
-        return _numbers(int(tensor.min()), int(tensor.max()), like, generator)
-    finite = tensor.double()[torch.isfinite(tensor)]
-    mean, std = (float(finite.mean()), float(finite.std(correction=0))) if finite.numel() else (0.0, 0.0)
-    drawn = torch.randn(tuple(like.shape), generator=generator, dtype=torch.float64)
-    if std > 0:
-        drawn = (mean + std * drawn).clamp(float(finite.min()), float(finite.max()))
-    elif mean != 0:  # blank: around the one number that it holds
-        drawn = mean * (1 + 0.5 * drawn)
-    return drawn.to(dtype=tensor.dtype, device=tensor.device)
+    (seen,) = known
+    if seen.mask:
+        return like
+    if not like.is_floating_point():
+        return _numbers(int(seen.low), int(seen.high), like, generator)
+    precision = torch.float64 if like.dtype == torch.float64 else torch.float32
+    drawn = torch.randn(tuple(like.shape), generator=generator, dtype=precision)
+    if seen.std > 0:
+        drawn = drawn.mul_(seen.std).add_(seen.mean).clamp_(seen.low, seen.high)
+    elif seen.mean != 0:  # blank: around the one number that it holds
+        drawn = seen.mean * (1 + 0.5 * drawn)
+    return drawn.to(dtype=like.dtype, device=like.device)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from secateur.model.call import device_of
 from secateur.model.tensors import named_tensors
 from secateur.request import PROOF, Efforts, Request
 from secateur.structure.attributes import edits, relied_on
-from secateur.structure.axes import kept, leaves
+from secateur.structure.axes import kept, leaves, resolve
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
@@ -116,11 +116,16 @@ class Slices(Candidates):
         atoms = self._atoms(keep)
         counts = {i: int(mask.sum()) for i, mask in atoms.items()}
         cuts: dict[str, dict[int, Tensor]] = {}
+        # The same few dimensions occur in many tensors: their kept indices are looked for once, and are one tensor.
+        known: dict[int, Tensor | None] = {}
         for name, axes in self.structure.tensors.items():
-            for d, axis in enumerate(axes):
-                stays = kept(axis, atoms)
-                if not stays.all():
-                    cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
+            for d, axis in enumerate(map(resolve, axes)):
+                if id(axis) not in known:
+                    stays = kept(axis, atoms)
+                    known[id(axis)] = None if stays.all() else torch.from_numpy(np.flatnonzero(stays))
+                found = known[id(axis)]
+                if found is not None:
+                    cuts.setdefault(name, {})[d] = found
         return Decision(atoms, counts, cuts, edits(self.model, self.trace, counts))
 
     def _atoms(self, keep: Keep) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
@@ -128,7 +133,9 @@ class Slices(Candidates):
 
     def write(self, keep: Keep) -> Edit:
         """Kept indices per tensor dimension, and the integers that follow."""
-        choice = self.decision(keep)
+        return self._edit(self.decision(keep))
+
+    def _edit(self, choice: Decision) -> Edit:
         config = {} if self.native is None else self.native.attributes(choice.counts)
         sizes = relied_on(self.trace, choice.atoms)
         edit = Edit(choice.cuts, {**choice.attributes, **config}, sizes=sizes)
@@ -178,7 +185,8 @@ class Slices(Candidates):
         effort: Efforts = PROOF,
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
-        choice, scales = self.decision(keep), self.write(keep).scales
+        choice = self.decision(keep)
+        scales = self._edit(choice).scales
         same = SameSlices(whole, cut, choice.cuts, frozenset(scale.tensor for scale in scales))
         references = [
             partial(ablated, cuts=choice.cuts, same=same),
