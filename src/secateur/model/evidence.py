@@ -279,15 +279,17 @@ def inputs_beside(
     if small is not None:
         yield small
     more = {size: form.little(size) if sparing else longer(size) for size in taken}
-    if form.ones and accepts(_input(form, None, {**taken, 1: 4})):
+    # A large batch at larger sizes would cost more than the example: a small one, if it was taken before.
+    batch = FEW if form.batch is not None and form.batch > FEW and batches[0] == FEW else None
+    if form.ones and accepts(_input(form, batch, {**taken, 1: 4})):
         more[1] = 4
     squares = {t.shape[-1] for t in form.tensors if _is_square(t)} & more.keys() if sparing else set()
     if squares:
-        oblong = _input(form, None, {**more, **taken}, {size: more[size] for size in squares})
+        oblong = _input(form, batch, {**more, **taken}, {size: more[size] for size in squares})
         if accepts(oblong):
             yield oblong
             return
-    large = _input(form, None, more)
+    large = _input(form, batch, more)
     if more and accepts(large):
         yield large
 
