@@ -31,6 +31,9 @@ class Gaps(Protocol):
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""
 
+    def left(self, weight: Tensor, dim: int) -> Tensor | None:
+        """Positions of a weight's dimension that are there; None where all are, or none is."""
+
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in a weight of which something is missing."""
 

@@ -30,6 +30,7 @@ from secateur.kinds.slices.gaps import (
     is_composite,
     look,
     name_of,
+    others,
     pick,
     tensors,
     writes,
@@ -92,6 +93,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         # Weights are the same in every run, so what was seen of them once holds.
         self._known: dict[tuple[object, ...], Tensor | None] = {}
+        self._left: dict[tuple[object, ...], Tensor | None] = {}
         self._picked: dict[tuple[object, ...], Tensor] = {}
         for tensor, dims in gone:
             views = [(tensor.detach(), dims)]
@@ -134,11 +136,12 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._require_same(args[place])
         for tensor in written:  # a statistic that is written in training depends on the data from now on
             whole.pop(id(tensor), None)
-        return self._run(name, func, args, kwargs)
+        return self._run(name, func, args, kwargs, operands)
 
     def _forget(self, weight: Tensor) -> None:
         """A run writes to a weight: what was known of any of them may not hold."""
         self._known.clear()
+        self._left.clear()
         self._picked.clear()
         self.rewritten()
         if memory_of(weight) in self.unmade:
@@ -177,12 +180,15 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if float(error) > SAME[weight.dtype] * float(whole.abs().max()):
             self.changed.add(users_line())
 
-    def _run(self, name: str, func: Op, args: Sequence[Any], kwargs: Arguments) -> object:
+    def _run(
+        self, name: str, func: Op, args: Sequence[Any], kwargs: Arguments, operands: Sequence[Tensor] | None = None
+    ) -> object:
         handler = HANDLERS.get(name)
         if handler is None and is_composite(func):  # whole in inference mode only: its parts are what is known here
             with self:
                 return func.decompose(*args, **kwargs)
-        waiting = bool(self.unmade) and any(memory_of(t) in self.unmade for t in tensors(args, kwargs))
+        operands = tensors(args, kwargs) if operands is None else operands
+        waiting = bool(self.unmade) and any(memory_of(t) in self.unmade for t in operands)
         lean = waiting and self._in_parts(name, args)
         if waiting and not lean and name not in VIEWS:
             args, kwargs = [self.made(each) for each in args], {key: self.made(each) for key, each in kwargs.items()}
@@ -241,9 +247,21 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[place] = look(self.made(tensor), dim)
         return self._known[place]
 
+    def left(self, weight: Tensor, dim: int) -> Tensor | None:
+        """Positions of a weight's dimension that are there; None where all are, or none is."""
+        place = (*_place(weight), dim % weight.dim())
+        if place not in self._left:
+            gone = self.of(weight, dim)
+            some = gone is not None and len(gone) < weight.shape[dim]
+            self._left[place] = others(weight.shape[dim], gone) if gone is not None and some else None
+        return self._left[place]
+
     def picked(self, weight: Tensor, picks: Mapping[int, Tensor]) -> Tensor:
         """A weight at some positions of some dimensions, and no more of it than that."""
-        place = (*_place(weight), *((d, stay.cpu().numpy().tobytes()) for d, stay in picks.items()))
+        whole = _place(weight)
+        # Positions that are the weight's own are one tensor, and need not be read.
+        own = ((d, stay, self._left.get((*whole, d))) for d, stay in picks.items())
+        place = (*whole, *((d, None if stay is mine else stay.cpu().numpy().tobytes()) for d, stay, mine in own))
         if place not in self._picked:
             self._picked[place] = self._taken(weight, picks)
         return self._picked[place]
