@@ -46,6 +46,7 @@ class Decided(TypedDict, total=False):
     tolerance: float | None
     expressible: bool
     scales: str
+    proof: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ def settings_of(
     # Through plain data and the reader once more, so that a keyword is checked like a line of a recipe.
     plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, value in decision.items():
-        if name in ("dtype", "tolerance"):
+        if name in ("dtype", "tolerance", "proof"):
             plain["verify"][name] = value
         else:
             plain[name] = _plain(value)

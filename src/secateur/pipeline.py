@@ -104,8 +104,8 @@ def prune(
         command: the command line that reproduces it.
         examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
         **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
-            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales. They take the
-            place of the recipe's; a recipe is for what comes after: recovery, measuring.
+            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales, proof. They
+            take the place of the recipe's; a recipe is for what comes after: recovery, measuring.
 
     Returns:
         the pruned model, its plan with certificate, and the report.

@@ -332,6 +332,7 @@ class Certificate:
         outputs: compared tensors.
         trials: inputs on which the second proof held: the original run eagerly, without what is removed.
         notes: what the proof does not show, and what it takes for granted.
+        effort: on which inputs it was made: "example", "default" or "full".
     """
 
     max_abs_error: Amount
@@ -341,6 +342,7 @@ class Certificate:
     outputs: Count = 1
     trials: tuple[Trial, ...] = ()
     notes: tuple[Text, ...] = ()
+    effort: Literal["example", "default", "full"] = "default"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,15 @@ OPTIONS: dict[str, object] = {
     "expressible": Annotated[
         bool, typer.Option("--expressible", help="Hugging Face: cut so that from_pretrained loads the result.")
     ],
+    "proof": Annotated[
+        Word,
+        typer.Option(
+            "--proof",
+            metavar="EFFORT",
+            help="Inputs that a cut is proved on: example, default or full.",
+            autocompletion=options.complete("example", "default", "full"),
+        ),
+    ],
     "device": options.Device,
 }
 
@@ -68,6 +77,7 @@ class Decisions:
     protect: Sequence[str] | None = None
     recover: str | None = None
     expressible: bool = False
+    proof: str | None = None
     device: str | None = None
 
     def settings(self) -> list[Setting]:
@@ -93,6 +103,8 @@ class Decisions:
             found.append(Setting(("recover",), steps_of(self.recover), f"--recover {self.recover}"))
         if self.expressible:
             found.append(Setting(("expressible",), True, "--expressible"))
+        if self.proof is not None:
+            found.append(Setting(("verify", "proof"), self.proof, f"--proof {self.proof}"))
         return found
 
     def words(self) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,11 @@ from secateur.kinds.shallow import PassedBlocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
 from secateur.model.call import tensors_in
-from secateur.model.evidence import Input, inputs_beside
+from secateur.model.evidence import Input, each_alone, inputs_beside
 from secateur.model.guard import Mode, generators
+from secateur.request import PROOF, Efforts
 from secateur.types import Example, Trial
 
-Effort = Literal["example", "default", "full"]
 LEFT = "on the example itself the cut was held against the replay alone; the second proof ran all blocks on {}"
 WITHOUT = ", without {} blocks that are like others"
 FEW = 4  # so many times smaller than the example is an input on which a large model runs whole beside the replay
@@ -47,7 +46,7 @@ def tried(
     examples: Sequence[Example] = (),
     dtype: str = "float32",
     tolerance: float | None = None,
-    effort: Effort = "default",
+    effort: Efforts = PROOF,
     beside: Callable[[], AbstractContextManager[object]] = nullcontext,
     blocks: Sequence[str] = (),
     replayed: bool = False,
@@ -63,7 +62,8 @@ def tried(
         examples: further ones.
         dtype: "float64" compares double copies of both.
         tolerance: as in `secateur.model.agreement.agreement`.
-        effort: "example" tries the example only; "full" tries it in any case.
+        effort: "example" tries the examples only; "default" other inputs too, as small as they come of large models;
+            "full" whole models of any size, and more inputs.
         beside: stands around the runs of the cut model on the example and on further ones, for who wants to know more
             about them than their answers.
         blocks: names of blocks that others stand for on further inputs of a large model, as
@@ -77,23 +77,24 @@ def tried(
         UnsupportedError: the cut model fails on an input that the original takes, or in training mode.
 
     Cost: with the default effort about one pass on the example for each of the two, one on a longer input, and two on
-        a shorter one. Of models of `LARGE` parameters further inputs are as small as the original takes them, and
-        go through one block of each kind, and the last.
+        a shorter one; with "full" several times that. Of models of `LARGE` parameters further inputs are by default as
+        small as the original takes them, and go through one block of each kind, and the last.
     """
     if dtype == "float64":
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
     found = Tried()
     lent = Lent()
-    trial = _Trials(model, cut, tolerance, found, beside, PassedBlocks(blocks), lent)
+    trial = _Trials(model, cut, tolerance, found, beside, PassedBlocks(blocks if effort == "default" else ()), lent)
+    trial.large = trial.large and effort != "full"
     trial.left = replayed and effort == "default" and trial.large and not examples
     with generators(), closing(lent):
         if not trial.choose(alternatives, example):
             return found
         for number, other in enumerate(examples, 2):
             trial.given(Input(f"example {number}", other))
-        if effort == "default":
-            trial.elsewhere(example)
+        if effort != "example":
+            trial.elsewhere(example, thorough=effort == "full")
     trial.require_live()
     found.notes += trial.reference.notes()
     return found
@@ -197,8 +198,8 @@ class _Trials:
             whole = False
             yield known[id(given)]
 
-    def elsewhere(self, example: Example) -> None:
-        """Other inputs, and training mode on the smallest of them."""
+    def elsewhere(self, example: Example, *, thorough: bool = False) -> None:
+        """Other inputs, and training mode on the smallest; `thorough` adds each change alone, and more training."""
         held = [self.first] if self.left else []
         for given, expected in self.others if self.left else self._others(example):
             self.hold(given, expected)
@@ -210,10 +211,25 @@ class _Trials:
             self.found.notes.append(LEFT.format(held[0].what))
             if len(held) == 1:  # nothing longer: what the code does at the example's own size
                 self.hold(self._ways(whole)[0])
+        if thorough:
+            self._each_alone(example, {given.what for given in held})
+            for given in [whole, *held[1:]]:
+                self._training(given)
         small = held[0] if held else whole
         if self.blocks.passed and _elements(small.example) > _elements(example):
             small = whole
         self._training(small if small.passed else self._ways(small)[0])
+
+    def _each_alone(self, example: Example, known: set[str]) -> None:
+        """Inputs that differ from the example in one size, in the batch or in the values only, where they are taken."""
+        for given in each_alone(example, self.model):
+            if given.what in known:
+                continue
+            try:
+                expected = self._expected(given)
+            except (SecateurError, IndexError):
+                continue
+            self.hold(given, expected)
 
     def _ways(self, given: Input) -> list[Input]:
         """How an input goes through the model: a large one is first asked without its repeated blocks."""

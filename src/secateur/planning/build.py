@@ -31,6 +31,7 @@ from secateur.request import (
     CRITERION,
     MIN_KEEP,
     MIN_KEEP_FRACTION,
+    PROOF,
     SCALES,
     SCOPE,
     Amount,
@@ -71,6 +72,7 @@ def make_plan(
     tolerance: float | None = None,
     expressible: bool = False,
     scales: str = SCALES,
+    proof: str = PROOF,
     scores: Mapping[str, Tensor] | None = None,
     comparable: bool = True,
     keep: Mapping[str, Tensor] | None = None,
@@ -113,6 +115,9 @@ def make_plan(
         scales: what becomes of a scale that the code takes from a width that is cut, as 1 / sqrt(width) in attention:
             "keep" holds it at what it was, by a factor in the weights in front of it, and refuses the cut where there
             is no place for one; "follow" lets it change, which the certificate then says.
+        proof: on which inputs the cut is proved, as the certificate then says: "example" (the examples alone),
+            "default" (other values, batches and sizes too, and training mode; of large models as small as they come),
+            or "full" (the whole model at any size, each change alone, and training mode on all).
         scores: group name -> scores, in the place of `criterion`; units of groups that are left out stay.
         comparable: whether given `scores` of different groups share one scale, for example a change of the loss; if
             not, one ranking of slices takes them relative to their group's mean, as it takes those of criteria.
@@ -153,7 +158,7 @@ def make_plan(
     request = Request(
         target=None if given else Target.of(target), criterion=by.named, granularity=spelt_out(choices), scope=scope,
         allocation=allocation, protect=patterns_of(model, protect), min_keep=min_keep,
-        min_keep_fraction=min_keep_fraction, seed=seed, expressible=expressible, scales=scales,
+        min_keep_fraction=min_keep_fraction, seed=seed, expressible=expressible, scales=scales, proof=proof,
         round_to=width_grid(str(device_of(model))) if round_to == "auto" else round_to,
         blocks=None if by.solver is None else recorded_settings(blocks),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from secateur.model.guard import guard
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
 from secateur.registry import suggestion
-from secateur.request import Named, Request, Target
+from secateur.request import Efforts, Named, Request, Target, effort_of
 from secateur.structure.elsewhere import left_behind
 from secateur.structure.provenance import read
 from secateur.types import Certificate
@@ -48,11 +49,12 @@ def plan_of(
         whole, left = Left.of({n: torch.ones_like(mask) for n, mask in keep.items()}), Left.of(keep)
         cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
 
-    def prove(original: nn.Module, cut: nn.Module) -> Certificate:
-        example = candidates.example
+    def prove(original: nn.Module, cut: nn.Module, effort: Efforts | None = None) -> Certificate:
+        example, effort = candidates.example, effort or effort_of(request.proof)
         try:
             with guard(original, cut, example=example):
-                return candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance)
+                proof = candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance, effort=effort)
+                return replace(proof, effort=effort)
         # A model that answers by chance, or an operator that cannot take NaN, may raise anything: what it was is
         # found out afterwards.
         except Exception as error:

@@ -24,7 +24,16 @@ from secateur.recipe.checks import (
 )
 from secateur.recipe.parts import Distillation, Optimizer, Part
 from secateur.recipe.training import Training
-from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, Amount, check_together
+from secateur.request import (
+    ALLOCATION,
+    CRITERION,
+    MIN_KEEP,
+    MIN_KEEP_FRACTION,
+    PROOF,
+    Amount,
+    Efforts,
+    check_together,
+)
 
 
 class Targets(Part):
@@ -260,6 +269,9 @@ class Verify(Part):
     """Precision in which cut model and replay are compared."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
     """Largest absolute difference allowed; left out: chosen from dtype and size of the outputs."""
+    proof: Efforts = PROOF
+    """Inputs that the cut is proved on: ``example`` alone, ``default`` (others too, as small as they come) or ``full``
+    (others at any size, each change alone, training mode on all)."""
 
 
 REPEATABLE = ("finetune", "bn_refresh")
@@ -364,6 +376,7 @@ class Recipe(Part):
             "seed": self.seed,
             "dtype": self.verify.dtype,
             "tolerance": self.verify.tolerance,
+            "proof": self.verify.proof,
         }
 
 

@@ -154,7 +154,7 @@ def proof_line(report: Report) -> str:
     return (
         f"the cut gives what the original gives without these parts: largest error "
         f"{significant(proof.max_abs_error, 2)}, tolerance {significant(proof.tolerance, 2)} ({clean(proof.dtype)}, "
-        f"{clean(proof.method)}{_tried(proof)})"
+        f"{clean(proof.method)}{_tried(proof)}; proof: {clean(proof.effort)})"
     )
 
 

@@ -24,7 +24,18 @@ from secateur.model.call import as_loss, device_of
 from secateur.planning.averages import Averages
 from secateur.planning.build import CriterionLike, GranularityLike, candidates_of, criterion_of, units_of
 from secateur.planning.plan import Plan
-from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, SCALES, SCOPE, Amount, Named, Request
+from secateur.request import (
+    ALLOCATION,
+    CRITERION,
+    MIN_KEEP,
+    MIN_KEEP_FRACTION,
+    PROOF,
+    SCALES,
+    SCOPE,
+    Amount,
+    Named,
+    Request,
+)
 from secateur.request import Target as Goal
 from secateur.training.course import Course
 from secateur.training.cutting import Cutting, cut_again
@@ -76,6 +87,7 @@ class Pruner:
         ema: averaged weights (`AveragedModel`, or a dict of names to tensors), which follow.
         dtype: of certificates.
         tolerance: of certificates.
+        proof: on which inputs, as for `secateur.plan`.
         distributed: whether the processes of the default group train this one model; None: where it came in a
             `DistributedDataParallel`.
         state: of a checkpoint (`state_dict`), to go on from it at once: nothing is pruned before. For loops that have
@@ -136,6 +148,7 @@ class Pruner:
         ema: Averages | None = None,
         dtype: str = "float32",
         tolerance: float | None = None,
+        proof: str = PROOF,
         distributed: bool | None = None,
         state: StateDict | None = None,
     ) -> None:
@@ -147,7 +160,7 @@ class Pruner:
         request = Request(
             target=None, criterion=Named(rule.name, rule.options()), granularity=spelt_out(choices), scope=scope,
             allocation=allocation, protect=whole, min_keep=min_keep,  # type: ignore[arg-type]
-            min_keep_fraction=min_keep_fraction, round_to=round_to, seed=seed, scales=scales,
+            min_keep_fraction=min_keep_fraction, round_to=round_to, seed=seed, scales=scales, proof=proof,
         )  # fmt: skip
         together = Together.of(came, distributed, device_of(self.model))
         self._job = PruningJob(

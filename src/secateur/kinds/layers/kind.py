@@ -17,7 +17,7 @@ from secateur.kinds.layers.followers import decision, probe
 from secateur.kinds.layers.prove import certify_layers
 from secateur.model.agreement import worst
 from secateur.model.tensors import named_tensors, require_finite
-from secateur.request import Request
+from secateur.request import PROOF, Efforts, Request
 from secateur.structure.provenance import Attribute
 from secateur.structure.stacks import Stack, find_stacks
 from secateur.types import Certificate, Example, Group, LayerEntry, Span
@@ -77,7 +77,14 @@ class LayerStacks(Candidates):
         return searched(self.model, shapes, start)
 
     def prove(
-        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
     ) -> Certificate:
         """By the original with identity in the place of what goes."""
         layers = {
@@ -86,7 +93,7 @@ class LayerStacks(Candidates):
             if (mask := keep.get(group.name)) is not None and not bool(mask.all())
         }
         proof = worst(
-            certify_layers(whole, cut, example, layers, dtype=dtype, tolerance=tolerance)
+            certify_layers(whole, cut, example, layers, dtype=dtype, tolerance=tolerance, effort=effort)
             for example in (self.example, *self.examples)
         )
         if self.request.expressible:

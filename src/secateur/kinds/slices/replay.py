@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import zip_longest
 from typing import cast
 
@@ -22,8 +23,10 @@ from secateur.kinds.answers import Answer
 from secateur.kinds.reference import HINT
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
 from secateur.kinds.slices.fold import Scale, rescaled
+from secateur.kinds.slices.narrow import Narrow, run_narrow
 from secateur.kinds.slices.number_tape import NumberTape, PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, kept_only
+from secateur.kinds.slices.unmade import SameSlices
 from secateur.model.agreement import agreement, doubled, run_cut, worst
 from secateur.model.call import outputs
 from secateur.model.held import HeldRandomness
@@ -46,6 +49,7 @@ class Replay:
         keep: atom id -> bool array, True = kept; absent atoms are whole.
         tape: plain numbers of the cut model's run, used where its calls are the same.
         cut: parameters and buffers of the cut model, which are then compared slice by slice.
+        same: those of them that were compared already.
     """
 
     def __init__(
@@ -55,12 +59,13 @@ class Replay:
         keep: Keep,
         tape: Sequence[PlayedCall] = (),
         cut: Mapping[str, Tensor] | None = None,
+        same: SameSlices | None = None,
     ) -> None:
         self.trace = trace
         self.tape = align(trace.steps, tape)
         self.kept = KeptSlices(keep)
-        self.originals = Originals(trace, tensors, self.kept, cut)
-        self.values: dict[int, Tensor] = {}
+        self.originals = Originals(trace, tensors, self.kept, cut, same)
+        self.values: dict[int, Tensor | Narrow] = {}
         last = {
             n: i
             for i, step in enumerate(trace.steps)
@@ -94,13 +99,21 @@ class Replay:
             # Copies, as calls of the run may write in place.
             constant = self.trace.constants.get(number)
             self.values[number] = self.originals.whole(view) if view is not None else cast(Tensor, constant).clone()
-        return self.values[number]
+        found = self.values[number]
+        return found.full() if isinstance(found, Narrow) else found
+
+    def _at(self, number: int, d: int, stay: Tensor) -> Tensor:
+        """A value at some positions of a dimension."""
+        found = self.values.get(number)
+        return found.at(d, stay) if isinstance(found, Narrow) else pick(self._value(number), d, stay)
 
     def _run_step(self, step: Step, entry: PlayedCall | None) -> None:
         if step.outputs and step.outputs[0] in self.originals.views:
             return  # a weight with its dimensions in another order: made when, and as far as, somebody reads it
         args, kwargs = (list(step.args), step.kwargs) if entry is None else numbers(step, entry)
         produced = self._with_weight(step, args, kwargs)
+        if produced is None:
+            produced = run_narrow(step, args, kwargs, self.values, self._value)
         if produced is None:
             produced = self._looked_up(step)
         if produced is None:
@@ -110,7 +123,7 @@ class Replay:
 
     # -- the call as it was ----------------------------------------------------------------------------------
 
-    def _in_full(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor]:
+    def _in_full(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow]:
         """The call at full size: sums leave removed positions out, mixed dimensions run on what is kept."""
         local = self._without_removed(step)
         restrict = step.restrict
@@ -127,7 +140,7 @@ class Replay:
                 positions = self.kept(axis)
                 if positions is not None:
                     produced[position] = spread(produced[position], d, axis.size, positions.stay)
-        return produced
+        return [*produced]
 
     def _without_removed(self, step: Step) -> dict[int, Tensor]:
         """What a call sums over, without the removed positions: taken out, or zero where they must keep their place."""
@@ -183,7 +196,7 @@ class Replay:
 
     # -- the same with less work -----------------------------------------------------------------------------
 
-    def _with_weight(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor] | None:
+    def _with_weight(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow] | None:
         """A product with a weight, at what the weight keeps; None where the call is no such product.
 
         A removed row of the weight is NaN, and so is all that the product makes of it: it is not multiplied, its
@@ -199,14 +212,14 @@ class Replay:
         local = {weight: self.originals.factor(view, factor.summed, axis, factor.free)}
         summed = self.kept(axis)
         if summed is not None:
-            local[other] = pick(self._value(other), d, summed.stay)
+            local[other] = self._at(other, d, summed.stay)
         filled, named = self._filled(args, local), cast(Kwargs, self._filled(kwargs, local))
         free = view.dims[factor.free]
         stays, size = self.kept(self.originals.axes[view.name][free]), self.originals.tensors[view.name].shape[free]
         if stays is None:
             return [cast(Tensor, step.func(*cast("list[object]", filled), **named))]
         terms = with_bias_at(cast("list[object]", filled), factor, size, stays.stay)
-        return [spread(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
+        return [Narrow(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
 
     def _factor(self, step: Step) -> Factor | None:
         """The weight in a product, where exactly one factor is a weight and the trace agrees with the operator."""
@@ -223,7 +236,7 @@ class Replay:
         summed = next(d for n, d, _ in step.contracted if n == weights[0])
         return found if found is not None and found.summed == summed else None
 
-    def _looked_up(self, step: Step) -> list[Tensor] | None:
+    def _looked_up(self, step: Step) -> list[Tensor | Narrow] | None:
         """Rows of a table: only those that are read are copied and poisoned."""
         if base_name(step.func) != "embedding" or not isinstance(step.args[0], Ref):
             return None
@@ -273,6 +286,7 @@ def certify(
     examples: Sequence[Example] = (),
     draws: bool = True,
     runs: Sequence[Answer] = (),
+    same: SameSlices | None = None,
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
 
@@ -289,6 +303,7 @@ def certify(
         draws: whether the forward may draw random numbers, which are then held at fixed values.
         runs: of the cut model on the example and the further ones, each beside a `NumberTape`; what is not there, or
             was asked twice, is run here.
+        same: tensors of the cut model that were seen to hold the slices of the original.
 
     Returns:
         the certificate with the largest error found.
@@ -304,18 +319,19 @@ def certify(
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
         trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
+        same = None
     tensors = rescaled(named_tensors(model), scales)
     held = HeldRandomness if draws else nullcontext
     each = zip_longest((example, *examples), (trace, *trace.further), runs)
-    return worst(_replayed(tensors, cut, given, run, keep, tolerance, held, played) for given, run, played in each)
+    replay = partial(Replay, tensors=tensors, keep=keep, cut=named_tensors(cut), same=same)
+    return worst(_replayed(replay, cut, given, run, tolerance, held, played) for given, run, played in each)
 
 
 def _replayed(
-    tensors: Mapping[str, Tensor],
+    replay: Callable[..., Replay],
     cut: nn.Module,
     example: Example,
     trace: Trace,
-    keep: Keep,
     tolerance: float | None,
     held: Callable[[], AbstractContextManager[object]],
     played: Answer | None,
@@ -326,7 +342,7 @@ def _replayed(
             result = run_cut(cut, example, when="after this cut", hint=MULTIPLES)
     found = [t.detach() for t in outputs(result)]
     with held():
-        expected = Replay(trace, tensors, keep, tape.calls, named_tensors(cut)).run()
+        expected = replay(trace, tape=tape.calls).run()
     return agreement(
         expected,
         found,
