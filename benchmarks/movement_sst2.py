@@ -1,7 +1,7 @@
 """Movement against magnitude, and distillation against plain fine-tuning: MiniLM pruned while it learns SST-2.
 
-    python benchmarks/movement_sst2.py tune --data DIR --model DIR --out DIR --device cuda --part 0 --parts 6
-    python benchmarks/movement_sst2.py run --data DIR --model DIR --out DIR --device cuda --seed 0
+    python benchmarks/movement_sst2.py tune --data DIR --model DIR --out DIR --device cuda --seeds 0 1
+    python benchmarks/movement_sst2.py run --data DIR --model DIR --out DIR --device cuda --seeds 0 1 2
     python benchmarks/movement_sst2.py table --out DIR
 
 `--data` holds train.tsv and dev.tsv (sentence, tab, 0 or 1), `--model` a folder of a BERT of transformers, here the
@@ -11,15 +11,17 @@ a few epochs, as is usual. What is pruned are the single weights of the linear l
 frozen in all cells, pooler and classifier stay whole. Pruning walks a cubic schedule from `--begin` to `--end` of the
 training and cools down for the rest.
 
-`tune` compares learning rates and scopes on a tenth of train.tsv that it does not train with; dev.tsv is not read.
-`run` takes the best of them for each method from the same folder, trains on all of train.tsv and answers dev.tsv once,
-after the last step. Every cell is one line of a JSON-lines file, written when it is finished, and is not run again.
+`tune` compares settings, as many for magnitude as for movement, on a tenth of train.tsv that it does not train with;
+dev.tsv is not read. `run` takes the best of them for each method from the same folder, trains on all of train.tsv and
+answers dev.tsv once, after the last step. Every cell is one line of a JSON-lines file, written when it is finished, and
+is not run again. With `--claims DIR` several processes of the same command share the cells.
 Needs: pip install secateur[hf]
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import platform
@@ -38,21 +40,20 @@ from secateur.recover import Distil, taught
 # Quantiles 0.975 of Student's t by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 ENCODER = "encoder.layer."
-# Three for everybody; what has lost nine of ten weights learns with larger ones than what is whole.
-RATES = {"dense": (3e-5, 1e-4, 3e-4), "pruned": (1e-4, 3e-4, 1e-3)}
 SOFT_EVERY = 10  # steps between updates, at which the strength of the penalty is steered too
 TEACHING = {"temperature": 2.0, "weight": 0.7}
 INSIDE = {**TEACHING, "hidden": ["*encoder.layer.?"], "hidden_weight": 1.0}
-BLOCKS = {"name": "block", "shape": [32, 32]}
 PAIRS = (
     ("movement", "magnitude"),
     ("soft movement", "magnitude"),
     ("soft movement", "movement"),
     ("movement + teacher", "magnitude + teacher"),
+    ("soft movement + teacher", "magnitude + teacher"),
     ("movement + teacher", "movement"),
     ("magnitude + teacher", "magnitude"),
     ("movement + teacher, hidden states", "movement + teacher"),
-    ("movement, blocks 32 x 32", "magnitude, blocks 32 x 32"),
+    ("magnitude + teacher, hidden states", "magnitude + teacher"),
+    ("movement + teacher, hidden states", "magnitude + teacher, hidden states"),
 )
 
 # -- data ----------------------------------------------------------------------------------------------------------
@@ -118,13 +119,21 @@ def build(asked: argparse.Namespace, seed: int) -> nn.Module:
 
 
 class Scores:
-    """The optimizer of movement scores: Adam, whose rate falls to zero with that of the weights, as in the paper."""
+    """The optimizer of movement scores: its rate falls to zero with that of the weights, as in the paper.
 
-    def __init__(self, rate: float, shape: Any) -> None:
-        self.rate, self.shape, self.rates = rate, shape, None
+    A number is the rate of Adam, as in the paper. "sgd" adds the products of gradient and weight up as they are, so
+    that the amount does not depend on a rate; "sgd, fading" forgets them over some 300 steps.
+    """
+
+    def __init__(self, kind: float | str, shape: Any) -> None:
+        self.kind, self.shape, self.rates = kind, shape, None
 
     def __call__(self, scores: list[nn.Parameter]) -> torch.optim.Optimizer:
-        made = torch.optim.Adam(scores, lr=self.rate)
+        made: torch.optim.Optimizer
+        if isinstance(self.kind, float):
+            made = torch.optim.Adam(scores, lr=self.kind)
+        else:
+            made = torch.optim.SGD(scores, lr=1.0, weight_decay=1 / 300 if "fading" in self.kind else 0.0)
         self.rates = torch.optim.lr_scheduler.LambdaLR(made, self.shape)
         return made
 
@@ -135,12 +144,11 @@ def pruner_of(spec: dict[str, Any], model: nn.Module, optimizer: Any, total: int
         return None, None
     common = {
         "sparsity": spec["sparsity"],
-        "begin": int(asked.begin * total),
-        "end": int(asked.end * total),
+        "begin": int(spec.get("begin", asked.begin) * total),
+        "end": int(spec.get("end", asked.end) * total),
         "every": spec.get("every", asked.every),
         "schedule": "cubic",
         "scope": spec.get("scope", "global"),
-        "granularity": spec.get("granularity", "element"),
         "protect": ["bert.pooler", "classifier"],
         "optimizer": optimizer,
     }
@@ -148,7 +156,48 @@ def pruner_of(spec: dict[str, Any], model: nn.Module, optimizer: Any, total: int
         return sc.Pruner(model, criterion="magnitude", **common), None
     scores = Scores(spec["scores"], shape)
     form: dict[str, Any] = {"form": "soft", "strength": 10.0} if spec["method"] == "soft" else {"form": "hard"}
-    return sc.MovementPruner(model, scores=scores, **form, **common), scores
+    pruner = sc.MovementPruner(model, scores=scores, **form, freeze=spec.get("freeze", "none"), **common)
+    for name, score in pruner.scores.items() if "start" in spec else ():
+        size = model.get_parameter(name).detach().abs()
+        score.data.copy_(spec["start"] * size / size.square().mean().sqrt())
+    return pruner, scores
+
+
+class Replayed:
+    """Forward and backward of a batch as one CUDA graph for every width, replayed: launching costs more than computing.
+
+    Gradients of a replay are those that an eager step has, but for rounding; dropout draws from the same generator.
+    """
+
+    def __init__(self, loss: Any, model: nn.Module) -> None:
+        self.loss, self.model, self.made = loss, model, {}
+        self.moved = [p for p in model.parameters() if p.requires_grad]
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        width = batch["input_ids"].shape
+        if width not in self.made:
+            self.made[width] = self.record({key: value.contiguous().clone() for key, value in batch.items()})
+        graph, held, gradients = self.made[width]
+        for key, value in batch.items():
+            held[key].copy_(value)
+        graph.replay()
+        for parameter, gradient in zip(self.moved, gradients, strict=True):
+            parameter.grad = gradient
+
+    def record(self, held: dict[str, Tensor]) -> Any:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                self.loss(self.model, held).backward()
+                self.model.zero_grad()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.loss(self.model, held).backward()
+        gradients = [p.grad for p in self.moved]
+        self.model.zero_grad()
+        return graph, held, gradients
 
 
 def fit(
@@ -167,10 +216,10 @@ def fit(
     optimizer = torch.optim.AdamW(moved, lr=spec["lr"], weight_decay=0.0, fused=asked.device == "cuda")
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
     pruner, scores = pruner_of(spec, model, optimizer, total, shape, asked)
-    loss = taught(None, teacher, Distil(**spec["distil"]), model) if spec.get("distil") else None
+    loss: Any = taught(None, teacher, Distil(**spec["distil"]), model) if spec.get("distil") else plain
+    replayed = Replayed(loss, model) if asked.graphs else None
     for batch in data.epochs(spec["epochs"], asked.batch, seed):
-        value = model(**batch).loss if loss is None else loss(model, batch)
-        value.backward()
+        loss(model, batch).backward() if replayed is None else replayed(batch)
         optimizer.step()
         optimizer.zero_grad()
         rates.step()
@@ -183,6 +232,10 @@ def fit(
     reached = pruner.sparsity  # the soft form follows its schedule nearly, and is brought to the amount at the end
     pruner.finish()
     return {"steps": total, "reached": reached}
+
+
+def plain(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).loss
 
 
 @torch.no_grad()
@@ -208,23 +261,35 @@ def zeros(model: nn.Module) -> float:
 class Book:
     """Finished cells, one JSON line each."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, claims: Path | None = None) -> None:
+        self.path, self.claims = path, claims
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
     def once(self, cell: dict[str, Any], run: Any) -> None:
-        found = next((line for line in self.read() if all(line.get(k) == v for k, v in cell.items())), None)
-        if found is None:
-            started = time.perf_counter()
-            answer = run()  # reads an accuracy at its end, so whatever the device had to do is done
-            seconds = round(time.perf_counter() - started, 1)
-            found = {**cell, **answer, "seconds": seconds, "torch": torch.__version__, "where": where()}
-            with self.path.open("a") as out:  # one write of one line: several processes may share the file
-                out.write(json.dumps(found) + "\n")
-            print(json.dumps(found), flush=True)
+        if any(all(line.get(k) == v for k, v in cell.items()) for line in self.read()) or not self.mine(cell):
+            return
+        started = time.perf_counter()
+        answer = run()  # reads an accuracy at its end, so whatever the device had to do is done
+        seconds = round(time.perf_counter() - started, 1)
+        found = {**cell, **answer, "seconds": seconds, "torch": torch.__version__, "where": where()}
+        with self.path.open("a") as out:  # one write of one line: several processes may share the file
+            out.write(json.dumps(found) + "\n")
+        print(json.dumps(found), flush=True)
+
+    def mine(self, cell: dict[str, Any]) -> bool:
+        """Whether no other process has taken the cell before."""
+        if self.claims is None:
+            return True
+        self.claims.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(json.dumps([self.path.name, cell], sort_keys=True).encode()).hexdigest()[:16]
+        try:
+            (self.claims / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 def where() -> str:
@@ -233,106 +298,143 @@ def where() -> str:
 
 def lengths(asked: Any) -> dict[str, Any]:
     """What all cells share, as part of what names them."""
-    return {"epochs": asked.epochs, "batch": asked.batch, "every": asked.every, "limit": asked.limit}
+    return {"epochs": asked.epochs, "batch": asked.batch, "limit": asked.limit}
 
 
 def trials(asked: Any) -> list[dict[str, Any]]:
-    """What `tune` compares: learning rates of every method, and whether all layers compete or each has its share."""
+    """What `tune` compares: as many settings for magnitude as for movement with hard masks."""
+    at = {"sparsity": asked.tune_sparsity}
     found: list[dict[str, Any]] = []
-    for whole, lr in zip(RATES["dense"], RATES["pruned"], strict=True):
-        common = {"lr": lr, "sparsity": asked.tune_sparsity}
-        found += [{"method": "movement", **common, "scores": 1e-2, "scope": scope} for scope in ("global", "local")]
-        found += [{"method": "magnitude", **common, "scope": scope} for scope in ("global", "local")]
-        found += [{"method": "soft", **common, "scores": 1e-2, "every": SOFT_EVERY}]
-        found += [{"method": "dense", "lr": whole, "sparsity": 0.0}]
-    return found
+    for scope in ("local", "global"):
+        for lr in (1e-4, 3e-4):
+            for scores in (1e-2, "sgd"):
+                found.append({"method": "movement", "lr": lr, "scope": scope, "scores": scores, **at})
+        for lr in (1e-4, 3e-4, 6e-4, 1e-3):
+            found.append({"method": "magnitude", "lr": lr, "scope": scope, **at})
+    local = {"method": "movement", "lr": 3e-4, "scope": "local", **at}
+    found += [
+        {**local, "scores": 1e-2, "freeze": "masks"},
+        {**local, "scores": "sgd", "freeze": "masks"},
+        {**local, "scores": "sgd, fading"},
+        {**local, "scores": 1e-2, "start": 1.0},
+    ]
+    for end in (0.5, 0.85):
+        found += [{"method": "magnitude", "lr": lr, "scope": "global", "end": end, **at} for lr in (3e-4, 1e-3)]
+    for lr in (1e-4, 3e-4, 1e-3):
+        found += [{"method": "soft", "lr": lr, "scores": scores, "every": SOFT_EVERY, **at} for scores in (1e-2, 3e-2)]
+    return found + [{"method": "dense", "lr": lr, "sparsity": 0.0} for lr in (3e-5, 1e-4, 3e-4)]
 
 
 def tune(asked: Any, tokenizer: Any) -> None:
     parts = split(rows(asked.data / "train.tsv"))
     train, held = (Sentences(part[: asked.limit], tokenizer, asked.device) for part in parts)
-    book = Book(asked.out / "tune.jsonl")
-    for spec in trials(asked)[asked.part :: asked.parts]:
-        cell = {"seed": asked.seed, **lengths(asked), **spec}
+    book = Book(asked.out / "tune.jsonl", asked.claims)
+    specs = trials(asked) if asked.trials is None else json.loads(asked.trials.read_text())
+    for seed in asked.seeds:
+        for spec in specs:
 
-        def run(spec: dict[str, Any] = spec) -> dict[str, Any]:
-            model = build(asked, asked.seed)
-            done = fit(model, train, {**spec, "epochs": asked.epochs}, asked.seed, asked)
-            return {"held_out": accuracy(model, held), "zeros": zeros(model), **done}
+            def run(spec: dict[str, Any] = spec, seed: int = seed) -> dict[str, Any]:
+                model = build(asked, seed)
+                done = fit(model, train, {**spec, "epochs": asked.epochs}, seed, asked)
+                return {"held_out": accuracy(model, held), "zeros": zeros(model), **done}
 
-        book.once(cell, run)
+            book.once({"seed": seed, **lengths(asked), **spec}, run)
+
+
+SETTINGS = ("method", "lr", "scores", "scope", "freeze", "start", "begin", "end", "every")
+
+
+def settings_of(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: line[key] for key in SETTINGS if key in line}
+
+
+def tuned(asked: Any) -> list[tuple[dict[str, Any], list[float]]]:
+    """Every setting with its accuracies on the held-out sentences; those that all seeds have tried."""
+    found: dict[str, tuple[dict[str, Any], list[float]]] = {}
+    for line in Book(asked.out / "tune.jsonl").read():
+        own = settings_of(line)
+        found.setdefault(json.dumps(own, sort_keys=True), (own, []))[1].append(line["held_out"])
+    most = max((len(of) for _, of in found.values()), default=0)
+    return sorted((pair for pair in found.values() if len(pair[1]) == most), key=lambda pair: json.dumps(pair[0]))
 
 
 def chosen(asked: Any) -> dict[str, dict[str, Any]]:
-    """The best setting of every method on the held-out sentences; of equal ones the smaller rate."""
-    best: dict[str, dict[str, Any]] = {}
-    for line in sorted(Book(asked.out / "tune.jsonl").read(), key=lambda line: (line["lr"], line.get("scope", ""))):
-        before = best.get(line["method"])
-        if before is None or line["held_out"] > before["held_out"]:
-            best[line["method"]] = line
-    keep = ("lr", "scores", "scope")
-    return {method: {key: line[key] for key in keep if key in line} for method, line in best.items()}
+    """The best setting of every method on the held-out sentences, on average over seeds."""
+    best: dict[str, tuple[float, dict[str, Any]]] = {}
+    for own, of in tuned(asked):
+        mean = sum(of) / len(of)
+        if mean > best.get(own["method"], (-1.0, {}))[0]:
+            best[own["method"]] = (mean, own)
+    return {method: own for method, (_, own) in best.items()}
 
 
 def cells(asked: Any) -> list[dict[str, Any]]:
     """What `run` trains, the most important first."""
-    plain = {"lr": 3e-4}
     settings = {
         "dense": {"lr": 1e-4},
-        "magnitude": {**plain, "scope": "global"},
-        "movement": {**plain, "scores": 1e-2, "scope": "global"},
-        "soft": {**plain, "scores": 1e-2},
+        "magnitude": {"lr": 3e-4, "scope": "global"},
+        "movement": {"lr": 3e-4, "scores": 1e-2, "scope": "local"},
+        "soft": {"lr": 3e-4, "scores": 1e-2, "every": SOFT_EVERY},
         **chosen(asked),
     }
-    found = [{"name": "dense, trained on", "method": "dense", "sparsity": 0.0, **settings["dense"]}]
+    names = {"soft": "soft movement"}
+    found: list[dict[str, Any]] = []
 
-    def add(name: str, method: str, sparsity: float, **more: Any) -> None:
-        found.append({"name": name, "method": method, "sparsity": sparsity, **settings[method], **more})
+    def add(method: str, sparsity: float, after: str = "", **more: Any) -> None:
+        name = names.get(method, method) + after
+        found.append({"name": name, "sparsity": sparsity, **settings[method], "method": method, **more})
 
-    for teaching in ({}, {"distil": TEACHING}):
-        for method in ("movement", "magnitude"):
-            for sparsity in asked.sparsity:
-                add(method + (" + teacher" if teaching else ""), method, sparsity, **teaching)
-    for sparsity in asked.sparsity:
-        add("soft movement", "soft", sparsity, every=SOFT_EVERY)
-    for sparsity in asked.sparsity[:1]:
-        add("movement + teacher, hidden states", "movement", sparsity, distil=INSIDE)
-    if asked.blocks:
-        for method in ("movement", "magnitude"):
-            add(f"{method}, blocks 32 x 32", method, asked.blocks, granularity=BLOCKS)
+    add("dense", 0.0, ", trained on")
+    for method in ("movement", "magnitude", "soft"):
+        for sparsity in asked.sparsity:
+            add(method, sparsity)
+            add(method, sparsity, " + teacher", distil=TEACHING)
+    for method in ("movement", "magnitude"):
+        for sparsity in asked.sparsity:
+            add(method, sparsity, " + teacher, hidden states", distil=INSIDE)
     return found
 
 
 def run_seed(asked: Any, tokenizer: Any) -> None:
     train = Sentences(rows(asked.data / "train.tsv", asked.limit), tokenizer, asked.device)
     dev = Sentences(rows(asked.data / "dev.tsv", asked.limit), tokenizer, asked.device)
-    book = Book(asked.out / f"seed-{asked.seed}.jsonl")
-    todo, kept = cells(asked), asked.cache / f"teacher-{asked.seed}.pt"
-    teacher_spec = {"method": "dense", "sparsity": 0.0, "lr": todo[0]["lr"], "epochs": asked.teacher_epochs}
-    teacher = build(asked, asked.seed)
+    book = Book(asked.out / "cells.jsonl", asked.claims)
+    todo = cells(asked)
+    first = {"name": "dense", "method": "dense", "sparsity": 0.0, "lr": todo[0]["lr"], "epochs": asked.teacher_epochs}
 
-    def teach() -> dict[str, Any]:
-        done = fit(teacher, train, teacher_spec, asked.seed, asked)
-        asked.cache.mkdir(parents=True, exist_ok=True)
-        torch.save(teacher.state_dict(), kept)
-        return {"accuracy": accuracy(teacher, dev), "zeros": zeros(teacher), **done}
+    def run(spec: dict[str, Any], seed: int) -> dict[str, Any]:
+        model = build(asked, seed)
+        teacher = taught_by(asked, seed) if "distil" in spec else None
+        done = fit(model, train, spec, seed, asked, teacher)
+        if spec is first:
+            kept = kept_teacher(asked, seed)
+            torch.save(model.state_dict(), kept.with_suffix(".part"))
+            kept.with_suffix(".part").rename(kept)
+        return {"accuracy": accuracy(model, dev), "zeros": zeros(model), **done}
 
-    if not kept.exists():  # cells with a teacher of another run would not be those of this one
-        book.path.unlink(missing_ok=True)
-    named = {"seed": asked.seed, "name": "dense", **{**lengths(asked), **teacher_spec}}
-    book.once(named, teach)
-    teacher.load_state_dict(torch.load(kept, weights_only=True, map_location=asked.device))
-    teacher.eval().requires_grad_(False)
-    for spec in todo:
-        if asked.only and spec["name"] not in asked.only:
-            continue
+    for seed in asked.seeds:
+        named = {"seed": seed, **lengths(asked), **first}
+        if not kept_teacher(asked, seed).exists() or named["name"] in (asked.only or ()):
+            book.once(named, lambda seed=seed: run(first, seed))
+    for seed in asked.seeds:
+        for spec in todo:
+            if not asked.only or spec["name"] in asked.only:
+                whole = {**lengths(asked), **spec}
+                book.once({"seed": seed, **whole}, lambda whole=whole, seed=seed: run(whole, seed))
 
-        def run(spec: dict[str, Any] = spec) -> dict[str, Any]:
-            model = build(asked, asked.seed)
-            done = fit(model, train, {**spec, "epochs": asked.epochs}, asked.seed, asked, teacher)
-            return {"accuracy": accuracy(model, dev), "zeros": zeros(model), **done}
 
-        book.once({"seed": asked.seed, **lengths(asked), **spec}, run)
+def kept_teacher(asked: Any, seed: int) -> Path:
+    asked.cache.mkdir(parents=True, exist_ok=True)
+    return asked.cache / f"teacher-{seed}.pt"
+
+
+def taught_by(asked: Any, seed: int) -> nn.Module:
+    """The dense model of a seed; waits for the process that trains it."""
+    while not kept_teacher(asked, seed).exists():
+        time.sleep(1)
+    teacher = build(asked, seed)
+    teacher.load_state_dict(torch.load(kept_teacher(asked, seed), weights_only=True, map_location=asked.device))
+    return teacher.eval().requires_grad_(False)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -375,22 +477,19 @@ def of_seeds(lines: list[dict[str, Any]]) -> None:
     print(f"| dense, trained on - dense | {paired(found, 'dense, trained on', 'dense')} |")
 
 
-def of_settings(tuned: list[dict[str, Any]]) -> None:
-    print("\n| compared on held-out sentences | scope | lr | accuracy | seconds |\n" + "|---" * 5 + "|")
-    for line in sorted(tuned, key=lambda line: (line["method"], line.get("scope", ""), line["lr"])):
-        name = f"{line['method']}, {100 * line['sparsity']:g} %" if line["sparsity"] else line["method"]
-        parts = (name, line.get("scope", "-"), f"{line['lr']:g}", f"{line['held_out']:.2f}", f"{line['seconds']:.0f}")
-        print("| " + " | ".join(parts) + " |")
+def of_settings(asked: Any) -> None:
+    print("\n| setting | accuracy on held-out sentences |\n|---|---|")
+    for own, of in tuned(asked):
+        what = ", ".join(f"{key} {value:g}" if isinstance(value, float) else str(value) for key, value in own.items())
+        print(f"| {what} | {', '.join(f'{one:.2f}' for one in of)} (mean {sum(of) / len(of):.2f}) |")
 
 
 def table(asked: Any) -> None:
-    lines = [line for path in sorted(asked.out.glob("seed-*.jsonl")) for line in Book(path).read()]
-    tuned = Book(asked.out / "tune.jsonl").read()
+    lines = Book(asked.out / "cells.jsonl").read()
     if lines:
         print(f"torch {lines[0]['torch']}, {lines[0]['where']}\n")
         of_seeds(lines)
-    if tuned:
-        of_settings(tuned)
+    of_settings(asked)
 
 
 def main() -> None:
@@ -401,18 +500,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/movement-sst2"))
     parser.add_argument("--cache", type=Path, help="where teachers are kept; the folder of --out unless given")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--claims", type=Path, help="folder where several processes mark what each of them takes")
+    parser.add_argument("--trials", type=Path, help="JSON list of settings that tune compares in the place of its own")
+    parser.add_argument("--graphs", action="store_true", help="replay forward and backward as CUDA graphs")
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--teacher-epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95])
-    parser.add_argument("--blocks", type=float, default=0.7, help="sparsity of the cells of blocks; 0 leaves them out")
     parser.add_argument("--begin", type=float, default=0.1)
     parser.add_argument("--end", type=float, default=0.7)
     parser.add_argument("--every", type=int, default=30, help="steps between updates of the masks")
     parser.add_argument("--tune-sparsity", type=float, default=0.95)
-    parser.add_argument("--part", type=int, default=0, help="of the settings that tune compares, this ...")
-    parser.add_argument("--parts", type=int, default=1, help="... of so many parts")
     parser.add_argument("--only", nargs="+", help="names of cells")
     parser.add_argument("--limit", type=int, help="the first so many sentences only, to try the script")
     parser.add_argument("--threads", type=int, default=1)

@@ -74,6 +74,7 @@ class _Masked:
         # the caller's, and written to in place it would no longer tell how many values are hidden.
         self.keep = keep.clone() if keep.is_inference() else keep
         self.version = self.keep._version
+        self._spread: Tensor | None = None
 
     def drop(self) -> Tensor:
         """True at the masked places; of size 1 in dimensions where the mask is."""
@@ -81,6 +82,16 @@ class _Masked:
             self.keep = self.keep.to(self.parameter.device)
             self.version = self.keep._version
         return ~self.keep
+
+    def spread(self) -> Tensor:
+        """The hidden values at their places and 0 elsewhere; made once, for neither they nor the mask change."""
+        assert self.hidden is not None
+        found = self._spread
+        if found is None or found.device != self.parameter.device or found.dtype != self.parameter.dtype:
+            found = torch.zeros_like(self.parameter.detach())
+            put(found, self.drop(), self.hidden.to(found))
+            self._spread = found
+        return found
 
 
 class MaskHandle:
@@ -191,16 +202,14 @@ class MaskHandle:
             InputError: no mask has this name, or the hidden values were not stored.
 
         Cost:
-            One copy of the parameter.
+            One copy of the parameter, and another that is kept until its mask changes, so that asking at every step of
+            a training is cheap.
         """
         if name not in self._held:
             raise InputError(f"no mask is called {name!r}", hint=suggestion(name, self._held))
         self._require_originals()
         held = self._held[name]
-        assert held.hidden is not None
-        full = held.parameter.detach().clone()
-        put(full, held.drop(), held.hidden.to(full))
-        return full
+        return torch.where(held.drop(), held.spread(), held.parameter.detach())
 
     # -- changing ---------------------------------------------------------------------------------------------
 

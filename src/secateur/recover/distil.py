@@ -148,7 +148,10 @@ def _outputs(found: Tensor, wanted: Tensor, batch: Batch, spec: Distil) -> Tenso
     ours, theirs = (functional.log_softmax(one.float() / t, dim) for one in (found, wanted))
     per_place = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim)
     counted = _counted(batch, per_place)
-    return t * t * (per_place.mean() if counted is None else per_place[counted].mean())
+    if counted is None:
+        return t * t * per_place.mean()
+    # Without an index of unknown length, for which an accelerator would be waited for.
+    return t * t * torch.where(counted, per_place, 0).sum() / counted.sum()
 
 
 def _class_dim(scores: Tensor, target: Tensor | None) -> int:
@@ -166,7 +169,7 @@ def _counted(batch: Batch, per_place: Tensor) -> Tensor | None:
     attended = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if isinstance(attended, Tensor) and attended.shape == per_place.shape:
         keep = attended.bool() if keep is None else keep & attended.bool()
-    return keep if keep is None or bool(keep.any()) else None
+    return keep if keep is None else keep | ~keep.any()  # where none counts, all do
 
 
 @contextmanager

@@ -77,8 +77,8 @@ class MovementPruner:
         InputError: no optimizer, or one that moves no parameter of the model.
 
     Cost:
-        Memory for the scores and their optimizer (for single weights three times the masked weights), and for the
-        values under the masks. One product per weight and step.
+        Memory for the scores and their optimizer (for single weights three times the masked weights), for the values
+        under the masks, and a copy of the masked weights. One product per weight and step.
 
     Source:
         Sanh, Wolf, Rush, "Movement Pruning", 2020 (hard and soft); blocks, heads and filling: Lagunas, Charlaix, Sanh,
@@ -254,7 +254,8 @@ class MovementPruner:
     def _learn(self, *_: object) -> None:
         """Move the scores by the gradients that the loop has just computed."""
         if not self._frozen:
-            products = {name: self._product(name) for name in self._touched}
+            masked = self.handle.masks.keys()
+            products = {name: self._product(name, name in masked) for name in self._touched}
             seen = {name: value for name, value in products.items() if value is not None}
             units = sum(score.numel() for score in self.scores.values())
             for group in self._summed:
@@ -271,12 +272,12 @@ class MovementPruner:
                 # Without a gradient an optimizer leaves a weight alone, decay and momentum included.
                 self._parameters[name].grad = None
 
-    def _product(self, name: str) -> Tensor | None:
+    def _product(self, name: str, masked: bool) -> Tensor | None:
         parameter = self._parameters[name]
         if parameter.grad is None:
             return None
         # Masked weights count with the value that they would have: so they can earn their way back.
-        weight = self.handle.unmasked(name) if name in self.handle.masks else parameter.detach()
+        weight = self.handle.unmasked(name) if masked else parameter.detach()
         return parameter.grad.detach().float() * weight.float()
 
     def _update(self) -> bool:
