@@ -31,9 +31,11 @@ from secateur.structure.conditions import Branch, unreached
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
+from secateur.structure.ran import Ways
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.switches import switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
+from secateur.structure.untaken import untaken
 from secateur.structure.watched import watched
 from secateur.types import Example
 
@@ -129,6 +131,7 @@ def _run(
         # The function mode stands on top: a call passes it first, with the integers as the user's code wrote them.
         stack.enter_context(_Dispatch(recorder))
         stack.enter_context(_Functions(recorder))
+        stack.enter_context(recorder.ways.watching(lambda: recorder.here.module))
         try:
             result = _forward(model, followed(recorder, model, _switched(model, example, switched)))
             doors.given_out(recorder, result)
@@ -175,6 +178,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     trace.conditions.extend(branch.condition for branch in (*switches(model), *surroundings(model)))
+    trace.conditions.extend(untaken(first.ways, trace.conditions))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 
@@ -322,6 +326,7 @@ class _Functions(TorchFunctionMode):
         if name in doors.RANKS or getattr(func, "__self__", None) is torch.Tensor.ndim:
             return doors.ranked(recorder, name, args, func(*args, **kwargs))
         outer, recorder.here.function = recorder.here.function, name
+        recorder.ways.pause()
         try:
             result = func(*_without_flags(args), **_without_flags(kwargs))
             if name in doors.READS:
@@ -344,6 +349,8 @@ class _Functions(TorchFunctionMode):
                 recorder.settle_made()
         finally:
             recorder.here.function = outer
+            if not outer:
+                recorder.ways.go_on()
         return result
 
     def _sizes(self, plain: object, args: Args, kwargs: Kwargs) -> object:
