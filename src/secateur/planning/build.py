@@ -255,6 +255,7 @@ def plan_of(
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
         conditions=(
             *(() if candidates.trace is None else candidates.trace.conditions),
+            *candidates.conditions,
             *left_behind(model, edit.cuts, edit.attributes),
         ),
     )

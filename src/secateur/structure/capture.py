@@ -31,7 +31,6 @@ from secateur.structure.conditions import Branch, unreached
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
-from secateur.structure.ran import Ways
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.switches import switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
@@ -178,7 +177,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     trace.conditions.extend(branch.condition for branch in (*switches(model), *surroundings(model)))
-    trace.conditions.extend(untaken(first.ways, trace.conditions))
+    trace.conditions.extend(untaken(model, first.ways, trace.conditions))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 

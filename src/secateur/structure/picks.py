@@ -75,7 +75,9 @@ def _is_walk(node: ast.AST, source: Source) -> bool:
     key = _key(node)
     counted: set[str] = set()
     for _, parent, _ in source.climb(node):
-        loops = parent.generators if isinstance(parent, COMPREHENSIONS) else [parent] if isinstance(parent, LOOPS) else []
+        loops = (
+            parent.generators if isinstance(parent, COMPREHENSIONS) else [parent] if isinstance(parent, LOOPS) else []
+        )
         for loop in loops:
             goes = loop.iter.func if isinstance(loop.iter, ast.Call) else None
             name = goes.id if isinstance(goes, ast.Name) else getattr(goes, "attr", "")

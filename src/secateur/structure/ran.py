@@ -44,6 +44,11 @@ def is_watched(filename: str) -> bool:
     return is_users(filename) and not filename.startswith(STANDARD)
 
 
+def is_installed(filename: str) -> bool:
+    """Whether a file belongs to a library."""
+    return any(f"/{name}/" in filename for name in PACKAGES)
+
+
 class Ran:
     """A piece of code that ran.
 
@@ -149,7 +154,7 @@ def _traced(ways: Ways) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
-        threading.settrace(of_threads)  # type: ignore[arg-type]
+        threading.settrace(of_threads)
         ways.go_on = ways.pause = _nothing
 
 

@@ -86,7 +86,7 @@ class Layout:
                     self.groups.setdefault(owner, []).append(jump)
 
     def decided(self, place: int, group: set[int], spans: Sequence[Position]) -> int | None:
-        """Where the code goes on from a place once a test is decided; None where another jump of it is still to come."""
+        """Where the code goes on from a place once a test is decided; None where another jump of it comes first."""
         n = self.number.get(place)
         for _ in range(FARTHEST):
             if n is None or n >= len(self.steps):
@@ -140,6 +140,7 @@ class Layout:
 
 
 def position_of_step(step: dis.Instruction) -> Position | None:
+    """Where an instruction stands in the source."""
     p = step.positions
     if p is None or p.lineno is None or p.col_offset is None or p.end_lineno is None or p.end_col_offset is None:
         return None
@@ -275,7 +276,9 @@ def _copies(layout: Layout, jumps: list[Jump], spans: Sequence[Position]) -> Ite
     for jump in sorted(jumps, key=lambda jump: jump.place):
         if copy:
             between = layout.steps[layout.number[copy[-1].place] + 1 : layout.number[jump.place]]
-            positions = [p for step in between if step.opname not in AHEAD and (p := position_of_step(step)) is not None]
+            positions = [
+                p for step in between if step.opname not in AHEAD and (p := position_of_step(step)) is not None
+            ]
             if not all(p == jump.position or any(is_inside(p, span) for span in spans) for p in positions):
                 yield copy
                 copy = []
@@ -348,4 +351,4 @@ def position_of_code(code: CodeType) -> Position | None:
     if not known:
         return None
     ends = [(p[1], p[3]) for p in known]
-    return (code.co_firstlineno, 0, *max(ends))  # type: ignore[return-value,type-var]
+    return (code.co_firstlineno, 0, *max(ends))  # type: ignore[return-value]

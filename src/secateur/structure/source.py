@@ -95,7 +95,9 @@ def _around(filename: str, first: int, last: int) -> tuple[int, int]:
         end = next((n for n in range(start + 1, len(lines) + 1) if 0 <= _depth(lines[n - 1]) <= depth), len(lines) + 1)
         # A closing bracket of the arguments stands as far to the left as the definition.
         while end <= len(lines) and lines[end - 1].lstrip().startswith((")", "]")):
-            end = next((n for n in range(end + 1, len(lines) + 1) if 0 <= _depth(lines[n - 1]) <= depth), len(lines) + 1)
+            end = next(
+                (n for n in range(end + 1, len(lines) + 1) if 0 <= _depth(lines[n - 1]) <= depth), len(lines) + 1
+            )
         if end > last:
             return start, end - 1
     return 0, 0

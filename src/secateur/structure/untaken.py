@@ -8,10 +8,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import CodeType
+
+from torch import nn
 
 from secateur.model.place import short
+from secateur.structure.asked import plain_function, targets
 from secateur.structure.picks import picks
-from secateur.structure.ran import Ran, Ways
+from secateur.structure.ran import Ran, Ways, is_installed
 from secateur.structure.sides import Decision, layout_of, one_way
 from secateur.structure.source import COMPREHENSIONS, LOOPS, fails, is_idle, is_truth
 from secateur.types import Condition
@@ -38,40 +42,48 @@ class Said:
     module: str
 
 
-def untaken(ways: Ways, named: Sequence[Condition] = ()) -> Iterator[Condition]:
+def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> Iterator[Condition]:
     """One condition for each decision of which one side was not seen, and whose other side does something.
 
     Args:
+        model: what ran.
         ways: what the runs have shown.
         named: conditions that are said already; their lines are not said again.
     """
+    mine = {code.co_filename for module in model.modules() if (code := _forward(module)) is not None}
     known = {condition.where for condition in named}
     files: dict[str, dict[int, Said]] = {}
+    beside: set[str] = set()
     for piece in ways.pieces:
         name = short(piece.code.co_filename)
+        # Of what a library does around its models (its decorators, outputs, configs) one line says where to look.
+        if piece.code.co_filename not in mine and is_installed(piece.code.co_filename):
+            beside.add(name)
         for said in _of(piece):
             if not any(f"{name}:{line}" in known for line in range(said.line, said.last + 1)):
                 files.setdefault(name, {}).setdefault(said.line, said)
     for name, lines in files.items():
-        yield from _shortened(name, [lines[line] for line in sorted(lines)])
+        yield from _shortened(name, [lines[line] for line in sorted(lines)], 0 if name in beside else MOST_LINES)
 
 
-def _shortened(name: str, found: Sequence[Said]) -> Iterator[Condition]:
+def _forward(module: nn.Module) -> CodeType | None:
+    function = plain_function(type(module).forward)
+    return None if function is None else function.__code__
+
+
+def _shortened(name: str, found: Sequence[Said], most: int) -> Iterator[Condition]:
     """What is said of a file: some lines in full, the others as a list."""
     nowhere = name.startswith("<") or "/<" in name
-    full = 0 if nowhere else MOST_LINES + (len(found) == MOST_LINES + 1)
+    full = 0 if nowhere else most if len(found) > max(most, 1) + 1 else len(found)
     for said in found[:full]:
         yield Condition(said.text, f"{name}:{said.line}", said.module)
     rest = found[full:]
     if rest:
-        lines = _ranges([said.line for said in rest])
+        lines = ", ".join(str(said.line) for said in rest)
         more = "more " if full else ""
-        text = f"holds where {len(rest)} {more}decisions of {name} go as on the example; the other ways were not seen: lines {lines}"
+        text = f"holds where {len(rest)} {more}decisions of {name} go as on the example: lines {lines}"
+        text += "; the other ways were not seen"
         yield Condition(text, "" if nowhere else f"{name}:{rest[0].line}", rest[0].module)
-
-
-def _ranges(lines: Sequence[int]) -> str:
-    return ", ".join(map(str, lines))
 
 
 def _of(piece: Ran) -> Iterator[Said]:
@@ -123,7 +135,9 @@ def _said(decision: Decision) -> str:
         return _of_handler(node, decision)
     if isinstance(node, (ast.If, ast.IfExp, ast.While)):
         idle = _is_idle_side(node, bool(seen), decision)
-        return "" if idle else f"holds where `{_text(node.test)}` is {seen}, as on the example"
+        return (
+            "" if idle else f"holds where `{_text(node.test)}` is {seen}{_made(node.test, decision)}, as on the example"
+        )
     if isinstance(node, LOOPS):
         return "" if is_idle(node.body) else f"holds where `{_text(node.iter)}` has nothing to go through, as here"
     if isinstance(node, COMPREHENSIONS):
@@ -134,6 +148,17 @@ def _said(decision: Decision) -> str:
     if isinstance(node, ast.BoolOp) and not is_truth(node):
         return f"holds where `{_text(node)}` is decided as on the example"
     return ""
+
+
+def _made(test: ast.expr, decision: Decision) -> str:
+    """What a name that decides was made of, where that stands in one place."""
+    test = test.operand if isinstance(test, ast.UnaryOp) else test
+    if not isinstance(test, ast.Name):
+        return ""
+    made = [node for node in decision.source.at.values() if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    made = [node for node in made if test.id in set(targets(node)) and node.value is not None]
+    one = made[0] if len(made) == 1 else None
+    return f" (it is `{_text(one.value)}`)" if one is not None and isinstance(one.value, ast.expr) else ""
 
 
 def _is_idle_side(node: ast.If | ast.IfExp | ast.While, seen: bool, decision: Decision) -> bool:
