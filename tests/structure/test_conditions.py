@@ -278,6 +278,7 @@ def test_conditions_stand_in_plan_file_words_view_and_report(tmp_path: Path) -> 
     model, x = AuxOfLong().eval(), torch.randn(2, 5, 8)
     result = sc.prune(model, x, target={"sparsity": 0.3}, scope="local")
     plan = result.plan
+    assert len(plan.conditions) == 1, [str(c) for c in plan.conditions]
     (condition,) = plan.conditions
     assert condition.text.startswith("holds for dimension 1 of input <= 8 (here 5)")
     assert condition.where.startswith("structure/test_conditions.py:")
