@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.kinds.answers import Answer, Lent, answer
-from secateur.kinds.reference import THE_EXAMPLE, Reference, Tried
+from secateur.kinds.reference import CHANGES, THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import PassedBlocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
@@ -30,11 +30,6 @@ Effort = Literal["example", "default", "full"]
 LEFT = "on the example itself the cut was held against the replay alone; the second proof ran all blocks on {}"
 FEW = 4  # so many times smaller than the example is an input on which a large model runs whole beside the replay
 LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
-CHANGES = (
-    'Protect what is cut there. A scale may follow the width instead (scales="follow"), as the certificate then says; '
-    "a weight that is computed anew keeps its value once it is written down (remove_spectral_norm, remove_weight_norm, "
-    "parametrize.remove_parametrizations). Nothing was changed or saved."
-)
 
 
 def tried(

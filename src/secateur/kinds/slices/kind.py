@@ -21,11 +21,11 @@ from secateur.kinds.reference import Tried, agrees
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.encoders import with_padding
 from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.numbers import NumberTape
-from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import Effort, tried
 from secateur.measure.macs import samples_in
 from secateur.model.agreement import doubled
@@ -189,7 +189,15 @@ class Slices(Candidates):
             )  # fmt: skip
 
         replay = partial(
-            certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
+            certify,
+            whole,
+            cut,
+            self.example,
+            self.trace,
+            choice.atoms,
+            scales=scales,
+            follow=self.request.scales == "follow",
+            examples=self.examples,
         )
         proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
         meta = device_of(whole).type == "meta"
