@@ -48,17 +48,22 @@ class Numbers:
     scales: Sequence[Scale]
     follow: bool
 
-    def followed(self, replay: Replay) -> Meanings:
-        """What follows the numbers of a replay."""
+    def followed(self, replay: Replay) -> Meanings | None:
+        """What follows the numbers of a replay; None where the cut model runs other calls, so that nobody can."""
+        if not replay.tape:
+            return None
         scaled = {scale.tensor for scale in self.scales}
         return Meanings(replay, Twin(replay, self.plain, scaled), self.scales)
 
-    def said(self, meanings: Meanings) -> Iterator[str]:
+    def said(self, meanings: Meanings | None) -> Iterator[str]:
         """Notes for the certificate.
 
         Raises:
             FunctionChangesError: a number has no meaning that the cut keeps.
         """
+        if meanings is None:
+            yield "the cut model runs other operators than the original, so numbers made from widths were not followed"
+            return
         changed = meanings.changed
         if changed and not self.follow:
             why = "; ".join(f"{where} reckons with the width ({how})" for where, how in sorted(changed.items()))
@@ -104,7 +109,7 @@ def certify(
     keep: Keep,
     *,
     scales: Sequence[Scale] = (),
-    follow: bool = False,
+    follow: bool = True,
     dtype: str = "float32",
     tolerance: float | None = None,
     examples: Sequence[Example] = (),
@@ -120,7 +125,8 @@ def certify(
         trace: from `capture(model, example)`.
         keep: atom id -> bool array of kept indices.
         scales: factors that the cut model holds beside the slices.
-        follow: whether scales may follow any width, which is then said.
+        follow: whether numbers of the code may follow any width, which is then said; else only where a meaning of
+            theirs is kept (see `secateur.kinds.slices.meanings`).
         dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
         tolerance: as in `agreement`.
         examples: further ones, of which the trace holds a run each.

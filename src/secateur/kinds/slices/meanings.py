@@ -72,7 +72,7 @@ class Meanings:
 
     # -- before the replay runs a step, which may write over what it reads ----------------------------------------
 
-    def before(self, step: Step, played: PlayedCall) -> list[Tensor] | None:
+    def before(self, step: Step, played: PlayedCall | None) -> list[Tensor] | None:
         """Results of a step under the original's numbers; None where they are those of the replay."""
         if not self._differs(step, played) and not self._touches(step):
             return None
@@ -81,8 +81,10 @@ class Meanings:
             kwargs["scale"] = float(self._width_of(step)) ** -0.5
         return self.twin.produce(step, list(step.args), kwargs)
 
-    def _differs(self, step: Step, played: PlayedCall) -> bool:
+    def _differs(self, step: Step, played: PlayedCall | None) -> bool:
         """Whether the cut model passes another number of its own."""
+        if played is None:  # what only moves data
+            return False
         if MADE in played.func._schema.name:
             whole = self._constant(step)
             made = played.args[0]
@@ -91,8 +93,10 @@ class Meanings:
             return self._width_of(step) != size_after(self.replay.trace.axes[self._first(step)][-1], self._counts())
         return bool(self._numbers(step, played))
 
-    def _numbers(self, step: Step, played: PlayedCall) -> list[tuple[str, float, float]]:
+    def _numbers(self, step: Step, played: PlayedCall | None) -> list[tuple[str, float, float]]:
         """(name of the argument, number of the original, number of the cut model), of those that differ."""
+        if played is None:
+            return []
         values = torch.Tag.pointwise in played.func.tags or base_name(step.func) in ("full", "fill", "scalar_tensor")
         names = [argument.name for argument in step.func._schema.arguments]
         mine = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
@@ -110,7 +114,7 @@ class Meanings:
 
     # -- after it -------------------------------------------------------------------------------------------------
 
-    def after(self, step: Step, played: PlayedCall, other: list[Tensor] | None) -> None:
+    def after(self, step: Step, played: PlayedCall | None, other: list[Tensor] | None) -> None:
         """Follow what a step has made of numbers."""
         if step.outputs and step.outputs[0] in self.replay.originals.views:
             return
@@ -169,7 +173,7 @@ class Meanings:
         return view is not None and view.name in self.scaled
 
     def _hands_on(
-        self, step: Step, played: PlayedCall, touched: Sequence[int], other: list[Tensor], *, differs: bool
+        self, step: Step, played: PlayedCall | None, touched: Sequence[int], other: list[Tensor], *, differs: bool
     ) -> bool:
         """Whether nothing in a step could hide that it was given another number."""
         name = base_name(step.func)
@@ -185,7 +189,7 @@ class Meanings:
             return self._first(step) not in touched
         return name in HANDED_ON and not step.kwargs.get("rounding_mode")
 
-    def _are_factors(self, step: Step, played: PlayedCall) -> bool:
+    def _are_factors(self, step: Step, played: PlayedCall | None) -> bool:
         names = {name for name, _, _ in self._numbers(step, played)}
         return names <= {"other", "alpha", "beta", "value"} and not (base_name(step.func) == "mul" and "alpha" in names)
 
@@ -272,7 +276,7 @@ class Meanings:
             axes = {id(resolve(axis)): axis for _, _, axis in step.contracted}
             for axis in axes.values():
                 found = found * grown(axis.size, size_after(axis, self._counts()))
-        for name, before, after in self._numbers(step, played) if played is not None else ():
+        for name, before, after in self._numbers(step, played):
             more = brought(before, after) if name == "alpha" else None
             if more is None:
                 return None
@@ -318,7 +322,12 @@ class Meanings:
 
     def _is_fixed(self, number: int) -> bool:
         trace = self.replay.trace
-        return number in self.fixed or number in trace.names or self._is_plain(number)
+        return (
+            number in self.fixed
+            or number in trace.names
+            or number in self.replay.originals.views
+            or self._is_plain(number)
+        )
 
 
 def _inputs(step: Step) -> list[int]:

@@ -100,9 +100,9 @@ class Replay:
 
     def _followed(self, step: Step, entry: PlayedCall | None) -> None:
         """A step, and what becomes of the numbers in it."""
-        other = None if self.meanings is None or entry is None else self.meanings.before(step, entry)
+        other = None if self.meanings is None else self.meanings.before(step, entry)
         self._run_step(step, entry)
-        if self.meanings is not None and entry is not None:
+        if self.meanings is not None:
             self.meanings.after(step, entry, other)
 
     def produce(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor]:
