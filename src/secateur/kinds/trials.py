@@ -8,8 +8,9 @@ training mode. Random operators are held, so that models of different widths see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from secateur.model.behaviour import behaviour
 from secateur.model.call import tensors_in
 from secateur.model.evidence import Input, inputs_beside
 from secateur.model.guard import Mode, generators
+from secateur.model.rebound import OwnReads
 from secateur.types import Example, Trial
 
 Effort = Literal["example", "default", "full"]
@@ -106,7 +108,8 @@ class _Trials:
         blocks: PassedBlocks,
         lent: Lent,
     ) -> None:
-        self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
+        self.model, self.cut, self.tolerance, self.found = model, cut, tolerance, found
+        self.beside = partial(_reading_its_own, beside, model, cut)
         self.large = sum(p.numel() for p in model.parameters()) >= LARGE
         self.blocks, self.lent = blocks, lent
         self.left = False  # whether the example is left to others
@@ -354,6 +357,16 @@ class _Trials:
                 why=f"on {len(self.found.trials)} inputs {said}",
                 hint="Give an example on which the model answers with different numbers.",
             )
+
+
+@contextmanager
+def _reading_its_own(
+    beside: Callable[[], AbstractContextManager[object]], model: nn.Module, cut: nn.Module
+) -> Iterator[object]:
+    """What stands beside a run of a cut model, which is not to read the original."""
+    with OwnReads(model, cut) as reads, beside() as result:
+        yield reads if result is None else result
+    reads.require_none()
 
 
 def _elements(example: Example) -> int:

@@ -19,6 +19,7 @@ from secateur.kinds.slices.gaps import NAN, can_be_nan, others
 from secateur.kinds.slices.missing import Missing
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.model.copies import copied
+from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, held, owner_at
 
@@ -97,6 +98,7 @@ def _without(model: nn.Module, cuts: Cuts) -> tuple[nn.Module, Missing]:
     poisoned = {name: _poisoned(tensors[name], dims) for name, dims in gone.items()}
     memo.update((id(tensors[name]), tensor) for name, tensor in poisoned.items())
     twin = copied(model, memo)
+    rebind(twin, memo)
     # By name, as buffers that the plan leaves whole were copied with the model.
     pairs = [(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(twin).items()]
     return twin, Missing(pairs, [(tensor, gone[name]) for name, tensor in poisoned.items() if can_be_nan(tensor)])
