@@ -145,7 +145,8 @@ class OwnReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> object:
         for tensor in _flat((*args, *(kwargs or {}).values())):
-            name = self.names.get(_memory(tensor))
+            memory = _memory(tensor)
+            name = None if memory is None else self.names.get(memory)
             if name is not None:
                 self.read.setdefault(name, users_line())
         return func(*args, **(kwargs or {}))
@@ -175,6 +176,6 @@ def _memory(tensor: Tensor) -> int | None:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
         return None
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # a wrapper around other tensors
         return None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from secateur.kinds.slices.extents import Extent, brought, grown
 from secateur.kinds.slices.fold import Scale
-from secateur.kinds.slices.numbers import MADE, PlayedCall
+from secateur.kinds.slices.numbers import MADE, READ, PlayedCall
 from secateur.structure.axes import resolve, size_after
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Ref, Step, numbers_in
@@ -31,6 +31,8 @@ NORMS = ("linalg_vector_norm", "norm")
 AVERAGES = {"mean": 1.0, "amax": 1.0, "amin": 1.0, "max": 1.0, "min": 1.0, "std": 1.0, "var": 2.0, "median": 1.0}
 POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 ATTENTION = "_scaled_dot_product"
+# What takes part of a tensor: of a weight with a factor on some rows, the others are as they were.
+PICKS = frozenset(["split", "split_with_sizes", "unbind", "select", "slice", "chunk", "index_select", "narrow"])
 NORMALISED = frozenset(["native_layer_norm", "_fused_rms_norm", "native_group_norm", "rms_norm"])
 FACTORS = frozenset(["mul", "div", "addmm", "baddbmm", "addmv", "addbmm", "addcmul", "addcdiv"])
 # What hands a factor on, so that it can be made up for later: nothing of a tensor is lost in these, whatever it holds.
@@ -64,6 +66,7 @@ class Meanings:
         self.replay, self.twin = replay, twin
         self.scaled = {scale.tensor for scale in scales}
         self.grows: dict[int, Extent | None] = {}  # None: by as much as nobody can tell; absent: not at all
+        self.read: set[object] = set()  # numbers that the code has read from tensors
         self.made: set[int] = set()  # numbers of the code that became tensors
         self.fixed: set[int] = set()  # tensors that were made of weights and constants alone
         self.touched: dict[int, str] = {}  # tensor that differs between the two -> the line that made it differ
@@ -74,6 +77,8 @@ class Meanings:
 
     def before(self, step: Step, played: PlayedCall | None) -> list[Tensor] | None:
         """Results of a step under the original's numbers; None where they are those of the replay."""
+        if played is not None and READ in played.kwargs:
+            self.read.add(played.kwargs[READ])
         if not self._differs(step, played) and not self._touches(step):
             return None
         name, kwargs = base_name(step.func), dict(step.kwargs)
@@ -103,7 +108,8 @@ class Meanings:
         theirs = {**dict(zip(names, played.args, strict=False)), **played.kwargs}
         kinds = (int, float) if values else (float,)
         pairs = ((name, value, theirs.get(name, value)) for name, value in mine.items())
-        return [(n, a, b) for n, a, b in pairs if type(a) in kinds and type(b) in (int, float) and a != b]  # type: ignore[misc]
+        found = ((n, a, b) for n, a, b in pairs if type(a) in kinds and type(b) in (int, float) and a != b)
+        return [(n, a, b) for n, a, b in found if b not in self.read]  # type: ignore[misc]
 
     def _touches(self, step: Step) -> list[int]:
         return [n for n in _inputs(step) if self._is_touched(n)]
@@ -207,7 +213,11 @@ class Meanings:
 
     def _touch(self, step: Step, other: Sequence[Tensor], touched: Sequence[int]) -> None:
         where = next((self.touched[n] for n in touched if n in self.touched), step.place.where)
+        picks = base_name(step.func) in PICKS
         for number, tensor in zip(step.outputs, other, strict=True):
+            if picks and _lives(tensor) and _same(self.replay.values[number], tensor):
+                self.forget(number)
+                continue
             self.touched[number] = where
             self.twin.values[number] = tensor
 
@@ -312,7 +322,7 @@ class Meanings:
         return self.replay.kept.counts
 
     def _first(self, step: Step) -> int:
-        return cast(Ref, step.args[0]).number if isinstance(step.args[0], Ref) else -1
+        return step.args[0].number if isinstance(step.args[0], Ref) else -1
 
     def _width_of(self, step: Step) -> int:
         return self.replay.trace.axes[self._first(step)][-1].size

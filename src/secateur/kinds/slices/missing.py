@@ -154,10 +154,13 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = self._run(name_of(func)[0], func, args, kwargs)
         if not isinstance(result, (Tensor, tuple, list)):
             return full  # a number for Python: that of the original
-        normed = name_of(func)[0] in NORMS or any(id(t) in self.activations for t in tensors(args, kwargs))
+        name = name_of(func)[0]
+        inherits = [t for t in tensors(args, kwargs) if id(t) in self.activations]
         for mine, other in zip(tensors((result,)), tensors((full,)), strict=True):
             known[id(mine)] = (mine, other)
-            if normed:
+            # What was summed up to one number (a penalty, say) is that of the weights without what is removed.
+            one = mine.numel() == 1 and (name == "sum" or bool(inherits))
+            if name in NORMS or one or any(t.numel() > 1 for t in inherits):
                 self.activations[id(mine)] = mine
         return result
 
