@@ -273,7 +273,7 @@ class Meanings:
         found = known[0]
         for _, _, axis in step.restrict.inputs if step.restrict is not None else ():
             found = found * grown(axis.size, size_after(axis, self._counts()), power)
-        return found.settled() if found.number else found
+        return found
 
     def _of_product(
         self, step: Step, played: PlayedCall | None, data: Sequence[int], known: Sequence[Extent]
