@@ -8,21 +8,23 @@ training mode. Random operators are held, so that models of different widths see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.kinds.answers import Answer, Lent, answer
-from secateur.kinds.reference import THE_EXAMPLE, Reference, Tried
+from secateur.kinds.reference import CHANGES, THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import PassedBlocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
 from secateur.model.call import tensors_in
 from secateur.model.evidence import Input, each_alone, inputs_beside
 from secateur.model.guard import Mode, generators
+from secateur.model.rebound import OwnReads
 from secateur.request import PROOF, Efforts
 from secateur.types import Example, Trial
 
@@ -30,11 +32,6 @@ LEFT = "on the example itself the cut was held against the replay alone; the sec
 WITHOUT = ", without {} blocks that are like others"
 FEW = 4  # so many times smaller than the example is an input on which a large model runs whole beside the replay
 LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
-CHANGES = (
-    'Protect what is cut there. A scale may follow the width instead (scales="follow"), as the certificate then says; '
-    "a weight that is computed anew keeps its value once it is written down (remove_spectral_norm, remove_weight_norm, "
-    "parametrize.remove_parametrizations). Nothing was changed or saved."
-)
 
 
 def tried(
@@ -113,7 +110,8 @@ class _Trials:
         blocks: PassedBlocks,
         lent: Lent,
     ) -> None:
-        self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
+        self.model, self.cut, self.tolerance, self.found = model, cut, tolerance, found
+        self.beside = partial(_reading_its_own, beside, model, cut)
         self.large = sum(p.numel() for p in model.parameters()) >= LARGE
         self.blocks, self.lent = blocks, lent
         self.left = False  # whether the example is left to others
@@ -392,6 +390,16 @@ class _Trials:
                 why=f"on {len(self.found.trials)} inputs {said}",
                 hint="Give an example on which the model answers with different numbers.",
             )
+
+
+@contextmanager
+def _reading_its_own(
+    beside: Callable[[], AbstractContextManager[object]], model: nn.Module, cut: nn.Module
+) -> Iterator[object]:
+    """What stands beside a run of a cut model, which is not to read the original."""
+    with OwnReads(model, cut) as reads, beside() as result:
+        yield reads if result is None else result
+    reads.require_none()
 
 
 def _elements(example: Example) -> int:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError, UnsupportedError
 from secateur.kinds.slices.momenta import cut_states
+from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
 
@@ -50,6 +51,7 @@ def cut_copy(
         new = cut_tensor(old, dims)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
     result = copy.deepcopy(model, memo)
+    rebind(result, memo)
     finish(result, attributes)
     return result
 
