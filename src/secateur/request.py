@@ -377,17 +377,9 @@ def _listed(patterns: object) -> tuple[str, ...]:
 
 
 _PASSED = (
-    "scope",
-    "allocation",
-    "min_keep",
-    "min_keep_fraction",
-    "round_to",
-    "seed",
-    "expressible",
-    "scales",
-    "proof",
+    "scope", "allocation", "min_keep", "min_keep_fraction", "round_to", "seed", "expressible", "scales", "proof",
     "blocks",
-)
+)  # fmt: skip
 
 
 def granularities(

@@ -194,3 +194,16 @@ def _leaves(value: object, depth: int) -> Iterator[Tensor | str]:
             yield from _leaves(item, depth + 1)
     else:
         yield repr(value) if isinstance(value, (str, bytes)) or value is None else type(value).__name__
+
+
+def first_difference(expected: Answer, found: Answer) -> str:
+    """Of two answers of different forms, the first part that is another, in words."""
+    pairs = zip([*expected.words, "nothing"], [*found.words, "nothing"], strict=False)
+    a, b = next((a, b) for a, b in pairs if a != b)
+    return f"{b} in the place of {a}"
+
+
+def real_values(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor as real ones that can be ordered: both parts of complex ones, at least float32."""
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return values.to(torch.float32) if values.dtype in (torch.bool, torch.float16, torch.bfloat16) else values

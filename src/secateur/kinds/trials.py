@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
-from secateur.kinds.answers import Answer, Lent, answer
+from secateur.kinds.answers import Answer, Lent, answer, first_difference, real_values
 from secateur.kinds.reference import CHANGES, THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import PassedBlocks, passing
 from secateur.model.agreement import agreement, doubled
@@ -345,7 +345,9 @@ class _Trials:
     def _compare(self, reference: Reference, given: Input, expected: Answer, found: Answer) -> float:
         hint, differs = reference.hint, f"{reference.differs} (on {given.what})"
         if expected.words != found.words:
-            raise CertificateError(f"What the cut model returns {differs}.", why=_first(expected, found), hint=hint)
+            raise CertificateError(
+                f"What the cut model returns {differs}.", why=first_difference(expected, found), hint=hint
+            )
         proof = agreement(
             reference.fit(expected.tensors, found.tensors),
             found.tensors,
@@ -374,7 +376,7 @@ class _Trials:
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.numel() and len(self.live) < 2:
-            ends = torch.stack(torch.aminmax(_real(tensor))).double().tolist()
+            ends = torch.stack(torch.aminmax(real_values(tensor))).double().tolist()
             self.live.update(end for end in ends if end == end and abs(end) != float("inf"))
 
     def require_live(self) -> None:
@@ -404,14 +406,3 @@ def _reading_its_own(
 
 def _elements(example: Example) -> int:
     return sum(tensor.numel() for tensor in tensors_in(example))
-
-
-def _first(expected: Answer, found: Answer) -> str:
-    pairs = zip([*expected.words, "nothing"], [*found.words, "nothing"], strict=False)
-    a, b = next((a, b) for a, b in pairs if a != b)
-    return f"{b} in the place of {a}"
-
-
-def _real(tensor: Tensor) -> Tensor:
-    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    return values.to(torch.float32) if values.dtype in (torch.bool, torch.float16, torch.bfloat16) else values

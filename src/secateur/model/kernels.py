@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -47,32 +46,16 @@ def exact_derivatives(model: nn.Module) -> Iterator[None]:
     Attention runs on the math backend (the fused kernels have no double backward), the fused inference path
     of nn.MultiheadAttention is off, TF32 is off, and recurrent layers leave cuDNN.
     """
-    cudnn = torch.backends.cudnn
-    enabled, deterministic = cudnn.enabled, cudnn.deterministic
-    with warnings.catch_warnings(), unfused_attention(), sdpa_kernel(SDPBackend.MATH), ieee(), torch.enable_grad():
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    cudnn = torch.backends.cudnn.flags(enabled=not has_recurrent(model), deterministic=True, allow_tf32=False)
+    with warnings.catch_warnings(), unfused_attention(), sdpa_kernel(SDPBackend.MATH), cudnn, torch.enable_grad():
         # Said by torch.func wherever a batching rule is a loop: known here, and nothing that the user could do.
         warnings.filterwarnings("ignore", message="There is a performance drop because")
-        cudnn.enabled, cudnn.deterministic = enabled and not has_recurrent(model), True
+        torch.backends.cuda.matmul.allow_tf32 = False
         try:
             yield
         finally:
-            cudnn.enabled, cudnn.deterministic = enabled, deterministic
-
-
-@contextmanager
-def ieee() -> Iterator[None]:
-    """Products and convolutions of float32 in all of its bits, also on graphics processors (no TF32)."""
-    # The older switch, allow_tf32, cannot even be read where the newer one was set.
-    backends: Any = torch.backends
-    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    before = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        yield
-    finally:
-        for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = precision
+            torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def has_recurrent(*models: nn.Module) -> bool:

@@ -20,10 +20,10 @@ from secateur.registry import build, suggestion
 from secateur.request import Named, Plain, Request
 from secateur.solve import SOLVERS, Solver
 from secateur.solve.blocks.run import Settings, SolvedModel, prune_blocks
-from secateur.solve.blocks.settings import Reconstruct, Shares
+from secateur.solve.blocks.settings import Reconstruction, UnequalShares
 from secateur.types import Data, Example
 
-A = TypeVar("A", Reconstruct, Shares)
+A = TypeVar("A", Reconstruction, UnequalShares)
 Blocks = bool | str | Mapping[str, object] | None
 """Whether and how a model is pruned block by block: None and "auto" = where the criterion is a solver alone."""
 
@@ -63,8 +63,8 @@ def settings_of(blocks: Blocks) -> Settings:
     folder: Any = given.get("checkpoint")
     inner = {
         "checkpoint": None if folder is None else Path(folder),
-        "reconstruct": _part(Reconstruct, "reconstruct", given.get("reconstruct")),
-        "allocation": _part(Shares, "allocation", given.get("allocation")),
+        "reconstruct": _part(Reconstruction, "reconstruct", given.get("reconstruct")),
+        "allocation": _part(UnequalShares, "allocation", given.get("allocation")),
     }
     return build(Settings, "blocks", {**given, **inner})
 
@@ -75,7 +75,7 @@ def _part(cls: type[A], name: str, given: object) -> A | None:
         return given or None
     if given is True:
         given = {}
-    if isinstance(given, str) and cls is Shares:
+    if isinstance(given, str) and cls is UnequalShares:
         given = {"name": given}
     if not isinstance(given, Mapping):
         raise RecipeError(f"blocks.{name}={given!r} is no mapping", hint="for example {} for its defaults")

@@ -15,7 +15,7 @@ from secateur.solve import SOLVERS, patterns
 from secateur.solve.blocks import allocation
 from secateur.solve.blocks.distance import distance
 from secateur.solve.blocks.run import Settings, prune_blocks
-from secateur.solve.blocks.settings import Reconstruct, Shares
+from secateur.solve.blocks.settings import Reconstruction, UnequalShares
 from secateur.solve.blocks.taps import END, find_parts, read_parts
 
 WIDTH, TOKENS = 12, 16
@@ -161,7 +161,7 @@ def pruned(model, out):
     return copied
 
 
-HOW = Reconstruct(epochs=3, lr=3e-3)
+HOW = Reconstruction(epochs=3, lr=3e-3)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ HOW = Reconstruct(epochs=3, lr=3e-3)
 def test_training_lowers_the_error_on_held_out_batches_and_keeps_every_zero(target, normalise):
     model, batches = net(depth=2), data(6)
     before = copy.deepcopy(model.state_dict())
-    how = Reconstruct(epochs=3, lr=3e-3, target=target, normalise=normalise)
+    how = Reconstruction(epochs=3, lr=3e-3, target=target, normalise=normalise)
     plain, out = run(model, batches), run(model, batches, reconstruct=how)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -208,7 +208,7 @@ def test_one_linear_sub_block_comes_to_its_masked_least_squares():
     model = net()
     model.blocks = nn.ModuleList(Line() for _ in range(2)).double()
     batches = [{"ids": torch.cat([batch["ids"] for batch in data(4)])}]
-    how = Reconstruct(epochs=250, lr=0.05, normalise="total")
+    how = Reconstruction(epochs=250, lr=0.05, normalise="total")
     out = run(model, batches, "wanda", hold_out=0.0, reconstruct=how)
     mask, weight = out.masks["blocks.0.line.weight"], model.blocks[0].line.weight.detach()
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_one_linear_sub_block_comes_to_its_masked_least_squares():
 
 def test_a_training_that_makes_held_out_batches_worse_is_refused():
     model, batches = net(depth=2), data(4)
-    plain, out = run(model, batches), run(model, batches, reconstruct=Reconstruct(epochs=1, lr=50.0))
+    plain, out = run(model, batches), run(model, batches, reconstruct=Reconstruction(epochs=1, lr=50.0))
     assert all(one.epochs == 0 and one.after == one.before for one in out.tuned)
     assert all(torch.equal(plain.weights[key], out.weights[key]) for key in plain.weights)
 
@@ -253,7 +253,7 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{"reconstruct": HOW}, {"reconstruct": HOW, "allocation": Shares()}])
+@pytest.mark.parametrize("settings", [{"reconstruct": HOW}, {"reconstruct": HOW, "allocation": UnequalShares()}])
 def test_a_run_that_was_killed_goes_on_with_the_same_result(tmp_path, settings):
     model, batches = net(depth=2), data(4)
     steps = []
@@ -309,7 +309,7 @@ def test_unequal_shares_meet_the_exact_count_and_are_taken_only_where_they_help(
     model, batches = net(depth=2), data(4)
     with torch.no_grad():
         model.blocks[1].mlp.up.weight[:3] *= 12  # outliers
-    out = run(model, batches, share=0.63, allocation=Shares(name=name, limit=0.1, outliers=3.0, check=check))
+    out = run(model, batches, share=0.63, allocation=UnequalShares(name=name, limit=0.1, outliers=3.0, check=check))
     total = sum(mask.numel() for mask in out.masks.values())
     assert sum(int((~mask).sum()) for mask in out.masks.values()) == round(0.63 * total)
     choice, plain = out.choice, run(model, batches, share=0.63)
@@ -366,9 +366,9 @@ def test_settings_that_mean_nothing_are_refused(blocks):
 
 def test_shares_need_one_number_and_a_pattern_that_can_differ():
     with pytest.raises(RecipeError, match="one sparsity"):
-        run(net(), data(), share={"*": 0.5}, allocation=Shares())
+        run(net(), data(), share={"*": 0.5}, allocation=UnequalShares())
     with pytest.raises(RecipeError, match="one sparsity"):
-        run(net(), data(), unit="2:4", allocation=Shares())
+        run(net(), data(), unit="2:4", allocation=UnequalShares())
 
 
 def test_a_plan_says_what_was_done_and_its_request_holds_it():
@@ -441,8 +441,8 @@ def test_the_estimate_knows_what_training_and_comparing_cost(monkeypatch):
     def seconds(**settings):
         return told(**settings).seconds
 
-    plain, two, four = seconds(), *(seconds(reconstruct=Reconstruct(epochs=n)) for n in (2, 4))
+    plain, two, four = seconds(), *(seconds(reconstruct=Reconstruction(epochs=n)) for n in (2, 4))
     assert four - two == 2 * forecast.TRAINED * 2.0 * told().weights * 100  # as an epoch is so many forward passes
-    assert seconds(allocation=Shares()) == 2 * plain
-    assert seconds(allocation=Shares(check=False)) == plain
-    assert seconds(allocation=Shares(), reconstruct=Reconstruct(epochs=2)) == 2 * plain + two
+    assert seconds(allocation=UnequalShares()) == 2 * plain
+    assert seconds(allocation=UnequalShares(check=False)) == plain
+    assert seconds(allocation=UnequalShares(), reconstruct=Reconstruction(epochs=2)) == 2 * plain + two

@@ -125,6 +125,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return (
         type(tensor) is nn.Parameter
         and has_values(tensor)
+        and not tensor.is_inference()  # nothing may stand in for these outside of inference mode
         and tensor.is_floating_point()
         and tensor.dim() > 1
         and tensor.is_contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.model.call import call
 from secateur.solve.blocks.inventory import Inventory
 from secateur.solve.blocks.products import Products, Site, Use
-from secateur.solve.blocks.settings import Shares
+from secateur.solve.blocks.settings import UnequalShares
 from secateur.solve.blocks.sums import rows_of
 from secateur.types import Example
 
@@ -33,7 +33,7 @@ class _Squares:
 
 
 def block_shares(
-    inventory: Inventory, batches: Sequence[Example], tokens: Sequence[Tensor | None], share: float, how: Shares
+    inventory: Inventory, batches: Sequence[Example], tokens: Sequence[Tensor | None], share: float, how: UnequalShares
 ) -> dict[str, float]:
     """The share that each block gives up.
 

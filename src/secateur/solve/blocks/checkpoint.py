@@ -13,7 +13,7 @@ from secateur.errors import FileRefusedError
 from secateur.files import atomic_write, canonical_json, load_json, load_tensors, save_tensors, stable_hash
 from secateur.solve.blocks.hidden import HiddenStates
 from secateur.solve.blocks.layer import LayerRecord
-from secateur.solve.blocks.tune import PartRecord
+from secateur.solve.blocks.tune import SubBlockRecord
 
 STATE = "state.json"
 
@@ -59,7 +59,7 @@ class BlockCheckpoint:
         weights: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         records: Sequence[LayerRecord],
-        tuned: Sequence[PartRecord],
+        tuned: Sequence[SubBlockRecord],
         streams: Mapping[str, HiddenStates | None],
     ) -> None:
         """Write one more block, and what goes into the next one; the state last, so that a kill leaves the old one."""
@@ -80,7 +80,7 @@ class BlockCheckpoint:
         for name in old:
             (self.folder / name).unlink(missing_ok=True)
 
-    def load(self, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[LayerRecord], list[PartRecord]]:
+    def load(self, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[LayerRecord], list[SubBlockRecord]]:
         """Weights, masks and records of a finished block, and of its sub-blocks."""
         from secateur.files import load_metadata
 
@@ -90,7 +90,7 @@ class BlockCheckpoint:
         masks = {key.removeprefix("mask."): v for key, v in found.items() if key.startswith("mask.")}
         told = load_metadata(self.folder / name)
         records = [LayerRecord(**one) for one in _records(told.get("records", "[]"))]
-        return weights, masks, records, [PartRecord(**one) for one in _records(told.get("tuned", "[]"))]
+        return weights, masks, records, [SubBlockRecord(**one) for one in _records(told.get("tuned", "[]"))]
 
     def hidden(self, stream: str) -> dict[str, Tensor]:
         """What goes into the next block."""

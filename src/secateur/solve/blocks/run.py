@@ -29,8 +29,8 @@ from secateur.solve.blocks.products import Site
 from secateur.solve.blocks.settings import LEAST_BATCHES, Settings
 from secateur.solve.blocks.sites import patterns_of, share_of
 from secateur.solve.blocks.step import BlockSolver
-from secateur.solve.blocks.stream import Stream
-from secateur.solve.blocks.tune import PartRecord
+from secateur.solve.blocks.stream import BatchStream
+from secateur.solve.blocks.tune import SubBlockRecord
 from secateur.solve.patterns import Pattern
 from secateur.types import Batch, Data, Example, LeftOut
 
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Choice:
+class SharesOutcome:
     """How unequal shares fared against equal ones.
 
     Args:
@@ -74,8 +74,8 @@ class SolvedModel:
     weights: Mapping[str, Tensor]
     records: Sequence[LayerRecord]
     left_out: Sequence[LeftOut]
-    tuned: Sequence[PartRecord] = ()
-    choice: Choice | None = None
+    tuned: Sequence[SubBlockRecord] = ()
+    choice: SharesOutcome | None = None
 
 
 def prune_blocks(
@@ -179,7 +179,8 @@ class _Work:
         unequal = self._patterns(site_shares(self.inventory, shares, share))
         if not how.check or not self.held:
             return replace(
-                self._solved(unequal, self.settings, "unequal"), choice=Choice(how.name, shares, None, None, True)
+                self._solved(unequal, self.settings, "unequal"),
+                choice=SharesOutcome(how.name, shares, None, None, True),
             )
         self.passes = 2 if self.settings.reconstruct is None else 3
         # Both are compared as solvers leave them: training would take its time for both, and follows for one.
@@ -191,7 +192,7 @@ class _Work:
         held = [self.examples[i] for i in sorted(self.held)]
         apart = [distance(self.model, held, one.masks, one.weights) for one in found]
         taken = apart[1] < apart[0]
-        choice = Choice(how.name, shares, apart[0], apart[1], taken)
+        choice = SharesOutcome(how.name, shares, apart[0], apart[1], taken)
         if self.settings.reconstruct is None:
             return replace(found[taken], choice=choice)
         del found
@@ -223,7 +224,7 @@ class _Work:
         """All blocks of a stack that are not finished yet."""
         wanted = work.settings.targets == "dense" and (self.solver.moves or work.settings.reconstruct is not None)
         room = work.settings.memory_bytes
-        stream = Stream.enter(self.model, self.example, names, self.examples, dense=wanted, room=room)
+        stream = BatchStream.enter(self.model, self.example, names, self.examples, dense=wanted, room=room)
         try:
             start = 0 if checkpoint is None else self._take_back(work, names, stream, checkpoint)
             for place in range(start, len(names)):
@@ -243,7 +244,9 @@ class _Work:
         finally:
             stream.close()
 
-    def _take_back(self, work: BlockSolver, names: Sequence[str], stream: Stream, checkpoint: BlockCheckpoint) -> int:
+    def _take_back(
+        self, work: BlockSolver, names: Sequence[str], stream: BatchStream, checkpoint: BlockCheckpoint
+    ) -> int:
         """What is finished; how many blocks of the stack that is."""
         for place in range(checkpoint.done):
             weights, masks, records, tuned = checkpoint.load(place)

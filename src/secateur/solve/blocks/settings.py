@@ -12,7 +12,7 @@ LEAST_BATCHES = 4  # of which one is held out; fewer are all needed to learn fro
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct:
+class Reconstruction:
     """Training of each sub-block, once its weights are solved, towards the outputs of the original.
 
     Args:
@@ -45,7 +45,7 @@ class Reconstruct:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
+class UnequalShares:
     """How much each block of a stack gives up, where not all give up the same share.
 
     Args:
@@ -99,8 +99,8 @@ class Settings:
     shrinkage: float | None = None
     hold_out: float = 0.1
     damping: float = 0.01
-    reconstruct: Reconstruct | None = None
-    allocation: Shares | None = None
+    reconstruct: Reconstruction | None = None
+    allocation: UnequalShares | None = None
     checkpoint: Path | None = None
     memory_bytes: int | None = None
 

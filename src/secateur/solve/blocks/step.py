@@ -14,9 +14,9 @@ from secateur.solve.blocks.layer import LayerInputs, LayerRecord, solve_layer
 from secateur.solve.blocks.products import WHOLE, Site, Use
 from secateur.solve.blocks.settings import Settings
 from secateur.solve.blocks.sites import Matrix
-from secateur.solve.blocks.stream import Stream
+from secateur.solve.blocks.stream import BatchStream
 from secateur.solve.blocks.sums import GramSums, add, empty, rows_of
-from secateur.solve.blocks.tune import Goal, PartRecord, goal_of, tune_block
+from secateur.solve.blocks.tune import BlockGoal, SubBlockRecord, goal_of, tune_block
 from secateur.solve.blocks.walk import Walk
 from secateur.solve.patterns import Pattern
 
@@ -55,14 +55,14 @@ class BlockSolver:
         self.tokens, self.held, self._progress = tokens, held, tell
         self.masks: dict[str, Tensor] = {}
         self.records: list[LayerRecord] = []
-        self.tuned: list[PartRecord] = []
+        self.tuned: list[SubBlockRecord] = []
         self.done: set[Site] = set()
 
     def tell(self) -> None:
         """Say how far it is."""
         self._progress(len(self.done & set(self.matrices)), len(self.matrices))
 
-    def solve(self, block: str, stream: Stream, *, hand_on: bool) -> None:
+    def solve(self, block: str, stream: BatchStream, *, hand_on: bool) -> None:
         """Solve one block, and let all batches through it."""
         names = self.inventory.solved_in(block)
         parameters = {name: self.parameters[name] for name in names}
@@ -93,7 +93,7 @@ class BlockSolver:
 
     # -- sub-blocks --------------------------------------------------------------------------------------------
 
-    def _goal(self, block: str, stream: Stream, names: Sequence[str]) -> Goal | None:
+    def _goal(self, block: str, stream: BatchStream, names: Sequence[str]) -> BlockGoal | None:
         """What the original makes of the batches, before its weights are written; None where nothing is trained."""
         how = self.settings.reconstruct
         if how is None or block == "" or not names:
@@ -108,7 +108,7 @@ class BlockSolver:
             how,
         )
 
-    def _tune(self, block: str, stream: Stream, goal: Goal) -> None:
+    def _tune(self, block: str, stream: BatchStream, goal: BlockGoal) -> None:
         how = self.settings.reconstruct
         assert how is not None
         self.tuned += tune_block(
@@ -124,7 +124,9 @@ class BlockSolver:
         )
 
     @staticmethod
-    def _hand_on(block: str, walks: Sequence[Walk], originals: Sequence[Walk], stream: Stream, *, anew: bool) -> None:
+    def _hand_on(
+        block: str, walks: Sequence[Walk], originals: Sequence[Walk], stream: BatchStream, *, anew: bool
+    ) -> None:
         """Put what the block makes of the batches in the place of what went into it."""
         for i, walk in enumerate(walks):
             # The walks ended before the block was trained.

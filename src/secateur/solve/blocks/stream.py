@@ -14,7 +14,7 @@ from secateur.types import Example
 
 
 @dataclass(eq=False)
-class Stream:
+class BatchStream:
     """All batches in front of a block.
 
     Args:
@@ -41,7 +41,7 @@ class Stream:
         *,
         dense: bool,
         room: int | None,
-    ) -> Stream:
+    ) -> BatchStream:
         """All batches in front of the first block of a stack."""
         if names == [""]:
             calls = [CapturedEntry(None, {"": BlockCall((), {}, "")}) for _ in batches]

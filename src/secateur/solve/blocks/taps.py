@@ -23,7 +23,7 @@ END = -1
 
 
 @dataclass(frozen=True)
-class Part:
+class SubBlock:
     """A sub-block.
 
     Args:
@@ -87,7 +87,7 @@ class _Finder(_Sums):
 
     def __init__(self, shape: torch.Size, given: Tensor) -> None:
         super().__init__(shape)
-        self.parts: list[Part] = []
+        self.parts: list[SubBlock] = []
         self.names: list[str] = []
         self._products, self._start = 0, 0
         self._age: dict[int, int] = {}
@@ -117,13 +117,13 @@ class _Finder(_Sums):
         self._age[total.untyped_storage().data_ptr()] = self._products
         # Branches side by side are summed first: none of the two operands is older than their products.
         if min(known) <= self._start < max(known):
-            self.parts.append(Part(number, int(known[1] > known[0]), tuple(self.names)))
+            self.parts.append(SubBlock(number, int(known[1] > known[0]), tuple(self.names)))
             self.names, self._start = [], self._products
 
 
 def find_parts(
     run: Callable[[Tensor], Tensor], hidden: Tensor, parameters: Mapping[str, nn.Parameter]
-) -> tuple[Part, ...]:
+) -> tuple[SubBlock, ...]:
     """The sub-blocks of a block, in the order in which they run.
 
     Args:
@@ -140,7 +140,7 @@ def find_parts(
     finder = _Finder(hidden.shape, given)
     with torch.no_grad(), Products(parameters, lambda use: finder.product(use.site[0])), finder:
         run(given)
-    rest = (Part(END, 0, tuple(finder.names)),) if finder.names else ()
+    rest = (SubBlock(END, 0, tuple(finder.names)),) if finder.names else ()
     return (*finder.parts, *rest)
 
 
@@ -168,7 +168,9 @@ class _Reader(_Sums):
             raise _EnoughError
 
 
-def read_parts(run: Callable[[Tensor], Tensor], hidden: Tensor, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:
+def read_parts(
+    run: Callable[[Tensor], Tensor], hidden: Tensor, parts: Sequence[SubBlock]
+) -> list[tuple[Tensor, Tensor]]:
     """What each part adds to the hidden state, and the hidden state behind it; for a whole block its output twice.
 
     Args:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.solve.blocks.capture import BlockCall
-from secateur.solve.blocks.settings import Reconstruct
-from secateur.solve.blocks.taps import END, Part, find_parts, read_parts
+from secateur.solve.blocks.settings import Reconstruction
+from secateur.solve.blocks.taps import END, SubBlock, find_parts, read_parts
 
 FLOOR = 0.01  # share of the mean square that is added to that of each coordinate or token, so that none is divided by 0
 
 
 @dataclass(frozen=True)
-class PartRecord:
+class SubBlockRecord:
     """What became of a sub-block.
 
     Args:
@@ -41,7 +41,7 @@ class PartRecord:
 
 
 @dataclass(frozen=True, eq=False)
-class Goal:
+class BlockGoal:
     """The sub-blocks of a block, and what the original makes of each batch.
 
     Args:
@@ -49,7 +49,7 @@ class Goal:
         outputs: batch by batch, part by part.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[SubBlock]
     outputs: Sequence[Sequence[Tensor]]
 
 
@@ -58,8 +58,8 @@ def goal_of(
     calls: Sequence[BlockCall],
     hidden: Callable[[int], Tensor],
     parameters: Mapping[str, nn.Parameter],
-    how: Reconstruct,
-) -> Goal:
+    how: Reconstruction,
+) -> BlockGoal:
     """Run a block of the original on all batches.
 
     Args:
@@ -76,7 +76,7 @@ def goal_of(
         with torch.no_grad():
             found = read_parts(lambda h, one=one: one.run(block, h), hidden(number), parts)  # type: ignore[misc]
         outputs.append([both[side].clone() for both in found])
-    return Goal(parts, outputs)
+    return BlockGoal(parts, outputs)
 
 
 def tune_block(
@@ -84,12 +84,12 @@ def tune_block(
     block: nn.Module,
     calls: Sequence[BlockCall],
     hidden: Callable[[int], Tensor],
-    goal: Goal,
+    goal: BlockGoal,
     masks: Mapping[str, Tensor],
     tokens: Sequence[Tensor | None],
     held: Sequence[int],
-    how: Reconstruct,
-) -> list[PartRecord]:
+    how: Reconstruction,
+) -> list[SubBlockRecord]:
     """Train the sub-blocks of a pruned block, one after the other; its weights are written in place.
 
     Args:
@@ -109,7 +109,7 @@ def tune_block(
         if inside:
             work = _Training(block, calls, hidden, goal, place, inside, tokens, held, how)
             before, after, epochs = work.run()
-            records.append(PartRecord(name, part.sum != END, before, after, epochs))
+            records.append(SubBlockRecord(name, part.sum != END, before, after, epochs))
     return records
 
 
@@ -121,12 +121,12 @@ class _Training:
         block: nn.Module,
         calls: Sequence[BlockCall],
         hidden: Callable[[int], Tensor],
-        goal: Goal,
+        goal: BlockGoal,
         place: int,
         masks: Mapping[str, Tensor],
         tokens: Sequence[Tensor | None],
         held: Sequence[int],
-        how: Reconstruct,
+        how: Reconstruction,
     ) -> None:
         self.block, self.calls, self.hidden, self.how = block, calls, hidden, how
         self.part, self.goals = goal.parts[place], [one[place] for one in goal.outputs]
