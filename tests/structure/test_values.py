@@ -1,4 +1,4 @@
-"""A width that becomes a value is a mean over what is kept, or the cut is locked or refused: also where nobody sees it."""
+"""A width that becomes a value is a mean over what is kept, or locked or refused: also where the example hides it."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ HIDDEN: dict[str, Mid] = {
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_what_the_example_hides_is_locked_or_refused(name: str) -> None:
+    model = Net(HIDDEN[name]).eval()
     with pytest.raises(UnsupportedError, match=r"test_values\.py:\d+"):
-        model = Net(HIDDEN[name]).eval()
         sc.plan(model, X, remove={"a": [1, 4, 9]}).apply(model)
 
 
