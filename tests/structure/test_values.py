@@ -1,4 +1,4 @@
-"""A width that becomes a value is a mean over what is kept, or the cut is locked or refused, also where nobody sees."""
+"""A width that becomes a value is a mean over what is kept, or locked or refused: also where the example hides it."""
 
 from __future__ import annotations
 
