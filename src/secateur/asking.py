@@ -1,23 +1,29 @@
-"""What a run is asked for: keywords over a recipe, and the plan that both ask for."""
+"""What a run is asked for: keywords over a recipe, the plan that both ask for, and what is refused at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from torch import Tensor, nn
 
 from secateur.criteria.base import Criterion
+from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity
 from secateur.model.door import Parts
+from secateur.model.tensors import require_finite_weights
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike, implied_target
 from secateur.planning.solved import solver_of
 from secateur.recipe import Recipe, load_recipe
+from secateur.recover.during import check_lessons
+from secateur.recover.own import Train
+from secateur.recover.steps import check_training
 from secateur.report.journal import Step
 from secateur.request import Amount, Target
-from secateur.types import Data, Example, Loss, Protect
+from secateur.types import Data, Example, Judge, Loss, Protect
 
 DEFAULT_RECIPE = "channel-half-macs"
 SOLVED_RECIPE = "language-model"
@@ -40,6 +46,24 @@ class Decided(TypedDict, total=False):
     tolerance: float | None
     expressible: bool
     scales: str
+    proof: str
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a run of `prune` was given, admitted and checked; see there."""
+
+    model: nn.Module
+    example: Example
+    examples: Sequence[Example]
+    given: Parts
+    settings: Recipe
+    criterion: CriterionLike | None
+    loss: Loss | None
+    evaluate: Judge | None
+    train: Train | None
+    title: str
+    command: str
 
 
 def settings_of(
@@ -66,9 +90,10 @@ def settings_of(
     """
     default = default_recipe(decision.get("criterion"))
     settings = load_recipe(default if recipe is None else recipe, overrides)
+    # Through plain data and the reader once more, so that a keyword is checked like a line of a recipe.
     plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, value in decision.items():
-        if name in ("dtype", "tolerance"):
+        if name in ("dtype", "tolerance", "proof"):
             plain["verify"][name] = value
         else:
             plain[name] = _plain(value)
@@ -141,6 +166,7 @@ def plan_by(
         finished: where a solver keeps finished blocks, and goes on behind them, unless the recipe names a folder.
     """
     plain = recipe.model_dump(by_alias=True)
+    # A folder that the recipe names is the user's own, and outlives the run.
     if plain["blocks"]["checkpoint"] is None:
         plain["blocks"]["checkpoint"] = finished
     return make_plan(
@@ -158,3 +184,20 @@ def plan_by(
         blocks=plain["blocks"],
         progress=progress,
     )
+
+
+def check_asked(model: nn.Module, given: Parts, recipe: Recipe) -> None:
+    """Refuse what cannot end well before anything is measured.
+
+    Raises:
+        InputError: NaN or Inf in a weight.
+        RecipeError: a training without data, or with options that mean nothing together.
+    """
+    require_finite_weights(model)
+    if recipe.recover and given.train is None:
+        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
+    if recipe.training is not None:
+        if given.train is None:
+            raise RecipeError("The recipe trains, which needs data.", hint="Pass data, or leave training out.")
+        check_lessons(recipe.training)
+    check_training(recipe.recover)

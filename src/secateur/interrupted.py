@@ -19,7 +19,7 @@ from secateur.recover.own import Train
 from secateur.report.journal import Progress
 from secateur.result import Result
 from secateur.sources import resolve_data, resolve_model
-from secateur.stages import SUFFIX, Unfinished
+from secateur.stages import SUFFIX, CommandWords, Unfinished
 from secateur.types import Data, Example, Judge, Loss
 
 
@@ -37,7 +37,7 @@ class InterruptedRun:
 
     folder: Path
     recipe: Mapping[str, Any]
-    words: Mapping[str, Any]
+    words: CommandWords
     own: bool
     done: tuple[str, ...]
 
@@ -53,6 +53,7 @@ def find(folder: str | Path) -> InterruptedRun:
     """
     path = Path(folder)
     beside = path.with_name(path.name + SUFFIX)
+    # Opened as the run itself would: one that still goes on has the folder, and is refused here.
     checkpoint = Checkpoint(beside if not (path / INDEX).exists() and beside.is_dir() else path)
     try:
         about = checkpoint.about
@@ -124,6 +125,7 @@ def resume(
             "this run was started in Python, so its folder does not say how to build the model",
             hint="pass model=, data= and whatever else was given to prune",
         )
+    # Seeded as the command was: networks and splits that are made here must be those of the run.
     seed = int(known.recipe["seed"])
     with seed_everything(seed):
         source = resolve_model(known.words["model"], seed=seed)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import nn
 
-from secateur.asking import Decided, plan_by, settings_of
+from secateur.asking import Asked, Decided, check_asked, plan_by, settings_of
 from secateur.errors import RecipeError, SecateurError
 from secateur.files.checkpoint import EVERY
 from secateur.kinds.slices.cut import cut_copy
@@ -20,43 +20,24 @@ from secateur.measure.macs import samples_in
 from secateur.measure.pair import time_pair
 from secateur.model.admit import about_wrapper, admit
 from secateur.model.call import as_loss, several
-from secateur.model.door import Given, Parts, enter
+from secateur.model.door import Given, enter
 from secateur.model.protect import patterns_of
-from secateur.model.tensors import named_tensors, require_finite
+from secateur.model.tensors import require_finite_weights
 from secateur.planning import Plan, make_plan
-from secateur.planning.build import CriterionLike
 from secateur.recipe import Recipe
-from secateur.recipe.schema import Step
-from secateur.recover.during import Trained, as_asked, check_lessons, dense_training, train_stage
-from secateur.recover.loop import Keeper, TrainStep, write_tensors
-from secateur.recover.own import Train, own_training
-from secateur.recover.steps import Damage, check_training, dense_control
-from secateur.recover.steps import recover as run_step
-from secateur.report import Control, TrainingPoint
+from secateur.recover.during import Trained, as_asked
+from secateur.recover.loop import write_tensors
+from secateur.recover.own import Train
+from secateur.recover.steps import Damage
+from secateur.report import Control
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal, Progress
-from secateur.report.stages import shows_progress
+from secateur.report.stage_progress import shows_progress
 from secateur.result import Estimate, Result, native
+from secateur.run_training import recorded, recover_all, train_first, trained_control
 from secateur.stages import RunStages, Unfinished, place_of
 from secateur.types import Data, Example, Judge, Loss, Snapshot
 from secateur.words import spoken
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What a run of `prune` was given, admitted and checked; see there."""
-
-    model: nn.Module
-    example: Example
-    examples: Sequence[Example]
-    given: Parts
-    settings: Recipe
-    criterion: CriterionLike | None
-    loss: Loss | None
-    evaluate: Judge | None
-    train: Train | None
-    title: str
-    command: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +104,8 @@ def prune(
         command: the command line that reproduces it.
         examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
         **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
-            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales. They take the
-            place of the recipe's; a recipe is for what comes after: recovery, measuring.
+            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales, proof. They
+            take the place of the recipe's; a recipe is for what comes after: recovery, measuring.
 
     Returns:
         the pruned model, its plan with certificate, and the report.
@@ -144,13 +125,14 @@ def prune(
         >>> result.plan.units["removed"], result.report.after.params
         (8, 90)
     """
+    # Kept, to say in the report that a wrapper was taken off.
     came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration, test=test)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
     loss = as_loss(loss)
     settings, untrained = settings_of(recipe, overrides, decision, given, recover=recover, own=train is not None)
-    _check(model, given, settings)
+    check_asked(model, given, settings)
     example, examples = several(example, examples)
     example = given.example() if example is None else example
     run = Journal(_called(progress), given.notes)
@@ -183,7 +165,7 @@ def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
         with run.stage("look"), run.noticed():
             seen = _look(asked, kept)
         with run.stage(f"train: {training.method}"), run.noticed():
-            trained = kept.trained(partial(_train, asked, run), partial(_recorded, run))
+            trained = kept.trained(partial(train_first, asked, run), partial(recorded, run))
         with run.stage("plan"), run.noticed():
             base, plan = _decide_trained(asked, trained, run, kept)
         kept.stage_ended()
@@ -198,11 +180,11 @@ def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
         # What the cut alone did; without recovery it is the final quality, which is measured below.
         later = bool(settings.recover) or asked.train is not None
         after_cut = kept.once("cut", lambda: _quality(seen.judged, pruned)) if later else None
-    _recover_all(asked, Damage(base, plan.cuts, plan.masks, plan.layers), pruned, run, kept)
+    recover_all(asked, Damage(base, plan.cuts, plan.masks, plan.layers), pruned, run, kept)
     control = None
     if settings.control == "dense":
         with run.stage("control: dense"):
-            told = kept.once("control", lambda: _control(asked, seen.judged, run, kept))
+            told = kept.once("control", lambda: trained_control(asked, seen.judged, run, kept))
             control = Control(steps=tuple(told["steps"]), quality=told["quality"])
     with run.stage("measure"):
         # Timed in the same rounds and at the end, so that a machine that got busy meanwhile slows both alike.
@@ -242,21 +224,6 @@ def _decide(asked: Asked, model: nn.Module, run: Journal, kept: RunStages) -> Pl
     )  # fmt: skip
 
 
-def _train(asked: Asked, run: Journal, keeper: Keeper | None) -> Trained:
-    """The recipe's training before or while the model is pruned."""
-    training, given = asked.settings.training, asked.given
-    assert training is not None
-    assert given.train is not None
-    return train_stage(
-        asked.model, asked.example, asked.settings, train=given.train, scoring=given.scoring, loss=asked.loss,
-        criterion=asked.criterion, progress=run.step(f"train: {training.method}"), keeper=keeper,
-    )  # fmt: skip
-
-
-def _recorded(run: Journal, trained: Trained) -> None:
-    _log(run, trained.records)
-
-
 def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: RunStages) -> tuple[nn.Module, Plan]:
     """What the plan applies to, and the plan: decided by the training, or by scores of what it has left."""
     training = asked.settings.training
@@ -270,18 +237,6 @@ def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: RunStage
     else:
         plan = plan_by(asked.model, asked.example, asked.settings, examples=asked.examples, keep=trained.keep)
     return asked.model, as_asked(plan, asked.settings, asked.criterion)
-
-
-def _recover_all(asked: Asked, damage: Damage, pruned: nn.Module, run: Journal, kept: RunStages) -> None:
-    """The recovery steps of the recipe, and a loop of the user's after them; each a stage."""
-    seed, train = asked.settings.seed, asked.train
-    for number, step in enumerate(asked.settings.recover):
-        name = f"recover {number + 1}: {step.method}"
-        with run.stage(name):
-            kept.training(name, pruned, partial(_recover, pruned, step, damage, asked, run))
-    if train is not None:
-        with run.stage("train"):
-            kept.training("train", pruned, lambda _: own_training(pruned, train, damage.masks, seed=seed))
 
 
 @spoken(Decided.__annotations__)
@@ -336,8 +291,9 @@ def estimate(
     given = enter(data, calibration=calibration)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
+    # As if the caller trained: nothing is recovered here, so nothing is missing where there are no data.
     settings, _ = settings_of(recipe, overrides, decision, given, recover=None, own=True)
-    _check_weights(model)
+    require_finite_weights(model)
     example = given.example() if example is None else example
     run = Journal(_called(progress))
     with run.stage("plan"):
@@ -353,31 +309,6 @@ def estimate(
     return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
 
 
-def _recover(model: nn.Module, step: Step, damage: Damage, asked: Asked, run: Journal, keeper: Keeper | None) -> None:
-    """One recovery step of the recipe, and its losses for the report."""
-    given = asked.given
-    assert given.train is not None
-    assert given.scoring is not None
-    records = run_step(
-        model,
-        step,
-        damage,
-        train=given.train,
-        scoring=given.scoring,
-        loss=asked.loss,
-        seed=asked.settings.seed,
-        progress=run.step(step.method),
-        keeper=keeper,
-    )
-    _log(run, records)
-
-
-def _log(run: Journal, records: Sequence[TrainStep]) -> None:
-    """Add the steps of a training to the curve, behind those that were made before."""
-    first = len(run.training)
-    run.training += [TrainingPoint(step=first + r.step, loss=r.loss, lr=r.lr, sparsity=r.sparsity) for r in records]
-
-
 def _quality(judged: Yardstick, model: nn.Module) -> dict[str, float] | None:
     return None if judged.evaluate is None else dict(judged.evaluate(model))
 
@@ -385,24 +316,6 @@ def _quality(judged: Yardstick, model: nn.Module) -> dict[str, float] | None:
 def _called(progress: Progress | bool | None) -> Progress | None:
     """What `shows_progress` has left of it: a function, or nothing."""
     return progress if callable(progress) else None
-
-
-def _check(model: nn.Module, given: Parts, recipe: Recipe) -> None:
-    _check_weights(model)
-    if recipe.recover and given.train is None:
-        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
-    if recipe.training is not None:
-        if given.train is None:
-            raise RecipeError("The recipe trains, which needs data.", hint="Pass data, or leave training out.")
-        check_lessons(recipe.training)
-    check_training(recipe.recover)
-
-
-def _check_weights(model: nn.Module) -> None:
-    # A NaN would be pruned or kept by chance: comparisons with it are false whichever way they are written.
-    for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point():
-            require_finite(tensor, name, what="parameter")
 
 
 def _yardstick(asked: Asked) -> Yardstick:
@@ -417,31 +330,3 @@ def _yardstick(asked: Asked) -> Yardstick:
             hint="Pass evaluate=, or batches with targets; or leave the control out.",
         )
     return found
-
-
-def _control(asked: Asked, judged: Yardstick, run: Journal, kept: RunStages) -> dict[str, Any]:
-    """The original after the same training and steps, and its quality on the same samples."""
-    recipe, data = asked.settings, asked.given.train
-    assert data is not None
-    assert judged.evaluate is not None
-    shown = run.step("control: dense")
-
-    def training(model: nn.Module) -> str:
-        keeper = kept.keeper("control training")
-        dense_training(model, asked.model, recipe, train=data, loss=asked.loss, progress=shown, keeper=keeper)
-        return recipe.training.method if recipe.training is not None else ""
-
-    trained, steps = dense_control(
-        asked.model,
-        recipe.recover,
-        train=data,
-        loss=asked.loss,
-        seed=recipe.seed,
-        training=None if recipe.training is None else training,
-        progress=shown,
-        keep=lambda number: kept.keeper(f"control {number}"),
-    )
-    if asked.train is not None:
-        own_training(trained, asked.train, {}, seed=recipe.seed)
-        steps = (*steps, "train")
-    return {"steps": list(steps), "quality": dict(judged.evaluate(trained))}

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from secateur.errors import RecipeError
 from secateur.words import ABOUT_TARGETS, GRANULARITIES, right_word, translated
@@ -26,6 +26,8 @@ CRITERION = "magnitude"
 SCOPE = "global"
 ALLOCATION = "global"
 SCALES = "keep"
+Efforts = Literal["example", "default", "full"]
+PROOF: Efforts = "default"  # on which inputs a cut is proved
 MIN_KEEP = 1  # units that every group keeps
 MIN_KEEP_FRACTION = 0.1  # of each group stays under a global ranking of cuts, so that no layer is emptied by its scale
 # Widths that are multiples of 8 cost nothing in quality and take ViT-B/16 at batch 8 from 0.65 to 0.50 of the time
@@ -229,6 +231,7 @@ class Request:
         expressible: whether a Hugging Face config must describe the result.
         scales: "keep" = scales that the code takes from a width that is cut stay what they were; "follow" = they
             follow the cut.
+        proof: on which inputs the cut is proved: "example", "default" (others, as small as they come) or "full".
         blocks: how a solver went about it, block by block; None where scores decided.
         earlier: the requests that were met before this one, where plans were composed.
 
@@ -248,6 +251,7 @@ class Request:
     seed: int = 0
     expressible: bool = False
     scales: str = SCALES
+    proof: str = PROOF
     blocks: Mapping[str, Plain] | None = None
     earlier: tuple[Request, ...] = ()
 
@@ -257,6 +261,7 @@ class Request:
             raise RecipeError(f"scope {self.scope!r} is not known.", hint="Use global, local or (for masks) row.")
         if self.scales not in ("keep", "follow"):
             raise RecipeError(f"scales {self.scales!r} is not known.", hint="Use keep or follow.")
+        effort_of(self.proof)
         for name in ("min_keep", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -303,6 +308,8 @@ class Request:
             data["expressible"] = True
         if self.scales != SCALES:
             data["scales"] = self.scales
+        if self.proof != PROOF:
+            data["proof"] = self.proof
         if self.blocks is not None:
             data["blocks"] = dict(self.blocks)
         if self.earlier:
@@ -335,6 +342,17 @@ class Request:
         )
 
 
+def effort_of(proof: object) -> Efforts:
+    """On which inputs a cut is proved, as `Request.proof` says.
+
+    Raises:
+        RecipeError: no word for it.
+    """
+    if not isinstance(proof, str) or proof not in get_args(Efforts):
+        raise RecipeError(f"proof {proof!r} is not known.", hint="Use example, default or full.")
+    return cast(Efforts, proof)
+
+
 def require_patterns(protect: object) -> None:
     """Refuse a `protect` that is no list of name patterns.
 
@@ -359,16 +377,9 @@ def _listed(patterns: object) -> tuple[str, ...]:
 
 
 _PASSED = (
-    "scope",
-    "allocation",
-    "min_keep",
-    "min_keep_fraction",
-    "round_to",
-    "seed",
-    "expressible",
-    "scales",
+    "scope", "allocation", "min_keep", "min_keep_fraction", "round_to", "seed", "expressible", "scales", "proof",
     "blocks",
-)
+)  # fmt: skip
 
 
 def granularities(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -22,11 +22,21 @@ from secateur.recover.during import Trained
 from secateur.recover.loop import Keeper, KeptState, write_tensors
 from secateur.report.journal import Journal
 from secateur.request import Request
-from secateur.types import Snapshot
+from secateur.types import Snapshot, StateDict
 
 SUFFIX = ".unfinished"
 _SNAPSHOT: TypeAdapter[Snapshot] = TypeAdapter(Snapshot)
 T = TypeVar("T")
+
+
+class CommandWords(TypedDict, total=False):
+    """How a command line named what it worked on; empty for a run of Python's."""
+
+    model: str
+    data: str | None
+    out: str
+    threads: int | None
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,10 @@ class Unfinished:
 
     folder: Path
     every: float = EVERY
-    words: Mapping[str, Any] = field(default_factory=dict)
+    words: CommandWords = field(default_factory=CommandWords)
 
     @classmethod
-    def beside(cls, out: Path, words: Mapping[str, Any]) -> Unfinished:
+    def beside(cls, out: Path, words: CommandWords) -> Unfinished:
         """The place that belongs to an output folder."""
         return cls(out.with_name(out.name + SUFFIX), words=words)
 
@@ -67,6 +77,7 @@ class RunStages:
         self._run, self._checkpoint = run, None
         if place is None:
             return
+        # What decides about the result: whoever asks for anything else must not go on from these states.
         about = {
             "what": "prune",
             "model": hash_model(model),
@@ -141,6 +152,8 @@ class RunStages:
         done(result)
         if self._checkpoint is not None:
             self.stage_ended()
+            # In this order: killed in between, the training is found as done, and at worst its states lie there in
+            # vain.
             self._keep("trained", {"tensors": result.tensors, "keep": result.keep, "masks": result.masks})
             self._checkpoint.drop("training")
         return result
@@ -189,13 +202,13 @@ class RunStages:
         if self._checkpoint is not None:
             self._checkpoint.close()
 
-    def _found(self, name: str) -> Any:
-        found = None if self._checkpoint is None else self._checkpoint.get(name)
+    def _found(self, name: str) -> StateDict | None:
+        found: StateDict | None = None if self._checkpoint is None else self._checkpoint.get(name)
         if found is not None:
             set_drawn(found["generators"])
         return found
 
-    def _keep(self, name: str, state: dict[str, Any]) -> None:
+    def _keep(self, name: str, state: StateDict) -> None:
         if self._checkpoint is not None:
             self._checkpoint.put(name, {**state, "generators": drawn()})
 
@@ -219,7 +232,7 @@ def _decision(plan: Plan) -> str:
     return stable_hash([plan.fingerprint, plan.groups, sorted(plan.cuts), sorted(plan.masks), plan.units])
 
 
-def _restored(plan: Plan, found: Mapping[str, Any]) -> Plan:
+def _restored(plan: Plan, found: StateDict) -> Plan:
     if _decision(plan) != found["decision"]:
         raise PlanMismatchError(
             "The plan cannot be found again: the same units are another decision now.",
@@ -227,5 +240,6 @@ def _restored(plan: Plan, found: Mapping[str, Any]) -> Plan:
             hint="Remove the folder of the unfinished run, and start anew.",
         )
     assert plan.evidence is not None
+    # The scores of then, for the report: the plan was found again from its units, without any.
     evidence = replace(plan.evidence, scores=found["scores"])
     return replace(plan, request=Request.from_data(found["request"]), evidence=evidence)

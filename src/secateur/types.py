@@ -21,6 +21,9 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Batch = Any  # a tensor, a tuple or a mapping of tensors
 Example = Any  # what one forward takes: a tensor, a tuple of positional or a mapping of keyword arguments
 Data = Iterable[Batch]
+# What a `state_dict` gives: tensors, numbers, texts, and lists and mappings of them, typed as torch types its own.
+# A reader knows its keys and checks what a file may have made of them; `files.states` writes it without pickle.
+StateDict = dict[str, Any]
 Protect = Sequence[object]  # names, patterns, modules and parameters of the model, classes of modules
 MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -329,6 +332,7 @@ class Certificate:
         outputs: compared tensors.
         trials: inputs on which the second proof held: the original run eagerly, without what is removed.
         notes: what the proof does not show, and what it takes for granted.
+        effort: on which inputs it was made: "example", "default" or "full".
     """
 
     max_abs_error: Amount
@@ -338,6 +342,7 @@ class Certificate:
     outputs: Count = 1
     trials: tuple[Trial, ...] = ()
     notes: tuple[Text, ...] = ()
+    effort: Literal["example", "default", "full"] = "default"
 
 
 @dataclass(frozen=True)

@@ -104,3 +104,29 @@ def assert_zeros(model, plan):
     # Weights that were zero before, or fell on zero, may come on top; there are next to none.
     zeros = sum(int((parameters[key] == 0).sum()) for key in plan.masks)
     assert plan.units["removed"] <= zeros <= plan.units["removed"] + 8
+
+
+# Residual branches of all blocks: two blocks of two, side by side as one; of encoder and decoder those with a second
+# attention have three.
+BRANCHES = {
+    "LlamaForCausalLM": 4, "GPT2LMHeadModel": 4, "OPTForCausalLM": 4, "Gemma3ForCausalLM": 4, "MixtralForCausalLM": 4,
+    "BloomForCausalLM": 4, "BertForSequenceClassification": 4, "ViTForImageClassification": 4, "MambaForCausalLM": 2,
+    "FalconForCausalLM": 2, "GPTNeoXForCausalLM": 2, "T5ForConditionalGeneration": 10,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in BRANCHES])
+def test_sub_blocks_are_found_without_names_and_trained_with_every_zero_in_place(name):
+    model, example = build(name)
+    plan = sc.plan(
+        model,
+        example,
+        criterion="admm",
+        granularity="element",
+        scope="row",
+        target={"sparsity": 0.5},
+        data=batches(example),
+        blocks={"reconstruct": {"epochs": 1, "lr": 1e-3}},
+    )
+    assert any(f"{BRANCHES[name]} residual branches and 0 blocks" in note for note in plan.notes), plan.notes
+    assert all(bool((plan.weights[key][~mask] == 0).all()) for key, mask in plan.masks.items())

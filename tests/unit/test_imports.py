@@ -17,9 +17,9 @@ ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
     "version", "errors", "shown", "types", "registry", "words", "request", "model", "files", "recipe", "measure",
-    "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning", "training",
-    "recover", "report", "loading", "result", "stages", "asking", "pipeline", "api", "sources", "interrupted", "advice",
-    "comparison", "tickets", "deployment", "testing", "cli",
+    "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
+    "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "pipeline", "api",
+    "sources", "interrupted", "advice", "comparison", "tickets", "deployment", "testing", "cli",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.

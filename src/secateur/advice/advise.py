@@ -15,7 +15,7 @@ from secateur.model.door import Given, enter
 from secateur.model.protect import patterns_of
 from secateur.planning import make_plan
 from secateur.recipe import Recipe, dump_recipe, load_recipe
-from secateur.report.text import clean
+from secateur.report.safe_text import clean
 from secateur.types import Example, Json, Loss, Protect
 from secateur.words import spoken
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from secateur.comparison.study import Study
 
 Words = Optional[str]  # noqa: UP045
+Criteria = Annotated[
+    str, typer.Option("--criteria", metavar="A,B,...", help="Names, or name:option=value; all = every one.")
+]
+Levels = Annotated[Words, typer.Option("--levels", metavar="0.5,0.8,...", help="Fractions removed; default six.")]
 FILES = ("compare.html", "results.csv", "compare.md", "summary.json", "manifest.json")
 
 
@@ -30,12 +34,8 @@ def compare(
     model: options.Model,
     data: Annotated[str, typer.Option("--data", metavar="DATA", help=f"{options.DATA_WORDS}; with labels.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results; runs that lie there are not done again.")],
-    criteria: Annotated[
-        str, typer.Option("--criteria", metavar="A,B,...", help="Names, or name:option=value; all = every one.")
-    ] = "magnitude,fpgm,taylor",
-    levels: Annotated[
-        Words, typer.Option("--levels", metavar="0.5,0.8,...", help="Fractions removed; default six.")
-    ] = None,
+    criteria: Criteria = "magnitude,fpgm,taylor",
+    levels: Levels = None,
     granularity: Annotated[str, typer.Option("--granularity", help="channel, head, element, 2:4...")] = "channel",
     match: Annotated[str, typer.Option("--match", help="What levels count: auto, units, macs or params.")] = "auto",
     scope: Annotated[str, typer.Option("--scope", help="Where units compete: global or local.")] = "global",

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -25,7 +24,7 @@ def err() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def emit(data: Any) -> None:
+def emit(data: object) -> None:
     """Write data as JSON to standard output."""
     write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
@@ -43,7 +42,7 @@ def write(text: str) -> None:
 
 def say(text: str, *, style: str = "") -> None:
     """Write a note to standard error, letter by letter: no markup, no escape sequences."""
-    from secateur.report.text import clean
+    from secateur.report.safe_text import clean
 
     tell(err(), Text(clean(text, lines=True), style=style))
 
@@ -61,7 +60,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = ""
         rows: cells as text; names from models may be among them.
         title: a line above.
     """
-    from secateur.report.text import clean
+    from secateur.report.safe_text import clean
 
     console, cells = out(), [[clean(cell) for cell in row] for row in rows]
     if not console.is_terminal or console.is_dumb_terminal:

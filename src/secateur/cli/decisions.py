@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TARGETS = {"macs": "macs", "params": "params", "sparsity": "sparsity", "latency": "latency_ms"}
 Word = Optional[str]  # noqa: UP045
-OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, object] = {
     # As text: "50%" and "50" should be answered by the recipe's own sentence, and not by the parser's.
     "macs": Annotated[Word, typer.Option("--macs", metavar="FRACTION", help="Multiply-accumulates kept at most.")],
     "params": Annotated[Word, typer.Option("--params", metavar="FRACTION", help="Parameters kept at most.")],
@@ -48,6 +48,15 @@ OPTIONS: dict[str, Any] = {
     "expressible": Annotated[
         bool, typer.Option("--expressible", help="Hugging Face: cut so that from_pretrained loads the result.")
     ],
+    "proof": Annotated[
+        Word,
+        typer.Option(
+            "--proof",
+            metavar="EFFORT",
+            help="Inputs that a cut is proved on: example, default or full.",
+            autocompletion=options.complete("example", "default", "full"),
+        ),
+    ],
     "device": options.Device,
 }
 
@@ -68,6 +77,7 @@ class Decisions:
     protect: Sequence[str] | None = None
     recover: str | None = None
     expressible: bool = False
+    proof: str | None = None
     device: str | None = None
 
     def settings(self) -> list[Setting]:
@@ -93,6 +103,8 @@ class Decisions:
             found.append(Setting(("recover",), steps_of(self.recover), f"--recover {self.recover}"))
         if self.expressible:
             found.append(Setting(("expressible",), True, "--expressible"))
+        if self.proof is not None:
+            found.append(Setting(("verify", "proof"), self.proof, f"--proof {self.proof}"))
         return found
 
     def words(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -77,7 +77,7 @@ def deploy(
     return 0
 
 
-def facts(done: Deployment) -> dict[str, Any]:
+def facts(done: Deployment) -> dict[str, object]:
     """What was decided and measured, as data."""
     return {
         "isa": done.isa,

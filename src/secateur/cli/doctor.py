@@ -70,7 +70,7 @@ def self_check() -> None:
         )
 
 
-def _versions() -> dict[str, Any]:
+def _versions() -> dict[str, object]:
     import secateur
 
     return {
@@ -88,7 +88,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> dict[str, object]:
     import torch
 
     from secateur.report import environment
@@ -105,7 +105,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from secateur.report.text import size
+    from secateur.report.safe_text import size
 
     rows = [("secateur", found["secateur"]), ("python", found["python"])]
     rows += [(name, version or "missing") for name, version in found["packages"].items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -65,7 +65,7 @@ def export(
     return _tell({**plan, **found}, as_json=json)
 
 
-def _safetensors(network: nn.Module, path: Path) -> dict[str, Any]:
+def _safetensors(network: nn.Module, path: Path) -> dict[str, object]:
     from secateur.files import save_tensors
 
     tensors = {name: tensor.detach() for name, tensor in network.state_dict(keep_vars=True).items()}
@@ -73,7 +73,7 @@ def _safetensors(network: nn.Module, path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": digest}
 
 
-def _onnx(network: nn.Module, example: Example, path: Path, *, force: bool) -> dict[str, Any]:
+def _onnx(network: nn.Module, example: Example, path: Path, *, force: bool) -> dict[str, object]:
     from secateur.deployment import export_onnx
 
     written = export_onnx(network, example, path, overwrite=force)
@@ -86,7 +86,7 @@ def _onnx(network: nn.Module, example: Example, path: Path, *, force: bool) -> d
     }
 
 
-def _tell(found: dict[str, Any], *, as_json: bool) -> int:
+def _tell(found: dict[str, object], *, as_json: bool) -> int:
     if as_json:
         emit({"schema": 1, **found})
     else:

@@ -82,7 +82,7 @@ def show(
     console: Console | None = None,
 ) -> None:
     """Print one error: as lines, or as a JSON object."""
-    from secateur.report.text import clean, writable
+    from secateur.report.safe_text import clean, writable
 
     if as_json:
         fields = {"what": what, "why": why, "do": hint, "code": code, "exit_code": exit_code}

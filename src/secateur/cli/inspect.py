@@ -60,7 +60,7 @@ def _page(view: View, path: Path) -> None:
 
 
 def _tables(view: View) -> None:
-    from secateur.report.text import count
+    from secateur.report.safe_text import count
 
     title = f"{view.model}: {count(view.params)} parameters, {count(view.macs)} MACs per {view.macs_per}"
     free = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.cli.console import say
 from secateur.errors import FileRefusedError, ForwardError, InputError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from secateur.measure import Yardstick
     from secateur.recipe import Recipe, Setting
     from secateur.sources import DataSet, Source
-    from secateur.stages import Unfinished
+    from secateur.stages import CommandWords, Unfinished
     from secateur.types import Example
 
 DEFAULT_RECIPE = "channel-half-macs"
@@ -172,7 +172,7 @@ def require_free(path: Path, *, force: bool) -> None:
     _require_writable(target)
 
 
-def unfinished(out: Path, words: dict[str, Any], *, force: bool) -> Unfinished:
+def unfinished(out: Path, words: CommandWords, *, force: bool) -> Unfinished:
     """Where a run for an output folder keeps what it has done; with `force` an earlier one is forgotten."""
     from secateur.files.checkpoint import INDEX, Checkpoint
     from secateur.stages import Unfinished

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -73,7 +73,7 @@ def lottery(
     return 0
 
 
-def training_of(recipe: Recipe) -> dict[str, Any]:
+def training_of(recipe: Recipe) -> dict[str, object]:
     """The one training step of a recipe, as keywords of `secateur.lottery`.
 
     Raises:

@@ -89,7 +89,7 @@ def measure_task(
 ) -> int:
     """Perplexity of a language model on the whole of a text."""
     from secateur.measure.perplexity import perplexity, with_dtype
-    from secateur.report.text import significant
+    from secateur.report.safe_text import significant
     from secateur.sources.text import whole_text
 
     what, model, data = asked
@@ -153,7 +153,7 @@ def tell_doubt(network: nn.Module) -> None:
 
 def rows(found: Snapshot, judged: Yardstick) -> list[tuple[str, str]]:
     """A snapshot as lines of words."""
-    from secateur.report.text import count, significant, size
+    from secateur.report.safe_text import count, significant, size
     from secateur.report.verdict import score
 
     time = found.latency_ms

@@ -1,7 +1,7 @@
-"""The progress of a run on standard error; see `secateur.report.stages`."""
+"""The progress of a run on standard error; see `secateur.report.stage_progress`."""
 
 from __future__ import annotations
 
-from secateur.report.stages import Stages, StageStep
+from secateur.report.stage_progress import Stages, StageStep
 
 __all__ = ["StageStep", "Stages"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.cli import options
 from secateur.cli.console import emit, out, write
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from secateur.cli.job import Job
     from secateur.recipe import Recipe
     from secateur.result import Result
-    from secateur.stages import Unfinished
+    from secateur.stages import CommandWords, Unfinished
 
 
 EXAMPLES = (
@@ -46,14 +46,16 @@ def prune(
     from secateur.model.tensors import require_storable
 
     settings = jobs.read_recipe(recipe, set_, seed, decided)
+    # Before anything is loaded: hours of work must not end at a folder that is taken.
     jobs.require_free(out, force=force)
-    words = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
+    words: CommandWords = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
         text = settings.calibration.model_dump()
         work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device)
         jobs.warn_untrained(work)
+        # Nor at a model that cannot be written down.
         require_storable(work.model)
         say_forecast(work, settings)
         if dry_run:
@@ -67,8 +69,8 @@ def prune(
 def say_forecast(work: Job, settings: Recipe) -> None:
     """Say what a run of a solver will take, before it starts."""
     from secateur.cli.console import say
-    from secateur.planning.solved import solver_of
-    from secateur.report.text import size
+    from secateur.planning.solved import settings_of, solver_of
+    from secateur.report.safe_text import size
     from secateur.solve.blocks.forecast import forecast
 
     plain = settings.model_dump(by_alias=True)
@@ -78,8 +80,10 @@ def say_forecast(work: Job, settings: Recipe) -> None:
     batches = [batch for batch in work.data.calibration if isinstance(batch, dict)]
     tokens = sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
     if tokens:
-        dense = settings.blocks.targets == "dense"
-        told = forecast(work.model, work.needed_example(), solver, tokens=tokens, dense=dense, protect=settings.protect)
+        how = settings_of(plain["blocks"])
+        told = forecast(
+            work.model, work.needed_example(), solver, tokens=tokens, settings=how, protect=settings.protect
+        )
         say(
             f"{told.weights:,} weights, {tokens:,} tokens: about {told.seconds / 60:.1f} minutes here, "
             f"{size(told.memory_bytes)} beside the model"
@@ -129,7 +133,7 @@ def show_plan(work: Job, settings: Recipe, *, as_json: bool) -> int:
     return 0
 
 
-def finish(result: Result, folder: Path, *, as_json: bool, more: dict[str, Any] | None = None) -> int:
+def finish(result: Result, folder: Path, *, as_json: bool, more: dict[str, object] | None = None) -> int:
     """Print the report and where it lies; the exit code says how the run ended."""
     from secateur.report import render
 

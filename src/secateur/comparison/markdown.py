@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from secateur.comparison.records import AgainstReference, BoardLine, CurveMean, HeldFixed, Manifest, Summary
 from secateur.comparison.recoveries import NO_RECOVERY
 from secateur.comparison.summary import BETTER, SAME, UNTESTED, WORSE
-from secateur.report.text import clean, seconds, significant, size
+from secateur.report.safe_text import clean, seconds, significant, size
 
 
 def number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from secateur.comparison.markdown import FIDELITY, number, signed, words
 from secateur.comparison.records import CurvePoint, LayerShares, Manifest, ScoringLine, Summary
 from secateur.files.seeds import canonical_json
 from secateur.report.html import json_block, page_script, plotly_script, policy_for
-from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size
+from secateur.report.safe_text import clean, count, for_plotly, percent, seconds, significant, size
 from secateur.types import Json
 
 _HERE = Path(__file__).parent

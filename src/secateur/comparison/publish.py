@@ -12,7 +12,7 @@ from secateur.comparison.page import to_html
 from secateur.comparison.records import Manifest, RunRow, Summary
 from secateur.files.atomic import atomic_write
 from secateur.files.seeds import canonical_json
-from secateur.report.text import clean
+from secateur.report.safe_text import clean
 
 # Columns that are always there, whatever the runs found; further figures follow by name.
 FIXED = (

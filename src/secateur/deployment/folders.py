@@ -91,6 +91,7 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module]) 
     fresh = model() if callable(model) and not isinstance(model, nn.Module) else model
     if not isinstance(fresh, nn.Module):
         raise RecipeError(f"load_deployed() needs a module or a function that returns one, not {type(fresh).__name__}")
+    # As much as this model can need at most, so that a file cannot ask for all memory.
     room = WIDEST * sum(tensor.numel() for tensor in fresh.state_dict().values() if isinstance(tensor, Tensor)) + (
         1 << 20
     )
@@ -100,6 +101,7 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module]) 
         )
         plan.validate(fresh)
         plan.replay(fresh)
+    # After the cut: layers and weights are those of the smaller model.
     said = load_json(LAYERS, within=folder, max_bytes=MAX_BYTES, sha256=hashes[LAYERS])
     records = _records(said, folder / LAYERS)
     tensors = load_tensors(WEIGHTS, within=folder, sha256=hashes[WEIGHTS], max_bytes=room)
@@ -108,7 +110,7 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module]) 
     return fresh
 
 
-def _records(said: Any, origin: Path) -> dict[str, dict[str, Any]]:
+def _records(said: object, origin: Path) -> dict[str, dict[str, object]]:
     layers = said.get("layers") if isinstance(said, dict) and said.get("schema") == SCHEMA else None
     if not isinstance(layers, dict):
         raise FileRefusedError(f"{origin} is refused: it is no list of deployed layers of schema {SCHEMA}")

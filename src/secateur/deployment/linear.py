@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +129,7 @@ class SparseLinear(nn.Module):
         )
 
 
-def _check_loaded(module: nn.Module, keys: Any) -> None:
+def _check_loaded(module: nn.Module, keys: object) -> None:
     assert isinstance(module, SparseLinear)
     module.check()
 

@@ -100,7 +100,7 @@ def export_onnx(
     return OnnxExport(path, size, error, allowed, names, sizes)
 
 
-def _runtime() -> Any:
+def _runtime() -> object:
     try:
         import onnx  # noqa: F401
         import onnxruntime
@@ -181,7 +181,7 @@ def _quiet() -> Iterator[None]:
 
 def _check(
     model: nn.Module,
-    examples: list[Any],
+    examples: list[object],
     draft: Path,
     *,
     runtime: Any,

@@ -92,7 +92,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*parts, *([] if scale is None else [scale]))
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, gradient: Tensor) -> tuple[object, ...]:
     saved = list(ctx.saved_tensors)
     scale = saved.pop() if ctx.scaled else None
     weight = torch.ops.secateur.unpacked(saved, scale, ctx.format, ctx.rows, ctx.columns).to(gradient.dtype)

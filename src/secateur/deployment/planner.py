@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +153,7 @@ def deploy(
     cold = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     contest = Contest(known, cold=cold, rounds=rounds, bfloat16=weights != "same")
     planner = _Planner(contest, weights, formats, margin, inputs, _ties(model))
+    # Of exactly this class: a subclass may have a forward of its own, which a packed layer would not repeat.
     layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
     decided = [planner.decide(name, layer, progress, at, len(layers)) for at, (name, layer) in enumerate(layers)]
     known.save()
@@ -196,6 +196,7 @@ class _Planner:
         ratios = {count: self.contest.ratios(layer, found, count) for count in rows}
         best = min(found, key=lambda one: max(ratios[count][one.name] for count in rows))
         mine = {count: ratios[count][best.name] for count in rows}
+        # The slowest number of rows decides, or the layer would be a gain at one batch size and a loss at another.
         if max(mine.values()) > 1 - self.margin:
             return _left(name, layer, _explain(layer, best, mine), mine), None
         said = ", ".join(f"{ratio:.2f}x of dense at {count} rows" for count, ratio in mine.items())
@@ -248,6 +249,7 @@ def _explain(layer: nn.Linear, best: Contender, ratios: Mapping[int, float]) -> 
 def _ties(model: nn.Module) -> set[str]:
     """Names of linear layers whose weight another module has too, or that stand in two places."""
     seen: dict[int, list[str]] = {}
+    # With duplicates: a module that stands in two places would be swapped in one of them only.
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module._parameters.values():
             if parameter is not None:
@@ -272,9 +274,10 @@ def _inputs(model: nn.Module, examples: Sequence[Example]) -> dict[str, list[Ten
     return found
 
 
-def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def record(layer: nn.Module, args: tuple[Any, ...]) -> None:
+def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[object, ...]], None]:
+    def record(layer: nn.Module, args: tuple[object, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].numel():
+            # The shape alone is asked for, and the inputs of all layers together may be larger than the model.
             kept.append(torch.empty(args[0].shape, device="meta"))
 
     return record
@@ -346,6 +349,7 @@ def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.M
         parent, _, last = name.rpartition(".")
         holder = model.get_submodule(parent)
         before[name] = getattr(holder, last)
+        # In the mode of the place, so that an eval model does not get a layer that trains.
         setattr(holder, last, layer.train(before[name].training))
     return before
 

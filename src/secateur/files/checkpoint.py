@@ -54,7 +54,7 @@ class Checkpoint:
         self,
         folder: str | Path,
         *,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, object] | None = None,
         every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -162,7 +162,7 @@ class Checkpoint:
         with suppress(OSError):  # somebody put a file of theirs there: it stays
             self.folder.rmdir()
 
-    def _open(self, about: Mapping[str, Any] | None) -> None:
+    def _open(self, about: Mapping[str, object] | None) -> None:
         if (self.folder / INDEX).exists():
             self._read(about)
         else:
@@ -180,7 +180,7 @@ class Checkpoint:
             if _FILE.fullmatch(path.name) and path.name not in named:
                 path.unlink()
 
-    def _read(self, about: Mapping[str, Any] | None) -> None:
+    def _read(self, about: Mapping[str, object] | None) -> None:
         path = self.folder / INDEX
         found = load_json(path)
         check = found.pop("check", None) if isinstance(found, dict) else None
@@ -205,7 +205,7 @@ class Checkpoint:
             (self.folder / name).unlink()
 
 
-def _well_formed(index: Mapping[str, Any]) -> bool:
+def _well_formed(index: Mapping[str, object]) -> bool:
     entries = index.get("entries")
     return (
         index.get("schema") == _SCHEMA
@@ -221,7 +221,7 @@ def _ours(name: str) -> bool:
     return name == LOCK or bool(_FILE.fullmatch(name)) or name.startswith(f".{INDEX}.") or name.startswith(".state-")
 
 
-def _difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def _difference(there: Mapping[str, object], asked: Mapping[str, object]) -> str:
     asked = json.loads(canonical_json(dict(asked)))
     keys = [key for key in sorted({*there, *asked}) if there.get(key) != asked.get(key)]
     return f"{', '.join(keys)} differ" if keys else ""

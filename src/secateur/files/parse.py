@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from secateur.errors import FileRefusedError
 
@@ -15,7 +15,7 @@ _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def parse_json(data: bytes, *, origin: str, max_depth: int = 64, max_values: int = MAX_VALUES) -> Any:
+def parse_json(data: bytes, *, origin: str, max_depth: int = 64, max_values: int = MAX_VALUES) -> object:
     """Read JSON that may be hostile.
 
     Args:

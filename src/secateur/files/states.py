@@ -23,7 +23,7 @@ _TENSOR, _TUPLE, _MAP, _FLOAT = "$tensor", "$tuple", "$map", "$float"
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def encode(state: object) -> tuple[Any, dict[str, Tensor]]:
+def encode(state: object) -> tuple[object, dict[str, Tensor]]:
     """A state as what JSON holds, and the tensors that stand in it by name.
 
     Args:
@@ -43,7 +43,7 @@ def encode(state: object) -> tuple[Any, dict[str, Tensor]]:
     return _encode(state, "", tensors), tensors
 
 
-def decode(tree: object, tensors: Mapping[str, Tensor]) -> Any:
+def decode(tree: object, tensors: Mapping[str, Tensor]) -> object:
     """What `encode` was given.
 
     Args:
@@ -67,7 +67,7 @@ TREE = "state"
 """The field of a file's header that holds the plain part."""
 
 
-def save_state(path: str | Path, state: Mapping[str, Any]) -> str:
+def save_state(path: str | Path, state: Mapping[str, object]) -> str:
     """Write a state as one safetensors file, atomically: what ``state_dict()`` of a pruner or an optimizer gave.
 
     Args:
@@ -99,7 +99,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+def _encode(value: object, place: str, tensors: dict[str, Tensor]) -> object:
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -122,7 +122,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _mapping(value: Mapping[Any, Any], place: str, tensors: dict[str, Tensor]) -> Any:
+def _mapping(value: Mapping[object, object], place: str, tensors: dict[str, Tensor]) -> object:
     if all(isinstance(key, str) and not key.startswith("$") for key in value):
         return {key: _encode(item, f"{place}.{key}", tensors) for key, item in value.items()}
     pairs = [
@@ -132,7 +132,7 @@ def _mapping(value: Mapping[Any, Any], place: str, tensors: dict[str, Tensor]) -
     return {_MAP: pairs}
 
 
-def _special(kind: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _special(kind: str, value: Any, tensors: Mapping[str, Tensor]) -> object:
     try:
         if kind == _TENSOR:
             return tensors[value]

@@ -68,7 +68,7 @@ def express(model: nn.Module, cut: nn.Module, example: Example = None) -> Any | 
     return None
 
 
-def solutions(model: nn.Module, wanted: Shapes, *, start: Any = None) -> Iterator[Edits]:
+def solutions(model: nn.Module, wanted: Shapes, *, start: object = None) -> Iterator[Edits]:
     """Edits of integers in the config that give a freshly built model the wanted shapes.
 
     Shapes alone can be ambiguous (half the heads, or half of every head): all solutions of the last step are given.
@@ -149,7 +149,7 @@ def _numbered(shapes: Shapes) -> dict[str, set[str]]:
     return found
 
 
-def _proposals(config: Any, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Field, int]]:
+def _proposals(config: object, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Field, int]]:
     """New values of fields that would turn the sizes found into the wanted ones."""
     seen = set()
     for old, new in pairs:
@@ -169,7 +169,7 @@ def scaled_value(field: Field, value: int | None, old: int, new: int) -> int | N
     return value * new // old if value * new % old == 0 and value * new >= old else None
 
 
-def fields_of(config: Any, prefix: Field = ()) -> Iterator[tuple[Field, int | None]]:
+def fields_of(config: object, prefix: Field = ()) -> Iterator[tuple[Field, int | None]]:
     """Integers of a config and of the configs in it; names that speak of sizes first. None stands for a default."""
     own = sorted(vars(config).items(), key=lambda item: (not SIZE.search(item[0]), item[0]))
     for name, value in own:
@@ -183,7 +183,7 @@ def fields_of(config: Any, prefix: Field = ()) -> Iterator[tuple[Field, int | No
             yield from fields_of(value, (*prefix, name))
 
 
-def edited(config: Any, edits: Mapping[Field, int]) -> Any:
+def edited(config: object, edits: Mapping[Field, int]) -> object:
     """A copy of a config with some integers changed."""
     result = copy.deepcopy(config)
     for field, value in edits.items():
@@ -230,7 +230,7 @@ def _silent() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def is_native(cut: nn.Module, config: Any, example: Example = None) -> bool:
+def is_native(cut: nn.Module, config: object, example: Example = None) -> bool:
     """Whether a model that is built from the config and loaded with the weights of `cut` is the same function."""
     try:
         with _silent():
@@ -299,7 +299,7 @@ def watch_saving(model: nn.Module) -> None:
             vars(model)[method.__name__] = MethodType(method, model)
 
 
-def save_pretrained(self: nn.Module, *args: Any, **options: Any) -> Any:
+def save_pretrained(self: nn.Module, *args: object, **options: object) -> object:
     """`PreTrainedModel.save_pretrained` of a cut model.
 
     Raises:
@@ -310,7 +310,7 @@ def save_pretrained(self: nn.Module, *args: Any, **options: Any) -> Any:
     return kind.save_pretrained(self, *args, **options)
 
 
-def push_to_hub(self: nn.Module, *args: Any, **options: Any) -> Any:
+def push_to_hub(self: nn.Module, *args: object, **options: object) -> object:
     """`PreTrainedModel.push_to_hub` of a cut model, refused before a repository is made for it.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ class Answer:
     words: list[str]
     parameters: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
-    result: Any = None
+    result: object = None
     beside: object = None
     twice: bool = False
 
@@ -116,7 +115,7 @@ def answer(
             # By what stands around the run; a mode changes nothing in a model.
             before = State([model], example, copies=True, weights=False)
         following = None if train else fresh(example)
-        once: Any = call(model, example)
+        once = call(model, example)
         result = once
         twice = not train and (twice or _moved(before))
         if twice:
@@ -165,7 +164,7 @@ def _taking_part(model: nn.Module, tensors: Sequence[Tensor]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _parts(value: Any) -> tuple[list[Tensor], list[str]]:
+def _parts(value: object) -> tuple[list[Tensor], list[str]]:
     tensors: list[Tensor] = []
     words: list[str] = []
     for part in _leaves(value, depth=0):
@@ -173,7 +172,7 @@ def _parts(value: Any) -> tuple[list[Tensor], list[str]]:
     return tensors, words
 
 
-def _leaves(value: Any, depth: int) -> Iterator[Tensor | str]:
+def _leaves(value: object, depth: int) -> Iterator[Tensor | str]:
     """Everything in an output that can be compared; objects of other classes count as their class."""
     if isinstance(value, Tensor):
         yield dense(value)
@@ -195,3 +194,16 @@ def _leaves(value: Any, depth: int) -> Iterator[Tensor | str]:
             yield from _leaves(item, depth + 1)
     else:
         yield repr(value) if isinstance(value, (str, bytes)) or value is None else type(value).__name__
+
+
+def first_difference(expected: Answer, found: Answer) -> str:
+    """Of two answers of different forms, the first part that is another, in words."""
+    pairs = zip([*expected.words, "nothing"], [*found.words, "nothing"], strict=False)
+    a, b = next((a, b) for a, b in pairs if a != b)
+    return f"{b} in the place of {a}"
+
+
+def real_values(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor as real ones that can be ordered: both parts of complex ones, at least float32."""
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return values.to(torch.float32) if values.dtype in (torch.bool, torch.float16, torch.bfloat16) else values

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
 from secateur.kinds.edit import Edit
-from secateur.request import Request
+from secateur.request import PROOF, Efforts, Request
 from secateur.structure.groups import Structure
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Condition, Example, Group, LeftOut
@@ -136,7 +136,14 @@ class Candidates(ABC):
 
     @abstractmethod
     def prove(
-        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
     ) -> Certificate:
         """The certificate that `cut` is `whole` without what was chosen.
 

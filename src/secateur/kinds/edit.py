@@ -92,6 +92,7 @@ class Edit:
             result = cut_copy(model, self.cuts, self.attributes)
             rescale(named_tensors(result), self.scales, self.cuts)
             return result
+        # Without the integers: they are named as before the blocks move up, and `drop_layers` knows when to set them.
         result = cut_copy(model, self.cuts, {}, stand_ins(model, self.layers))
         rescale(named_tensors(result), self.scales, self.cuts)
         drop_layers(result, self.layers, self.attributes)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from math import lcm
-from typing import Any
 
 from torch import nn
 
@@ -242,7 +241,7 @@ def attributes_of(model: nn.Module, edits: Mapping[Field, int]) -> dict[Attribut
     return result
 
 
-def searched(model: nn.Module, wanted: Shapes, start: Any) -> dict[Attribute, int]:
+def searched(model: nn.Module, wanted: Shapes, start: object) -> dict[Attribute, int]:
     """Integers of the config `start` to set, so that `from_pretrained` builds these shapes.
 
     Raises:

@@ -16,6 +16,11 @@ from secateur.model.call import device_of
 from secateur.types import Certificate, Example, Trial
 
 THE_EXAMPLE = "the example"
+CHANGES = (
+    'Protect what is cut there. A scale may follow the width instead (scales="follow"), as the certificate then says; '
+    "a weight that is computed anew keeps its value once it is written down (remove_spectral_norm, remove_weight_norm, "
+    "parametrize.remove_parametrizations). Nothing was changed or saved."
+)
 HINT = "Protect what the plan removes, or cut at another granularity. Nothing was changed or saved."
 
 
@@ -77,6 +82,7 @@ class Tried:
 
 def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool]:
     """Whether a cut model gives what its reference gives on an example; the reference is run once."""
+    # Without autocast, in which the caller may train: its rounding would hide what is looked for.
     device = device_of(reference.model).type
     try:
         with torch.autocast(device, enabled=False):
@@ -103,7 +109,9 @@ def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool
 def with_trials(proof: Certificate, found: Tried) -> Certificate:
     """A certificate and what trials have shown beside it."""
     error = max(proof.max_abs_error, found.error)
-    return replace(proof, max_abs_error=error, trials=tuple(found.trials), notes=(*proof.notes, *found.notes))
+    return replace(
+        proof, max_abs_error=error, trials=tuple(found.trials), notes=tuple(dict.fromkeys((*proof.notes, *found.notes)))
+    )
 
 
 def certified(found: Tried, method: str, *, dtype: str) -> Certificate:

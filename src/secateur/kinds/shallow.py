@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -74,7 +73,7 @@ class PassedBlocks:
         """Find out during a run of the model which blocks can be passed by."""
         runs: dict[str, list[bool]] = {name: [] for name in self.names}
 
-        def look(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        def look(name: str, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
             hidden = hidden_of(args, kwargs)
             # The hidden state comes first and goes alone: nothing else that a later block might need is lost.
             alike = isinstance(output, Tensor) and hidden is not None and first_tensor(args[:1]) is hidden

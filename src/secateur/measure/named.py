@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Hits:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Take ``[batch, classes, ...]`` and ``[batch, ...]``."""
         _require_classes(prediction, target)
+        # Of fewer classes than that, every target is among them.
         found = prediction.topk(min(self.top, prediction.shape[1]), dim=1).indices
         counted = target >= 0
         self.hits += int(((found == target.unsqueeze(1)).any(1) & counted).sum())
@@ -73,6 +74,7 @@ class PerClass:
 
     def compute(self) -> float:
         """The mean over the classes; a class that is never predicted has a precision of 0."""
+        # Not all outputs: a class that nobody has and nobody says would only lower the mean.
         classes = sorted({*self.said, *self.true})
         return sum(self._of(one) for one in classes) / _some(len(classes))
 
@@ -105,12 +107,23 @@ class Distance:
                 f"the output {tuple(prediction.shape)} has not the shape of the target {tuple(target.shape)}",
                 hint="reshape the target, or give evaluate(model) of your own",
             )
+        # In double precision, since a long sum in single precision swallows small differences.
         self.total += float(((prediction.double() - target.double()).abs() ** self.power).sum())
         self.count += target.numel()
 
     def compute(self) -> float:
         """The mean."""
         return self.total / _some(self.count)
+
+
+class LibraryMetric(Protocol):
+    """A metric of the library `evaluate`, as far as it is used here."""
+
+    def add_batch(self, *, predictions: list[object], references: list[object]) -> object:
+        """Take a batch."""
+
+    def compute(self) -> object:
+        """The figures, after which nothing is remembered."""
 
 
 class Module:
@@ -120,7 +133,7 @@ class Module:
         held: an object with ``add_batch(predictions=, references=)`` and ``compute()``.
     """
 
-    def __init__(self, held: Any) -> None:
+    def __init__(self, held: LibraryMetric) -> None:
         self.held = held
 
     def reset(self) -> None:
@@ -129,6 +142,7 @@ class Module:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Take a batch."""
         chosen = prediction if target.is_floating_point() else prediction.argmax(1)
+        # NaN, the one value that is not equal to itself, marks a target that is missing, as negative classes do.
         counted = target == target if target.is_floating_point() else target >= 0
         self.held.add_batch(predictions=chosen[counted].tolist(), references=target[counted].tolist())
 
@@ -170,6 +184,8 @@ def metric_named(name: str) -> Metric:
         hint = suggestion(name, NAMES, otherwise=f"known: {', '.join(NAMES)}; the package evaluate knows more")
         raise RecipeError(f"no figure of quality is called {name!r}", hint=hint) from None
     except Exception as error:
+        # The library raises whatever its loaders do (files, network, modules): the cause is quoted and not told
+        # apart.
         hint = suggestion(name, NAMES, otherwise=f"known here: {', '.join(NAMES)}")
         why = f"{type(error).__name__}: {str(error)[:200]}"
         raise RecipeError(f"the package evaluate has no {name!r}", why=why, hint=hint) from error
@@ -180,7 +196,7 @@ def adapted(judge: object) -> object:
     if isinstance(judge, str):
         return metric_named(judge)
     like_library = callable(getattr(judge, "add_batch", None)) and callable(getattr(judge, "compute", None))
-    return Module(judge) if like_library and not isinstance(judge, (type, Metric)) else judge
+    return Module(cast(LibraryMetric, judge)) if like_library and not isinstance(judge, (type, Metric)) else judge
 
 
 def _require_classes(prediction: Tensor, target: Tensor) -> None:

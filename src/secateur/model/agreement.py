@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
-from secateur.model.call import call, fresh, map_tensors
+from secateur.model.call import call, fresh
+from secateur.model.forms import map_tensors
+from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, dense
 from secateur.types import Certificate, Example
 
@@ -137,10 +139,13 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*bits)
 
 
-def doubled(value: Any) -> Any:
+def doubled(value: object) -> Any:
     """A copy in float64: of a module, or of the tensors in an example."""
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value, computed_tensors(value)).double()
+        memo = computed_tensors(value)
+        twin = copy.deepcopy(value, memo)
+        rebind(twin, memo)
+        return twin.double()
     return map_tensors(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 

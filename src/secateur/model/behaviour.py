@@ -7,30 +7,28 @@ cut, and this is the place that finds out and says so.
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import CertificateError, SecateurError, UnsupportedError
 from secateur.model.call import call, fresh, tensors_in
 from secateur.model.guard import guard
 from secateur.model.held import draws
+from secateur.model.place import engine_writes, users_line
 from secateur.model.state import State, memory_of
 from secateur.model.tensors import dense, has_values
 from secateur.types import Example
 
+Operator: TypeAlias = OpOverload[..., object]
 NOISE = 1e-5  # relative to the largest output: kernels that add in any order differ by less
-_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent.parent)
-_CAPTURE = str(Path(_HERE) / "structure" / "capture.py")  # runs the model's own operators
-_BUNDLED = str(Path(_HERE) / "sources")
 
 
 @dataclass(frozen=True)
@@ -171,8 +169,10 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.weights = {memory_of(p): (name, p) for name, p in model.named_parameters() if has_values(p)}
         self.written: dict[str, tuple[Tensor, Tensor, str]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
-        if func._schema.is_mutable and not _writes_itself():
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        if func._schema.is_mutable and not engine_writes():
             given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **(kwargs or {})}
             for argument in func._schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
@@ -183,7 +183,7 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _keep(self, tensor: Tensor) -> None:
         name, weight = self.weights.get(memory_of(tensor), ("", tensor))
         if name and name not in self.written:
-            self.written[name] = (weight, weight.detach().clone(), _line())
+            self.written[name] = (weight, weight.detach().clone(), _at_line())
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
@@ -196,9 +196,11 @@ class _Draws(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         if draws(func, args, kwargs or {}):
-            self.add(f"{func.overloadpacket.__name__}{_line()}")
+            self.add(f"{func.overloadpacket.__name__}{_at_line()}")
         return func(*args, **(kwargs or {}))
 
     def add(self, what: str) -> None:
@@ -276,21 +278,6 @@ def _distance(a: list[Tensor], b: list[Tensor]) -> float:
     return worst
 
 
-def _writes_itself() -> bool:
-    """Whether this package writes, and not the model: the engine puts back what a captured call has changed."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
-        frame = frame.f_back  # type: ignore[assignment]
-    path = "" if frame is None else frame.f_code.co_filename
-    return path.startswith(_HERE) and not path.startswith((_BUNDLED, _CAPTURE))
-
-
-def _line() -> str:
-    """File and line of the user's code that runs now, for a sentence."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if not path.startswith((_TORCH, "<")) and (not path.startswith(_HERE) or path.startswith(_BUNDLED)):
-            return f" at {path}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+def _at_line() -> str:
+    line = users_line(whole=True)
+    return line and f" at {line}"

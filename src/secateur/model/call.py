@@ -15,21 +15,21 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.model.failure import fail
+from secateur.model.forms import map_tensors
 from secateur.model.labels import ANY_NAME, LABEL_KEYS, argument_names, own_loss, takes_labels, with_labels
 from secateur.types import Batch, Example, Loss
 
 
-def call(model: nn.Module, example: Example) -> Any:
+def call(model: nn.Module, example: Example) -> object:
     """Run the model on an example, and say where it failed if it fails.
 
     Args:
@@ -56,6 +56,7 @@ def call(model: nn.Module, example: Example) -> Any:
         if isinstance(example, (tuple, list)):
             return model(*example)
         return model(example)
+    # Raised by a check of ours inside the forward, and says more than that the forward failed.
     except SecateurError:
         raise
     except Exception as error:
@@ -208,6 +209,7 @@ def fresh(example: Example) -> Example:
         >>> fresh(given)["x"].zero_().sum().item(), given["x"].sum().item()
         (0.0, 2.0)
     """
+    # Tensors by themselves: deepcopy refuses those that a graph has made.
     memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in tensors_in(example)}
     try:
         return copy.deepcopy(example, memo)
@@ -237,6 +239,7 @@ def inputs(example: Example) -> list[Tensor]:
 
 def prediction(output: object) -> Tensor:
     """The tensor to compare with a target: ``logits`` where the output names them, else the first tensor."""
+    # By its name first: an output that brings a loss has it in front of the logits.
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return logits if isinstance(logits, Tensor) else outputs(output)[0]
 
@@ -351,44 +354,6 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def map_tensors(value: Example, change: Callable[[Tensor], Tensor], *, whole: type | None = None) -> Example:
-    """An example or batch of the same form with every tensor changed; mappings come back as dicts.
-
-    Args:
-        value: what `call` takes, or a batch.
-        change: gives the new tensor.
-        whole: objects of this class are handed on as they are.
-
-    Example:
-        >>> map_tensors({"x": torch.ones(2), "n": [torch.ones(1), 3]}, torch.neg)
-        {'x': tensor([-1., -1.]), 'n': [tensor([-1.]), 3]}
-    """
-    if isinstance(value, Tensor):
-        return change(value)
-    if whole is not None and isinstance(value, whole):
-        return value
-    if isinstance(value, Mapping):
-        return {key: map_tensors(item, change, whole=whole) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [map_tensors(item, change, whole=whole) for item in value]
-        if isinstance(value, PackedSequence):  # torch wants these sizes on the CPU, wherever the data are
-            items[1] = value.batch_sizes
-        return rebuilt(value, items)
-    return value
-
-
-def rebuilt(value: Sequence[Any], items: Sequence[Any]) -> Any:
-    """A list or tuple with other items: a named tuple stays one, as forwards ask for its class and its fields.
-
-    Example:
-        >>> rebuilt((1, 2), [3, 4])
-        (3, 4)
-    """
-    if isinstance(value, list):
-        return list(items)
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def to_device(value: Example, device: torch.device) -> Example:

@@ -39,7 +39,7 @@ def copied(module: M, memo: dict[int, Any]) -> M:
     return result
 
 
-def _value(value: Any, memo: dict[int, Any]) -> Any:
+def _value(value: Any, memo: dict[int, object]) -> object:
     if type(value) in _ALONE:
         return value
     if id(value) in memo:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from secateur.types import Example
 
 SEED = 20  # of the values; any number
 BRIEF = 8  # tokens that are enough to see what many do
+FEW = 3  # samples that are enough to see what many do
 GRID = 32  # the largest power of two that a new size is a multiple of, where the old one is
 
 
@@ -57,7 +57,7 @@ class Form:
         leaves, self.tree = pytree.tree_flatten(plain)
         # Looked at without the graph that an example may hang on; whether they ask for gradients is part of the form.
         self.gradients = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
-        self.leaves: list[Any] = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.leaves: list[object] = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.tensors = [t for t in self.leaves if isinstance(t, Tensor)]
         first = {t.shape[0] for t in self.tensors if t.dim() > 0}
         self.batch = first.pop() if len(first) == 1 else None
@@ -69,6 +69,7 @@ class Form:
         self.vocabulary = max(tables, default=0)
         self.blank = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
         self.drawn: frozenset[int] = frozenset()
+        self._ranges: dict[int, tuple[Range, ...]] = {}  # of tensors, once they were asked about
 
     def anew(
         self,
@@ -86,13 +87,15 @@ class Form:
         """
         generator = torch.Generator().manual_seed(SEED)
 
-        def make(i: int, leaf: Any) -> Any:
+        def make(i: int, leaf: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
             resized = self._resized(leaf, batch, sizes or {}, wide or {})
             if i in self.blank:
                 return _numbers(0, self.vocabulary - 1, resized, generator) if i in self.drawn else resized
-            return _drawn(leaf, resized, generator).requires_grad_(self.gradients[i])
+            if i not in self._ranges:
+                self._ranges[i] = ranges_of(leaf)
+            return _drawn(self._ranges[i], resized, generator).requires_grad_(self.gradients[i])
 
         return pytree.tree_unflatten([make(i, leaf) for i, leaf in enumerate(self.leaves)], self.tree)
 
@@ -123,6 +126,12 @@ class Form:
         places = {(size, t.dim() == 4 and d == 1) for t in self.tensors for d, size in enumerate(t.shape)}
         return {size for size, channels in places if channels and size <= 4 and (size, False) not in places}
 
+    def another(self, *, sparing: bool) -> list[int | None]:
+        """Other batches to be tried, and None for none; of a large one a small one says as much."""
+        if self.batch is None:
+            return [None]
+        return [FEW if sparing and self.batch > FEW else self.batch + 1, None]
+
     def _are_tokens(self, size: int) -> bool:
         held = [t for t in self.tensors if size in t.shape[1:]]
         return any(not t.is_floating_point() for t in held) and all(t.dim() == 2 for t in held)
@@ -142,25 +151,60 @@ def _numbers(low: int, high: int, like: Tensor, generator: torch.Generator) -> T
     return drawn.to(dtype=like.dtype, device=like.device)
 
 
-def _drawn(tensor: Tensor, like: Tensor, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Range:
+    """What the numbers of a tensor are like.
+
+    Args:
+        mask: whether they are zeros and ones, which must not become anything else.
+        low: the least.
+        high: the largest.
+        mean: of those that are finite.
+        std: likewise.
+    """
+
+    mask: bool
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    std: float = 0.0
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Range:
+        """Of a tensor of real numbers."""
+        if tensor.dtype == torch.bool or _is_mask(tensor):
+            return cls(True)
+        if not tensor.is_floating_point():
+            return cls(False, int(tensor.min()), int(tensor.max())) if tensor.numel() else cls(True)
+        finite = tensor.double()[torch.isfinite(tensor)]
+        if not finite.numel():
+            return cls(False)
+        ends = float(finite.min()), float(finite.max())
+        return cls(False, *ends, float(finite.mean()), float(finite.std(correction=0)))
+
+
+def ranges_of(tensor: Tensor) -> tuple[Range, ...]:
+    """Of a tensor, or of the real and the imaginary part of one."""
+    return tuple(map(Range.of, _parts(tensor) if tensor.is_complex() else (tensor,)))
+
+
+def _drawn(known: tuple[Range, ...], like: Tensor, generator: torch.Generator) -> Tensor:
     """Other values from a tensor's range, in the shape of another."""
-    if tensor.dtype == torch.bool or _is_mask(tensor):
-        return like
-    if tensor.is_complex():
-        parts = (_drawn(part, other, generator) for part, other in zip(_parts(tensor), _parts(like), strict=True))
+    if like.is_complex():
+        parts = (_drawn((one,), other, generator) for one, other in zip(known, _parts(like), strict=True))
         return torch.complex(*parts)
-    if not tensor.is_floating_point():
-        if tensor.numel() == 0:
-            return like
-        return _numbers(int(tensor.min()), int(tensor.max()), like, generator)
-    finite = tensor.double()[torch.isfinite(tensor)]
-    mean, std = (float(finite.mean()), float(finite.std(correction=0))) if finite.numel() else (0.0, 0.0)
-    drawn = torch.randn(tuple(like.shape), generator=generator, dtype=torch.float64)
-    if std > 0:
-        drawn = (mean + std * drawn).clamp(float(finite.min()), float(finite.max()))
-    elif mean != 0:  # blank: around the one number that it holds
-        drawn = mean * (1 + 0.5 * drawn)
-    return drawn.to(dtype=tensor.dtype, device=tensor.device)
+    (seen,) = known
+    if seen.mask:
+        return like
+    if not like.is_floating_point():
+        return _numbers(int(seen.low), int(seen.high), like, generator)
+    precision = torch.float64 if like.dtype == torch.float64 else torch.float32
+    drawn = torch.randn(tuple(like.shape), generator=generator, dtype=precision)
+    if seen.std > 0:
+        drawn = drawn.mul_(seen.std).add_(seen.mean).clamp_(seen.low, seen.high)
+    elif seen.mean != 0:  # blank: around the one number that it holds
+        drawn = seen.mean * (1 + 0.5 * drawn)
+    return drawn.to(dtype=like.dtype, device=like.device)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +244,8 @@ def inputs_beside(
         example: what one forward takes.
         model: whose input it is.
         accepts: runs the original on an input, and says whether it takes it.
-        sparing: as short as tokens can be, longer images in one direction only, and with the colours that they have.
+        sparing: a small batch, as short as tokens can be, longer images in one direction only, and with the colours
+            that they have.
 
     Yields:
         at most two: other values with another batch at shorter sizes, and other values at longer ones.
@@ -208,7 +253,7 @@ def inputs_beside(
     Cost: one run per size that occurs in the example, mostly far shorter than the example.
     """
     form = Form(example, model)
-    batches: list[int | None] = [None] if form.batch is None else [form.batch + 1, None]
+    batches = form.another(sparing=sparing)
     small: Input | None = None
     taken: dict[int, int] = {}
     # The largest first: what is tried after it is already smaller.
@@ -233,17 +278,37 @@ def inputs_beside(
     if small is not None:
         yield small
     more = {size: form.little(size) if sparing else longer(size) for size in taken}
-    if form.ones and accepts(_input(form, None, {**taken, 1: 4})):
+    # A large batch at larger sizes would cost more than the example: a small one, if it was taken before.
+    batch = FEW if form.batch is not None and form.batch > FEW and batches[0] == FEW else None
+    if form.ones and accepts(_input(form, batch, {**taken, 1: 4})):
         more[1] = 4
     squares = {t.shape[-1] for t in form.tensors if _is_square(t)} & more.keys() if sparing else set()
     if squares:
-        oblong = _input(form, None, {**more, **taken}, {size: more[size] for size in squares})
+        oblong = _input(form, batch, {**more, **taken}, {size: more[size] for size in squares})
         if accepts(oblong):
             yield oblong
             return
-    large = _input(form, None, more)
+    large = _input(form, batch, more)
     if more and accepts(large):
         yield large
+
+
+def each_alone(example: Example, model: nn.Module) -> Iterator[Input]:
+    """Inputs that differ from an example in one thing each, beside their values: for who asks for more.
+
+    Yields:
+        other values alone, a batch of one, the next larger batch, and each size shorter, longer and twice as long;
+        whether the model takes them is to be tried.
+    """
+    form = Form(example, model)
+    yield _input(form, None, {})
+    if form.batch is not None:
+        for batch in {1, form.batch + 1} - {form.batch}:
+            yield _input(form, batch, {})
+    for size in form.sizes:
+        for new in dict.fromkeys((shorter(size), longer(size), 2 * size)):
+            if new != size:
+                yield _input(form, None, {size: new})
 
 
 def _input(form: Form, batch: int | None, sizes: Mapping[int, int], wide: Mapping[int, int] | None = None) -> Input:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import nn
 
 from secateur.errors import ForwardError, ResourceError, UnsupportedError
-from secateur.model.place import is_users
+from secateur.model.place import is_engines, is_torchs, is_users
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent.parent)
 # What runs beside the model while it is captured; capture.py itself calls the model's own operators.
 RECORDING = ("rules", "recorder.py", "size_uses.py", "function_call.py", "axes.py", "groups.py")
 
@@ -55,8 +52,8 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
 def _is_ours(error: BaseException) -> bool:
     """Whether the innermost Python frame of an error is in the rules of the engine, and not where it runs the model."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    inner = next((path for path in reversed(frames) if not path.startswith(_TORCH)), "")
-    return any(inner.startswith(str(Path(_HERE) / "structure" / part)) for part in RECORDING)
+    inner = next((path for path in reversed(frames) if not is_torchs(path)), "")
+    return is_engines(inner, RECORDING)
 
 
 def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
 
 # Not in the list of names that the package exports to type checkers.
-_get_bit_generator: Callable[[], Any] = np.random.get_bit_generator  # type: ignore[attr-defined]
-_set_bit_generator: Callable[[Any], None] = np.random.set_bit_generator  # type: ignore[attr-defined]
+_get_bit_generator: Callable[[], np.random.BitGenerator] = np.random.get_bit_generator  # type: ignore[attr-defined]
+_set_bit_generator: Callable[[np.random.BitGenerator], None] = np.random.set_bit_generator  # type: ignore[attr-defined]
 
 
-def drawn() -> dict[str, Any]:
+class Drawn(TypedDict):
+    """Where the generators stand: plain data and tensors, which a checkpoint can hold. `cuda` where it is in use."""
+
+    python: tuple[object, ...]
+    numpy: tuple[str, torch.Tensor, int, int, float]
+    torch: torch.Tensor
+    cuda: NotRequired[list[torch.Tensor]]
+
+
+def drawn() -> Drawn:
     """Where the generators stand, as plain data and tensors."""
-    name, keys, place, gauss, cached = np.random.get_state()  # noqa: NPY002 - the users' data may draw from it
-    state: dict[str, Any] = {
+    legacy = np.random.get_state()  # noqa: NPY002 - the users' data may draw from it
+    name, keys, place, gauss, cached = cast(tuple[str, object, int, int, float], legacy)
+    state: Drawn = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), place, gauss, cached),
         "torch": torch.get_rng_state(),
@@ -28,7 +38,7 @@ def drawn() -> dict[str, Any]:
     return state
 
 
-def set_drawn(state: Mapping[str, Any]) -> None:
+def set_drawn(state: Drawn) -> None:
     """Put the generators where they stood when `drawn` was called."""
     random.setstate(state["python"])
     name, keys, place, gauss, cached = state["numpy"]
@@ -57,7 +67,7 @@ class Stream:
     def __init__(self) -> None:
         self._python, self._torch = random.getstate(), torch.get_rng_state()
         self._numpy = np.random.MT19937()
-        self._numpy.state = cast(Any, np.random.get_state(legacy=False))  # noqa: NPY002
+        self._numpy.state = np.random.get_state(legacy=False)  # type: ignore[assignment] # noqa: NPY002
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -76,13 +86,13 @@ class Stream:
             torch.set_rng_state(cpu)
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Drawn:
         """Where the stream stands, as plain data and tensors."""
         with self.on():
             state = drawn()
-        return {key: state[key] for key in ("python", "numpy", "torch")}
+        return {"python": state["python"], "numpy": state["numpy"], "torch": state["torch"]}
 
     @state.setter
-    def state(self, state: Mapping[str, Any]) -> None:
+    def state(self, state: Drawn) -> None:
         with self.on():
-            set_drawn({key: state[key] for key in ("python", "numpy", "torch")})
+            set_drawn({"python": state["python"], "numpy": state["numpy"], "torch": state["torch"]})

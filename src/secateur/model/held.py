@@ -43,7 +43,7 @@ class HeldRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen: set[str] = set()
 
     def __torch_dispatch__(
-        self, func: OpOverload[..., Any], types: object, args: Sequence[Any] = (), kwargs: Arguments | None = None
+        self, func: OpOverload[..., object], types: object, args: Sequence[object] = (), kwargs: Arguments | None = None
     ) -> object:
         kwargs = kwargs or {}
         if not draws(func, args, kwargs):
@@ -77,7 +77,7 @@ DRAWS_IF_TOLD = {
 }
 
 
-def draws(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) -> bool:
+def draws(func: OpOverload[..., object], args: Sequence[object], kwargs: Arguments) -> bool:
     """Whether a call draws random numbers."""
     if not _may_draw(func):
         return False
@@ -92,11 +92,11 @@ def draws(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) ->
 
 
 @cache
-def _may_draw(func: OpOverload[..., Any]) -> bool:
+def _may_draw(func: OpOverload[..., object]) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
-def _bound(func: OpOverload[..., Any], args: Sequence[Any], kwargs: Arguments) -> dict[str, Any]:
+def _bound(func: OpOverload[..., object], args: Sequence[object], kwargs: Arguments) -> dict[str, Any]:
     """Arguments by name, with the defaults of the operator."""
     named = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
     named.update((a.name, value) for a, value in zip(func._schema.arguments, args, strict=False))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 
 import torch
 
-_HERE = Path(__file__).parent.parent
+_TORCH, _HERE = str(Path(torch.__file__).parent), Path(__file__).parent.parent
 _NETWORKS = str(_HERE / "sources")  # bundled networks are models like a user's
-_OURS = (str(Path(torch.__file__).parent), str(_HERE), "<")
+_CAPTURE = str(_HERE / "structure" / "capture.py")  # runs the model's own operators
+_OURS = (_TORCH, str(_HERE), "<")
 _KNOWN: dict[CodeType, bool] = {}  # while a model is captured, a few hundred functions are asked about per operation
 
 
@@ -27,8 +29,22 @@ def is_users(path: str) -> bool:
     return not path.startswith(_OURS) or path.startswith(_NETWORKS)
 
 
-def users_line() -> str:
-    """`file:line` of the innermost frame that belongs neither to torch nor to secateur; "" where there is none."""
+def is_engines(path: str, parts: Iterable[str]) -> bool:
+    """Whether a file of code is one of these parts of `structure/`."""
+    return any(path.startswith(str(_HERE / "structure" / part)) for part in parts)
+
+
+def is_torchs(path: str) -> bool:
+    """Whether a file of code belongs to torch."""
+    return path.startswith(_TORCH)
+
+
+def users_line(*, whole: bool = False) -> str:
+    """`file:line` of the innermost frame that belongs neither to torch nor to secateur; "" where there is none.
+
+    Args:
+        whole: the whole path, for errors that are read without the model at hand; else its last two parts.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -36,9 +52,18 @@ def users_line() -> str:
         if known is None:
             known = _KNOWN[code] = is_users(code.co_filename)
         if known:
-            return f"{short(code.co_filename)}:{frame.f_lineno}"
+            return f"{code.co_filename if whole else short(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def engine_writes() -> bool:
+    """Whether this package calls torch, and not the model: the engine puts back what a captured call has changed."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and is_torchs(frame.f_code.co_filename):
+        frame = frame.f_back
+    path = "" if frame is None else frame.f_code.co_filename
+    return path.startswith(str(_HERE)) and not path.startswith((_NETWORKS, _CAPTURE))
 
 
 def users_functions() -> list[CodeType]:

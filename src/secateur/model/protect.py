@@ -85,6 +85,7 @@ def _pattern_of(model: nn.Module, one: object) -> str:
     named = model.named_modules() if isinstance(one, nn.Module) else model.named_parameters(remove_duplicate=False)
     name = next((name for name, held in named if held is one), None)
     if name:
+        # A name may hold a bracket or an asterisk itself.
         return escape(name)
     if name is not None:
         raise RecipeError("protect holds the whole model", hint="then nothing is left to prune; name what should stay")
@@ -96,6 +97,7 @@ def _pattern_of(model: nn.Module, one: object) -> str:
 
 def _modules(model: nn.Module, pattern: str) -> Iterator[nn.Module]:
     kind, _, word = pattern.partition(":")
+    # A module that stands in two places is meant by either name.
     for name, module in model.named_modules(remove_duplicate=False):
         if kind == "type" and word:
             match = any(cls.__name__ == word for cls in type(module).__mro__)

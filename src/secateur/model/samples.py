@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from secateur.errors import InputError
-from secateur.model.call import describe, map_tensors, tensors_in
+from secateur.model.call import describe, tensors_in
+from secateur.model.forms import map_tensors
 from secateur.types import Example
 
 

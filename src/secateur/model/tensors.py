@@ -37,6 +37,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**parameters, **buffers}
 
 
+def can_be_nan(tensor: Tensor) -> bool:
+    """Whether a tensor knows NaN, so that removed parts of it can be marked."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def require_shapes(model: nn.Module) -> None:
     """Refuse weights of lazy modules, which have no shape before the first forward pass.
 
@@ -129,3 +134,15 @@ def cut_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         out = out.contiguous(memory_format=torch.channels_last)
     return out
+
+
+def require_finite_weights(model: nn.Module) -> None:
+    """Refuse a model with NaN or Inf in a parameter or buffer.
+
+    Raises:
+        InputError: names the first.
+    """
+    # A NaN would be pruned or kept by chance: comparisons with it are false whichever way they are written.
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point():
+            require_finite(tensor, name, what="parameter")

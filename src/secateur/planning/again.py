@@ -8,6 +8,7 @@ is then certified as that of a new plan is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from secateur.kinds.slices.fold import same_scales
 from secateur.kinds.slices.kind import Slices
 from secateur.planning.compose import composed_certificate, composed_edit
 from secateur.planning.decision import PlanData
-from secateur.request import Named, Request
+from secateur.request import PROOF, Efforts, Named, Request, effort_of
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, Example, Removal
 
@@ -39,7 +40,9 @@ class Refound(NamedTuple):
     before: nn.Module
 
 
-def prove_anew(plan: PlanData, original: nn.Module, cut: nn.Module, example: Example) -> Certificate:
+def prove_anew(
+    plan: PlanData, original: nn.Module, cut: nn.Module, example: Example, effort: Efforts | None = None
+) -> Certificate:
     """The certificate that `cut` is `original` without the units that a plan names.
 
     Args:
@@ -47,6 +50,7 @@ def prove_anew(plan: PlanData, original: nn.Module, cut: nn.Module, example: Exa
         original: the whole model.
         cut: what the plan's edit made of it.
         example: what one forward takes.
+        effort: on which inputs; None: as was asked for here, and not on fewer than usual because a file says so.
 
     Raises:
         PlanMismatchError: the units do not exist here, or the plan's slices are not what they mean.
@@ -57,18 +61,25 @@ def prove_anew(plan: PlanData, original: nn.Module, cut: nn.Module, example: Exa
     """
     steps = _found(plan, original, example)
     stages = [*(step.before for step in steps[1:]), cut]
-    # Terms that were set here hold; a file may ask for more precision, and never for a wider tolerance.
+    # Terms that were set here hold; a file may ask for more precision and more inputs, and never for a wider tolerance.
     known = plan.evidence
+    asked = effort_of(plan.request.proof)
+    effort = effort or (asked if known is not None or asked == "full" else PROOF)
     dtype = known.dtype if known is not None else "float64" if _says_float64(plan) else "float32"
     proofs = [
         step.candidates.prove(
-            step.before, after, step.keep, dtype=dtype, tolerance=None if known is None else known.tolerance
+            step.before,
+            after,
+            step.keep,
+            dtype=dtype,
+            tolerance=None if known is None else known.tolerance,
+            effort=effort,
         )
         for step, after in zip(steps, stages, strict=True)
     ]
     proof = composed_certificate(proofs)
     assert proof is not None
-    return proof
+    return replace(proof, effort=effort)
 
 
 def _says_float64(plan: PlanData) -> bool:

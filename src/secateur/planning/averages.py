@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ def averages_after(
 
 def migration(
     model: nn.Module,
-    averages: Any,
+    averages: object,
     replay: Callable[[nn.Module], None],
     *,
     cuts: Cuts,

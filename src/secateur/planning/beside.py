@@ -102,7 +102,7 @@ def unpacked(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[di
     return masks, weights
 
 
-def described(mask: Tensor) -> dict[str, Any]:
+def described(mask: Tensor) -> dict[str, object]:
     """A mask whose bits lie elsewhere."""
     return {"shape": list(mask.shape), "kept": int(mask.sum()), "bits": ""}
 

@@ -1,38 +1,37 @@
-"""From what is asked to a plan: find, score, decide, write. The only place that builds a `Plan` from a model."""
+"""From what is asked to a plan: find, score, decide, write (`written.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from secateur import criteria
 from secateur.criteria.base import Context, Criterion
-from secateur.errors import InputError, RecipeError
-from secateur.kinds.base import Candidates, Keep, Left
+from secateur.errors import RecipeError
+from secateur.kinds.base import Candidates
 from secateur.kinds.find import find, is_physical, spelt_out
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
 from secateur.model.admit import admit
-from secateur.model.behaviour import unprovable, weights_kept
+from secateur.model.behaviour import weights_kept
 from secateur.model.call import as_loss, device_of, several
-from secateur.model.guard import guard
 from secateur.model.protect import patterns_of
 from secateur.planning.by_hand import given_keep, given_scores
 from secateur.planning.decide import decide
-from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
 from secateur.planning.solved import Blocks, recorded_settings, solved_plan, solver_of
-from secateur.registry import suggestion
+from secateur.planning.written import GIVEN, plan_of, plan_of_masks
 from secateur.request import (
     ALLOCATION,
     CRITERION,
     MIN_KEEP,
     MIN_KEEP_FRACTION,
+    PROOF,
     SCALES,
     SCOPE,
     Amount,
@@ -42,15 +41,13 @@ from secateur.request import (
     default_granularity,
     granularities,
 )
-from secateur.structure.elsewhere import left_behind
-from secateur.structure.provenance import read
+from secateur.solve.base import Solver
 from secateur.structure.trace import Trace
-from secateur.types import Certificate, Data, Example, Group, Loss, Protect
+from secateur.types import Data, Example, Group, Loss, Protect
 from secateur.words import spoken
 
 CriterionLike = str | Criterion | Mapping[str, object]
 GranularityLike = str | Mapping[str, object] | Granularity | Sequence[str | Mapping[str, object]]
-GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
 
 @torch.inference_mode(False)  # what is made in it could not be trained afterwards
@@ -75,6 +72,7 @@ def make_plan(
     tolerance: float | None = None,
     expressible: bool = False,
     scales: str = SCALES,
+    proof: str = PROOF,
     scores: Mapping[str, Tensor] | None = None,
     comparable: bool = True,
     keep: Mapping[str, Tensor] | None = None,
@@ -117,6 +115,9 @@ def make_plan(
         scales: what becomes of a scale that the code takes from a width that is cut, as 1 / sqrt(width) in attention:
             "keep" holds it at what it was, by a factor in the weights in front of it, and refuses the cut where there
             is no place for one; "follow" lets it change, which the certificate then says.
+        proof: on which inputs the cut is proved, as the certificate then says: "example" (the examples alone),
+            "default" (other values, batches and sizes too, and training mode; of large models as small as they come),
+            or "full" (the whole model at any size, each change alone, and training mode on all).
         scores: group name -> scores, in the place of `criterion`; units of groups that are left out stay.
         comparable: whether given `scores` of different groups share one scale, for example a change of the loss; if
             not, one ranking of slices takes them relative to their group's mean, as it takes those of criteria.
@@ -145,156 +146,75 @@ def make_plan(
         [1, 5]
     """
     example, examples = several(example, examples)
-    kinds = None if masks is not None else units_of(granularity, example)
-    model = admit(model, copied=kinds is not None and is_physical(kinds[1]))
-    if kinds is None:
-        assert masks is not None
-        return plan_of_masks(model, masks, target, scores, keep, remove)
+    if masks is not None:
+        return plan_of_masks(admit(model, copied=False), masks, target, scores, keep, remove)
+    unit, choices = units_of(granularity, example)
+    model = admit(model, copied=is_physical(choices))
     given = keep is not None or remove is not None
     if target is None and scores is None and not given:
         target = implied_target(granularity)
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
-    solver = None if given or scores is not None else solver_of(criterion, blocks)
-    rule = None if given or scores is not None or solver is not None else criterion_of(criterion)
-    chosen = Named(GIVEN) if rule is None else Named(rule.name, rule.options())
-    chosen = chosen if solver is None else Named(solver.name, solver.options())
-    unit, choices = kinds
+    by = _Decider.of(None if given or scores is not None else criterion, blocks)
     request = Request(
-        target=None if given else Target.of(target),
-        criterion=chosen,
-        granularity=spelt_out(choices),
-        scope=scope,
-        allocation=allocation,
-        protect=patterns_of(model, protect),
-        min_keep=min_keep,
-        min_keep_fraction=min_keep_fraction,
+        target=None if given else Target.of(target), criterion=by.named, granularity=spelt_out(choices), scope=scope,
+        allocation=allocation, protect=patterns_of(model, protect), min_keep=min_keep,
+        min_keep_fraction=min_keep_fraction, seed=seed, expressible=expressible, scales=scales, proof=proof,
         round_to=width_grid(str(device_of(model))) if round_to == "auto" else round_to,
-        seed=seed,
-        expressible=expressible,
-        scales=scales,
-        blocks=None if solver is None else recorded_settings(blocks),
-    )
-    if solver is not None:
-        return solved_plan(model, example, request, solver, data, blocks=blocks, progress=progress)
-    with weights_kept(model):
-        if unit is not None:
-            candidates: Candidates = Weights(model, example, request, unit)
-        else:
-            candidates = find(model, example, request, examples)
+        blocks=None if by.solver is None else recorded_settings(blocks),
+    )  # fmt: skip
+    if by.solver is not None:
+        return solved_plan(model, example, request, by.solver, data, blocks=blocks, progress=progress)
+    candidates = candidates_of(model, example, request, unit, examples)
     if given:
-        values: Mapping[str, Tensor] = {}
-        chosen_keep = given_keep(candidates, keep, remove)
-    else:
-        values = _scores(candidates, rule, scores, data=data, loss=as_loss(loss), seed=seed)
-        alike = comparable if rule is None else rule.comparable
-        chosen_keep = decide(candidates, values, request, comparable=alike)
-    return plan_of(candidates, request, values, chosen_keep, dtype=dtype, tolerance=tolerance)
+        return plan_of(candidates, request, {}, given_keep(candidates, keep, remove), dtype=dtype, tolerance=tolerance)
+    values = _scores(candidates, by.rule, scores, data=data, loss=as_loss(loss), seed=seed)
+    chosen = decide(candidates, values, request, comparable=comparable if by.rule is None else by.rule.comparable)
+    return plan_of(candidates, request, values, chosen, dtype=dtype, tolerance=tolerance)
 
 
-def plan_of(
-    candidates: Candidates,
+class _Decider(NamedTuple):
+    """Who decides: a criterion by its scores, a solver, or (both None) the caller; and the name for the plan.
+
+    A solver chooses what stays and computes its weights in one go, block by block: there are no scores to rank.
+    """
+
+    rule: Criterion | None
+    solver: Solver | None
+    named: Named
+
+    @classmethod
+    def of(cls, criterion: CriterionLike | None, blocks: Blocks) -> _Decider:
+        if criterion is None:
+            return cls(None, None, Named(GIVEN))
+        solver = solver_of(criterion, blocks)
+        if solver is not None:
+            return cls(None, solver, Named(solver.name, solver.options()))
+        rule = criterion_of(criterion)
+        return cls(rule, None, Named(rule.name, rule.options()))
+
+
+def candidates_of(
+    model: nn.Module,
+    example: Example,
     request: Request,
-    scores: Mapping[str, Tensor],
-    keep: Keep,
-    *,
-    dtype: str,
-    tolerance: float | None,
-) -> Plan:
-    """The plan of a decision, not yet certified.
+    unit: Granularity | None = None,
+    examples: Sequence[Example] = (),
+) -> Candidates:
+    """What may go from a model.
 
     Args:
-        candidates: what competed, with the model.
+        model: left as it is.
+        example: what one forward takes.
         request: what was asked.
-        scores: group name -> scores; empty where the units were given.
-        keep: group name -> bool, True = the unit stays.
-        dtype: precision of the certificate.
-        tolerance: of the certificate; None: by dtype.
-    """
-    model, edit = candidates.model, candidates.write(keep)
-    groups = [group for group in candidates.groups if group.name in keep]
-    cost: dict[str, list[int]] = {}
-    if candidates.physical:
-        whole, left = Left.of({n: torch.ones_like(mask) for n, mask in keep.items()}), Left.of(keep)
-        cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
-
-    def prove(original: nn.Module, cut: nn.Module) -> Certificate:
-        example = candidates.example
-        try:
-            with guard(original, cut, example=example):
-                return candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance)
-        except Exception as error:
-            other = unprovable(error, original, example)
-            if other is error:
-                raise
-            raise other from error
-
-    return Plan(
-        fingerprint=fingerprint(model),
-        model=type(model).__name__,
-        request=request,
-        groups=removals(groups, keep) if candidates.physical else {},
-        cuts=edit.cuts,
-        attributes=edit.attributes,
-        masks=edit.masks,
-        units=counted(request.what, keep),
-        cost=cost,
-        evidence=Evidence(
-            model,
-            groups,
-            scores,
-            keep,
-            candidates.structure,
-            prove if candidates.physical else None,
-            candidates.example,
-            dtype,
-            tolerance,
-        ),
-        layers=edit.layers,
-        scales=edit.scales,
-        left_out=tuple(candidates.left_out),
-        sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
-        conditions=(
-            *(() if candidates.trace is None else candidates.trace.conditions),
-            *candidates.conditions,
-            *left_behind(model, edit.cuts, edit.attributes),
-        ),
-    )
-
-
-def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mapping[str, object] | Target | None) -> Plan:
-    """A plan of exactly these masks.
+        unit: a granularity object in the place of the request's words.
+        examples: further ones.
 
     Raises:
-        RecipeError: something else is given that decides.
-        InputError: an unknown parameter, or a mask of another shape or dtype.
+        UnsupportedError: nothing of the kind may go, or the forward writes to its own weights.
     """
-    if any(other is not None for other in others):
-        raise RecipeError("masks= says exactly what goes.", hint="Leave out target, scores, keep and remove.")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    full = {}
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise InputError(f"the model has no parameter {name!r}", hint=suggestion(name, parameters))
-        shape = parameters[name].shape
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise InputError(
-                f"the mask of {name!r} is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(shape)}",
-                hint="True = keep, False = remove",
-            )
-        full[name] = mask.clone()
-    request = Request(target=None, criterion=Named(GIVEN), granularity=(Named("element"),))
-    return Plan(
-        fingerprint=fingerprint(model),
-        model=type(model).__name__,
-        request=request,
-        groups={},
-        cuts={},
-        attributes={},
-        masks=full,
-        units=counted("element", full),
-        cost={},
-        evidence=Evidence(model, [], {}, full),
-    )
+    # The forward is run here for the first time, and a guard copies no weights: they are watched instead.
+    with weights_kept(model):
+        return Weights(model, example, request, unit) if unit is not None else find(model, example, request, examples)
 
 
 def _one_way(target: object, scores: Mapping[str, Tensor] | None, *, given: bool, both: bool) -> None:
@@ -368,8 +288,7 @@ def grouped(
     """The groups of a granularity, and the trace that they were found in (None for masks)."""
     unit, kinds = units_of(granularity, example)
     request = Request(target=None, granularity=spelt_out(kinds), protect=patterns_of(model, protect))
-    with weights_kept(model):
-        candidates = Weights(model, example, request, unit) if unit is not None else find(model, example, request)
+    candidates = candidates_of(model, example, request, unit)
     return candidates.groups, candidates.trace
 
 

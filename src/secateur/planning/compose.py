@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from secateur.kinds.edit import Edit
 from secateur.kinds.layers.drop import Layers, block_names, kept_places, old_names
 from secateur.kinds.slices.fold import composed_scales
 from secateur.model.tensors import cut_tensor
+from secateur.request import Efforts
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, LayerEntry, Removal, Trial
 
@@ -137,6 +139,7 @@ def composed_certificate(proofs: Sequence[Certificate | None]) -> Certificate | 
         outputs=known[-1].outputs,
         trials=_composed_trials([proof.trials for proof in known]),
         notes=tuple(dict.fromkeys(note for proof in known for note in proof.notes)),
+        effort=min((proof.effort for proof in known), key=get_args(Efforts).index),
     )
 
 

@@ -13,7 +13,7 @@ from secateur.kinds.layers.drop import Layers
 from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.slices.fold import Scale
 from secateur.model.tensors import named_tensors
-from secateur.request import Request
+from secateur.request import Efforts, Request
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, Condition, Example, Group, LeftOut, Removal, Units
@@ -29,7 +29,7 @@ class Evidence:
         scores: group name -> scores; empty where the units were given.
         keep: group name -> bool, True = keep.
         structure: what the engine found, for cuts.
-        certify: (original, cut model) -> certificate, where something is removed.
+        certify: (original, cut model, on which inputs; None: as was asked) -> certificate, where something is removed.
         example: the forward inputs that the plan was made with.
         dtype: precision that the cut is proved in, on this model and on others.
         tolerance: of that proof; None: by dtype.
@@ -40,7 +40,7 @@ class Evidence:
     scores: Mapping[str, Tensor]
     keep: Mapping[str, Tensor]
     structure: Structure | None = None
-    certify: Callable[[nn.Module, nn.Module], Certificate] | None = None
+    certify: Callable[[nn.Module, nn.Module, Efforts | None], Certificate] | None = None
     example: Example = None
     dtype: str = "float32"
     tolerance: float | None = None
@@ -125,5 +125,6 @@ def counted(what: str, keep: Mapping[str, Tensor]) -> Units:
 
 def fingerprint(model: nn.Module) -> str:
     """Hash of the names, shapes and dtypes of all parameters and buffers."""
+    # No values: a plan fits the same network however long it was trained.
     tensors = sorted((n, list(t.shape), str(t.dtype)) for n, t in named_tensors(model).items())
     return stable_hash([list(entry) for entry in tensors])

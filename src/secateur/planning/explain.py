@@ -56,7 +56,7 @@ def evidence(proof: Certificate) -> list[str]:
 
 
 def _figures(proof: Certificate) -> str:
-    return f"error {proof.max_abs_error:.1e} in {proof.dtype} ({proof.method})"
+    return f"error {proof.max_abs_error:.1e} in {proof.dtype} ({proof.method}; proof: {proof.effort})"
 
 
 def diff(plan: PlanData, other: PlanData) -> str:

@@ -44,7 +44,7 @@ def to_json(plan: PlanData, beside: Beside | None = None) -> str:
     if beside is None and plan.weights:
         beside = Beside("", hash_of(plan))
     inside = beside is None
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "schema": SCHEMA,
         "fingerprint": plan.fingerprint,
         "model": plan.model,

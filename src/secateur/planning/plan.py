@@ -35,6 +35,7 @@ from secateur.planning.decision import PlanData, fingerprint
 from secateur.planning.explain import diff, explain
 from secateur.planning.files import MAX_BYTES, parse, to_json
 from secateur.planning.history import origin_of, remember
+from secateur.request import Efforts, effort_of
 from secateur.structure.provenance import Attribute, held, owner_at, read
 from secateur.types import Certificate, Example, Units
 
@@ -79,6 +80,7 @@ class Plan(PlanData):
         optimizer: Optimizer | None = None,
         ema: Averages | None = None,
         example: Example = None,
+        proof: str | None = None,
     ) -> nn.Module:
         """Remove for real (or write zeros, where the plan holds masks), and prove it.
 
@@ -95,6 +97,7 @@ class Plan(PlanData):
             ema: averaged weights that are cut (or masked) alike: an `AveragedModel`, or a mapping of parameter names
                 to tensors, changed in place.
             example: what one forward takes, to prove the cut with.
+            proof: on which inputs, as `secateur.plan` takes it; None: as the plan was asked for.
 
         Returns:
             the smaller model, an ordinary module.
@@ -111,15 +114,15 @@ class Plan(PlanData):
         if inplace and self.removes:
             require_unwatched(given)
         self.validate(model)
-        proof = self._proof(model, example)
+        certify = self._proof(model, example, None if proof is None else effort_of(proof))
         before = origin_of(model)  # asked now: in place, the model is another one afterwards
         # Composed now as well, since it wants the model that this plan was made for; its proof is added once made.
         whole = before.followed(self, model) if isinstance(before, Plan) else self
+        result = model if inplace and certify is None else self._copied(model)
         if not inplace:
-            require_own_hooks(model)
-        result = model if inplace and proof is None else self._copied(model)
-        if proof is not None:
-            self.certificate = proof(model, result)
+            require_own_hooks(model, result)
+        if certify is not None:
+            self.certificate = certify(model, result)
         follow = None if ema is None else self._migration(model, ema)
         masks, weights = self.edit.masks_after(model), self.edit.weights_after(model)
         if inplace:
@@ -146,7 +149,7 @@ class Plan(PlanData):
         except Exception as error:
             raise not_copyable(model, error) from error
 
-    def prove(self, model: nn.Module, example: Example) -> Certificate | None:
+    def prove(self, model: nn.Module, example: Example, *, proof: str | None = None) -> Certificate | None:
         """Prove the cut anew on a model that stays as it is: whatever a file says of an earlier proof is not asked.
 
         The units are found again in this model, and the slices and integers that follow from them must be those of the
@@ -155,6 +158,8 @@ class Plan(PlanData):
         Args:
             model: the model that the plan was made for, or a fresh one of the same architecture.
             example: what one forward takes.
+            proof: on which inputs, as `secateur.plan` takes it; None: as the plan was asked for, and not on fewer than
+                usual because a file says so.
 
         Returns:
             the certificate, which the plan then holds; None where nothing is removed.
@@ -166,20 +171,24 @@ class Plan(PlanData):
 
         Cost: one run of the engine, one copy of what is kept, about three forward passes.
         """
+        effort = None if proof is None else effort_of(proof)
         self.validate(model)
         if self.removes:
-            self.certificate = prove_anew(self, model, self.edit.copy(model), example)
+            self.certificate = prove_anew(self, model, self.edit.copy(model), example, effort)
         return self.certificate
 
-    def _proof(self, model: nn.Module, example: Example) -> Callable[[nn.Module, nn.Module], Certificate] | None:
+    def _proof(
+        self, model: nn.Module, example: Example, effort: Efforts | None
+    ) -> Callable[[nn.Module, nn.Module], Certificate] | None:
         """How the cut is proved on a model; None where nothing is at hand to prove it with."""
         known = self.evidence
         if known is not None and model is known.model and example is None:
-            return known.certify if self.removes else None
+            certify = known.certify if self.removes else None
+            return None if certify is None else lambda original, cut: certify(original, cut, effort)
         found = known.example if example is None and known is not None else example
         if not self.removes or found is None or device_of(model).type == "meta":
             return None
-        return lambda original, cut: prove_anew(self, original, cut, found)
+        return lambda original, cut: prove_anew(self, original, cut, found, effort)
 
     def _migration(self, model: nn.Module, ema: Averages) -> Callable[[], None]:
         def replay(averaged: nn.Module) -> None:

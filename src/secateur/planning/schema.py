@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -124,7 +124,7 @@ class PlanPart(FilePart):
     schema_: Literal[1] = Field(alias="schema")
     fingerprint: Hash
     model: Name
-    request: dict[str, Any]
+    request: dict[str, object]
     groups: dict[Name, GroupPart]
     cuts: dict[Name, dict[Dim, Annotated[list[Run], Field(min_length=1)]]]  # something always stays
     attributes: list[IntegerPart]
@@ -138,7 +138,7 @@ class PlanPart(FilePart):
     cost: dict[Literal["params", "macs"], Annotated[list[Cost], Field(min_length=2, max_length=2)]]
     left_out: list[LeftOutPart]
     conditions: list[ConditionPart]
-    certificate: dict[str, Any] | None
+    certificate: dict[str, object] | None
     decision: Hash | None
 
 
@@ -146,7 +146,7 @@ class _Recorded(FilePart):
     certificate: Certificate
 
 
-def check_plan(data: object, origin: str) -> Mapping[str, Any]:
+def check_plan(data: object, origin: str) -> Mapping[str, object]:
     """Refuse what is no plan, or asks for more than a plan may.
 
     Args:

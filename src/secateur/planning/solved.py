@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,9 +19,11 @@ from secateur.planning.plan import Plan
 from secateur.registry import build, suggestion
 from secateur.request import Named, Plain, Request
 from secateur.solve import SOLVERS, Solver
-from secateur.solve.blocks.run import Settings, prune_blocks
+from secateur.solve.blocks.run import Settings, SolvedModel, prune_blocks
+from secateur.solve.blocks.settings import Reconstruction, UnequalShares
 from secateur.types import Data, Example
 
+A = TypeVar("A", Reconstruction, UnequalShares)
 Blocks = bool | str | Mapping[str, object] | None
 """Whether and how a model is pruned block by block: None and "auto" = where the criterion is a solver alone."""
 
@@ -59,18 +61,40 @@ def settings_of(blocks: Blocks) -> Settings:
         if name not in known:
             raise RecipeError(f"blocks has no option {name!r}", hint=suggestion(name, known))
     folder: Any = given.get("checkpoint")
-    return build(Settings, "blocks", {**given, "checkpoint": None if folder is None else Path(folder)})
+    inner = {
+        "checkpoint": None if folder is None else Path(folder),
+        "reconstruct": _part(Reconstruction, "reconstruct", given.get("reconstruct")),
+        "allocation": _part(UnequalShares, "allocation", given.get("allocation")),
+    }
+    return build(Settings, "blocks", {**given, **inner})
+
+
+def _part(cls: type[A], name: str, given: object) -> A | None:
+    """Settings inside of settings: a mapping, a word that is its name, true for all defaults, or nothing."""
+    if given is None or given is False or isinstance(given, cls):
+        return given or None
+    if given is True:
+        given = {}
+    if isinstance(given, str) and cls is UnequalShares:
+        given = {"name": given}
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"blocks.{name}={given!r} is no mapping", hint="for example {} for its defaults")
+    return build(cls, f"blocks.{name}", given)
 
 
 def recorded_settings(blocks: Blocks) -> dict[str, Plain]:
     """The settings that decide about the result, as a plan's request holds them."""
     found = settings_of(blocks)
-    return {
+    told: dict[str, Plain] = {
         "targets": found.targets,
         "shrinkage": found.shrinkage,
         "hold_out": found.hold_out,
         "damping": found.damping,
     }
+    for name, one in (("reconstruct", found.reconstruct), ("allocation", found.allocation)):
+        if one is not None:
+            told[name] = asdict(one)
+    return told
 
 
 def solved_plan(
@@ -104,6 +128,7 @@ def solved_plan(
         )
     require_reiterable(data, f"criterion {solver.name!r}")
     unit: Granularity = parse(request.granularity[0].spec())
+    settings = settings_of(blocks)
     out = prune_blocks(
         model,
         example,
@@ -111,7 +136,7 @@ def solved_plan(
         solver=solver,
         granularity=unit,
         request=request,
-        settings=settings_of(blocks),
+        settings=settings,
         progress=progress,
     )
     masks = {name: mask.cpu() for name, mask in out.masks.items()}
@@ -128,7 +153,7 @@ def solved_plan(
         cost={},
         evidence=Evidence(model, [], {}, masks, example=example),
         left_out=tuple(out.left_out),
-        notes=tuple(_notes(out.records)),
+        notes=(*_notes(out.records), *_told(out, settings)),
     )
 
 
@@ -157,4 +182,31 @@ def _notes(records: Any) -> list[str]:
         )
     if few:
         lines.append(f"{len(few)} matrices saw fewer than 64 tokens: {', '.join(few[:3])}")
+    return lines
+
+
+def _told(out: SolvedModel, settings: Settings) -> list[str]:
+    """What came of training sub-blocks, and of unequal shares."""
+    lines = []
+    if out.choice is not None:
+        shares = out.choice.shares.values()
+        lines.append(
+            f"shares of blocks by {out.choice.name}, {min(shares):.1%} to {max(shares):.1%}, "
+            + ("were taken" if out.choice.taken else "were not taken")
+        )
+        if out.choice.equal is not None and out.choice.unequal is not None:
+            lines[-1] += (
+                f": divergence of the outputs on held-out batches {out.choice.unequal:.4g}, "
+                f"{out.choice.equal:.4g} with equal shares"
+            )
+    if settings.reconstruct is not None and not out.tuned:
+        lines.append("nothing was reconstructed: the model has no stack of blocks")
+    if out.tuned:
+        branches = sum(one.branch for one in out.tuned)
+        refused = sum(one.epochs == 0 for one in out.tuned)
+        ratios = torch.tensor([one.after / max(one.before, 1e-30) for one in out.tuned])
+        lines.append(
+            f"reconstructed: {branches} residual branches and {len(out.tuned) - branches} blocks or ends of blocks; "
+            f"held-out error {float(ratios.median()):.1%} of what it was (median), {refused} were refused"
+        )
     return lines

@@ -94,7 +94,7 @@ def choice_schema(what: str) -> dict[str, object]:
     return {"anyOf": [name, mapping], "description": what}
 
 
-Choice = Annotated[str | dict[str, Any], BeforeValidator(_choice)]
+Choice = Annotated[str | dict[str, object], BeforeValidator(_choice)]
 Criterion = Annotated[
     str | dict[str, object],
     BeforeValidator(_criterion),
@@ -115,14 +115,14 @@ Granularity = Annotated[
 ]
 
 
-def _options(value: Any) -> Any:
+def _options(value: object) -> Any:
     if isinstance(value, dict):
         # Torch has names like T_max, which the names of our own options do not.
         _plain({str(key).lower(): item for key, item in value.items()}, depth=0)
     return value
 
 
-def _schedule(value: Any) -> Any:
+def _schedule(value: object) -> object:
     """A name, or a mapping with a name; a name alone that is none of ours is one of torch's without options."""
     if isinstance(value, dict):
         options = {key: item for key, item in value.items() if key != "name"}
@@ -134,7 +134,7 @@ def _schedule(value: Any) -> Any:
 
 FACTORS = ("constant", "linear", "cosine")
 Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
-Options = Annotated[dict[str, Any], BeforeValidator(_options)]
+Options = Annotated[dict[str, object], BeforeValidator(_options)]
 Schedule = Annotated[
     Choice,
     BeforeValidator(_schedule),

@@ -89,6 +89,7 @@ def _read(source: str | Path | Mapping[str, object] | Recipe) -> RecipeText:
     if isinstance(source, Recipe):
         return RecipeText("recipe", source.model_dump(mode="json", by_alias=True))
     if isinstance(source, Mapping):
+        # A copy, since overrides are written into it.
         return RecipeText("recipe", copy.deepcopy(dict(source)))
     # Text before names and files: a path with a line break or ": " in it is nobody's.
     if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
@@ -206,7 +207,7 @@ def _methods() -> dict[str | int, type[BaseModel]]:
     return {get_args(step.model_fields["method"].annotation)[0]: step for step in steps}
 
 
-def steps_of(text: str) -> list[Any]:
+def steps_of(text: str) -> list[object]:
     """Recovery steps as one word: ``none``, ``STEP:option=value,STEP``, or the steps of a recipe by name or file.
 
     Raises:

@@ -74,7 +74,7 @@ def _setting(text: str) -> Setting:
     return Setting(parts, read_value(value, label), label)
 
 
-def _make_room(data: dict[str, Any], settings: Sequence[Setting]) -> None:
+def _make_room(data: dict[str, object], settings: Sequence[Setting]) -> None:
     target = data.get("target")
     if not isinstance(target, dict):
         return
@@ -85,7 +85,7 @@ def _make_room(data: dict[str, Any], settings: Sequence[Setting]) -> None:
         data["target"] = {name: value for name, value in target.items() if name in named}
 
 
-def value_of(text: str) -> Any:
+def value_of(text: str) -> object:
     """The number that a word of the command line stands for, or the word itself, which the check then answers.
 
     Example:
@@ -118,7 +118,7 @@ def choice_of(word: str) -> str | dict[str, Any]:
         if options and not name.isdecimal():
             raise RecipeError(f"{word!r} is malformed", hint="write name:option=value")
         return word.strip()
-    found: dict[str, Any] = {"name": name}
+    found: dict[str, object] = {"name": name}
     for number, option in enumerate(options):
         key, equals, value = option.partition("=")
         if number == 0 and not equals:
@@ -130,7 +130,7 @@ def choice_of(word: str) -> str | dict[str, Any]:
     return found
 
 
-def _assign(data: Any, parts: tuple[str, ...], value: Any, label: str) -> Path:
+def _assign(data: Any, parts: tuple[str, ...], value: object, label: str) -> Path:
     path: Path = ()
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
@@ -155,7 +155,7 @@ def _assign(data: Any, parts: tuple[str, ...], value: Any, label: str) -> Path:
     return path
 
 
-def _index(items: list[Any], part: str, at: str, label: str) -> int:
+def _index(items: list[object], part: str, at: str, label: str) -> int:
     if not (part.isascii() and part.isdecimal() and len(part) < 6 and int(part) <= len(items)):
         raise RecipeError(f"{label}: {at} is a list of {len(items)}; {part[:60]!a} is no index from 0 to {len(items)}")
     return int(part)

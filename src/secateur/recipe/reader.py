@@ -29,7 +29,7 @@ class RecipeText:
     """Plain data and where each piece of it was written."""
 
     origin: str
-    data: Any = None
+    data: object = None
     lines: dict[Path, int] = field(default_factory=dict)
 
     def where(self, path: Path) -> str:
@@ -74,7 +74,7 @@ def read_yaml(text: str, origin: str) -> RecipeText:
     return source
 
 
-def read_value(text: str, origin: str) -> Any:
+def read_value(text: str, origin: str) -> object:
     """Parse the value of ``--set key=value``: a YAML scalar, or ``[..]`` and ``{..}``."""
     return read_yaml(text, origin).data if text.strip() else ""
 
@@ -121,7 +121,7 @@ class _Builder:
         self.source = source
         self.count = 0
 
-    def build(self, node: Any, path: Path, depth: int) -> Any:
+    def build(self, node: Any, path: Path, depth: int) -> object:
         self.count += 1
         line = node.start_mark.line
         if self.count > MAX_NODES:
@@ -136,8 +136,8 @@ class _Builder:
             return [self.build(item, (*path, number), depth + 1) for number, item in enumerate(node.value)]
         return _scalar(node, self.source.origin)
 
-    def _mapping(self, node: MappingNode, path: Path, depth: int) -> dict[str, Any]:
-        table: dict[str, Any] = {}
+    def _mapping(self, node: MappingNode, path: Path, depth: int) -> dict[str, object]:
+        table: dict[str, object] = {}
         origin = self.source.origin
         for key_node, value_node in node.value:
             line = key_node.start_mark.line
@@ -154,7 +154,7 @@ class _Builder:
         return table
 
 
-def _scalar(node: ScalarNode, origin: str) -> Any:
+def _scalar(node: ScalarNode, origin: str) -> object:
     """Plain scalars by the rules of YAML 1.2, in which ``2:4`` and ``no`` are text."""
     kind, text = str(node.tag).removeprefix(_CORE), str(node.value)
     if kind == "null":

@@ -24,7 +24,16 @@ from secateur.recipe.checks import (
 )
 from secateur.recipe.parts import Distillation, Optimizer, Part
 from secateur.recipe.training import Training
-from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, Amount, check_together
+from secateur.request import (
+    ALLOCATION,
+    CRITERION,
+    MIN_KEEP,
+    MIN_KEEP_FRACTION,
+    PROOF,
+    Amount,
+    Efforts,
+    check_together,
+)
 
 
 class Targets(Part):
@@ -188,6 +197,34 @@ class Measure(Part):
     """CPU threads; left out: torch's own choice."""
 
 
+class Reconstruct(Part):
+    """Training of each sub-block (attention, MLP) towards the outputs of the original, once its layers are solved."""
+
+    epochs: Count = 4
+    """Passes over the batches that are not held out; the best on those that are is kept, or none."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Learning rate of Adam at the start; it falls to zero along half a cosine."""
+    target: Literal["branch", "stream"] = "branch"
+    """``branch``: what the sub-block adds is to be the original's; ``stream``: the hidden state behind it."""
+    normalise: Literal["coordinate", "total", "token"] = "coordinate"
+    """What squares of errors are relative to: the original's mean square per coordinate, in total, or per token."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the order of batches."""
+
+
+class Shares(Part):
+    """How much each block gives up, where not all give up the same share."""
+
+    name: Literal["owl", "curve"] = "owl"
+    """``owl``: blocks with more outliers among Wanda's scores keep more; ``curve``: what these lose in all is least."""
+    limit: Annotated[float, Field(gt=0, lt=1)] = 0.08
+    """How far shares go from their mean: at most so far (``curve``), or over a range of twice as much (``owl``)."""
+    outliers: Annotated[float, Field(gt=0)] = 5.0
+    """``owl``: a score is an outlier above so many times the mean of its block."""
+    check: bool = True
+    """Prune with equal shares too, and take these where outputs on held-out batches are nearer to the original's."""
+
+
 class BlockByBlock(Part):
     """How a solver prunes block by block, each block behind blocks that are pruned already."""
 
@@ -202,6 +239,10 @@ class BlockByBlock(Part):
     """Share of the batches that choose and guard, and that no layer is learned from."""
     damping: Annotated[float, Field(ge=0)] = 0.01
     """Share of the mean diagonal that is added to second moments."""
+    reconstruct: Reconstruct | None = None
+    """Train each sub-block once its layers are solved; left out: not."""
+    allocation: Shares | None = None
+    """How much each block gives up; left out: all the same share."""
     memory_bytes: Bytes | None = None
     """Hidden states beyond so many bytes lie on disk; left out: all in memory."""
     checkpoint: Annotated[str, Field(max_length=4096)] | None = None
@@ -228,6 +269,9 @@ class Verify(Part):
     """Precision in which cut model and replay are compared."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
     """Largest absolute difference allowed; left out: chosen from dtype and size of the outputs."""
+    proof: Efforts = PROOF
+    """Inputs that the cut is proved on: ``example`` alone, ``default`` (others too, as small as they come) or ``full``
+    (others at any size, each change alone, training mode on all)."""
 
 
 REPEATABLE = ("finetune", "bn_refresh")
@@ -332,10 +376,11 @@ class Recipe(Part):
             "seed": self.seed,
             "dtype": self.verify.dtype,
             "tolerance": self.verify.tolerance,
+            "proof": self.verify.proof,
         }
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """The JSON schema (draft 2020-12) of recipes, for editors and other tools."""
     schema = Recipe.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -116,7 +116,7 @@ class SlimmingTraining(Lessons):
 
     @model_validator(mode="after")
     def _pays(self) -> Self:
-        told: dict[str, Any] = self.penalty if isinstance(self.penalty, dict) else {"name": self.penalty}
+        told: dict[str, object] = self.penalty if isinstance(self.penalty, dict) else {"name": self.penalty}
         if told["name"] not in PENALTIES or "strength" not in told:
             raise problem(
                 f"penalty is one of {', '.join(PENALTIES)} with its strength: {{name: slimming, strength: 1e-4}}"

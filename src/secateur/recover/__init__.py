@@ -2,7 +2,7 @@
 
 from secateur.recover.adapters import AdapterSpec
 from secateur.recover.bn import refresh_batchnorm
-from secateur.recover.distil import Distil
+from secateur.recover.distil import Distil, taught
 from secateur.recover.finetune import History, finetune, train_step
 from secateur.recover.loop import TrainStep
 from secateur.recover.optimizers import build_optimizer
@@ -15,5 +15,6 @@ __all__ = [
     "build_optimizer",
     "finetune",
     "refresh_batchnorm",
+    "taught",
     "train_step",
 ]

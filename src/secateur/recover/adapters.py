@@ -62,6 +62,7 @@ class Adapters:
         self._parts: list[tuple[nn.Parameter, Tensor, nn.Parameter, nn.Parameter, Tensor | None]] = []
         chosen = _chosen(model, spec)
         named = dict(model.named_parameters(remove_duplicate=False))
+        # By identity, since a mask may be given under any name of a tied weight.
         by_parameter = {id(named[name]): mask for name, mask in masks.items()}
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is one for one in chosen.values()))
@@ -74,9 +75,11 @@ class Adapters:
                 )
             a = nn.Parameter(torch.empty(spec.rank, columns, dtype=weight.dtype, device=weight.device))
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+            # Zero, so that the training begins at the weights as they are.
             b = nn.Parameter(torch.zeros(rows, spec.rank, dtype=weight.dtype, device=weight.device))
             mask = by_parameter.get(id(weight))
             drop = None if mask is None else ~mask.to(weight.device).expand(weight.shape)
+            # With a copy of W0: merged from it at every step, rounding cannot add up.
             self._parts.append((weight, weight.detach().clone(), a, b, drop))
 
     @property

@@ -57,7 +57,7 @@ class Distil:
             raise RecipeError("distil: weight 0 without hidden teaches nothing", hint="raise it, or leave distil out")
 
 
-def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Module, cuts: Cuts) -> Loss:
+def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Module, cuts: Cuts | None = None) -> Loss:
     """A loss that also compares a model with its teacher.
 
     Args:
@@ -65,7 +65,10 @@ def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Modu
         teacher: in eval mode already; runs without gradients.
         spec: what is compared.
         student: the pruned model.
-        cuts: what was cut, so that hidden states of the teacher can be cut alike.
+        cuts: what was cut, so that hidden states of the teacher can be cut alike; None = nothing.
+
+    Returns:
+        ``loss(model, batch) -> scalar``.
 
     Raises:
         RecipeError: a pattern of `hidden` that names no module of both.
@@ -82,7 +85,7 @@ def taught(loss: Loss | None, teacher: nn.Module, spec: Distil, student: nn.Modu
         if spec.weight > 0:
             total = total + spec.weight * _outputs(found, wanted, batch, spec)
         for name in names:
-            total = total + spec.hidden_weight * _states(name, ours.get(name), theirs.get(name), cuts)
+            total = total + spec.hidden_weight * _states(name, ours.get(name), theirs.get(name), cuts or {})
         return total
 
     return together
@@ -108,9 +111,10 @@ def hidden_names(patterns: Sequence[str], student: nn.Module, teacher: nn.Module
 def _labels(loss: Loss | None, model: nn.Module, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
     """The labels' part of the loss, and what the model said on the way."""
     if weight == 1:
+        # The labels have no share, so that data without any will do.
         found = prediction(call(model, to_example(batch)))
         return found.new_zeros(()), found
-    said: list[Any] = []
+    said: list[object] = []
     hook = model.register_forward_hook(lambda _module, _args, output: said.append(output))
     try:
         value = (loss or default_loss)(model, batch)
@@ -121,6 +125,7 @@ def _labels(loss: Loss | None, model: nn.Module, batch: Batch, weight: float) ->
             "the loss never called the model, so its outputs cannot be compared with the teacher's",
             hint="call model(...) in it and not model.forward(...), or set distil.weight to 1",
         )
+    # The last call: a loss may run the model before, on another view of the batch.
     return (1 - weight) * value, prediction(said[-1])
 
 
@@ -139,6 +144,7 @@ def _outputs(found: Tensor, wanted: Tensor, batch: Batch, spec: Distil) -> Tenso
             hint="use form: mse for a regression",
         )
     t = spec.temperature
+    # In single precision: half precision rounds away the small classes that a teacher is asked for.
     ours, theirs = (functional.log_softmax(one.float() / t, dim) for one in (found, wanted))
     per_place = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim)
     counted = _counted(batch, per_place)

@@ -137,16 +137,13 @@ def finetune(
     total, skipped = _lengths(
         data, steps, epochs, schedule=schedule, warmup=warmup_steps, accumulate=accumulate, last_of=last_of
     )
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise InputError("no parameter of the model requires a gradient", hint="call model.requires_grad_()")
+    trained = _trainable(model)
     started = time.perf_counter()
     with ExitStack() as stack:
         if teacher is not None and distil is not None:
             stack.enter_context(guard(teacher, mode="eval"))
-        stack.enter_context(guard(model, mode="train", gradients=True, seed=seed, rollback=True))
-        if teacher is not None and distil is not None:
             loss = taught(loss, teacher, distil, model, cuts or {})
+        stack.enter_context(guard(model, mode="train", gradients=True, seed=seed, rollback=True))
         # Nobody takes these masks back, so what they hide need not be stored. The hold ends with the optimizer.
         handle = mask_model(model, masks or {}, keep_originals=False)
         low_rank = None if adapters is None else Adapters(model, adapters, masks or {})
@@ -162,19 +159,35 @@ def finetune(
             model, in_precision(loss or default_loss, amp, device_of(model)), built, rates, reader,
             accumulate=accumulate, judge=judge, adapters=low_rank,
         )  # fmt: skip
-        found = None if keeper is None else keeper.found()
-        if found is not None:
-            loop.load_state_dict(found)
+        _go_on(loop, keeper)
         if low_rank is None:
             handle.hold(built)
-        try:
-            loop.run(steps, keeper, progress, total)
-        except NonFiniteError as error:
-            why = "the model is back at the state before the fine-tuning"
-            raise NonFiniteError(error.what, why=why, hint=error.hint) from error
+        _run(loop, steps, keeper, progress, total)
         check_weights(model)
     seconds = time.perf_counter() - started
     return History(tuple(loop.records), seconds, *(() if judge is None else (tuple(judge.figures), judge.kept)))
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not found:
+        raise InputError("no parameter of the model requires a gradient", hint="call model.requires_grad_()")
+    return found
+
+
+def _go_on(loop: Loop, keeper: Keeper | None) -> None:
+    found = None if keeper is None else keeper.found()
+    if found is not None:
+        loop.load_state_dict(found)
+
+
+def _run(loop: Loop, steps: int | None, keeper: Keeper | None, progress: Progress | None, total: int) -> None:
+    try:
+        loop.run(steps, keeper, progress, total)
+    except NonFiniteError as error:
+        # The loop says that the step was not made; the guard around it takes back all steps before it as well.
+        why = "the model is back at the state before the fine-tuning"
+        raise NonFiniteError(error.what, why=why, hint=error.hint) from error
 
 
 def train_step(

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from secateur.recover.adapters import Adapters
 from secateur.recover.rates import Rates
 from secateur.recover.reader import Reader
 from secateur.recover.validation import Judge
-from secateur.types import Batch, Loss
+from secateur.types import Batch, Loss, StateDict
 
-State = Callable[[], dict[str, Any]]
+TakeState = Callable[[], StateDict]
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,20 @@ class Follower(Protocol):
     def step(self) -> bool:
         """Called after every step of the optimizer; whether anything changed."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """What it goes on from."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on, before the states of model and optimizer are loaded: shapes may change."""
 
 
 class Keeper(Protocol):
     """Who keeps states of a training."""
 
-    def found(self) -> Mapping[str, Any] | None:
+    def found(self) -> StateDict | None:
         """The state to go on from, or None to begin."""
 
-    def keep(self, step: int, state: State) -> None:
+    def keep(self, step: int, state: TakeState) -> None:
         """Called before the first step and after every one, with the number of steps done."""
 
 
@@ -76,12 +76,12 @@ class KeptState:
     def __init__(self, checkpoint: Checkpoint, name: str) -> None:
         self.checkpoint, self.name = checkpoint, name
 
-    def found(self) -> Mapping[str, Any] | None:
+    def found(self) -> StateDict | None:
         """What was kept under the name."""
-        state: Mapping[str, Any] | None = self.checkpoint.get(self.name)
+        state: StateDict | None = self.checkpoint.get(self.name)
         return state
 
-    def keep(self, step: int, state: State) -> None:
+    def keep(self, step: int, state: TakeState) -> None:
         """Write, if it is time."""
         if step and self.checkpoint.due():
             self.checkpoint.put(self.name, state())
@@ -182,7 +182,7 @@ class Loop:
 
     # -- going on ---------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Everything that the next step depends on, as data; tensors are not copied."""
         return {
             "model": named_tensors(self.model),
@@ -196,12 +196,13 @@ class Loop:
             "records": torch.tensor([_row(record) for record in self.records], dtype=torch.float64),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Take over `state_dict`; the data are read up to where they were left.
 
         Raises:
             InputError: the state belongs to another model, or the data give other batches.
         """
+        # The data first: they may be other ones, and nothing has been changed by then.
         self.reader.load_state_dict(state["reader"])
         if self.follower is not None:
             self.follower.load_state_dict(state["follower"])

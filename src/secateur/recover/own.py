@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,7 +35,7 @@ def own_training(model: nn.Module, train: Train, masks: Mapping[str, Tensor], *,
         held: set[Optimizer] = set()
         own = set(before)
 
-        def hold(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        def hold(optimizer: Optimizer, _args: object, _kwargs: object) -> None:
             moved = {id(one) for group in optimizer.param_groups for one in group["params"]}
             if masks and optimizer not in held and moved & own:
                 held.add(optimizer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from secateur.errors import RecipeError
 from secateur.recover.optimizers import SCHEDULES, Schedule, rate_factor, resolve_schedule
 from secateur.registry import suggestion
+from secateur.types import StateDict
 
 ScheduleSpec = str | Schedule | Mapping[str, object]  # a name, a factor, or {"name": of torch's schedulers, options}
 # They take callables or other schedulers, which are no data.
@@ -99,11 +99,11 @@ class Rates:
         elif self._scheduler is not None and self.per_pass:
             self._scheduler.step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """State of the scheduler; factors are computed from the step."""
         return {} if self._scheduler is None else dict(self._scheduler.state_dict())
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Take over `state_dict`."""
         if self._scheduler is not None:
             self._scheduler.load_state_dict(dict(state))
@@ -117,7 +117,7 @@ def _per(options: dict[str, object]) -> str:
     return per
 
 
-def _torch_scheduler(optimizer: Optimizer, options: dict[str, Any], length: int) -> LRScheduler:
+def _torch_scheduler(optimizer: Optimizer, options: dict[str, object], length: int) -> LRScheduler:
     name = str(options.pop("name", ""))
     known = schedulers()
     if name.lower() not in known:

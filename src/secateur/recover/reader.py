@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TypedDict
 
 import torch
 
 from secateur.errors import InputError
 from secateur.model.call import require_reiterable, tensors_in
-from secateur.model.generators import Stream
+from secateur.model.generators import Drawn, Stream
 from secateur.types import Batch, Data
+
+
+class _Start(TypedDict):
+    """Where a pass began: the random streams of the data, and the states of generators that a loader holds."""
+
+    stream: Drawn
+    own: list[torch.Tensor]
+
+
+class ReaderState(TypedDict):
+    """Where a reading stands: the pass, batches of it that were read, how it began, and a mark of the last batch."""
+
+    epoch: int
+    place: int
+    start: _Start
+    seen: str
 
 
 class Reader:
@@ -31,7 +47,7 @@ class Reader:
         self._stream, self._batches = Stream(), None
         self._last: Batch = None
         self._set_epoch, self._before = getattr(data, "set_epoch", None), getattr(data, "epoch", 0)
-        self._start: dict[str, Any] = {}
+        self._start: _Start | None = None
 
     def read(self, count: int = 1) -> list[Batch]:
         """The next batches of one pass, at most so many; none at the end of a pass, which `turn` follows."""
@@ -63,13 +79,13 @@ class Reader:
 
     # -- going on ---------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ReaderState:
         """Where the reading stands; before the first batch of a pass, where the pass will begin."""
-        start = self._start if self._batches is not None else self._now()
+        start = self._now() if self._batches is None or self._start is None else self._start
         seen = _fingerprint(self._last) if self.place else ""
         return {"epoch": self.epoch, "place": self.place, "start": start, "seen": seen}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: ReaderState) -> None:
         """Begin the pass anew, and read up to the place where it was left.
 
         Raises:
@@ -106,7 +122,7 @@ class Reader:
             self._last = batch
         return batch
 
-    def _now(self) -> dict[str, Any]:
+    def _now(self) -> _Start:
         return {"stream": self._stream.state, "own": [generator.get_state() for generator in _generators(self.data)]}
 
     _batches: Iterator[Batch] | None

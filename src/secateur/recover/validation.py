@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,13 @@ from secateur.model.guard import evaluating
 from secateur.model.samples import batch_size_of
 from secateur.model.tensors import named_tensors
 from secateur.types import Batch, Data, Loss
+
+
+class JudgeState(TypedDict):
+    """What the passes gave so far, and the weights of the best one where they are kept."""
+
+    figures: list[float]
+    weights: dict[str, Tensor] | None
 
 
 class Judge:
@@ -76,11 +83,11 @@ class Judge:
                 for name, tensor in named_tensors(model).items():
                     tensor.copy_(self._weights[name])
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JudgeState:
         """Figures, and the best weights."""
         return {"figures": self.figures, "weights": self._weights}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: JudgeState) -> None:
         """Take over `state_dict`."""
         self.figures, self._weights = list(state["figures"]), state["weights"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from secateur.report.record import Report
+from secateur.report.safe_text import clean, percent
 from secateur.report.terminal import proof_line
-from secateur.report.text import clean, percent
 from secateur.report.verdict import rows, verdict
 from secateur.version import __version__
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 from secateur.report.record import Histogram, Report
-from secateur.report.text import clean, count, for_plotly, percent, significant
+from secateur.report.safe_text import clean, count, for_plotly, percent, significant
 from secateur.report.verdict import LATENCY_LABEL, rows
 
 # A plotly figure as JSON. Its own schema has thousands of keys, and only plotly.js knows whether they fit.

@@ -17,8 +17,8 @@ from secateur.errors import RecipeError
 from secateur.planning.explain import evidence
 from secateur.report.charts import figures
 from secateur.report.record import Report
+from secateur.report.safe_text import clean, count, percent, seconds, significant
 from secateur.report.terminal import proof_line
-from secateur.report.text import clean, count, percent, seconds, significant
 from secateur.report.verdict import rows, score, verdict
 
 _HERE = Path(__file__).parent  # templates are read from the package, never looked up by a name from outside
@@ -116,7 +116,7 @@ class Prefix:
         params: of everything under it.
     """
 
-    groups: list[Mapping[str, Any]] = field(default_factory=list)
+    groups: list[Mapping[str, object]] = field(default_factory=list)
     children: dict[str, Prefix] = field(default_factory=dict)
     params: int = 0
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from secateur.criteria import StationaryWarning
 from secateur.report.assembly import Events
@@ -24,6 +24,16 @@ class LogLine(TypedDict):
 
     stage: str
     seconds: float
+
+
+class JournalState(TypedDict):
+    """A journal as plain data."""
+
+    seconds: dict[str, float]
+    log: list[LogLine]
+    degradations: list[dict[str, str]]
+    doubts: list[str]
+    training: list[dict[str, object]]
 
 
 class Journal:
@@ -76,22 +86,22 @@ class Journal:
         """A ``step(done, total)`` that tells of progress inside the stage `name`."""
         return _Step(self.progress, name)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JournalState:
         """All of it as plain data."""
         return {
             "seconds": self.seconds,
-            "log": [dict(line) for line in self.log],
+            "log": [line.copy() for line in self.log],
             "degradations": [asdict(one) for one in self.degradations],
             "doubts": self.doubts,
             "training": [point.model_dump() for point in self.training],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: JournalState) -> None:
         """Take over what an earlier process of the same run has kept."""
         self.seconds, self.doubts = dict(state["seconds"]), list(state["doubts"])
         self.log = [LogLine(stage=line["stage"], seconds=line["seconds"]) for line in state["log"]]
         self.degradations = [Degradation(**one) for one in state["degradations"]]
-        self.training = [TrainingPoint(**point) for point in state["training"]]
+        self.training = [TrainingPoint.model_validate(point) for point in state["training"]]
 
     def events(self) -> Events:
         """What happened up to now, as a report holds it."""

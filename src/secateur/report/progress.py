@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from secateur.report.text import clean, seconds, writable
+from secateur.report.safe_text import clean, seconds, writable
 from secateur.shown import in_notebook
 
 

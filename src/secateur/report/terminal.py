@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.report.record import Locked, Report
-from secateur.report.text import clean, count, percent, seconds, significant, writable
+from secateur.report.safe_text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
 from secateur.types import Certificate
 
@@ -154,7 +154,7 @@ def proof_line(report: Report) -> str:
     return (
         f"the cut gives what the original gives without these parts: largest error "
         f"{significant(proof.max_abs_error, 2)}, tolerance {significant(proof.tolerance, 2)} ({clean(proof.dtype)}, "
-        f"{clean(proof.method)}{_tried(proof)})"
+        f"{clean(proof.method)}{_tried(proof)}; proof: {clean(proof.effort)})"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from secateur.measure.latency import FEWEST_ROUNDS
 from secateur.measure.quality import higher_is_better
 from secateur.report.record import Report
-from secateur.report.text import clean, count, percent, significant, size
+from secateur.report.safe_text import clean, count, percent, significant, size
 from secateur.types import Latency, Snapshot
 
 LATENCY_LABEL = "latency (p10-p90)"

@@ -175,27 +175,38 @@ def highest(score: Tensor, drop: Tensor) -> Tensor:
         >>> highest(torch.tensor([[3.0, 1.0, 1.0]]), torch.tensor([1]))
         tensor([[ True, False,  True]])
     """
+    counts = sorted(set(drop.tolist()))
     drop = drop.to(score.device)
-    edge = _order_statistic(score, drop)
+    edge = _order_statistic(score, drop, counts)
     keep = score > edge[:, None]
     # With no two scores alike around the edge, all is said; else as many of the equal ones stay as the count asks for.
     extra = score.shape[1] - drop - keep.sum(1)
-    for row in extra.nonzero().flatten().tolist():
-        tied = (score[row] == edge[row]).nonzero().flatten()
-        keep[row, tied[len(tied) - int(extra[row]) :]] = True
+    rows = extra.nonzero().flatten()
+    if len(rows):
+        tied = score[rows] == edge[rows, None]
+        behind = tied.flip(1).cumsum(1).flip(1)
+        keep[rows] |= tied & (behind <= extra[rows, None])
     return keep
 
 
-def _order_statistic(score: Tensor, drop: Tensor) -> Tensor:
-    """The drop-th lowest entry of each row; below all entries where nothing is dropped."""
-    counts = sorted(set(drop.tolist()))
-    edge = torch.empty(len(score), dtype=score.dtype, device=score.device)
+def _order_statistic(score: Tensor, drop: Tensor, counts: list[int]) -> Tensor:
+    """The drop-th lowest entry of each row; below all entries where nothing is dropped. `counts` are those of drop."""
     if score.device.type == "cpu" and score.dtype in (torch.float32, torch.float64) and counts[-1] - counts[0] < 2:
         return _selected(score, drop, counts[0])
+    if score.device.type != "cpu":
+        # One sort of all rows: selection on a graphics processor takes one of its many parts per row.
+        return _sorted(score, drop)
+    edge = torch.empty(len(score), dtype=score.dtype, device=score.device)
     for count in counts:
         rows = (drop == count).nonzero().flatten()
         edge[rows] = -torch.inf if count == 0 else score[rows].kthvalue(count, dim=1).values
     return edge
+
+
+def _sorted(score: Tensor, drop: Tensor) -> Tensor:
+    """As `_order_statistic`, by a sort."""
+    found = score.sort(dim=1).values.gather(1, (drop - 1).clamp(min=0)[:, None])[:, 0]
+    return found.masked_fill(drop == 0, -torch.inf)
 
 
 def _selected(score: Tensor, drop: Tensor, least: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 from secateur.sources.data import resolve_data
 from secateur.sources.demo import build_convnet, build_lenet, train_demo
+from secateur.sources.in_memory import DataSet, TensorData
 from secateur.sources.models import Source, on_device, resolve_model
-from secateur.sources.tensors import DataSet, TensorData
 
 __all__ = [
     "DataSet",

@@ -11,7 +11,7 @@ import numpy as np
 from secateur.errors import FileRefusedError, InputError, NonFiniteError, ResourceError
 from secateur.files.safe import memory
 from secateur.files.sniff import open_regular
-from secateur.sources.tensors import Array, Arrays, DataSet, build_dataset
+from secateur.sources.in_memory import Array, Arrays, DataSet, build_dataset
 
 
 def load_npz(path: str | Path, *, batch_size: int = 64, seed: int = 0) -> DataSet:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from secateur.errors import FileRefusedError, UnsupportedError
-from secateur.sources.tensors import DataSet, build_dataset
+from secateur.sources.in_memory import DataSet, build_dataset
 
 
 def load_mnist(*, batch_size: int = 64, seed: int = 0) -> DataSet:

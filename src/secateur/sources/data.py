@@ -15,8 +15,8 @@ from secateur.registry import suggestion
 from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
 from secateur.sources.images import LABEL_COLUMNS, decode, image_bytes, load_folder, load_parquet
+from secateur.sources.in_memory import Arrays, DataSet, build_dataset
 from secateur.sources.tables import KINDS, dataset_of, load_table
-from secateur.sources.tensors import Arrays, DataSet, build_dataset
 from secateur.sources.text import SEQUENCES, TOKENS, Tokenizer, load_text
 from secateur.sources.words import call_factory, is_python, which_factory
 

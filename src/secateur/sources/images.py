@@ -13,8 +13,8 @@ import numpy.typing as npt
 from secateur.errors import FileRefusedError, InputError, ResourceError, UnsupportedError
 from secateur.files.safe import memory
 from secateur.files.sniff import open_regular
+from secateur.sources.in_memory import Arrays, DataSet, build_dataset
 from secateur.sources.tables import Table, dataset_of
-from secateur.sources.tensors import Arrays, DataSet, build_dataset
 from secateur.sources.text import Tokenizer
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})

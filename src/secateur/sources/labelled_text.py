@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError, RecipeError
-from secateur.sources.tensors import CALIBRATION_SAMPLES, SET_ASIDE, Array, DataSet, split_indices
+from secateur.sources.in_memory import CALIBRATION_SAMPLES, SET_ASIDE, Array, DataSet, split_indices
 from secateur.sources.text import Tokenizer
 
 TOKENS = 128  # of one sample at most

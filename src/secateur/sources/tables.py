@@ -15,8 +15,8 @@ import numpy as np
 from secateur.errors import FileRefusedError, InputError, NonFiniteError, ResourceError, UnsupportedError
 from secateur.files.safe import memory
 from secateur.files.sniff import open_regular
+from secateur.sources.in_memory import Array, DataSet, build_dataset
 from secateur.sources.labelled_text import labelled_text
-from secateur.sources.tensors import Array, DataSet, build_dataset
 from secateur.sources.text import Tokenizer
 
 Table = Mapping[str, Sequence[object]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.files.sniff import open_regular
-from secateur.sources.tensors import SET_ASIDE, DataSet
+from secateur.sources.in_memory import SET_ASIDE, DataSet
 
 TOKENS, SEQUENCES = 128, 32
 _TRAIN, _TEST = ("train.txt", "valid.txt", "validation.txt"), ("test.txt",)

@@ -10,7 +10,6 @@ import ast
 import builtins
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -86,7 +85,7 @@ def _is_around(node: ast.expr, function: FunctionType) -> bool:
 MISSING = object()
 
 
-def _held(node: ast.AST, function: FunctionType) -> Any:
+def _held(node: ast.AST, function: FunctionType) -> object:
     """What a global name, or a chain of attributes behind one, stands for; nothing of it is run."""
     if isinstance(node, ast.Attribute):
         owner = _held(node.value, function)

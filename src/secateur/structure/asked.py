@@ -253,7 +253,7 @@ def _is_super(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
 
 
-def _inherited(owner: nn.Module, function: FunctionType, name: str) -> Any:
+def _inherited(owner: nn.Module, function: FunctionType, name: str) -> object:
     """What `super()` finds in a method: in the classes behind the one that the method stands in."""
     order = type(owner).__mro__
     here = [i for i, kind in enumerate(order) if any(plain_function(v) is function for v in vars(kind).values())]
@@ -261,7 +261,7 @@ def _inherited(owner: nn.Module, function: FunctionType, name: str) -> Any:
     return next((vars(kind)[name] for kind in behind if name in vars(kind)), None)
 
 
-def held_by(function: FunctionType, name: str, missing: Any = None) -> Any:
+def held_by(function: FunctionType, name: str, missing: object = None) -> object:
     """What a name that is no local one stands for: in a closure, or in the module of a function."""
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     try:
@@ -270,7 +270,7 @@ def held_by(function: FunctionType, name: str, missing: Any = None) -> Any:
         return missing
 
 
-def _run_by(value: Any, owner: nn.Module) -> Iterator[tuple[FunctionType | None, nn.Module]]:
+def _run_by(value: object, owner: nn.Module) -> Iterator[tuple[FunctionType | None, nn.Module]]:
     if isinstance(value, nn.Module):
         yield plain_function(value.forward), value
     elif isinstance(value, (MethodType, FunctionType)):
@@ -373,7 +373,7 @@ def made_of(scope: ast.AST, names: set[str]) -> set[str]:
 
 
 def _is_plain(node: ast.AST) -> bool:
-    calls: list[Callable[..., Any] | ast.AST] = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
+    calls: list[Callable[..., object] | ast.AST] = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
     return all(
         (f.id if isinstance(f, ast.Name) else f.attr if isinstance(f, ast.Attribute) else "") in PLAIN_CALLS
         for f in calls

@@ -35,6 +35,7 @@ from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.switches import switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
 from secateur.structure.untaken import untaken
+from secateur.structure.value_uses import watch_values
 from secateur.structure.watched import watched
 from secateur.types import Example
 
@@ -338,6 +339,8 @@ class _Functions(TorchFunctionMode):
                 return doors.counted(recorder, name, args, result)
             if name in doors.MAKERS:
                 doors.watched_numbers(recorder, args[:1])
+            if not outer:  # what torch's own functions reckon with is what they were given
+                watch_values(recorder, name, args, kwargs)
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(FunctionCall(recorder, name, args, kwargs, result))

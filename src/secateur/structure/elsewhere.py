@@ -48,7 +48,7 @@ def _integers(value: Any) -> Iterator[int]:
             yield item
 
 
-def _read(module: nn.Module, names: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _read(module: nn.Module, names: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
     """Method, attribute and "file:line" of what methods beside the forward read of a module."""
     run = run_by_forward(module)
     for kind in type(module).__mro__:

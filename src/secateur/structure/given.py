@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.model.call import rebuilt, tensors_in
+from secateur.model.call import tensors_in
+from secateur.model.forms import rebuilt
 from secateur.model.place import short
 from secateur.structure.asked import deciding_lines
 from secateur.structure.axes import leaves
@@ -51,7 +52,7 @@ def _form(value: object) -> str:
     return "a tensor" if type(value) is Tensor else f"a {type(value).__name__}"
 
 
-def _bound(model: nn.Module, example: Example) -> tuple[inspect.Signature, Mapping[str, Any]] | None:
+def _bound(model: nn.Module, example: Example) -> tuple[inspect.Signature, Mapping[str, object]] | None:
     try:
         signature = inspect.signature(model.forward)
         positional = example if isinstance(example, tuple) else () if isinstance(example, Mapping) else (example,)
@@ -110,14 +111,14 @@ def _decided(model: nn.Module, said: list[tuple[str, str]], kind: str, otherwise
         yield Branch(kind, Condition(text + last, where), text)
 
 
-def followed(recorder: Recorder, model: nn.Module, example: Example) -> Any:
+def followed(recorder: Recorder, model: nn.Module, example: Example) -> object:
     """The example, with integers in it that say what becomes of them."""
     if isinstance(example, Tensor):
         return example
     bound = _bound(model, example)
     names = list(bound[1]) if bound is not None and isinstance(example, tuple) else []
 
-    def follow(value: Any, name: str) -> Any:
+    def follow(value: Any, name: str) -> object:
         if type(value) is int and value >= 2:
             axis = recorder.space.fresh(value, Lock(NUMBER))
             recorder.input_names.update((atom.id, name) for atom in leaves(axis))

@@ -61,6 +61,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
         RecipeError: a pattern of `protect` matches nothing.
     """
     tensors = trace.tensors()
+    # Before the sizes are settled, which unites free dimensions only.
     _lock_alternatives(trace)
     settle(trace, [a for axes in tensors.values() for axis in axes for a in leaves(axis)])
     places: dict[int, list[tuple[str, int]]] = defaultdict(list)
@@ -72,6 +73,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
                 if (name, d) not in places[atom.id]:
                     places[atom.id].append((name, d))
     found = Structure(trace, tensors=tensors)
+    # The extent of a kernel holds no units, and among what is locked it would only be noise.
     atoms = {i: a for i, a in atoms.items() if not any(KERNEL in r.reason for r in a.locks)}
     guarded = protected_tensors(model, tensors, protect)
     heads = {a.id for axis in trace.heads for a in leaves(axis)}
@@ -81,6 +83,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
     weights = {name for name, _ in model.named_parameters()}
     used: Counter[str] = Counter()
     order = {name: i for i, name in enumerate(named_tensors(model))}
+    # In the model's order, so that a group that shares its name gets the same number in every process.
     for atom in sorted(atoms.values(), key=lambda a: (min(order[n] for n, _ in places[a.id]), bool(a.locks))):
         spans = _spans(trace, tensors, places[atom.id], atom)
         kind = _kind(tensors, places[atom.id], atom, heads, inner, spans)

@@ -160,7 +160,7 @@ def _binary(name: str, *, swapped: bool) -> Method:
     return method
 
 
-def _fraction(function: Callable[..., Any], self: float, other: float, *, swapped: bool) -> object:
+def _fraction(function: Callable[..., object], self: float, other: float, *, swapped: bool) -> object:
     a, b = (other, self) if swapped else (self, other)
     value = function(_bare(a), _bare(b))
     return TrackedFloat(value, (*_sizes_of(a), *_sizes_of(b))) if isinstance(value, float) else value
@@ -168,7 +168,7 @@ def _fraction(function: Callable[..., Any], self: float, other: float, *, swappe
 
 def _to_fraction(name: str, *, swapped: bool) -> Method:
     """Arithmetic with a fraction: quotients, powers, and everything that is done to them."""
-    function: Callable[..., Any] = getattr(operator, name)
+    function: Callable[..., object] = getattr(operator, name)
 
     def method(self: float, other: float) -> object:
         if type(other) not in (int, float, TrackedInt, TrackedFloat):

@@ -74,7 +74,7 @@ def _is_config(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not getattr(value, "__dataclass_params__").frozen  # noqa: B009
 
 
-def owner_at(model: nn.Module, path: str) -> Any:
+def owner_at(model: nn.Module, path: str) -> object:
     """The module or config object at a dotted path of `owners`."""
     target: Any = model
     for part in path.split(".") if path else []:
@@ -130,8 +130,8 @@ def tracked_attributes(
         watch: is told what the forward does with them.
         flags: also follow `training` of modules that are no classes of torch.
     """
-    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    contents: list[tuple[Any, Any]] = []
+    saved: list[tuple[dict[str, object], dict[str, object]]] = []
+    contents: list[tuple[object, object]] = []
     for path, owner in owners(model):
         store = vars(owner)
         before = dict(store)

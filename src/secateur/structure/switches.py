@@ -13,7 +13,6 @@ import linecache
 from collections.abc import Iterator
 from functools import cache
 from types import FunctionType
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -71,7 +70,7 @@ def _is_switch(value: object) -> bool:
     return type(value) in (bool, str, float) or (type(value) is int and value in (0, 1))
 
 
-def _value(owner: Any, chain: Chain) -> object:
+def _value(owner: object, chain: Chain) -> object:
     """What stands at the end of a chain of names; None where a module, a tensor or a property is on the way."""
     for name in chain:
         if isinstance(owner, (Tensor, type)) or not hasattr(owner, "__dict__"):
@@ -109,7 +108,7 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
     return seen
 
 
-def _of_class(module: nn.Module, node: ast.Attribute, this: tuple[str, ...]) -> Any:
+def _of_class(module: nn.Module, node: ast.Attribute, this: tuple[str, ...]) -> object:
     """What the class has under the name that is asked of `self`."""
     mine = isinstance(node.value, ast.Name) and node.value.id in this
     return inspect.getattr_static(type(module), node.attr, None) if mine else None

@@ -113,6 +113,7 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = (), exampl
     samples = samples_in(model, example)
     cost = CostModel(model, trace, samples)
     whole = cost.params({})
+    # What would go with all units of a group, the others being whole.
     weights = {g.name: whole - cost.params({found.atoms[g.name].id: 0}) for g in found.groups}
     return View(
         type(model).__name__,

@@ -17,7 +17,7 @@ _RANGE = builtins.range
 INDEXED = (nn.ModuleList, nn.Sequential, nn.ParameterList)
 
 
-class WatchedList(list[Any]):
+class WatchedList(list[object]):
     """A list of plain values that says when a tracked integer picks one of them."""
 
     def __getitem__(self, key: Any) -> Any:
@@ -26,7 +26,7 @@ class WatchedList(list[Any]):
         return list.__getitem__(self, key)
 
 
-class WatchedTuple(tuple[Any, ...]):
+class WatchedTuple(tuple[object, ...]):
     """The same as a tuple."""
 
     __slots__ = ()
@@ -84,8 +84,8 @@ def watched(exported: Callable[[Tensor], None]) -> Iterator[None]:
         _put(export)
 
 
-def _told(getitem: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def pick(self: Any, key: Any) -> Any:
+def _told(getitem: Callable[[Any, Any], object]) -> Callable[[object, object], object]:
+    def pick(self: object, key: object) -> object:
         if type(key) is TrackedInt:
             key._told("an index")
         return getitem(self, key)

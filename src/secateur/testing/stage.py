@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -60,7 +59,7 @@ class Stage:
         """A fresh scene of the first granularity."""
         return self.scene(self.kinds[0])
 
-    def score(self, scene: Scene, **changes: Any) -> dict[str, Tensor]:
+    def score(self, scene: Scene, **changes: object) -> dict[str, Tensor]:
         """Scores of a fresh criterion."""
         return self.factory().score(scene.context(**changes))
 

@@ -29,7 +29,7 @@ from secateur.report.journal import Progress
 from secateur.tickets.masks import Masks, drawn_masks, levels, next_masks, shuffled
 from secateur.tickets.result import CONTROLS, DENSE, TICKET, Row, Tickets
 from secateur.tickets.training import Builtin, Bundle, Own, OwnTrain
-from secateur.types import Judge, Loss
+from secateur.types import Judge, Loss, StateDict
 
 Rewind = str | Mapping[str, int]
 _OTHER = 1_000_003  # other initial weights, and other draws, than those of any seed that somebody asks for
@@ -47,7 +47,7 @@ def lottery(
     seeds: Sequence[int] = (0, 1, 2),
     controls: Sequence[str] = tuple(CONTROLS),
     control_rounds: Sequence[int] | None = None,
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, object] | None = None,
     train: OwnTrain | None = None,
     steps: int | None = None,
     criterion: CriterionLike = "magnitude",
@@ -111,7 +111,7 @@ def lottery(
     trainer = _trainer(given, loss, training, train, steps)
     step = 0 if rewind == "init" else None if rewind == "rates" else trainer.step_of(cast(Mapping[str, int], rewind))
     rule = criterion_of(criterion)
-    config = {
+    config: dict[str, Any] = {
         "format": 1,
         "rate": rate,
         "scope": scope,
@@ -160,6 +160,7 @@ class _Search:
         start: Bundle | None = end["bundle"]
         masks: Masks = {}
         for number, target in enumerate(targets, start=1):
+            # A round is masked by the weights that the round before has trained, and trained from the start again.
             write_tensors(model, end["model"])
             masks = self.masks(model, masks, target, seed)
             row, end = self.network(seed, TICKET, number, masks, weights, start, weights_of=end["model"])
@@ -175,7 +176,7 @@ class _Search:
         masks: Masks,
         weights: str,
         start: Bundle | None,
-        end: Mapping[str, Any],
+        end: StateDict,
     ) -> Row:
         """A network that differs from the ticket in one thing."""
         if what == "reinit":
@@ -196,7 +197,7 @@ class _Search:
         capture: int | None = None,
         reinit: bool = False,
         weights_of: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Row, Mapping[str, Any]]:
+    ) -> tuple[Row, StateDict]:
         """Train one network, or find it."""
         hashed = {name: _mask_hash(mask) for name, mask in sorted(masks.items())}
         key = key_of(config=self.config, seed=seed, variant=variant, round=number, weights=weights, masks=hashed)
@@ -271,7 +272,7 @@ class _Search:
 
 
 def _trainer(
-    given: Parts, loss: Loss | None, training: Mapping[str, Any] | None, train: OwnTrain | None, steps: int | None
+    given: Parts, loss: Loss | None, training: Mapping[str, object] | None, train: OwnTrain | None, steps: int | None
 ) -> Builtin | Own:
     if train is not None:
         if training is not None or steps is None:

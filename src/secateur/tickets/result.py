@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from secateur.comparison.significance import require_scipy
 from secateur.errors import InputError
@@ -68,7 +68,7 @@ class Tickets:
 
     rows: tuple[Row, ...]
     folder: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
     @property
     def figure(self) -> str:

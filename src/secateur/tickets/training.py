@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypedDict, cast
 
 from torch import Tensor, nn
 
@@ -13,11 +13,14 @@ from secateur.errors import InputError, RecipeError
 from secateur.files.checkpoint import Checkpoint
 from secateur.model.tensors import named_tensors
 from secateur.recover import finetune
-from secateur.recover.loop import State, write_tensors
+from secateur.recover.loop import TakeState, write_tensors
+from secateur.recover.optimizers import OptimizerSpec
 from secateur.recover.own import own_training
-from secateur.types import Data, Loss
+from secateur.recover.precision import Amp
+from secateur.recover.rates import ScheduleSpec
+from secateur.types import Data, Loss, StateDict
 
-Bundle = Mapping[str, Any]
+Bundle = StateDict
 """Everything at one step: weights, buffers, optimizer, schedule, random generators, place in the data."""
 
 
@@ -35,10 +38,10 @@ class TrainingSpan:
     start: int
     stop: int
     seed: int
-    state: Any = None
+    state: StateDict | None = None
 
 
-OwnTrain = Callable[[nn.Module, TrainingSpan], Any]
+OwnTrain = Callable[[nn.Module, TrainingSpan], StateDict | None]
 """``train(model, span) -> state``: train in place; what it returns comes back as ``span.state`` after a rewind."""
 
 
@@ -69,6 +72,18 @@ class Training(Protocol):
         """
 
 
+class TrainingOptions(TypedDict, total=False):
+    """Keywords of `finetune` that belong to a training from the start; recovery has more."""
+
+    epochs: int
+    steps: int
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    warmup_steps: int
+    accumulate: int
+    amp: Amp
+
+
 class Builtin:
     """The loop of `secateur.recover.finetune`.
 
@@ -81,15 +96,15 @@ class Builtin:
         RecipeError: an option that belongs to recovery and not to a training from the start.
     """
 
-    KNOWN = ("epochs", "steps", "optimizer", "schedule", "warmup_steps", "accumulate", "amp")
+    KNOWN = tuple(TrainingOptions.__annotations__)
 
-    def __init__(self, data: Data, loss: Loss | None, options: Mapping[str, Any]) -> None:
+    def __init__(self, data: Data, loss: Loss | None, options: Mapping[str, object]) -> None:
         unknown = sorted(set(options) - set(self.KNOWN))
         if unknown:
             raise RecipeError(
                 f"the training of a ticket has no option {unknown[0]!r}", hint=f"options: {', '.join(self.KNOWN)}"
             )
-        self.data, self.loss, self.options = data, loss, dict(options)
+        self.data, self.loss, self.options = data, loss, cast(TrainingOptions, dict(options))
 
     def step_of(self, rewind: Mapping[str, int]) -> int:
         """The step of {"step": k} or {"epoch": e}."""
@@ -99,7 +114,7 @@ class Builtin:
             batches = len(self.data)  # type: ignore[arg-type]
         except TypeError:
             raise RecipeError("data without a length have no epochs to count", hint='rewind={"step": ...}') from None
-        return rewind["epoch"] * -(-batches // int(self.options.get("accumulate", 1)))
+        return rewind["epoch"] * -(-batches // self.options.get("accumulate", 1))
 
     def run(
         self,
@@ -131,8 +146,9 @@ class _Keeper:
         left: Bundle | None = self._kept.get("training")
         return self._start if left is None else left
 
-    def keep(self, step: int, state: State) -> None:
+    def keep(self, step: int, state: TakeState) -> None:
         if step == self._capture and self.bundle is None:
+            # Copied now: these are the very tensors with which the loop goes on.
             self.bundle = copy.deepcopy(state())
             self._kept.put("bundle", self.bundle)
         elif step and self._kept.due():
@@ -176,14 +192,15 @@ class Own:
             if not first <= capture < self.steps:
                 raise RecipeError(f"the training ends before step {capture}, which is to be rewound to")
             state = self._span(model, masks, TrainingSpan(first, capture, seed, state)) if capture > first else state
+            # The loop may write into what it has handed out, and other tickets start from this.
             bundle = copy.deepcopy({"step": capture, "state": state, "model": named_tensors(model)})
             kept.put("bundle", bundle)
             first = capture
         self._span(model, masks, TrainingSpan(first, self.steps, seed, copy.deepcopy(state)))
         return bundle
 
-    def _span(self, model: nn.Module, masks: Mapping[str, Tensor], span: TrainingSpan) -> Any:
-        found: list[Any] = []
+    def _span(self, model: nn.Module, masks: Mapping[str, Tensor], span: TrainingSpan) -> StateDict | None:
+        found: list[StateDict | None] = []
         own_training(model, lambda net: found.append(self.train(net, span)), masks, seed=span.seed)
         if found[0] is not None and not isinstance(found[0], Mapping):
             raise InputError("train= returns a mapping of data, or nothing", hint="for example optimizer.state_dict()")

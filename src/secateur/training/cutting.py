@@ -16,11 +16,11 @@ from secateur.kinds.base import Candidates, Left
 from secateur.kinds.find import find
 from secateur.model.behaviour import weights_kept
 from secateur.planning.averages import Averages
-from secateur.planning.build import plan_of
 from secateur.planning.compose import composed_certificate
 from secateur.planning.decide import decide
 from secateur.planning.decision import fingerprint
 from secateur.planning.plan import Plan
+from secateur.planning.written import plan_of
 from secateur.request import Amount, Target
 from secateur.training.removal import PruningJob, Remover
 from secateur.types import Example

@@ -12,11 +12,11 @@ from secateur.amounts import round_half_up, select
 from secateur.criteria.sums import reduce_spans
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
-from secateur.planning.build import plan_of_masks
 from secateur.planning.decide import decide
 from secateur.planning.plan import Plan
+from secateur.planning.written import plan_of_masks
 from secateur.request import Target
-from secateur.training.held import Held
+from secateur.training.held_units import Held
 from secateur.training.regrowth.base import Regrowth
 from secateur.training.removal import PruningJob, Remover
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from secateur.amounts import select
 from secateur.errors import InputError, RecipeError
@@ -19,16 +21,16 @@ from secateur.planning.averages import Averages
 from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of
 from secateur.request import SCOPE
-from secateur.training.asked import Optimizers, ScheduleLike, clock, listed_optimizers
-from secateur.training.held import Held
+from secateur.training.held_units import Held
+from secateur.training.settings import Optimizers, ScheduleLike, clock, listed_optimizers
 from secateur.training.together import Together
-from secateur.training.units import unit_sums
-from secateur.types import Example, Kept
+from secateur.training.unit_sums import unit_sums
+from secateur.types import Example, Group, Kept, StateDict
 
 Form = Literal["hard", "soft"]
 Freeze = Literal["none", "masks", "weights"]
 WEIGHTS = frozenset({"self", "out", "in", "bias", "scale"})  # all that goes with a unit
-CONTROL = 1.05  # by how much a step of the controller moves the strength
+CONTROL, LEAP = 1.05, 2.0  # by how much the controller moves the strength for a step of the optimizer; at most at once
 
 
 class MovementPruner:
@@ -119,7 +121,7 @@ class MovementPruner:
         seed: int = 0,
         ema: Averages | None = None,
         distributed: bool | None = None,
-        state: Mapping[str, Any] | None = None,
+        state: StateDict | None = None,
     ) -> None:
         one_of("form", form, ("hard", "soft"))
         one_of("freeze", freeze, ("none", "masks", "weights"))
@@ -149,6 +151,8 @@ class MovementPruner:
         trained = list(self.scores.values())
         # Every step writes the gradients of all scores anew, so none is left over from the one before.
         self._moves: Optimizer = scores(trained) if callable(scores) else torch.optim.Adam(trained, lr=scores)
+        # Beside the scores once and for all: blocks and heads have an index per weight, dear to send at every step.
+        self._summed = [_beside(group, device_of(self.model)) for group in groups]
         self.done, self._moved = 0, False
         self._parameters = dict(self.model.named_parameters())
         self._touched = {
@@ -208,7 +212,7 @@ class MovementPruner:
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Everything that a checkpoint needs beside the model's and the optimizer's own state."""
         return {
             "done": self.done,
@@ -218,7 +222,7 @@ class MovementPruner:
             "held": self._held.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a checkpoint, before or after the model's own state is loaded.
 
         Raises:
@@ -236,7 +240,7 @@ class MovementPruner:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    def _listen(self, optimizer: Optimizer) -> list[Any]:
+    def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
         def after(*_: object) -> None:
             self._moved = True
 
@@ -253,22 +257,25 @@ class MovementPruner:
             products = {name: self._product(name) for name in self._touched}
             seen = {name: value for name, value in products.items() if value is not None}
             units = sum(score.numel() for score in self.scores.values())
-            for name, score in self.scores.items():
-                group = self._held.groups[name]
+            for group in self._summed:
+                score = self.scores[group.name]
                 if any(span.tensor in seen for span in group.spans):
                     score.grad = unit_sums(seen, group, WEIGHTS).to(score)
                     if self.form == "soft":
                         s = torch.sigmoid(score)
+                        # The slope of the penalty, which is the mean of the sigmoids.
                         score.grad += self.strength * s * (1 - s) / units
             self._moves.step()
         if self.freeze == "weights":
             for name in self._touched:
+                # Without a gradient an optimizer leaves a weight alone, decay and momentum included.
                 self._parameters[name].grad = None
 
     def _product(self, name: str) -> Tensor | None:
         parameter = self._parameters[name]
         if parameter.grad is None:
             return None
+        # Masked weights count with the value that they would have: so they can earn their way back.
         weight = self.handle.unmasked(name) if name in self.handle.masks else parameter.detach()
         return parameter.grad.detach().float() * weight.float()
 
@@ -296,7 +303,8 @@ class MovementPruner:
         keep = {name: torch.sigmoid(score.detach()) > self.threshold for name, score in self.scores.items()}
         gone = sum(mask.numel() - int(mask.sum()) for mask in keep.values())
         total = sum(mask.numel() for mask in keep.values())
-        self.strength *= CONTROL if gone < wanted * total else 1 / CONTROL
+        factor = min(CONTROL**self.schedule.every, LEAP)
+        self.strength *= factor if gone < wanted * total else 1 / factor
         return keep
 
     def _fill_up(self, coarse: GranularityLike) -> None:
@@ -311,6 +319,12 @@ class MovementPruner:
             for span in mine:
                 masks[span.tensor] |= _alive(alive, span.index, masks[span.tensor].shape)
         self._held.hold_masks(masks, back=True)
+
+
+def _beside(group: Group, device: torch.device) -> Group:
+    """A group whose indices lie on a device."""
+    spans = (replace(s, index=None if s.index is None else s.index.to(device)) for s in group.spans)
+    return replace(group, spans=tuple(spans))
 
 
 def _alive(alive: Tensor, index: Tensor | None, shape: torch.Size) -> Tensor:

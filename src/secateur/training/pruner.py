@@ -4,36 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from secateur.criteria.base import Criterion
 from secateur.criteria.gradients.movement import Movement, MovementAccumulator
 from secateur.errors import InputError, RecipeError
-from secateur.kinds.find import find, is_physical, spelt_out
+from secateur.kinds.base import Candidates
+from secateur.kinds.find import spelt_out
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.masks import MaskHandle
 from secateur.model.admit import admit
-from secateur.model.behaviour import weights_kept
 from secateur.model.call import as_loss, device_of
 from secateur.planning.averages import Averages
-from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, units_of
+from secateur.planning.build import CriterionLike, GranularityLike, candidates_of, criterion_of, units_of
 from secateur.planning.plan import Plan
-from secateur.request import ALLOCATION, CRITERION, MIN_KEEP, MIN_KEEP_FRACTION, SCALES, SCOPE, Amount, Named, Request
+from secateur.request import (
+    ALLOCATION,
+    CRITERION,
+    MIN_KEEP,
+    MIN_KEEP_FRACTION,
+    PROOF,
+    SCALES,
+    SCOPE,
+    Amount,
+    Named,
+    Request,
+)
 from secateur.request import Target as Goal
-from secateur.training.asked import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
 from secateur.training.course import Course
 from secateur.training.cutting import Cutting, cut_again
 from secateur.training.masking import Masking
 from secateur.training.regrowth import Regrowth, regrowth_of
 from secateur.training.removal import PruningJob, Remover
 from secateur.training.schedules import Schedule
+from secateur.training.settings import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
 from secateur.training.together import Together
-from secateur.types import Data, Example, Loss
+from secateur.types import Data, Example, Loss, StateDict
 
 
 class Pruner:
@@ -75,6 +87,7 @@ class Pruner:
         ema: averaged weights (`AveragedModel`, or a dict of names to tensors), which follow.
         dtype: of certificates.
         tolerance: of certificates.
+        proof: on which inputs, as for `secateur.plan`.
         distributed: whether the processes of the default group train this one model; None: where it came in a
             `DistributedDataParallel`.
         state: of a checkpoint (`state_dict`), to go on from it at once: nothing is pruned before. For loops that have
@@ -135,58 +148,54 @@ class Pruner:
         ema: Averages | None = None,
         dtype: str = "float32",
         tolerance: float | None = None,
+        proof: str = PROOF,
         distributed: bool | None = None,
-        state: Mapping[str, Any] | None = None,
+        state: StateDict | None = None,
     ) -> None:
         came, self.model = model, admit(model)
         unit, choices = units_of(granularity, example)
         optimizers = listed_optimizers(optimizer)
-        self._accumulator: MovementAccumulator | None = None
         rule, loss = self._watch(criterion, data), as_loss(loss)
+        whole = tuple(protect) if not isinstance(protect, str) else protect
         request = Request(
-            target=None,
-            criterion=Named(rule.name, rule.options()),
-            granularity=spelt_out(choices),
-            scope=scope,
-            allocation=allocation,
-            protect=tuple(protect) if not isinstance(protect, str) else protect,  # type: ignore[arg-type]
-            min_keep=min_keep,
-            min_keep_fraction=min_keep_fraction,
-            round_to=round_to,
-            seed=seed,
-            scales=scales,
-        )
+            target=None, criterion=Named(rule.name, rule.options()), granularity=spelt_out(choices), scope=scope,
+            allocation=allocation, protect=whole, min_keep=min_keep,  # type: ignore[arg-type]
+            min_keep_fraction=min_keep_fraction, round_to=round_to, seed=seed, scales=scales, proof=proof,
+        )  # fmt: skip
         together = Together.of(came, distributed, device_of(self.model))
-        self._job = job = PruningJob(
+        self._job = PruningJob(
             self.model, example, request, rule, data, loss, optimizers, ema, together, dtype=dtype, tolerance=tolerance
         )
         self._regrowth = None if regrow is None else regrowth_of(regrow)
         self._gradients: dict[str, Tensor] = {}
         self.done, self._moved = 0, False
-        with weights_kept(self.model):
-            if unit is not None:
-                candidates: Any = Weights(self.model, example, request, unit)
-            else:
-                candidates = find(self.model, example, request)
+        candidates = candidates_of(self.model, example, request, unit)
         goal = goal_of(sparsity, target, candidates)
         # What the bounds of the target ask for takes the place of this final value.
         shape = clock(schedule, final=max(initial, 0.0), begin=begin, end=end, every=every, initial=initial)
+        self._goal, self._shape, self._span = goal, shape, (begin, shape.end if end is None else end, every)
         # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
         self._hooks = [hook for each in optimizers for hook in self._listen(each)]
         try:
-            self._removal: Remover = Cutting(job, candidates) if is_physical(choices) else Masking(job, candidates)
-            self._goal, self._shape = goal, shape
-            self._course = Course.of(goal, shape, self._removal.whole)
-            self._span = (begin, shape.end if end is None else end, every)
-            self._check_regrowth(candidates)
-            self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
-            if state is None:
-                self._reach()
-            else:
-                self.load_state_dict(state)
+            self._start(candidates, state)
         except BaseException:
             self._deafen()
             raise
+
+    def _start(self, candidates: Candidates, state: StateDict | None) -> None:
+        """Prune what is due before the first step, or go on from a checkpoint."""
+        self._removal: Remover
+        if isinstance(candidates, Weights):
+            self._removal = Masking(self._job, candidates)
+        else:
+            self._removal = Cutting(self._job, candidates)
+        self._course = Course.of(self._goal, self._shape, self._removal.whole)
+        self._check_regrowth(candidates)
+        self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
+        if state is None:
+            self._reach()
+        else:
+            self.load_state_dict(state)
 
     # -- in the loop ------------------------------------------------------------------------------------------
 
@@ -270,14 +279,14 @@ class Pruner:
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Everything that a checkpoint needs beside the model's and the optimizer's own state; plain and tensors."""
-        state: dict[str, Any] = {"done": self.done, "removal": self._removal.state_dict()}
+        state: StateDict = {"done": self.done, "removal": self._removal.state_dict()}
         if self._accumulator is not None:
             state["accumulator"] = self._accumulator.state_dict()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a checkpoint: load this first, then the model's state, then the optimizer's.
 
         Units that were cut are cut again, so that the shapes are those of the checkpoint.
@@ -299,7 +308,7 @@ class Pruner:
         self.done, self._moved = done, False
 
     @staticmethod
-    def restore_shapes(model: nn.Module, state: Mapping[str, Any]) -> None:
+    def restore_shapes(model: nn.Module, state: StateDict) -> None:
         """Cut a model as a checkpoint was cut, for loops that load weights before a pruner can be made.
 
         Args:
@@ -342,21 +351,22 @@ class Pruner:
     def _watch(self, criterion: CriterionLike, data: Data | None) -> Criterion:
         """The criterion, and where it lives on the gradients of the loop, what gathers them."""
         rule = criterion_of(criterion)
+        self._accumulator: MovementAccumulator | None = None
         if isinstance(rule, Movement) and rule.accumulator is None and data is None:
             self._accumulator = MovementAccumulator(self.model)
         return rule
 
-    def _check_regrowth(self, candidates: Any) -> None:
+    def _check_regrowth(self, candidates: Candidates) -> None:
         if self._regrowth is None:
             return
-        if self._removal.physical or isinstance(candidates.unit, NM):
+        if self._removal.physical or (isinstance(candidates, Weights) and isinstance(candidates.unit, NM)):
             raise RecipeError(
                 f"regrow={self._regrowth.name!r} needs masks of free units.",
                 why="what is cut is gone, and an n:m pattern has its own places",
                 hint="Use granularity element, vector, kernel or block.",
             )
 
-    def _listen(self, optimizer: Optimizer) -> list[Any]:
+    def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
         def before(*_: object) -> None:
             self._observe()
 

@@ -58,7 +58,7 @@ def test_the_exit_code_says_how_it_ended(
 def test_progress_is_plain_lines_with_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from secateur.report import stages as report
+    from secateur.report import stage_progress as report
 
     seconds = iter(range(0, 1000, 3))
 
@@ -78,7 +78,7 @@ def test_progress_is_plain_lines_with_the_time_left(
 
 
 def test_stages_end_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur.report import stages as report
+    from secateur.report import stage_progress as report
 
     ended = []
 

@@ -12,7 +12,10 @@ import typer
 from secateur.cli.main import app, main
 
 COMMON = {"--json", "--verbose", "-v", "--help"}
-DECIDE = {"--macs", "--params", "--sparsity", "--latency", "--criterion", "--granularity", "--protect", "--expressible"}
+DECIDE = {
+    "--macs", "--params", "--sparsity", "--latency", "--criterion", "--granularity", "--protect", "--expressible",
+    "--proof",
+}  # fmt: skip
 FLAGS = {
     "demo": COMMON
     | (DECIDE - {"--expressible"})

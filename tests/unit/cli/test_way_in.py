@@ -363,7 +363,7 @@ def test_a_notebook_sees_one_line_that_moves(
     measured = {"target": {"sparsity": 0.5}, "measure": {"latency": False}}
     seen: list[str] = []
     for given, quiet in ((None, False), (False, True), (lambda stage, done, total: seen.append(stage), True)):
-        monkeypatch.setattr("secateur.report.stages.progress", _loud(capsys))
+        monkeypatch.setattr("secateur.report.stage_progress.progress", _loud(capsys))
         sc.prune(net, torch.zeros(1, 3), recipe=measured, granularity="neuron", progress=given)
         assert ("loud" in capsys.readouterr().err) is not quiet
     assert "plan" in seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -168,3 +169,44 @@ def test_where_nothing_longer_is_taken_the_example_runs_through_few_blocks(every
     cut, make = plan.edit.copy(model), partial(ablated, cuts=plan.cuts)
     found = trials.tried([make], model, cut, MANY, blocks=repeated(model, plan.cuts), replayed=True)
     assert "the example, without 5 blocks that are like others" in [trial.input for trial in found.trials]
+
+
+def chain(layer: Callable[[], list[nn.Module]], *, nested: bool) -> nn.Sequential:
+    """A plain stack, without shortcuts: every layer hands on other units than it takes."""
+    layers = [layer() for _ in range(6)]
+    return nn.Sequential(*(nn.Sequential(*each) for each in layers) if nested else (m for each in layers for m in each))
+
+
+CHAINS = {
+    "convolutions": (
+        lambda: [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()],
+        torch.randn(2, 8, 6, 6),
+    ),
+    "linear": (lambda: [nn.Linear(8, 8), nn.ReLU()], torch.randn(2, 8)),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("which", CHAINS)
+def test_blocks_that_hand_on_other_units_than_they_take_are_not_passed_by(
+    everything_is_large: None, which: str, scope: str, nested: bool
+) -> None:
+    torch.manual_seed(0)
+    layer, example = CHAINS[which]
+    model = chain(layer, nested=nested).eval()
+    plan = sc.plan(model, example, target={"sparsity": 0.5}, criterion="random", scope=scope)
+    cut = plan.apply(model)
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
+    assert plan.certificate is not None
+    what = [trial.input for trial in plan.certificate.trials]
+    assert len(what) > 2
+    assert not any("blocks that are like others" in each for each in what)
+    # What is wrong is found all the same, wherever it lies, and on inputs that differ from the example alone.
+    blocks, make = repeated(model, plan.cuts), partial(ablated, cuts=plan.cuts)
+    assert blocks
+    for batch in (len(example), len(example) + 1):
+        wrong = plan.edit.copy(model)
+        wrong.register_forward_hook(lambda _, args, out, batch=batch: out + 0.1 * (len(args[0]) == batch))
+        with pytest.raises(CertificateError):
+            trials.tried([make], model, wrong, example, blocks=blocks)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.model.evidence import Form, Input, inputs_beside, longer, shorter
+from secateur.model.evidence import Form, Input, each_alone, inputs_beside, longer, shorter
 from secateur.model.held import HeldRandomness
 
 
@@ -97,3 +97,23 @@ def test_held_numbers_do_not_depend_on_how_many_are_drawn(draw) -> None:
         few, many = draw(5), draw(9)
     assert torch.equal(few, many[: len(few)])
     assert held.seen
+
+
+def test_of_a_large_batch_a_small_one_is_tried_where_inputs_are_dear() -> None:
+    """A batch of one or two is tried one larger, as that costs little."""
+
+    def batches(samples: int, *, sparing: bool) -> list[int]:
+        images = torch.randn(samples, 3, 64, 64)
+        found = inputs_beside(images, nn.Conv2d(3, 2, 1), lambda given: given.example.shape[1] == 3, sparing=sparing)
+        return [len(each.example) for each in found]
+
+    assert batches(16, sparing=True) == [3, 3]
+    assert batches(16, sparing=False) == [17, 16]
+    assert batches(1, sparing=True) == [2, 1]
+
+
+def test_each_change_alone() -> None:
+    found = {each.what: tuple(each.example.shape) for each in each_alone(torch.randn(2, 12, 5), nn.Linear(5, 3))}
+    assert (2, 12, 5) in found.values()
+    assert {(1, 12, 5), (3, 12, 5), (2, 4, 5), (2, 16, 5), (2, 24, 5)} <= set(found.values())
+    assert all(sum(a != b for a, b in zip(shape, (2, 12, 5), strict=True)) <= 1 for shape in found.values())

@@ -16,7 +16,7 @@ import secateur as sc
 import secateur.report
 from secateur.errors import RecipeError
 from secateur.recipe import load_recipe
-from secateur.report.stages import Stages
+from secateur.report.stage_progress import Stages
 
 QUICK = {"measure": {"rounds": 2, "warmup": 0, "latency": False}}
 MOVES = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "every": 2}
@@ -176,7 +176,7 @@ def test_without_data_and_in_a_comparison_it_is_refused():
 def test_progress_says_loss_sparsity_and_the_time_that_is_left(monkeypatch):
     clock = iter(range(0, 1000, 5))
     shows = functools.partial(sc.report.progress, clock=lambda: next(clock))
-    monkeypatch.setattr("secateur.report.stages.progress", shows)
+    monkeypatch.setattr("secateur.report.stage_progress.progress", shows)
     text = io.StringIO()
     with Stages(Console(file=text, width=200)) as shown:
         for done in range(1, 5):

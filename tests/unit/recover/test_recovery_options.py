@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import secateur as sc
 from secateur.errors import InputError, RecipeError, UnsupportedError
-from secateur.recover import AdapterSpec, Distil, finetune
+from secateur.recover import AdapterSpec, Distil, finetune, taught
 from secateur.recover.optimizers import optimizers
 from secateur.recover.rates import schedulers
 from secateur.sources import TensorData
@@ -200,6 +200,22 @@ def test_the_teacher_is_what_hinton_wrote():
     for a, b in zip(student.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("hidden", [(), ("0",)])
+def test_a_loop_of_ones_own_is_taught_what_finetune_is(hidden):
+    teacher, (x, y), spec = network(1), problem(), Distil(temperature=3.0, weight=0.7, hidden=hidden)
+    own, ours = network(0), network(0)
+    loss = taught(None, teacher, spec, own)
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(own, (x, y)).backward()
+        optimizer.step()
+    finetune(ours, [(x, y)], steps=3, optimizer={"name": "sgd", "lr": 0.5}, teacher=teacher, distil=spec)
+    for a, b in zip(own.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
     assert all(p.grad is None for p in teacher.parameters())
 
 

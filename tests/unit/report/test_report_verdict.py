@@ -5,7 +5,7 @@ import pytest
 from secateur import types as T
 from secateur.measure.latency import FEWEST_ROUNDS
 from secateur.report import Control, TrainingPoint, UnitCount, verdict
-from secateur.report.text import clean, count, for_plotly, percent, seconds, significant, size, writable
+from secateur.report.safe_text import clean, count, for_plotly, percent, seconds, significant, size, writable
 from secateur.report.verdict import rows, speed
 
 SLOW, FAST, BETWEEN = (1.9, 1.85, 1.98, 50), (1.1, 1.07, 1.15, 50), (1.88, 1.80, 1.90, 50)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from pattern_problem import Net, patterns
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateur as sc
 from secateur.errors import InputError, RecipeError
@@ -218,3 +220,64 @@ def test_what_cannot_be_is_refused(wrong, kind):
         MovementPruner(model, **{"sparsity": 0.5, "end": 3, "optimizer": sgd(model), **wrong})
     with pytest.raises(InputError):
         MovementPruner(model, sparsity=0.5, end=3, optimizer=sgd(model)).load_state_dict({"done": 1})
+
+
+class AsksNothing(TorchDispatchMode):
+    """Refuses what would make an accelerator wait for the processor: numbers, and sizes that depend on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "bincount"), name
+        assert not (name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])), name
+        return func(*args, **(kwargs or {}))
+
+
+QUIET = {
+    "magnitude": lambda model, moving: sc.Pruner(model, sparsity=0.7, end=8, every=4, optimizer=moving),
+    "rigl": lambda model, moving: sc.Pruner(model, sparsity=0.7, end=8, every=4, optimizer=moving, regrow="rigl"),
+    "hard": lambda model, moving: MovementPruner(
+        model, sparsity=0.7, end=8, every=4, optimizer=moving, scores=lambda p: torch.optim.SGD(p, lr=1.0)
+    ),
+    "soft": lambda model, moving: MovementPruner(
+        model,
+        sparsity=0.7,
+        end=8,
+        every=4,
+        optimizer=moving,
+        form="soft",
+        threshold=0.5,
+        scores=lambda p: torch.optim.SGD(p, lr=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", QUIET)
+def test_steps_between_updates_do_not_wait_for_an_accelerator(kind):
+    model = small()
+    moving = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = QUIET[kind](model, moving)
+    updates = 0
+    for step in range(1, 8):
+        F.cross_entropy(model(X), Y).backward()
+        with AsksNothing() if step % 4 else nullcontext():
+            moving.step()
+            updates += pruner.step()
+        moving.zero_grad()
+    assert updates == 1
+    assert pruner.sparsity > 0.3
+
+
+def test_the_penalty_is_steered_by_steps_however_far_updates_lie_apart():
+    strengths = {}
+    for every in (1, 4, 10):
+        model = small()
+        moving = sgd(model)
+        pruner = MovementPruner(
+            model, sparsity=0.7, end=20, every=every, optimizer=moving, form="soft",
+            scores=lambda p: torch.optim.SGD(p, lr=0.0),
+        )  # fmt: skip
+        train(model, moving, pruner, 21)  # scores rest, so nothing goes, and more is wanted at every step
+        strengths[every] = pruner.strength
+    assert strengths[1] == pytest.approx(1.05**20, rel=0.15)
+    assert strengths[4] == pytest.approx(strengths[1], rel=0.4)
+    assert strengths[10] == pytest.approx(strengths[1], rel=0.7)

@@ -61,3 +61,8 @@ def test_the_example_runs(name, tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert holds(module.main(**options))
+
+
+def test_the_plain_loop_takes_twenty_lines():
+    _, _, code = (ROOT / "examples/gradual.py").read_text("utf-8").split('"""')
+    assert len([line for line in code.splitlines() if line.strip()]) == 20

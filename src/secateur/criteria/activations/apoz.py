@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from torch import Tensor
 
@@ -140,7 +140,7 @@ def is_relu(step: Step) -> bool:
     name, args = base_name(step.func), step.args
 
     def is_zero(position: int, key: str) -> bool:
-        value: Any = args[position] if len(args) > position else step.kwargs.get(key)
+        value = args[position] if len(args) > position else step.kwargs.get(key)
         return isinstance(value, (int, float)) and value == 0
 
     # Named by the operator that runs, not by the module: functional and in-place forms are the same here.

@@ -210,6 +210,7 @@ class _Layer:
             else:
                 unit = span.index.cpu().expand(self.shapes[span.tensor]).flatten()
             found.append(torch.stack([unit, place.flatten()], 1)[unit >= 0])
+        # Sorted by unit; an element that lies in two spans of a unit counts once.
         return torch.unique(torch.cat(found), dim=0) if found else torch.zeros(0, 2, dtype=torch.long)
 
     def add(self, total: Tensor, pairs: Tensor) -> None:
@@ -289,6 +290,7 @@ def _diagonal(matrices: Tensor) -> Tensor:
 def _damped_inverse(factor: Tensor, damping: float, what: str) -> tuple[Tensor, Tensor]:
     """The factor with damping, and its inverse."""
     size = float(_diagonal(factor).mean()) or 1.0
+    # The root in either factor: their product is then damped as much as was asked for.
     lower, used = damped_cholesky(factor, damping**0.5 * size, what)
     damped = factor + used * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     return damped, torch.cholesky_inverse(lower)

@@ -173,6 +173,7 @@ class OptimalBrainSurgeon(Criterion):
             keep_d[coordinates[gone[unit]]] = False
         weights_d, _ = surgery.curvature.remove(surgery.weights_d, keep_d)
         new = unflatten(weights_d, context.model, surgery.names)
+        # -0.0 becomes 0.0, so that what is removed has the same bits everywhere.
         return {name: tensor + 0.0 for name, tensor in new.items()}
 
     def score_units(self, context: Context, surgery: Surgery) -> dict[str, Tensor]:
@@ -182,6 +183,7 @@ class OptimalBrainSurgeon(Criterion):
         found = {}
         for group in context.groups:
             coordinates, unit = _coordinates(group, start, surgery.weights_d.device, self.roles)
+            # One weight per unit: the diagonal says it all, and no systems have to be solved.
             if len(coordinates) == group.size == len(torch.unique(unit)):
                 diagonal = surgery.curvature.inverse_diagonal() if diagonal is None else diagonal
                 values = torch.zeros(group.size, dtype=torch.float64, device=unit.device)
@@ -201,6 +203,7 @@ class OptimalBrainSurgeon(Criterion):
         weights_d = flatten(parameters(model, names), names)
         alive_d = weights_d != 0
         automatic = self.damping == "auto"
+        # Judged on the samples that the curvature was made of, the least damping would look best.
         held = HELD_OUT if automatic else 0
         found = gradient_rows(
             model,
@@ -210,6 +213,7 @@ class OptimalBrainSurgeon(Criterion):
             rows=self.gradients if self.curvature == "fisher" else 1,
             held=held,
         )
+        # In place, as nothing here is larger. What is zero counts as pruned: its slope must not move the others.
         rows_Nd = found.rows_Nd.mul_(alive_d)
         builder, mean = self._builder(context, names, rows_Nd, alive_d)
         if mean == 0.0:
@@ -302,5 +306,6 @@ def _coordinates(
         units.append(unit[unit >= 0])
     pairs = torch.stack([torch.cat(units), torch.cat(coordinates)])
     if len(units) > 1:
+        # Two spans of a unit may hold one element, which counts once.
         pairs = torch.unique(pairs, dim=1)
     return pairs[1], pairs[0]

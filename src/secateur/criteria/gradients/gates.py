@@ -77,6 +77,8 @@ class Gates:
 
     def _leave(self, *, folded: bool) -> None:
         places = list(dict.fromkeys((path, key) for path, key, _ in self._found()))
+        # All values are read before the first gate goes, each tensor once: a tied weight has gates under several
+        # names, and folded once per name it would be multiplied as often.
         values: dict[int, tuple[Tensor, Tensor]] = {}
         for path, key in places:
             module = self._model.get_submodule(path)
@@ -89,6 +91,8 @@ class Gates:
             original = stack.original
             with torch.no_grad():
                 values[id(original)] = (original, getattr(module, key).detach().clone())
+        # torch registers a parameter anew when its parametrisation goes, behind all others, and optimizers and state
+        # dicts know parameters by their order.
         orders = {path: gate.order for path, _, gate in self._found()}
         for path, key in places:
             module = self._model.get_submodule(path)
@@ -160,6 +164,7 @@ def insert_gates(model: nn.Module, groups: Sequence[Group], *, at: Place = "cons
     doubled = [group.name for group in groups if group.name in taken]
     if doubled:
         raise RecipeError(f"{listed(doubled)} has gates already", hint="fold or remove them first")
+    # Everything that can be refused is asked before the first gate goes in: a refusal leaves the model as it was.
     chosen = [(group, _gated_spans(group, at)) for group in groups]
     owners = _owners(model)
     for _, spans in chosen:
@@ -297,6 +302,7 @@ class GateScore(LossCriterion):
         groups = [self._gated(gates, g) if gated else _only(g, _gated_spans(g, "consumer")) for g in context.groups]
         model = context.model
         if gated:
+            # z dL/dz is the sum of w dL/dw over the folded weights, which Taylor knows how to take.
             model = copy.deepcopy(context.model)
             gates_of(model).fold()
         context = replace(context, model=model, groups=groups, loss=context.loss or default_loss)

@@ -187,6 +187,7 @@ def backward(context: Context, batch: Batch, number: int) -> None:
                 hint="loss(model, batch) must return the mean over the samples as a tensor with one element",
             )
         require_finite_loss(loss, number)
+        # Without a graph no parameter is reached, which is refused later, by the names of the parameters.
         if loss.requires_grad:
             loss.reshape(()).backward()  # type: ignore[no-untyped-call]
 
@@ -242,9 +243,12 @@ def unit_values(
     for span in spans:
         assert span.index is not None
         value, index = values[span.tensor], span.index.cpu()
+        # Dimensions that the index does not tell apart are summed first, so that it need not be expanded to all of
+        # the weight.
         dims = [d + lead for d in range(index.dim()) if index.shape[d] == 1 and value.shape[d + lead] != 1]
         if dims:
             value = value.sum(dims, dtype=torch.float64, keepdim=True)
+        # On the CPU: a GPU adds to one place in any order, and equal runs would rank differently.
         flat, unit = value.cpu().to(torch.float64).flatten(lead), index.flatten()
         owned = unit >= 0
         total.index_add_(lead, unit[owned], flat[..., owned])

@@ -16,7 +16,8 @@ from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.gradients.loss_gradient import unit_values
 from secateur.criteria.sums import counts
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
-from secateur.model.call import call, describe, map_tensors, outputs, to_example
+from secateur.model.call import call, describe, outputs, to_example
+from secateur.model.forms import map_tensors
 from secateur.model.samples import with_batch_size
 from secateur.registry import listed, one_of
 from secateur.structure.trace import Args, Kwargs
@@ -121,6 +122,7 @@ class SynFlow(Criterion):
             order = torch.argsort(scores.masked_fill(~alive, torch.inf), stable=True)
             dead = total - int(alive.sum())
             leaving = order[: int(alive.sum()) - keep]
+            # A score is the place in the order of removal, over all rounds.
             place[leaving] = torch.arange(dead, dead + len(leaving), dtype=place.dtype)
             alive[leaving] = False
             flow.mask(dict(zip([g.name for g in context.groups], torch.split(alive, sizes), strict=True)))
@@ -206,6 +208,7 @@ class _Flow:
     def _run(self, example: Example) -> Tensor:
         with self._mode:
             found = outputs(call(self._model, example))
+        # Every output counts, where there are several: R is a sum over all ends of paths.
         sums = [tensor.double().sum() for tensor in found if tensor.is_floating_point()]
         return torch.stack(sums).sum()
 
@@ -260,6 +263,7 @@ def _batch_norm(
     return _times(input, weight, 1)
 
 
+# Of the norms over features only the scale is left: what they divide by would make R depend on the input.
 def _layer_norm(
     norm: str,
     input: Tensor,

@@ -10,6 +10,7 @@ from secateur.kinds.experts.prove import certify_experts
 from secateur.kinds.expressible import require_native, require_transformers
 from secateur.kinds.slices.kind import Decision, Slices
 from secateur.model.agreement import worst
+from secateur.request import PROOF, Efforts
 from secateur.types import Certificate, Group
 
 
@@ -60,14 +61,30 @@ class Experts(Slices):
         return Decision(choice.atoms, choice.counts, choice.cuts, {**choice.attributes, **counted})
 
     def prove(
-        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
     ) -> Certificate:
         """By the original whose routers cannot choose what is gone: a replay would choose it again."""
         choice = self.decision(keep)
         runs = zip((self.example, *self.examples), (self.trace, *self.trace.further), strict=True)
         proof = worst(
             certify_experts(
-                whole, cut, example, trace, self.mixtures, choice.atoms, choice.cuts, dtype=dtype, tolerance=tolerance
+                whole,
+                cut,
+                example,
+                trace,
+                self.mixtures,
+                choice.atoms,
+                choice.cuts,
+                dtype=dtype,
+                tolerance=tolerance,
+                effort=effort,
             )
             for example, trace in runs
         )

@@ -15,9 +15,10 @@ from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
 from secateur.kinds.reference import Reference, certified
 from secateur.kinds.slices.cut import Cuts
-from secateur.kinds.trials import Effort, tried
+from secateur.kinds.trials import tried
 from secateur.model.agreement import require_slices
 from secateur.model.tensors import cut_tensor, named_tensors
+from secateur.request import PROOF, Efforts
 from secateur.structure.axes import Keep, kept
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Args, Kwargs, Op, Trace
@@ -41,7 +42,7 @@ def certify_experts(
     *,
     dtype: str = "float32",
     tolerance: float | None = None,
-    effort: Effort = "default",
+    effort: Efforts = PROOF,
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` whose routers cannot choose the removed experts.
 

@@ -55,6 +55,7 @@ def _index(model: nn.Module, stack: Stack) -> dict[tuple[str, str], int]:
             if type(value) is int and INDEX.search(name)
         }
         found = here if found is None else {k: v for k, v in found.items() if here.get(k) == v}
+    # Blocks are numbered from 0 or from 1; a number at any other distance is a size that happens to grow along.
     return {k: v for k, v in (found or {}).items() if v in (0, 1)}
 
 
@@ -125,6 +126,7 @@ def edits_of(
         for attribute in found.length:
             if attributes.setdefault(attribute, len(left)) != len(left):
                 disputed.add(attribute)
+        # A block that goes leaves its number to the next: masks and caches are often looked up by it.
         for (path, name), offset in found.index.items() if renumber else ():
             for place, block in enumerate(left):
                 owner = f"{block.name}.{path}" if path else block.name

@@ -17,7 +17,7 @@ from secateur.kinds.layers.followers import decision, probe
 from secateur.kinds.layers.prove import certify_layers
 from secateur.model.agreement import worst
 from secateur.model.tensors import named_tensors, require_finite
-from secateur.request import Request
+from secateur.request import PROOF, Efforts, Request
 from secateur.structure.around import surroundings
 from secateur.structure.given import arguments
 from secateur.structure.provenance import Attribute
@@ -81,7 +81,14 @@ class LayerStacks(Candidates):
         return searched(self.model, shapes, start)
 
     def prove(
-        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
     ) -> Certificate:
         """By the original with identity in the place of what goes."""
         layers = {
@@ -90,7 +97,7 @@ class LayerStacks(Candidates):
             if (mask := keep.get(group.name)) is not None and not bool(mask.all())
         }
         proof = worst(
-            certify_layers(whole, cut, example, layers, dtype=dtype, tolerance=tolerance)
+            certify_layers(whole, cut, example, layers, dtype=dtype, tolerance=tolerance, effort=effort)
             for example in (self.example, *self.examples)
         )
         if self.request.expressible:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from secateur.kinds.layers.drop import Layers, block_names, new_names, staying
 from secateur.kinds.layers.handed import Handed, require_alike
 from secateur.kinds.reference import Reference, certified
-from secateur.kinds.trials import Effort, tried
+from secateur.kinds.trials import tried
 from secateur.model.agreement import agreement
 from secateur.model.bypass import bypassed
 from secateur.model.call import call, fresh, outputs
+from secateur.request import PROOF, Efforts
 from secateur.structure.capture import quiet
 from secateur.types import Certificate, Example
 
@@ -35,7 +36,7 @@ def certify_layers(
     *,
     dtype: str = "float32",
     tolerance: float | None = None,
-    effort: Effort = "default",
+    effort: Efforts = PROOF,
 ) -> Certificate:
     """Prove that `cut` gives the outputs of `model` with the removed blocks as identity.
 

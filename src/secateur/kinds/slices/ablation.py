@@ -15,31 +15,40 @@ import torch
 from torch import Tensor, nn
 
 from secateur.kinds.reference import Reference
-from secateur.kinds.slices.gaps import NAN, can_be_nan, others
+from secateur.kinds.slices.gaps import NAN, others
 from secateur.kinds.slices.missing import Missing
+from secateur.kinds.slices.unmade import SameSlices, Unmade, can_wait, nobody
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.model.copies import copied
-from secateur.model.tensors import computed_tensors, named_tensors
+from secateur.model.rebound import rebind
+from secateur.model.tensors import can_be_nan, computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, held, owner_at
 
 Cuts = Mapping[str, Mapping[int, Tensor]]
 
 
-def ablated(model: nn.Module, cuts: Cuts) -> Reference:
+def ablated(model: nn.Module, cuts: Cuts, *, same: SameSlices | None = None) -> Reference:
     """The original without what a plan removes; numbers that the code takes from widths are those of the original.
 
     Args:
         model: the original; it is not changed, and what the plan leaves whole is shared with it.
         cuts: tensor name -> dimension -> kept indices.
+        same: of this model, where a cut one has them already.
 
-    Cost: a copy of the tensors that are cut, and of the buffers; about one forward pass of the original per run.
+    Cost: a copy of the buffers, and of tensors that are cut and do not only serve in products; about one forward pass
+        of the original per run.
     """
-    twin, missing = _without(model, cuts)
+    twin, missing = _without(model, cuts, same)
     return Reference(twin, "ablation", lambda: missing, fitted, objection=partial(_changed, missing))
 
 
 def ablated_with_widths(
-    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], *, follow: bool = False
+    model: nn.Module,
+    cuts: Cuts,
+    attributes: Mapping[Attribute, int],
+    *,
+    follow: bool = False,
+    same: SameSlices | None = None,
 ) -> Reference:
     """As `ablated`, where widths that the code reckons with are those of the cut model.
 
@@ -49,8 +58,9 @@ def ablated_with_widths(
         attributes: integers of the model -> their value in the cut model.
         follow: whether scales may follow any width; else only numbers of what is summed up may: a norm or a mean that
             is written by hand divides by as many as it sums.
+        same: as for `ablated`.
     """
-    twin, missing = _without(model, cuts)
+    twin, missing = _without(model, cuts, same)
     widths = KeptWidths(missing)
     for attribute, kept in attributes.items():
         owner = owner_at(twin, attribute.owner)
@@ -88,22 +98,48 @@ def _changed(missing: Missing) -> str:
     )
 
 
-def _without(model: nn.Module, cuts: Cuts) -> tuple[nn.Module, Missing]:
+def _without(model: nn.Module, cuts: Cuts, same: SameSlices | None) -> tuple[nn.Module, Missing]:
     """A copy of which the removed slices are NaN."""
     tensors = named_tensors(model)
     memo = computed_tensors(model)
     memo.update((id(t), t) for n, t in tensors.items() if isinstance(t, nn.Parameter) and n not in cuts)
-    gone = {name: _gone(tensors[name], dims) for name, dims in cuts.items()}
-    poisoned = {name: _poisoned(tensors[name], dims) for name, dims in gone.items()}
+    known: dict[int, Tensor] = {}
+    gone = {name: _gone(tensors[name], dims, known) for name, dims in cuts.items()}
+    later = frozenset(can_wait(tensors, cuts))
+    poisoned = {
+        name: _stand_in(tensors[name]) if name in later else _poisoned(tensors[name], dims)
+        for name, dims in gone.items()
+    }
     memo.update((id(tensors[name]), tensor) for name, tensor in poisoned.items())
     twin = copied(model, memo)
+    rebind(twin, memo)
     # By name, as buffers that the plan leaves whole were copied with the model.
     pairs = [(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(twin).items()]
-    return twin, Missing(pairs, [(tensor, gone[name]) for name, tensor in poisoned.items() if can_be_nan(tensor)])
+    shared = same if same is not None and same.model is model else None
+    unmade = [
+        Unmade(
+            poisoned[name],
+            partial(_poisoned, tensors[name], gone[name]),
+            cuts[name],
+            nobody if shared is None else partial(shared.small, name),
+        )
+        for name in later
+    ]
+    places = [(tensor, gone[name]) for name, tensor in poisoned.items() if can_be_nan(tensor)]
+    return twin, Missing(pairs, places, unmade, *([] if shared is None else [shared.drop]))
 
 
-def _gone(tensor: Tensor, dims: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    return {d: others(tensor.shape[d], kept.to(tensor.device)) for d, kept in dims.items()}
+def _stand_in(weight: Tensor) -> nn.Parameter:
+    """Another parameter in the same memory, for `Unmade`."""
+    return nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+
+
+def _gone(tensor: Tensor, dims: Mapping[int, Tensor], known: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Dimension -> removed positions; dimensions that keep the same (by id) are looked at once."""
+    for d, kept in dims.items():
+        if id(kept) not in known:
+            known[id(kept)] = others(tensor.shape[d], kept.to(tensor.device))
+    return {d: known[id(kept)] for d, kept in dims.items()}
 
 
 def _poisoned(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

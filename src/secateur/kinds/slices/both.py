@@ -7,19 +7,19 @@ from functools import partial
 
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.reference import HINT, Tried, certified, with_trials
-from secateur.kinds.trials import Effort
+from secateur.kinds.slices.certify import FunctionChangesError
 from secateur.types import Certificate
 
 ABLATION = "ablation"
 
 
 def with_replay(
-    trials: Callable[[Effort], Tried], replay: Callable[..., Certificate], *, dtype: str, tolerance: float | None
+    trials: Callable[[bool], Tried], replay: Callable[..., Certificate], *, dtype: str, tolerance: float | None
 ) -> Certificate:
     """The certificate of both proofs.
 
     Args:
-        trials: runs those of the second proof, which may leave the example to the replay.
+        trials: runs those of the second proof; told True, it may leave the example to the replay.
         replay: makes the first proof, given a dtype, a tolerance, and runs of the cut model in single precision.
         dtype: in which outputs are compared.
         tolerance: as in `secateur.model.agreement.agreement`.
@@ -27,9 +27,11 @@ def with_replay(
     Raises:
         CertificateError: the replay differs from the cut model, also in double precision; or neither could be run.
     """
-    found = trials("default")
+    found = trials(True)
     try:
         return with_trials(_replayed(partial(replay, draws=found.draws), found, dtype, tolerance), found)
+    except FunctionChangesError:
+        raise
     except CertificateError as error:
         if found.proof is None:
             raise
@@ -44,7 +46,7 @@ def with_replay(
         if found.proof is None:
             raise
         if not found.on_example:
-            found = trials("full")
+            found = trials(False)
         found.notes.append(f"the replay could not be run ({type(error).__name__}: {error})"[:300])
         return certified(found, ABLATION, dtype=dtype)
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError, UnsupportedError
 from secateur.kinds.slices.momenta import cut_states
+from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
 
@@ -28,7 +29,7 @@ SIZES: dict[str, dict[str, tuple[str, int]]] = {
 
 
 def cut_copy(
-    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], stand_ins: Mapping[int, Any] | None = None
+    model: nn.Module, cuts: Cuts, attributes: Mapping[Attribute, int], stand_ins: Mapping[int, object] | None = None
 ) -> nn.Module:
     """A new model with the cuts made; the original is not touched and its cut weights are never copied whole.
 
@@ -50,6 +51,7 @@ def cut_copy(
         new = cut_tensor(old, dims)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
     result = copy.deepcopy(model, memo)
+    rebind(result, memo)
     finish(result, attributes)
     return result
 
@@ -61,7 +63,8 @@ def refuse_scripted(model: nn.Module, cuts: Cuts) -> None:
         UnsupportedError: a cut tensor belongs to a scripted or traced module.
     """
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and any(tensor.startswith(name) for tensor in cuts):
+        prefix = f"{name}." if name else ""
+        if isinstance(module, torch.jit.ScriptModule) and any(tensor.startswith(prefix) for tensor in cuts):
             raise UnsupportedError(
                 f"{name or type(model).__name__} is a TorchScript module, which cannot be cut.",
                 why="its code is compiled and holds its sizes",

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from secateur.kinds.slices.originals import can_be_nan
+from secateur.model.tensors import can_be_nan
 from secateur.structure.axes import resolve
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Step

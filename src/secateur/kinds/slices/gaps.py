@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import CodeType
 from typing import Any, Protocol
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-Op = OpOverload[..., Any]
-Arguments = dict[str, Any]
+from secateur.model.tensors import can_be_nan
+
+Op = OpOverload[..., object]
+Arguments = dict[str, object]
 NAN = float("nan")
+NOTHING = object()
+ELSEWHERE = (1.0, 0.5, 0.3, 0.8, 0.15)  # parts of the way along a dimension
 
 
 class Gaps(Protocol):
@@ -28,6 +32,9 @@ class Gaps(Protocol):
 
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""
+
+    def left(self, weight: Tensor, dim: int) -> Tensor | None:
+        """Positions of a weight's dimension that are there; None where all are, or none is."""
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in a weight of which something is missing."""
@@ -52,33 +59,55 @@ class GapCall:
         func: the operator.
         args: its arguments by place.
         kwargs: its arguments by name.
+        whole: makes what an operator must be given of each argument, where parts of it were not made.
     """
 
-    def __init__(self, func: Op, args: Sequence[Any], kwargs: Arguments) -> None:
-        self.func, self.args, self.kwargs = func, list(args), kwargs
+    def __init__(
+        self, func: Op, args: Sequence[Any], kwargs: Arguments, whole: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.func, self.args, self.kwargs, self.whole = func, list(args), kwargs, whole
 
     def get(self, name: str, default: object = None) -> Any:
         """An argument by its name in the operator's schema."""
         if name in self.kwargs:
             return self.kwargs[name]
-        for i, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                if i < len(self.args):
-                    return self.args[i]
-                return argument.default_value if argument.has_default_value() else default
-        return default
+        place, usual = parameters(self.func).get(name, (None, None))
+        if place is None:
+            return default
+        if place < len(self.args):
+            return self.args[place]
+        return default if usual is NOTHING else usual
 
     def put(self, name: str, value: object) -> None:
         """Another value for an argument."""
-        for i, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name and i < len(self.args):
-                self.args[i] = value
-                return
-        self.kwargs[name] = value
+        place, _ = parameters(self.func).get(name, (None, None))
+        if place is not None and place < len(self.args):
+            self.args[place] = value
+        else:
+            self.kwargs[name] = value
 
     def run(self) -> Any:
         """Call the operator."""
+        if self.whole is not None:
+            self.args = [self.whole(value) for value in self.args]
+            self.kwargs = {name: self.whole(value) for name, value in self.kwargs.items()}
         return self.func(*self.args, **self.kwargs)
+
+
+@cache
+def parameters(func: Op) -> dict[str, tuple[int | None, object]]:
+    """Name of a parameter -> its place, and its default or `NOTHING`; a schema makes all of that anew when asked."""
+    return {
+        argument.name: (place, argument.default_value if argument.has_default_value() else NOTHING)
+        for place, argument in enumerate(func._schema.arguments)
+    }
+
+
+@cache
+def _written(func: Op) -> list[tuple[int, str]]:
+    """Places and names of parameters that a call writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return [(i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def tensors(args: Iterable[object], kwargs: Mapping[str, object] | None = None) -> list[Tensor]:
@@ -90,11 +119,6 @@ def tensors(args: Iterable[object], kwargs: Mapping[str, object] | None = None) 
         elif isinstance(value, (list, tuple)):
             found += [item for item in value if isinstance(item, Tensor)]
     return found
-
-
-def can_be_nan(tensor: Tensor) -> bool:
-    """Whether a tensor knows NaN."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @cache
@@ -110,10 +134,9 @@ def name_of(func: Op) -> tuple[str, bool]:
     return func._schema.name.removeprefix("aten::"), bool(func._schema.is_mutable)
 
 
-def writes(func: Op, args: Sequence[Any], kwargs: Arguments) -> list[Tensor]:
+def writes(func: Op, args: Sequence[object], kwargs: Arguments) -> list[Tensor]:
     """Operands that a call writes to."""
-    named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
-    return [t for a, value in named if a.alias_info is not None and a.alias_info.is_write for t in tensors((value,))]
+    return [t for i, name in _written(func) for t in tensors((args[i] if i < len(args) else kwargs.get(name),))]
 
 
 def has_nan(tensor: Tensor) -> bool:
@@ -124,13 +147,22 @@ def has_nan(tensor: Tensor) -> bool:
 def look(tensor: Tensor, dim: int) -> Tensor | None:
     """Positions of a dimension that are NaN throughout."""
     dim %= tensor.dim()
-    line = tensor[tuple(slice(None) if d == dim else 0 for d in range(tensor.dim()))]
-    maybe = torch.isnan(line).nonzero().flatten()  # a slice that is NaN throughout begins with NaN
+    maybe = torch.isnan(line(tensor, dim, 0)).nonzero().flatten()  # a slice that is NaN throughout begins with NaN
+    if len(maybe) == tensor.shape[dim]:  # the line lies where another dimension misses something
+        for part in ELSEWHERE:
+            maybe = maybe[torch.isnan(line(tensor, dim, part)[maybe])]
+            if len(maybe) == 0:
+                break
     if len(maybe) == 0:
         return None
     inside = torch.isnan(tensor.index_select(dim, maybe)).movedim(dim, 0).reshape(len(maybe), -1)
     gone = maybe[inside.all(1)]
     return gone if len(gone) else None
+
+
+def line(tensor: Tensor, dim: int, part: float) -> Tensor:
+    """All positions of one dimension, at a part of the way along all others."""
+    return tensor[tuple(slice(None) if d == dim else int(part * (size - 1)) for d, size in enumerate(tensor.shape))]
 
 
 def others(size: int, gone: Tensor) -> Tensor:
@@ -151,5 +183,5 @@ def spread(tensor: Tensor, dim: int, size: int, stay: Tensor) -> Tensor:
     """At full size again; what is missing is NaN."""
     shape = list(tensor.shape)
     shape[dim] = size
-    blank = NAN if tensor.is_floating_point() or tensor.is_complex() else 0
+    blank = NAN if can_be_nan(tensor) else 0
     return tensor.new_full(shape, blank).index_copy_(dim, stay, tensor)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,19 +21,20 @@ from secateur.kinds.reference import Tried, agrees
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.encoders import with_padding
 from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
-from secateur.kinds.slices.numbers import NumberTape
-from secateur.kinds.slices.replay import certify
-from secateur.kinds.trials import Effort, tried
+from secateur.kinds.slices.number_tape import NumberTape
+from secateur.kinds.slices.unmade import SameSlices
+from secateur.kinds.trials import tried
 from secateur.measure.macs import samples_in
 from secateur.model.agreement import doubled
 from secateur.model.call import device_of
 from secateur.model.tensors import named_tensors
-from secateur.request import Request
+from secateur.request import PROOF, Efforts, Request
 from secateur.structure.attributes import edits, relied_on
-from secateur.structure.axes import kept, leaves
+from secateur.structure.axes import kept, leaves, resolve
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
@@ -48,7 +49,7 @@ GRANULARITIES = ("channel", "neuron", "head", "head_dim", "conv_group")
 class Decision:
     """Kept units in every form that somebody needs."""
 
-    atoms: dict[int, np.ndarray[Any, np.dtype[np.bool_]]]
+    atoms: dict[int, npt.NDArray[np.bool_]]
     counts: dict[int, int]
     cuts: dict[str, dict[int, Tensor]]
     attributes: dict[Attribute, int]
@@ -115,19 +116,26 @@ class Slices(Candidates):
         atoms = self._atoms(keep)
         counts = {i: int(mask.sum()) for i, mask in atoms.items()}
         cuts: dict[str, dict[int, Tensor]] = {}
+        # The same few dimensions occur in many tensors: their kept indices are looked for once, and are one tensor.
+        known: dict[int, Tensor | None] = {}
         for name, axes in self.structure.tensors.items():
-            for d, axis in enumerate(axes):
-                stays = kept(axis, atoms)
-                if not stays.all():
-                    cuts.setdefault(name, {})[d] = torch.from_numpy(np.flatnonzero(stays))
+            for d, axis in enumerate(map(resolve, axes)):
+                if id(axis) not in known:
+                    stays = kept(axis, atoms)
+                    known[id(axis)] = None if stays.all() else torch.from_numpy(np.flatnonzero(stays))
+                found = known[id(axis)]
+                if found is not None:
+                    cuts.setdefault(name, {})[d] = found
         return Decision(atoms, counts, cuts, edits(self.model, self.trace, counts))
 
-    def _atoms(self, keep: Keep) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+    def _atoms(self, keep: Keep) -> dict[int, npt.NDArray[np.bool_]]:
         return {self.ids[name]: mask.cpu().numpy() for name, mask in keep.items() if not bool(mask.all())}
 
     def write(self, keep: Keep) -> Edit:
         """Kept indices per tensor dimension, and the integers that follow."""
-        choice = self.decision(keep)
+        return self._edit(self.decision(keep))
+
+    def _edit(self, choice: Decision) -> Edit:
         config = {} if self.native is None else self.native.attributes(choice.counts)
         sizes = relied_on(self.trace, choice.atoms)
         edit = Edit(choice.cuts, {**choice.attributes, **config}, sizes=sizes)
@@ -167,30 +175,41 @@ class Slices(Candidates):
         return ()  # the plan is made all the same: the proof says what differs
 
     def prove(
-        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
-        choice, scales = self.decision(keep), self.write(keep).scales
+        choice = self.decision(keep)
+        scales = self._edit(choice).scales
+        same = SameSlices(whole, cut, choice.cuts, frozenset(scale.tensor for scale in scales))
         references = [
-            partial(ablated, cuts=choice.cuts),
+            partial(ablated, cuts=choice.cuts, same=same),
             partial(
                 ablated_with_widths,
                 cuts=choice.cuts,
                 attributes=choice.attributes,
                 follow=self.request.scales == "follow",
+                same=same,
             ),
         ]
         blocks = repeated(whole, choice.cuts)
 
-        def trials(effort: Effort) -> Tried:
+        def trials(replayed: bool) -> Tried:
             return tried(
                 references, whole, cut, self.example, examples=self.examples, dtype=dtype, tolerance=tolerance,
-                effort=effort, beside=NumberTape, blocks=blocks, replayed=True,
+                effort=effort, beside=NumberTape, blocks=blocks, replayed=replayed,
             )  # fmt: skip
 
         replay = partial(
-            certify, whole, cut, self.example, self.trace, choice.atoms, scales=scales, examples=self.examples
-        )
+            certify, whole, cut, self.example, self.trace, choice.atoms,
+            scales=scales, follow=self.request.scales == "follow", examples=self.examples, same=same,
+        )  # fmt: skip
         proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
         meta = device_of(whole).type == "meta"
         proof = with_padding(proof, whole, cut, [self.example, *self.examples], meta=meta)

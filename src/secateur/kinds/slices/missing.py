@@ -9,7 +9,7 @@ repeated here. NaN that does not fill a slice is a result like any other, and is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -30,19 +30,28 @@ from secateur.kinds.slices.gaps import (
     is_composite,
     look,
     name_of,
+    others,
     pick,
     tensors,
     writes,
 )
 from secateur.kinds.slices.operators import HANDLERS
+from secateur.kinds.slices.unmade import LEAN, VIEWS, Unmade
 from secateur.model.place import users_line
+from secateur.model.state import memory_of
 
 # These make an activation, also of constants: an embedding of a fixed time goes through layers like any other.
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "addmv"])
-SERVES = {  # where a weight stands among the arguments
-    "mm": (1,), "addmm": (2,), "linear": (1,), "convolution": (1,), "embedding": (0,), "mul": (0, 1), "div": (1,),
-    "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (1,),
+GROUPS = 8  # place of this argument of a convolution
+SERVES = {  # where a weight or a bias stands among the arguments
+    "mm": (1,), "addmm": (0, 2), "linear": (1, 2), "convolution": (1, 2), "embedding": (0,), "mul": (0, 1), "div": (1,),
+    "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (0, 1), "baddbmm": (0,), "native_layer_norm": (2, 3),
+    "native_group_norm": (1, 2), "native_batch_norm": (1, 2), "_fused_rms_norm": (2,), "rms_norm": (2,),
+    "_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2), "batch_norm": (1, 2),
+    "layer_norm": (2, 3), "group_norm": (2, 3),
 }  # fmt: skip
+# What these make of a parameter is an activation, as of a learned token; other reductions make another parameter of it.
+NORMS = frozenset(name for name in SERVES if name.endswith("_norm") or "batch_norm" in name)
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -57,6 +66,8 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weights: tensors of the model, of which slices were made NaN, each with the same tensor whole. What is whole
             stands for itself.
         gone: those of which slices were made NaN, each with dimension -> positions, so that nobody has to look.
+        unmade: those of them whose slices become NaN only where somebody reads them.
+        rewritten: is called when a run writes to a weight.
 
     Attributes:
         reduced: sizes of dimensions that were summed up, and how many of their positions were there; with the functions
@@ -70,7 +81,11 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(
-        self, weights: Sequence[tuple[Tensor, Tensor]] = (), gone: Sequence[tuple[Tensor, Mapping[int, Tensor]]] = ()
+        self,
+        weights: Sequence[tuple[Tensor, Tensor]] = (),
+        gone: Sequence[tuple[Tensor, Mapping[int, Tensor]]] = (),
+        unmade: Sequence[Unmade] = (),
+        rewritten: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # By identity, with the tensor itself beside it, so that no other can get its id while it stands here.
@@ -80,9 +95,11 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.poisoned = {t.untyped_storage()._cdata for t, whole in weights if t is not whole}
         self.reduced: dict[tuple[int, int], set[CodeType]] = {}
         self.changed: set[str] = set()
+        self.activations: dict[int, Tensor] = {}  # of what was computed from weights alone
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         # Weights are the same in every run, so what was seen of them once holds.
         self._known: dict[tuple[object, ...], Tensor | None] = {}
+        self._left: dict[tuple[object, ...], Tensor | None] = {}
         self._picked: dict[tuple[object, ...], Tensor] = {}
         for tensor, dims in gone:
             views = [(tensor.detach(), dims)]
@@ -90,6 +107,8 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 views.append((tensor.detach().t(), {1 - d: positions for d, positions in dims.items()}))
             for view, known in views:
                 self._known.update(((*_place(view), d), known.get(d)) for d in range(view.dim()))
+        self.unmade = {memory_of(each.tensor): each for each in unmade}
+        self.rewritten = rewritten
         self._depth = 0
 
     def __enter__(self) -> Missing:
@@ -104,35 +123,49 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._depth -= 1
         if self._depth == 0:
             self.whole = dict(self.given)
+            self.activations.clear()
             self._absent.clear()
 
     def __torch_dispatch__(
-        self, func: Op, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Op, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         kwargs = {} if kwargs is None else dict(kwargs)
         name, mutable = name_of(func)
         operands = tensors(args, kwargs)
         written = writes(func, args, kwargs) if mutable else []
+        for tensor in written:
+            if self.is_weight(tensor):
+                self._forget(tensor)
         whole = self.whole
         if name not in PRODUCTS and all(id(t) in whole for t in operands):
             return self._of_weights(func, args, kwargs, {id(t) for t in written})
         for place in SERVES.get(name, ()):
-            self._require_same(args[place])
+            self._require_same(args[place] if place < len(args) else None)
+        if name not in SERVES and torch.Tag.pointwise in func.tags:
+            for tensor in operands:
+                if id(tensor) not in self.activations:
+                    self._require_same(tensor)
         for tensor in written:  # a statistic that is written in training depends on the data from now on
             whole.pop(id(tensor), None)
-            if self.is_weight(tensor):
-                self._known.clear()
-                self._picked.clear()
-        return self._run(name, func, args, kwargs)
+        return self._run(name, func, args, kwargs, operands)
 
-    def _of_weights(self, func: Op, args: Sequence[Any], kwargs: Arguments, written: set[int]) -> object:
+    def _forget(self, weight: Tensor) -> None:
+        """A run writes to a weight: what was known of any of them may not hold."""
+        self._known.clear()
+        self._left.clear()
+        self._picked.clear()
+        self.rewritten()
+        if memory_of(weight) in self.unmade:
+            self.unmade[memory_of(weight)].written = True
+
+    def _of_weights(self, func: Op, args: Sequence[object], kwargs: Arguments, written: set[int]) -> object:
         """A weight or a constant, with and without what is missing."""
         known = self.whole
         if all(known[id(t)][1] is t for t in tensors(args, kwargs)):
             result = full = func(*args, **kwargs)
         else:
 
-            def whole(value: Any) -> Any:
+            def whole(value: object) -> object:
                 if not isinstance(value, Tensor):
                     return value
                 found = known[id(value)][1]
@@ -143,8 +176,14 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = self._run(name_of(func)[0], func, args, kwargs)
         if not isinstance(result, (Tensor, tuple, list)):
             return full  # a number for Python: that of the original
+        name = name_of(func)[0]
+        inherits = [t for t in tensors(args, kwargs) if id(t) in self.activations]
         for mine, other in zip(tensors((result,)), tensors((full,)), strict=True):
             known[id(mine)] = (mine, other)
+            # What was summed up to one number (a penalty, say) is that of the weights without what is removed.
+            one = mine.numel() == 1 and (name == "sum" or bool(inherits))
+            if name in NORMS or one or any(t.numel() > 1 for t in inherits):
+                self.activations[id(mine)] = mine
         return result
 
     def _require_same(self, weight: object) -> None:
@@ -158,16 +197,24 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if float(error) > SAME[weight.dtype] * float(whole.abs().max()):
             self.changed.add(users_line())
 
-    def _run(self, name: str, func: Op, args: Sequence[Any], kwargs: Arguments) -> object:
+    def _run(
+        self, name: str, func: Op, args: Sequence[Any], kwargs: Arguments, operands: Sequence[Tensor] | None = None
+    ) -> object:
         handler = HANDLERS.get(name)
-        if handler is not None:
-            if torch.Tag.nondeterministic_seeded in func.tags or _get_current_dispatch_mode() is None:
-                return handler(self, GapCall(func, args, kwargs))
-            with _disable_current_modes():  # who watches for chance need not look at every step of this
-                return handler(self, GapCall(func, args, kwargs))
-        if is_composite(func):  # whole in inference mode only: its parts are what is known here
+        if handler is None and is_composite(func):  # whole in inference mode only: its parts are what is known here
             with self:
                 return func.decompose(*args, **kwargs)
+        operands = tensors(args, kwargs) if operands is None else operands
+        waiting = bool(self.unmade) and any(memory_of(t) in self.unmade for t in operands)
+        lean = waiting and self._in_parts(name, args)
+        if waiting and not lean and name not in VIEWS:
+            args, kwargs = [self.made(each) for each in args], {key: self.made(each) for key, each in kwargs.items()}
+        if handler is not None:
+            call = GapCall(func, args, kwargs, self.made if lean else None)
+            if torch.Tag.nondeterministic_seeded in func.tags or _get_current_dispatch_mode() is None:
+                return handler(self, call)
+            with _disable_current_modes():  # who watches for chance need not look at every step of this
+                return handler(self, call)
         changed = HANDLERS.get(name[:-1]) if name.endswith("_") else None
         if changed is not None:
             functional = getattr(torch.ops.aten, name[:-1])
@@ -175,6 +222,34 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if plain is not None:
                 return args[0].copy_(changed(self, GapCall(plain, args, kwargs)))
         return func(*args, **kwargs)
+
+    def _in_parts(self, name: str, args: Sequence[Any]) -> bool:
+        """Whether this is a product that takes a weight in parts, so that the whole of it need not be made."""
+        at = LEAN.get(name)
+        if at is None or (name == "convolution" and args[GROUPS] != 1):
+            return False
+        found = [self._unmade(value) is not None for value in args]
+        return found.count(True) == 1 and found[at]
+
+    def _unmade(self, value: object) -> Unmade | None:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return None
+        found = self.unmade.get(memory_of(value))
+        return None if found is None or found.written else found
+
+    def made(self, value: Any) -> Any:
+        """An argument whose missing slices are NaN."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self.made, value)) if any(isinstance(each, Tensor) for each in value) else value
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return value
+        found = self.unmade.get(memory_of(value))
+        if found is None:
+            return value
+        made = found.view(value)
+        self.stored.add(memory_of(made))
+        self.poisoned.add(memory_of(made))
+        return made
 
     def of(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Ascending numbers of the missing positions of a dimension; None where nothing is missing."""
@@ -186,18 +261,40 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return look(tensor, dim)
         place = (*_place(tensor), dim % tensor.dim())
         if place not in self._known:
-            self._known[place] = look(tensor, dim)
+            self._known[place] = look(self.made(tensor), dim)
         return self._known[place]
+
+    def left(self, weight: Tensor, dim: int) -> Tensor | None:
+        """Positions of a weight's dimension that are there; None where all are, or none is."""
+        place = (*_place(weight), dim % weight.dim())
+        if place not in self._left:
+            gone = self.of(weight, dim)
+            some = gone is not None and len(gone) < weight.shape[dim]
+            self._left[place] = others(weight.shape[dim], gone) if gone is not None and some else None
+        return self._left[place]
 
     def picked(self, weight: Tensor, picks: Mapping[int, Tensor]) -> Tensor:
         """A weight at some positions of some dimensions, and no more of it than that."""
-        place = (*_place(weight), *((d, stay.cpu().numpy().tobytes()) for d, stay in picks.items()))
+        whole = _place(weight)
+        # Positions that are the weight's own are one tensor, and need not be read.
+        own = ((d, stay, self._left.get((*whole, d))) for d, stay in picks.items())
+        place = (*whole, *((d, None if stay is mine else stay.cpu().numpy().tobytes()) for d, stay, mine in own))
         if place not in self._picked:
-            small = weight
-            for d in sorted(picks, key=lambda d: -weight.stride()[d]):  # what lies together in memory goes first
-                small = pick(small, d, picks[d])
-            self._picked[place] = small
+            self._picked[place] = self._taken(weight, picks)
         return self._picked[place]
+
+    def _taken(self, weight: Tensor, picks: Mapping[int, Tensor]) -> Tensor:
+        unmade = self._unmade(weight)
+        if unmade is not None:
+            small = unmade.taken(weight, picks)
+            if small is not None:
+                return small
+            gone = [d for d in range(weight.dim()) if self.of(weight, d) is not None]
+            weight = weight if all(d in picks for d in gone) else self.made(weight)
+        small = weight
+        for d in sorted(picks, key=lambda d: -weight.stride()[d]):  # what lies together in memory goes first
+            small = pick(small, d, picks[d])
+        return small
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in a weight of which something is missing."""

@@ -8,13 +8,13 @@ one) cannot be cut without knowing what it means, and the optimizer would fail o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import UnsupportedError
-from secateur.model.call import describe, rebuilt
+from secateur.model.call import describe
+from secateur.model.forms import rebuilt
 from secateur.model.tensors import cut_tensor, named_tensors
 
 Cuts = Mapping[str, Mapping[int, Tensor]]
@@ -65,11 +65,11 @@ def cut_states(tensors: Mapping[str, Tensor], cuts: Cuts, optimizer: Optimizer |
     return found
 
 
-def _later(state: dict[str, Any], new: dict[str, Any]) -> Callable[[], None]:
+def _later(state: dict[str, object], new: dict[str, object]) -> Callable[[], None]:
     return lambda: state.update(new)
 
 
-def _cut(value: Any, weight: Tensor, dims: Mapping[int, Tensor]) -> Any:
+def _cut(value: object, weight: Tensor, dims: Mapping[int, Tensor]) -> object:
     if isinstance(value, Tensor):
         alike = value.dim() == weight.dim()
         here = {d: kept for d, kept in dims.items() if alike and value.shape[d] == weight.shape[d]}
@@ -81,7 +81,7 @@ def _cut(value: Any, weight: Tensor, dims: Mapping[int, Tensor]) -> Any:
     return value
 
 
-def _stuck(value: Any, weight: Tensor) -> Iterator[Any]:
+def _stuck(value: object, weight: Tensor) -> Iterator[object]:
     """What is neither of the weight's shape, nor a statistic along some of its dimensions, nor a single number."""
     if isinstance(value, Tensor):
         alike = value.dim() == weight.dim() and all(n in (1, m) for n, m in zip(value.shape, weight.shape, strict=True))

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from secateur.kinds.slices.gaps import NAN, GapCall, Gaps, can_be_nan, others, spread
+from secateur.kinds.slices.gaps import NAN, GapCall, Gaps, has_nan, line, others, spread
 from secateur.kinds.slices.products import Handler, attention, convolution, product, trilinear
 from secateur.model.place import users_functions
+from secateur.model.tensors import can_be_nan
 
 # -- reductions -------------------------------------------------------------------------------------------------------
 
@@ -133,11 +134,19 @@ def _batch_norm(mode: Gaps, call: GapCall) -> object:
     x: Tensor = call.args[0]
     if not call.get("training", True):
         return call.run()
-    kept = _without(mode, call, [d for d in range(x.dim()) if d != 1])
+    kept = {} if _has_whole_channel(x) else _without(mode, call, [d for d in range(x.dim()) if d != 1])
     result = list(call.run())
     for d, stay in kept.items():
         result[0] = spread(result[0], d, x.shape[d], stay)
     return tuple(result)
+
+
+def _has_whole_channel(x: Tensor) -> bool:
+    """Whether a channel lacks nothing, so that no other dimension can miss a position."""
+    if x.numel() == 0 or not can_be_nan(x):
+        return False
+    there = (~torch.isnan(line(x, 1, 0))).nonzero()
+    return len(there) > 0 and not has_nan(x[:, int(there[0])])
 
 
 def _group_norm(mode: Gaps, call: GapCall) -> object:

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from secateur.kinds.slices.unmade import SameSlices
 from secateur.model.agreement import require_slices
+from secateur.model.tensors import can_be_nan
 from secateur.structure.axes import Axis, Keep, kept, resolve, touched
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Axes, Op, Ref, Step, Trace, numbers_in
@@ -73,12 +75,18 @@ class Originals:
         tensors: its parameters and buffers by name.
         kept: what stays.
         cut: those of the cut model, to be compared; None compares nothing.
+        same: those of the cut model that were compared already.
     """
 
     def __init__(
-        self, trace: Trace, tensors: Mapping[str, Tensor], kept: KeptSlices, cut: Mapping[str, Tensor] | None = None
+        self,
+        trace: Trace,
+        tensors: Mapping[str, Tensor],
+        kept: KeptSlices,
+        cut: Mapping[str, Tensor] | None = None,
+        same: SameSlices | None = None,
     ) -> None:
-        self.tensors, self.kept, self.cut = tensors, kept, cut
+        self.tensors, self.kept, self.cut, self.same = tensors, kept, cut, same
         self.axes: dict[str, Axes] = trace.tensors()
         self.views = _views(trace)
         self.compared: set[str] = set()  # names whose kept slices were seen to be those of the cut model
@@ -111,6 +119,9 @@ class Originals:
         axes = self.axes[view.name]
         wanted = {view.dims[summed]: self.kept(axis), view.dims[free]: self.kept(axes[view.dims[free]])}
         picks = {d: positions.stay for d, positions in sorted(wanted.items()) if positions is not None}
+        same = self._of_the_cut(view.name, picks)
+        if same is not None:
+            return self._poisoned(same, view.name, picks).permute(view.dims)
         small = self.tensors[view.name].detach()
         for d, stay in picks.items():
             small = small.index_select(d, stay.to(small.device))
@@ -118,6 +129,18 @@ class Originals:
             require_slices(view.name, small, self.cut.get(view.name))
             self.compared.add(view.name)
         return self._poisoned(small, view.name, picks).permute(view.dims)
+
+    def _of_the_cut(self, name: str, picks: Mapping[int, Tensor]) -> Tensor | None:
+        """What these picks give, where the cut model was seen to hold exactly that."""
+        if self.same is None or self.cut is None:
+            return None
+        kept = self.same.cuts.get(name, {})
+        if not kept or kept.keys() != picks.keys() or not all(torch.equal(picks[d], kept[d]) for d in kept):
+            return None
+        found = self.same.small(name)
+        if found is not None and self._is_the_cut(self.axes[name], picks):
+            self.compared.add(name)
+        return found
 
     def _is_the_cut(self, axes: Axes, picks: Mapping[int, Tensor]) -> bool:
         """Whether these picks are, dimension by dimension, what the plan keeps of the tensor."""
@@ -163,11 +186,6 @@ def kept_only(tensor: Tensor, axes: Axes, kept: KeptSlices) -> Tensor:
         if positions is not None:
             tensor = tensor.index_select(d, positions.stay.to(tensor.device))
     return tensor
-
-
-def can_be_nan(tensor: Tensor) -> bool:
-    """Whether removed parts of a tensor can be marked."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _views(trace: Trace) -> dict[int, StoredView]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,13 +20,12 @@ def product(*factors: tuple[int, int], bias: str | None = None) -> Handler:
 
     def handler(mode: Gaps, call: GapCall) -> object:
         found = [(i, d % call.args[i].dim(), mode.of(call.args[i], d)) for i, d in factors]
-        gone = [missing for _, _, missing in found if missing is not None]
         sizes = {call.args[i].shape[d] for i, d, _ in found}
         if len(sizes) != 1:  # factors that do not fit are refused by the operator, as in the original
             return call.run()
         (first, along, _), (at, summed, _) = found
         weight: Tensor = call.args[at]
-        stay = others(sizes.pop(), torch.cat(gone)) if gone else None
+        stay = _stay(mode, weight, summed, sizes.pop(), [missing for _, _, missing in found])
         if stay is not None and not len(stay):  # nothing is left: the result is missing, and NaN says so
             return call.run()
         if stay is not None:
@@ -41,13 +40,24 @@ def product(*factors: tuple[int, int], bias: str | None = None) -> Handler:
     return handler
 
 
+def _stay(mode: Gaps, weight: Tensor, dim: int, size: int, missing: Sequence[Tensor | None]) -> Tensor | None:
+    """Positions that a sum over a weight's dimension runs over; None where it is all of them."""
+    known = [each for each in missing if each is not None]
+    if not known:
+        return None
+    if len(known) == 2 and mode.is_weight(weight) and torch.equal(known[0], known[1]):  # as mostly: looked up once
+        stay = mode.left(weight, dim)
+        if stay is not None:
+            return stay
+    return others(size, torch.cat(known))
+
+
 def _there(mode: Gaps, weight: Tensor, summed: int, stay: Tensor | None, free: int) -> tuple[Tensor, Tensor | None]:
     """A weight as far as a product needs it, and the positions of the free dimension that it then has.
 
     What is missing of the dimension that the result inherits is NaN in the result, and need not be reckoned.
     """
-    gone = mode.of(weight, free)
-    rows = None if gone is None or len(gone) == weight.shape[free] else others(weight.shape[free], gone)
+    rows = mode.left(weight, free)
     picks = {d: positions for d, positions in ((summed, stay), (free, rows)) if positions is not None}
     return mode.picked(weight, picks), rows
 
@@ -72,9 +82,7 @@ def convolution(mode: Gaps, call: GapCall) -> object:
         return call.run()  # refused by the operator, as in the original
     if groups == 1:
         summed = 0 if transposed else 1
-        absent = mode.of(weight, summed)
-        missing = [each for each in (gone, absent) if each is not None]
-        stay = others(x.shape[dim], torch.cat(missing)) if missing else None
+        stay = _stay(mode, weight, summed, x.shape[dim], [gone, mode.of(weight, summed)])
         if stay is not None and not len(stay):
             return call.run()
         if stay is not None:

@@ -8,33 +8,24 @@ run on the kept coordinates only. Whatever the cut model returns must agree at e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import CertificateError
-from secateur.kinds.answers import Answer
-from secateur.kinds.reference import HINT
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
-from secateur.kinds.slices.fold import Scale, rescaled
-from secateur.kinds.slices.numbers import NumberTape, PlayedCall, align, numbers
-from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, can_be_nan, kept_only
-from secateur.model.agreement import agreement, doubled, run_cut, worst
-from secateur.model.call import outputs
-from secateur.model.held import HeldRandomness
-from secateur.model.tensors import named_tensors
+from secateur.kinds.slices.meanings import Meanings
+from secateur.kinds.slices.narrow import Narrow, run_narrow, spread_out
+from secateur.kinds.slices.number_tape import PlayedCall, align, numbers
+from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, kept_only
+from secateur.kinds.slices.unmade import SameSlices
+from secateur.model.tensors import can_be_nan
 from secateur.structure.axes import Keep, size_after
-from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Kwargs, Op, Ref, Restrict, Step, Trace, numbers_in, tensors_of
-from secateur.types import Certificate, Example
-
-MULTIPLES = "Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above."
 
 
 class Replay:
@@ -46,6 +37,7 @@ class Replay:
         keep: atom id -> bool array, True = kept; absent atoms are whole.
         tape: plain numbers of the cut model's run, used where its calls are the same.
         cut: parameters and buffers of the cut model, which are then compared slice by slice.
+        same: those of them that were compared already.
     """
 
     def __init__(
@@ -55,12 +47,14 @@ class Replay:
         keep: Keep,
         tape: Sequence[PlayedCall] = (),
         cut: Mapping[str, Tensor] | None = None,
+        same: SameSlices | None = None,
     ) -> None:
         self.trace = trace
+        self.meanings: Meanings | None = None  # follows the numbers of the tape, where there is one
         self.tape = align(trace.steps, tape)
         self.kept = KeptSlices(keep)
-        self.originals = Originals(trace, tensors, self.kept, cut)
-        self.values: dict[int, Tensor] = {}
+        self.originals = Originals(trace, tensors, self.kept, cut, same)
+        self.values: dict[int, Tensor | Narrow] = {}
         last = {
             n: i
             for i, step in enumerate(trace.steps)
@@ -79,9 +73,13 @@ class Replay:
         """
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for i, step in enumerate(self.trace.steps):
-                self._run_step(step, self.tape[i] if self.tape else None)
+                self._followed(step, self.tape[i] if self.tape else None)
                 for n in self.done[i]:
                     self.values.pop(n, None)
+                    if self.meanings is not None:
+                        self.meanings.forget(n)
+            if self.meanings is not None:
+                self.meanings.finish()
             if self.originals.cut is not None:
                 self.originals.require_the_rest()
             return [kept_only(self._value(n), self.trace.axes[n], self.kept) for n in self.trace.outputs]
@@ -94,23 +92,45 @@ class Replay:
             # Copies, as calls of the run may write in place.
             constant = self.trace.constants.get(number)
             self.values[number] = self.originals.whole(view) if view is not None else cast(Tensor, constant).clone()
-        return self.values[number]
+        return spread_out(self.values[number])
+
+    def _at(self, number: int, d: int, stay: Tensor) -> Tensor:
+        """A value at some positions of a dimension."""
+        found = self.values.get(number)
+        return found.at(d, stay) if isinstance(found, Narrow) else pick(self._value(number), d, stay)
 
     def _run_step(self, step: Step, entry: PlayedCall | None) -> None:
         if step.outputs and step.outputs[0] in self.originals.views:
             return  # a weight with its dimensions in another order: made when, and as far as, somebody reads it
         args, kwargs = (list(step.args), step.kwargs) if entry is None else numbers(step, entry)
+        for number, tensor in zip(step.outputs, self.produce(step, args, kwargs), strict=True):
+            self.values[number] = tensor
+
+    def _followed(self, step: Step, entry: PlayedCall | None) -> None:
+        """A step, and what becomes of the numbers in it."""
+        other = None if self.meanings is None else self.meanings.before(step, entry)
+        self._run_step(step, entry)
+        if self.meanings is not None:
+            self.meanings.after(step, entry, other)
+
+    def produce(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow]:
+        """Results of one call at full size.
+
+        Args:
+            step: the call.
+            args: its arguments, tensors as `Ref`.
+            kwargs: those that are given by name.
+        """
         produced = self._with_weight(step, args, kwargs)
         if produced is None:
-            produced = self._looked_up(step)
+            produced = run_narrow(step, args, kwargs, self.values, self._value)
         if produced is None:
-            produced = self._in_full(step, args, kwargs)
-        for number, tensor in zip(step.outputs, produced, strict=True):
-            self.values[number] = tensor
+            produced = self._looked_up(step)
+        return self._in_full(step, args, kwargs) if produced is None else produced
 
     # -- the call as it was ----------------------------------------------------------------------------------
 
-    def _in_full(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor]:
+    def _in_full(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow]:
         """The call at full size: sums leave removed positions out, mixed dimensions run on what is kept."""
         local = self._without_removed(step)
         restrict = step.restrict
@@ -127,7 +147,7 @@ class Replay:
                 positions = self.kept(axis)
                 if positions is not None:
                     produced[position] = spread(produced[position], d, axis.size, positions.stay)
-        return produced
+        return [*produced]
 
     def _without_removed(self, step: Step) -> dict[int, Tensor]:
         """What a call sums over, without the removed positions: taken out, or zero where they must keep their place."""
@@ -183,7 +203,7 @@ class Replay:
 
     # -- the same with less work -----------------------------------------------------------------------------
 
-    def _with_weight(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor] | None:
+    def _with_weight(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow] | None:
         """A product with a weight, at what the weight keeps; None where the call is no such product.
 
         A removed row of the weight is NaN, and so is all that the product makes of it: it is not multiplied, its
@@ -199,14 +219,14 @@ class Replay:
         local = {weight: self.originals.factor(view, factor.summed, axis, factor.free)}
         summed = self.kept(axis)
         if summed is not None:
-            local[other] = pick(self._value(other), d, summed.stay)
+            local[other] = self._at(other, d, summed.stay)
         filled, named = self._filled(args, local), cast(Kwargs, self._filled(kwargs, local))
         free = view.dims[factor.free]
         stays, size = self.kept(self.originals.axes[view.name][free]), self.originals.tensors[view.name].shape[free]
         if stays is None:
             return [cast(Tensor, step.func(*cast("list[object]", filled), **named))]
         terms = with_bias_at(cast("list[object]", filled), factor, size, stays.stay)
-        return [spread(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
+        return [Narrow(cast(Tensor, step.func(*terms, **named)), factor.result, size, stays.stay)]
 
     def _factor(self, step: Step) -> Factor | None:
         """The weight in a product, where exactly one factor is a weight and the trace agrees with the operator."""
@@ -223,7 +243,7 @@ class Replay:
         summed = next(d for n, d, _ in step.contracted if n == weights[0])
         return found if found is not None and found.summed == summed else None
 
-    def _looked_up(self, step: Step) -> list[Tensor] | None:
+    def _looked_up(self, step: Step) -> list[Tensor | Narrow] | None:
         """Rows of a table: only those that are read are copied and poisoned."""
         if base_name(step.func) != "embedding" or not isinstance(step.args[0], Ref):
             return None
@@ -258,81 +278,3 @@ def _attended(func: Op, args: list[object], kwargs: Kwargs) -> list[Tensor] | No
 
 def _same_mask(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
-
-
-def certify(
-    model: nn.Module,
-    cut: nn.Module,
-    example: Example,
-    trace: Trace,
-    keep: Keep,
-    *,
-    scales: Sequence[Scale] = (),
-    dtype: str = "float32",
-    tolerance: float | None = None,
-    examples: Sequence[Example] = (),
-    draws: bool = True,
-    runs: Sequence[Answer] = (),
-) -> Certificate:
-    """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
-
-    Args:
-        model: the original, whole.
-        cut: the physically smaller model.
-        example: the inputs of the trace.
-        trace: from `capture(model, example)`.
-        keep: atom id -> bool array of kept indices.
-        scales: factors that the cut model holds beside the slices.
-        dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
-        tolerance: as in `agreement`.
-        examples: further ones, of which the trace holds a run each.
-        draws: whether the forward may draw random numbers, which are then held at fixed values.
-        runs: of the cut model on the example and the further ones, each beside a `NumberTape`; what is not there, or
-            was asked twice, is run here.
-
-    Returns:
-        the certificate with the largest error found.
-
-    Raises:
-        UnsupportedError: the cut model does not run.
-        CertificateError: shapes differ, a removed part reached an output, or the error is above the tolerance.
-
-    Cost: about one forward pass of the cut model, another one where `runs` does not hold it, and one walk over the
-        weights; no copy of the weights.
-    """
-    if dtype == "float64":
-        model, cut, example = (doubled(x) for x in (model, cut, example))
-        examples = [doubled(each) for each in examples]
-        trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
-    tensors = rescaled(named_tensors(model), scales)
-    held = HeldRandomness if draws else nullcontext
-    each = zip_longest((example, *examples), (trace, *trace.further), runs)
-    return worst(_replayed(tensors, cut, given, run, keep, tolerance, held, played) for given, run, played in each)
-
-
-def _replayed(
-    tensors: Mapping[str, Tensor],
-    cut: nn.Module,
-    example: Example,
-    trace: Trace,
-    keep: Keep,
-    tolerance: float | None,
-    held: Callable[[], AbstractContextManager[object]],
-    played: Answer | None,
-) -> Certificate:
-    result, tape = (None, None) if played is None else (played.result, played.beside)
-    if result is None or not isinstance(tape, NumberTape):
-        with quiet(cut), torch.no_grad(), held(), NumberTape() as tape:
-            result = run_cut(cut, example, when="after this cut", hint=MULTIPLES)
-    found = [t.detach() for t in outputs(result)]
-    with held():
-        expected = Replay(trace, tensors, keep, tape.calls, named_tensors(cut)).run()
-    return agreement(
-        expected,
-        found,
-        tolerance,
-        method="replay",
-        differs="is not that of its replayed plan",
-        nan="a removed part reaches the output of the replayed plan: the engine's rules for this model are wrong",
-        hint=HINT,
-    )

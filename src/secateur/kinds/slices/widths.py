@@ -134,7 +134,7 @@ class KeptWidths(TorchFunctionMode):
         self.used.setdefault((users_line(), width), set()).update(users_functions()[:1])
 
     def __torch_function__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")

@@ -9,7 +9,7 @@ from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.masks import expand
-from secateur.request import Request
+from secateur.request import PROOF, Efforts, Request
 from secateur.types import Certificate, Example
 
 
@@ -50,7 +50,14 @@ class Weights(Candidates):
         return Edit(masks={name: mask.clone() for name, mask in expand(self.groups, keep, model=self.model).items()})
 
     def prove(
-        self, whole: nn.Module, cut: nn.Module, keep: Keep, *, dtype: str, tolerance: float | None
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
     ) -> Certificate:
         """Nothing to prove: no slice moves.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Weight:
         """Turn an index over [out, in, ...] into one over the parameter's own layout (a view)."""
         return index.transpose(0, 1) if self.transposed else index
 
-    def group(self, granularity: str, shape: tuple[int, ...], index: Tensor | None, **attributes: Any) -> Group:
+    def group(self, granularity: str, shape: tuple[int, ...], index: Tensor | None, **attributes: object) -> Group:
         """The group of this weight; `index` is over [out, in, ...]."""
         own = None if index is None else self.oriented(index)
         out, into = (int(self.transposed), int(not self.transposed)) if self.matrix else self.dims or (0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ class BlockCall:
     kwargs: Mapping[str, Any]
     place: int | str
 
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+    def run(self, block: Callable[..., object], hidden: Tensor) -> Tensor:
         """The hidden state that the block hands on."""
         args, kwargs = list(self.args), dict(self.kwargs)
         if isinstance(self.place, int):

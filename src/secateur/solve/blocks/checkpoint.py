@@ -13,6 +13,7 @@ from secateur.errors import FileRefusedError
 from secateur.files import atomic_write, canonical_json, load_json, load_tensors, save_tensors, stable_hash
 from secateur.solve.blocks.hidden import HiddenStates
 from secateur.solve.blocks.layer import LayerRecord
+from secateur.solve.blocks.tune import SubBlockRecord
 
 STATE = "state.json"
 
@@ -58,13 +59,18 @@ class BlockCheckpoint:
         weights: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         records: Sequence[LayerRecord],
+        tuned: Sequence[SubBlockRecord],
         streams: Mapping[str, HiddenStates | None],
     ) -> None:
         """Write one more block, and what goes into the next one; the state last, so that a kill leaves the old one."""
         tensors = {f"weight.{name}": value for name, value in weights.items()}
         tensors |= {f"mask.{name}": value for name, value in masks.items()}
         old = [name for name in self.files if name.startswith("hidden-")]
-        self._write(f"block-{place}.safetensors", tensors, {"records": canonical_json([asdict(r) for r in records])})
+        told = {
+            "records": canonical_json([asdict(one) for one in records]),
+            "tuned": canonical_json([asdict(one) for one in tuned]),
+        }
+        self._write(f"block-{place}.safetensors", tensors, told)
         for name, store in streams.items():
             if store is not None:
                 self._write(f"hidden-{name}-{place}.safetensors", store.items())
@@ -74,16 +80,17 @@ class BlockCheckpoint:
         for name in old:
             (self.folder / name).unlink(missing_ok=True)
 
-    def load(self, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[LayerRecord]]:
-        """Weights, masks and records of a finished block."""
+    def load(self, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[LayerRecord], list[SubBlockRecord]]:
+        """Weights, masks and records of a finished block, and of its sub-blocks."""
         from secateur.files import load_metadata
 
         name = f"block-{place}.safetensors"
         found = self._read(name)
         weights = {key.removeprefix("weight."): v for key, v in found.items() if key.startswith("weight.")}
         masks = {key.removeprefix("mask."): v for key, v in found.items() if key.startswith("mask.")}
-        told: list[Any] = _records(load_metadata(self.folder / name).get("records", "[]"))
-        return weights, masks, [LayerRecord(**one) for one in told]
+        told = load_metadata(self.folder / name)
+        records = [LayerRecord(**one) for one in _records(told.get("records", "[]"))]
+        return weights, masks, records, [SubBlockRecord(**one) for one in _records(told.get("tuned", "[]"))]
 
     def hidden(self, stream: str) -> dict[str, Tensor]:
         """What goes into the next block."""

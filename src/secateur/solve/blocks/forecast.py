@@ -13,8 +13,10 @@ from torch import nn
 from secateur.kinds.weights.found import find_weights
 from secateur.model.call import device_of
 from secateur.solve.base import Solver
+from secateur.solve.blocks.settings import Settings
 from secateur.types import Example
 
+TRAINED = 4  # forward passes that an epoch of training is worth
 ROUNDS = 30  # products of o d^2 that the costliest solver makes per layer
 
 
@@ -39,7 +41,7 @@ def forecast(
     solver: Solver,
     *,
     tokens: int,
-    dense: bool = True,
+    settings: Settings | None = None,
     protect: Sequence[str] = (),
 ) -> Forecast:
     """Estimate time and memory of a run.
@@ -49,7 +51,8 @@ def forecast(
         example: what one forward takes.
         solver: what solves the layers.
         tokens: of all calibration batches together.
-        dense: targets of the original model, which passes twice through every block.
+        settings: how to go about it: with dense targets the original passes through every block, too, training goes
+            through it several times, and unequal shares are compared with equal ones in a run of each.
         protect: what stays whole.
 
     Returns:
@@ -58,21 +61,28 @@ def forecast(
     Cost: one product.
     """
     found = find_weights(model, protect, example=example).weights
-    streams = 2 if dense and solver.moves else 1
-    operations, widest, largest = 0.0, 0, 0
+    settings = settings or Settings()
+    tuned, allocated = settings.reconstruct, settings.allocation
+    streams = 2 if settings.targets == "dense" and (solver.moves or tuned is not None) else 1
+    # A backward pass is worth two forward ones, and each sub-block runs behind those before it.
+    trained = 0 if tuned is None else 2 + TRAINED * tuned.epochs
+    compared = allocated is not None and allocated.check
+    runs = (3 if tuned is not None else 2) if compared else 1
+    operations, training, widest, largest = 0.0, 0.0, 0, 0
     for weight in found:
         out, *rest = weight.matrix_shape if weight.matrix else weight.shape[-2:]
         into, size = prod(rest), prod(weight.shape)
         operations += 2.0 * size * tokens * streams
+        training += 2.0 * size * tokens * trained
         if solver.needs_gram:
             operations += (1 + (streams - 1)) * tokens * into**2 + 2.0 * ROUNDS * out * into**2
         widest, largest = max(widest, into, out), max(largest, into)
     item = max(next(model.parameters()).element_size(), 4)
     copies = sum(prod(weight.shape) for weight in found) * item
     activations = 6 * tokens * widest * item * streams
-    return Forecast(
-        operations / _speed(model), copies + activations + 8 * largest**2 * 8, sum(prod(w.shape) for w in found)
-    )
+    seconds = (operations * runs + training) / _speed(model)
+    memory = copies + activations + 8 * largest**2 * 8
+    return Forecast(seconds, memory, sum(prod(weight.shape) for weight in found))
 
 
 def _speed(model: nn.Module) -> float:

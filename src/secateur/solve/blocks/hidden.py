@@ -22,12 +22,14 @@ class HiddenStates:
         self._kept: list[Tensor] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._on_disk: set[int] = set()
+        self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, number: int) -> Tensor:
-        return self._kept[number]
+        # What lies on disk is memory of the CPU.
+        return self._kept[number].to(self._device)
 
     def append(self, value: Tensor) -> None:
         """One more batch."""
@@ -36,6 +38,7 @@ class HiddenStates:
 
     def put(self, number: int, value: Tensor) -> None:
         """Replace a batch."""
+        self._device = value.device
         used = sum(_bytes(kept) for i, kept in enumerate(self._kept[:number]) if i not in self._on_disk)
         if self._room is None or used + _bytes(value) <= self._room:
             self._kept[number] = value
@@ -59,7 +62,7 @@ class HiddenStates:
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Replace all batches, named by their numbers."""
         for name, value in values.items():
-            self.put(int(name), value.to(self._kept[int(name)].device))
+            self.put(int(name), value.to(self._device))
 
     def items(self) -> dict[str, Tensor]:
         """All batches, named by their numbers."""

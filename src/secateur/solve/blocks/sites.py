@@ -70,8 +70,16 @@ def matrices_of(weight: Weight, *, groups: int = 1) -> list[Matrix] | str:
     return [Matrix((weight.name, part), (out, into), turned) for part in range(weight.shape[0])]
 
 
-def patterns_of(matrices: Sequence[Matrix], granularity: Granularity, request: Request) -> dict[Site, Pattern]:
+def patterns_of(
+    matrices: Sequence[Matrix], granularity: Granularity, request: Request, shares: Mapping[Site, float] | None = None
+) -> dict[Site, Pattern]:
     """The pattern of every matrix; what goes adds up to the exact count of the target.
+
+    Args:
+        matrices: all that are solved.
+        granularity: element, n:m or block.
+        request: target and scope.
+        shares: how much of each matrix goes, where not all give up the target's share; it is their mean.
 
     Raises:
         RecipeError: a granularity, scope or target that solvers do not take.
@@ -93,8 +101,23 @@ def patterns_of(matrices: Sequence[Matrix], granularity: Granularity, request: R
         )
     found: dict[Site, Pattern] = {}
     for members, share in _shares(matrices, given["sparsity"]):
-        found.update(_exactly(members, granularity, request.scope, share))
+        found.update(_exactly(members, granularity, request.scope, share, shares))
     return found
+
+
+def share_of(granularity: Granularity, request: Request) -> float:
+    """The one share that a target asks for, which blocks may then give up unequally.
+
+    Raises:
+        RecipeError: there is more than one, or none that could differ.
+    """
+    amount = {} if request.target is None else request.target.given().get("sparsity", {})
+    if isinstance(amount, Mapping) or granularity.name == "n:m":
+        raise RecipeError(
+            "blocks.allocation needs one sparsity for all weights, of a granularity that can differ.",
+            hint="a number as target.sparsity, and granularity element or block",
+        )
+    return float(amount)
 
 
 def _shares(matrices: Sequence[Matrix], amount: Amount) -> list[tuple[list[Matrix], float]]:
@@ -107,7 +130,13 @@ def _shares(matrices: Sequence[Matrix], amount: Amount) -> list[tuple[list[Matri
     ]
 
 
-def _exactly(matrices: Sequence[Matrix], granularity: Granularity, scope: str, share: float) -> dict[Site, Pattern]:
+def _exactly(
+    matrices: Sequence[Matrix],
+    granularity: Granularity,
+    scope: str,
+    share: float,
+    shares: Mapping[Site, float] | None,
+) -> dict[Site, Pattern]:
     options = granularity.options()
     if granularity.name == "n:m":
         n, m = int(options["n"]), int(options["m"])  # type: ignore[arg-type]
@@ -120,13 +149,15 @@ def _exactly(matrices: Sequence[Matrix], granularity: Granularity, scope: str, s
     shape: Any = options["shape"] if granularity.name == "block" else (1, 1)
     rows, columns = int(shape[0]), int(shape[1])
     found: dict[Site, Pattern] = {}
-    before = 0
+    units, gone, taken = 0, 0.0, 0
     for matrix in matrices:
         out, into = matrix.shape
-        after = before + -(-out // rows) * -(-into // columns)
+        own = -(-out // rows) * -(-into // columns)
+        units += own
+        gone = share * units if shares is None or matrix is matrices[-1] else gone + shares[matrix.site] * own
         # Of running totals, so that roundings of single matrices do not add up.
-        count = round(share * after) - round(share * before)
-        before = after
+        count = min(max(round(gone) - taken, 0), own)
+        taken += count
         if granularity.name == "block":
             found[matrix.site] = BlockPattern(rows, columns, count)
         else:

@@ -346,7 +346,7 @@ def _operand(step: Step, number: int, args: Args, kwargs: Kwargs) -> Tensor:
     raise UnsupportedError(f"{step.place.op} takes its operands in another order than on the example")
 
 
-def argument(step: Step, name: str, default: Any = None) -> Any:
+def argument(step: Step, name: str, default: object = None) -> Any:
     """Argument of a recorded call by the name in the operator's schema."""
     if name in step.kwargs:
         return step.kwargs[name]

@@ -113,6 +113,7 @@ def each_sample(
             drawn, weight = batch, torch.ones(size, dtype=torch.float64)
             if labels == "model":
                 drawn, weight = sampled_targets(model, loss, batch, size, generator)
+                # A mean over the draws: more of them make a sample more certain, and not heavier.
                 weight = weight / draws
             start = 0
             for part in iterate_per_sample_gradients(model, loss, drawn, names):
@@ -185,6 +186,7 @@ def sampled_targets(
     here = torch.zeros_like(p).scatter_(-1, target.clamp(0, p.shape[-1] - 1)[..., None], 1.0)
     ideal = (p - here) * known[..., None]
     _require_likelihood(slope.movedim(dim, -1), ideal, size, "cross entropy")
+    # On the CPU, where one seed draws the same labels for every device.
     drawn = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).view(target.shape)
     fresh = torch.where(known, drawn.to(target.device, target.dtype), target)
     return _replace(batch, fresh), known.reshape(size, -1).sum(1).to("cpu", torch.float64)
@@ -199,6 +201,8 @@ def _gaussian(
             f"the target does not have the shape of the output {call.describe(output)}",
             hint="labels='model' needs float targets of the output's shape; or use labels='data'",
         )
+    # The slope at output plus noise is the curvature times the noise, if the loss is a squared error: this measures
+    # the curvature, whose inverse is the variance that makes the loss a likelihood.
     trial = _replace(batch, (output + noise).to(output.dtype))
     slope = _slope(model, loss, trial)[1]
     curvature = _require_likelihood(slope, -noise, size, "squared error") * size

@@ -81,6 +81,7 @@ def gauss_newton_diagonal(
     for number, (batch, size) in enumerate(batches(model, data)):
         with exact_derivatives(model):
             if number == 0:
+                # One sample will do: how the loss is written decides, and not the data.
                 require_output_only(model, loss, samples_of(batch, size, slice(0, 1)), held)
             for start in range(0, size, TAPED):
                 stop = min(start + TAPED, size)
@@ -141,6 +142,7 @@ def same_layer_exact(
             return frozenset()
         product = hessian_operator(model, loss, batch, list(held))
         for name, leaf in leaves.items():
+            # On the CPU and in double precision, so that every device and dtype tries the same vector.
             drawn = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
             vector = drawn.to(device=leaf.device, dtype=leaf.dtype)
             hessian = float((vector * product({name: vector}, only=[name])[name]).sum(dtype=torch.float64))
@@ -220,6 +222,7 @@ def pull_back(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tenso
     if root.shape[1] == 0:
         return Pulled(tape, tuple(names), sign, [None] * len(tape.outputs(names)))
     slopes = _slopes(output, tape.outputs(names), root)
+    # The sample with the largest root: where it is nearly zero any two ways would agree.
     chosen = int(root[:, -1].norm(dim=1).argmax())
     here = slice(chosen, chosen + 1)
     sample = samples_of(batch, size, here)
@@ -240,6 +243,7 @@ def _taped_squares(
     if pulled is None:
         return frozenset()
     for name, read in pulled.tape.gradients(pulled.names, pulled.slopes):
+        # Gradients of all samples and roots at once would be many times the model.
         step = max(1, CHUNK_NUMBERS // max(pulled.sign.shape[1] * held[name].numel(), 1))
         for start in range(0, size, step):
             some = slice(start, start + step)

@@ -254,6 +254,8 @@ class Blocks(Curvature):
         stays = self._spread(keep_d.to(torch.float64))
         gone = self._spread(weights * ~keep_d)
         pull = (self.matrix @ gone[..., None])[..., 0]
+        # Rows of removed weights become those of an identity: blocks lose different numbers, and all are solved
+        # together.
         system = self.matrix * stays[:, :, None] * stays[:, None, :] + torch.diag_embed(1 - stays)
         delta = torch.linalg.solve(system, (pull * stays)[..., None])[..., 0] * stays
         cost = ((gone * pull).sum() - (delta * pull).sum()) / 2
@@ -286,6 +288,7 @@ def _transposed_times(rows_Nd: Tensor, vector_N: Tensor) -> Tensor:
     return torch.cat([rows_Nd[:, s].to(torch.float64).T @ vector_N for s in _slices(rows_Nd)])
 
 
+# Units of one size share a batched solve: one by one they would take longer than the algebra itself.
 def _equal_sets(coordinates: Tensor, unit: Tensor, block: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Parts of units within blocks, those of equal size together: unit numbers [u], coordinates [u, size]."""
     key = unit * (int(block.max()) + 1 if len(block) else 1) + block

@@ -187,12 +187,14 @@ def _taped(model: nn.Module, loss: Loss, batch: Batch, held: Tensors, size: int,
     names = tape.covered(size)
     if not names or not value.requires_grad:
         return {}
+    # Times the number of samples the mean is their sum, whose slopes are those of each sample's own loss.
     slopes = torch.autograd.grad(value * size, tape.outputs(names), allow_unused=True)
     rows = (None if slope is None else slope.unsqueeze(1) for slope in slopes)
     found = {name: read(slice(None)).squeeze(1) for name, read in tape.gradients(names, rows)}
     if not found:
         return {}
     norms = {name: gradient.flatten(1).norm(dim=1) for name, gradient in found.items()}
+    # The largest counts most in every sum of squares, and shows what rounding hides in a small one.
     largest = int(torch.stack(list(norms.values())).square().sum(0).argmax())
     some = sorted({0, largest})
     checked, _ = _looped(model, loss, samples_of(batch, size, some), {name: held[name] for name in found}, len(some))

@@ -39,6 +39,7 @@ def regroup(call: Call, axes: Axes, sizes: Sequence[int]) -> Axes:
             out.append(ONE)
             i += 1
             continue
+        # The side that is behind grows until both products agree: that is the smallest segment.
         segment, want, have = [], 1, 1
         targets: list[int] = []
         while want != have or want == 1:

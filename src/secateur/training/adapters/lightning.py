@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from secateur.training.adapters.times import AnyPruner, Make, made
 from secateur.training.pruner import Pruner
+from secateur.types import StateDict
 
 
 class PruningCallback(Callback):
@@ -26,15 +24,15 @@ class PruningCallback(Callback):
         pruner: there from the beginning of the training on.
     """
 
-    def __init__(self, kind: Make = Pruner, **settings: Any) -> None:
+    def __init__(self, kind: Make = Pruner, **settings: object) -> None:
         super().__init__()
         self.kind, self.settings = kind, settings
         self.pruner: AnyPruner | None = None
-        self._loaded: Mapping[str, Any] | None = None
+        self._loaded: StateDict | None = None
 
     # The names of these methods and of their arguments are Lightning's.
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the pruner, or take it up again."""
         optimizers = list(trainer.optimizers)
         total = trainer.estimated_stepping_batches
@@ -44,20 +42,22 @@ class PruningCallback(Callback):
             self.kind, pl_module, optimizers, self.settings, total=total, together=together, state=self._loaded
         )
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """After a batch; it counts where the optimizer has stepped."""
         assert self.pruner is not None
         self.pruner.step()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reach the amount exactly."""
         assert self.pruner is not None
         self.pruner.finish()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """For Lightning's checkpoints."""
         return {} if self.pruner is None else self.pruner.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Kept until the optimizers are there."""
         self._loaded = state_dict or None

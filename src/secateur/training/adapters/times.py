@@ -8,16 +8,17 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import RecipeError
-from secateur.training.asked import Optimizers
 from secateur.training.movement import MovementPruner
 from secateur.training.pruner import Pruner
+from secateur.training.settings import Optimizers
+from secateur.types import StateDict
 
 AnyPruner = Pruner | MovementPruner
 Make = Callable[..., AnyPruner]
 TIMES = ("begin", "end", "every")
 
 
-def in_steps(settings: Mapping[str, Any], total: int) -> dict[str, Any]:
+def in_steps(settings: Mapping[str, object], total: int) -> dict[str, Any]:
     """Settings whose times are steps.
 
     Args:
@@ -48,11 +49,11 @@ def made(
     kind: Make,
     model: nn.Module,
     optimizer: Optimizers,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     *,
     total: int,
     together: bool,
-    state: Mapping[str, Any] | None,
+    state: StateDict | None,
 ) -> AnyPruner:
     """The pruner of a loop that has just begun.
 

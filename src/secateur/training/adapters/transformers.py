@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch import nn
-from transformers import TrainerCallback
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from secateur.errors import InputError
 from secateur.files.states import load_state, save_state
 from secateur.training.adapters.times import AnyPruner, Make, made
 from secateur.training.pruner import Pruner
+from secateur.types import StateDict
 
 FILE = "secateur.safetensors"
 
@@ -31,10 +33,10 @@ class PruningCallback(TrainerCallback):
         pruner: there from the beginning of the training on.
     """
 
-    def __init__(self, kind: Make = Pruner, **settings: Any) -> None:
+    def __init__(self, kind: Make = Pruner, **settings: object) -> None:
         self.kind, self.settings = kind, settings
         self.pruner: AnyPruner | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: StateDict | None = None
 
     def restore(self, model: nn.Module, checkpoint: str | Path) -> None:
         """Bring a model to the shapes of a checkpoint.
@@ -54,30 +56,40 @@ class PruningCallback(TrainerCallback):
 
     # The names of these methods and of their arguments are the Trainer's.
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
         """Make the pruner, or take it up again."""
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        model, optimizer = cast(nn.Module, kwargs["model"]), cast(Optimizer, kwargs["optimizer"])
         together = int(getattr(args, "world_size", 1)) > 1
         before = (self._restored or self._saved(args, state)) if state.global_step > 0 else None
         total = int(state.max_steps)
         self.pruner = made(self.kind, model, optimizer, self.settings, total=total, together=together, state=before)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """After a step of the optimizer."""
         assert self.pruner is not None
         self.pruner.step()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Beside the weights of a checkpoint."""
         if self.pruner is not None and state.is_world_process_zero:
             save_state(_folder(args, state) / FILE, self.pruner.state_dict())
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Reach the amount exactly."""
         assert self.pruner is not None
         self.pruner.finish()
 
-    def _saved(self, args: Any, state: Any) -> dict[str, Any]:
+    def _saved(self, args: TrainingArguments, state: TrainerState) -> StateDict:
         path = _folder(args, state) / FILE
         if not path.is_file():
             raise InputError(
@@ -87,5 +99,5 @@ class PruningCallback(TrainerCallback):
         return load_state(path)
 
 
-def _folder(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

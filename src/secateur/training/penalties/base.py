@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights import parse
@@ -62,7 +63,7 @@ class Penalty(ABC):
         self.paying: dict[str, nn.Parameter] = self._paying()
         if not self.paying:
             raise InputError(f"nothing of {type(self.model).__name__} pays for {self.name!r}", hint="check protect")
-        self._hooks: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
         if optimizer is not None:
             self.hold(optimizer)
 
@@ -142,7 +143,7 @@ def register(cls: type[P]) -> type[P]:
     return PENALTIES.register(cls.name)(cls)
 
 
-def penalty(name: str, model: nn.Module, example: Example = None, **options: Any) -> Penalty:
+def penalty(name: str, model: nn.Module, example: Example = None, **options: object) -> Penalty:
     """A penalty by name, on a model.
 
     Args:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of
 from secateur.training.penalties.base import Method, Penalty, register
-from secateur.training.units import per_element, unit_sizes, unit_sums
+from secateur.training.unit_sums import per_element, unit_sizes, unit_sums
 from secateur.types import Example, Group
 
 OWN = frozenset({"out", "self"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from secateur.registry import whole_number
 from secateur.request import CRITERION
 from secateur.training.penalties.base import Method, Penalty, register
 from secateur.training.penalties.group_lasso import OWN
-from secateur.training.units import per_element
-from secateur.types import Example, Kept
+from secateur.training.unit_sums import per_element
+from secateur.types import Example, Kept, StateDict
 
 
 @register
@@ -118,11 +117,11 @@ class Growing(Penalty):
         super()._after(optimizer, *rest)
         self.grow()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """How far lambda has grown, and which units go."""
         return {"steps": self.steps, "keep": dict(self.keep)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a checkpoint of a penalty that chose the same units.
 
         Raises:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from secateur.errors import InputError, RecipeError
 from secateur.sources import TensorData
-from secateur.sources.tensors import build_dataset, channel_statistics, split_indices
+from secateur.sources.in_memory import build_dataset, channel_statistics, split_indices
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.integers(0, 3))

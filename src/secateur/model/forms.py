@@ -1,0 +1,49 @@
+"""Examples and batches of the same form with other contents: tensors exchanged, lists and tuples built anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from secateur.types import Example
+
+
+def map_tensors(value: Example, change: Callable[[Tensor], Tensor], *, whole: type | None = None) -> Example:
+    """An example or batch of the same form with every tensor changed; mappings come back as dicts.
+
+    Args:
+        value: what `call` takes, or a batch.
+        change: gives the new tensor.
+        whole: objects of this class are handed on as they are.
+
+    Example:
+        >>> import torch
+        >>> map_tensors({"x": torch.ones(2), "n": [torch.ones(1), 3]}, torch.neg)
+        {'x': tensor([-1., -1.]), 'n': [tensor([-1.]), 3]}
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if whole is not None and isinstance(value, whole):
+        return value
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change, whole=whole) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [map_tensors(item, change, whole=whole) for item in value]
+        if isinstance(value, PackedSequence):  # torch wants these sizes on the CPU, wherever the data are
+            items[1] = value.batch_sizes
+        return rebuilt(value, items)
+    return value
+
+
+def rebuilt(value: Sequence[object], items: Sequence[object]) -> object:
+    """A list or tuple with other items: a named tuple stays one, as forwards ask for its class and its fields.
+
+    Example:
+        >>> rebuilt((1, 2), [3, 4])
+        (3, 4)
+    """
+    if isinstance(value, list):
+        return list(items)
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

@@ -1,0 +1,134 @@
+"""A decision as a `Plan`, whoever decided; `solved.py` alone makes those of solvers, which compute weights as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError, RecipeError
+from secateur.kinds.base import Candidates, Keep, Left
+from secateur.model.behaviour import unprovable
+from secateur.model.guard import guard
+from secateur.planning.decision import Evidence, counted, fingerprint, removals
+from secateur.planning.plan import Plan
+from secateur.registry import suggestion
+from secateur.request import Efforts, Named, Request, Target, effort_of
+from secateur.structure.elsewhere import left_behind
+from secateur.structure.provenance import read
+from secateur.types import Certificate
+
+GIVEN = "given"  # in the place of a criterion, where the caller said which units go
+
+
+def plan_of(
+    candidates: Candidates,
+    request: Request,
+    scores: Mapping[str, Tensor],
+    keep: Keep,
+    *,
+    dtype: str,
+    tolerance: float | None,
+) -> Plan:
+    """The plan of a decision, not yet certified.
+
+    Args:
+        candidates: what competed, with the model.
+        request: what was asked.
+        scores: group name -> scores; empty where the units were given.
+        keep: group name -> bool, True = the unit stays.
+        dtype: precision of the certificate.
+        tolerance: of the certificate; None: by dtype.
+    """
+    model, edit = candidates.model, candidates.write(keep)
+    groups = [group for group in candidates.groups if group.name in keep]
+    cost: dict[str, list[int]] = {}
+    if candidates.physical:
+        whole, left = Left.of({n: torch.ones_like(mask) for n, mask in keep.items()}), Left.of(keep)
+        cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
+
+    def prove(original: nn.Module, cut: nn.Module, effort: Efforts | None = None) -> Certificate:
+        example, effort = candidates.example, effort or effort_of(request.proof)
+        try:
+            with guard(original, cut, example=example):
+                proof = candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance, effort=effort)
+                return replace(proof, effort=effort)
+        # A model that answers by chance, or an operator that cannot take NaN, may raise anything: what it was is
+        # found out afterwards.
+        except Exception as error:
+            other = unprovable(error, original, example)
+            if other is error:
+                raise
+            raise other from error
+
+    return Plan(
+        fingerprint=fingerprint(model),
+        model=type(model).__name__,
+        request=request,
+        groups=removals(groups, keep) if candidates.physical else {},
+        cuts=edit.cuts,
+        attributes=edit.attributes,
+        masks=edit.masks,
+        units=counted(request.what, keep),
+        cost=cost,
+        evidence=Evidence(
+            model,
+            groups,
+            scores,
+            keep,
+            candidates.structure,
+            prove if candidates.physical else None,
+            candidates.example,
+            dtype,
+            tolerance,
+        ),
+        layers=edit.layers,
+        scales=edit.scales,
+        left_out=tuple(candidates.left_out),
+        # Integers as they are now: a model of equal shapes that reads them otherwise is refused.
+        sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
+        conditions=(
+            *(() if candidates.trace is None else candidates.trace.conditions),
+            *candidates.conditions,
+            *left_behind(model, edit.cuts, edit.attributes),
+        ),
+    )
+
+
+def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mapping[str, object] | Target | None) -> Plan:
+    """A plan of exactly these masks.
+
+    Raises:
+        RecipeError: something else is given that decides.
+        InputError: an unknown parameter, or a mask of another shape or dtype.
+    """
+    if any(other is not None for other in others):
+        raise RecipeError("masks= says exactly what goes.", hint="Leave out target, scores, keep and remove.")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    full = {}
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise InputError(f"the model has no parameter {name!r}", hint=suggestion(name, parameters))
+        shape = parameters[name].shape
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise InputError(
+                f"the mask of {name!r} is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(shape)}",
+                hint="True = keep, False = remove",
+            )
+        # A plan does not change when its caller writes into the mask later.
+        full[name] = mask.clone()
+    request = Request(target=None, criterion=Named(GIVEN), granularity=(Named("element"),))
+    return Plan(
+        fingerprint=fingerprint(model),
+        model=type(model).__name__,
+        request=request,
+        groups={},
+        cuts={},
+        attributes={},
+        masks=full,
+        units=counted("element", full),
+        cost={},
+        evidence=Evidence(model, [], {}, full),
+    )
