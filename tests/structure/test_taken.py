@@ -409,7 +409,7 @@ def counted(s: Any, x: Tensor) -> Tensor:
     k = 0
     for block in s.blocks:
         x = block(x)
-        k += 1
+        k = k + 1
         x = x * (1 if k < 9 else 2)  # place
     return x
 
