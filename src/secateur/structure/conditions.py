@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import nn
 
-from secateur.structure.asked import reading_lines, tree_of
+from secateur.structure.asked import nodes_of, reading_lines, tree_of
 from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
 from secateur.structure.here import Here
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
@@ -222,7 +222,7 @@ def _is_number(node: ast.expr) -> bool:
 
 @cache
 def _conditionals(filename: str) -> tuple[ast.IfExp, ...]:
-    found = (node for node in ast.walk(tree_of(filename)) if isinstance(node, ast.IfExp))
+    found = (node for node in nodes_of(tree_of(filename)) if isinstance(node, ast.IfExp))
     return tuple(node for node in found if any(_is_training(part) for part in ast.walk(node.test)))
 
 

@@ -25,6 +25,7 @@ from secateur.structure.asked import (
     handed_back,
     made_of,
     mentions,
+    nodes_of,
     plain_function,
     receivers,
     targets,
@@ -97,7 +98,7 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
             continue
         seen[function] = None
         node = definition(function.__code__)
-        for part in ast.walk(node) if node is not None else ():
+        for part in nodes_of(node) if node is not None else ():
             if isinstance(part, ast.Call):
                 found = callees(part, function, module, node)  # type: ignore[arg-type]
                 todo += [(callee, depth - 1) for callee, owner in found if owner is module]
@@ -120,7 +121,7 @@ def _lines(node: Function, filename: str) -> tuple[tuple[str, frozenset[Chain]],
         return ()
     this = node.args.args[0].arg
     named: dict[str, set[Chain]] = {}
-    for part in ast.walk(node):
+    for part in nodes_of(node):
         if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
             chain = _chain(part.value, this)
             for name in made_of(node, set(targets(part))) if chain else ():
