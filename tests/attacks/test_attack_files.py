@@ -38,6 +38,7 @@ def refused(path: Path) -> list[str]:
     return said
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", hostile.PICKLE_NAMES)
 def test_pickles_under_every_name(tmp_path, name):
     mark = tmp_path / "mark"

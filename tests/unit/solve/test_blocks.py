@@ -222,6 +222,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_result(tmp_path, after):
     assert len(steps) == (after // 3) + 9 - 3 * (after // 3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("what", ["weights", "data", "solver", "settings", "target"])
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, what):
     run(net(), data(), "admm", checkpoint=tmp_path)
