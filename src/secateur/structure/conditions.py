@@ -9,13 +9,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from types import FrameType
 from typing import Protocol
 
 from torch import nn
 
-from secateur.structure.asked import reading_lines, tree_of
+from secateur.structure.asked import kept, reading_lines, tree_of
 from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
 from secateur.structure.here import Here
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
@@ -220,7 +219,7 @@ def _is_number(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
-@cache
+@kept
 def _conditionals(filename: str) -> tuple[ast.IfExp, ...]:
     found = (node for node in ast.walk(tree_of(filename)) if isinstance(node, ast.IfExp))
     return tuple(node for node in found if any(_is_training(part) for part in ast.walk(node.test)))

@@ -6,9 +6,9 @@ import ast
 import dis
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import CodeType
 
+from secateur.structure.asked import kept
 from secateur.structure.ran import DECIDES, HANDLER, Ran
 from secateur.structure.source import (
     COMPREHENSIONS,
@@ -81,9 +81,13 @@ class Layout:
             if step.opcode in DECIDES and step.opname != HANDLER and position is not None and n + 1 < len(self.steps):
                 jump = Jump(step.offset, step.opname, step.argval, self.steps[n + 1].offset, position)
                 self.jumps[step.offset] = jump
-                owner = None if source is None else _owner(source, jump)
-                if owner is not None:
-                    self.groups.setdefault(owner, []).append(jump)
+        # A file that was edited since it was loaded has other words in these places.
+        if source is not None and any(jump.position not in source.at for jump in self.jumps.values()):
+            self.source = source = None
+        for jump in self.jumps.values() if source is not None else ():
+            owner = _owner(source, jump)
+            if owner is not None:
+                self.groups.setdefault(owner, []).append(jump)
 
     def decided(self, place: int, group: set[int], spans: Sequence[Position]) -> int | None:
         """Where the code goes on from a place once a test is decided; None where another jump of it comes first."""
@@ -147,7 +151,7 @@ def position_of_step(step: dis.Instruction) -> Position | None:
     return p.lineno, p.col_offset, p.end_lineno, p.end_col_offset
 
 
-@lru_cache(maxsize=1024)
+@kept
 def _layout(filename: str, code: CodeType) -> Layout:
     # By the file as well: code is equal to code of other files that says the same in the same line.
     return Layout(code, source_of(code))
