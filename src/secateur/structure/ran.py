@@ -18,6 +18,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from secateur.model.place import is_engines, is_users
+from secateur.structure.remembered import is_remembered
 
 EXTENDED = dis.opmap["EXTENDED_ARG"]
 HANDLER = "PUSH_EXC_INFO"  # stands where an exception is handled
@@ -57,16 +58,22 @@ class Ran:
     Args:
         code: what ran; held, so that its id stays its own.
         module: qualified name of the module that ran it first.
+        space: its global variables.
         points: where it decides: place of the event -> place of the instruction.
         edges: (place of an instruction that decides, place where the code went on).
     """
 
-    __slots__ = ("code", "edges", "module", "points")
+    __slots__ = ("code", "edges", "module", "points", "space")
 
-    def __init__(self, code: CodeType, module: str) -> None:
-        self.code, self.module = code, module
+    def __init__(self, code: CodeType, module: str, space: dict[str, Any]) -> None:
+        self.code, self.module, self.space = code, module, space
         self.points = _points(code)
         self.edges: set[tuple[int, int]] = set()
+
+
+def decides(code: CodeType) -> bool:
+    """Whether a piece of code that may be a model's decides anything."""
+    return is_watched(code.co_filename) and bool(_points(code))
 
 
 def _points(code: CodeType) -> dict[int, int]:
@@ -123,10 +130,10 @@ class Ways:
         if key not in self.ran:
             if not is_watched(code.co_filename):
                 self.ran[key], self._others[key] = None, code
-            elif _is_imported(frame):  # once in a process: the next plan would not see it
-                return None
+            elif frame is None or _is_imported(frame) or is_remembered(frame, _is_capture):
+                return None  # once in a process: the next plan would not see it
             else:
-                self.ran[key] = Ran(code, self._module())
+                self.ran[key] = Ran(code, self._module(), frame.f_globals)
         return self.ran[key]
 
     def is_aside(self) -> bool:
@@ -158,9 +165,13 @@ def _nothing() -> None:
     pass
 
 
+def _is_capture(filename: str) -> bool:
+    return is_engines(filename, ("capture.py",))
+
+
 def _is_imported(frame: FrameType | None) -> bool:
     """Whether a module is being loaded, to which this code belongs or which calls it."""
-    while frame is not None and not is_engines(frame.f_code.co_filename, ("capture.py",)):
+    while frame is not None and not _is_capture(frame.f_code.co_filename):
         if frame.f_code.co_filename == IMPORTS:
             return True
         frame = frame.f_back
