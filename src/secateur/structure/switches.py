@@ -22,6 +22,7 @@ from secateur.structure.asked import (
     callees,
     definition,
     handed_back,
+    lines_of_file,
     made_of,
     mentions,
     plain_function,
