@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.structure.capture import capture
 
-NET = '''
+NET = """
 import torch
 from torch import nn
 {head}
@@ -37,7 +37,7 @@ class Other(Net):
     def forward(self, x):
         h = self.a(x).relu() if self.history else self.a(x)
         return self.b(h)
-'''
+"""
 
 
 @pytest.fixture

@@ -140,6 +140,10 @@ class Watch:
             text = f"holds for {value} {what}, which the code counts by len()"
             self._add("length", text, Place("len", self.recorder.here.module, where))
 
+    def rows(self, value: int) -> None:
+        """The code goes through the first dimension of a tensor, one turn for each row."""
+        self._add("length", f"holds for {value} rows, over which the code loops", self.recorder.here.place())
+
     def fact(self, name: str, value: object) -> None:
         """What a tensor is (its dtype, its layout, whether it wants gradients) is plain: the source says what for."""
         frame = self.recorder.here.caller()
@@ -152,7 +156,7 @@ class Watch:
         weights = {atom.id for axes in self.recorder.trace.tensors().values() for axis in axes for atom in leaves(axis)}
         for expr, _, place in self.compared_sizes:
             dims = [resolve(axis) for axis in dims_in(expr)]
-            if any(atom.id not in weights and _is_of_input(atom) for axis in dims for atom in leaves(axis)):
+            if any(atom.id not in weights and is_of_input(atom) for axis in dims for atom in leaves(axis)):
                 reason = Lock(COMPARED, place.op, place.module, place.where, "compare sizes of the data alone")
                 for axis in dims:
                     lock(axis, reason)
@@ -182,7 +186,8 @@ def _on_data(expr: Apply) -> bool:
     return any(axis.size == 1 or any(atom.locks for atom in leaves(axis)) for axis in dims)
 
 
-def _is_of_input(atom: Atom) -> bool:
+def is_of_input(atom: Atom) -> bool:
+    """Whether a dimension comes from what the model is given."""
     return any(each.reason in OF_INPUT for each in atom.locks)
 
 

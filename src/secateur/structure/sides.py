@@ -79,6 +79,8 @@ class Layout:
         for n, step in enumerate(self.steps):
             position = position_of_step(step)
             if step.opcode in DECIDES and step.opname != HANDLER and position is not None and n + 1 < len(self.steps):
+                if source is not None and step.opname != "FOR_ITER":
+                    position = _of_filter(source, position, position_of_step(self.steps[n - 1])) or position
                 jump = Jump(step.offset, step.opname, step.argval, self.steps[n + 1].offset, position)
                 self.jumps[step.offset] = jump
         # A file that was edited since it was loaded has other words in these places.
@@ -163,6 +165,15 @@ def layout_of(code: CodeType) -> Layout:
 
 
 # -- what a jump belongs to ------------------------------------------------------------------------------------------
+
+
+def _of_filter(source: Source, position: Position, before: Position | None) -> Position | None:
+    """The test of a comprehension, whose jump some interpreters place where the element stands."""
+    parent, name = source.parents.get(source.at.get(position), (None, ""))  # type: ignore[arg-type]
+    if before is None or not isinstance(parent, COMPREHENSIONS) or name not in ("elt", "key", "value"):
+        return None
+    tests = (position_of(test) for part in parent.generators for test in part.ifs)
+    return next((test for test in tests if test is not None and is_inside(before, test)), None)
 
 
 def _owner(source: Source, jump: Jump) -> ast.AST | None:
