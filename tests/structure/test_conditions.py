@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,47 @@ def test_runs_beside_leave_nothing_behind() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert (model.runs, model.seen, model.training, type(model.training)) == (0, [], False, bool)
+
+
+# -- rows, one by one ----------------------------------------------------------------------------------------------
+
+
+def in_a_loop(x: Tensor, h: Tensor) -> Tensor:
+    return torch.stack([row * 2 for row in h])
+
+
+def in_a_star(x: Tensor, h: Tensor) -> Tensor:
+    first, *rest = h
+    return torch.stack([first, *rest])
+
+
+def beside_others(x: Tensor, h: Tensor) -> Tensor:
+    return torch.stack([a + b.sum() for a, b in zip(h, x, strict=True)])
+
+
+def in_names(x: Tensor, h: Tensor) -> Tensor:
+    a, b, c, d = h
+    return torch.stack([a, b, c, d])
+
+
+def of_no_input(x: Tensor, h: Tensor) -> Tensor:
+    return sum(torch.stack([h, h, h]), torch.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("mid", "looped"), [(in_a_loop, 1), (in_a_star, 1), (beside_others, 1), (in_names, 0), (of_no_input, 0)]
+)
+def test_a_loop_over_rows_is_said_as_what_it_is(mid: Callable[[Tensor, Tensor], Tensor], looped: int) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(mid(x, self.fc1(x)))
+
+    found = [c.text for c in capture(Rows().eval(), torch.randn(4, 8)).conditions]
+    assert found == ["holds for 4 rows, over which the code loops"] * looped
 
 
 # -- where conditions stand --------------------------------------------------------------------------------------

@@ -143,6 +143,11 @@ def in_a_comprehension(s: Any, x: Tensor, h: Tensor) -> Tensor:
     return sum([h.roll(i, -1) for i in range(1, 4) if i > len(s.history) + 5], h)  # here
 
 
+def in_several_filters(s: Any, x: Tensor, h: Tensor) -> Tensor:
+    some = {i: h.roll(i, -1) for i in range(1, 4) if i < 9 if not (i > 2 and s.history[1:])}  # here
+    return sum(some.values(), h) + sum(i < 3 < 9 for i in range(3) if s.history)  # here
+
+
 def in_a_generator(s: Any, x: Tensor, h: Tensor) -> Tensor:
     def parts() -> Iterator[Tensor]:
         yield h
@@ -213,8 +218,8 @@ def by_a_picked_name(s: Any, x: Tensor, h: Tensor) -> Tensor:
 WAYS = [
     in_a_set, by_logarithm, by_counting_rows, by_unbinding, by_a_counter, by_chance, by_an_iterator, by_a_list,
     by_text, by_match, by_an_error, by_a_handled_error, by_or, by_and_in_a_test, by_a_loop_that_never_ran, by_while,
-    in_a_comprehension, in_a_generator, in_a_lambda, by_continue, by_a_chain, by_elif, by_being_nothing, in_a_thread,
-    by_a_pick, by_a_picked_name,
+    in_a_comprehension, in_several_filters, in_a_generator, in_a_lambda, by_continue, by_a_chain, by_elif,
+    by_being_nothing, in_a_thread, by_a_pick, by_a_picked_name,
 ]  # fmt: skip
 
 

@@ -10,10 +10,10 @@ import ast
 import inspect
 import linecache
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
@@ -53,19 +53,46 @@ FORMS = ("isinstance", "issubclass", "type", "id", "hasattr", "callable", "is_te
 LOOK_UPS = ("get", "pop", "setdefault")
 DEPTH = 4  # of functions and modules that an argument is handed on to
 Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
+Reading = TypeVar("Reading", bound=Callable[..., Any])
+_KEPT: list[Any] = []  # caches of what was read from sources
+_READ: dict[str, list[str]] = {}  # file -> its lines as they were read
 
 
-@cache
+def kept(function: Reading) -> Reading:
+    """A cache of what is read from sources: `renew` empties it once one of them is another."""
+    _KEPT.append(lru_cache(maxsize=4096)(function))
+    return cast(Reading, _KEPT[-1])
+
+
+def renew() -> None:
+    """Look whether sources were edited since they were read; a model of theirs may have been loaded anew."""
+    for name in _READ:
+        linecache.checkcache(name)
+    if any(linecache.getlines(name) != lines for name, lines in _READ.items()):
+        _READ.clear()
+        for each in _KEPT:
+            each.cache_clear()
+
+
+def lines_of_file(filename: str) -> list[str]:
+    """The lines of a file, or of what stands for one, as they are now."""
+    lines = _READ.get(filename)
+    if lines is None:
+        lines = _READ[filename] = linecache.getlines(filename)
+    return lines
+
+
+@kept
 def nodes_of(scope: ast.AST) -> tuple[ast.AST, ...]:
     """Every node of a function, class or file; kept, as the same code is asked over and over again."""
     return tuple(ast.walk(scope))
 
 
-@cache
+@kept
 def tree_of(filename: str) -> ast.Module:
     """The parsed file; an empty one where there is no source."""
     try:
-        return ast.parse("".join(linecache.getlines(filename)))
+        return ast.parse("".join(lines_of_file(filename)))
     except (SyntaxError, ValueError):
         return ast.Module(body=[], type_ignores=[])
 
@@ -85,7 +112,7 @@ def deciding_lines(model: nn.Module, name: str, *, form: bool = False) -> list[s
     return list(found)
 
 
-@cache
+@kept
 def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
     """Lines that decide by what is asked for at a line, there or by a name that it was given.
 
@@ -216,7 +243,7 @@ def _column(code: CodeType) -> int:
     return min((p[2] for p in places if p[2] is not None and p[3] is not None and p[3] > p[2]), default=-1)
 
 
-@cache
+@kept
 def _definition(filename: str, line: int, name: str, column: int) -> Function | None:
     if name == "<lambda>":
         found = [n for n in nodes_of(tree_of(filename)) if isinstance(n, ast.Lambda) and n.lineno == line]

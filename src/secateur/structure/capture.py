@@ -27,6 +27,7 @@ from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.around import surroundings
+from secateur.structure.asked import renew
 from secateur.structure.conditions import Branch, unreached
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
@@ -71,6 +72,7 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
 
     Cost: per example one forward pass plus about 0.1 ms per operation; no copy of the weights.
     """
+    renew()
     first = _first(model, example)
     trace, runs = first.trace, [(example, first)]
     for other in examples:

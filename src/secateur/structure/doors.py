@@ -5,11 +5,14 @@ What a cut changes in there nobody sees, so the dimensions that were read are lo
 
 from __future__ import annotations
 
+from dis import opname
+from types import FrameType
 from typing import cast
 
 from torch import Tensor
 
 from secateur.structure.axes import leaves, lock
+from secateur.structure.conditions import is_of_input
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
 from secateur.structure.recorder import Recorder
 from secateur.structure.trace import Args, Axes, SizeUse
@@ -66,7 +69,11 @@ def _numbers(recorder: Recorder, value: object) -> object:
 def ranked(recorder: Recorder, name: str, args: Args, result: object) -> object:
     """The number of dimensions: another input may have more of them, so a line that compares it is a condition."""
     tensor = args[0] if args else None
-    if not isinstance(tensor, Tensor) or type(result) is not int or recorder.here.caller() is None:
+    frame = recorder.here.caller()
+    if not isinstance(tensor, Tensor) or type(result) is not int or frame is None:
+        return result
+    if recorder.here.is_iterated():
+        _gone_through(recorder, tensor, frame)
         return result
     if result < 2:  # no number that is followed
         told(recorder, name if name in RANKS else "ndim", args, result)
@@ -78,6 +85,15 @@ def ranked(recorder: Recorder, name: str, args: Args, result: object) -> object:
         recorder.input_names[atom.id] = "the number of dimensions"
         recorder.watch.ranks.add(atom.id)
     return TrackedInt(result, Dim(axis), recorder.watch)
+
+
+def _gone_through(recorder: Recorder, tensor: Tensor, frame: FrameType) -> None:
+    """Rows one by one: one turn for each of them, or a name for each, which fails where there are others."""
+    unpacked = opname[frame.f_code.co_code[frame.f_lasti]] == "UNPACK_SEQUENCE"
+    if not unpacked and tensor.dim() and recorder.numbers.get(tensor) in recorder.data:
+        axis = recorder.axes(tensor)[0]
+        if any(is_of_input(atom) for atom in leaves(axis)):
+            recorder.watch.rows(axis.size)
 
 
 def told(recorder: Recorder, name: str, args: Args, result: object) -> None:

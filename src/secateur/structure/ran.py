@@ -7,6 +7,7 @@ which way, the interpreter tells: by `sys.monitoring` from Python 3.12 on, by tr
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 import sysconfig
 import threading
@@ -16,7 +17,8 @@ from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
-from secateur.model.place import is_users
+from secateur.model.place import is_engines, is_users
+from secateur.structure.remembered import is_remembered
 
 EXTENDED = dis.opmap["EXTENDED_ARG"]
 HANDLER = "PUSH_EXC_INFO"  # stands where an exception is handled
@@ -28,6 +30,7 @@ DECIDES = frozenset(
 )
 STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 PACKAGES = ("site-packages", "dist-packages")
+IMPORTS = "<frozen importlib._bootstrap>"  # the file whose code loads modules
 # Libraries that hold no models: what they decide by are the forms of what they are given.
 HELPERS = ("numpy", "scipy", "pandas", "packaging", "typing_extensions", "einops", "tokenizers", "huggingface_hub")
 Trace = Callable[[FrameType, str, Any], Any]
@@ -55,16 +58,22 @@ class Ran:
     Args:
         code: what ran; held, so that its id stays its own.
         module: qualified name of the module that ran it first.
+        space: its global variables.
         points: where it decides: place of the event -> place of the instruction.
         edges: (place of an instruction that decides, place where the code went on).
     """
 
-    __slots__ = ("code", "edges", "module", "points")
+    __slots__ = ("code", "edges", "module", "points", "space")
 
-    def __init__(self, code: CodeType, module: str) -> None:
-        self.code, self.module = code, module
+    def __init__(self, code: CodeType, module: str, space: dict[str, Any]) -> None:
+        self.code, self.module, self.space = code, module, space
         self.points = _points(code)
         self.edges: set[tuple[int, int]] = set()
+
+
+def decides(code: CodeType) -> bool:
+    """Whether a piece of code that may be a model's decides anything."""
+    return is_watched(code.co_filename) and bool(_points(code))
 
 
 def _points(code: CodeType) -> dict[int, int]:
@@ -95,6 +104,7 @@ class Ways:
         self.ran: dict[int, Ran | None] = {}
         self._others: dict[int, CodeType] = {}  # keeps the ids of what is not watched
         self._module: Callable[[], str] = str
+        self._collecting = 0  # the thread in which garbage is collected now
         # Not to watch code that is known to be none of the user's, where watching costs something.
         self.go_on = self.pause = _nothing
 
@@ -111,22 +121,61 @@ class Ways:
             module: says the qualified name of the module that runs now.
         """
         self._module = module
-        with _monitored(self) if hasattr(sys, "monitoring") else _traced(self):
+        with self._collections(), _monitored(self) if hasattr(sys, "monitoring") else _traced(self):
             yield
 
-    def entered(self, code: CodeType) -> Ran | None:
-        """A piece of code begins to run."""
+    def entered(self, code: CodeType, frame: FrameType | None) -> Ran | None:
+        """A piece of code begins to run; None where it is not watched, or not this time."""
         key = id(code)
         if key not in self.ran:
-            watched = is_watched(code.co_filename)
-            self.ran[key] = Ran(code, self._module()) if watched else None
-            if not watched:
-                self._others[key] = code
+            if not is_watched(code.co_filename):
+                self.ran[key], self._others[key] = None, code
+            elif frame is None or _is_imported(frame) or is_remembered(frame, _is_capture):
+                return None  # once in a process: the next plan would not see it
+            else:
+                self.ran[key] = Ran(code, self._module(), frame.f_globals)
         return self.ran[key]
+
+    def is_aside(self) -> bool:
+        """Whether what runs was called by the interpreter, at a moment that no code has chosen."""
+        return self._collecting == threading.get_ident()
+
+    @contextmanager
+    def _collections(self) -> Iterator[None]:
+        """Know when garbage is collected: tools and finalisers have code of theirs run then."""
+
+        def begins(phase: str, info: object) -> None:
+            if phase == "start":
+                self._collecting = threading.get_ident()
+
+        def ends(phase: str, info: object) -> None:
+            if phase == "stop":
+                self._collecting = 0
+
+        gc.callbacks.insert(0, begins)  # around those of others
+        gc.callbacks.append(ends)
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(begins)
+            gc.callbacks.remove(ends)
 
 
 def _nothing() -> None:
     pass
+
+
+def _is_capture(filename: str) -> bool:
+    return is_engines(filename, ("capture.py",))
+
+
+def _is_imported(frame: FrameType | None) -> bool:
+    """Whether a module is being loaded, to which this code belongs or which calls it."""
+    while frame is not None and not _is_capture(frame.f_code.co_filename):
+        if frame.f_code.co_filename == IMPORTS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 # -- Python 3.11: tracing --------------------------------------------------------------------------------------------
@@ -140,9 +189,9 @@ def _traced(ways: Ways) -> Iterator[None]:
         try:
             piece = ran[id(frame.f_code)]
         except KeyError:
-            piece = ways.entered(frame.f_code)
-        if piece is None or len(piece.edges) >= 2 * len(piece.points):  # everything was seen both ways
-            return None
+            piece = None if ways.is_aside() else ways.entered(frame.f_code, frame)
+        if piece is None or len(piece.edges) >= 2 * len(piece.points) or ways.is_aside():
+            return None  # not the user's, or everything was seen both ways
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return _follower(piece)
 
@@ -196,10 +245,12 @@ def _monitored(ways: Ways) -> Iterator[None]:
     told: list[CodeType] = []
 
     def start(code: CodeType, place: int) -> object:
-        if threading.get_ident() in foreign:
+        if threading.get_ident() in foreign or ways.is_aside():
             return None
         if id(code) not in ways.ran or id(code) not in armed:
-            piece = ways.entered(code)
+            piece = ways.entered(code, sys._getframe(1))
+            if id(code) not in ways.ran:
+                return None
             armed.add(id(code))
             if piece is not None and piece.points:
                 told.append(code)
@@ -207,7 +258,7 @@ def _monitored(ways: Ways) -> Iterator[None]:
         return off
 
     def branch(code: CodeType, place: int, to: int) -> object:
-        if threading.get_ident() in foreign:
+        if threading.get_ident() in foreign or ways.is_aside():
             return None
         piece = ways.ran.get(id(code))
         if piece is None:
@@ -222,7 +273,7 @@ def _monitored(ways: Ways) -> Iterator[None]:
 
     def handled(code: CodeType, place: int, error: BaseException) -> None:
         piece = ways.ran.get(id(code))
-        if piece is not None and threading.get_ident() not in foreign:
+        if piece is not None and threading.get_ident() not in foreign and not ways.is_aside():
             piece.edges.add((place, place))
 
     armed: set[int] = set()

@@ -6,9 +6,9 @@ import ast
 import dis
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import CodeType
 
+from secateur.structure.asked import kept
 from secateur.structure.ran import DECIDES, HANDLER, Ran
 from secateur.structure.source import (
     COMPREHENSIONS,
@@ -79,11 +79,17 @@ class Layout:
         for n, step in enumerate(self.steps):
             position = position_of_step(step)
             if step.opcode in DECIDES and step.opname != HANDLER and position is not None and n + 1 < len(self.steps):
+                if source is not None and step.opname != "FOR_ITER":
+                    position = _of_filter(source, position, position_of_step(self.steps[n - 1])) or position
                 jump = Jump(step.offset, step.opname, step.argval, self.steps[n + 1].offset, position)
                 self.jumps[step.offset] = jump
-                owner = None if source is None else _owner(source, jump)
-                if owner is not None:
-                    self.groups.setdefault(owner, []).append(jump)
+        # A file that was edited since it was loaded has other words in these places.
+        if source is not None and any(jump.position not in source.at for jump in self.jumps.values()):
+            self.source = source = None
+        for jump in self.jumps.values() if source is not None else ():
+            owner = _owner(source, jump)
+            if owner is not None:
+                self.groups.setdefault(owner, []).append(jump)
 
     def decided(self, place: int, group: set[int], spans: Sequence[Position]) -> int | None:
         """Where the code goes on from a place once a test is decided; None where another jump of it comes first."""
@@ -147,7 +153,7 @@ def position_of_step(step: dis.Instruction) -> Position | None:
     return p.lineno, p.col_offset, p.end_lineno, p.end_col_offset
 
 
-@lru_cache(maxsize=1024)
+@kept
 def _layout(filename: str, code: CodeType) -> Layout:
     # By the file as well: code is equal to code of other files that says the same in the same line.
     return Layout(code, source_of(code))
@@ -159,6 +165,15 @@ def layout_of(code: CodeType) -> Layout:
 
 
 # -- what a jump belongs to ------------------------------------------------------------------------------------------
+
+
+def _of_filter(source: Source, position: Position, before: Position | None) -> Position | None:
+    """The test of a comprehension, whose jump some interpreters place where the element stands."""
+    parent, name = source.parents.get(source.at.get(position), (None, ""))  # type: ignore[arg-type]
+    if before is None or not isinstance(parent, COMPREHENSIONS) or name not in ("elt", "key", "value"):
+        return None
+    tests = (position_of(test) for part in parent.generators for test in part.ifs)
+    return next((test for test in tests if test is not None and is_inside(before, test)), None)
 
 
 def _owner(source: Source, jump: Jump) -> ast.AST | None:

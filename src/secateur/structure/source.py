@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import linecache
 from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType
 
-from secateur.structure.asked import tree_of
+from secateur.structure.asked import kept, lines_of_file, tree_of
 
 Position = tuple[int, int, int, int]  # first line, first column, last line, last column
 LOOPS = (ast.For, ast.AsyncFor)
@@ -88,7 +87,7 @@ def source_of(code: CodeType) -> Source | None:
 
 def _around(filename: str, first: int, last: int) -> tuple[int, int]:
     """The lines of the function that an expression stands in; (0, 0) where it seems to stand in none."""
-    lines = linecache.getlines(filename)
+    lines = lines_of_file(filename)
     starts = [n for n in range(min(first, len(lines)), 0, -1) if lines[n - 1].lstrip().startswith(DEFINITIONS)]
     for start in starts:
         depth = _depth(lines[start - 1])
@@ -108,7 +107,7 @@ def _depth(line: str) -> int:
     return len(line) - len(line.lstrip()) if line.strip() else -1
 
 
-@lru_cache(maxsize=256)
+@kept
 def _whole(filename: str) -> Source | None:
     tree = tree_of(filename)
     return Source(tree, 1, 1 << 30) if tree.body else None
@@ -127,7 +126,7 @@ def _source(part: str, first: int, last: int) -> Source | None:
 
 def _function(filename: str, first: int, last: int) -> str:
     """The lines of a function, which a block around it lets stand as far to the right as they do."""
-    lines = linecache.getlines(filename)[first - 1 : last]
+    lines = lines_of_file(filename)[first - 1 : last]
     text = "".join(lines)
     return f"if 1:\n{text}" if text[:1].isspace() else text
 

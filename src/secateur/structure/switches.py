@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import linecache
 from collections.abc import Iterator
 from functools import cache
 from types import FunctionType
@@ -23,6 +22,7 @@ from secateur.structure.asked import (
     callees,
     definition,
     handed_back,
+    lines_of_file,
     made_of,
     mentions,
     nodes_of,
@@ -60,7 +60,7 @@ def _unread(model: nn.Module) -> Iterator[Branch]:
     names: dict[str, str] = {}
     for path, module in model.named_modules():
         functions = [f for f in run_by_forward(module) if f.__code__.co_name == "forward"]
-        if any(definition(f.__code__) is None and not linecache.getlines(f.__code__.co_filename) for f in functions):
+        if any(definition(f.__code__) is None and not lines_of_file(f.__code__.co_filename) for f in functions):
             names.setdefault(type(module).__name__, path)
     if names:
         text = f"the source of {listed(list(names))} cannot be read: holds for flags and words as they are here"

@@ -15,7 +15,8 @@ from torch import nn
 from secateur.model.place import short
 from secateur.structure.asked import plain_function, targets
 from secateur.structure.picks import picks
-from secateur.structure.ran import Ran, Ways, is_installed
+from secateur.structure.ran import Ran, Ways, decides, is_installed
+from secateur.structure.remembered import remembering
 from secateur.structure.sides import Decision, layout_of, one_way
 from secateur.structure.source import COMPREHENSIONS, LOOPS, fails, is_idle, is_truth
 from secateur.types import Condition
@@ -54,14 +55,13 @@ def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> It
     known = {condition.where for condition in named}
     files: dict[str, dict[int, Said]] = {}
     beside: set[str] = set()
-    for piece in ways.pieces:
-        name = short(piece.code.co_filename)
+    for code, said in _all(ways.pieces):
+        name = short(code.co_filename)
         # Of what a library does around its models (its decorators, outputs, configs) one line says where to look.
-        if piece.code.co_filename not in mine and is_installed(piece.code.co_filename):
+        if code.co_filename not in mine and is_installed(code.co_filename):
             beside.add(name)
-        for said in _of(piece):
-            if not any(f"{name}:{line}" in known for line in range(said.line, said.last + 1)):
-                files.setdefault(name, {}).setdefault(said.line, said)
+        if not any(f"{name}:{line}" in known for line in range(said.line, said.last + 1)):
+            files.setdefault(name, {}).setdefault(said.line, said)
     for name, lines in files.items():
         yield from _shortened(name, [lines[line] for line in sorted(lines)], 0 if name in beside else MOST_LINES)
 
@@ -84,6 +84,17 @@ def _shortened(name: str, found: Sequence[Said], most: int) -> Iterator[Conditio
         text = f"holds where {len(rest)} {more}decisions of {name} go as on the example: lines {lines}"
         text += "; the other ways were not seen"
         yield Condition(text, "" if nowhere else f"{name}:{rest[0].line}", rest[0].module)
+
+
+def _all(pieces: Sequence[Ran]) -> Iterator[tuple[CodeType, Said]]:
+    """What is said of all code that ran, and of what did not need to run again."""
+    for piece in pieces:
+        yield from ((piece.code, said) for said in _of(piece))
+    for piece in pieces:
+        for code in remembering(piece.code, piece.space, decides):
+            text = f"holds where {code.co_qualname}() answers as on the example: it remembers its answers"
+            line = code.co_firstlineno
+            yield code, Said(f"{text}, and what decides in it was not seen", line, line, piece.module)
 
 
 def _of(piece: Ran) -> Iterator[Said]:
