@@ -41,6 +41,7 @@ from secateur.types import Example
 
 MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
 RANDOM = frozenset(["aten.rand.default", "aten.randn.default", "aten.randint.default", "aten.randint.low"])
+SCALAR = "aten._local_scalar_dense.default"  # how torch takes the value of a tensor, in item() and for itself
 BRANCHES = ("size", "value", "mode", "argument")  # conditions whose other side can be taken
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
 PICKLING = torch.Tensor._reduce_ex_internal.__code__  # torch's own; the storage that it asks for is a door
@@ -254,6 +255,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif func in UNDECLARED:
             for tensor in tensors_of(args[3:5]):  # the running statistics
                 recorder.before_mutation(tensor)
+        if name == SCALAR:
+            doors.scalar(recorder, tensors_in[0])
         result = func(*args, **kwargs)
         results = tensors_of(result)
         matched = rules.Call(recorder, func, args, kwargs, results)
