@@ -32,6 +32,7 @@ from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder, Rejoined
+from secateur.structure.rounded import rounded
 from secateur.structure.switches import switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
 from secateur.structure.untaken import untaken
@@ -180,6 +181,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     trace.conditions.extend(branch.condition for branch in (*switches(model), *surroundings(model)))
     trace.conditions.extend(untaken(model, first.ways, trace.conditions))
+    trace.rounded.extend(rounded(first.ways.pieces))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 

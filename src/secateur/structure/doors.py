@@ -66,7 +66,9 @@ def _stay(recorder: Recorder, number: int, reason: Lock) -> None:
 
 def scalar(recorder: Recorder, tensor: Tensor) -> None:
     """Torch itself took the one value of a tensor: for an argument that has to be a plain number, or for a script."""
-    _stay(recorder, recorder.number(tensor), recorder.reason(f"its values leave the graph here as {READS['item']}", HINT))
+    _stay(
+        recorder, recorder.number(tensor), recorder.reason(f"its values leave the graph here as {READS['item']}", HINT)
+    )
 
 
 def _numbers(recorder: Recorder, value: object) -> object:
