@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -30,6 +30,12 @@ MADE = "lift_fresh"  # torch.tensor(number) inside a forward
 FEW = 64  # numbers of a constant that are looked at
 FILLS = ("full", "fill", "scalar_tensor", "full_like", "masked_fill", "index_fill", "constant_pad_nd")
 BOUNDS = ("select", "slice", "narrow")  # which position is meant depends on the size of the dimension
+# Integers in a list of these are sizes of the result, which the calls that use it show.
+SIZED = frozenset([
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "zeros", "ones", "empty", "rand", "randn", "full",
+    "new_zeros", "new_ones", "new_empty", "new_full", "as_strided", "empty_strided", "split_with_sizes", "randint",
+    "unflatten", "broadcast_to", "native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm", "resize", "repeat",
+])  # fmt: skip
 Site = tuple[str, str]  # line of the user's code, operator
 
 
@@ -42,12 +48,14 @@ class Used:
         size: of the dimension in which they are positions; 0 where they are none.
         whole: whether all tensors of the call hold integers.
         pointwise: whether it acts element by element, so that all its numbers are values.
+        shapes: of its tensors.
     """
 
     numbers: tuple[float, ...]
     size: int = 0
     whole: bool = False
     pointwise: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,16 +89,15 @@ class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, func: Op, args: Args, kwargs: Kwargs) -> None:
         name, tensors = base_name(func), tensors_of((args, kwargs))
-        numbers = tuple(_numbers((*args, *kwargs.values())))
+        numbers = tuple(_numbers((*args, *kwargs.values()), sizes=name in SIZED))
         if MADE in func._schema.name:
             numbers = tuple(n for t in tensors if t.numel() <= FEW and not t.is_complex() for n in _values(t))
-        if not numbers:
-            return
         dim = args[1] if name in BOUNDS and len(args) > 1 and isinstance(args[1], int) else None
         size = tensors[0].shape[dim] if tensors and dim is not None and tensors[0].dim() else 0
         whole = not any(t.is_floating_point() or t.is_complex() for t in tensors)
+        shapes = tuple(tuple(t.shape) for t in tensors)
         pointwise = Tag.pointwise in func.tags or name in FILLS
-        self.calls[users_line(), name].append(Used(numbers, size, whole, pointwise))
+        self.calls[users_line(), name].append(Used(numbers, size, whole, pointwise, shapes))
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -113,13 +120,14 @@ class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 handle.remove()
 
 
-def _numbers(values: Sequence[object]) -> Iterator[float]:
-    """Scalars, and fractions in lists; integers in lists are sizes."""
+def _numbers(values: Iterable[object], *, sizes: bool) -> Iterator[float]:
+    """Scalars, and what lists hold: there integers may be the sizes of a result."""
+    kinds = (float,) if sizes else (int, float)
     for value in values:
         if type(value) in (int, float):
             yield cast(float, value)
         elif type(value) in (list, tuple):
-            yield from (item for item in value if type(item) is float)  # type: ignore[attr-defined]
+            yield from (item for item in value if type(item) in kinds)  # type: ignore[attr-defined]
 
 
 def _values(tensor: Tensor) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.kinds.layers.drop import Layers, block_names, new_names, staying
 from secateur.kinds.layers.handed import Handed, require_alike
-from secateur.kinds.numbers_used import NumbersUsed, by_turns, require_same
+from secateur.kinds.layers.numbers import same_numbers, which_stay
 from secateur.kinds.reference import Reference, certified
 from secateur.kinds.trials import tried
 from secateur.model.agreement import agreement
@@ -98,34 +98,9 @@ def with_identity(model: nn.Module, layers: Layers, seen: list[Handed]) -> Refer
         renamed=new_names(model, layers),
         differs=DIFFERS,
         hint=HINT,
-        numbers=partial(_same_numbers, stays=_stays(layers)),
+        numbers=partial(same_numbers, stays=which_stay(layers)),
         apart=list(block_names(model, layers)),
     )
-
-
-def _stays(layers: Layers) -> list[list[bool]]:
-    """For each stack, which of its blocks stay."""
-    return [[i not in entry["removed"] for i in range(entry["size"])] for entry in layers.values()]
-
-
-def _same_numbers(before: NumbersUsed, after: NumbersUsed, stays: Sequence[Sequence[bool]]) -> Iterator[str]:
-    """Refuse numbers that the code takes from how many blocks there are, or from the place of a block.
-
-    A line of the loop over the blocks runs less often once some are gone: what it was given for the others has to be
-    what it was.
-    """
-    for site, left in after.calls.items():
-        calls = before.calls.get(site, [])
-        chosen = calls if len(calls) == len(left) else by_turns(calls, left, stays)
-        if chosen is None:
-            known = {call.numbers for call in calls}
-            new = next((call.numbers for call in left if call.numbers not in known), None)
-            if new is not None:
-                yield f"{site[0]} runs with other numbers than in the original ({site[1]}: {new[0]:g}, for example)"
-            continue
-        for one, other in zip(chosen, left, strict=True):
-            if one.size == other.size:
-                require_same(site, before, after, one, other)
 
 
 def identity_outputs(model: nn.Module, example: Example, layers: Layers) -> list[Tensor]:
