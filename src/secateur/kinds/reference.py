@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.answers import Answer, answer
+from secateur.kinds.numbers_used import NumbersUsed
 from secateur.model.agreement import agreement
 from secateur.model.call import device_of
+from secateur.model.guard import Mode
 from secateur.types import Certificate, Example, Trial
 
 THE_EXAMPLE = "the example"
@@ -38,6 +40,9 @@ class Reference:
         notes: what the runs so far have shown, to be said in the certificate.
         differs: says what an output of the cut model is not.
         hint: what to do then.
+        numbers: (plain numbers of its run, those of the cut model) -> notes; refuses those that mean something else.
+            None where numbers are nobody's business, or are followed by other means.
+        apart: names of modules of the reference whose numbers do not count.
     """
 
     model: nn.Module
@@ -49,6 +54,12 @@ class Reference:
     notes: Callable[[], Sequence[str]] = tuple
     differs: str = "is not that of the original without what is removed"
     hint: str = HINT
+    numbers: Callable[[NumbersUsed, NumbersUsed], Iterable[str]] | None = None
+    apart: Sequence[str] = ()
+
+    def counting(self, mode: Mode, apart: Sequence[str] = ()) -> NumbersUsed | None:
+        """What writes down the numbers of a run; in training they are rates of what is drawn at random."""
+        return NumbersUsed(apart) if self.numbers is not None and mode == "eval" else None
 
 
 @dataclass

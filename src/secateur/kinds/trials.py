@@ -294,6 +294,10 @@ class _Trials:
         if mode == "eval":
             held = (f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held))
             self.found.notes += [note for note in held if note not in self.found.notes]
+        follow = self.reference.numbers
+        if follow is not None and expected.numbers is not None and found.numbers is not None:
+            said = follow(expected.numbers, found.numbers)
+            self.found.notes += [note for note in said if note not in self.found.notes]
         if self.reference.objection():
             what = "The function of what is left would change with the cut."
             raise CertificateError(what, why=self.reference.objection(), hint=CHANGES)
@@ -304,7 +308,10 @@ class _Trials:
         reference, draws = self.reference, self.found.draws or mode == "train"
         with passing(reference.model, given.passed):
             state = self.lent.state(reference.model, given.passed)
-            return answer(reference.model, given.example, mode, reference.around, draws=draws, state=state, twice=twice)
+            return answer(
+                reference.model, given.example, mode, reference.around,
+                draws=draws, state=state, twice=twice, numbers=reference.counting(mode, reference.apart),
+            )  # fmt: skip
 
     def _answer_of_cut(
         self,
@@ -318,7 +325,10 @@ class _Trials:
         try:
             with passing(self.cut, given.passed):
                 state = self.lent.state(self.cut, given.passed)
-                return answer(self.cut, given.example, mode, around, draws=draws, state=state, twice=twice)
+                return answer(
+                    self.cut, given.example, mode, around,
+                    draws=draws, state=state, twice=twice, numbers=self.reference.counting(mode),
+                )  # fmt: skip
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",

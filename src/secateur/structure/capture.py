@@ -33,6 +33,7 @@ from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.recorder import Recorder, Rejoined
+from secateur.structure.rounded import rounded
 from secateur.structure.switches import switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
 from secateur.structure.untaken import untaken
@@ -42,6 +43,7 @@ from secateur.types import Example
 
 MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
 RANDOM = frozenset(["aten.rand.default", "aten.randn.default", "aten.randint.default", "aten.randint.low"])
+SCALAR = "aten._local_scalar_dense.default"  # how torch takes the value of a tensor, in item() and for itself
 BRANCHES = ("size", "value", "mode", "argument")  # conditions whose other side can be taken
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
 PICKLING = torch.Tensor._reduce_ex_internal.__code__  # torch's own; the storage that it asks for is a door
@@ -181,6 +183,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     trace.conditions.extend(branch.condition for branch in (*switches(model), *surroundings(model)))
     trace.conditions.extend(untaken(model, first.ways, trace.conditions))
+    trace.rounded.extend(rounded(first.ways.pieces))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 
@@ -256,6 +259,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif func in UNDECLARED:
             for tensor in tensors_of(args[3:5]):  # the running statistics
                 recorder.before_mutation(tensor)
+        if name == SCALAR:
+            doors.scalar(recorder, tensors_in[0])
         result = func(*args, **kwargs)
         results = tensors_of(result)
         matched = rules.Call(recorder, func, args, kwargs, results)

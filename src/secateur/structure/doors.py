@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.structure.axes import leaves, lock
 from secateur.structure.conditions import is_of_input
+from secateur.structure.made_of import made_of
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
 from secateur.structure.recorder import Recorder
 from secateur.structure.trace import Args, Axes, SizeUse
@@ -49,12 +50,28 @@ def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
     for number in numbers:
         for axis in (*recorder.trace.axes[number], *recorder.positions.get(number, ())):
             lock(axis, reason)
+        _stay(recorder, number, reason)
     if recorder.data.isdisjoint(numbers):
         return result
     recorder.watch.value(name, result)
     if name in ("item", "tolist"):
         return _numbers(recorder, result)
     return recorder.watch.answer(bool(result), recorder.here.place().where) if name in BOOLS else result
+
+
+def _stay(recorder: Recorder, number: int, reason: Lock) -> None:
+    """What was made of weights alone is another value once they are cut: of a sum no dimension is left to be locked."""
+    if number not in recorder.data:
+        for own in made_of(recorder.trace, number):
+            for axis in recorder.trace.axes[own]:
+                lock(axis, reason)
+
+
+def scalar(recorder: Recorder, tensor: Tensor) -> None:
+    """Torch itself took the one value of a tensor: for an argument that has to be a plain number, or for a script."""
+    _stay(
+        recorder, recorder.number(tensor), recorder.reason(f"its values leave the graph here as {READS['item']}", HINT)
+    )
 
 
 def _numbers(recorder: Recorder, value: object) -> object:

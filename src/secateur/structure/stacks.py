@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from secateur.structure.block_runs import BlockRun, BlockRuns
 from secateur.structure.capture import quiet
 from secateur.structure.groups import protected_tensors
 from secateur.structure.ran import Ways
+from secateur.structure.rounded import rounded
 from secateur.structure.turns import by_place
 from secateur.structure.untaken import untaken
 from secateur.types import Condition, Example, Lock
@@ -130,7 +132,13 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
             stacks.append(_in_order(stack, runs))
     stacks = [s for s in stacks if not any(_inside(s, other) for other in stacks)]
     places = [c for s in stacks if s.free for c in by_place(s.path, [runs.called.get(_at(s, b), []) for b in s.blocks])]
-    return Depth(tuple(stacks), costs[""], (*places, *untaken(model, ways)))
+    counted = [c for c in rounded(ways.pieces) if any(_counts(c.text, s.path) for s in stacks)]
+    return Depth(tuple(stacks), costs[""], (*places, *counted, *untaken(model, ways)))
+
+
+def _counts(text: str, stack: str) -> bool:
+    """Whether an expression may hold the number of blocks of a stack."""
+    return re.search(rf"len\(|layer|depth|block|\b{re.escape(stack.rpartition('.')[2])}\b", text) is not None
 
 
 def _at(stack: Stack, block: StackBlock) -> str:

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
+from secateur.kinds.experts.numbers import same_numbers
 from secateur.kinds.reference import Reference, certified
 from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.trials import tried
@@ -108,6 +109,7 @@ def with_masked_routers(model: nn.Module, record: Trace, mixtures: Sequence[Mixt
         fit,
         differs="is not that of the original without the removed experts",
         hint="The router may depend on experts in another way; nothing was changed or saved.",
+        numbers=partial(same_numbers, pairs={m.size: int((~removed).sum()) for m, removed in less}),
     )
 
 

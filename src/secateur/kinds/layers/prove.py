@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.kinds.layers.drop import Layers, block_names, new_names, staying
 from secateur.kinds.layers.handed import Handed, require_alike
+from secateur.kinds.layers.numbers import same_numbers, which_stay
 from secateur.kinds.reference import Reference, certified
 from secateur.kinds.trials import tried
 from secateur.model.agreement import agreement
@@ -97,6 +98,8 @@ def with_identity(model: nn.Module, layers: Layers, seen: list[Handed]) -> Refer
         renamed=new_names(model, layers),
         differs=DIFFERS,
         hint=HINT,
+        numbers=partial(same_numbers, stays=which_stay(layers)),
+        apart=list(block_names(model, layers)),
     )
 
 
