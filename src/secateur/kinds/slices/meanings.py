@@ -20,7 +20,7 @@ from secateur.kinds.slices.narrow import Narrow, spread_out
 from secateur.kinds.slices.number_tape import MADE, READ, PlayedCall
 from secateur.structure.axes import resolve, size_after
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Ref, Step, numbers_in
+from secateur.structure.trace import Ref, Step, numbers_in, tensors_of
 
 if TYPE_CHECKING:
     from secateur.kinds.slices.replay import Replay
@@ -47,6 +47,9 @@ HANDED_ON = frozenset([
     "_cdist_forward", "_euclidean_dist", "unsafe_split", "lift_fresh", "contiguous", "real", "imag", "narrow",
     "clamp_min",
 ])  # fmt: skip
+# Of a tensor these take the form alone.
+LIKE = frozenset(["ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full"])
+POSITIONS = ("arange", "range")  # of which the number is the size
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -70,6 +73,7 @@ class Meanings:
         self.read: set[object] = set()  # numbers that the code has read from tensors
         self.made: set[int] = set()  # numbers of the code that became tensors
         self.fixed: set[int] = set()  # tensors that were made of weights and constants alone
+        self.plain: set[int] = set()  # and those that were made of constants and forms alone
         self.touched: dict[int, str] = {}  # tensor that differs between the two -> the line that made it differ
         self.changed: dict[str, str] = {}
         self.meant: dict[str, None] = {}
@@ -80,6 +84,8 @@ class Meanings:
         """Results of a step under the original's numbers; None where they are those of the replay."""
         if played is not None and READ in played.kwargs:
             self.read.add(played.kwargs[READ])
+        if self._counts_units(step):
+            return self._in_full(step)
         if not self._differs(step, played) and not self._touches(step):
             return None
         name, kwargs = base_name(step.func), dict(step.kwargs)
@@ -97,7 +103,17 @@ class Meanings:
             return isinstance(made, Tensor) and whole is not None and not torch.equal(whole, made)
         if base_name(step.func).startswith(ATTENTION) and step.kwargs.get("scale") is None:
             return self._width_of(step) != size_after(self.replay.trace.axes[self._first(step)][-1], self._counts())
-        return bool(self._numbers(step, played))
+        return bool(self._numbers(step, played)) or self._makes_another_size(step, played)
+
+    def _makes_another_size(self, step: Step, played: PlayedCall) -> bool:
+        """Whether a tensor made of numbers has another size in the cut model, and nothing else says so."""
+        if _inputs(step) or not step.outputs:
+            return False
+        axes = [axis for n in step.outputs for axis in self.replay.trace.axes[n]]
+        if any(size_after(axis, self._counts()) != axis.size for axis in axes):
+            return False
+        pairs = zip(step.args, played.args, strict=True)
+        return any(type(a) in (int, float, list, tuple) and a != b for a, b in pairs)
 
     def _numbers(self, step: Step, played: PlayedCall | None) -> list[tuple[str, float, float]]:
         """(name of the argument, number of the original, number of the cut model), of those that differ."""
@@ -105,11 +121,12 @@ class Meanings:
             return []
         values = torch.Tag.pointwise in played.func.tags or base_name(step.func) in ("full", "fill", "scalar_tensor")
         names = [argument.name for argument in step.func._schema.arguments]
+        scalars = _scalars(step)
         mine = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
         theirs = {**dict(zip(names, played.args, strict=False)), **played.kwargs}
-        kinds = (int, float) if values else (float,)
         pairs = ((name, value, theirs.get(name, value)) for name, value in mine.items())
-        found = ((n, a, b) for n, a, b in pairs if type(a) in kinds and type(b) in (int, float) and a != b)
+        pairs = ((n, a, b) for n, a, b in pairs if type(a) in (int, float) and type(b) in (int, float) and a != b)
+        found = ((n, a, b) for n, a, b in pairs if values or n in scalars or type(a) is float)
         return [(n, a, b) for n, a, b in found if b not in self.read]  # type: ignore[misc]
 
     def _touches(self, step: Step) -> list[int]:
@@ -128,6 +145,14 @@ class Meanings:
         inputs = _inputs(step)
         if inputs and all(self._is_fixed(n) for n in inputs):
             self.fixed.update(step.outputs)
+        if self._is_made_of_forms(step, inputs):
+            self.plain.update(step.outputs)
+            if other is not None and self._counts_units(step):
+                self._note(step, Extent())
+                if not self._alike(step, other):
+                    self.made.update(step.outputs)
+                    self._touch(step, other, [])
+                return
         differs = other is not None and self._differs(step, played)
         grows = self._grown(step, played if differs else None)
         if other is None:
@@ -161,6 +186,26 @@ class Meanings:
             and any(n in self.made for n in inputs)
             and all(n in self.made or self._is_plain(n) for n in inputs)
         )
+
+    def _is_made_of_forms(self, step: Step, inputs: Sequence[int]) -> bool:
+        """Whether results depend on neither data nor weights: ones, positions, and what comes of them."""
+        if torch.Tag.nondeterministic_seeded in step.func.tags:
+            return False
+        return base_name(step.func) in LIKE or all(n in self.plain or self._is_plain(n) for n in inputs)
+
+    def _counts_units(self, step: Step) -> bool:
+        """Whether a call sums up constants over a dimension that is cut, which tells its width."""
+        inputs = _inputs(step)
+        if not inputs or any(n in self.touched for n in inputs) or not self._is_made_of_forms(step, inputs):
+            return False
+        restricted = () if step.restrict is None else step.restrict.inputs
+        over = [axis for _, _, axis in (*step.contracted, *restricted)]
+        return any(size_after(axis, self._counts()) != axis.size for axis in over)
+
+    def _in_full(self, step: Step) -> list[Tensor | Narrow]:
+        """Results of a call over all positions, as the original has them."""
+        args, kwargs = self.replay._filled(list(step.args), {}), self.replay._filled(dict(step.kwargs), {})
+        return [*tensors_of(step.func(*cast("list[object]", args), **cast("dict[str, object]", kwargs)))]
 
     def _is_plain(self, number: int) -> bool:
         """Whether a tensor is a constant of the code, and no weight."""
@@ -222,7 +267,7 @@ class Meanings:
         where = next((self.touched[n] for n in touched if n in self.touched), step.place.where)
         picks = base_name(step.func) in PICKS
         for number, tensor in zip(step.outputs, other, strict=True):
-            if picks and _lives(tensor) and _same(self.replay.values[number], tensor):
+            if picks and number not in self.made and _lives(tensor) and _same(self.replay.values[number], tensor):
                 self.forget(number)
                 continue
             self.touched[number] = where
@@ -250,6 +295,8 @@ class Meanings:
     def _grown(self, step: Step, played: PlayedCall | None) -> Extent | None:
         name = base_name(step.func)
         data = [n for n in _inputs(step) if n not in self.made]
+        if not data:
+            return Extent()
         each = [self.grows.get(n, Extent()) if not self._is_scaled(n) else None for n in data]
         if any(extent is None for extent in each):
             return None
@@ -345,6 +392,13 @@ class Meanings:
             or number in self.replay.originals.views
             or self._is_plain(number)
         )
+
+
+def _scalars(step: Step) -> set[str]:
+    """Arguments that are numbers by their nature: neither sizes, nor places, nor dimensions."""
+    if base_name(step.func) in POSITIONS:
+        return set()
+    return {a.name for a in step.func._schema.arguments if str(a.type) in ("number", "Optional[number]")}
 
 
 def _inputs(step: Step) -> list[int]:

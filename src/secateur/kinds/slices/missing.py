@@ -142,8 +142,10 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for place in SERVES.get(name, ()):
             self._require_same(args[place] if place < len(args) else None)
         if name not in SERVES and torch.Tag.pointwise in func.tags:
+            # A penalty may be added to another number, a loss; what is added to data is an offset like any other.
+            several = any(tensor.numel() > 1 for tensor in operands)
             for tensor in operands:
-                if id(tensor) not in self.activations:
+                if id(tensor) not in self.activations or (several and tensor.numel() == 1):
                     self._require_same(tensor)
         for tensor in written:  # a statistic that is written in training depends on the data from now on
             whole.pop(id(tensor), None)
