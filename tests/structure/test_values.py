@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -105,6 +105,11 @@ def test_parameters_computed_anew_are_refused(name: str, place: str) -> None:
         sc.plan(model, X, remove={"a": [1, 4, 9]}).apply(model)
 
 
+def marked(cases: Iterable[str], *fast: str) -> list[object]:
+    """All cases, of which only some are fast."""
+    return [pytest.param(name, marks=() if name in fast else (pytest.mark.slow,)) for name in cases]
+
+
 NUMBERS: dict[str, Callable[[nn.Linear], float]] = {
     "float": lambda a: float(a.weight.detach().abs().sum()),
     "item": lambda a: a.weight.norm().item(),
@@ -118,7 +123,7 @@ NUMBERS: dict[str, Callable[[nn.Linear], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", marked(NUMBERS, "float", "array", "bool", "argument"))
 def test_numbers_made_of_weights_lock_the_weights(name: str) -> None:
     model = Net(lambda h, y, m: y + (y - 90).relu() * NUMBERS[name](m.a)).eval()
     with pytest.raises(UnsupportedError, match=r"leave the graph here as .*test_values\.py:\d+"):
@@ -141,7 +146,7 @@ COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", marked(COUNTED, "ones", "positions", "shares"))
 def test_widths_that_are_counted_are_widths(name: str) -> None:
     model = Net(lambda h, y, m: y + (y - 90).relu() * COUNTED[name](h)).eval()
     with pytest.raises(UnsupportedError, match=r"test_values\.py:\d+"):

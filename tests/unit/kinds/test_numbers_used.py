@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -13,6 +13,12 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.numbers_used import NumbersUsed
+
+
+def marked(cases: Iterable[str], *fast: str) -> list[Any]:
+    """All cases, of which only some are fast."""
+    return [pytest.param(name, marks=() if name in fast else (pytest.mark.slow,)) for name in cases]
+
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -54,7 +60,7 @@ OF_BLOCKS: dict[str, Callable[[Any, Tensor, list[Tensor]], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", OF_BLOCKS)
+@pytest.mark.parametrize("name", marked(OF_BLOCKS, "factor", "states"))
 def test_numbers_of_blocks_are_refused(name: str) -> None:
     model = Stack(OF_BLOCKS[name]).eval()
     with pytest.raises(CertificateError, match=r"test_numbers_used\.py:\d+"):
@@ -115,7 +121,7 @@ OF_EXPERTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", OF_EXPERTS)
+@pytest.mark.parametrize("name", marked(OF_EXPERTS, "attribute", "whole", "threshold", "chosen"))
 def test_numbers_of_experts_are_refused(name: str) -> None:
     model = Mixture(OF_EXPERTS[name]).eval()
     with pytest.raises(UnsupportedError, match=r"test_numbers_used\.py:\d+"):
@@ -145,7 +151,7 @@ FOLLOW: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", FOLLOW)
+@pytest.mark.parametrize("name", marked(FOLLOW, "classes", "capacity"))
 def test_counts_of_experts_follow(name: str) -> None:
     model = Mixture(FOLLOW[name]).eval()
     plan = sc.plan(model, X, granularity="expert", target={"count": 2})
