@@ -180,3 +180,41 @@ def test_hooks_that_take_it_from_their_module_are_let_through() -> None:
     model[2].register_forward_hook(lambda module, args, out: out + total(module.weight) + offset)
     cut = sc.plan(model, X, remove={"0": [1, 2]}, granularity="channel").apply(model)
     assert cut[0].out_features == 7
+
+
+def test_a_forward_that_a_closure_has_wrapped_runs_the_copy() -> None:
+    model = net()
+    model.down, model.up = nn.Parameter(torch.randn(2, 9)), nn.Parameter(torch.randn(4, 2))
+    plain = model[2].forward
+    model[2].forward = lambda x: plain(x) + x @ model.down.T @ model.up.T
+    cut = sc.plan(model, X, remove={"0": [1, 2]}, granularity="channel").apply(model)
+    hidden = model[1](model[0](X)).index_fill(1, torch.tensor([1, 2]), 0)
+    assert torch.allclose(cut(X), plain(hidden) + hidden @ model.down.T @ model.up.T, atol=1e-5)
+    assert cut.down.shape == (2, 7)
+
+
+def test_arrays_that_share_memory_with_the_original_are_refused() -> None:
+    model = net()
+    array = model[2].bias.detach().numpy()
+    model.register_forward_hook(lambda module, args, out: out * torch.from_numpy(array))
+    with pytest.raises(UnsupportedError, match=r"still reads .2\.bias. of the original"):
+        sc.plan(model, X, remove={"0": [1, 2]}, granularity="channel").apply(model)
+
+
+class Transformed(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Linear(6, 9), nn.Linear(9, 4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if self.way == "vmap":
+            return torch.vmap(self.b)(h)
+        return self.b(h) + torch.func.grad(lambda v: self.b(v).sum())(h).sum()
+
+
+@pytest.mark.parametrize("way", ["vmap", "grad"])
+def test_transforms_are_refused_in_words_of_their_own(way: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"torch\.func, torch\.vmap") as caught:
+        sc.plan(Transformed(way).eval(), X, remove={"a": [1, 2]}, granularity="channel")
+    assert "report" not in str(caught.value)
