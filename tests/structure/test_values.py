@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -103,3 +103,62 @@ def test_parameters_computed_anew_are_refused(name: str, place: str) -> None:
     model = Net(forward).eval()
     with pytest.raises(UnsupportedError):
         sc.plan(model, X, remove={"a": [1, 4, 9]}).apply(model)
+
+
+def marked(cases: Iterable[str], *fast: str) -> list[object]:
+    """All cases, of which only some are fast."""
+    return [pytest.param(name, marks=() if name in fast else (pytest.mark.slow,)) for name in cases]
+
+
+NUMBERS: dict[str, Callable[[nn.Linear], float]] = {
+    "float": lambda a: float(a.weight.detach().abs().sum()),
+    "item": lambda a: a.weight.norm().item(),
+    "list": lambda a: sum(a.weight.abs().sum(0).tolist()),
+    "array": lambda a: float(a.weight.detach().abs().sum().numpy()),
+    "text": lambda a: float(f"{a.weight.abs().sum():.3f}"),
+    "index": lambda a: range(99)[a.weight.count_nonzero() // 9],
+    "bool": lambda a: 1.0 + bool(a.weight.abs().sum() > 1),
+    "equal": lambda a: 1.0 + torch.equal(a.weight.sum(0), a.weight.sum(0)),
+    "argument": lambda a: float(torch.add(torch.ones(()), 1.0, alpha=a.bias.abs().sum())),
+}
+
+
+@pytest.mark.parametrize("name", marked(NUMBERS, "float", "array", "bool", "argument"))
+def test_numbers_made_of_weights_lock_the_weights(name: str) -> None:
+    model = Net(lambda h, y, m: y + (y - 90).relu() * NUMBERS[name](m.a)).eval()
+    with pytest.raises(UnsupportedError, match=r"leave the graph here as .*test_values\.py:\d+"):
+        sc.plan(model, X, target={"sparsity": 0.4})
+
+
+def test_numbers_of_other_weights_lock_nothing_else() -> None:
+    model = Net(lambda h, y, m: y * m.b.bias.exp().mean().item()).eval()
+    assert sc.plan(model, X, remove={"a": [1, 4, 9]}).apply(model).a.out_features == 13
+
+
+COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "ones": lambda h: torch.ones_like(h).sum(-1, keepdim=True),
+    "positions": lambda h: torch.arange(h.shape[-1]).max(),
+    "diagonal": lambda h: torch.eye(h.shape[-1]).trace(),
+    "interval": lambda h: torch.linspace(0, h.shape[-1], 2)[1],
+    "expanded": lambda h: torch.ones(1).expand(h.shape[-1]).sum(),
+    "product": lambda h: torch.ones_like(h) @ torch.ones(h.shape[-1], 1),
+    "shares": lambda h: torch.zeros_like(h).softmax(-1).amax(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", marked(COUNTED, "ones", "positions", "shares"))
+def test_widths_that_are_counted_are_widths(name: str) -> None:
+    model = Net(lambda h, y, m: y + (y - 90).relu() * COUNTED[name](h)).eval()
+    with pytest.raises(UnsupportedError, match=r"test_values\.py:\d+"):
+        sc.plan(model, X, remove={"a": [1, 4, 9]}).apply(model)
+
+
+def test_sums_of_weights_are_penalties_beside_data_and_offsets_in_them() -> None:
+    beside = Net(lambda h, y, m: (y, y.square().mean() + 0.1 * m.a.weight.square().sum())).eval()  # type: ignore[arg-type,return-value]
+    cut = sc.plan(beside, X, remove={"a": [1, 4, 9]}).apply(beside)
+    kept = [i for i in range(16) if i not in (1, 4, 9)]
+    y = beside.b(beside.a(X).relu().index_fill(1, torch.tensor([1, 4, 9]), 0))
+    assert torch.allclose(cut(X)[1], y.square().mean() + 0.1 * beside.a.weight[kept].square().sum(), atol=1e-5)
+    within = Net(lambda h, y, m: y + (y - 90 - m.a.bias.sum()).relu()).eval()
+    with pytest.raises(UnsupportedError, match="computed anew"):
+        sc.plan(within, X, remove={"a": [1, 4, 9]}).apply(within)

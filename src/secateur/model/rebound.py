@@ -115,6 +115,8 @@ def _parts(value: Any) -> Iterator[Any]:
             yield value.cell_contents
         except ValueError:  # a variable that is not bound yet
             return
+    elif isinstance(value, MethodType):  # of a module, which may be torch's: a forward that was kept to be called
+        yield from (value.__self__, value.__func__)
     elif isinstance(value, FUNCTIONS):
         yield from inside(value)
     elif isinstance(value, dict):
@@ -172,10 +174,10 @@ def _flat(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """What tells the memory of a tensor from any other; None where it has none of its own."""
+    """What tells the memory of a tensor from any other, also by way of an array; None where it has none of its own."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
         return None
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return int(tensor.untyped_storage().data_ptr()) or None
     except (RuntimeError, NotImplementedError):  # a wrapper around other tensors
         return None

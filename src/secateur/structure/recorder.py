@@ -150,7 +150,8 @@ class Recorder:
         return number
 
     def _add_constant(self, tensor: Tensor) -> int:
-        reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.here.module)
+        hint = "make it a parameter, a buffer or a module of its own, also where a function holds it"
+        reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.here.module, hint=hint)
         number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
         self.trace.constants[number] = tensor
         return number

@@ -21,17 +21,22 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)).eval()
 
 
+def total(weight: Tensor) -> Tensor:
+    """A sum by way of a product: as a plain sum of weights it would be an offset, of which no cut may take a part."""
+    return (torch.ones(1, len(weight)) @ weight).sum()
+
+
 def add(weight: Tensor, module: nn.Module, args: Any, out: Tensor) -> Tensor:
-    return out + weight.sum()
+    return out + total(weight)
 
 
 def by_closure(model: nn.Module) -> Callable[..., Any]:
     weight = model[2].weight
-    return lambda module, args, out: out + weight.sum()
+    return lambda module, args, out: out + total(weight)
 
 
 def by_default(model: nn.Module) -> Callable[..., Any]:
-    return lambda module, args, out, weight=model[2].weight: out + weight.sum()
+    return lambda module, args, out, weight=model[2].weight: out + total(weight)
 
 
 def by_partial(model: nn.Module) -> Callable[..., Any]:
@@ -40,7 +45,7 @@ def by_partial(model: nn.Module) -> Callable[..., Any]:
 
 def by_list(model: nn.Module) -> Callable[..., Any]:
     held = {"weights": [model[2].weight]}
-    return lambda module, args, out: out + held["weights"][0].sum()
+    return lambda module, args, out: out + total(held["weights"][0])
 
 
 def by_another(model: nn.Module) -> Callable[..., Any]:
@@ -53,11 +58,11 @@ class Holder:
         self.weight = weight
 
     def add(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        return out + self.weight.sum()
+        return out + total(self.weight)
 
 
 def by_module(model: nn.Module) -> Callable[..., Any]:
-    return lambda module, args, out: out + model[2].weight.sum()
+    return lambda module, args, out: out + total(model[2].weight)
 
 
 def by_object(model: nn.Module) -> Callable[..., Any]:
@@ -71,13 +76,13 @@ def by_bound_method(model: nn.Module) -> Callable[..., Any]:
 
 def by_itself(model: nn.Module) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, out: Tensor, depth: int = 1) -> Tensor:
-        return hook(module, args, out, 0) if depth else out + model[2].weight.sum()
+        return hook(module, args, out, 0) if depth else out + total(model[2].weight)
 
     return hook
 
 
 def by_keyword(model: nn.Module) -> Callable[..., Any]:
-    return functools.partial(lambda module, args, out, *, more: out + more[0].sum(), more=(model[2].weight,))
+    return functools.partial(lambda module, args, out, *, more: out + total(more[0]), more=(model[2].weight,))
 
 
 HOLD = [by_closure, by_default, by_partial, by_list, by_another, by_module, by_object, by_bound_method, by_itself]
@@ -150,13 +155,13 @@ KEPT: dict[int, Tensor] = {}
 
 def by_global(model: nn.Module) -> Callable[..., Any]:
     KEPT[0] = model[2].weight
-    return lambda module, args, out: out + KEPT[0].sum()
+    return lambda module, args, out: out + total(KEPT[0])
 
 
 def by_own_copy(model: nn.Module) -> Callable[..., Any]:
     shy = Shy()
     shy.take = [model[2].weight]
-    return lambda module, args, out: out + shy.take[0].sum()
+    return lambda module, args, out: out + total(shy.take[0])
 
 
 @pytest.mark.parametrize("hold", [by_global, by_own_copy])
@@ -172,6 +177,44 @@ def test_a_copy_that_still_reads_the_original_is_refused(hold: Callable[[nn.Modu
 
 def test_hooks_that_take_it_from_their_module_are_let_through() -> None:
     model, offset = net(), torch.ones(4)
-    model[2].register_forward_hook(lambda module, args, out: out + module.weight.sum() + offset)
+    model[2].register_forward_hook(lambda module, args, out: out + total(module.weight) + offset)
     cut = sc.plan(model, X, remove={"0": [1, 2]}, granularity="channel").apply(model)
     assert cut[0].out_features == 7
+
+
+def test_a_forward_that_a_closure_has_wrapped_runs_the_copy() -> None:
+    model = net()
+    model.down, model.up = nn.Parameter(torch.randn(2, 9)), nn.Parameter(torch.randn(4, 2))
+    plain = model[2].forward
+    model[2].forward = lambda x: plain(x) + x @ model.down.T @ model.up.T
+    cut = sc.plan(model, X, remove={"0": [1, 2]}, granularity="channel").apply(model)
+    hidden = model[1](model[0](X)).index_fill(1, torch.tensor([1, 2]), 0)
+    assert torch.allclose(cut(X), plain(hidden) + hidden @ model.down.T @ model.up.T, atol=1e-5)
+    assert cut.down.shape == (2, 7)
+
+
+def test_arrays_that_share_memory_with_the_original_are_refused() -> None:
+    model = net()
+    array = model[2].bias.detach().numpy()
+    model.register_forward_hook(lambda module, args, out: out * torch.from_numpy(array))
+    with pytest.raises(UnsupportedError, match=r"still reads .2\.bias. of the original"):
+        sc.plan(model, X, remove={"0": [1, 2]}, granularity="channel").apply(model)
+
+
+class Transformed(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Linear(6, 9), nn.Linear(9, 4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if self.way == "vmap":
+            return torch.vmap(self.b)(h)
+        return self.b(h) + torch.func.grad(lambda v: self.b(v).sum())(h).sum()
+
+
+@pytest.mark.parametrize("way", ["vmap", "grad"])
+def test_transforms_are_refused_in_words_of_their_own(way: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"torch\.func, torch\.vmap") as caught:
+        sc.plan(Transformed(way).eval(), X, remove={"a": [1, 2]}, granularity="channel")
+    assert "report" not in str(caught.value)

@@ -26,6 +26,7 @@ from secateur.model.held import HeldRandomness
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Keep
 from secateur.structure.capture import capture, quiet
+from secateur.structure.groups import structure
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Example
 
@@ -158,6 +159,7 @@ def certify(
         model, cut, example = (doubled(x) for x in (model, cut, example))
         examples = [doubled(each) for each in examples]
         trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
+        structure(model, trace)  # and those that follow each other
         same = None
     plain = named_tensors(model)
     tensors = rescaled(plain, scales)

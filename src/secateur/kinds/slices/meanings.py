@@ -8,19 +8,20 @@ could hide a difference: in a mean over what is kept (`extents`), or because a f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from secateur.kinds.slices.asked_of_steps import grow_alike, inputs_of, is_same, is_uniform, lives, scalars_of
 from secateur.kinds.slices.extents import Extent, brought, grown
 from secateur.kinds.slices.fold import Scale
 from secateur.kinds.slices.narrow import Narrow, spread_out
 from secateur.kinds.slices.number_tape import MADE, READ, PlayedCall
 from secateur.structure.axes import resolve, size_after
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Ref, Step, numbers_in
+from secateur.structure.trace import Ref, Step, tensors_of
 
 if TYPE_CHECKING:
     from secateur.kinds.slices.replay import Replay
@@ -47,7 +48,8 @@ HANDED_ON = frozenset([
     "_cdist_forward", "_euclidean_dist", "unsafe_split", "lift_fresh", "contiguous", "real", "imag", "narrow",
     "clamp_min",
 ])  # fmt: skip
-SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Of a tensor these take the form alone.
+LIKE = frozenset(["ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full"])
 
 
 class Meanings:
@@ -70,6 +72,7 @@ class Meanings:
         self.read: set[object] = set()  # numbers that the code has read from tensors
         self.made: set[int] = set()  # numbers of the code that became tensors
         self.fixed: set[int] = set()  # tensors that were made of weights and constants alone
+        self.plain: set[int] = set()  # and those that were made of constants and forms alone
         self.touched: dict[int, str] = {}  # tensor that differs between the two -> the line that made it differ
         self.changed: dict[str, str] = {}
         self.meant: dict[str, None] = {}
@@ -80,6 +83,8 @@ class Meanings:
         """Results of a step under the original's numbers; None where they are those of the replay."""
         if played is not None and READ in played.kwargs:
             self.read.add(played.kwargs[READ])
+        if self._counts_units(step):
+            return self._in_full(step)
         if not self._differs(step, played) and not self._touches(step):
             return None
         name, kwargs = base_name(step.func), dict(step.kwargs)
@@ -97,7 +102,17 @@ class Meanings:
             return isinstance(made, Tensor) and whole is not None and not torch.equal(whole, made)
         if base_name(step.func).startswith(ATTENTION) and step.kwargs.get("scale") is None:
             return self._width_of(step) != size_after(self.replay.trace.axes[self._first(step)][-1], self._counts())
-        return bool(self._numbers(step, played))
+        return bool(self._numbers(step, played)) or self._makes_another_size(step, played)
+
+    def _makes_another_size(self, step: Step, played: PlayedCall) -> bool:
+        """Whether a tensor made of numbers has another size in the cut model, and nothing else says so."""
+        if inputs_of(step) or not step.outputs:
+            return False
+        axes = [axis for n in step.outputs for axis in self.replay.trace.axes[n]]
+        if any(size_after(axis, self._counts()) != axis.size for axis in axes):
+            return False
+        pairs = zip(step.args, played.args, strict=True)
+        return any(type(a) in (int, float, list, tuple) and a != b for a, b in pairs)
 
     def _numbers(self, step: Step, played: PlayedCall | None) -> list[tuple[str, float, float]]:
         """(name of the argument, number of the original, number of the cut model), of those that differ."""
@@ -105,15 +120,16 @@ class Meanings:
             return []
         values = torch.Tag.pointwise in played.func.tags or base_name(step.func) in ("full", "fill", "scalar_tensor")
         names = [argument.name for argument in step.func._schema.arguments]
+        scalars = scalars_of(step)
         mine = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
         theirs = {**dict(zip(names, played.args, strict=False)), **played.kwargs}
-        kinds = (int, float) if values else (float,)
         pairs = ((name, value, theirs.get(name, value)) for name, value in mine.items())
-        found = ((n, a, b) for n, a, b in pairs if type(a) in kinds and type(b) in (int, float) and a != b)
+        pairs = ((n, a, b) for n, a, b in pairs if type(a) in (int, float) and type(b) in (int, float) and a != b)
+        found = ((n, a, b) for n, a, b in pairs if values or n in scalars or type(a) is float)
         return [(n, a, b) for n, a, b in found if b not in self.read]  # type: ignore[misc]
 
     def _touches(self, step: Step) -> list[int]:
-        return [n for n in _inputs(step) if self._is_touched(n)]
+        return [n for n in inputs_of(step) if self._is_touched(n)]
 
     def _is_touched(self, number: int) -> bool:
         view = self.replay.originals.views.get(number)
@@ -125,9 +141,17 @@ class Meanings:
         """Follow what a step has made of numbers."""
         if step.outputs and step.outputs[0] in self.replay.originals.views:
             return
-        inputs = _inputs(step)
+        inputs = inputs_of(step)
         if inputs and all(self._is_fixed(n) for n in inputs):
             self.fixed.update(step.outputs)
+        if self._is_made_of_forms(step, inputs):
+            self.plain.update(step.outputs)
+            if other is not None and self._counts_units(step):
+                self._note(step, Extent())
+                if not self._alike(step, other):
+                    self.made.update(step.outputs)
+                    self._touch(step, other, [])
+                return
         differs = other is not None and self._differs(step, played)
         grows = self._grown(step, played if differs else None)
         if other is None:
@@ -161,6 +185,26 @@ class Meanings:
             and any(n in self.made for n in inputs)
             and all(n in self.made or self._is_plain(n) for n in inputs)
         )
+
+    def _is_made_of_forms(self, step: Step, inputs: Sequence[int]) -> bool:
+        """Whether results depend on neither data nor weights: ones, positions, and what comes of them."""
+        if torch.Tag.nondeterministic_seeded in step.func.tags:
+            return False
+        return base_name(step.func) in LIKE or all(n in self.plain or self._is_plain(n) for n in inputs)
+
+    def _counts_units(self, step: Step) -> bool:
+        """Whether a call sums up constants over a dimension that is cut, which tells its width."""
+        inputs = inputs_of(step)
+        if not inputs or any(n in self.touched for n in inputs) or not self._is_made_of_forms(step, inputs):
+            return False
+        restricted = () if step.restrict is None else step.restrict.inputs
+        over = [axis for _, _, axis in (*step.contracted, *restricted)]
+        return any(size_after(axis, self._counts()) != axis.size for axis in over)
+
+    def _in_full(self, step: Step) -> list[Tensor | Narrow]:
+        """Results of a call over all positions, as the original has them."""
+        args, kwargs = self.replay._filled(list(step.args), {}), self.replay._filled(dict(step.kwargs), {})
+        return [*tensors_of(step.func(*cast("list[object]", args), **cast("dict[str, object]", kwargs)))]
 
     def _is_plain(self, number: int) -> bool:
         """Whether a tensor is a constant of the code, and no weight."""
@@ -213,16 +257,16 @@ class Meanings:
         together = (differs and bool(data)) or (len(touched) > 1 and (name in PRODUCTS or name in ("mul", "div")))
         if name.startswith(ATTENTION) or name in NORMALISED:
             return self._alike(step, other)
-        return together and self._alike(step, other) and any(_lives(self.replay.values[n]) for n in step.outputs)
+        return together and self._alike(step, other) and any(lives(self.replay.values[n]) for n in step.outputs)
 
     def _alike(self, step: Step, other: Sequence[Tensor | Narrow]) -> bool:
-        return all(_same(self.replay.values[n], t) for n, t in zip(step.outputs[:1], other[:1], strict=True))
+        return all(is_same(self.replay.values[n], t) for n, t in zip(step.outputs[:1], other[:1], strict=True))
 
     def _touch(self, step: Step, other: Sequence[Tensor | Narrow], touched: Sequence[int]) -> None:
         where = next((self.touched[n] for n in touched if n in self.touched), step.place.where)
         picks = base_name(step.func) in PICKS
         for number, tensor in zip(step.outputs, other, strict=True):
-            if picks and _lives(tensor) and _same(self.replay.values[number], tensor):
+            if picks and number not in self.made and lives(tensor) and is_same(self.replay.values[number], tensor):
                 self.forget(number)
                 continue
             self.touched[number] = where
@@ -249,7 +293,9 @@ class Meanings:
 
     def _grown(self, step: Step, played: PlayedCall | None) -> Extent | None:
         name = base_name(step.func)
-        data = [n for n in _inputs(step) if n not in self.made]
+        data = [n for n in inputs_of(step) if n not in self.made]
+        if not data:
+            return Extent()
         each = [self.grows.get(n, Extent()) if not self._is_scaled(n) else None for n in data]
         if any(extent is None for extent in each):
             return None
@@ -267,7 +313,7 @@ class Meanings:
         if name in AVERAGES:
             return known[0] ** AVERAGES[name]
         if name in HANDED_ON or torch.Tag.pointwise in step.func.tags:
-            return _together([e for n, e in zip(data, known, strict=True) if not self._is_plain(n)])
+            return grow_alike([e for n, e in zip(data, known, strict=True) if not self._is_plain(n)])
         return Extent()
 
     def _of_sum(self, step: Step, name: str, known: Sequence[Extent]) -> Extent | None:
@@ -319,7 +365,7 @@ class Meanings:
         if number not in self.touched:
             return Extent()
         after, before = (spread_out(replay.values[number]) for replay in (self.replay, self.twin))
-        if not _is_uniform(after) or not _is_uniform(before) or not after.numel() or not before.numel():
+        if not is_uniform(after) or not is_uniform(before) or not after.numel() or not before.numel():
             return None
         return brought(float(before.flatten()[0]), float(after.flatten()[0]))
 
@@ -345,34 +391,3 @@ class Meanings:
             or number in self.replay.originals.views
             or self._is_plain(number)
         )
-
-
-def _inputs(step: Step) -> list[int]:
-    return list(dict.fromkeys([*numbers_in(step.args), *numbers_in(step.kwargs)]))
-
-
-def _together(extents: Iterable[Extent]) -> Extent | None:
-    """The extent of what is added up or chosen from: all have to grow alike."""
-    found = list(extents)
-    return Extent() if not found else found[0] if all(e.like(found[0]) for e in found) else None
-
-
-def _is_uniform(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
-
-
-def _lives(value: Tensor | Narrow) -> bool:
-    tensor = value.small if isinstance(value, Narrow) and value.is_small else spread_out(value)
-    return tensor.numel() > 0 and bool(torch.nan_to_num(tensor).any())
-
-
-def _same(one: Tensor | Narrow, two: Tensor | Narrow) -> bool:
-    if isinstance(one, Narrow) and isinstance(two, Narrow) and one.is_small and one.fits(two):
-        return _same(one.small, two.small)
-    a, b = spread_out(one), spread_out(two)
-    if a.shape != b.shape or not (a.is_floating_point() or a.is_complex()):
-        return a.shape == b.shape and torch.equal(a, b)
-    if not a.numel():
-        return True
-    a, b = (torch.where(torch.isnan(t) | torch.isinf(t), 0, t) for t in (a, b))
-    return float((a - b).abs().max()) <= SAME.get(a.dtype, 1e-4) * float(b.abs().max())

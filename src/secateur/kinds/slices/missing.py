@@ -50,6 +50,7 @@ SERVES = {  # where a weight or a bias stands among the arguments
     "_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2), "batch_norm": (1, 2),
     "layer_norm": (2, 3), "group_norm": (2, 3),
 }  # fmt: skip
+FILLS = ("masked_fill", "index_fill", "fill", "index_put", "scatter", "where", "copy")
 # What these make of a parameter is an activation, as of a learned token; other reductions make another parameter of it.
 NORMS = frozenset(name for name in SERVES if name.endswith("_norm") or "batch_norm" in name)
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -141,9 +142,11 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._of_weights(func, args, kwargs, {id(t) for t in written})
         for place in SERVES.get(name, ()):
             self._require_same(args[place] if place < len(args) else None)
-        if name not in SERVES and torch.Tag.pointwise in func.tags:
+        if name not in SERVES and (name in FILLS or torch.Tag.pointwise in func.tags):
+            # A penalty may be added to another number, a loss; what is added to data is an offset like any other.
+            several = any(tensor.numel() > 1 for tensor in operands)
             for tensor in operands:
-                if id(tensor) not in self.activations:
+                if id(tensor) not in self.activations or (several and tensor.numel() == 1):
                     self._require_same(tensor)
         for tensor in written:  # a statistic that is written in training depends on the data from now on
             whole.pop(id(tensor), None)
