@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.model.call import call, fresh
 from secateur.model.forms import map_tensors
 from secateur.model.rebound import rebind
-from secateur.model.tensors import computed_tensors, dense
+from secateur.model.tensors import computed_tensors, cut_tensor, dense
 from secateur.types import Certificate, Example
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -109,6 +109,9 @@ def _compare(i: int, expected: Tensor, found: Tensor, nan: str, hint: str) -> tu
     return float(difference.max()), float(finite.abs().max()) if finite.numel() else 0.0
 
 
+PART = 2**17  # elements that are compared at once
+
+
 def require_slices(name: str, wanted: Tensor, found: Tensor | None) -> None:
     """Refuse a tensor of the cut model that is not exactly what its plan keeps: the example may leave a unit silent.
 
@@ -126,6 +129,30 @@ def require_slices(name: str, wanted: Tensor, found: Tensor | None) -> None:
             why="the plan was changed after it was made, or the model between planning and cutting",
             hint="Make the plan anew; nothing was changed or saved.",
         )
+
+
+def require_kept(name: str, whole: Tensor, dims: Mapping[int, Tensor], found: Tensor | None) -> None:
+    """As `require_slices`, part by part: what is taken out of the original is compared while it is in the caches.
+
+    Args:
+        name: of the tensor, for the error.
+        whole: the original's.
+        dims: dimension -> kept indices.
+        found: what the cut model holds; None where it has no such tensor.
+
+    Raises:
+        CertificateError: shape, dtype or a single bit differ.
+    """
+    whole = whole.detach()
+    kept = [len(dims[d]) if d in dims else size for d, size in enumerate(whole.shape)]
+    if found is None or not kept or list(found.shape) != kept or whole.layout is not torch.strided:
+        require_slices(name, cut_tensor(whole, dims), found)
+        return
+    rows = max(1, PART * kept[0] // max(1, found.numel()))
+    for first in range(0, kept[0], rows):
+        own = {**dims, 0: dims[0][first : first + rows]} if 0 in dims else dims
+        part = whole if 0 in dims else whole[first : first + rows]
+        require_slices(name, cut_tensor(part, own), found[first : first + rows])
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -17,7 +17,7 @@ from secateur.kinds.experts.numbers import same_numbers
 from secateur.kinds.reference import Reference, certified
 from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.trials import tried
-from secateur.model.agreement import require_slices
+from secateur.model.agreement import require_kept
 from secateur.model.tensors import cut_tensor, named_tensors
 from secateur.request import PROOF, Efforts
 from secateur.structure.axes import Keep, kept
@@ -117,7 +117,7 @@ def _same_slices(model: nn.Module, cut: nn.Module, cuts: Cuts) -> None:
     """Every expert of the cut model is the one that the plan keeps: also those that the example does not reach."""
     small = named_tensors(cut)
     for name, tensor in named_tensors(model).items():
-        require_slices(name, cut_tensor(tensor, cuts.get(name, {})), small.get(name))
+        require_kept(name, tensor, cuts.get(name, {}), small.get(name))
 
 
 @contextmanager
