@@ -101,7 +101,8 @@ def select(
             set name -> name patterns: each set, the first that matches a group counts.
         allocation: how a global amount is spread: "global" (default), "uniform", "erk", "lamp".
         granularity: only a pattern such as "2:4" makes a difference: the n highest scores of each m
-            consecutive ones along the input dimension stay, and so does the tail that m does not divide.
+            consecutive ones along the input dimension stay, and so does the tail that m does not divide. Default: the
+            pattern that the scores were made for, if any.
         min_keep: units that stay in each group (none by default: scores are sorted as they are; `plan` and recipes
             keep one), with scope "row" in each row. Where that binds, the next
             units go instead: of the whole ranking, or with separate scopes of the other groups in proportion
@@ -143,7 +144,7 @@ def select(
     axes = {group.name: group.attributes for group in known}
     rules = _Rules(scope, None if allocation == "global" else allocation, min_keep, axes, shapes)
     amounts = {"sparsity": sparsity, "count": count, "threshold": threshold}
-    pattern = _pattern(granularity)
+    pattern = _pattern_of(known) if granularity is None else _pattern(granularity)
     if pattern is not None:
         plain = scope == "global" and rules.allocation is None and min_keep == 0
         _only_pattern(pattern, amounts, plain=plain)
@@ -324,6 +325,13 @@ def _pattern(granularity: Spec | None) -> NM | None:
         return NM() if granularity == NM.name else None
     parsed = parse(granularity)
     return parsed if isinstance(parsed, NM) else None
+
+
+def _pattern_of(groups: Sequence[Group]) -> NM | None:
+    """The pattern that scores were made for, as their groups say: any other choice would not be one of it."""
+    found = (group.attributes for group in groups if group.granularity == NM.name)
+    made_for = next((known for known in found if {"n", "m"} <= set(known)), None)
+    return None if made_for is None else NM(n=made_for["n"], m=made_for["m"])
 
 
 def _only_pattern(pattern: NM, amounts: Mapping[str, float | Mapping[str, float] | None], *, plain: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.amounts.allocate.base import round_half_up
 from secateur.amounts.patterns import per_pattern
 from secateur.errors import RecipeError, TargetError
 from secateur.kinds.weights.granularity import Granularity
@@ -154,8 +155,11 @@ def _exactly(
         out, into = matrix.shape
         own = -(-out // rows) * -(-into // columns)
         units += own
-        gone = share * units if shares is None or matrix is matrices[-1] else gone + shares[matrix.site] * own
-        # Of running totals, so that roundings of single matrices do not add up.
+        # Of running totals, so that roundings of single matrices do not add up; rounded as `select` rounds them.
+        if shares is None or matrix is matrices[-1]:
+            gone = float(round_half_up(share, units))
+        else:
+            gone += shares[matrix.site] * own
         count = min(max(round(gone) - taken, 0), own)
         taken += count
         if granularity.name == "block":
