@@ -44,10 +44,6 @@ def plan_of(
     """
     model, edit = candidates.model, candidates.write(keep)
     groups = [group for group in candidates.groups if group.name in keep]
-    cost: dict[str, list[int]] = {}
-    if candidates.physical:
-        whole, left = Left.of({n: torch.ones_like(mask) for n, mask in keep.items()}), Left.of(keep)
-        cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
 
     def prove(original: nn.Module, cut: nn.Module, effort: Efforts | None = None) -> Certificate:
         example, effort = candidates.example, effort or effort_of(request.proof)
@@ -72,7 +68,7 @@ def plan_of(
         attributes=edit.attributes,
         masks=edit.masks,
         units=counted(request.what, keep),
-        cost=cost,
+        cost=_cost(candidates, keep) if candidates.physical else {},
         evidence=Evidence(
             model,
             groups,
@@ -94,6 +90,12 @@ def plan_of(
             *left_behind(model, edit.cuts, edit.attributes),
         ),
     )
+
+
+def _cost(candidates: Candidates, keep: Keep) -> dict[str, list[int]]:
+    """What the whole costs, and what stays."""
+    whole, left = Left.of({name: torch.ones_like(mask) for name, mask in keep.items()}), Left.of(keep)
+    return {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
 
 
 def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mapping[str, object] | Target | None) -> Plan:
