@@ -68,12 +68,15 @@ class RunStages:
         recipe: as it was resolved.
         run: the journal, which takes over what an earlier process has written.
         own: whether the run trains by a loop of the user's.
+        given: hash of units or scores that the caller gave; "" where the recipe decides.
 
     Raises:
         FileRefusedError: the folder holds another run, is damaged, or is in use.
     """
 
-    def __init__(self, place: Unfinished | None, model: nn.Module, recipe: Recipe, run: Journal, *, own: bool) -> None:
+    def __init__(
+        self, place: Unfinished | None, model: nn.Module, recipe: Recipe, run: Journal, *, own: bool, given: str = ""
+    ) -> None:
         self._run, self._checkpoint = run, None
         if place is None:
             return
@@ -84,6 +87,7 @@ class RunStages:
             "recipe": recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
             "train": own,
             "words": dict(place.words),
+            **({"given": given} if given else {}),
         }
         self._checkpoint = Checkpoint(place.folder, about=about, every=place.every)
         journal = self._checkpoint.get("journal")
@@ -226,6 +230,19 @@ def place_of(checkpoint: Unfinished | str | Path | None, every: float) -> Unfini
             )
         return None
     return checkpoint if isinstance(checkpoint, Unfinished) else Unfinished(Path(checkpoint), every)
+
+
+def hash_given(units: Mapping[str, object]) -> str:
+    """One hash of units or scores that the caller gave; "" where there are none."""
+    return stable_hash([_plain(units)]) if units else ""
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return [str(value.dtype), value.detach().cpu().tolist()]
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return list(value) if isinstance(value, (list, tuple, range)) else value
 
 
 def _decision(plan: Plan) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.asking import Decided
 from secateur.cli.decisions import Decisions
 from secateur.cli.job import read_recipe
-from secateur.errors import InputError, RecipeError
+from secateur.errors import FileRefusedError, InputError, RecipeError
 from secateur.kinds.weights import parse
+from secateur.model.admit import WrapperWarning
 from secateur.request import Named, Request, Target
 from secateur.solve.blocks.products import WHOLE
 from secateur.solve.blocks.sites import Matrix, patterns_of
@@ -191,3 +195,93 @@ def test_an_unknown_argument_of_a_pruner_is_answered(made: type, name: str) -> N
     with pytest.raises(RecipeError) as planned:
         sc.plan(net(), **{name: 0.5})  # type: ignore[arg-type]
     assert caught.value.hint == planned.value.hint
+
+
+# -- prune takes what plan takes -----------------------------------------------------------------------------------
+
+
+def test_prune_has_every_keyword_of_plan() -> None:
+    known = {*inspect.signature(sc.prune).parameters, *Decided.__annotations__}
+    assert set(inspect.signature(sc.plan).parameters) <= known
+
+
+KEPT = {"0": torch.arange(16) % 4 != 1}
+SCORES = {name: torch.rand(16, generator=torch.Generator().manual_seed(2)) for name in ("0", "2")}
+BY_HAND = {
+    "keep": {"keep": KEPT},
+    "remove": {"remove": {"0": [1, 5], "2": [3]}},
+    "masks": {"masks": {"0.weight": torch.arange(128).view(16, 8) % 3 > 0}},
+    "scores": {"scores": SCORES, "target": {"sparsity": 0.3}},
+    "scores, not comparable": {"scores": SCORES, "comparable": False, "target": {"macs": 0.6}},
+    "a part of the scores": {"scores": {"2": SCORES["2"]}, "target": {"count": 3}},
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_prune_and_estimate_decide_by_hand_as_plan_does(name: str, tmp_path: Path) -> None:
+    asked = {"granularity": "neuron", **BY_HAND[name]}
+    plan = sc.plan(net(), X, **asked)  # type: ignore[arg-type]
+    result = sc.prune(net(), X, **asked, **QUICK)  # type: ignore[arg-type]
+    told = sc.estimate(net(), X, **asked, **QUICK)  # type: ignore[arg-type]
+    wanted = plan.apply(net())(X)
+    for found in (result, told):
+        assert plan.diff(found.plan) == ""
+        assert found.report.target == ({} if plan.request.target is None else plan.request.target.flat())
+        assert any("no recipe holds" in warning for warning in found.report.warnings)
+    assert torch.equal(result.model(X), wanted)
+    assert result.report.status == "ok"
+    loaded = sc.load(result.save(tmp_path / "out"), net())
+    assert torch.equal(loaded(X), wanted)
+
+
+def test_what_is_decided_twice_is_refused() -> None:
+    for name in ("keep", "remove", "masks"):
+        for ask in (sc.plan, sc.prune, sc.estimate):
+            with pytest.raises(RecipeError, match="exactly"):
+                ask(net(), X, granularity="neuron", target={"macs": 0.5}, **BY_HAND[name])  # type: ignore[arg-type]
+    training = {"target": {"sparsity": 0.5}, "training": {"method": "gradual", "steps": 2}}
+    data = [(X, torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(RecipeError, match="both decide"):
+        sc.prune(net(), X, data=data, recipe=training, granularity="neuron", remove={"0": [1]})
+
+
+def test_a_run_by_hand_goes_on_by_the_same_call_alone(tmp_path: Path) -> None:
+    asked = {"granularity": "neuron", "checkpoint": tmp_path / "run", **QUICK}
+    first = sc.prune(net(), X, **asked, **BY_HAND["scores"])  # type: ignore[arg-type]
+    again = sc.prune(net(), X, **asked, **BY_HAND["scores"])  # type: ignore[arg-type]
+    assert first.plan.to_json() == again.plan.to_json()
+    for other in (BY_HAND["remove"], BY_HAND["a part of the scores"]):
+        with pytest.raises(FileRefusedError):
+            sc.prune(net(), X, **asked, **other)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="call prune again"):
+        sc.resume(tmp_path / "run", net(), X)
+
+
+def test_a_recipe_without_a_target_takes_the_keywords() -> None:
+    recipe = {"recover": [], "measure": {"latency": False}}
+    for target in ({"sparsity": 0.25}, Target(sparsity=0.25)):
+        result = sc.prune(net(), X, granularity="neuron", target=target, recipe=recipe)
+        assert result.recipe.target.given() == {"sparsity": 0.25}
+    with pytest.raises(RecipeError, match="target"):
+        sc.prune(net(), X, granularity="neuron", recipe=recipe)
+
+
+def test_blocks_is_a_keyword_of_both() -> None:
+    asked = {"granularity": "element", "criterion": "wanda", "scope": "row", "target": {"sparsity": 0.5}}
+    data = [X]
+    for blocks in (True, {"hold_out": 0.0}):
+        plan = sc.plan(net(), X, data=data, blocks=blocks, **asked)  # type: ignore[arg-type]
+        result = sc.prune(net(), X, data=data, blocks=blocks, recover=[], **asked, **QUICK)  # type: ignore[arg-type]
+        assert plan.diff(result.plan) == ""
+        assert plan.request.blocks == result.plan.request.blocks
+
+
+def test_an_estimate_says_what_a_run_would_doubt() -> None:
+    wrapped = nn.DataParallel(net())
+    asked = {"granularity": "neuron", "target": {"sparsity": 0.5}, **QUICK}
+    with pytest.warns(WrapperWarning):
+        told = sc.estimate(wrapped, X, **asked)  # type: ignore[arg-type]
+    with pytest.warns(WrapperWarning):
+        done = sc.prune(wrapped, X, recover=[], **asked)  # type: ignore[arg-type]
+    assert told.report.warnings
+    assert set(told.report.warnings) >= {one for one in done.report.warnings if "training data" not in one}
