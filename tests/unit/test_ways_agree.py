@@ -74,7 +74,7 @@ def test_scores_of_a_pattern_give_the_pattern(pattern: str, kept: int, sparsity:
         sc.plan(net(), granularity=pattern).masks,
     ):
         assert kept_of_each_four(masks) == {kept}
-    with pytest.raises(RecipeError, match="nothing else to choose"):
+    with pytest.raises(RecipeError, match="fixes the sparsity"):
         sc.select(scores, sparsity=0.3)
     # Whoever names other units means them: the scores are those of single weights.
     free = sc.select(scores, granularity="element", count=3)
@@ -285,3 +285,37 @@ def test_an_estimate_says_what_a_run_would_doubt() -> None:
         done = sc.prune(wrapped, X, recover=[], **asked)  # type: ignore[arg-type]
     assert told.report.warnings
     assert set(told.report.warnings) >= {one for one in done.report.warnings if "training data" not in one}
+
+
+WRONG = [True, "0.5", "50%", float("nan"), float("inf"), -1, 1.5, 50, [0.5], {"*": 50}, {"*": "half"}]
+
+
+@pytest.mark.parametrize("name", ["sparsity", "count"])
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+def test_select_and_plan_answer_a_wrong_amount_in_the_same_words(name: str, value: object) -> None:
+    asked = {name: value}
+    if name == "count" and value in (50, {"*": 50}):
+        return  # a count that there is
+    with pytest.raises(RecipeError) as planned:
+        sc.plan(net(), granularity="element", target=asked)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError) as selected:
+        sc.select(sc.score(net(), granularity="element"), **asked)  # type: ignore[arg-type]
+    said = planned.value.what.removeprefix("target: ")
+    assert selected.value.what == said.replace(f"{name} of '*': ", "")
+
+
+def test_a_pattern_and_another_amount_are_one_sentence() -> None:
+    asked = {"granularity": "2:4", "target": {"sparsity": 0.7}}
+    scores = sc.score(net(), granularity="2:4")
+    ways = (
+        lambda: sc.plan(net(), **asked),  # type: ignore[arg-type]
+        lambda: sc.plan(net(), X, data=[X], criterion="sparsegpt", **asked),  # type: ignore[arg-type]
+        lambda: sc.select(scores, sparsity=0.7),
+        lambda: Pruner(net(), granularity="2:4", sparsity=0.7, schedule="one_shot").finish(),
+    )
+    said = set()
+    for ask in ways:
+        with pytest.raises(RecipeError) as caught:
+            ask()
+        said.add(str(caught.value))
+    assert len(said) == 1

@@ -32,7 +32,7 @@ from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_withi
 from secateur.kinds.weights.nm import NM, keep_pattern
 from secateur.model.tensors import require_finite
 from secateur.registry import suggestion, whole_number
-from secateur.request import require_patterns
+from secateur.request import check_target, require_patterns
 from secateur.types import Group, Kept
 from secateur.words import spoken
 
@@ -335,16 +335,11 @@ def _pattern_of(groups: Sequence[Group]) -> NM | None:
 
 
 def _only_pattern(pattern: NM, amounts: Mapping[str, float | Mapping[str, float] | None], *, plain: bool) -> None:
-    implied = 1 - pattern.n / pattern.m
-    given = {key: value for key, value in amounts.items() if value is not None}
-    other = any(
-        key != "sparsity" or isinstance(value, Mapping) or not math.isclose(value, implied)
-        for key, value in given.items()
-    )
-    if other or not plain:
+    pattern.require({key: value for key, value in amounts.items() if value is not None})
+    if not plain:
         raise RecipeError(
-            f"{pattern.n}:{pattern.m} leaves nothing else to choose: it removes {implied:g} of each line",
-            hint="leave out sparsity, count, threshold, scope, allocation and min_keep",
+            f"{pattern.n}:{pattern.m} leaves nothing else to choose: it removes {pattern.share:g} of each line",
+            hint="leave out scope, allocation and min_keep",
         )
 
 
@@ -359,13 +354,11 @@ def _one_amount(amounts: Mapping[str, float | Mapping[str, float] | None]) -> st
 
 
 def _checked(key: str, value: float) -> _Amount:
-    if not isinstance(value, (int, float)):
-        raise RecipeError(f"{key}={value!r} is a {type(value).__name__}, not a number", hint=f"for example {key}=0.5")
-    if key == "count":
-        return _Amount(count=whole_number("count", value))
-    if key == "threshold":
-        if isinstance(value, bool) or not math.isfinite(value):
-            raise RecipeError(f"threshold={value!r} is not a finite number")
+    if key == "threshold":  # scores of other kinds than sizes may lie below zero, so that any number is one
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise RecipeError(f"threshold={value!r} is not a finite number", hint="for example threshold=0.01")
         return _Amount(threshold=value)
-    round_half_up(value, 0)  # refuses what is no fraction, before any score is read
-    return _Amount(sparsity=value)
+    wrong = check_target(key, value)
+    if wrong:
+        raise RecipeError(f"{wrong}.", hint=f"for example {key}={0.3 if key == 'sparsity' else 12}")
+    return _Amount(count=int(value)) if key == "count" else _Amount(sparsity=value)

@@ -71,14 +71,7 @@ def _masks(candidates: Weights, scores: Scores, request: Request) -> Keep:
             candidates.price(what, Left({}, dict))
     pattern = candidates.unit if isinstance(candidates.unit, NM) else None
     if pattern is not None:
-        implied = 1 - pattern.n / pattern.m
-        wanted = target.numbers()
-        if set(wanted) - {"sparsity"} or abs(wanted.get("sparsity", implied) - implied) > 1e-9:
-            raise RecipeError(
-                f"granularity '{pattern.n}:{pattern.m}' fixes the sparsity at {implied:g}.",
-                why=f"the target is {target.given()}",
-                hint=f"Leave the target at sparsity: {implied:g}.",
-            )
+        pattern.require(target.given())
         return select(scores, scope=request.scope, granularity=pattern, groups=candidates.groups)
     tensors = dict(candidates.model.named_parameters())
     return select(

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from secateur.amounts.allocate.base import round_half_up
 from secateur.amounts.patterns import per_pattern
-from secateur.errors import RecipeError, TargetError
+from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity
+from secateur.kinds.weights.nm import NM
 from secateur.kinds.weights.weight import Weight
 from secateur.request import Amount, Request
 from secateur.solve.blocks.products import WHOLE, Site
@@ -83,8 +84,7 @@ def patterns_of(
         shares: how much of each matrix goes, where not all give up the target's share; it is their mean.
 
     Raises:
-        RecipeError: a granularity, scope or target that solvers do not take.
-        TargetError: n:m removes another share than was asked for.
+        RecipeError: a granularity, scope or target that solvers do not take, or n:m and another share than its own.
     """
     given = {} if request.target is None else request.target.given()
     if set(given) != {"sparsity"}:
@@ -141,11 +141,7 @@ def _exactly(
     options = granularity.options()
     if granularity.name == "n:m":
         n, m = int(options["n"]), int(options["m"])  # type: ignore[arg-type]
-        if abs(share - (m - n) / m) > 1e-9:
-            raise TargetError(
-                f"{n}:{m} removes {(m - n) / m:g} of the weights, and the target asks for {share:g}.",
-                hint=f"--set target.sparsity={(m - n) / m:g}",
-            )
+        NM(n=n, m=m).require({"sparsity": share})
         return {matrix.site: NofM(n, m) for matrix in matrices}
     shape: Any = options["shape"] if granularity.name == "block" else (1, 1)
     rows, columns = int(shape[0]), int(shape[1])
