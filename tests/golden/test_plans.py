@@ -7,6 +7,7 @@ its layer's mean; a tenth of every layer stays; units go from the lowest score o
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def weight(at: int, shape: tuple[int, ...]) -> np.ndarray:
 def build(kind: str, widths: tuple[int, ...]) -> tuple[nn.Sequential, torch.Tensor, dict[str, np.ndarray]]:
     layers: list[nn.Module] = []
     weights = {}
-    for at, (into, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for at, (into, out) in enumerate(pairwise(widths)):
         layer = nn.Linear(into, out) if kind == "linear" else nn.Conv2d(into, out, 3, padding=1)
         name = str(len(layers))
         weights[name] = weight(at, tuple(layer.weight.shape))
@@ -62,7 +63,7 @@ def expected(kind: str, widths: tuple[int, ...], weights: dict[str, np.ndarray],
         fewer = [sum(name == cut for _, cut, _ in ranking[:gone]) for name in hidden]
         inner = [width - less for width, less in zip(widths[1:-1], fewer, strict=True)]
         left = [widths[0], *inner, widths[-1]]
-        return sum(into * out for into, out in zip(left, left[1:], strict=False)) * places
+        return sum(into * out for into, out in pairwise(left)) * places
 
     units = sum(widths[1:-1])
     if "macs" in target:
