@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.criteria.gradients.gates import Gates, insert_gates
+from secateur.model.gates import Gates, insert_gates
 from secateur.planning.build import GranularityLike, grouped
 from secateur.training.penalties.base import Method, Penalty, register, soft_threshold
 from secateur.types import Example, Protect, Scores
