@@ -22,9 +22,8 @@ from secateur.recipe.overrides import Setting
 from secateur.recover.during import check_lessons
 from secateur.recover.own import Train
 from secateur.recover.steps import check_training
-from secateur.report.journal import Step
 from secateur.request import CRITERION, Amount, Target
-from secateur.types import Data, Example, Judge, Loss, Protect
+from secateur.types import Advance, Data, Example, Judge, Loss, Protect
 
 DEFAULT_RECIPE = "channel-half-macs"
 SOLVED_RECIPE = "language-model"
@@ -195,7 +194,7 @@ def plan_by(
     criterion: CriterionLike | None = None,
     examples: Sequence[Example] = (),
     by_hand: ByHand | None = None,
-    progress: Step | None = None,
+    progress: Advance | None = None,
     finished: Path | None = None,
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.

@@ -16,11 +16,10 @@ from secateur.model.door import Given
 from secateur.pipeline import prune
 from secateur.planning.build import CriterionLike
 from secateur.recover.own import Train
-from secateur.report.journal import Progress
 from secateur.result import Result
 from secateur.sources import resolve_data, resolve_model
 from secateur.stages import SUFFIX, CommandWords, Unfinished
-from secateur.types import Data, Example, Judge, Loss
+from secateur.types import Data, Example, Judge, Loss, Progress
 
 
 @dataclass(frozen=True)

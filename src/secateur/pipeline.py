@@ -31,12 +31,12 @@ from secateur.recover.own import Train
 from secateur.recover.steps import Damage
 from secateur.report import Control
 from secateur.report.collect import collect, forecast
-from secateur.report.journal import Journal, Progress
+from secateur.report.journal import Journal
 from secateur.report.stage_progress import shows_progress
 from secateur.result import Estimate, Result, native
 from secateur.run_training import recorded, recover_all, train_first, trained_control
 from secateur.stages import RunStages, Unfinished, hash_given, place_of
-from secateur.types import Data, Example, Judge, Loss, Snapshot
+from secateur.types import Data, Example, Judge, Loss, Progress, Snapshot
 from secateur.words import spoken
 
 

@@ -21,9 +21,6 @@ REMOVED = "is a fraction in [0, 1)"
 KEPT = "is the fraction kept, in (0, 1]"
 _PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 
-# Units of one axis that are cut out of the weights around it; the order is that of one ranking over all of them.
-SLICES = ("channel", "neuron", "head", "head_dim", "conv_group")
-
 # One set of defaults for all entries.
 CRITERION = "magnitude"
 SCOPE = "global"

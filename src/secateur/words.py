@@ -18,6 +18,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Choice = Mapping[str, object]
 
+# Granularities that are cut out of the weights around them; one ranking may hold several of them.
+SLICES = ("channel", "neuron", "head", "head_dim", "conv_group")
+
 # -- names of granularities and criteria ---------------------------------------------------------------------------
 
 

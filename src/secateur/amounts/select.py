@@ -36,7 +36,6 @@ from secateur.request import check_target, require_patterns
 from secateur.types import Group, Kept
 from secateur.words import spoken
 
-Scores = Mapping[str, Tensor]
 Scope = str | Mapping[str, Sequence[str]]
 Spec = str | Mapping[str, object] | Granularity
 
@@ -69,7 +68,7 @@ class _Rules:
 
 @spoken()
 def select(
-    scores: Scores,
+    scores: Mapping[str, Tensor],
     *,
     sparsity: float | Mapping[str, float] | None = None,
     count: int | Mapping[str, int] | None = None,
@@ -161,7 +160,7 @@ def select(
 
 
 def _dealt(
-    scores: Scores, amounts: Mapping[str, float | Mapping[str, float] | None], rules: _Rules
+    scores: Mapping[str, Tensor], amounts: Mapping[str, float | Mapping[str, float] | None], rules: _Rules
 ) -> list[tuple[list[str], _Amount]]:
     """The sets of groups that are selected on their own, each with its amount; one set unless patterns are given."""
     key = _one_amount(amounts)
@@ -175,7 +174,7 @@ def _dealt(
     return [(names, _checked(key, amount)) for names, amount in per_pattern(scores, given, what=key)]
 
 
-def _keep(free: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
+def _keep(free: Mapping[str, Tensor], amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     """Masks of groups that share one amount."""
     scope, spreading = rules.scope, rules.allocation
     floors = {name: min(rules.min_keep, score.numel()) for name, score in free.items()}
@@ -199,7 +198,9 @@ def _keep(free: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     return _pools(spread.scores, each, list(spread.removed.values()), floors)
 
 
-def _removed(scores: Scores, pools: Sequence[Sequence[str]], amount: _Amount, floors: Mapping[str, int]) -> list[int]:
+def _removed(
+    scores: Mapping[str, Tensor], pools: Sequence[Sequence[str]], amount: _Amount, floors: Mapping[str, int]
+) -> list[int]:
     """Units to remove from each pool of competitors."""
     sizes = [sum(scores[name].numel() for name in pool) for pool in pools]
     limits = [size - sum(floors[name] for name in pool) for pool, size in zip(pools, sizes, strict=True)]
@@ -215,7 +216,7 @@ def _removed(scores: Scores, pools: Sequence[Sequence[str]], amount: _Amount, fl
 
 
 def _pools(
-    scores: Scores, pools: Sequence[Sequence[str]], removed: Sequence[int], floors: Mapping[str, int]
+    scores: Mapping[str, Tensor], pools: Sequence[Sequence[str]], removed: Sequence[int], floors: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Masks of pools of which each loses its own count."""
     keep: dict[str, Tensor] = {}
@@ -240,7 +241,7 @@ def _one_after_another(sources: Sequence[Chunks]) -> Iterator[Tensor]:
     return chain.from_iterable(chunks() for chunks in sources)
 
 
-def _above(scores: Scores, threshold: float, floors: Mapping[str, int]) -> dict[str, Tensor]:
+def _above(scores: Mapping[str, Tensor], threshold: float, floors: Mapping[str, int]) -> dict[str, Tensor]:
     keep = {}
     for name, score in scores.items():
         chunks = floored(score, floors[name], common_dtype([score]))
@@ -248,7 +249,7 @@ def _above(scores: Scores, threshold: float, floors: Mapping[str, int]) -> dict[
     return keep
 
 
-def _rows(scores: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
+def _rows(scores: Mapping[str, Tensor], amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     lines: dict[str, Tensor] = {}
     for name, score in scores.items():
         if score.dim() < 2:
@@ -277,7 +278,7 @@ def _rows(scores: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     return keep
 
 
-def _free(scores: Scores, protect: Collection[str]) -> dict[str, Tensor]:
+def _free(scores: Mapping[str, Tensor], protect: Collection[str]) -> dict[str, Tensor]:
     if isinstance(protect, str):
         raise RecipeError(f"protect={protect!r} is one word", hint=f"write a list: [{protect!r}]")
     for word in protect:
@@ -295,7 +296,7 @@ def _free(scores: Scores, protect: Collection[str]) -> dict[str, Tensor]:
     return free
 
 
-def _competitors(scores: Scores, scope: Scope) -> list[list[str]]:
+def _competitors(scores: Mapping[str, Tensor], scope: Scope) -> list[list[str]]:
     if scope == "global":
         return [list(scores)]
     if scope == "local":

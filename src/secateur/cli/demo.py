@@ -16,7 +16,7 @@ from secateur.cli import options
 from secateur.cli.console import say, write
 from secateur.cli.decisions import Decisions, decides
 from secateur.errors import CertificateError, SecateurError
-from secateur.request import SLICES
+from secateur.words import SLICES
 
 if TYPE_CHECKING:
     from secateur.cli.job import Job

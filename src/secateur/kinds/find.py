@@ -12,8 +12,9 @@ from secateur.kinds.experts.kind import Experts
 from secateur.kinds.layers.kind import LayerStacks
 from secateur.kinds.slices.kind import Slices
 from secateur.kinds.weights.kind import Weights
-from secateur.request import SLICES, Named, Request
+from secateur.request import Named, Request
 from secateur.types import Example
+from secateur.words import SLICES
 
 STRUCTURED = "structured"  # one word for slices of every kind in one ranking
 # Without head_dim: its cut changes the scale 1 / sqrt(head_dim), and kernels may want queries and values alike in it.

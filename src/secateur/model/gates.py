@@ -202,7 +202,8 @@ def gated_spans(group: Group, at: str) -> list[Span]:
     """What the gates of a group stand on.
 
     Raises:
-        UnsupportedError: the group has no weight there.
+        RecipeError: the group has no weight there.
+        UnsupportedError: it has several.
     """
     own = [s for s in group.spans if s.role == "self"]
     spans = own or [s for s in group.spans if s.role == "in"]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.api import score
+from secateur.masks.units import Masks
 from secateur.planning import make_plan
 from secateur.planning.build import CriterionLike
 from secateur.training.masking import stuck
 from secateur.types import Data, Loss
-
-Masks = dict[str, Tensor]
 
 
 def levels(target: float, rate: float) -> list[float]:

@@ -373,13 +373,10 @@ class Pruner:
             )
 
     def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
-        def before(*_: object) -> None:
-            self._observe()
-
         def after(*_: object) -> None:
             self._moved = True
 
-        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        return [optimizer.register_step_pre_hook(lambda *_: self._observe()), optimizer.register_step_post_hook(after)]
 
     def _deafen(self) -> None:
         for hook in self._hooks:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from secateur.criteria.activations.mean_activation import consumers
 from secateur.criteria.base import Context, Criterion, register
-from secateur.request import SLICES
 from secateur.statistics.activations.streams import Moments, finite, gather, mean_of_sites, per_unit
+from secateur.words import SLICES
 
 POOLED = ("channel", "neuron")  # positions of these units are places in space; else they are features
 

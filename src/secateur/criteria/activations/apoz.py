@@ -12,11 +12,11 @@ from secateur.criteria.activations.mean_activation import consumers
 from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.call import require_reiterable
-from secateur.request import SLICES
 from secateur.statistics.activations.observe import Site, result_sites
 from secateur.statistics.activations.streams import Norms, Statistic, Zeros, gather, mean_of_sites, per_unit
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Step, Trace
+from secateur.words import SLICES
 
 
 @register

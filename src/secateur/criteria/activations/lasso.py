@@ -11,9 +11,9 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError
-from secateur.request import SLICES
 from secateur.statistics.activations.gram import Reading, readings, unit_gram
 from secateur.statistics.activations.lasso_path import drop_points, ordered_scores
+from secateur.words import SLICES
 
 
 def read(context: Context, positions: int | None) -> Mapping[str, list[Reading]]:

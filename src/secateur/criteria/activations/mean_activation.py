@@ -11,11 +11,11 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, Criterion, register
 from secateur.registry import one_of
-from secateur.request import SLICES
 from secateur.statistics.activations.observe import Site, consumer_sites, distinct
 from secateur.statistics.activations.streams import Norms, gather, mean_of_sites, per_unit
 from secateur.structure.trace import Trace
 from secateur.types import Group
+from secateur.words import SLICES
 
 
 def consumers(groups: Sequence[Group], trace: Trace) -> list[Site]:

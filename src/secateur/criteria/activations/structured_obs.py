@@ -12,10 +12,10 @@ from torch import Tensor
 from secateur.criteria.activations.lasso import check_positions, read
 from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError
-from secateur.request import SLICES
 from secateur.statistics.activations.gram import Reading
 from secateur.statistics.activations.lasso_path import ordered_scores
 from secateur.statistics.curvature.inverse import damped_cholesky
+from secateur.words import SLICES
 
 
 @register

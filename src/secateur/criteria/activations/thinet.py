@@ -10,9 +10,9 @@ from torch import Tensor
 
 from secateur.criteria.activations.lasso import check_positions, read
 from secateur.criteria.base import Context, Criterion, register
-from secateur.request import SLICES
 from secateur.statistics.activations.gram import unit_gram
 from secateur.statistics.activations.lasso_path import ordered_scores
+from secateur.words import SLICES
 
 
 @register

@@ -20,8 +20,8 @@ from secateur.errors import RecipeError
 from secateur.kinds.weights.found import find_weights
 from secateur.kinds.weights.weight import Weight
 from secateur.registry import Registry, option_names
-from secateur.request import SLICES
 from secateur.types import Example, Group, Json, LeftOut
+from secateur.words import SLICES
 
 
 @dataclass(frozen=True, kw_only=True)

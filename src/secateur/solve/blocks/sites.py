@@ -17,7 +17,7 @@ from secateur.kinds.weights.granularity import Granularity
 from secateur.kinds.weights.nm import NM
 from secateur.kinds.weights.weight import Weight
 from secateur.request import Amount, Request
-from secateur.solve.blocks.products import WHOLE, Site
+from secateur.solve.blocks.products import WHOLE, MatrixSite
 from secateur.solve.patterns import BlockPattern, NofM, Pattern, PerLayer, PerRow
 
 
@@ -32,7 +32,7 @@ class Matrix:
         kernel: places of a convolution's window; 1 for all others.
     """
 
-    site: Site
+    site: MatrixSite
     shape: tuple[int, int]
     turned: bool
     kernel: int = 1
@@ -73,8 +73,11 @@ def matrices_of(weight: Weight, *, groups: int = 1) -> list[Matrix] | str:
 
 
 def patterns_of(
-    matrices: Sequence[Matrix], granularity: Granularity, request: Request, shares: Mapping[Site, float] | None = None
-) -> dict[Site, Pattern]:
+    matrices: Sequence[Matrix],
+    granularity: Granularity,
+    request: Request,
+    shares: Mapping[MatrixSite, float] | None = None,
+) -> dict[MatrixSite, Pattern]:
     """The pattern of every matrix; what goes adds up to the exact count of the target.
 
     Args:
@@ -100,7 +103,7 @@ def patterns_of(
             why="blocks are solved one after the other, so weights of different layers do not compete",
             hint="scope row (equal amounts in every row) or local (in every layer)",
         )
-    found: dict[Site, Pattern] = {}
+    found: dict[MatrixSite, Pattern] = {}
     for members, share in _shares(matrices, given["sparsity"]):
         found.update(_exactly(members, granularity, request.scope, share, shares))
     return found
@@ -136,8 +139,8 @@ def _exactly(
     granularity: Granularity,
     scope: str,
     share: float,
-    shares: Mapping[Site, float] | None,
-) -> dict[Site, Pattern]:
+    shares: Mapping[MatrixSite, float] | None,
+) -> dict[MatrixSite, Pattern]:
     options = granularity.options()
     if granularity.name == "n:m":
         n, m = int(options["n"]), int(options["m"])  # type: ignore[arg-type]
@@ -145,7 +148,7 @@ def _exactly(
         return {matrix.site: NofM(n, m) for matrix in matrices}
     shape: Any = options["shape"] if granularity.name == "block" else (1, 1)
     rows, columns = int(shape[0]), int(shape[1])
-    found: dict[Site, Pattern] = {}
+    found: dict[MatrixSite, Pattern] = {}
     units, gone, taken = 0, 0.0, 0
     for matrix in matrices:
         out, into = matrix.shape
