@@ -52,7 +52,7 @@ class GateScore(LossCriterion):
         3.2), per sample instead of per batch.
 
     Example:
-        >>> layer = nn.Linear(2, 1)
+        >>> layer = torch.nn.Linear(2, 1)
         >>> heads = Group("in", "neuron", (2,), (Span("weight", torch.tensor([[0, 1]]), "in"),))
         >>> gates = insert_gates(layer, [heads])
         >>> _ = gates.values["in"].data.copy_(torch.tensor([0.5, -2.0]))
