@@ -21,7 +21,7 @@ from secateur.recover.optimizers import OptimizerSpec, build_optimizer
 from secateur.recover.precision import Amp, in_precision
 from secateur.recover.rates import Rates, ScheduleSpec
 from secateur.recover.reader import Reader
-from secateur.recover.validation import Judge
+from secateur.recover.validation import HeldOut
 from secateur.types import Advance, Batch, Cuts, Data, Loss
 
 
@@ -130,7 +130,7 @@ def finetune(
     """
     _check(accumulate=accumulate, patience=patience, teacher=teacher, distil=distil, cuts=cuts)
     loss = as_loss(loss)
-    judge = Judge.of(validation, loss, best=best, patience=patience)
+    judge = HeldOut.of(validation, loss, best=best, patience=patience)
     total, skipped = _lengths(
         data, steps, epochs, schedule=schedule, warmup=warmup_steps, accumulate=accumulate, last_of=last_of
     )

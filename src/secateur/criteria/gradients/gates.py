@@ -52,6 +52,8 @@ class GateScore(LossCriterion):
         3.2), per sample instead of per batch.
 
     Example:
+        >>> import torch
+        >>> from secateur.model.gates import insert_gates
         >>> layer = torch.nn.Linear(2, 1)
         >>> heads = Group("in", "neuron", (2,), (Span("weight", torch.tensor([[0, 1]]), "in"),))
         >>> gates = insert_gates(layer, [heads])
