@@ -35,7 +35,7 @@ from secateur.report.journal import Journal
 from secateur.report.stage_progress import shows_progress
 from secateur.result import Estimate, Result, native
 from secateur.run_training import recorded, recover_all, train_first, trained_control
-from secateur.stages import RunStages, Unfinished, hash_given, place_of
+from secateur.stages import RunStages, Unfinished, place_of
 from secateur.types import Data, Example, Judge, Loss, Progress, Snapshot
 from secateur.words import spoken
 
@@ -139,7 +139,7 @@ def prune(
     example = given.example() if example is None else example
     run = Journal(_called(progress), given.notes)
     run.doubts += [*untrained, *_doubts(came, model, units)]
-    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None, given=hash_given(units))
+    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None, given=units)
     asked = Asked(
         model, example, examples, given, settings, decision.get("criterion"), units, loss, evaluate, train, title,
         command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from secateur.errors import PlanMismatchError, RecipeError, ResourceError, Secat
 from secateur.files.checkpoint import EVERY, Checkpoint
 from secateur.files.seeds import stable_hash
 from secateur.model.generators import drawn, set_drawn
-from secateur.model.hashing import hash_model
+from secateur.model.hashing import hash_model, raw
 from secateur.model.tensors import named_tensors
 from secateur.planning import Plan
 from secateur.recipe import Recipe
@@ -68,14 +69,21 @@ class RunStages:
         recipe: as it was resolved.
         run: the journal, which takes over what an earlier process has written.
         own: whether the run trains by a loop of the user's.
-        given: hash of units or scores that the caller gave; "" where the recipe decides.
+        given: units or scores that the caller gave; None or empty where the recipe decides.
 
     Raises:
         FileRefusedError: the folder holds another run, is damaged, or is in use.
     """
 
     def __init__(
-        self, place: Unfinished | None, model: nn.Module, recipe: Recipe, run: Journal, *, own: bool, given: str = ""
+        self,
+        place: Unfinished | None,
+        model: nn.Module,
+        recipe: Recipe,
+        run: Journal,
+        *,
+        own: bool,
+        given: Mapping[str, object] | None = None,
     ) -> None:
         self._run, self._checkpoint = run, None
         if place is None:
@@ -87,7 +95,7 @@ class RunStages:
             "recipe": recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
             "train": own,
             "words": dict(place.words),
-            **({"given": given} if given else {}),
+            **({"given": stable_hash([_plain(given)])} if given else {}),
         }
         self._checkpoint = Checkpoint(place.folder, about=about, every=place.every)
         journal = self._checkpoint.get("journal")
@@ -232,14 +240,9 @@ def place_of(checkpoint: Unfinished | str | Path | None, every: float) -> Unfini
     return checkpoint if isinstance(checkpoint, Unfinished) else Unfinished(Path(checkpoint), every)
 
 
-def hash_given(units: Mapping[str, object]) -> str:
-    """One hash of units or scores that the caller gave; "" where there are none."""
-    return stable_hash([_plain(units)]) if units else ""
-
-
 def _plain(value: object) -> object:
     if isinstance(value, Tensor):
-        return [str(value.dtype), value.detach().cpu().tolist()]
+        return [str(value.dtype), list(value.shape), hashlib.sha256(raw(value)).hexdigest()]
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     return list(value) if isinstance(value, (list, tuple, range)) else value
