@@ -20,6 +20,7 @@ ORDER = (
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
     "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "pipeline", "api",
     "sources", "interrupted", "advice", "comparison", "tickets", "deployment", "testing", "cli",
+    "__main__",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.

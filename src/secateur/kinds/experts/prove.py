@@ -15,7 +15,6 @@ from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
 from secateur.kinds.experts.numbers import same_numbers
 from secateur.kinds.reference import Reference, certified
-from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.trials import tried
 from secateur.model.agreement import require_kept
 from secateur.model.tensors import cut_tensor, named_tensors
@@ -23,7 +22,7 @@ from secateur.request import PROOF, Efforts
 from secateur.structure.axes import Keep, kept
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Args, Kwargs, Op, Trace
-from secateur.types import Certificate, Example
+from secateur.types import Certificate, Cuts, Example
 
 SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
         "clone", "_to_copy", "to", "contiguous")  # fmt: skip

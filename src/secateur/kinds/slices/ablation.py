@@ -23,8 +23,7 @@ from secateur.model.copies import copied
 from secateur.model.rebound import rebind
 from secateur.model.tensors import can_be_nan, computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, held, owner_at
-
-Cuts = Mapping[str, Mapping[int, Tensor]]
+from secateur.types import Cuts
 
 
 def ablated(model: nn.Module, cuts: Cuts, *, same: SameSlices | None = None) -> Reference:

@@ -15,8 +15,7 @@ from secateur.kinds.slices.momenta import cut_states
 from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
-
-Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
+from secateur.types import Cuts
 
 SIZES: dict[str, dict[str, tuple[str, int]]] = {
     "Linear": {"out_features": ("weight", 0), "in_features": ("weight", 1)},

@@ -42,8 +42,6 @@ from secateur.structure.provenance import Attribute
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Example, Group
 
-GRANULARITIES = ("channel", "neuron", "head", "head_dim", "conv_group")
-
 
 @dataclass(frozen=True, eq=False)
 class Decision:
