@@ -37,7 +37,9 @@ def test_every_condition_of_a_library_model_is_said_with_its_lines_in_few_lines(
         name, _, line = condition.where.rpartition(":")
         (names,) = re.findall(r"^  .*\b" + re.escape(name) + r".*\b" + line + r"\b.*$", said, re.M)[:1] or [""]
         assert names, condition
-        core = re.split(r", its default|, by which|; the other|; \d+ more|, as on|: lines| as it was", condition.text)[0]
+        core = re.split(r", its default|, by which|; the other|; \d+ more|, as on|: lines| as it was", condition.text)[
+            0
+        ]
         core = re.sub(r"^holds (with defaults for|for|with|where) ", "", core)
         assert core in said or condition.text.split("lines ")[-1].split(";")[0] in said, condition
     assert len([line for line in said.splitlines() if line.startswith("    ")]) < len(plan.conditions)

@@ -61,6 +61,18 @@ class Reference:
         """What writes down the numbers of a run; in training they are rates of what is drawn at random."""
         return NumbersUsed(apart) if self.numbers is not None and mode == "eval" else None
 
+    def require_same_parameters(self, expected: Answer, found: Answer, cut: nn.Module, what: str) -> None:
+        """Refuse a cut model of which other parameters take part in an answer than of the original."""
+        wanted = {name for name in map(self.renamed, expected.parameters) if name is not None}
+        there = {name for name, _ in cut.named_parameters()}
+        if (wanted & there) != found.parameters:
+            other = sorted((wanted & there) ^ found.parameters)
+            raise CertificateError(
+                f"Other parameters of the cut model take part than of the original (on {what}).",
+                why=f"for example {other[0]!r}",
+                hint=self.hint,
+            )
+
 
 @dataclass
 class Tried:

@@ -8,7 +8,7 @@ training mode. Random operators are held, so that models of different widths see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from secateur.model.behaviour import behaviour
 from secateur.model.call import tensors_in
 from secateur.model.evidence import Input, each_alone, inputs_beside
 from secateur.model.guard import Mode, generators
-from secateur.model.rebound import OwnReads
+from secateur.model.rebound import reading_its_own
 from secateur.request import PROOF, Efforts
 from secateur.types import Example, Trial
 
@@ -111,7 +111,7 @@ class _Trials:
         lent: Lent,
     ) -> None:
         self.model, self.cut, self.tolerance, self.found = model, cut, tolerance, found
-        self.beside = partial(_reading_its_own, beside, model, cut)
+        self.beside = partial(reading_its_own, beside, model, cut)
         self.large = sum(p.numel() for p in model.parameters()) >= LARGE
         self.blocks, self.lent = blocks, lent
         self.left = False  # whether the example is left to others
@@ -368,21 +368,10 @@ class _Trials:
             nan="a removed part reaches the output",
         )
         if expected.parameters or found.parameters:
-            self._same_parameters(given, expected, found)
+            reference.require_same_parameters(expected, found, self.cut, given.what)
         self.found.trials.append(Trial(given.what, reference.method, proof.max_abs_error))
         self.found.proof = self.found.proof or proof
         return proof.max_abs_error
-
-    def _same_parameters(self, given: Input, expected: Answer, found: Answer) -> None:
-        wanted = {name for name in map(self.reference.renamed, expected.parameters) if name is not None}
-        there = {name for name, _ in self.cut.named_parameters()}
-        if (wanted & there) != found.parameters:
-            other = sorted((wanted & there) ^ found.parameters)
-            raise CertificateError(
-                f"Other parameters of the cut model take part than of the original (on {given.what}).",
-                why=f"for example {other[0]!r}",
-                hint=self.reference.hint,
-            )
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.numel() and len(self.live) < 2:
@@ -402,16 +391,6 @@ class _Trials:
                 why=f"on {len(self.found.trials)} inputs {said}",
                 hint="Give an example on which the model answers with different numbers.",
             )
-
-
-@contextmanager
-def _reading_its_own(
-    beside: Callable[[], AbstractContextManager[object]], model: nn.Module, cut: nn.Module
-) -> Iterator[object]:
-    """What stands beside a run of a cut model, which is not to read the original."""
-    with OwnReads(model, cut) as reads, beside() as result:
-        yield reads if result is None else result
-    reads.require_none()
 
 
 def _elements(example: Example) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -163,6 +164,16 @@ class OwnReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UnsupportedError(
                 f"A copy of this model still reads {name!r} of the original ({where}).", why=HOLDS, hint=HINT
             )
+
+
+@contextmanager
+def reading_its_own(
+    beside: Callable[[], AbstractContextManager[object]], model: nn.Module, cut: nn.Module
+) -> Iterator[object]:
+    """What stands beside a run of a cut model, which is not to read the original."""
+    with OwnReads(model, cut) as reads, beside() as result:
+        yield reads if result is None else result
+    reads.require_none()
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import ast
 import inspect
-import linecache
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from secateur.model.place import short
+from secateur.structure.read import kept, nodes_of, tree_of
 
 TORCH = str(Path(torch.__file__).parent)
 PLAIN_CALLS = frozenset(
@@ -53,48 +52,6 @@ FORMS = ("isinstance", "issubclass", "type", "id", "hasattr", "callable", "is_te
 LOOK_UPS = ("get", "pop", "setdefault")
 DEPTH = 4  # of functions and modules that an argument is handed on to
 Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
-Reading = TypeVar("Reading", bound=Callable[..., Any])
-_KEPT: list[Any] = []  # caches of what was read from sources
-_READ: dict[str, list[str]] = {}  # file -> its lines as they were read
-
-
-def kept(function: Reading) -> Reading:
-    """A cache of what is read from sources: `renew` empties it once one of them is another."""
-    _KEPT.append(lru_cache(maxsize=4096)(function))
-    return cast(Reading, _KEPT[-1])
-
-
-def renew() -> None:
-    """Look whether sources were edited since they were read; a model of theirs may have been loaded anew."""
-    for name in _READ:
-        linecache.checkcache(name)
-    if any(linecache.getlines(name) != lines for name, lines in _READ.items()):
-        _READ.clear()
-        for each in _KEPT:
-            each.cache_clear()
-
-
-def lines_of_file(filename: str) -> list[str]:
-    """The lines of a file, or of what stands for one, as they are now."""
-    lines = _READ.get(filename)
-    if lines is None:
-        lines = _READ[filename] = linecache.getlines(filename)
-    return lines
-
-
-@kept
-def nodes_of(scope: ast.AST) -> tuple[ast.AST, ...]:
-    """Every node of a function, class or file; kept, as the same code is asked over and over again."""
-    return tuple(ast.walk(scope))
-
-
-@kept
-def tree_of(filename: str) -> ast.Module:
-    """The parsed file; an empty one where there is no source."""
-    try:
-        return ast.parse("".join(lines_of_file(filename)))
-    except (SyntaxError, ValueError):
-        return ast.Module(body=[], type_ignores=[])
 
 
 def deciding_lines(model: nn.Module, name: str, *, form: bool = False) -> list[str]:
@@ -198,7 +155,7 @@ def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: in
 Given: TypeAlias = "tuple[tuple[int, str | None], ...]"  # place among the arguments, or -1 and the keyword
 
 
-@cache
+@kept
 def _uses(
     node: Function, filename: str, name: str, form: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[ast.Call, Given], ...]]:

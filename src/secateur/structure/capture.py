@@ -27,11 +27,11 @@ from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.around import surroundings
-from secateur.structure.asked import renew
 from secateur.structure.conditions import Branch, unreached
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
+from secateur.structure.read import renew
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.rounded import rounded
 from secateur.structure.switches import switches

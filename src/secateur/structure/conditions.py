@@ -14,10 +14,11 @@ from typing import Protocol
 
 from torch import nn
 
-from secateur.structure.asked import kept, nodes_of, reading_lines, tree_of
+from secateur.structure.asked import reading_lines
 from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
 from secateur.structure.here import Here
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
+from secateur.structure.read import kept, nodes_of, tree_of
 from secateur.structure.trace import Place, SizeUse, Trace
 from secateur.types import Condition, Lock
 

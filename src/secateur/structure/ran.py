@@ -230,6 +230,7 @@ TOOLS = (3, 4, 2, 5, 1, 0)  # numbers that a tool may have; those without a cust
 
 @contextmanager
 def _monitored(ways: Ways) -> Iterator[None]:
+    """Watch by `sys.monitoring`: code that begins to run, its branches, and where exceptions are handled."""
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
     tool = next((number for number in TOOLS if monitoring.get_tool(number) is None), None)
     if tool is None:

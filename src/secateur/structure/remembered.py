@@ -72,5 +72,5 @@ def _code_of(value: object) -> CodeType | None:
     value = _plain(value)
     if not isinstance(value, WRAPPER):
         return None
-    function = value.__wrapped__  # type: ignore[attr-defined]
+    function = value.__wrapped__
     return function.__code__ if isinstance(function, FunctionType) else None

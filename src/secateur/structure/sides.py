@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
 
-from secateur.structure.asked import kept
 from secateur.structure.ran import DECIDES, HANDLER, Ran
+from secateur.structure.read import kept
 from secateur.structure.source import (
     COMPREHENSIONS,
     LOOPS,
@@ -86,8 +86,8 @@ class Layout:
         # A file that was edited since it was loaded has other words in these places.
         if source is not None and any(jump.position not in source.at for jump in self.jumps.values()):
             self.source = source = None
-        for jump in self.jumps.values() if source is not None else ():
-            owner = _owner(source, jump)
+        for jump in self.jumps.values():
+            owner = None if source is None else _owner(source, jump)
             if owner is not None:
                 self.groups.setdefault(owner, []).append(jump)
 

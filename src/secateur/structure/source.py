@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType
 
-from secateur.structure.asked import kept, lines_of_file, tree_of
+from secateur.structure.read import kept, lines_of_file, tree_of
 
 Position = tuple[int, int, int, int]  # first line, first column, last line, last column
 LOOPS = (ast.For, ast.AsyncFor)

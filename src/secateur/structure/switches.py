@@ -22,16 +22,15 @@ from secateur.structure.asked import (
     callees,
     definition,
     handed_back,
-    lines_of_file,
     made_of,
     mentions,
-    nodes_of,
     plain_function,
     receivers,
     targets,
     tests_in,
 )
 from secateur.structure.conditions import Branch, listed
+from secateur.structure.read import lines_of_file, nodes_of
 from secateur.types import Condition
 
 MOST_LINES = 12  # that are said; how many more there are stands in the last of them
