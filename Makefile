@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all kernels doctests lint types clean
+.PHONY: demo test test-all kernels checks doctests lint types clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,14 +26,18 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-test: lint types doctests kernels
+# Types and doctests take one core each, so they run side by side.
+checks: lint
+	$(MAKE) -j2 --output-sync=target types doctests
+
+test: checks kernels
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 # By themselves: conftest files of several folders would clash as modules.
 doctests: $(STAMP)
 	$(BIN)/python -m pytest --doctest-modules src/secateur
 
-test-all: lint types doctests kernels
+test-all: checks kernels
 	$(BIN)/python -m pytest -n 2
 
 clean:

@@ -1,5 +1,23 @@
 """Settings shared by all tests."""
 
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a table of cases that is marked ``sampled(n)`` `make test` runs every n-th, `make test-all` all of them."""
+    cases: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is not None:
+            table = item.nodeid.partition("[")[0]
+            if cases[table] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+            cases[table] += 1

@@ -12,6 +12,7 @@ from secateur.criteria.base import Context
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
 from secateur.model.behaviour import weights_kept
 from secateur.model.call import as_loss, several
+from secateur.model.carried import refuse_carried_masks
 from secateur.model.protect import patterns_of
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
@@ -48,6 +49,7 @@ def inspect(
         ['0']
     """
     model = admit(model, prepared=True)
+    refuse_carried_masks(model)  # its groups would bear names of hidden tensors, which nothing else takes
     example, examples = several(example, examples)
     with weights_kept(model):
         view = look(model, example, patterns_of(model, protect), examples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 from torch import Tensor, nn
 
@@ -16,20 +16,31 @@ from secateur.model.door import Parts
 from secateur.model.tensors import require_finite_weights
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike, implied_target
-from secateur.planning.solved import solver_of
+from secateur.planning.solved import Blocks, solver_of
 from secateur.recipe import Recipe, load_recipe
+from secateur.recipe.overrides import Setting
 from secateur.recover.during import check_lessons
 from secateur.recover.own import Train
 from secateur.recover.steps import check_training
-from secateur.report.journal import Step
-from secateur.request import Amount, Target
-from secateur.types import Data, Example, Judge, Loss, Protect
+from secateur.request import CRITERION, Amount, Target
+from secateur.types import Advance, Data, Example, Judge, Loss, Protect
 
 DEFAULT_RECIPE = "channel-half-macs"
 SOLVED_RECIPE = "language-model"
+EXACT = ("keep", "remove", "masks")  # say which units go, so that no target is needed
 
 
-class Decided(TypedDict, total=False):
+class ByHand(TypedDict, total=False):
+    """What no recipe can hold: units, or the scores that decide about them, as `secateur.plan` takes them."""
+
+    scores: Mapping[str, Tensor]
+    comparable: bool
+    keep: Mapping[str, Tensor]
+    remove: Mapping[str, Sequence[int]]
+    masks: Mapping[str, Tensor]
+
+
+class Decided(ByHand, total=False):
     """What `secateur.plan` can be told about what goes; see there."""
 
     target: Target | Mapping[str, Amount]
@@ -47,6 +58,7 @@ class Decided(TypedDict, total=False):
     expressible: bool
     scales: str
     proof: str
+    blocks: Blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +71,7 @@ class Asked:
     given: Parts
     settings: Recipe
     criterion: CriterionLike | None
+    by_hand: ByHand
     loss: Loss | None
     evaluate: Judge | None
     train: Train | None
@@ -88,13 +101,20 @@ def settings_of(
     Raises:
         RecipeError: the recipe or a keyword is wrong.
     """
-    default = default_recipe(decision.get("criterion"))
-    settings = load_recipe(default if recipe is None else recipe, overrides)
+    default = default_recipe(decision.get("criterion", CRITERION), decision.get("blocks"))
+    # The target at once: a recipe that leaves it to the keywords may hold none.
+    target = _plain(decision["target"]) if "target" in decision else None
+    told = [] if target is None else [Setting(("target",), target, "target")]
+    settings = load_recipe(default if recipe is None else recipe, [*told, *overrides])
     # Through plain data and the reader once more, so that a keyword is checked like a line of a recipe.
     plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, value in decision.items():
+        if name in ByHand.__annotations__:
+            continue
         if name in ("dtype", "tolerance", "proof"):
             plain["verify"][name] = value
+        elif name == "blocks":
+            plain["blocks"] = _blocks(value)
         else:
             plain[name] = _plain(value)
     implied = implied_target(decision.get("granularity"))
@@ -120,14 +140,40 @@ def _steps(recover: str | Mapping[str, object] | Sequence[Mapping[str, object]])
     return [dict(recover)] if isinstance(recover, Mapping) else list(recover)
 
 
-def default_recipe(criterion: object) -> str:
+def _blocks(value: object) -> object:
+    """The keyword `blocks` as a recipe writes it: settings alone ask for block by block."""
+    if isinstance(value, Mapping):
+        folder = value.get("checkpoint")
+        return {"use": True, **value, **({} if folder is None else {"checkpoint": str(folder)})}
+    return {} if value is None else {"use": value}
+
+
+def by_hand(decision: Decided, settings: Recipe) -> ByHand:
+    """What of the keywords decides in the place of the recipe.
+
+    Raises:
+        RecipeError: a target or a training would decide as well.
+    """
+    given = {name: decision[name] for name in ByHand.__annotations__ if decision.get(name) is not None}  # type: ignore[literal-required]
+    exact = [name for name in EXACT if name in given]
+    if exact and "target" in decision:
+        raise RecipeError(f"{exact[0]}= says exactly what goes.", hint="Leave out target.")
+    if given and settings.training is not None and settings.training.prunes:
+        raise RecipeError(
+            f"{next(iter(given))}= and training: {settings.training.method} both decide what goes.",
+            hint="Leave one of them out.",
+        )
+    return cast(ByHand, given)
+
+
+def default_recipe(criterion: object, blocks: Blocks = None) -> str:
     """The bundled recipe that stands in where none is given: solvers have one of their own.
 
     Example:
         >>> default_recipe("admm"), default_recipe("taylor")
         ('language-model', 'channel-half-macs')
     """
-    return SOLVED_RECIPE if solver_of(criterion, None) is not None else DEFAULT_RECIPE
+    return SOLVED_RECIPE if solver_of(criterion, blocks) is not None else DEFAULT_RECIPE
 
 
 def _plain(value: object) -> object:
@@ -147,8 +193,8 @@ def plan_by(
     loss: Loss | None = None,
     criterion: CriterionLike | None = None,
     examples: Sequence[Example] = (),
-    keep: Mapping[str, Tensor] | None = None,
-    progress: Step | None = None,
+    by_hand: ByHand | None = None,
+    progress: Advance | None = None,
     finished: Path | None = None,
 ) -> Plan:
     """The plan that a recipe asks for; nothing is changed. See `secateur.planning.make_plan`.
@@ -161,7 +207,7 @@ def plan_by(
         loss: of the batches.
         criterion: takes the place of the recipe's, which cannot hold an object that has seen a training.
         examples: further ones.
-        keep: the units that stay, where that was decided before: nothing is scored then.
+        by_hand: the units or scores, where they were decided before.
         progress: of a solver.
         finished: where a solver keeps finished blocks, and goes on behind them, unless the recipe names a folder.
     """
@@ -172,8 +218,8 @@ def plan_by(
     return make_plan(
         model,
         example,
-        target=recipe.target.given() if keep is None else None,
-        keep=keep,
+        target=None if set(EXACT) & set(by_hand or {}) else recipe.target.given(),
+        **(by_hand or {}),
         criterion=plain["criterion"] if criterion is None else criterion,
         data=data,
         loss=loss,

@@ -16,11 +16,10 @@ from secateur.model.door import Given
 from secateur.pipeline import prune
 from secateur.planning.build import CriterionLike
 from secateur.recover.own import Train
-from secateur.report.journal import Progress
 from secateur.result import Result
 from secateur.sources import resolve_data, resolve_model
 from secateur.stages import SUFFIX, CommandWords, Unfinished
-from secateur.types import Data, Example, Judge, Loss
+from secateur.types import Data, Example, Judge, Loss, Progress
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class InterruptedRun:
         words: MODEL, DATA, output folder and further words of the command line; empty for a run of Python's.
         own: whether it trains by a loop of the user's.
         done: names of the states that are there.
+        given: whether the caller gave units or scores, which are not kept.
     """
 
     folder: Path
@@ -40,6 +40,7 @@ class InterruptedRun:
     words: CommandWords
     own: bool
     done: tuple[str, ...]
+    given: bool = False
 
 
 def find(folder: str | Path) -> InterruptedRun:
@@ -59,7 +60,9 @@ def find(folder: str | Path) -> InterruptedRun:
         about = checkpoint.about
         if about.get("what") != "prune":
             raise FileRefusedError(f"{checkpoint.folder} holds no run of prune", hint="see the command that made it")
-        return InterruptedRun(checkpoint.folder, about["recipe"], about["words"], about["train"], checkpoint.names)
+        return InterruptedRun(
+            checkpoint.folder, about["recipe"], about["words"], about["train"], checkpoint.names, "given" in about
+        )
     finally:
         checkpoint.close()
 
@@ -114,6 +117,11 @@ def resume(
     known = find(folder)
     if known.own and train is None:
         raise RecipeError("this run trains by a loop of its own", hint="pass train=, the same as before")
+    if known.given:
+        raise RecipeError(
+            "this run was given its units or scores, which its folder does not hold",
+            hint="call prune again with the same arguments and this folder as checkpoint=",
+        )
     place = Unfinished(known.folder, every, known.words)
     rest: dict[str, Any] = {} if criterion is None else {"criterion": criterion}
     rest |= {"loss": loss, "evaluate": evaluate, "train": train, "recipe": known.recipe, "checkpoint": place}

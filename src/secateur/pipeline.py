@@ -10,7 +10,7 @@ from typing import Unpack
 
 from torch import nn
 
-from secateur.asking import Asked, Decided, check_asked, plan_by, settings_of
+from secateur.asking import EXACT, Asked, ByHand, Decided, by_hand, check_asked, plan_by, settings_of
 from secateur.errors import RecipeError, SecateurError
 from secateur.files.checkpoint import EVERY
 from secateur.kinds.slices.cut import cut_copy
@@ -31,12 +31,12 @@ from secateur.recover.own import Train
 from secateur.recover.steps import Damage
 from secateur.report import Control
 from secateur.report.collect import collect, forecast
-from secateur.report.journal import Journal, Progress
+from secateur.report.journal import Journal
 from secateur.report.stage_progress import shows_progress
 from secateur.result import Estimate, Result, native
 from secateur.run_training import recorded, recover_all, train_first, trained_control
 from secateur.stages import RunStages, Unfinished, place_of
-from secateur.types import Data, Example, Judge, Loss, Snapshot
+from secateur.types import Data, Example, Judge, Loss, Progress, Snapshot
 from secateur.words import spoken
 
 
@@ -104,8 +104,9 @@ def prune(
         command: the command line that reproduces it.
         examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
         **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
-            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales, proof. They
-            take the place of the recipe's; a recipe is for what comes after: recovery, measuring.
+            protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales, proof, blocks.
+            They take the place of the recipe's; a recipe is for what comes after: recovery, measuring. And what no
+            recipe can hold: scores (with comparable), keep, remove or masks, which decide as they do there.
 
     Returns:
         the pruned model, its plan with certificate, and the report.
@@ -132,17 +133,17 @@ def prune(
         decision["protect"] = patterns_of(model, decision["protect"])
     loss = as_loss(loss)
     settings, untrained = settings_of(recipe, overrides, decision, given, recover=recover, own=train is not None)
+    units = by_hand(decision, settings)
     check_asked(model, given, settings)
     example, examples = several(example, examples)
     example = given.example() if example is None else example
     run = Journal(_called(progress), given.notes)
-    run.doubts += [*untrained, *([] if came is model else [about_wrapper(came)])]
-    # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
-    run.doubts += [said for said in (doubt(model),) if said]
-    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None)
+    run.doubts += [*untrained, *_doubts(came, model, units)]
+    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None, given=units)
     asked = Asked(
-        model, example, examples, given, settings, decision.get("criterion"), loss, evaluate, train, title, command
-    )
+        model, example, examples, given, settings, decision.get("criterion"), units, loss, evaluate, train, title,
+        command,
+    )  # fmt: skip
     try:
         return _staged(asked, run, kept)
     except SecateurError as error:
@@ -215,12 +216,14 @@ def _look(asked: Asked, kept: RunStages) -> Seen:
 def _decide(asked: Asked, model: nn.Module, run: Journal, kept: RunStages) -> Plan:
     """The plan of the recipe for a model, by scores."""
     example, examples, settings = asked.example, asked.examples, asked.settings
+    if set(EXACT) & set(asked.by_hand):  # nothing is scored, so nothing is kept
+        return plan_by(model, example, settings, examples=examples, by_hand=asked.by_hand)
     return kept.plan(
         lambda: plan_by(
-            model, example, settings, asked.given.scoring, asked.loss, asked.criterion, examples,
+            model, example, settings, asked.given.scoring, asked.loss, asked.criterion, examples, asked.by_hand,
             progress=run.step("solve"), finished=kept.blocks,
         ),
-        lambda keep: plan_by(model, example, settings, examples=examples, keep=keep),
+        lambda keep: plan_by(model, example, settings, examples=examples, by_hand={"keep": keep}),
     )  # fmt: skip
 
 
@@ -235,7 +238,9 @@ def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: RunStage
     if trained.masks:
         plan = make_plan(asked.model, masks=trained.masks)
     else:
-        plan = plan_by(asked.model, asked.example, asked.settings, examples=asked.examples, keep=trained.keep)
+        plan = plan_by(
+            asked.model, asked.example, asked.settings, examples=asked.examples, by_hand={"keep": trained.keep}
+        )
     return asked.model, as_asked(plan, asked.settings, asked.criterion)
 
 
@@ -287,26 +292,40 @@ def estimate(
         >>> told.report.before.params, told.report.after.params
         (178, 90)
     """
-    model = admit(model, copied=True)
+    came, model = model, admit(model, copied=True)
     given = enter(data, calibration=calibration)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
     # As if the caller trained: nothing is recovered here, so nothing is missing where there are no data.
     settings, _ = settings_of(recipe, overrides, decision, given, recover=None, own=True)
+    units = by_hand(decision, settings)
     require_finite_weights(model)
     example = given.example() if example is None else example
-    run = Journal(_called(progress))
-    with run.stage("plan"):
+    run = Journal(_called(progress), given.notes)
+    run.doubts += _doubts(came, model, units)
+    with run.stage("plan"), run.noticed():
         samples = samples_in(model, example)
         before = snapshot(model, example, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"))
+        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"), by_hand=units)
+    run.doubts += plan.notes
     with run.stage("apply to a copy"):
         smaller = plan.apply(model)
     with run.stage("measure"):
         timed = time_pair(model, smaller, example, settings.measure, zeros_only=bool(plan.masks))
         before = replace(before, latency_ms=timed[0])
         after = snapshot(smaller, example, latency_ms=timed[1], samples=samples)
-    return Estimate(plan, forecast(model, plan, settings, before=before, after=after, title=title))
+    return Estimate(plan, forecast(model, plan, settings, before=before, after=after, run=run, title=title))
+
+
+def _doubts(came: nn.Module, model: nn.Module, units: ByHand) -> list[str]:
+    """What the reader should know before anything is done."""
+    found = [] if came is model else [about_wrapper(came)]
+    # A loaded model may bring a cut that nobody has proved here: what follows stands on it.
+    found += [said for said in (doubt(model),) if said]
+    if units:
+        names = ", ".join(f"{name}=" for name in units)
+        found.append(f"What goes was decided by {names}, which no recipe holds: by it alone other units may go.")
+    return found
 
 
 def _quality(judged: Yardstick, model: nn.Module) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from secateur.errors import PlanMismatchError, RecipeError, ResourceError, Secat
 from secateur.files.checkpoint import EVERY, Checkpoint
 from secateur.files.seeds import stable_hash
 from secateur.model.generators import drawn, set_drawn
-from secateur.model.hashing import hash_model
+from secateur.model.hashing import hash_model, raw
 from secateur.model.tensors import named_tensors
 from secateur.planning import Plan
 from secateur.recipe import Recipe
@@ -68,12 +69,22 @@ class RunStages:
         recipe: as it was resolved.
         run: the journal, which takes over what an earlier process has written.
         own: whether the run trains by a loop of the user's.
+        given: units or scores that the caller gave; None or empty where the recipe decides.
 
     Raises:
         FileRefusedError: the folder holds another run, is damaged, or is in use.
     """
 
-    def __init__(self, place: Unfinished | None, model: nn.Module, recipe: Recipe, run: Journal, *, own: bool) -> None:
+    def __init__(
+        self,
+        place: Unfinished | None,
+        model: nn.Module,
+        recipe: Recipe,
+        run: Journal,
+        *,
+        own: bool,
+        given: Mapping[str, object] | None = None,
+    ) -> None:
         self._run, self._checkpoint = run, None
         if place is None:
             return
@@ -84,6 +95,7 @@ class RunStages:
             "recipe": recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
             "train": own,
             "words": dict(place.words),
+            **({"given": stable_hash([_plain(given)])} if given else {}),
         }
         self._checkpoint = Checkpoint(place.folder, about=about, every=place.every)
         journal = self._checkpoint.get("journal")
@@ -226,6 +238,14 @@ def place_of(checkpoint: Unfinished | str | Path | None, every: float) -> Unfini
             )
         return None
     return checkpoint if isinstance(checkpoint, Unfinished) else Unfinished(Path(checkpoint), every)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return [str(value.dtype), list(value.shape), hashlib.sha256(raw(value)).hexdigest()]
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return list(value) if isinstance(value, (list, tuple, range)) else value
 
 
 def _decision(plan: Plan) -> str:

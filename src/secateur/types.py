@@ -27,6 +27,9 @@ StateDict = dict[str, Any]
 Protect = Sequence[object]  # names, patterns, modules and parameters of the model, classes of modules
 MacsPer = Literal["sample", "example"]
 Loss = Callable[[nn.Module, Batch], Tensor]
+Progress = Callable[[str, int, int], None]  # called as ``progress(stage, done, total)``; total 0 = not known
+Advance = Callable[[int, int], None]  # the same within one stage: ``advance(done, total)``
+Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
 
 

@@ -18,6 +18,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Choice = Mapping[str, object]
 
+# Granularities that are cut out of the weights around them; one ranking may hold several of them.
+SLICES = ("channel", "neuron", "head", "head_dim", "conv_group")
+
 # -- names of granularities and criteria ---------------------------------------------------------------------------
 
 
@@ -122,21 +125,6 @@ ABOUT_KEYS: Mapping[str, str] = {
 TARGETS = ("sparsity", "count", "threshold", "params", "macs", "memory_bytes", "latency_ms")
 
 
-def as_granularity(value: str) -> Choice | None:
-    """What a word for a granularity means here; None where it is no word of others.
-
-    Example:
-        >>> as_granularity("filter"), as_granularity("channel")
-        ({'name': 'channel'}, None)
-    """
-    return GRANULARITIES.get(value)
-
-
-def as_criterion(value: str) -> Choice | None:
-    """What a word for a criterion means here; None where it is no word of others."""
-    return CRITERIA.get(value)
-
-
 def translated(value: object, table: Mapping[str, Choice]) -> object:
     """A name, or a mapping with one, in the words of secateur; options that were written stand over those implied.
 
@@ -207,12 +195,14 @@ def spoken(*also: Collection[str]) -> Callable[[Callable[P, R]], Callable[P, R]]
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         known = [*inspect.signature(function).parameters, *(name for names in also for name in names)]
+        # A class is called by its own name, and `plan` is made elsewhere.
+        called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+        called = "plan" if called == "make_plan" else called
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             for name in kwargs:
                 if name not in known:
-                    called = "plan" if function.__name__ == "make_plan" else function.__name__
                     raise RecipeError(
                         f"{called}() has no argument {name!r}",
                         hint=about_key(name) or suggestion(name, known, form="{}"),

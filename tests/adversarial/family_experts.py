@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cases import Family, floats
-from .references import over
+from .references import Kept, over, put
 
 family = Family("experts")
 X = floats((8, 10), (1, 10), (13, 10))
@@ -279,3 +280,113 @@ class SlotReading(nn.Module):
         h = self.a(x)
         p = (h @ self.slots.T).softmax(-1)
         return self.out((p[..., None] * (h[:, None] - self.slots)).sum(1))
+
+
+# -- the number of experts as a value ------------------------------------------------------------------------------
+
+CROWD = [*X, lambda: torch.randn(1, 10, generator=torch.Generator().manual_seed(5)).expand(700, 10) * 1.0]
+
+
+def masked(model: nn.Module, kept: Kept) -> None:
+    """The truth of a removal: nothing reaches an expert that is gone, and all are counted as before."""
+    inner: Any = model.route
+    gone = kept.gone("gate.weight")
+    put(model, "route", lambda x: inner(x).index_fill(-1, gone, -1e9))
+
+
+class Counted(Experts):
+    """The best two experts, up to a capacity."""
+
+    def capacity(self, p: Tensor) -> float:
+        raise NotImplementedError
+
+    def share(self, logits: Tensor) -> Tensor:
+        p = logits.softmax(-1)
+        best = p.topk(2, -1)
+        g = torch.zeros_like(p).scatter(-1, best.indices, best.values / best.values.sum(-1, keepdim=True))
+        return g * ((g > 0).long().cumsum(0) <= self.capacity(p))
+
+
+def counted(**options: Any) -> Any:
+    return family.case(CROWD, **{"kinds": "expert", "truths": (masked,), **options})
+
+
+@counted()
+class CapacityOfFraction(Counted):
+    def capacity(self, p: Tensor) -> float:
+        return 1.3 * p.shape[0] / p.shape[1] + 9
+
+
+@counted(condition="max(")
+class CapacityAtLeast(Counted):
+    """Large for few samples, whatever the number of experts."""
+
+    def capacity(self, p: Tensor) -> float:
+        return max(64, int(1.3 * p.shape[0] / p.shape[1]))
+
+
+@counted(condition="math.ceil(")
+class CapacityRoundedUp(Counted):
+    def capacity(self, p: Tensor) -> float:
+        return 64 * math.ceil(1.3 * p.shape[0] / p.shape[1] / 64)
+
+
+@counted()
+class CapacityOfWholeNumbers(Counted):
+    def capacity(self, p: Tensor) -> float:
+        return (p.shape[0] // p.shape[1] + 63) // 64 * 64
+
+
+@counted(right="expert")
+class CapacityAsGiven(Counted):
+    """A capacity that nothing makes of the experts: the control."""
+
+    def capacity(self, p: Tensor) -> float:
+        return 90
+
+
+class Scaled(Counted):
+    def capacity(self, p: Tensor) -> float:
+        return 10**6
+
+    def factor(self, p: Tensor) -> Any:
+        raise NotImplementedError
+
+    def share(self, logits: Tensor) -> Tensor:
+        return super().share(logits) + (logits - 1e3).relu() * self.factor(logits)
+
+
+LOUD = [*X, lambda: 1e5 * torch.randn(9, 10, generator=torch.Generator().manual_seed(6))]
+
+
+@family.case(LOUD, kinds="expert", truths=(masked,))
+class FactorOfCount(Scaled):
+    def factor(self, p: Tensor) -> Any:
+        return p.shape[-1]
+
+
+@family.case(LOUD, kinds="expert", truths=(masked,))
+class FactorOfLogarithm(Scaled):
+    def factor(self, p: Tensor) -> Any:
+        return torch.tensor(math.log(p.shape[-1]))
+
+
+@family.case(LOUD, kinds="expert", truths=(masked,))
+class FactorOfLength(Scaled):
+    def factor(self, p: Tensor) -> Any:
+        return 1 / len(self.up)
+
+
+@counted(right="expert")
+class CountsThatFollow(Counted):
+    """Flat places of chosen experts, a table of as many classes, and a sentinel behind the last."""
+
+    def capacity(self, p: Tensor) -> float:
+        return 10**6
+
+    def share(self, logits: Tensor) -> Tensor:
+        g = super().share(logits)
+        chosen, size = g.topk(2, -1).indices, g.shape[-1]
+        flat = (torch.arange(len(g))[:, None] * size + chosen).view(-1)
+        hot = F.one_hot(chosen.clamp(max=size - 1), size).sum(1)
+        return g * torch.zeros(g.numel()).scatter(0, flat, 1.0).view(-1, size) * hot

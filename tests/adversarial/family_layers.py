@@ -368,3 +368,81 @@ class NoResidual(nn.Module):
 class WithoutResiduals(Stack):
     def make(self) -> None:
         self.blocks = nn.ModuleList([NoResidual() for _ in range(6)])
+
+
+# -- how many blocks there are, and their places, as values -----------------------------------------------------------
+
+LOUD = floats((2, 6, 16), (1, 1, 16), loud=1e4)
+
+
+def hidden(**options: Any) -> Any:
+    return family.case(LOUD, kinds="layer", **options)
+
+
+@hidden()
+class GateOfDepth(Stack):
+    def through(self, x: Tensor) -> Tensor:
+        x = super().through(x)
+        return x + (x - 1e3).relu() / len(self.blocks)
+
+
+@hidden()
+class BoundOfDepth(Stack):
+    def make(self) -> None:
+        self.num_layers = 6
+
+    def through(self, x: Tensor) -> Tensor:
+        return super().through(x).clamp(max=600.0 * self.num_layers)
+
+
+@hidden()
+class PowerOfPlace(Stack):
+    def through(self, x: Tensor) -> Tensor:
+        for k, block in enumerate(self.blocks):
+            x = block(x) + (x - 1e3).relu() * 2**k
+        return x
+
+
+@hidden()
+class BoundOfPlace(Stack):
+    def through(self, x: Tensor) -> Tensor:
+        for k, block in enumerate(self.blocks):
+            x = block(x).clamp(max=1e3 * (k + 1))
+        return x
+
+
+@hidden()
+class RowOfPlace(Stack):
+    """A table with a row for each block, all alike until it was trained."""
+
+    def make(self) -> None:
+        self.rows = nn.Parameter(torch.ones(6, 16))
+
+    def through(self, x: Tensor) -> Tensor:
+        for k, block in enumerate(self.blocks):
+            x = block(x) + (x - 1e3).relu() * self.rows[k] * (k + 1.0)
+        return x
+
+
+@hidden()
+class MeanOfStates(Stack):
+    def through(self, x: Tensor) -> Tensor:
+        states = [x := block(x) for block in self.blocks]
+        return x + (torch.stack(states).sum(0) - 1e3).relu()
+
+
+@hidden()
+class Parameters(Stack):
+    def through(self, x: Tensor) -> Tensor:
+        x = super().through(x)
+        return x + (x - 1e3).relu() * sum(p.numel() for p in self.parameters()) / 1e3
+
+
+@hidden(right="layer")
+class SameBoundInTurns(Stack):
+    """What the loop does beside the blocks does not matter once more or less: the control."""
+
+    def through(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x).clamp(max=1e3)
+        return x

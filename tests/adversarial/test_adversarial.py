@@ -10,11 +10,8 @@ from .harness import GOOD, judge
 CASES = all_cases()
 
 
-# A quarter of the cases is fast; `make test-all` runs all.
-MARKED = [pytest.param(name, marks=() if i % 4 == 0 else (pytest.mark.slow,)) for i, name in enumerate(CASES)]
-
-
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.sampled(11)
+@pytest.mark.parametrize("name", CASES)
 def test_right_or_refused(name: str) -> None:
     verdict, _ = judge(CASES[name])
     assert verdict.outcome in GOOD, f"{verdict.outcome} ({verdict.kind}): {verdict.why}"

@@ -162,6 +162,7 @@ USES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 KINDS = {"conv": ("channel",), "mlp": ("neuron",), "former": ("channel", "head", "head_dim", "neuron", "layer")}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("net", "kind", "use"), thirds([(n, k, use) for use in USES for n, kinds in KINDS.items() for k in kinds], of=10)
 )

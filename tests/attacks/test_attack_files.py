@@ -38,6 +38,7 @@ def refused(path: Path) -> list[str]:
     return said
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", hostile.PICKLE_NAMES)
 def test_pickles_under_every_name(tmp_path, name):
     mark = tmp_path / "mark"
@@ -135,12 +136,13 @@ def test_truncated_at_every_byte(tmp_path):
         load_tensors(path)
 
 
-def test_every_flipped_bit_in_the_header_is_refused_or_seen_by_the_hash(tmp_path):
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_bit_in_the_header_is_refused_or_seen_by_the_hash(tmp_path, every):
     path = tmp_path / "x"
     digest = save_tensors(path, {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.int8)})
     data = path.read_bytes()
     size = 8 + int.from_bytes(data[:8], "little")
-    for bit in range(8 * size):
+    for bit in range(0, 8 * size, every):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)

@@ -76,18 +76,21 @@ def test_there_are_more_than_two_hundred():
     assert count + len(list(folders.images())) > 500
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "change"), NAMED["manifest"], ids=[name for name, _ in NAMED["manifest"]])
 def test_manifests(world, capfd, name, change):
     change(world / "out")
     refused(lambda: sc.load(world / "out", model=Net), world, capfd)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name, _ in NAMED["files"]])
 def test_files_that_are_not_what_was_written(world, capfd, name):
     dict(folders.swapped_files(world / "outside"))[name](world / "out")
     refused(lambda: sc.load(world / "out", model=Net), world, capfd)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(len(PLANS)), ids=[name.encode("ascii", "replace").decode() for name in PLANS])
 def test_plans(world, capfd, number):
     """The attacker writes the right hashes everywhere: only what the plan says can give it away."""
@@ -102,6 +105,7 @@ def test_plans(world, capfd, number):
     refused(lambda: sc.load(world / "out", model=Net), world, capfd)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("number", range(len(WEIGHTS)), ids=WEIGHTS)
 def test_weights(world, capfd, number):
     path = world / "out" / "model.safetensors"
@@ -134,6 +138,7 @@ def test_indices_are_counted_over_the_whole_plan_before_one_is_spelled_out(world
 IN_THE_WAY = [name for name, _ in folders.in_the_way(Path("outside"))]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", IN_THE_WAY)
 def test_force_leaves_what_is_not_ours_whole(world, capfd, result, name):
     dict(folders.in_the_way(world / "outside"))[name](world / "out")

@@ -15,6 +15,7 @@ from secateur.errors import RecipeError
 from secateur.recipe import load_recipe
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", hostile.BAD_YAML)
 def test_bad_yaml_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -34,6 +35,7 @@ def test_bad_yaml_is_refused(tmp_path, monkeypatch, name):
     assert not {name for name in set(sys.modules) - modules if not name.startswith(("ruamel", "encodings"))}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", sorted(set(hostile.BAD_YAML) - {"number"}))
 def test_bad_yaml_is_refused_as_an_override(name):
     with pytest.raises(RecipeError):

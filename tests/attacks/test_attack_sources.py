@@ -141,6 +141,7 @@ def data_of(word: str) -> object:
     return resolve_data(word)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name, _ in folders.images()])
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_images_of_other_formats(pictures, capfd, name, suffix):
@@ -155,6 +156,7 @@ def test_images_that_are_no_files(pictures, capfd, what):
     refused(lambda: data_of(f"folder:{pictures / 'data'}"), pictures, capfd)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name, _ in folders.images()])
 def test_images_in_parquet(pictures, capfd, name):
     pyarrow = pytest.importorskip("pyarrow")

@@ -31,6 +31,7 @@ def refused(cli: Cli, work: Path, code: int, words: str, *argv: object) -> None:
     assert contents(work) == before
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
@@ -56,6 +57,7 @@ def test_recipe_values(cli: Cli, work: Path, change: str, code: int, words: str)
     refused(cli, work, code, words, "prune", MODEL, "--data", DATA, "--out", "out", *QUICK, "--set", change)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("model", "code", "words"),
     [
@@ -205,6 +207,7 @@ def _no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "damage", [_weights_are_pickle, _plan_is_pickle, _cut_short, _flipped, _plan_cut_short, _no_weights]
 )

@@ -11,9 +11,11 @@ import pytest
 import typer
 from e2e_tools import QUICK, ROOT, Cli
 
+import secateur
 from secateur import errors, words
 from secateur.cli.main import app
 from secateur.criteria.base import CRITERIA
+from secateur.request import TARGETS
 
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "docs/README.md", "docs/reference/cli.md", "docs/reference/python.md",
@@ -121,3 +123,16 @@ def test_words_of_the_table_are_those_of_the_code() -> None:
         for word in re.findall(r"`(\w+)`", line.split("|")[1]) if line.startswith("|") else ():
             known = (words.ABOUT_GRANULARITIES, words.ABOUT_CRITERIA, words.ABOUT_TARGETS, words.ABOUT_KEYS)
             assert any(word in table for table in known), word
+
+
+def test_the_reference_names_everything_that_is_public() -> None:
+    first = (ROOT / "docs/reference/python.md").read_text("utf-8").split("\n\n")[1]
+    named = set(re.findall(r"`(\w+)`", first))
+    assert set(secateur.__all__) <= named
+    assert {name for name in named if hasattr(secateur, name)} == set(secateur.__all__)
+
+
+def test_the_reference_lists_every_target() -> None:
+    text = (ROOT / "docs/reference/python.md").read_text("utf-8")
+    table = text[text.index("| target |") :].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) == set(TARGETS)

@@ -58,6 +58,7 @@ def count_calls(tmp_path: Path, *, force: bool, swap: bool) -> int:
     return disk_calls.count
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("forever", [False, True], ids=["once", "forever"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EACCES], ids=errno.errorcode.get)
 @pytest.mark.parametrize(("force", "swap"), [(False, True), (True, True), (True, False)])

@@ -6,9 +6,10 @@ from torch import nn
 
 from secateur.amounts import select
 from secateur.criteria.base import Context
-from secateur.criteria.gradients.gates import GateScore, insert_gates
+from secateur.criteria.gradients.gates import GateScore
 from secateur.criteria.weights.bn_scale import NormScale
 from secateur.criteria.weights.geometric_median import GeometricMedian
+from secateur.model.gates import insert_gates
 from secateur.types import Group, Span
 
 GAMMAS = [1.17, 0.10, 0.29, 0.82]

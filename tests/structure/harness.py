@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.cut import cut_copy
-from secateur.kinds.slices.replay import certify
 from secateur.kinds.weights.granularity import STRUCTURAL
 from secateur.model.call import call, outputs
 from secateur.structure.attributes import edits

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from secateur.kinds.reference import Tried
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.cut import cut_copy
-from secateur.kinds.slices.replay import certify
 from secateur.kinds.trials import tried
 from secateur.model.held import HeldRandomness
 from secateur.structure.attributes import edits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,47 @@ def test_runs_beside_leave_nothing_behind() -> None:
     assert (model.runs, model.seen, model.training, type(model.training)) == (0, [], False, bool)
 
 
+# -- rows, one by one ----------------------------------------------------------------------------------------------
+
+
+def in_a_loop(x: Tensor, h: Tensor) -> Tensor:
+    return torch.stack([row * 2 for row in h])
+
+
+def in_a_star(x: Tensor, h: Tensor) -> Tensor:
+    first, *rest = h
+    return torch.stack([first, *rest])
+
+
+def beside_others(x: Tensor, h: Tensor) -> Tensor:
+    return torch.stack([a + b.sum() for a, b in zip(h, x, strict=True)])
+
+
+def in_names(x: Tensor, h: Tensor) -> Tensor:
+    a, b, c, d = h
+    return torch.stack([a, b, c, d])
+
+
+def of_no_input(x: Tensor, h: Tensor) -> Tensor:
+    return sum(torch.stack([h, h, h]), torch.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("mid", "looped"), [(in_a_loop, 1), (in_a_star, 1), (beside_others, 1), (in_names, 0), (of_no_input, 0)]
+)
+def test_a_loop_over_rows_is_said_as_what_it_is(mid: Callable[[Tensor, Tensor], Tensor], looped: int) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(mid(x, self.fc1(x)))
+
+    found = [c.text for c in capture(Rows().eval(), torch.randn(4, 8)).conditions]
+    assert found == ["holds for 4 rows, over which the code loops"] * looped
+
+
 # -- where conditions stand --------------------------------------------------------------------------------------
 
 
@@ -278,6 +320,7 @@ def test_conditions_stand_in_plan_file_words_view_and_report(tmp_path: Path) -> 
     model, x = AuxOfLong().eval(), torch.randn(2, 5, 8)
     result = sc.prune(model, x, target={"sparsity": 0.3}, scope="local")
     plan = result.plan
+    assert len(plan.conditions) == 1, [str(c) for c in plan.conditions]
     (condition,) = plan.conditions
     assert condition.text.startswith("holds for dimension 1 of input <= 8 (here 5)")
     assert condition.where.startswith("structure/test_conditions.py:")

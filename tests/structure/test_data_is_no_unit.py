@@ -237,6 +237,7 @@ TABLES: list[tuple[type[Sequence], dict[str, tuple[int, ...]]]] = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "positions"), TABLES, ids=[kind.__name__ for kind, _ in TABLES])
 def test_what_lies_along_a_sequence_stays_and_longer_sequences_are_right(
     kind: type[Sequence], positions: dict[str, Iterable[int]]
@@ -487,6 +488,7 @@ class Spelt(nn.Module):
         return x + self.down(F.relu(self.up(x)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_every_spelling_of_attention_leaves_the_residual_stream_free(name: str, fused: bool) -> None:

@@ -79,6 +79,7 @@ VALUES: dict[str, Callable[[Net, Tensor], Any]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", VALUES)
 def test_values_that_leave_lock_what_was_read(name: str) -> None:
@@ -182,6 +183,7 @@ SIZES: dict[str, Callable[[Net, Tensor], Any]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("amount", [0.1, 0.6])
 def test_a_size_that_decides_something_stays_on_its_side(name: str, amount: float) -> None:

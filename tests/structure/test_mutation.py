@@ -20,8 +20,8 @@ from micro import CASES
 from mutants import MUTATIONS, Mutant, corrupted, rule_of
 from torch import nn
 
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.cut import cut_copy
-from secateur.kinds.slices.replay import certify
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept, unit_index
 from secateur.structure.capture import capture

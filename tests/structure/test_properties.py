@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import CertificateError, SecateurError, UnsupportedError
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.cut import cut_copy
-from secateur.kinds.slices.replay import Replay, certify
+from secateur.kinds.slices.replay import Replay
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept
 from secateur.structure.capture import capture

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import CertificateError, SecateurError
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.cut import cut_copy
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView
-from secateur.kinds.slices.replay import Replay, certify
+from secateur.kinds.slices.replay import Replay
 from secateur.model.tensors import named_tensors
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept, resolve

@@ -95,12 +95,12 @@ def rows_of(rule: str) -> Iterator[tuple[Row, int]]:
                 yield row, at
 
 
-def variants(rule: str) -> Iterator[Found]:
-    """One wrong cut of every variant that brings one about within a few models."""
-    candidates = list(dict.fromkeys(rows_of(rule)))
+def variants(rule: str, *, wide: bool = True) -> Iterator[Found]:
+    """One wrong cut of every variant that brings one about within a few models, of all rows or of the rule's first."""
+    candidates = list(dict.fromkeys(rows_of(rule) if wide else islice(rows_of(rule), 2)))
     own = candidates[:: max(1, len(candidates) // ROWS_PER_VARIANT)][: ROWS_PER_VARIANT + 1]
     for kind in KINDS:
-        for row, at in (*candidates[:ROWS_PER_VARIANT], *own):
+        for row, at in dict.fromkeys((*candidates[:ROWS_PER_VARIANT], *own)):
             found = tried(Mutant(rule, kind), row, at)
             if found is not None:
                 yield found
@@ -111,8 +111,8 @@ def rules() -> list[str]:
     return sorted({function.__name__ for function in base._RULES.values()} | {"pointwise"})
 
 
-def test_a_wrong_variant_of_every_rule_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    judge({rule: list(islice(variants(rule), 1)) for rule in rules()}, capsys)
+def test_a_wrong_variant_of_one_rule_in_six_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    judge({rule: list(islice(variants(rule, wide=False), 1)) for rule in rules()[::6]}, capsys)
 
 
 @pytest.mark.slow

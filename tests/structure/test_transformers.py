@@ -33,6 +33,7 @@ FAST = (
 SMALL = {"LEDForConditionalGeneration": "accessed through explicit strides"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else (pytest.mark.slow,)) for name in CASES]
 )

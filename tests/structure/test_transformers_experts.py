@@ -24,6 +24,7 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["grouped_mm", "eager"])
 @pytest.mark.parametrize("name", NAMES)
 def test_experts_are_cut(name: str, kind: str, tmp_path: Path) -> None:
@@ -47,6 +48,7 @@ def test_experts_are_cut(name: str, kind: str, tmp_path: Path) -> None:
     optimizer.step()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["grouped_mm", "eager"])
 @pytest.mark.parametrize("name", NAMES)
 def test_reap_is_what_one_expert_alone_adds(name: str, kind: str) -> None:

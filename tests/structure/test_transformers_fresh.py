@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 import transformers_zoo
 from fresh import load_all_elsewhere, main
 
-FAST = ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification", "ViTForImageClassification"]
+FAST = ["LlamaForCausalLM"]
 
 
 @pytest.mark.filterwarnings("ignore")

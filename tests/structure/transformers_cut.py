@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.cut import cut_copy
-from secateur.kinds.slices.replay import certify
 from secateur.model.call import outputs
 from secateur.structure.attributes import edits
 from secateur.structure.axes import kept

@@ -26,6 +26,7 @@ def batches(seed=0, count=4, size=16):
     return list(zip(x, y, strict=True))
 
 
+@pytest.mark.sampled(3)
 # Those for transformers run on one: tests/unit/integrations/test_hugging_face_at_home.py.
 @pytest.mark.parametrize("name", [name for name in bundled() if not name.startswith("transformer")])
 def test_every_bundled_recipe_runs_saves_and_loads(name, tmp_path):

@@ -76,27 +76,6 @@ def find_border(chunks: Chunks, count: int, total: int, dtype: torch.dtype) -> B
     return Border(float(value), count - below - int((near < value).sum()))
 
 
-def lowest(values: Tensor, count: int) -> Tensor:
-    """Mark the `count` lowest values; of equal ones the earlier.
-
-    Args:
-        values: float16, bfloat16, float32 or float64 of any shape; finite or +inf.
-        count: 0 to the number of values.
-
-    Returns:
-        bool tensor of the same shape on the same device with exactly `count` True.
-
-    Example:
-        >>> lowest(torch.tensor([1.0, 0.0, 1.0, 1.0]), 3)
-        tensor([ True,  True,  True, False])
-    """
-    if count == 0:
-        return torch.zeros(values.shape, dtype=torch.bool, device=values.device)
-    dtype = common_dtype([values])
-    border = find_border(partial(flat_chunks, values, dtype), count, values.numel(), dtype)
-    return assemble(kept_chunks(flat_chunks(values, dtype), border), values).logical_not_()
-
-
 def floored(values: Tensor, floor: int, dtype: torch.dtype) -> Chunks:
     """Chunks in which the `floor` units that would go last are +inf, so that a selection leaves them."""
     plain = partial(flat_chunks, values, dtype)

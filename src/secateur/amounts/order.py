@@ -17,8 +17,6 @@ from torch import Tensor
 from secateur.errors import RecipeError, TargetError
 from secateur.registry import suggestion
 
-Counts = Mapping[str, int]
-
 
 @dataclass(frozen=True, eq=False)
 class RemovalOrder:

@@ -32,11 +32,10 @@ from secateur.kinds.weights.granularity import STRUCTURAL, Granularity, is_withi
 from secateur.kinds.weights.nm import NM, keep_pattern
 from secateur.model.tensors import require_finite
 from secateur.registry import suggestion, whole_number
-from secateur.request import require_patterns
+from secateur.request import check_target, require_patterns
 from secateur.types import Group, Kept
 from secateur.words import spoken
 
-Scores = Mapping[str, Tensor]
 Scope = str | Mapping[str, Sequence[str]]
 Spec = str | Mapping[str, object] | Granularity
 
@@ -69,7 +68,7 @@ class _Rules:
 
 @spoken()
 def select(
-    scores: Scores,
+    scores: Mapping[str, Tensor],
     *,
     sparsity: float | Mapping[str, float] | None = None,
     count: int | Mapping[str, int] | None = None,
@@ -101,7 +100,8 @@ def select(
             set name -> name patterns: each set, the first that matches a group counts.
         allocation: how a global amount is spread: "global" (default), "uniform", "erk", "lamp".
         granularity: only a pattern such as "2:4" makes a difference: the n highest scores of each m
-            consecutive ones along the input dimension stay, and so does the tail that m does not divide.
+            consecutive ones along the input dimension stay, and so does the tail that m does not divide. Default: the
+            pattern that the scores were made for, if any.
         min_keep: units that stay in each group (none by default: scores are sorted as they are; `plan` and recipes
             keep one), with scope "row" in each row. Where that binds, the next
             units go instead: of the whole ranking, or with separate scopes of the other groups in proportion
@@ -143,7 +143,7 @@ def select(
     axes = {group.name: group.attributes for group in known}
     rules = _Rules(scope, None if allocation == "global" else allocation, min_keep, axes, shapes)
     amounts = {"sparsity": sparsity, "count": count, "threshold": threshold}
-    pattern = _pattern(granularity)
+    pattern = _pattern_of(known) if granularity is None else _pattern(granularity)
     if pattern is not None:
         plain = scope == "global" and rules.allocation is None and min_keep == 0
         _only_pattern(pattern, amounts, plain=plain)
@@ -160,7 +160,7 @@ def select(
 
 
 def _dealt(
-    scores: Scores, amounts: Mapping[str, float | Mapping[str, float] | None], rules: _Rules
+    scores: Mapping[str, Tensor], amounts: Mapping[str, float | Mapping[str, float] | None], rules: _Rules
 ) -> list[tuple[list[str], _Amount]]:
     """The sets of groups that are selected on their own, each with its amount; one set unless patterns are given."""
     key = _one_amount(amounts)
@@ -174,7 +174,7 @@ def _dealt(
     return [(names, _checked(key, amount)) for names, amount in per_pattern(scores, given, what=key)]
 
 
-def _keep(free: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
+def _keep(free: Mapping[str, Tensor], amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     """Masks of groups that share one amount."""
     scope, spreading = rules.scope, rules.allocation
     floors = {name: min(rules.min_keep, score.numel()) for name, score in free.items()}
@@ -198,7 +198,9 @@ def _keep(free: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     return _pools(spread.scores, each, list(spread.removed.values()), floors)
 
 
-def _removed(scores: Scores, pools: Sequence[Sequence[str]], amount: _Amount, floors: Mapping[str, int]) -> list[int]:
+def _removed(
+    scores: Mapping[str, Tensor], pools: Sequence[Sequence[str]], amount: _Amount, floors: Mapping[str, int]
+) -> list[int]:
     """Units to remove from each pool of competitors."""
     sizes = [sum(scores[name].numel() for name in pool) for pool in pools]
     limits = [size - sum(floors[name] for name in pool) for pool, size in zip(pools, sizes, strict=True)]
@@ -214,7 +216,7 @@ def _removed(scores: Scores, pools: Sequence[Sequence[str]], amount: _Amount, fl
 
 
 def _pools(
-    scores: Scores, pools: Sequence[Sequence[str]], removed: Sequence[int], floors: Mapping[str, int]
+    scores: Mapping[str, Tensor], pools: Sequence[Sequence[str]], removed: Sequence[int], floors: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Masks of pools of which each loses its own count."""
     keep: dict[str, Tensor] = {}
@@ -239,7 +241,7 @@ def _one_after_another(sources: Sequence[Chunks]) -> Iterator[Tensor]:
     return chain.from_iterable(chunks() for chunks in sources)
 
 
-def _above(scores: Scores, threshold: float, floors: Mapping[str, int]) -> dict[str, Tensor]:
+def _above(scores: Mapping[str, Tensor], threshold: float, floors: Mapping[str, int]) -> dict[str, Tensor]:
     keep = {}
     for name, score in scores.items():
         chunks = floored(score, floors[name], common_dtype([score]))
@@ -247,7 +249,7 @@ def _above(scores: Scores, threshold: float, floors: Mapping[str, int]) -> dict[
     return keep
 
 
-def _rows(scores: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
+def _rows(scores: Mapping[str, Tensor], amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     lines: dict[str, Tensor] = {}
     for name, score in scores.items():
         if score.dim() < 2:
@@ -276,7 +278,7 @@ def _rows(scores: Scores, amount: _Amount, rules: _Rules) -> dict[str, Tensor]:
     return keep
 
 
-def _free(scores: Scores, protect: Collection[str]) -> dict[str, Tensor]:
+def _free(scores: Mapping[str, Tensor], protect: Collection[str]) -> dict[str, Tensor]:
     if isinstance(protect, str):
         raise RecipeError(f"protect={protect!r} is one word", hint=f"write a list: [{protect!r}]")
     for word in protect:
@@ -294,7 +296,7 @@ def _free(scores: Scores, protect: Collection[str]) -> dict[str, Tensor]:
     return free
 
 
-def _competitors(scores: Scores, scope: Scope) -> list[list[str]]:
+def _competitors(scores: Mapping[str, Tensor], scope: Scope) -> list[list[str]]:
     if scope == "global":
         return [list(scores)]
     if scope == "local":
@@ -326,17 +328,19 @@ def _pattern(granularity: Spec | None) -> NM | None:
     return parsed if isinstance(parsed, NM) else None
 
 
+def _pattern_of(groups: Sequence[Group]) -> NM | None:
+    """The pattern that scores were made for, as their groups say: any other choice would not be one of it."""
+    found = (group.attributes for group in groups if group.granularity == NM.name)
+    made_for = next((known for known in found if {"n", "m"} <= set(known)), None)
+    return None if made_for is None else NM(n=made_for["n"], m=made_for["m"])
+
+
 def _only_pattern(pattern: NM, amounts: Mapping[str, float | Mapping[str, float] | None], *, plain: bool) -> None:
-    implied = 1 - pattern.n / pattern.m
-    given = {key: value for key, value in amounts.items() if value is not None}
-    other = any(
-        key != "sparsity" or isinstance(value, Mapping) or not math.isclose(value, implied)
-        for key, value in given.items()
-    )
-    if other or not plain:
+    pattern.require({key: value for key, value in amounts.items() if value is not None})
+    if not plain:
         raise RecipeError(
-            f"{pattern.n}:{pattern.m} leaves nothing else to choose: it removes {implied:g} of each line",
-            hint="leave out sparsity, count, threshold, scope, allocation and min_keep",
+            f"{pattern.n}:{pattern.m} leaves nothing else to choose: it removes {pattern.share:g} of each line",
+            hint="leave out scope, allocation and min_keep",
         )
 
 
@@ -351,13 +355,11 @@ def _one_amount(amounts: Mapping[str, float | Mapping[str, float] | None]) -> st
 
 
 def _checked(key: str, value: float) -> _Amount:
-    if not isinstance(value, (int, float)):
-        raise RecipeError(f"{key}={value!r} is a {type(value).__name__}, not a number", hint=f"for example {key}=0.5")
-    if key == "count":
-        return _Amount(count=whole_number("count", value))
-    if key == "threshold":
-        if isinstance(value, bool) or not math.isfinite(value):
-            raise RecipeError(f"threshold={value!r} is not a finite number")
+    if key == "threshold":  # scores of other kinds than sizes may lie below zero, so that any number is one
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise RecipeError(f"threshold={value!r} is not a finite number", hint="for example threshold=0.01")
         return _Amount(threshold=value)
-    round_half_up(value, 0)  # refuses what is no fraction, before any score is read
-    return _Amount(sparsity=value)
+    wrong = check_target(key, value)
+    if wrong:
+        raise RecipeError(f"{wrong}.", hint=f"for example {key}={0.3 if key == 'sparsity' else 12}")
+    return _Amount(count=int(value)) if key == "count" else _Amount(sparsity=value)

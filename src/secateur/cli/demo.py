@@ -16,12 +16,12 @@ from secateur.cli import options
 from secateur.cli.console import say, write
 from secateur.cli.decisions import Decisions, decides
 from secateur.errors import CertificateError, SecateurError
+from secateur.words import SLICES
 
 if TYPE_CHECKING:
     from secateur.cli.job import Job
 
 MODEL, DATA = "demo:convnet", "demo:mnist"
-CUT = ("channel", "neuron", "head", "head_dim", "conv_group")
 # One image is over before a clock can tell two networks apart; 64 at once are what a server would run.
 TIMED = ("measure.batch_size=64", "measure.rounds=40")
 # Widths in multiples of eight fill the vector registers; the higher rate suits so short a training.
@@ -89,7 +89,7 @@ def demo(
 def recipe_for(granularity: str, sparsity: float | None, epochs: int, more: list[str]) -> tuple[str, list[str]]:
     """The bundled recipe behind a granularity, and what the demo changes in it."""
     shared = [f"granularity={granularity}", *TIMED]
-    if granularity in CUT:
+    if granularity in SLICES:
         target = "{macs: 0.5}" if sparsity is None else f"{{sparsity: {sparsity}}}"
         return "channel-half-macs", [*shared, f"target={target}", *CHANNELS, f"recover.1.epochs={epochs}", *more]
     default = _fixed_by_pattern(granularity) or (0.9 if granularity == "element" else 0.5)

@@ -67,20 +67,30 @@ def read_recipe(
 ) -> Recipe:
     """The recipe with what the command line decides; names are looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
-    from secateur.planning.build import criterion_of, is_structured
+    from secateur.planning.build import criterion_of, implied_target, is_structured
     from secateur.planning.solved import solver_of
     from secateur.recipe import load_recipe
+    from secateur.recipe.overrides import Setting
 
     # Of two ways to say one thing, the one that names the key is meant.
     asked = [] if decided is None else decided.settings()
     changes: list[str | Setting] = [*asked, *(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or _default(changes), changes)
+    implied = implied_target(found.model_dump(by_alias=True)["granularity"])
+    if recipe is None and implied is not None and not any(_about_target(change) for change in changes):
+        # Nobody asked for the default recipe's target, and the pattern says what goes.
+        found = load_recipe(found, [Setting(("target",), implied.given(), "the pattern's own target")])
     plain = found.model_dump(by_alias=True)
     if solver_of(plain["criterion"], plain["blocks"]) is None:
         criterion_of(plain["criterion"])
     if not is_structured(plain["granularity"]):
         parse(plain["granularity"])
     return found
+
+
+def _about_target(change: str | Setting) -> bool:
+    first = change.partition("=")[0].split(".")[0].strip() if isinstance(change, str) else change.keys[0]
+    return first == "target"
 
 
 def _default(changes: Sequence[str | Setting]) -> str:

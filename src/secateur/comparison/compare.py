@@ -27,10 +27,9 @@ from secateur.model.admit import admit
 from secateur.model.call import as_loss, device_of, require_reiterable, to_example
 from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.report import environment
-from secateur.types import Batch, Data, Evaluate, Example, Loss
+from secateur.types import Batch, Data, Evaluate, Example, Loss, Progress
 
 Models = nn.Module | Sequence[nn.Module] | Mapping[int, nn.Module] | Callable[[int], nn.Module]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

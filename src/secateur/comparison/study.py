@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur import criteria as known
-from secateur.comparison.compare import Comparison, Progress, compare
+from secateur.comparison.compare import Comparison, compare
 from secateur.comparison.contestants import CriterionChoice
 from secateur.comparison.hashes import key_of
 from secateur.comparison.levels import middle_of
@@ -24,7 +24,7 @@ from secateur.model.door import Parts
 from secateur.recipe import load_recipe
 from secateur.recipe.overrides import choice_of
 from secateur.sources import Source, TensorData, on_device, resolve_data, resolve_model, train_demo
-from secateur.types import Batch, Data
+from secateur.types import Batch, Data, Progress
 from secateur.words import CRITERIA, translated
 
 EVERYTHING = "all"

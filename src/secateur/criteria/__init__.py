@@ -20,7 +20,7 @@ from secateur.criteria.depth.angular_distance import AngularDistance
 from secateur.criteria.depth.block_influence import BlockInfluence
 from secateur.criteria.depth.every import Every
 from secateur.criteria.depth.loss_increase import LossIncrease
-from secateur.criteria.gradients.gates import Gate, Gates, GateScore, gates_of, insert_gates
+from secateur.criteria.gradients.gates import GateScore
 from secateur.criteria.gradients.gradient import Gradient
 from secateur.criteria.gradients.grasp import Grasp
 from secateur.criteria.gradients.head_gate import HeadImportance
@@ -35,6 +35,7 @@ from secateur.criteria.weights.bn_scale import NormScale
 from secateur.criteria.weights.geometric_median import GeometricMedian
 from secateur.criteria.weights.magnitude import Magnitude
 from secateur.criteria.weights.random_control import Random
+from secateur.model.gates import Gate, Gates, gates_of, insert_gates
 
 __all__ = [
     "APoZ",

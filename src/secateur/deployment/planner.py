@@ -23,11 +23,10 @@ from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.planning.decision import PlanData
 from secateur.planning.history import origin_of
 from secateur.registry import one_of
-from secateur.types import Example, Latency
+from secateur.types import Example, Latency, Progress
 
 WEIGHTS = ("same", "bfloat16", "int8")
 _SMALL = 4 << 20  # bytes: about what the second-level caches of a few cores hold
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

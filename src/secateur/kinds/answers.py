@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from secateur.kinds.numbers_used import NumbersUsed
 from secateur.model.call import call, fresh
 from secateur.model.guard import Mode, enter, guard
 from secateur.model.held import HeldRandomness
@@ -32,6 +33,7 @@ class Answer:
         result: what the forward returned; None where it had to be called twice.
         beside: what stood around the run.
         twice: whether it is the answer of two calls.
+        numbers: the plain numbers that the run used, where somebody asked for them.
     """
 
     tensors: list[Tensor]
@@ -41,6 +43,7 @@ class Answer:
     result: object = None
     beside: object = None
     twice: bool = False
+    numbers: NumbersUsed | None = None
 
 
 class Lent:
@@ -86,6 +89,7 @@ def answer(
     draws: bool = True,
     twice: bool = False,
     state: State | None = None,
+    numbers: NumbersUsed | None = None,
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
@@ -100,6 +104,7 @@ def answer(
         draws: False where it is known that nothing is drawn at random, which saves the watch.
         twice: it is run twice in any case, as what it is compared with was.
         state: of the model in eval mode, where the caller keeps it, and the random generators, for many runs.
+        numbers: is told which plain numbers the run uses.
 
     Raises:
         ForwardError: its forward fails.
@@ -115,14 +120,15 @@ def answer(
             # By what stands around the run; a mode changes nothing in a model.
             before = State([model], example, copies=True, weights=False)
         following = None if train else fresh(example)
-        once = call(model, example)
+        with nullcontext() if numbers is None else numbers.watching(model):
+            once = call(model, example)
         result = once
         twice = not train and (twice or _moved(before))
         if twice:
             result, once = (once, call(model, following)), None
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
-    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside, twice)
+    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside, twice, numbers)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from secateur.kinds.edit import Edit
 from secateur.request import PROOF, Efforts, Request
 from secateur.structure.groups import Structure
 from secateur.structure.trace import Trace
-from secateur.types import Certificate, Example, Group, LeftOut
+from secateur.types import Certificate, Condition, Example, Group, LeftOut
 
 Keep = Mapping[str, Tensor]  # group name -> bool tensor, True = the unit stays
 
@@ -87,6 +87,7 @@ class Candidates(ABC):
     Attributes:
         groups: the units that compete, with every slice that goes with each of them.
         trace: the run that they were found in, for criteria that watch it; None where none was made.
+        conditions: what finding them depended on, beside what the trace says.
         structure: what the engine found, free and locked, for reports; None where it was not asked.
         families: groups that keep equally many units; empty where every group stands for itself.
         left_out: weights that masks do not cover, each with its reason; empty for cuts, which lock dimensions.
@@ -100,6 +101,7 @@ class Candidates(ABC):
         self.model, self.example, self.request, self.examples = model, example, request, tuple(examples)
         self.groups: Sequence[Group] = ()
         self.trace: Trace | None = None
+        self.conditions: Sequence[Condition] = ()
         self.structure: Structure | None = None
         self.families: Sequence[Family] = ()
         self.left_out: Sequence[LeftOut] = ()

@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError
 from secateur.kinds.layers.drop import Layers, check_layers, drop_layers, new_names, stand_ins
-from secateur.kinds.slices.cut import Cuts, check, cut_copy, cut_model
+from secateur.kinds.slices.cut import check, cut_copy, cut_model
 from secateur.kinds.slices.fold import Scale, check_scales, rescale
 from secateur.kinds.slices.momenta import require_own_state
 from secateur.masks.units import Masks
 from secateur.model.tensors import named_tensors
 from secateur.structure.provenance import Attribute
+from secateur.types import Cuts
 
 
 @dataclass(frozen=True, eq=False)

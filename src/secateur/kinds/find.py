@@ -10,16 +10,17 @@ from secateur.errors import RecipeError
 from secateur.kinds.base import Candidates
 from secateur.kinds.experts.kind import Experts
 from secateur.kinds.layers.kind import LayerStacks
-from secateur.kinds.slices.kind import GRANULARITIES, Slices
+from secateur.kinds.slices.kind import Slices
 from secateur.kinds.weights.kind import Weights
 from secateur.request import Named, Request
 from secateur.types import Example
+from secateur.words import SLICES
 
 STRUCTURED = "structured"  # one word for slices of every kind in one ranking
 # Without head_dim: its cut changes the scale 1 / sqrt(head_dim), and kernels may want queries and values alike in it.
 WORD = ("channel", "neuron", "head", "conv_group")
 KINDS: Mapping[str, type[Candidates]] = {
-    **dict.fromkeys(GRANULARITIES, Slices),
+    **dict.fromkeys(SLICES, Slices),
     "expert": Experts,
     "layer": LayerStacks,
 }
@@ -48,7 +49,7 @@ def kind_of(granularity: tuple[Named, ...]) -> type[Candidates]:
         words = ", ".join(choice.name for choice in granularity)
         raise RecipeError(
             f"granularity [{words}] cannot be ranked in one plan.",
-            why=f"in one ranking stand {', '.join(GRANULARITIES)}; experts, layers and masks are decided by themselves",
+            why=f"in one ranking stand {', '.join(SLICES)}; experts, layers and masks are decided by themselves",
             hint="Make one plan after the other and compose them: first.then(second, model).",
         )
     return kinds.pop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -11,11 +11,18 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.answers import Answer, answer
+from secateur.kinds.numbers_used import NumbersUsed
 from secateur.model.agreement import agreement
 from secateur.model.call import device_of
+from secateur.model.guard import Mode
 from secateur.types import Certificate, Example, Trial
 
 THE_EXAMPLE = "the example"
+CHANGES = (
+    'Protect what is cut there. A scale may follow the width instead (scales="follow"), as the certificate then says; '
+    "a weight that is computed anew keeps its value once it is written down (remove_spectral_norm, remove_weight_norm, "
+    "parametrize.remove_parametrizations). Nothing was changed or saved."
+)
 HINT = "Protect what the plan removes, or cut at another granularity. Nothing was changed or saved."
 
 
@@ -33,6 +40,9 @@ class Reference:
         notes: what the runs so far have shown, to be said in the certificate.
         differs: says what an output of the cut model is not.
         hint: what to do then.
+        numbers: (plain numbers of its run, those of the cut model) -> notes; refuses those that mean something else.
+            None where numbers are nobody's business, or are followed by other means.
+        apart: names of modules of the reference whose numbers do not count.
     """
 
     model: nn.Module
@@ -44,6 +54,24 @@ class Reference:
     notes: Callable[[], Sequence[str]] = tuple
     differs: str = "is not that of the original without what is removed"
     hint: str = HINT
+    numbers: Callable[[NumbersUsed, NumbersUsed], Iterable[str]] | None = None
+    apart: Sequence[str] = ()
+
+    def counting(self, mode: Mode, apart: Sequence[str] = ()) -> NumbersUsed | None:
+        """What writes down the numbers of a run; in training they are rates of what is drawn at random."""
+        return NumbersUsed(apart) if self.numbers is not None and mode == "eval" else None
+
+    def require_same_parameters(self, expected: Answer, found: Answer, cut: nn.Module, what: str) -> None:
+        """Refuse a cut model of which other parameters take part in an answer than of the original."""
+        wanted = {name for name in map(self.renamed, expected.parameters) if name is not None}
+        there = {name for name, _ in cut.named_parameters()}
+        if (wanted & there) != found.parameters:
+            other = sorted((wanted & there) ^ found.parameters)
+            raise CertificateError(
+                f"Other parameters of the cut model take part than of the original (on {what}).",
+                why=f"for example {other[0]!r}",
+                hint=self.hint,
+            )
 
 
 @dataclass
@@ -104,7 +132,9 @@ def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool
 def with_trials(proof: Certificate, found: Tried) -> Certificate:
     """A certificate and what trials have shown beside it."""
     error = max(proof.max_abs_error, found.error)
-    return replace(proof, max_abs_error=error, trials=tuple(found.trials), notes=(*proof.notes, *found.notes))
+    return replace(
+        proof, max_abs_error=error, trials=tuple(found.trials), notes=tuple(dict.fromkeys((*proof.notes, *found.notes)))
+    )
 
 
 def certified(found: Tried, method: str, *, dtype: str) -> Certificate:

@@ -35,21 +35,37 @@ def repeated(model: nn.Module, cuts: Mapping[str, Mapping[int, object]]) -> tupl
         if inside or not isinstance(container, (nn.ModuleList, nn.Sequential)) or len(container) < STACK:
             continue
         known: dict[object, int] = {}
-        for i, (name, block) in enumerate(list(container.named_children())[:-1]):
+        children = list(container.named_children())
+        places = _places([block for _, block in children])
+        for name, block in children[:-1]:
             full = f"{path}.{name}" if path else name
-            kind = _kind(block, i, {n[len(full) + 1 :]: d for n, d in cuts.items() if n.startswith(f"{full}.")})
+            kind = _kind(block, places, {n[len(full) + 1 :]: d for n, d in cuts.items() if n.startswith(f"{full}.")})
             known[kind] = known.get(kind, 0) + 1
             if known[kind] > EACH:
                 found.append(full)
     return tuple(found)
 
 
-def _kind(block: nn.Module, place: int, cuts: Mapping[str, Mapping[int, object]]) -> object:
-    def plain(module: nn.Module) -> list[tuple[str, object]]:
-        held = sorted((k, v) for k, v in vars(module).items() if type(v) in (int, bool, float, str))
-        return [(k, v) for k, v in held if type(v) is not int or v != place]
+def _places(blocks: Sequence[nn.Module]) -> frozenset[tuple[str, str]]:
+    """Attributes that hold the place of their block, in all of them: (name of the module in the block, attribute)."""
+    held = (
+        {
+            (name, k)
+            for name, module in block.named_modules()
+            for k, v in vars(module).items()
+            if type(v) is int and v == i
+        }
+        for i, block in enumerate(blocks)
+    )
+    return frozenset(set.intersection(*held))
 
-    classes = tuple((name, type(module), repr(plain(module))) for name, module in block.named_modules())
+
+def _kind(block: nn.Module, places: frozenset[tuple[str, str]], cuts: Mapping[str, Mapping[int, object]]) -> object:
+    def plain(path: str, module: nn.Module) -> list[tuple[str, object]]:
+        held = sorted((k, v) for k, v in vars(module).items() if type(v) in (int, bool, float, str))
+        return [(k, v) for k, v in held if (path, k) not in places]
+
+    classes = tuple((name, type(module), repr(plain(name, module))) for name, module in block.named_modules())
     tensors = tuple((name, tuple(p.shape)) for name, p in (*block.named_parameters(), *block.named_buffers()))
     return classes, tensors, tuple(sorted((name, tuple(sorted(dims))) for name, dims in cuts.items()))
 

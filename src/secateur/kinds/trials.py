@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
 from secateur.kinds.answers import Answer, Lent, answer, first_difference, real_values
-from secateur.kinds.reference import THE_EXAMPLE, Reference, Tried
+from secateur.kinds.reference import CHANGES, THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import PassedBlocks, passing
 from secateur.model.agreement import agreement, doubled
 from secateur.model.behaviour import behaviour
 from secateur.model.call import tensors_in
 from secateur.model.evidence import Input, each_alone, inputs_beside
 from secateur.model.guard import Mode, generators
+from secateur.model.rebound import reading_its_own
 from secateur.request import PROOF, Efforts
 from secateur.types import Example, Trial
 
@@ -30,11 +32,6 @@ LEFT = "on the example itself the cut was held against the replay alone; the sec
 WITHOUT = ", without {} blocks that are like others"
 FEW = 4  # so many times smaller than the example is an input on which a large model runs whole beside the replay
 LARGE = 5_000_000  # parameters: from here on further inputs are chosen by what they cost
-CHANGES = (
-    'Protect what is cut there. A scale may follow the width instead (scales="follow"), as the certificate then says; '
-    "a weight that is computed anew keeps its value once it is written down (remove_spectral_norm, remove_weight_norm, "
-    "parametrize.remove_parametrizations). Nothing was changed or saved."
-)
 
 
 def tried(
@@ -113,7 +110,8 @@ class _Trials:
         blocks: PassedBlocks,
         lent: Lent,
     ) -> None:
-        self.model, self.cut, self.tolerance, self.found, self.beside = model, cut, tolerance, found, beside
+        self.model, self.cut, self.tolerance, self.found = model, cut, tolerance, found
+        self.beside = partial(reading_its_own, beside, model, cut)
         self.large = sum(p.numel() for p in model.parameters()) >= LARGE
         self.blocks, self.lent = blocks, lent
         self.left = False  # whether the example is left to others
@@ -296,6 +294,10 @@ class _Trials:
         if mode == "eval":
             held = (f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held))
             self.found.notes += [note for note in held if note not in self.found.notes]
+        follow = self.reference.numbers
+        if follow is not None and expected.numbers is not None and found.numbers is not None:
+            said = follow(expected.numbers, found.numbers)
+            self.found.notes += [note for note in said if note not in self.found.notes]
         if self.reference.objection():
             what = "The function of what is left would change with the cut."
             raise CertificateError(what, why=self.reference.objection(), hint=CHANGES)
@@ -306,7 +308,10 @@ class _Trials:
         reference, draws = self.reference, self.found.draws or mode == "train"
         with passing(reference.model, given.passed):
             state = self.lent.state(reference.model, given.passed)
-            return answer(reference.model, given.example, mode, reference.around, draws=draws, state=state, twice=twice)
+            return answer(
+                reference.model, given.example, mode, reference.around,
+                draws=draws, state=state, twice=twice, numbers=reference.counting(mode, reference.apart),
+            )  # fmt: skip
 
     def _answer_of_cut(
         self,
@@ -320,7 +325,10 @@ class _Trials:
         try:
             with passing(self.cut, given.passed):
                 state = self.lent.state(self.cut, given.passed)
-                return answer(self.cut, given.example, mode, around, draws=draws, state=state, twice=twice)
+                return answer(
+                    self.cut, given.example, mode, around,
+                    draws=draws, state=state, twice=twice, numbers=self.reference.counting(mode),
+                )  # fmt: skip
         except ForwardError as error:
             raise UnsupportedError(
                 f"{type(self.cut).__name__} does not run after this cut on an input that the original takes.",
@@ -360,21 +368,10 @@ class _Trials:
             nan="a removed part reaches the output",
         )
         if expected.parameters or found.parameters:
-            self._same_parameters(given, expected, found)
+            reference.require_same_parameters(expected, found, self.cut, given.what)
         self.found.trials.append(Trial(given.what, reference.method, proof.max_abs_error))
         self.found.proof = self.found.proof or proof
         return proof.max_abs_error
-
-    def _same_parameters(self, given: Input, expected: Answer, found: Answer) -> None:
-        wanted = {name for name in map(self.reference.renamed, expected.parameters) if name is not None}
-        there = {name for name, _ in self.cut.named_parameters()}
-        if (wanted & there) != found.parameters:
-            other = sorted((wanted & there) ^ found.parameters)
-            raise CertificateError(
-                f"Other parameters of the cut model take part than of the original (on {given.what}).",
-                why=f"for example {other[0]!r}",
-                hint=self.reference.hint,
-            )
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.numel() and len(self.live) < 2:

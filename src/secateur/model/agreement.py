@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from secateur.errors import CertificateError, ForwardError, UnsupportedError
 from secateur.model.call import call, fresh
 from secateur.model.forms import map_tensors
-from secateur.model.tensors import computed_tensors, dense
+from secateur.model.rebound import rebind
+from secateur.model.tensors import computed_tensors, cut_tensor, dense
 from secateur.types import Certificate, Example
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -108,6 +109,9 @@ def _compare(i: int, expected: Tensor, found: Tensor, nan: str, hint: str) -> tu
     return float(difference.max()), float(finite.abs().max()) if finite.numel() else 0.0
 
 
+PART = 2**17  # elements that are compared at once
+
+
 def require_slices(name: str, wanted: Tensor, found: Tensor | None) -> None:
     """Refuse a tensor of the cut model that is not exactly what its plan keeps: the example may leave a unit silent.
 
@@ -127,6 +131,30 @@ def require_slices(name: str, wanted: Tensor, found: Tensor | None) -> None:
         )
 
 
+def require_kept(name: str, whole: Tensor, dims: Mapping[int, Tensor], found: Tensor | None) -> None:
+    """As `require_slices`, part by part: what is taken out of the original is compared while it is in the caches.
+
+    Args:
+        name: of the tensor, for the error.
+        whole: the original's.
+        dims: dimension -> kept indices.
+        found: what the cut model holds; None where it has no such tensor.
+
+    Raises:
+        CertificateError: shape, dtype or a single bit differ.
+    """
+    whole = whole.detach()
+    kept = [len(dims[d]) if d in dims else size for d, size in enumerate(whole.shape)]
+    if found is None or not kept or list(found.shape) != kept or whole.layout is not torch.strided:
+        require_slices(name, cut_tensor(whole, dims), found)
+        return
+    rows = max(1, PART * kept[0] // max(1, found.numel()))
+    for first in range(0, kept[0], rows):
+        own = {**dims, 0: dims[0][first : first + rows]} if 0 in dims else dims
+        part = whole if 0 in dims else whole[first : first + rows]
+        require_slices(name, cut_tensor(part, own), found[first : first + rows])
+
+
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape and dtype hold the same bits; a third of the time that `torch.equal` takes."""
     if a.is_quantized or a.layout is not torch.strided:
@@ -141,7 +169,10 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def doubled(value: object) -> Any:
     """A copy in float64: of a module, or of the tensors in an example."""
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value, computed_tensors(value)).double()
+        memo = computed_tensors(value)
+        twin = copy.deepcopy(value, memo)
+        rebind(twin, memo)
+        return twin.double()
     return map_tensors(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 

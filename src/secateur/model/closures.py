@@ -1,4 +1,4 @@
-"""Hooks that hold a weight by themselves: a copy of the model would go on reading that of the original."""
+"""Hooks that hold a weight by themselves: a copy of the model must not go on reading that of the original."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from secateur.model.reach import FUNCTIONS, inside
 DEEPEST = 4  # functions and containers that hold each other
 
 
-def require_own_hooks(model: nn.Module) -> None:
-    """Refuse to copy a model with a hook whose function holds one of its weights.
+def require_own_hooks(model: nn.Module, result: nn.Module) -> None:
+    """Refuse a copy with a hook whose function still holds a weight of the original (see `rebound`).
 
-    Copies of a module share its functions, and what these hold is shared with them.
+    Args:
+        model: the original.
+        result: its copy.
 
     Raises:
         UnsupportedError: names the module of the hook, and the weight.
     """
     names = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
-    for path, module in model.named_modules():
+    for path, module in result.named_modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             name = next((names[id(t)] for t in _tensors(hook, DEEPEST) if id(t) in names), None)
             if name is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -13,6 +14,8 @@ from secateur.model.place import is_engines, is_torchs, is_users
 
 # What runs beside the model while it is captured; capture.py itself calls the model's own operators.
 RECORDING = ("rules", "recorder.py", "size_uses.py", "function_call.py", "axes.py", "groups.py")
+TRANSFORMS = f"{Path(torch.__file__).parent}/_functorch"
+CALLS = "functional_call.py"  # transforms nothing
 
 
 def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:
@@ -30,6 +33,15 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
         ForwardError: anything else.
     """
     text = f"{type(error).__name__}: {error}"
+    if _is_transformed(error):
+        where, _ = _location(error, model)
+        raise UnsupportedError(
+            f"{type(model).__name__} transforms its own functions (torch.func, torch.vmap), so nobody can follow it",
+            why="under a transform tensors stand for others that no operator shows"
+            + (f", at {where}" if where else ""),
+            hint="write that line without the transform (a loop or a batched call for vmap, torch.autograd.grad for "
+            "grad); masks (secateur.mask_model) need no capture and take the model as it is",
+        ) from error
     if _is_ours(error):
         where, _ = _location(error, model)
         raise UnsupportedError(
@@ -54,6 +66,12 @@ def _is_ours(error: BaseException) -> bool:
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     inner = next((path for path in reversed(frames) if not is_torchs(path)), "")
     return is_engines(inner, RECORDING)
+
+
+def _is_transformed(error: BaseException) -> bool:
+    """Whether the engine failed under a transform of torch.func, where a tensor has no memory of its own."""
+    paths = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return _is_ours(error) and any(path.startswith(TRANSFORMS) and not path.endswith(CALLS) for path in paths)
 
 
 def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:

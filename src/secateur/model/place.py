@@ -12,6 +12,7 @@ import torch
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), Path(__file__).parent.parent
 _NETWORKS = str(_HERE / "sources")  # bundled networks are models like a user's
+_CALL = str(_HERE / "model" / "call.py")  # runs the model: what stands above it has only called secateur
 _CAPTURE = str(_HERE / "structure" / "capture.py")  # runs the model's own operators
 _OURS = (_TORCH, str(_HERE), "<")
 _KNOWN: dict[CodeType, bool] = {}  # while a model is captured, a few hundred functions are asked about per operation
@@ -46,7 +47,7 @@ def users_line(*, whole: bool = False) -> str:
         whole: the whole path, for errors that are read without the model at hand; else its last two parts.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code.co_filename != _CALL:
         code = frame.f_code
         known = _KNOWN.get(code)
         if known is None:

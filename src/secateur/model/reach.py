@@ -31,6 +31,9 @@ HOLDERS = (UserDict, UserList, SimpleNamespace)  # objects of Python that are ma
 NUMBERS = (int, float, complex, str, bytes, type(None))
 # What these packages keep in their objects is their own affair: a logger alone reaches half the process.
 FOREIGN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "secateur"})
+# Modules that read and write files of weights. What they remember of each file that was ever loaded no forward asks
+# for, and it is many times what a model holds.
+LOADERS = frozenset({"transformers.conversion_mapping", "transformers.core_model_loading"})
 
 
 def kind_of(value: object) -> Kind:
@@ -152,6 +155,8 @@ def _collect(value: object, found: dict[tuple[int, str], Place], seen: set[int])
     if _within_foreign(value):
         return
     space = value.__globals__
+    if space.get("__name__") in LOADERS:
+        return
     for name in _names(value.__code__):
         if name not in space:
             continue

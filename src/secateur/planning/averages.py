@@ -10,9 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import PlanMismatchError, RecipeError
 from secateur.kinds.layers.drop import Layers, new_names
-from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.slices.fold import Scale, rescale
 from secateur.model.tensors import cut_tensor
+from secateur.types import Cuts
 
 Averages = AveragedModel | MutableMapping[str, Tensor]
 

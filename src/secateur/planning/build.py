@@ -151,7 +151,7 @@ def make_plan(
     unit, choices = units_of(granularity, example)
     model = admit(model, copied=is_physical(choices))
     given = keep is not None or remove is not None
-    if target is None and scores is None and not given:
+    if target is None and not given:
         target = implied_target(granularity)
     _one_way(target, scores, given=given, both=keep is not None and remove is not None)
     by = _Decider.of(None if given or scores is not None else criterion, blocks)

@@ -29,10 +29,9 @@ from secateur.types import Group
 
 ROUNDS, WARMUP = 15, 3  # of every latency measurement while searching
 STEP = 0.02  # of the units: how far the list is walked on where the final measurement misses the target
-Scores = Mapping[str, Tensor]
 
 
-def decide(candidates: Candidates, scores: Scores, request: Request, *, comparable: bool) -> Keep:
+def decide(candidates: Candidates, scores: Mapping[str, Tensor], request: Request, *, comparable: bool) -> Keep:
     """Choose what stays.
 
     Args:
@@ -64,21 +63,14 @@ def decide(candidates: Candidates, scores: Scores, request: Request, *, comparab
 # -- masks -----------------------------------------------------------------------------------------------------
 
 
-def _masks(candidates: Weights, scores: Scores, request: Request) -> Keep:
+def _masks(candidates: Weights, scores: Mapping[str, Tensor], request: Request) -> Keep:
     target = _target(request)
     for what in target.given():
         if what not in AMOUNTS:
             candidates.price(what, Left({}, dict))
     pattern = candidates.unit if isinstance(candidates.unit, NM) else None
     if pattern is not None:
-        implied = 1 - pattern.n / pattern.m
-        wanted = target.numbers()
-        if set(wanted) - {"sparsity"} or abs(wanted.get("sparsity", implied) - implied) > 1e-9:
-            raise RecipeError(
-                f"granularity '{pattern.n}:{pattern.m}' fixes the sparsity at {implied:g}.",
-                why=f"the target is {target.given()}",
-                hint=f"Leave the target at sparsity: {implied:g}.",
-            )
+        pattern.require(target.given())
         return select(scores, scope=request.scope, granularity=pattern, groups=candidates.groups)
     tensors = dict(candidates.model.named_parameters())
     return select(
@@ -110,7 +102,9 @@ class _Search:
     worst units of every member.
     """
 
-    def __init__(self, candidates: Candidates, scores: Scores, request: Request, *, comparable: bool) -> None:
+    def __init__(
+        self, candidates: Candidates, scores: Mapping[str, Tensor], request: Request, *, comparable: bool
+    ) -> None:
         self.candidates, self.scores, self.request = candidates, scores, request
         self.target = _target(request)
         self.scope = candidates.scope or ("local" if request.allocation == "uniform" else request.scope)
@@ -296,7 +290,7 @@ def _target(request: Request) -> Target:
     return request.target
 
 
-def _chunks(family: Family, ranked: Scores) -> Tensor:
+def _chunks(family: Family, ranked: Mapping[str, Tensor]) -> Tensor:
     """Worth of the chunks of a family: the mean of the scores that go together, the worst first."""
     scores = torch.stack([ranked[n].double().cpu().sort(stable=True).values for n in family.groups]).mean(0)
     first = family.size - (family.chunks - 1) * family.step

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from secateur.files.seeds import stable_hash
 from secateur.kinds.edit import Edit
 from secateur.kinds.layers.drop import Layers
-from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.slices.fold import Scale
 from secateur.model.tensors import named_tensors
 from secateur.request import Efforts, Request
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, Condition, Example, Group, LeftOut, Removal, Units
+from secateur.types import Certificate, Condition, Cuts, Example, Group, LeftOut, Removal, Units
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.errors import visible
 from secateur.planning.decision import PlanData
+from secateur.structure.grouped import grouped
 from secateur.types import Certificate
 
 
@@ -34,7 +35,8 @@ def explain(plan: PlanData) -> str:
         lines += [f"  {line}" for line in evidence(plan.certificate)]
     elif plan.removes:
         lines.append(not_proved(plan.recorded))
-    lines += [f"condition: {condition}" for condition in plan.conditions]
+    if plan.conditions:
+        lines += ["conditions:", *(f"  {line}" for line in grouped(plan.conditions))]
     # Names in a plan may come from a file, and a line feed in one of them would look like a line of its own.
     return "\n".join(visible(line) for line in lines)
 

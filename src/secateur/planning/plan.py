@@ -118,9 +118,9 @@ class Plan(PlanData):
         before = origin_of(model)  # asked now: in place, the model is another one afterwards
         # Composed now as well, since it wants the model that this plan was made for; its proof is added once made.
         whole = before.followed(self, model) if isinstance(before, Plan) else self
-        if not inplace:
-            require_own_hooks(model)
         result = model if inplace and certify is None else self._copied(model)
+        if not inplace:
+            require_own_hooks(model, result)
         if certify is not None:
             self.certificate = certify(model, result)
         follow = None if ema is None else self._migration(model, ema)

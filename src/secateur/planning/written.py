@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError, RecipeError
+from secateur.errors import RecipeError
 from secateur.kinds.base import Candidates, Keep, Left
+from secateur.masks.units import resolve
 from secateur.model.behaviour import unprovable
 from secateur.model.guard import guard
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
-from secateur.registry import suggestion
 from secateur.request import Efforts, Named, Request, Target, effort_of
 from secateur.structure.elsewhere import left_behind
 from secateur.structure.provenance import read
@@ -44,10 +44,6 @@ def plan_of(
     """
     model, edit = candidates.model, candidates.write(keep)
     groups = [group for group in candidates.groups if group.name in keep]
-    cost: dict[str, list[int]] = {}
-    if candidates.physical:
-        whole, left = Left.of({n: torch.ones_like(mask) for n, mask in keep.items()}), Left.of(keep)
-        cost = {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
 
     def prove(original: nn.Module, cut: nn.Module, effort: Efforts | None = None) -> Certificate:
         example, effort = candidates.example, effort or effort_of(request.proof)
@@ -72,7 +68,7 @@ def plan_of(
         attributes=edit.attributes,
         masks=edit.masks,
         units=counted(request.what, keep),
-        cost=cost,
+        cost=_cost(candidates, keep) if candidates.physical else {},
         evidence=Evidence(
             model,
             groups,
@@ -91,9 +87,16 @@ def plan_of(
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
         conditions=(
             *(() if candidates.trace is None else candidates.trace.conditions),
+            *candidates.conditions,
             *left_behind(model, edit.cuts, edit.attributes),
         ),
     )
+
+
+def _cost(candidates: Candidates, keep: Keep) -> dict[str, list[int]]:
+    """What the whole costs, and what stays."""
+    whole, left = Left.of({name: torch.ones_like(mask) for name, mask in keep.items()}), Left.of(keep)
+    return {what: [candidates.price(what, whole), candidates.price(what, left)] for what in ("params", "macs")}
 
 
 def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mapping[str, object] | Target | None) -> Plan:
@@ -105,19 +108,8 @@ def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mappin
     """
     if any(other is not None for other in others):
         raise RecipeError("masks= says exactly what goes.", hint="Leave out target, scores, keep and remove.")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    full = {}
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise InputError(f"the model has no parameter {name!r}", hint=suggestion(name, parameters))
-        shape = parameters[name].shape
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise InputError(
-                f"the mask of {name!r} is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(shape)}",
-                hint="True = keep, False = remove",
-            )
-        # A plan does not change when its caller writes into the mask later.
-        full[name] = mask.clone()
+    # A plan does not change when its caller writes into the mask later.
+    full = {name: mask.expand_as(own).clone() for name, (own, mask) in resolve(model, masks).items()}
     request = Request(target=None, criterion=Named(GIVEN), granularity=(Named("element"),))
     return Plan(
         fingerprint=fingerprint(model),

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import InputError, RecipeError
-from secateur.kinds.slices.cut import Cuts
 from secateur.model.call import call, default_loss, outputs, prediction, to_example, to_target
 from secateur.registry import suggestion
-from secateur.types import Batch, Loss
+from secateur.types import Batch, Cuts, Loss
 
 NO_TARGET = -100  # torch's cross entropy leaves such positions out, and so does a teacher
 

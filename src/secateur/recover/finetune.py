@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import InputError, NonFiniteError, RecipeError
-from secateur.kinds.slices.cut import Cuts
 from secateur.masks import mask_model
 from secateur.model.call import as_loss, default_loss, device_of, require_reiterable
 from secateur.model.guard import guard
@@ -22,10 +21,8 @@ from secateur.recover.optimizers import OptimizerSpec, build_optimizer
 from secateur.recover.precision import Amp, in_precision
 from secateur.recover.rates import Rates, ScheduleSpec
 from secateur.recover.reader import Reader
-from secateur.recover.validation import Judge
-from secateur.types import Batch, Data, Loss
-
-Progress = Callable[[int, int], None]
+from secateur.recover.validation import HeldOut
+from secateur.types import Advance, Batch, Cuts, Data, Loss
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def finetune(
     cuts: Cuts | None = None,
     adapters: AdapterSpec | None = None,
     keeper: Keeper | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     seed: int = 0,
 ) -> History:
     """Train a model in place; masked weights are +0.0 before, between and after all steps.
@@ -133,7 +130,7 @@ def finetune(
     """
     _check(accumulate=accumulate, patience=patience, teacher=teacher, distil=distil, cuts=cuts)
     loss = as_loss(loss)
-    judge = Judge.of(validation, loss, best=best, patience=patience)
+    judge = HeldOut.of(validation, loss, best=best, patience=patience)
     total, skipped = _lengths(
         data, steps, epochs, schedule=schedule, warmup=warmup_steps, accumulate=accumulate, last_of=last_of
     )
@@ -181,7 +178,7 @@ def _go_on(loop: Loop, keeper: Keeper | None) -> None:
         loop.load_state_dict(found)
 
 
-def _run(loop: Loop, steps: int | None, keeper: Keeper | None, progress: Progress | None, total: int) -> None:
+def _run(loop: Loop, steps: int | None, keeper: Keeper | None, progress: Advance | None, total: int) -> None:
     try:
         loop.run(steps, keeper, progress, total)
     except NonFiniteError as error:

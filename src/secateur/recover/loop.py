@@ -21,7 +21,7 @@ from secateur.model.tensors import named_tensors
 from secateur.recover.adapters import Adapters
 from secateur.recover.rates import Rates
 from secateur.recover.reader import Reader
-from secateur.recover.validation import Judge
+from secateur.recover.validation import HeldOut
 from secateur.types import Batch, Loss, StateDict
 
 TakeState = Callable[[], StateDict]
@@ -114,7 +114,7 @@ class Loop:
         reader: Reader,
         *,
         accumulate: int = 1,
-        judge: Judge | None = None,
+        judge: HeldOut | None = None,
         adapters: Adapters | None = None,
         follower: Follower | None = None,
     ) -> None:

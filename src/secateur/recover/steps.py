@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError
-from secateur.kinds.slices.cut import Cuts, cut_copy
+from secateur.kinds.slices.cut import cut_copy
 from secateur.model.guard import generators
 from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUpdate, Refit, Step
 from secateur.recipe.training import Lessons
@@ -25,7 +25,7 @@ from secateur.recover.rates import Rates
 from secateur.recover.validation import divided
 from secateur.solve.obs_update import obs_update
 from secateur.solve.refit import refit_consumers
-from secateur.types import Data, Loss
+from secateur.types import Cuts, Data, Loss
 
 _STEP: TypeAdapter[Step] = TypeAdapter(Step)
 

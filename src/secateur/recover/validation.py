@@ -24,7 +24,7 @@ class JudgeState(TypedDict):
     weights: dict[str, Tensor] | None
 
 
-class Judge:
+class HeldOut:
     """Measures a model after each pass.
 
     Args:
@@ -40,7 +40,7 @@ class Judge:
         self._weights: dict[str, Tensor] | None = None
 
     @classmethod
-    def of(cls, data: Data | None, loss: Loss | None, *, best: bool, patience: int | None) -> Judge | None:
+    def of(cls, data: Data | None, loss: Loss | None, *, best: bool, patience: int | None) -> HeldOut | None:
         """A judge, or None where none is asked for.
 
         Raises:

@@ -20,7 +20,7 @@ from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
 from secateur.report.record import Choice, Control, Report, UnitCount
-from secateur.request import Named, Request, Target
+from secateur.request import Named, Request
 from secateur.types import Degradation, Snapshot
 
 
@@ -79,7 +79,7 @@ def collect(
             quality_missing=judged.why,
             control=control,
         ),
-        goal=_goal(plan, before, after, recipe),
+        goal=_goal(plan, before, after),
         events=_with_left_out(run.events(), plan),
         layers=pruned_layers(model, plan),
         locked=locked_parts(model, plan),
@@ -87,7 +87,7 @@ def collect(
 
 
 def forecast(
-    model: nn.Module, plan: Plan, recipe: Recipe, *, before: Snapshot, after: Snapshot, title: str = ""
+    model: nn.Module, plan: Plan, recipe: Recipe, *, before: Snapshot, after: Snapshot, run: Journal, title: str = ""
 ) -> Report:
     """What a plan would bring, measured on an applied copy: the report of a run that has not taken place.
 
@@ -97,6 +97,7 @@ def forecast(
         recipe: as it was resolved.
         before: the model as it is, measured.
         after: the copy, measured.
+        run: fallbacks and doubts.
         title: what the report calls it; the model's class by default.
 
     Returns:
@@ -115,8 +116,8 @@ def forecast(
             Choice(name=plan.request.allocation),
         ),
         replace(_effect(plan, before, after), quality_missing="it is not predicted"),
-        events=Events(degradations=shortfall(plan)),
-        goal=Goal(target=Target.of(recipe.target.given()).flat()),
+        events=_with_left_out(replace(run.events(), seconds={}), plan),
+        goal=None if plan.request.target is None else Goal(target=plan.request.target.flat()),
     )
 
 
@@ -150,7 +151,8 @@ def shortfall(plan: Plan) -> tuple[Degradation, ...]:
     return (Degradation("plan", f"{weights:,} weights were left out: {names}", " / ".join([*why][:3])),)
 
 
-def _goal(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> Goal:
+def _goal(plan: Plan, before: Snapshot, after: Snapshot) -> Goal | None:
+    """What was asked for and reached; None where the units themselves were given."""
     found: dict[str, float] = {
         "sparsity": plan.units["sparsity"],
         "count": float(plan.units["removed"]),
@@ -162,7 +164,9 @@ def _goal(plan: Plan, before: Snapshot, after: Snapshot, recipe: Recipe) -> Goal
         found["macs"] = after.macs / before.macs
     if after.latency_ms is not None:
         found["latency_ms"] = after.latency_ms.median
-    target = Target.of(recipe.target.given())
+    if plan.request.target is None:
+        return None
+    target = plan.request.target
     asked = target.numbers()
     # Scores below a threshold go, whatever comes of that: it is met by definition.
     found |= {name: value for name, value in asked.items() if name == "threshold"}

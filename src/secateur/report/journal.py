@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypedDict
@@ -13,10 +13,7 @@ from secateur.criteria import StationaryWarning
 from secateur.report.assembly import Events
 from secateur.report.record import TrainingPoint
 from secateur.statistics.notes import CurvatureWarning
-from secateur.types import Degradation
-
-Progress = Callable[[str, int, int], None]
-Step = Callable[[int, int], None]
+from secateur.types import Advance, Degradation, Progress
 
 
 class LogLine(TypedDict):
@@ -82,7 +79,7 @@ class Journal:
                 # Nobody here knows it, so it goes on to the caller, from the line that it came from.
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
-    def step(self, name: str) -> Step:
+    def step(self, name: str) -> Advance:
         """A ``step(done, total)`` that tells of progress inside the stage `name`."""
         return _Step(self.progress, name)
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from secateur.report.record import Locked, Report
 from secateur.report.safe_text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
+from secateur.structure.grouped import grouped
 from secateur.types import Certificate
 
 # Every model has dimensions about which others decide: nothing is wrong with it where only these are locked.
@@ -102,7 +103,7 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
     notes = () if report.certificate is None else report.certificate.notes
     yield "proof", [proof_line(report), *map(clean, notes)]  # also where there is none: silence would read as proved
     if report.conditions:
-        yield "the proof holds under conditions", [clean(str(condition)) for condition in report.conditions]
+        yield "the proof holds under conditions", [clean(line) for line in grouped(report.conditions)]
     if report.locked:
         total = sum(one.params for one in report.locked)
         # The largest first, since these decide how much could be gained by freeing them.

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from secateur.criteria.base import Context
 from secateur.criteria.curvature.obs import OptimalBrainSurgeon
 from secateur.errors import RecipeError
-from secateur.kinds.slices.cut import Cuts
-from secateur.types import Data, Group, Loss, Span
+from secateur.types import Cuts, Data, Group, Loss, Span
 
 
 def obs_update(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import RecipeError
+from secateur.kinds.weights.nm import keep_pattern
 
 
 class Pattern(ABC):
@@ -90,12 +91,7 @@ class NofM(Pattern):
 
     def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
         """See `Pattern.keep`. Groups are small, so there are no steps in between."""
-        full = score.shape[1] // self.m * self.m
-        keep = torch.ones_like(score, dtype=torch.bool)
-        runs = score[:, :full].reshape(len(score), -1, self.m)
-        dropped = runs.argsort(dim=-1, stable=True)[..., : self.m - self.n]
-        keep[:, :full] = torch.ones_like(runs, dtype=torch.bool).scatter_(-1, dropped, False).reshape(len(score), full)
-        return keep
+        return keep_pattern(score, self.n, self.m)
 
     def removed(self, shape: tuple[int, int]) -> int:
         """See `Pattern.removed`."""

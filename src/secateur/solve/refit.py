@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError, UnsupportedError
-from secateur.kinds.slices.cut import Cuts
 from secateur.model.call import require_reiterable, to_example
 from secateur.model.guard import guard
 from secateur.model.tensors import named_tensors
@@ -27,7 +26,7 @@ from secateur.statistics.activations.streams import few_samples, finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
 from secateur.structure.trace import Ref, Trace
-from secateur.types import Data, Example
+from secateur.types import Cuts, Data, Example
 
 
 @dataclass(eq=False)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.recover import History, finetune
-from secateur.recover.finetune import Progress
-from secateur.types import Data
+from secateur.types import Advance, Data
 
 
 class ConvBlock(nn.Sequential):
@@ -92,7 +91,7 @@ def build_lenet(seed: int = 0) -> LeNet:
 
 
 def train_demo(
-    model: nn.Module, data: Data, epochs: int = 3, *, progress: Progress | None = None, seed: int = 0
+    model: nn.Module, data: Data, epochs: int = 3, *, progress: Advance | None = None, seed: int = 0
 ) -> History:
     """Train a demo network in place: Adam, short warm-up, cosine.
 

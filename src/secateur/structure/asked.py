@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import linecache
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any, TypeAlias
@@ -19,6 +17,7 @@ import torch
 from torch import nn
 
 from secateur.model.place import short
+from secateur.structure.read import kept, nodes_of, tree_of
 
 TORCH = str(Path(torch.__file__).parent)
 PLAIN_CALLS = frozenset(
@@ -55,15 +54,6 @@ DEPTH = 4  # of functions and modules that an argument is handed on to
 Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
 
 
-@cache
-def tree_of(filename: str) -> ast.Module:
-    """The parsed file; an empty one where there is no source."""
-    try:
-        return ast.parse("".join(linecache.getlines(filename)))
-    except (SyntaxError, ValueError):
-        return ast.Module(body=[], type_ignores=[])
-
-
 def deciding_lines(model: nn.Module, name: str, *, form: bool = False) -> list[str]:
     """Lines that decide by an argument of a model's forward, "file:line", in the forward and where it is handed on to.
 
@@ -79,7 +69,7 @@ def deciding_lines(model: nn.Module, name: str, *, form: bool = False) -> list[s
     return list(found)
 
 
-@cache
+@kept
 def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
     """Lines that decide by what is asked for at a line, there or by a name that it was given.
 
@@ -89,16 +79,16 @@ def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
         name: "len", or the attribute or method of a tensor that was asked for.
     """
     tree = tree_of(filename)
-    inside = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.lineno <= line <= (f.end_lineno or 0)]
+    inside = [f for f in nodes_of(tree) if isinstance(f, ast.FunctionDef) and f.lineno <= line <= (f.end_lineno or 0)]
     scope: ast.AST = max(inside, key=lambda f: f.lineno, default=tree)
-    asked = {node for node in ast.walk(scope) if _is_reading(node, line, name)}
+    asked = {node for node in nodes_of(scope) if _is_reading(node, line, name)}
     names: set[str] = set()
-    for node in ast.walk(scope):
+    for node in nodes_of(scope):
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and holds_any(node.value, asked):
             names.update(targets(node))
     names = made_of(scope, names)
     # `torch.arange(n, device=x.device)` in a test asks for a place to put something, and decides nothing by it.
-    put = {part for node in ast.walk(scope) for part in ast.walk(node) if _is_option(node)}
+    put = {part for node in nodes_of(scope) if _is_option(node) for part in ast.walk(node)}
     tests = (t for t in tests_in(scope) if any(_is_answer(p, asked, names) for p in ast.walk(t) if p not in put))
     lines = [test.lineno for test in tests]
     if name != "len":
@@ -108,7 +98,7 @@ def reading_lines(filename: str, line: int, name: str) -> tuple[str, ...]:
 
 def handed_back(scope: ast.AST) -> Iterator[ast.expr]:
     """What functions give their callers to decide by."""
-    for node in ast.walk(scope):
+    for node in nodes_of(scope):
         if isinstance(node, ast.Lambda):
             yield node.body
         elif isinstance(node, ast.Return) and node.value is not None:
@@ -165,7 +155,7 @@ def _lines(function: FunctionType | None, owner: nn.Module, name: str, depth: in
 Given: TypeAlias = "tuple[tuple[int, str | None], ...]"  # place among the arguments, or -1 and the keyword
 
 
-@cache
+@kept
 def _uses(
     node: Function, filename: str, name: str, form: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[ast.Call, Given], ...]]:
@@ -174,7 +164,7 @@ def _uses(
     tests = _tests_of_form(node, names) if form else (test for test in tests_in(node) if mentions(test, names))
     lines = tuple(f"{short(filename)}:{test.lineno}" for test in tests)
     calls = []
-    for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
+    for call in (part for part in nodes_of(node) if isinstance(part, ast.Call)):
         given: list[tuple[int, str | None]] = [
             (i, None) for i, a in enumerate(call.args) if isinstance(a, ast.Name) and a.id in names
         ]
@@ -210,13 +200,13 @@ def _column(code: CodeType) -> int:
     return min((p[2] for p in places if p[2] is not None and p[3] is not None and p[3] > p[2]), default=-1)
 
 
-@cache
+@kept
 def _definition(filename: str, line: int, name: str, column: int) -> Function | None:
     if name == "<lambda>":
-        found = [n for n in ast.walk(tree_of(filename)) if isinstance(n, ast.Lambda) and n.lineno == line]
+        found = [n for n in nodes_of(tree_of(filename)) if isinstance(n, ast.Lambda) and n.lineno == line]
         here = [n for n in found if n.body.lineno > line or n.body.col_offset <= column]
         return max(here, key=lambda n: n.col_offset, default=None) if len(found) > 1 else next(iter(found), None)
-    for node in ast.walk(tree_of(filename)):
+    for node in nodes_of(tree_of(filename)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
             if first == line and node.name == name:
@@ -234,7 +224,7 @@ def callees(
     elif isinstance(call.func, ast.Attribute) and _is_super(call.func.value):
         yield from _run_by(_inherited(owner, function, call.func.attr), owner)
     elif isinstance(call.func, ast.Name):
-        for loop in (part for part in ast.walk(node) if isinstance(part, ast.For)):
+        for loop in (part for part in nodes_of(node) if isinstance(part, ast.For)):
             if call.func.id in {part.id for part in ast.walk(loop.target) if isinstance(part, ast.Name)}:
                 for part in ast.walk(loop.iter):
                     held = getattr(owner, part.attr, None) if isinstance(part, ast.Attribute) else None
@@ -291,7 +281,7 @@ def _parameter(function: FunctionType | None, position: int) -> str:
 
 def tests_in(scope: ast.AST) -> Iterator[ast.expr]:
     """Expressions that decide: tests, comparisons, keys and names that something is looked up by."""
-    for node in ast.walk(scope):
+    for node in nodes_of(scope):
         if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
             yield node.test
         elif isinstance(node, ast.comprehension):
@@ -310,9 +300,9 @@ def tests_in(scope: ast.AST) -> Iterator[ast.expr]:
 
 def _tests_of_form(scope: ast.AST, names: set[str]) -> Iterator[ast.expr]:
     """Expressions that decide by what these names are: their types, and whether one of them is another, or None."""
-    asked = {node for node in ast.walk(scope) if _asks_form(node, names)}
+    asked = {node for node in nodes_of(scope) if _asks_form(node, names)}
     flags: set[str] = set()
-    for node in ast.walk(scope):
+    for node in nodes_of(scope):
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and holds_any(node.value, asked):
             flags.update(targets(node))
     # A name that is chosen by such a question is no answer to it: `xs = xs if isinstance(xs, list) else [xs]`.
@@ -337,7 +327,7 @@ def _other_names(scope: ast.AST, names: set[str]) -> set[str]:
     names = set(names)
     while names != known:
         known = set(names)
-        for node in ast.walk(scope):
+        for node in nodes_of(scope):
             if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)):
                 parts = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
                 if any(isinstance(part, ast.Name) and part.id in names for part in parts):
@@ -364,7 +354,7 @@ def made_of(scope: ast.AST, names: set[str]) -> set[str]:
     names = set(names)
     while names != known:
         known = set(names)
-        for node in ast.walk(scope):
+        for node in nodes_of(scope):
             if not isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) or node.value is None:
                 continue
             if mentions(node.value, names) and _is_plain(node.value):

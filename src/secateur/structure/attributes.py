@@ -57,21 +57,38 @@ class Sizes:
         self.by_atom = self._by_atom()
 
     def _by_atom(self) -> dict[int, dict[int, SizeUse]]:
+        """For each atom its own uses, and behind them those that are tied to them by attributes that follow."""
         found: dict[int, dict[int, SizeUse]] = defaultdict(dict)
         for use in self.trace.size_uses:
-            related = self._related(use)
             sized = [] if isinstance(use.axis, int) else [use.axis]
             for axis in (*sized, *dims_in(use.expr)):
                 for atom in leaves(axis):
-                    found[atom.id].update(related)
+                    found[atom.id][id(use)] = use
+        families = self._families()
+        for uses in found.values():
+            for family in {id(family): family for family in map(families.__getitem__, uses)}.values():
+                uses.update(family)
         return found
 
-    def _related(self, use: SizeUse) -> dict[int, SizeUse]:
+    def _families(self) -> dict[int, dict[int, SizeUse]]:
+        """For each use all that are tied to it; tied uses have one family together, which is sought once."""
+        found: dict[int, dict[int, SizeUse]] = {}
+        for use in self.trace.size_uses:
+            if id(use) not in found:
+                family = self._family(use)
+                found.update(dict.fromkeys(family, family))
+        return found
+
+    def _family(self, use: SizeUse) -> dict[int, SizeUse]:
         """The use and all that read an attribute which follows it."""
         found, todo = {id(use): use}, [use]
+        seen: set[Attribute] = set()
         while todo:
             for attribute in attributes_in(todo.pop().expr):
-                for other in self.readers[attribute] if attribute in self.definitions else ():
+                if attribute in seen or attribute not in self.definitions:
+                    continue
+                seen.add(attribute)
+                for other in self.readers[attribute]:
                     if id(other) not in found:
                         found[id(other)] = other
                         todo.append(other)

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.model.bypass import first_tensor, hidden_of
 from secateur.structure.trace import Args, Kwargs, Op, tensors_of
+from secateur.structure.turns import Site, sites
 
 # What ends a residual path: after a product or a lookup, a tensor no longer is the block's input plus something.
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "einsum", "grouped_mm")
@@ -46,11 +47,13 @@ class BlockRuns(TorchDispatchMode):
         modules: the blocks to watch, by a name of the caller's.
         seen: id of a module -> what was seen of it.
         turn: name -> place in the order in which the blocks first ran.
+        called: name -> where a block was first called from.
     """
 
     modules: Mapping[str, nn.Module]
     seen: dict[int, BlockRun] = field(default_factory=dict)
     turn: dict[str, int] = field(default_factory=dict)
+    called: dict[str, list[Site]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -96,6 +99,8 @@ class BlockRuns(TorchDispatchMode):
             hidden = hidden_of(args, kwargs)
             self.seen.setdefault(key, BlockRun()).calls += 1
             self.turn.setdefault(name, len(self.turn))
+            if name not in self.called:
+                self.called[name] = sites()
             self.active.append(key)
             self.shapes[key] = None if hidden is None else hidden.shape
             if hidden is not None:

@@ -31,14 +31,19 @@ from secateur.structure.conditions import Branch, unreached
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
+from secateur.structure.read import renew
 from secateur.structure.recorder import Recorder, Rejoined
+from secateur.structure.rounded import rounded
 from secateur.structure.switches import switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
+from secateur.structure.untaken import untaken
+from secateur.structure.value_uses import watch_values
 from secateur.structure.watched import watched
 from secateur.types import Example
 
 MAX_BRANCHES = 4  # other branches that are looked at, beside train mode
 RANDOM = frozenset(["aten.rand.default", "aten.randn.default", "aten.randint.default", "aten.randint.low"])
+SCALAR = "aten._local_scalar_dense.default"  # how torch takes the value of a tensor, in item() and for itself
 BRANCHES = ("size", "value", "mode", "argument")  # conditions whose other side can be taken
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
 PICKLING = torch.Tensor._reduce_ex_internal.__code__  # torch's own; the storage that it asks for is a door
@@ -69,6 +74,7 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
 
     Cost: per example one forward pass plus about 0.1 ms per operation; no copy of the weights.
     """
+    renew()
     first = _first(model, example)
     trace, runs = first.trace, [(example, first)]
     for other in examples:
@@ -129,6 +135,7 @@ def _run(
         # The function mode stands on top: a call passes it first, with the integers as the user's code wrote them.
         stack.enter_context(_Dispatch(recorder))
         stack.enter_context(_Functions(recorder))
+        stack.enter_context(recorder.ways.watching(lambda: recorder.here.module))
         try:
             result = _forward(model, followed(recorder, model, _switched(model, example, switched)))
             doors.given_out(recorder, result)
@@ -175,6 +182,8 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     trace.conditions.extend(branch.condition for branch in (*switches(model), *surroundings(model)))
+    trace.conditions.extend(untaken(model, first.ways, trace.conditions))
+    trace.rounded.extend(rounded(first.ways.pieces))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
 
 
@@ -250,6 +259,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif func in UNDECLARED:
             for tensor in tensors_of(args[3:5]):  # the running statistics
                 recorder.before_mutation(tensor)
+        if name == SCALAR:
+            doors.scalar(recorder, tensors_in[0])
         result = func(*args, **kwargs)
         results = tensors_of(result)
         matched = rules.Call(recorder, func, args, kwargs, results)
@@ -322,6 +333,7 @@ class _Functions(TorchFunctionMode):
         if name in doors.RANKS or getattr(func, "__self__", None) is torch.Tensor.ndim:
             return doors.ranked(recorder, name, args, func(*args, **kwargs))
         outer, recorder.here.function = recorder.here.function, name
+        recorder.ways.pause()
         try:
             result = func(*_without_flags(args), **_without_flags(kwargs))
             if name in doors.READS:
@@ -334,6 +346,8 @@ class _Functions(TorchFunctionMode):
                 return doors.counted(recorder, name, args, result)
             if name in doors.MAKERS:
                 doors.watched_numbers(recorder, args[:1])
+            if not outer:  # what torch's own functions reckon with is what they were given
+                watch_values(recorder, name, args, kwargs)
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(FunctionCall(recorder, name, args, kwargs, result))
@@ -344,6 +358,8 @@ class _Functions(TorchFunctionMode):
                 recorder.settle_made()
         finally:
             recorder.here.function = outer
+            if not outer:
+                recorder.ways.go_on()
         return result
 
     def _sizes(self, plain: object, args: Args, kwargs: Kwargs) -> object:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from types import FrameType
 from typing import Protocol
 
 from torch import nn
 
-from secateur.structure.asked import reading_lines, tree_of
+from secateur.structure.asked import reading_lines
 from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
 from secateur.structure.here import Here
 from secateur.structure.provenance import Apply, Attribute, Const, Dim, Expr, dims_in, is_literal
+from secateur.structure.read import kept, nodes_of, tree_of
 from secateur.structure.trace import Place, SizeUse, Trace
 from secateur.types import Condition, Lock
 
@@ -141,6 +141,10 @@ class Watch:
             text = f"holds for {value} {what}, which the code counts by len()"
             self._add("length", text, Place("len", self.recorder.here.module, where))
 
+    def rows(self, value: int) -> None:
+        """The code goes through the first dimension of a tensor, one turn for each row."""
+        self._add("length", f"holds for {value} rows, over which the code loops", self.recorder.here.place())
+
     def fact(self, name: str, value: object) -> None:
         """What a tensor is (its dtype, its layout, whether it wants gradients) is plain: the source says what for."""
         frame = self.recorder.here.caller()
@@ -153,7 +157,7 @@ class Watch:
         weights = {atom.id for axes in self.recorder.trace.tensors().values() for axis in axes for atom in leaves(axis)}
         for expr, _, place in self.compared_sizes:
             dims = [resolve(axis) for axis in dims_in(expr)]
-            if any(atom.id not in weights and _is_of_input(atom) for axis in dims for atom in leaves(axis)):
+            if any(atom.id not in weights and is_of_input(atom) for axis in dims for atom in leaves(axis)):
                 reason = Lock(COMPARED, place.op, place.module, place.where, "compare sizes of the data alone")
                 for axis in dims:
                     lock(axis, reason)
@@ -183,7 +187,8 @@ def _on_data(expr: Apply) -> bool:
     return any(axis.size == 1 or any(atom.locks for atom in leaves(axis)) for axis in dims)
 
 
-def _is_of_input(atom: Atom) -> bool:
+def is_of_input(atom: Atom) -> bool:
+    """Whether a dimension comes from what the model is given."""
     return any(each.reason in OF_INPUT for each in atom.locks)
 
 
@@ -220,9 +225,9 @@ def _is_number(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
-@cache
+@kept
 def _conditionals(filename: str) -> tuple[ast.IfExp, ...]:
-    found = (node for node in ast.walk(tree_of(filename)) if isinstance(node, ast.IfExp))
+    found = (node for node in nodes_of(tree_of(filename)) if isinstance(node, ast.IfExp))
     return tuple(node for node in found if any(_is_training(part) for part in ast.walk(node.test)))
 
 

@@ -5,11 +5,15 @@ What a cut changes in there nobody sees, so the dimensions that were read are lo
 
 from __future__ import annotations
 
+from dis import opname
+from types import FrameType
 from typing import cast
 
 from torch import Tensor
 
 from secateur.structure.axes import leaves, lock
+from secateur.structure.conditions import is_of_input
+from secateur.structure.made_of import made_of
 from secateur.structure.provenance import Apply, Dim, Expr, TrackedInt, is_literal
 from secateur.structure.recorder import Recorder
 from secateur.structure.trace import Args, Axes, SizeUse
@@ -46,12 +50,28 @@ def read(recorder: Recorder, name: str, args: Args, result: object) -> object:
     for number in numbers:
         for axis in (*recorder.trace.axes[number], *recorder.positions.get(number, ())):
             lock(axis, reason)
+        _stay(recorder, number, reason)
     if recorder.data.isdisjoint(numbers):
         return result
     recorder.watch.value(name, result)
     if name in ("item", "tolist"):
         return _numbers(recorder, result)
     return recorder.watch.answer(bool(result), recorder.here.place().where) if name in BOOLS else result
+
+
+def _stay(recorder: Recorder, number: int, reason: Lock) -> None:
+    """What was made of weights alone is another value once they are cut: of a sum no dimension is left to be locked."""
+    if number not in recorder.data:
+        for own in made_of(recorder.trace, number):
+            for axis in recorder.trace.axes[own]:
+                lock(axis, reason)
+
+
+def scalar(recorder: Recorder, tensor: Tensor) -> None:
+    """Torch itself took the one value of a tensor: for an argument that has to be a plain number, or for a script."""
+    _stay(
+        recorder, recorder.number(tensor), recorder.reason(f"its values leave the graph here as {READS['item']}", HINT)
+    )
 
 
 def _numbers(recorder: Recorder, value: object) -> object:
@@ -66,7 +86,11 @@ def _numbers(recorder: Recorder, value: object) -> object:
 def ranked(recorder: Recorder, name: str, args: Args, result: object) -> object:
     """The number of dimensions: another input may have more of them, so a line that compares it is a condition."""
     tensor = args[0] if args else None
-    if not isinstance(tensor, Tensor) or type(result) is not int or recorder.here.caller() is None:
+    frame = recorder.here.caller()
+    if not isinstance(tensor, Tensor) or type(result) is not int or frame is None:
+        return result
+    if recorder.here.is_iterated():
+        _gone_through(recorder, tensor, frame)
         return result
     if result < 2:  # no number that is followed
         told(recorder, name if name in RANKS else "ndim", args, result)
@@ -78,6 +102,15 @@ def ranked(recorder: Recorder, name: str, args: Args, result: object) -> object:
         recorder.input_names[atom.id] = "the number of dimensions"
         recorder.watch.ranks.add(atom.id)
     return TrackedInt(result, Dim(axis), recorder.watch)
+
+
+def _gone_through(recorder: Recorder, tensor: Tensor, frame: FrameType) -> None:
+    """Rows one by one: one turn for each of them, or a name for each, which fails where there are others."""
+    unpacked = opname[frame.f_code.co_code[frame.f_lasti]] == "UNPACK_SEQUENCE"
+    if not unpacked and tensor.dim() and recorder.numbers.get(tensor) in recorder.data:
+        axis = recorder.axes(tensor)[0]
+        if any(is_of_input(atom) for atom in leaves(axis)):
+            recorder.watch.rows(axis.size)
 
 
 def told(recorder: Recorder, name: str, args: Args, result: object) -> None:

@@ -17,6 +17,7 @@ from secateur.structure.trace import Place
 
 TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent.parent)
+ITERATES = torch.Tensor.__iter__.__code__
 METHODS = (f"{TORCH}/_tensor.py", f"{TORCH}/overrides.py")  # methods of tensors that are written in Python
 
 
@@ -49,6 +50,15 @@ class Here:
         while frame is not None and frame.f_code.co_filename.startswith((HERE, *METHODS)):
             frame = frame.f_back
         return None if frame is None or frame.f_code.co_filename.startswith(TORCH) else frame
+
+    def is_iterated(self) -> bool:
+        """Whether torch itself asks, as the code goes through a tensor row by row."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith((HERE, *METHODS)):
+            if frame.f_code is ITERATES:
+                return True
+            frame = frame.f_back
+        return False
 
     def use(self) -> Place:
         """The place of a size that is used now: the function that took the integer stands for the operation."""

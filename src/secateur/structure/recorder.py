@@ -14,6 +14,7 @@ from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_ax
 from secateur.structure.conditions import Watch
 from secateur.structure.here import Here
 from secateur.structure.provenance import Expr, is_literal
+from secateur.structure.ran import Ways
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
 from secateur.types import Example, Lock
 
@@ -114,6 +115,7 @@ class Recorder:
         self.input_names: dict[int, str] = {}
         self.lengths: set[int] = set()  # plain numbers that len() gave of what depends on the input
         self.watch = Watch(self, turned)
+        self.ways: Ways = Ways() if after is None else after.ways  # that all the runs have gone
         self.failed = ""  # why a run beside the first one ended early
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.
         self.made: list[Axes] = []
@@ -148,7 +150,8 @@ class Recorder:
         return number
 
     def _add_constant(self, tensor: Tensor) -> int:
-        reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.here.module)
+        hint = "make it a parameter, a buffer or a module of its own, also where a function holds it"
+        reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.here.module, hint=hint)
         number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
         self.trace.constants[number] = tensor
         return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,11 @@ from secateur.model.call import call
 from secateur.structure.block_runs import BlockRun, BlockRuns
 from secateur.structure.capture import quiet
 from secateur.structure.groups import protected_tensors
-from secateur.types import Example, Lock
+from secateur.structure.ran import Ways
+from secateur.structure.rounded import rounded
+from secateur.structure.turns import by_place
+from secateur.structure.untaken import untaken
+from secateur.types import Condition, Example, Lock
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +77,13 @@ class Depth:
     Args:
         stacks: its stacks, in the model's order.
         macs: multiply-accumulates of one forward pass of the whole model for one sample.
+        conditions: what the run depended on: decisions that only went one way, and what the code does with the places
+            of blocks.
     """
 
     stacks: tuple[Stack, ...]
     macs: int
+    conditions: tuple[Condition, ...] = ()
 
 
 def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ()) -> Depth:
@@ -101,7 +109,8 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
     """
     containers = {path: module for path, module in model.named_modules() if _is_container(module)}
     runs = BlockRuns({f"{path}.{i}" if path else str(i): m for path, c in containers.items() for i, m in _numbered(c)})
-    with quiet(model, example), runs.hooks(), runs:
+    ways = Ways()
+    with quiet(model, example), runs.hooks(), runs, ways.watching(str):
         call(model, example)
     costs = macs_by_module(model, example)
     guarded = protected_tensors(model, dict(model.named_parameters()), protect)
@@ -121,7 +130,20 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
         # One block that qualifies is no stack: a container with a single residual element is an ordinary sequence.
         if sum(not _reasons(runs.seen.get(id(m), BlockRun()), "") for _, m in _numbered(container)) > 1:
             stacks.append(_in_order(stack, runs))
-    return Depth(tuple(s for s in stacks if not any(_inside(s, other) for other in stacks)), costs[""])
+    stacks = [s for s in stacks if not any(_inside(s, other) for other in stacks)]
+    places = [c for s in stacks if s.free for c in by_place(s.path, [runs.called.get(_at(s, b), []) for b in s.blocks])]
+    counted = [c for c in rounded(ways.pieces) if any(_counts(c.text, s.path) for s in stacks)]
+    return Depth(tuple(stacks), costs[""], (*places, *counted, *untaken(model, ways)))
+
+
+def _counts(text: str, stack: str) -> bool:
+    """Whether an expression may hold the number of blocks of a stack."""
+    return re.search(rf"len\(|layer|depth|block|\b{re.escape(stack.rpartition('.')[2])}\b", text) is not None
+
+
+def _at(stack: Stack, block: StackBlock) -> str:
+    """Name of a block by its place, as runs are told of it."""
+    return f"{stack.path}.{block.index}" if stack.path else str(block.index)
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import linecache
 from collections.abc import Iterator
 from functools import cache
 from types import FunctionType
@@ -31,6 +30,7 @@ from secateur.structure.asked import (
     tests_in,
 )
 from secateur.structure.conditions import Branch, listed
+from secateur.structure.read import lines_of_file, nodes_of
 from secateur.types import Condition
 
 MOST_LINES = 12  # that are said; how many more there are stands in the last of them
@@ -59,7 +59,7 @@ def _unread(model: nn.Module) -> Iterator[Branch]:
     names: dict[str, str] = {}
     for path, module in model.named_modules():
         functions = [f for f in run_by_forward(module) if f.__code__.co_name == "forward"]
-        if any(definition(f.__code__) is None and not linecache.getlines(f.__code__.co_filename) for f in functions):
+        if any(definition(f.__code__) is None and not lines_of_file(f.__code__.co_filename) for f in functions):
             names.setdefault(type(module).__name__, path)
     if names:
         text = f"the source of {listed(list(names))} cannot be read: holds for flags and words as they are here"
@@ -97,7 +97,7 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
             continue
         seen[function] = None
         node = definition(function.__code__)
-        for part in ast.walk(node) if node is not None else ():
+        for part in nodes_of(node) if node is not None else ():
             if isinstance(part, ast.Call):
                 found = callees(part, function, module, node)  # type: ignore[arg-type]
                 todo += [(callee, depth - 1) for callee, owner in found if owner is module]
@@ -120,7 +120,7 @@ def _lines(node: Function, filename: str) -> tuple[tuple[str, frozenset[Chain]],
         return ()
     this = node.args.args[0].arg
     named: dict[str, set[Chain]] = {}
-    for part in ast.walk(node):
+    for part in nodes_of(node):
         if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
             chain = _chain(part.value, this)
             for name in made_of(node, set(targets(part))) if chain else ():

@@ -110,6 +110,7 @@ class Trace:
         aliases: every other name of a tied tensor -> its first name.
         values: attributes as they were during the run.
         conditions: what the run depended on.
+        rounded: lines that round numbers in which sizes meet: conditions where one of these sizes is cut.
         further: runs on further examples, which the plan has to hold for as well.
         beside: runs that were made to see what else constrains the model: in train mode, or along another branch.
             They share atoms and uses of sizes with this run, but are replayed by nobody.
@@ -136,6 +137,7 @@ class Trace:
     aliases: dict[str, str] = field(default_factory=dict)
     values: dict[Attribute, int] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
+    rounded: list[Condition] = field(default_factory=list)
     further: list[Trace] = field(default_factory=list)
     beside: list[Trace] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ from secateur.measure.macs import samples_in
 from secateur.model.samples import batch_size_of
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
+from secateur.structure.grouped import grouped
 from secateur.structure.groups import structure
 from secateur.types import Condition, Example, Group, MacsPer
 
@@ -98,7 +99,7 @@ class View:
             lines.append(f"  {g.name}  {g.size} units, {self.weights[g.name]:,} parameters: {reason.reason}")
             lines += [f"    {where}"] if where else []
             lines += [f"    do: {reason.hint}"] if reason.hint else []
-        lines += ["conditions:", *(f"  {condition}" for condition in self.conditions)] if self.conditions else []
+        lines += ["conditions:", *(f"  {line}" for line in grouped(self.conditions))] if self.conditions else []
         return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from secateur.files.atomic import atomic_write
 from secateur.files.checkpoint import EVERY, Checkpoint
 from secateur.files.safe import load_json
 from secateur.files.seeds import canonical_json
+from secateur.masks.units import Masks
 from secateur.measure import Yardstick, yardstick
 from secateur.model.admit import admit
 from secateur.model.door import Given, Parts, enter
@@ -25,11 +26,10 @@ from secateur.model.hashing import hash_model
 from secateur.model.tensors import named_tensors
 from secateur.planning.build import CriterionLike, criterion_of
 from secateur.recover.loop import write_tensors
-from secateur.report.journal import Progress
-from secateur.tickets.masks import Masks, drawn_masks, levels, next_masks, shuffled
+from secateur.tickets.masks import drawn_masks, levels, next_masks, shuffled
 from secateur.tickets.result import CONTROLS, DENSE, TICKET, Row, Tickets
 from secateur.tickets.training import Builtin, Bundle, Own, OwnTrain
-from secateur.types import Judge, Loss, StateDict
+from secateur.types import Judge, Loss, Progress, StateDict
 
 Rewind = str | Mapping[str, int]
 _OTHER = 1_000_003  # other initial weights, and other draws, than those of any seed that somebody asks for

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.api import score
+from secateur.masks.units import Masks
 from secateur.planning import make_plan
 from secateur.planning.build import CriterionLike
+from secateur.training.masking import stuck
 from secateur.types import Data, Loss
-
-Masks = dict[str, Tensor]
 
 
 def levels(target: float, rate: float) -> list[float]:
@@ -57,10 +57,7 @@ def next_masks(
     found = score(
         model, criterion=criterion, granularity="element", data=data, loss=loss, protect=tuple(protect), seed=seed
     )
-    scores = {name: values.clone() for name, values in found.items()}
-    for name, mask in before.items():
-        # Below everything else, whatever a criterion thinks of a zero.
-        scores[name][~mask.view_as(scores[name])] = min(float(values.min()) for values in scores.values()) - 1.0
+    scores = stuck(found, {name: mask.view_as(found[name]) for name, mask in before.items()})
     plan = make_plan(
         model, target={"sparsity": sparsity}, granularity="element", scope=scope, protect=tuple(protect), scores=scores,
         min_keep=1,

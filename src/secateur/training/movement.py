@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -17,6 +17,7 @@ from secateur.kinds.weights.granularity import STRUCTURAL
 from secateur.masks import MaskHandle
 from secateur.model.admit import admit
 from secateur.model.call import device_of
+from secateur.model.protect import patterns_of
 from secateur.planning.averages import Averages
 from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of
@@ -25,7 +26,8 @@ from secateur.training.held_units import Held
 from secateur.training.settings import Optimizers, ScheduleLike, clock, listed_optimizers
 from secateur.training.together import Together
 from secateur.training.unit_sums import unit_sums
-from secateur.types import Example, Group, Kept, StateDict
+from secateur.types import Example, Group, Kept, Protect, StateDict
+from secateur.words import spoken
 
 Form = Literal["hard", "soft"]
 Freeze = Literal["none", "masks", "weights"]
@@ -62,7 +64,7 @@ class MovementPruner:
         freeze: "masks" stay as they are from `end` on; "weights" are not trained at all, only scores; "none".
         fill: at `finish`, units of this coarser granularity of which something is left come back whole, for example
             "head" after blocks: what is not empty costs the same full.
-        protect: names or patterns that stay whole.
+        protect: as for `secateur.plan`.
         seed: of the structure engine.
         ema: averaged weights, which follow.
         distributed: as for `Pruner`.
@@ -97,6 +99,7 @@ class MovementPruner:
         4
     """
 
+    @spoken()
     def __init__(
         self,
         model: nn.Module,
@@ -117,7 +120,7 @@ class MovementPruner:
         scores: float | Callable[[list[nn.Parameter]], Optimizer] = 1e-2,
         freeze: Freeze = "none",
         fill: GranularityLike | None = None,
-        protect: Sequence[str] = (),
+        protect: Protect = (),
         seed: int = 0,
         ema: Averages | None = None,
         distributed: bool | None = None,
@@ -134,8 +137,8 @@ class MovementPruner:
             raise InputError("movement needs the optimizer of your loop", hint="pass optimizer=")
         self.schedule = clock(schedule, final=sparsity, begin=begin, end=end, every=every, initial=initial)
         self.form, self.threshold, self.strength, self.scope, self.freeze = form, threshold, strength, scope, freeze
-        self._fill, self._example, self._protect = fill, example, tuple(protect)
-        groups, _ = grouped(self.model, example, granularity, protect)
+        self._fill, self._example, self._protect = fill, example, patterns_of(self.model, protect)
+        groups, _ = grouped(self.model, example, granularity, self._protect)
         if any(group.granularity in ("n:m", "layer", "expert") for group in groups):
             raise RecipeError(
                 f"movement has no form for {groups[0].granularity!r}.",

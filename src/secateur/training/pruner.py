@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ from secateur.kinds.weights.nm import NM
 from secateur.masks import MaskHandle
 from secateur.model.admit import admit
 from secateur.model.call import as_loss, device_of
+from secateur.model.protect import patterns_of
 from secateur.planning.averages import Averages
 from secateur.planning.build import CriterionLike, GranularityLike, candidates_of, criterion_of, units_of
 from secateur.planning.plan import Plan
@@ -45,7 +46,8 @@ from secateur.training.removal import PruningJob, Remover
 from secateur.training.schedules import Schedule
 from secateur.training.settings import Optimizers, ScheduleLike, asks, clock, goal_of, listed_optimizers
 from secateur.training.together import Together
-from secateur.types import Data, Example, Loss, StateDict
+from secateur.types import Data, Example, Loss, Protect, StateDict
+from secateur.words import spoken
 
 
 class Pruner:
@@ -119,6 +121,7 @@ class Pruner:
         (36, 0.75)
     """
 
+    @spoken()
     def __init__(
         self,
         model: nn.Module,
@@ -139,7 +142,7 @@ class Pruner:
         loss: Loss | None = None,
         scope: str = SCOPE,
         allocation: str = ALLOCATION,
-        protect: Sequence[str] = (),
+        protect: Protect = (),
         min_keep: int = MIN_KEEP,
         min_keep_fraction: float = MIN_KEEP_FRACTION,
         round_to: int | Literal["auto"] | None = None,
@@ -156,10 +159,9 @@ class Pruner:
         unit, choices = units_of(granularity, example)
         optimizers = listed_optimizers(optimizer)
         rule, loss = self._watch(criterion, data), as_loss(loss)
-        whole = tuple(protect) if not isinstance(protect, str) else protect
         request = Request(
             target=None, criterion=Named(rule.name, rule.options()), granularity=spelt_out(choices), scope=scope,
-            allocation=allocation, protect=whole, min_keep=min_keep,  # type: ignore[arg-type]
+            allocation=allocation, protect=patterns_of(self.model, protect), min_keep=min_keep,
             min_keep_fraction=min_keep_fraction, round_to=round_to, seed=seed, scales=scales, proof=proof,
         )  # fmt: skip
         together = Together.of(came, distributed, device_of(self.model))
@@ -174,15 +176,19 @@ class Pruner:
         # What the bounds of the target ask for takes the place of this final value.
         shape = clock(schedule, final=max(initial, 0.0), begin=begin, end=end, every=every, initial=initial)
         self._goal, self._shape, self._span = goal, shape, (begin, shape.end if end is None else end, every)
+        self._start(candidates, state)
+
+    def _start(self, candidates: Candidates, state: StateDict | None) -> None:
+        """Listen to the optimizers, and begin; one that cannot begin leaves them as they were."""
         # In this order: what the loop's gradients are asked for is read before the masks are laid over them.
-        self._hooks = [hook for each in optimizers for hook in self._listen(each)]
+        self._hooks = [hook for each in self._job.optimizers for hook in self._listen(each)]
         try:
-            self._start(candidates, state)
+            self._begin(candidates, state)
         except BaseException:
             self._deafen()
             raise
 
-    def _start(self, candidates: Candidates, state: StateDict | None) -> None:
+    def _begin(self, candidates: Candidates, state: StateDict | None) -> None:
         """Prune what is due before the first step, or go on from a checkpoint."""
         self._removal: Remover
         if isinstance(candidates, Weights):
@@ -367,13 +373,10 @@ class Pruner:
             )
 
     def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
-        def before(*_: object) -> None:
-            self._observe()
-
         def after(*_: object) -> None:
             self._moved = True
 
-        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        return [optimizer.register_step_pre_hook(lambda *_: self._observe()), optimizer.register_step_post_hook(after)]
 
     def _deafen(self) -> None:
         for hook in self._hooks:

@@ -1,5 +1,7 @@
 """The exact border, against a sort by numpy; with chunks of a few numbers every path is taken."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.amounts import border, select
-from secateur.amounts.border import find_border, floored, lowest
+from secateur.amounts.border import assemble, common_dtype, find_border, flat_chunks, floored, kept_chunks
 
 SINGLE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 # Neighbours among doubles, which are one number in single precision, and numbers at both ends of the range.
@@ -17,6 +19,15 @@ DOUBLE = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
 )
 CHUNKS = st.sampled_from([1, 2, 3, 7, 1 << 18])
+
+
+def lowest(values, count):
+    """Mark the `count` lowest values, as a selection from one group does."""
+    if count == 0:
+        return torch.zeros(values.shape, dtype=torch.bool)
+    dtype = common_dtype([values])
+    chunks = partial(flat_chunks, values, dtype)
+    return ~assemble(kept_chunks(chunks(), find_border(chunks, count, values.numel(), dtype)), values)
 
 
 def expected(values, count):
@@ -136,6 +147,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [{}, {"min_keep": 10}, {"scope": "local"}, {"scope": "row"}], ids=str)
 @pytest.mark.parametrize("case", ["plain", "turned", "equal"])
 def test_a_selection_copies_no_scores(chunk, options, case):

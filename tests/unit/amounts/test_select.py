@@ -176,7 +176,10 @@ def test_patterns_run_along_input_channels():
 def test_patterns_take_no_other_amount():
     score = {"w": torch.rand(2, 4)}
     assert removed(select(score, granularity="2:4", sparsity=0.5)) == 4
-    for wrong in ({"sparsity": 0.6}, {"count": 4}, {"scope": "row"}, {"min_keep": 1}, {"allocation": "erk"}):
+    for wrong in ({"sparsity": 0.6}, {"count": 4}):
+        with pytest.raises(RecipeError, match="fixes the sparsity"):
+            select(score, granularity="2:4", **wrong)
+    for wrong in ({"scope": "row"}, {"min_keep": 1}, {"allocation": "erk"}):
         with pytest.raises(RecipeError, match="nothing else to choose"):
             select(score, granularity="2:4", **wrong)
     with pytest.raises(InputError, match="no dimension 1"):
@@ -188,11 +191,11 @@ def test_patterns_take_no_other_amount():
     [
         ({}, "exactly one of"),
         ({"sparsity": 0.5, "count": 1}, "not 2"),
-        ({"sparsity": 50}, r"did you mean 0\.5"),
-        ({"sparsity": 1.0}, "outside"),
-        ({"sparsity": -0.1}, "outside"),
-        ({"sparsity": float("nan")}, "outside"),
-        ({"sparsity": True}, "outside"),
+        ({"sparsity": 50}, r"write 0\.5"),
+        ({"sparsity": 1.0}, "fraction in"),
+        ({"sparsity": -0.1}, "fraction in"),
+        ({"sparsity": float("nan")}, "finite number"),
+        ({"sparsity": True}, "valid number"),
         ({"count": 1.5}, "whole number"),
         ({"count": -1}, "whole number"),
         ({"threshold": float("nan")}, "finite"),
@@ -282,11 +285,11 @@ def test_patterns_count_and_protect():
         ({"sparsity": {"*": 0.1, "head": 0.5}}, r"'head' has nothing left, all it matches goes to '\*'"),
         ({"sparsity": {"head": 0.5, "*": 0.1}, "protect": ["head"]}, "'head' matches no group"),
         ({"sparsity": {}}, "names no pattern"),
-        ({"sparsity": {"*": 1.0}}, "outside"),
+        ({"sparsity": {"*": 1.0}}, "fraction in"),
         ({"sparsity": {"*": 0.1}, "count": 1}, "not 2"),
         ({"count": {"*": 1.5}}, "whole number"),
         ({"sparsity": {"*": 0.1}, "scope": {"all": ["*"]}}, "both name sets"),
-        ({"sparsity": {"*": 0.5}, "granularity": "2:4"}, "nothing else to choose"),
+        ({"sparsity": {"*": 0.5}, "granularity": "2:4"}, "fixes the sparsity"),
     ],
 )
 def test_wrong_patterns_are_refused(arguments, message):

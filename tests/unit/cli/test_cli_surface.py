@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import typing
 
 import pytest
 import typer
 
+import secateur as sc
 from secateur.cli.main import app, main
 
 COMMON = {"--json", "--verbose", "-v", "--help"}
@@ -168,3 +171,9 @@ def test_doctor_fails_when_the_self_check_does(
     assert "self-check failed" in capsys.readouterr().err
     monkeypatch.undo()
     self_check()
+
+
+@pytest.mark.parametrize("module", ["secateur", "secateur.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert sc.__version__ in done.stdout

@@ -38,6 +38,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_quick_preset_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, fewer = tmp_path / "out", ["--seeds", "2", "--probes", "4"]
     assert main([*SMALL, *fewer, "--out", str(out)]) == 0

@@ -221,6 +221,7 @@ def forbidden(*_: object, **__: object) -> None:
     raise AssertionError("this was done already")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("calls", [1, 4, 9])
 def test_a_killed_comparison_goes_on(models: list[nn.Module], train: TensorData, tmp_path: Path, calls: int) -> None:
     left = [calls]
@@ -241,6 +242,7 @@ def test_a_killed_comparison_goes_on(models: list[nn.Module], train: TensorData,
     assert [row["quality"] for row in finished.rows] == [row["quality"] for row in whole.rows]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "change",
     [{"tag": "other"}, {"scope": "local"}, {"calibration_batches": 2}, {"protect": ["conv1"]}],
@@ -270,6 +272,7 @@ def test_what_cannot_be_scored_is_said_and_the_rest_goes_on(
     assert "cannot score" in (tmp_path / "compare.md").read_text()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("scene", "asked", "match"),
     [("expert", ["reap", "taylor"], "params"), ("layer", ["block-influence", "every"], "macs")],

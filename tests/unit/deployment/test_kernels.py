@@ -81,6 +81,7 @@ def test_products_equal_the_dense_ones(
         os.environ.pop(native.VARIABLE) if asked is None else os.environ.update({native.VARIABLE: asked})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", KERNELS)
 def test_wide_gaps_many_inputs_and_more_dimensions(isa: str, name: str) -> None:
     wide = layer(35, 1500, 0.995, torch.float32, 0)

@@ -132,6 +132,7 @@ def test_the_example_is_left_to_the_replay_where_all_blocks_run_on_less(everythi
     assert any("the replay alone" in note for note in plan.certificate.notes)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("block", range(8))
 @pytest.mark.parametrize("effort", ["default", "full"])
 def test_what_is_wrong_in_any_block_is_found_without_the_replay(
@@ -186,6 +187,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("which", CHAINS)

@@ -310,6 +310,9 @@ def pair():
 
 
 DOORS = {
+    "inspect": lambda net, x: sc.inspect(net, x),
+    "estimate": lambda net, x: sc.estimate(net, x, granularity="neuron", target={"sparsity": 0.5}),
+    "pruner": lambda net, x: sc.Pruner(net, sparsity=0.5, schedule="one_shot"),
     "score": lambda net, x: sc.score(net),
     "score of neurons": lambda net, x: sc.score(net, x, granularity="neuron"),
     "plan": lambda net, x: sc.plan(net, x, granularity="neuron", target={"sparsity": 0.5}),

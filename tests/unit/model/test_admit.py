@@ -171,6 +171,7 @@ def told(entry, model):
     return caught.value
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_entry_says_what_it_was_given(kind, entry):

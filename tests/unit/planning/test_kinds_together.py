@@ -59,6 +59,7 @@ STEPS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "kinds", [*itertools.permutations(STEPS, 2), *itertools.permutations(STEPS, 3), ("layer",) * 2]
 )

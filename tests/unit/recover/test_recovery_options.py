@@ -41,6 +41,7 @@ def assert_zeros(model, masks):
         assert not torch.signbit(value).any()
 
 
+@pytest.mark.sampled(3)
 # Muon takes matrices only; LBFGS is refused.
 @pytest.mark.parametrize("name", sorted(set(optimizers()) - {"lbfgs", "muon"}))
 def test_every_optimizer_of_torch_trains_by_name_with_masks_exact(name):
@@ -51,6 +52,7 @@ def test_every_optimizer_of_torch_trains_by_name_with_masks_exact(name):
     assert all(not torch.equal(model.get_parameter(n)[m], before[n][m]) for n, m in masks.items())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("more", [{}, {"amp": "bf16"}, {"accumulate": 2}, {"best": True}, {"adapters": AdapterSpec(2)}])
 @pytest.mark.parametrize(
     "optimizer", [{"name": "sgd", "lr": 0.05, "momentum": 0.9}, {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}]

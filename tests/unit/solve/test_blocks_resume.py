@@ -95,6 +95,7 @@ def _unsynced(monkeypatch):
     monkeypatch.setattr(disk, "sync_path", lambda path: None)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("criterion", "targets"), [("admm", "dense"), ("sparsegpt", "own"), ("wanda", "own")])
 def test_an_interrupted_run_solves_no_finished_block_again(criterion, targets, tmp_path):
     whole, calls = prune(criterion=criterion, targets=targets)

@@ -164,6 +164,7 @@ def pruned(model, out):
 HOW = Reconstruction(epochs=3, lr=3e-3)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("target", "normalise"),
     [("branch", "coordinate"), ("branch", "total"), ("stream", "coordinate"), ("stream", "token")],
@@ -226,6 +227,7 @@ def test_a_training_that_makes_held_out_batches_worse_is_refused():
     assert all(torch.equal(plain.weights[key], out.weights[key]) for key in plain.weights)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "targets"), [("wanda", "dense"), ("admm", "own"), ("sparsegpt", "dense")])
 @pytest.mark.parametrize("form", ["parallel", "in place"])
 def test_any_solver_and_any_form_of_block(name, targets, form):
@@ -303,6 +305,7 @@ def test_curves_give_the_shares_that_lose_least():
     assert shares["a"] == pytest.approx(0.5 + best * 0.0125)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["owl", "curve"])
 @pytest.mark.parametrize("check", [True, False])
 def test_unequal_shares_meet_the_exact_count_and_are_taken_only_where_they_help(name, check):

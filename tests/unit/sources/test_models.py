@@ -43,6 +43,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_convnet_learns_real_digits_within_one_pass():
     data = resolve_data("demo:mnist", batch_size=64)

@@ -251,6 +251,22 @@ class Encoder(nn.Module):
         return self.classify(x.mean(1))
 
 
+@pytest.mark.parametrize(("sparsity", "kept"), [(0.85, (4, 8)), (0.9, (4, 4))])
+def test_floors_are_those_of_the_model_as_it_came(sparsity, kept):
+    """A tenth of what is left, update by update, would be less and less."""
+    model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
+    moving, x = torch.optim.SGD(model.parameters(), lr=0.0), torch.randn(4, 8)
+    pruner = Pruner(
+        model, x, sparsity=sparsity, end=8, schedule="linear", optimizer=moving, granularity="neuron",
+        criterion="random", min_keep_fraction=0.1, proof="example",
+    )  # fmt: skip
+    for _ in range(9):
+        model(x).sum().backward()
+        moving.step()
+        pruner.step()
+    assert tuple(sorted((model[0].out_features, model[2].out_features))) == kept
+
+
 @pytest.mark.parametrize(
     ("granularity", "sparsity"),
     [

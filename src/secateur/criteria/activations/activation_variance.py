@@ -9,9 +9,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from secateur.criteria.activations.mean_activation import STRUCTURES, consumers
+from secateur.criteria.activations.mean_activation import consumers
 from secateur.criteria.base import Context, Criterion, register
 from secateur.statistics.activations.streams import Moments, finite, gather, mean_of_sites, per_unit
+from secateur.words import SLICES
 
 POOLED = ("channel", "neuron")  # positions of these units are places in space; else they are features
 
@@ -53,7 +54,7 @@ class ActivationVariance(Criterion):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "cuts that are followed by constant folding, least squares or fine-tuning"
-    granularities: ClassVar[tuple[str, ...]] = STRUCTURES
+    granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     def _score(self, context: Context) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor
 
-from secateur.criteria.activations.mean_activation import STRUCTURES, consumers
+from secateur.criteria.activations.mean_activation import consumers
 from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.call import require_reiterable
@@ -16,6 +16,7 @@ from secateur.statistics.activations.observe import Site, result_sites
 from secateur.statistics.activations.streams import Norms, Statistic, Zeros, gather, mean_of_sites, per_unit
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Step, Trace
+from secateur.words import SLICES
 
 
 @register
@@ -59,7 +60,7 @@ class APoZ(Criterion):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "ReLU networks with dead or nearly dead channels"
-    granularities: ClassVar[tuple[str, ...]] = STRUCTURES
+    granularities: ClassVar[tuple[str, ...]] = SLICES
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 

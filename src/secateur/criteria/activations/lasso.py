@@ -13,8 +13,7 @@ from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError
 from secateur.statistics.activations.gram import Reading, readings, unit_gram
 from secateur.statistics.activations.lasso_path import drop_points, ordered_scores
-
-STRUCTURES = ("channel", "neuron", "head", "head_dim", "conv_group")
+from secateur.words import SLICES
 
 
 def read(context: Context, positions: int | None) -> Mapping[str, list[Reading]]:
@@ -80,7 +79,7 @@ class Lasso(Criterion):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     speed: ClassVar[str] = "medium: no labels, no gradients"
     best_for: ClassVar[str] = "channels of convolutional networks that are refitted instead of retrained"
-    granularities: ClassVar[tuple[str, ...]] = STRUCTURES
+    granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     positions: int | None = 16

@@ -15,8 +15,7 @@ from secateur.statistics.activations.observe import Site, consumer_sites, distin
 from secateur.statistics.activations.streams import Norms, gather, mean_of_sites, per_unit
 from secateur.structure.trace import Trace
 from secateur.types import Group
-
-STRUCTURES = ("channel", "neuron", "head", "head_dim", "conv_group")
+from secateur.words import SLICES
 
 
 def consumers(groups: Sequence[Group], trace: Trace) -> list[Site]:
@@ -66,7 +65,7 @@ class MeanActivation(Criterion):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "networks with ReLU or GELU, and data without labels"
-    granularities: ClassVar[tuple[str, ...]] = STRUCTURES
+    granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     norm: Literal["l1", "l2"] = "l1"

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.criteria.activations.lasso import STRUCTURES, check_positions, read
+from secateur.criteria.activations.lasso import check_positions, read
 from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError
 from secateur.statistics.activations.gram import Reading
 from secateur.statistics.activations.lasso_path import ordered_scores
 from secateur.statistics.curvature.inverse import damped_cholesky
+from secateur.words import SLICES
 
 
 @register
@@ -55,7 +56,7 @@ class StructuredOBS(Criterion):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     speed: ClassVar[str] = "slow for wide layers: no labels, no gradients"
     best_for: ClassVar[str] = "neurons, heads and channels that are refitted instead of retrained"
-    granularities: ClassVar[tuple[str, ...]] = STRUCTURES
+    granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     positions: int | None = 16

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.criteria.activations.lasso import STRUCTURES, check_positions, read
+from secateur.criteria.activations.lasso import check_positions, read
 from secateur.criteria.base import Context, Criterion, register
 from secateur.statistics.activations.gram import unit_gram
 from secateur.statistics.activations.lasso_path import ordered_scores
+from secateur.words import SLICES
 
 
 @register
@@ -47,7 +48,7 @@ class ThiNet(Criterion):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     speed: ClassVar[str] = "medium: no labels, no gradients"
     best_for: ClassVar[str] = "channels of convolutional networks that are refitted or fine-tuned"
-    granularities: ClassVar[tuple[str, ...]] = STRUCTURES
+    granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     positions: int | None = 16

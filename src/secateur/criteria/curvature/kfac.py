@@ -17,7 +17,7 @@ from secateur.registry import one_of
 from secateur.statistics.curvature.damping import FRACTIONS, GRID
 from secateur.statistics.curvature.inverse import damped_cholesky
 from secateur.statistics.curvature.kronecker import Factors, kronecker_factors
-from secateur.statistics.gradients.functional import Held, mean_loss, set_aside
+from secateur.statistics.gradients.functional import CountedBatch, mean_loss, set_aside
 from secateur.statistics.notes import note
 from secateur.types import Group, Loss
 
@@ -148,7 +148,7 @@ class KroneckerCurvature(Criterion):
         layers = [_Layer(f, weights, self.form, damping) for f in factors.values()]
         return {group.name: self._of_group(group, layers) for group in context.groups}
 
-    def _cost(self, context: Context, scores: Mapping[str, Tensor], loss: Loss, kept: Sequence[Held]) -> float:
+    def _cost(self, context: Context, scores: Mapping[str, Tensor], loss: Loss, kept: Sequence[CountedBatch]) -> float:
         """Loss on the samples held out without the units that score lowest, over all groups; summed."""
         worth, total = torch.cat([scores[g.name].flatten() for g in context.groups]), 0.0
         order = torch.argsort(worth, stable=True)

@@ -22,7 +22,6 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 _OVER_CHANNELS = (nn.LayerNorm, nn.RMSNorm)
 Sums = dict[tuple[nn.Module, str], Tensor]
-Record = Callable[[nn.Module, str, int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)

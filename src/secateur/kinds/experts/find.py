@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.kinds.experts.numbers import is_count, mixed
 from secateur.structure.axes import Atom, Axis, leaves, resolve, unit_index
 from secateur.structure.groups import Structure, protected_tensors
 from secateur.structure.provenance import Attribute, owners
@@ -22,8 +23,6 @@ from secateur.structure.trace import Axes, Trace
 from secateur.types import Group, Lock, Span
 
 RANKING = re.compile(r"aten\.(topk|sort|argsort|argmax|max|gather|scatter)\b")
-COUNT = re.compile(r"experts|(num|n|nr|count)_?expert|expert_?(num|count)")
-OTHER = re.compile(r"per_|shared|top_?k|capacity|group|size|dim|hidden|width")
 LIFTED = (
     "number",
     "the result names positions",
@@ -96,6 +95,7 @@ def find_mixtures(model: nn.Module, record: Trace, found: Structure, protect: Se
         locks += [guarded[name] for name in places if name in guarded]
         if ends.count(atom) > 1:
             locks.append(Lock("the routers of several blocks meet in one tensor", module=path))
+        locks += mixed(record, atom)
         used = _used(model, record, path)
         mixtures.append(Mixture(path, size, atom, tuple(routers), tuple(biases), used, tuple(dict.fromkeys(locks))))
     parameters = {name for name, _ in model.named_parameters()}
@@ -216,7 +216,7 @@ def expert_counts(
     changed = {}
     rest = {size for home, size in _fused(model, found.tensors) if not any(_within(home, m) for m in mixtures)}
     for owner, name, value in _integers(model):
-        if value in left and COUNT.search(name) and not OTHER.search(name):
+        if value in left and is_count(name):
             inside = [m for m in mixtures if _within(owner, m)]
             # A config stands above all blocks: its number can follow only where every block of that size is cut.
             if any(m.size == value for m in inside) if inside else value not in rest:

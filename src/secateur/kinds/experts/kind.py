@@ -36,6 +36,8 @@ class Experts(Slices):
                 why="; ".join(reasons[:3]) or why,
                 hint="Cut channels inside the experts instead (granularity: channel).",
             )
+        near = [c for c in self.trace.rounded if any(_holds(m, c.module) for m in self.mixtures)]
+        self.conditions = (*self.conditions, *near)
         groups = self.structure.free("expert")
         self.families = [self._family(size, groups) for size in sorted({group.size for group in groups}, reverse=True)]
         return groups
@@ -91,3 +93,9 @@ class Experts(Slices):
         if self.request.expressible:
             require_native(cut, self.example)
         return proof
+
+
+def _holds(mixture: Mixture, module: str) -> bool:
+    """Whether a module is a part of the block, or one that it is in."""
+    inside, around = f"{module}.".startswith(f"{mixture.path}."), f"{mixture.path}.".startswith(f"{module}.")
+    return not mixture.path or not module or inside or around

@@ -13,16 +13,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
+from secateur.kinds.experts.numbers import same_numbers
 from secateur.kinds.reference import Reference, certified
-from secateur.kinds.slices.cut import Cuts
 from secateur.kinds.trials import tried
-from secateur.model.agreement import require_slices
+from secateur.model.agreement import require_kept
 from secateur.model.tensors import cut_tensor, named_tensors
 from secateur.request import PROOF, Efforts
 from secateur.structure.axes import Keep, kept
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Args, Kwargs, Op, Trace
-from secateur.types import Certificate, Example
+from secateur.types import Certificate, Cuts, Example
 
 SAME = ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "expand", "detach", "alias",
         "clone", "_to_copy", "to", "contiguous")  # fmt: skip
@@ -108,6 +108,7 @@ def with_masked_routers(model: nn.Module, record: Trace, mixtures: Sequence[Mixt
         fit,
         differs="is not that of the original without the removed experts",
         hint="The router may depend on experts in another way; nothing was changed or saved.",
+        numbers=partial(same_numbers, pairs={m.size: int((~removed).sum()) for m, removed in less}),
     )
 
 
@@ -115,7 +116,7 @@ def _same_slices(model: nn.Module, cut: nn.Module, cuts: Cuts) -> None:
     """Every expert of the cut model is the one that the plan keeps: also those that the example does not reach."""
     small = named_tensors(cut)
     for name, tensor in named_tensors(model).items():
-        require_slices(name, cut_tensor(tensor, cuts.get(name, {})), small.get(name))
+        require_kept(name, tensor, cuts.get(name, {}), small.get(name))
 
 
 @contextmanager

@@ -159,6 +159,22 @@ def block_names(model: nn.Module, layers: Layers) -> list[str]:
     return names
 
 
+def staying(model: nn.Module, layers: Layers) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """Blocks that stay: name before -> name after, and name before -> places before and after."""
+    names: dict[str, str] = {}
+    places: dict[str, tuple[int, int]] = {}
+    renamed = new_names(model, layers)
+    for path, entry in layers.items():
+        container = _container(model, path)
+        before = list(container._modules) if container is not None else []
+        for new, old in enumerate(kept_places(entry)):
+            name = f"{path}.{before[old]}" if path else before[old]
+            after = renamed(f"{name}.")
+            if after is not None:
+                names[name], places[name] = after.removesuffix("."), (old, new)
+    return names, places
+
+
 def new_names(model: nn.Module, layers: Layers) -> Callable[[str], str | None]:
     """How names of parameters change when blocks go: a function of the old name, None for what is gone."""
     moves: dict[str, str | None] = {}

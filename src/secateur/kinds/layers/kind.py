@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ from secateur.kinds.layers.prove import certify_layers
 from secateur.model.agreement import worst
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.request import PROOF, Efforts, Request
+from secateur.structure.around import surroundings
+from secateur.structure.given import arguments
 from secateur.structure.provenance import Attribute
 from secateur.structure.stacks import Stack, find_stacks
-from secateur.types import Certificate, Example, Group, LayerEntry, Span
+from secateur.structure.switches import switches
+from secateur.types import Certificate, Condition, Example, Group, LayerEntry, Span
 
 
 class LayerStacks(Candidates):
@@ -43,6 +46,7 @@ class LayerStacks(Candidates):
                 hint="Removable are elements of a ModuleList or Sequential with a residual path; else cut channels.",
             )
         self.groups = [_group(model, stack) for stack in self.stacks]
+        self.conditions = (*depth.conditions, *asked(model, example, depth.conditions))
         self._whole, self._parts = _sizes(model, self.stacks, depth.macs)
 
     def least(self, group: Group, scope: str) -> int:
@@ -99,6 +103,14 @@ class LayerStacks(Candidates):
         if self.request.expressible:
             require_native(cut, self.example)
         return proof
+
+
+def asked(model: nn.Module, example: Example, said: Sequence[Condition]) -> Iterator[Condition]:
+    """What the code decides by beside what it was seen to: arguments, switches, surroundings; each line once."""
+    known = {condition.where for condition in said}
+    for branch in (*arguments(model, example), *switches(model), *surroundings(model)):
+        if branch.condition.where not in known:
+            yield branch.condition
 
 
 def _group(model: nn.Module, stack: Stack) -> Group:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from secateur.kinds.layers.drop import Layers, block_names, new_names
+from secateur.kinds.layers.drop import Layers, block_names, new_names, staying
+from secateur.kinds.layers.handed import Handed, require_alike
+from secateur.kinds.layers.numbers import same_numbers, which_stay
 from secateur.kinds.reference import Reference, certified
 from secateur.kinds.trials import tried
 from secateur.model.agreement import agreement
@@ -51,26 +54,52 @@ def certify_layers(
         the certificate with the largest error found.
 
     Raises:
-        CertificateError: shapes differ or the error is above the tolerance.
+        CertificateError: shapes differ, the error is above the tolerance, or a block that stays is handed something
+            else than in the original.
         UnsupportedError: the cut model does not run.
 
     Cost: that of `secateur.kinds.trials.tried`.
     """
-    make = partial(with_identity, layers=layers)
-    return certified(
-        tried([make], model, cut, example, dtype=dtype, tolerance=tolerance, effort=effort), METHOD, dtype=dtype
+    seen: list[Handed] = []
+    make = partial(with_identity, layers=layers, seen=seen)
+    names, places = staying(model, layers)
+    after = Handed()
+    found = tried(
+        [make],
+        model,
+        cut,
+        example,
+        dtype=dtype,
+        tolerance=tolerance,
+        effort=effort,
+        beside=lambda: nullcontext() if after.blocks else after.watching(cut, list(names.values())),
     )
+    if seen:
+        require_alike(seen[0], after, names, places)
+    return certified(found, METHOD, dtype=dtype)
 
 
-def with_identity(model: nn.Module, layers: Layers) -> Reference:
-    """The whole model with the removed blocks as identity."""
+def with_identity(model: nn.Module, layers: Layers, seen: list[Handed]) -> Reference:
+    """The whole model with the removed blocks as identity; what blocks are handed in its first run is kept."""
+    names = list(staying(model, layers)[0])
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(bypassed(model, block_names(model, layers)))
+            if not seen:
+                seen.append(stack.enter_context(Handed().watching(model, names)))
+            yield
+
     return Reference(
         model,
         METHOD,
-        lambda: bypassed(model, block_names(model, layers)),
+        around,
         renamed=new_names(model, layers),
         differs=DIFFERS,
         hint=HINT,
+        numbers=partial(same_numbers, stays=which_stay(layers)),
+        apart=list(block_names(model, layers)),
     )
 
 

@@ -20,10 +20,10 @@ from secateur.kinds.slices.missing import Missing
 from secateur.kinds.slices.unmade import SameSlices, Unmade, can_wait, nobody
 from secateur.kinds.slices.widths import KeptWidths, Width
 from secateur.model.copies import copied
+from secateur.model.rebound import rebind
 from secateur.model.tensors import can_be_nan, computed_tensors, named_tensors
 from secateur.structure.provenance import Attribute, held, owner_at
-
-Cuts = Mapping[str, Mapping[int, Tensor]]
+from secateur.types import Cuts
 
 
 def ablated(model: nn.Module, cuts: Cuts, *, same: SameSlices | None = None) -> Reference:
@@ -111,6 +111,7 @@ def _without(model: nn.Module, cuts: Cuts, same: SameSlices | None) -> tuple[nn.
     }
     memo.update((id(tensors[name]), tensor) for name, tensor in poisoned.items())
     twin = copied(model, memo)
+    rebind(twin, memo)
     # By name, as buffers that the plan leaves whole were copied with the model.
     pairs = [(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(twin).items()]
     shared = same if same is not None and same.model is model else None

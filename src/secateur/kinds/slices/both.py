@@ -7,6 +7,7 @@ from functools import partial
 
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.reference import HINT, Tried, certified, with_trials
+from secateur.kinds.slices.certify import FunctionChangesError
 from secateur.types import Certificate
 
 ABLATION = "ablation"
@@ -29,6 +30,8 @@ def with_replay(
     found = trials(True)
     try:
         return with_trials(_replayed(partial(replay, draws=found.draws), found, dtype, tolerance), found)
+    except FunctionChangesError:
+        raise
     except CertificateError as error:
         if found.proof is None:
             raise
@@ -51,6 +54,8 @@ def with_replay(
 def _replayed(replay: Callable[..., Certificate], found: Tried, dtype: str, tolerance: float | None) -> Certificate:
     try:
         return replay(dtype=dtype, tolerance=tolerance, runs=() if dtype == "float64" else found.runs)
+    except FunctionChangesError:
+        raise  # a number is another one in every precision
     except CertificateError as rounded:
         if dtype == "float64":
             raise

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError, UnsupportedError
 from secateur.kinds.slices.momenta import cut_states
+from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
-
-Cuts = Mapping[str, Mapping[int, Tensor]]  # tensor name -> dimension -> kept indices (int64, ascending)
+from secateur.types import Cuts
 
 SIZES: dict[str, dict[str, tuple[str, int]]] = {
     "Linear": {"out_features": ("weight", 0), "in_features": ("weight", 1)},
@@ -50,6 +50,7 @@ def cut_copy(
         new = cut_tensor(old, dims)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
     result = copy.deepcopy(model, memo)
+    rebind(result, memo)
     finish(result, attributes)
     return result
 

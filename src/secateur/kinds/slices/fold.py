@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from secateur.errors import PlanMismatchError
 from secateur.model.tensors import named_tensors
 from secateur.structure.axes import Atom, Axis, Prod, Sum, leaves, resolve
-from secateur.types import Group
+from secateur.types import Cuts, Group
 
-Cuts = Mapping[str, Mapping[int, Tensor]]
 POWERS = (0.5, 1.0, -0.5)  # of kept / all: the code divides by the root of the width, by the width, or multiplies by it
 PAIRS = 20  # that are tried
 PIECES = (2, 3)  # equal parts of one matrix: keys and values, or queries, keys and values

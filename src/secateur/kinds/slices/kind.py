@@ -21,11 +21,11 @@ from secateur.kinds.reference import Tried, agrees
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
+from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.encoders import with_padding
 from secateur.kinds.slices.fold import Scale, fold, rescale
 from secateur.kinds.slices.inside import agrees_inside
 from secateur.kinds.slices.number_tape import NumberTape
-from secateur.kinds.slices.replay import certify
 from secateur.kinds.slices.unmade import SameSlices
 from secateur.kinds.trials import tried
 from secateur.measure.macs import samples_in
@@ -41,8 +41,6 @@ from secateur.structure.groups import Structure, structure
 from secateur.structure.provenance import Attribute
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Example, Group
-
-GRANULARITIES = ("channel", "neuron", "head", "head_dim", "conv_group")
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +206,7 @@ class Slices(Candidates):
 
         replay = partial(
             certify, whole, cut, self.example, self.trace, choice.atoms,
-            scales=scales, examples=self.examples, same=same,
+            scales=scales, follow=self.request.scales == "follow", examples=self.examples, same=same,
         )  # fmt: skip
         proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
         meta = device_of(whole).type == "meta"

@@ -43,10 +43,16 @@ from secateur.model.state import memory_of
 # These make an activation, also of constants: an embedding of a fixed time goes through layers like any other.
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "addmv"])
 GROUPS = 8  # place of this argument of a convolution
-SERVES = {  # where a weight stands among the arguments
-    "mm": (1,), "addmm": (2,), "linear": (1,), "convolution": (1,), "embedding": (0,), "mul": (0, 1), "div": (1,),
-    "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (1,),
+SERVES = {  # where a weight or a bias stands among the arguments
+    "mm": (1,), "addmm": (0, 2), "linear": (1, 2), "convolution": (1, 2), "embedding": (0,), "mul": (0, 1), "div": (1,),
+    "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (0, 1), "baddbmm": (0,), "native_layer_norm": (2, 3),
+    "native_group_norm": (1, 2), "native_batch_norm": (1, 2), "_fused_rms_norm": (2,), "rms_norm": (2,),
+    "_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2), "batch_norm": (1, 2),
+    "layer_norm": (2, 3), "group_norm": (2, 3),
 }  # fmt: skip
+FILLS = ("masked_fill", "index_fill", "fill", "index_put", "scatter", "where", "copy")
+# What these make of a parameter is an activation, as of a learned token; other reductions make another parameter of it.
+NORMS = frozenset(name for name in SERVES if name.endswith("_norm") or "batch_norm" in name)
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -90,6 +96,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.poisoned = {t.untyped_storage()._cdata for t, whole in weights if t is not whole}
         self.reduced: dict[tuple[int, int], set[CodeType]] = {}
         self.changed: set[str] = set()
+        self.activations: dict[int, Tensor] = {}  # of what was computed from weights alone
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         # Weights are the same in every run, so what was seen of them once holds.
         self._known: dict[tuple[object, ...], Tensor | None] = {}
@@ -117,6 +124,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._depth -= 1
         if self._depth == 0:
             self.whole = dict(self.given)
+            self.activations.clear()
             self._absent.clear()
 
     def __torch_dispatch__(
@@ -133,7 +141,13 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name not in PRODUCTS and all(id(t) in whole for t in operands):
             return self._of_weights(func, args, kwargs, {id(t) for t in written})
         for place in SERVES.get(name, ()):
-            self._require_same(args[place])
+            self._require_same(args[place] if place < len(args) else None)
+        if name not in SERVES and (name in FILLS or torch.Tag.pointwise in func.tags):
+            # A penalty may be added to another number, a loss; what is added to data is an offset like any other.
+            several = any(tensor.numel() > 1 for tensor in operands)
+            for tensor in operands:
+                if id(tensor) not in self.activations or (several and tensor.numel() == 1):
+                    self._require_same(tensor)
         for tensor in written:  # a statistic that is written in training depends on the data from now on
             whole.pop(id(tensor), None)
         return self._run(name, func, args, kwargs, operands)
@@ -165,8 +179,14 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = self._run(name_of(func)[0], func, args, kwargs)
         if not isinstance(result, (Tensor, tuple, list)):
             return full  # a number for Python: that of the original
+        name = name_of(func)[0]
+        inherits = [t for t in tensors(args, kwargs) if id(t) in self.activations]
         for mine, other in zip(tensors((result,)), tensors((full,)), strict=True):
             known[id(mine)] = (mine, other)
+            # What was summed up to one number (a penalty, say) is that of the weights without what is removed.
+            one = mine.numel() == 1 and (name == "sum" or bool(inherits))
+            if name in NORMS or one or any(t.numel() > 1 for t in inherits):
+                self.activations[id(mine)] = mine
         return result
 
     def _require_same(self, weight: object) -> None:

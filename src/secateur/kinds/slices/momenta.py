@@ -16,8 +16,7 @@ from secateur.errors import UnsupportedError
 from secateur.model.call import describe
 from secateur.model.forms import rebuilt
 from secateur.model.tensors import cut_tensor, named_tensors
-
-Cuts = Mapping[str, Mapping[int, Tensor]]
+from secateur.types import Cuts
 
 
 def require_own_state(model: nn.Module, optimizer: Optimizer, cuts: Cuts) -> None:

@@ -67,6 +67,11 @@ class Narrow:
         )
 
 
+def spread_out(value: Tensor | Narrow) -> Tensor:
+    """The whole tensor in either form."""
+    return value.full() if isinstance(value, Narrow) else value
+
+
 def run_narrow(
     step: Step,
     args: list[object],

@@ -19,6 +19,7 @@ from secateur.structure.rules.base import MOVED, base_name
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step
 
 MADE = "lift_fresh"  # torch.tensor(number) inside a forward
+READ = "a number for Python"  # what item() gave, among the arguments by name
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,7 +53,10 @@ class NumberTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             plain = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
             self.calls.append(PlayedCall(func, tuple(None if isinstance(a, Tensor) else a for a in args), plain))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if type(result) in (int, float):
+            self.calls[-1].kwargs[READ] = result
+        return result
 
 
 def align(steps: Sequence[Step], calls: Sequence[PlayedCall]) -> list[PlayedCall | None]:

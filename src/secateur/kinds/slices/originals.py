@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.kinds.slices.unmade import SameSlices
-from secateur.model.agreement import require_slices
+from secateur.model.agreement import require_kept, require_slices
 from secateur.model.tensors import can_be_nan
 from secateur.structure.axes import Axis, Keep, kept, resolve, touched
 from secateur.structure.rules.base import base_name
@@ -175,8 +175,8 @@ class Originals:
         for name, axes in self.axes.items():
             if name in self.compared or all(self.kept(axis) is None for axis in axes):
                 continue
-            wanted = kept_only(self.tensors[name].detach(), axes, self.kept)
-            require_slices(name, wanted, None if self.cut is None else self.cut.get(name))
+            dims = {d: positions.stay for d, axis in enumerate(axes) if (positions := self.kept(axis)) is not None}
+            require_kept(name, self.tensors[name], dims, None if self.cut is None else self.cut.get(name))
 
 
 def kept_only(tensor: Tensor, axes: Axes, kept: KeptSlices) -> Tensor:

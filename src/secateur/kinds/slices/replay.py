@@ -8,36 +8,24 @@ run on the kept coordinates only. Whatever the cut model returns must agree at e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import CertificateError
-from secateur.kinds.answers import Answer
-from secateur.kinds.reference import HINT
 from secateur.kinds.slices.factors import Factor, factor_at, pick, spread, sums_in_full, with_bias_at
-from secateur.kinds.slices.fold import Scale, rescaled
-from secateur.kinds.slices.narrow import Narrow, run_narrow
-from secateur.kinds.slices.number_tape import NumberTape, PlayedCall, align, numbers
+from secateur.kinds.slices.meanings import Meanings
+from secateur.kinds.slices.narrow import Narrow, run_narrow, spread_out
+from secateur.kinds.slices.number_tape import PlayedCall, align, numbers
 from secateur.kinds.slices.originals import KeptSlices, Originals, StoredView, kept_only
 from secateur.kinds.slices.unmade import SameSlices
-from secateur.model.agreement import agreement, doubled, run_cut, worst
-from secateur.model.call import outputs
-from secateur.model.held import HeldRandomness
-from secateur.model.tensors import can_be_nan, named_tensors
+from secateur.model.tensors import can_be_nan
 from secateur.structure.axes import Keep, size_after
-from secateur.structure.capture import capture, quiet
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Kwargs, Op, Ref, Restrict, Step, Trace, numbers_in, tensors_of
-from secateur.types import Certificate, Example
-
-MULTIPLES = "Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named above."
 
 
 class Replay:
@@ -62,6 +50,7 @@ class Replay:
         same: SameSlices | None = None,
     ) -> None:
         self.trace = trace
+        self.meanings: Meanings | None = None  # follows the numbers of the tape, where there is one
         self.tape = align(trace.steps, tape)
         self.kept = KeptSlices(keep)
         self.originals = Originals(trace, tensors, self.kept, cut, same)
@@ -84,9 +73,13 @@ class Replay:
         """
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for i, step in enumerate(self.trace.steps):
-                self._run_step(step, self.tape[i] if self.tape else None)
+                self._followed(step, self.tape[i] if self.tape else None)
                 for n in self.done[i]:
                     self.values.pop(n, None)
+                    if self.meanings is not None:
+                        self.meanings.forget(n)
+            if self.meanings is not None:
+                self.meanings.finish()
             if self.originals.cut is not None:
                 self.originals.require_the_rest()
             return [kept_only(self._value(n), self.trace.axes[n], self.kept) for n in self.trace.outputs]
@@ -99,8 +92,7 @@ class Replay:
             # Copies, as calls of the run may write in place.
             constant = self.trace.constants.get(number)
             self.values[number] = self.originals.whole(view) if view is not None else cast(Tensor, constant).clone()
-        found = self.values[number]
-        return found.full() if isinstance(found, Narrow) else found
+        return spread_out(self.values[number])
 
     def _at(self, number: int, d: int, stay: Tensor) -> Tensor:
         """A value at some positions of a dimension."""
@@ -111,15 +103,30 @@ class Replay:
         if step.outputs and step.outputs[0] in self.originals.views:
             return  # a weight with its dimensions in another order: made when, and as far as, somebody reads it
         args, kwargs = (list(step.args), step.kwargs) if entry is None else numbers(step, entry)
+        for number, tensor in zip(step.outputs, self.produce(step, args, kwargs), strict=True):
+            self.values[number] = tensor
+
+    def _followed(self, step: Step, entry: PlayedCall | None) -> None:
+        """A step, and what becomes of the numbers in it."""
+        other = None if self.meanings is None else self.meanings.before(step, entry)
+        self._run_step(step, entry)
+        if self.meanings is not None:
+            self.meanings.after(step, entry, other)
+
+    def produce(self, step: Step, args: list[object], kwargs: Kwargs) -> list[Tensor | Narrow]:
+        """Results of one call at full size.
+
+        Args:
+            step: the call.
+            args: its arguments, tensors as `Ref`.
+            kwargs: those that are given by name.
+        """
         produced = self._with_weight(step, args, kwargs)
         if produced is None:
             produced = run_narrow(step, args, kwargs, self.values, self._value)
         if produced is None:
             produced = self._looked_up(step)
-        if produced is None:
-            produced = self._in_full(step, args, kwargs)
-        for number, tensor in zip(step.outputs, produced, strict=True):
-            self.values[number] = tensor
+        return self._in_full(step, args, kwargs) if produced is None else produced
 
     # -- the call as it was ----------------------------------------------------------------------------------
 
@@ -271,84 +278,3 @@ def _attended(func: Op, args: list[object], kwargs: Kwargs) -> list[Tensor] | No
 
 def _same_mask(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
-
-
-def certify(
-    model: nn.Module,
-    cut: nn.Module,
-    example: Example,
-    trace: Trace,
-    keep: Keep,
-    *,
-    scales: Sequence[Scale] = (),
-    dtype: str = "float32",
-    tolerance: float | None = None,
-    examples: Sequence[Example] = (),
-    draws: bool = True,
-    runs: Sequence[Answer] = (),
-    same: SameSlices | None = None,
-) -> Certificate:
-    """Prove that `cut` gives the outputs of `model` replayed with the removed parts left out.
-
-    Args:
-        model: the original, whole.
-        cut: the physically smaller model.
-        example: the inputs of the trace.
-        trace: from `capture(model, example)`.
-        keep: atom id -> bool array of kept indices.
-        scales: factors that the cut model holds beside the slices.
-        dtype: "float32" compares in the models' own precision; "float64" compares double copies of both.
-        tolerance: as in `agreement`.
-        examples: further ones, of which the trace holds a run each.
-        draws: whether the forward may draw random numbers, which are then held at fixed values.
-        runs: of the cut model on the example and the further ones, each beside a `NumberTape`; what is not there, or
-            was asked twice, is run here.
-        same: tensors of the cut model that were seen to hold the slices of the original.
-
-    Returns:
-        the certificate with the largest error found.
-
-    Raises:
-        UnsupportedError: the cut model does not run.
-        CertificateError: shapes differ, a removed part reached an output, or the error is above the tolerance.
-
-    Cost: about one forward pass of the cut model, another one where `runs` does not hold it, and one walk over the
-        weights; no copy of the weights.
-    """
-    if dtype == "float64":
-        model, cut, example = (doubled(x) for x in (model, cut, example))
-        examples = [doubled(each) for each in examples]
-        trace = capture(model, example, examples=examples)  # the same calls in the same order: the same atoms
-        same = None
-    tensors = rescaled(named_tensors(model), scales)
-    held = HeldRandomness if draws else nullcontext
-    each = zip_longest((example, *examples), (trace, *trace.further), runs)
-    replay = partial(Replay, tensors=tensors, keep=keep, cut=named_tensors(cut), same=same)
-    return worst(_replayed(replay, cut, given, run, tolerance, held, played) for given, run, played in each)
-
-
-def _replayed(
-    replay: Callable[..., Replay],
-    cut: nn.Module,
-    example: Example,
-    trace: Trace,
-    tolerance: float | None,
-    held: Callable[[], AbstractContextManager[object]],
-    played: Answer | None,
-) -> Certificate:
-    result, tape = (None, None) if played is None else (played.result, played.beside)
-    if result is None or not isinstance(tape, NumberTape):
-        with quiet(cut), torch.no_grad(), held(), NumberTape() as tape:
-            result = run_cut(cut, example, when="after this cut", hint=MULTIPLES)
-    found = [t.detach() for t in outputs(result)]
-    with held():
-        expected = replay(trace, tape=tape.calls).run()
-    return agreement(
-        expected,
-        found,
-        tolerance,
-        method="replay",
-        differs="is not that of its replayed plan",
-        nan="a removed part reaches the output of the replayed plan: the engine's rules for this model are wrong",
-        hint=HINT,
-    )

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError
-from secateur.model.agreement import require_slices
+from secateur.model.agreement import require_kept
 from secateur.model.state import memory_of
-from secateur.model.tensors import cut_tensor, has_values, named_tensors
+from secateur.model.tensors import has_values, named_tensors
 
 Dims = Mapping[int, Tensor]
 VIEWS = frozenset(["t", "detach", "alias"])  # of a weight that is not made, these are not made either
@@ -61,7 +61,7 @@ class SameSlices:
     def _compared(self, name: str) -> Tensor | None:
         found = self._small.get(name)
         try:
-            require_slices(name, cut_tensor(self._whole[name], self.cuts[name]), found)
+            require_kept(name, self._whole[name], self.cuts[name], found)
         except CertificateError:
             return None  # for the proofs to find
         return None if found is None else found.detach()  # a handle on the memory that was seen

@@ -21,6 +21,7 @@ from secateur.kinds.weights.found import find_weights
 from secateur.kinds.weights.weight import Weight
 from secateur.registry import Registry, option_names
 from secateur.types import Example, Group, Json, LeftOut
+from secateur.words import SLICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,4 +160,4 @@ def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
     return GRANULARITIES.build(name, options, also=(*STRUCTURAL, "structured", "2:4"))
 
 
-STRUCTURAL = ("channel", "neuron", "head", "head_dim", "conv_group", "expert", "layer")
+STRUCTURAL = (*SLICES, "expert", "layer")

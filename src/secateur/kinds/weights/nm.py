@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,6 +53,28 @@ class NM(Granularity):
                 f"{self.n}:{self.m} keeps everything" if self.n == self.m else f"{self.n}:{self.m} is no pattern",
                 hint="n:m keeps n of each m weights, so n is smaller than m, for example 2:4",
             )
+
+    @property
+    def share(self) -> float:
+        """The share of the weights that goes, where m divides the width."""
+        return 1 - self.n / self.m
+
+    def require(self, amounts: Mapping[str, object]) -> None:
+        """Refuse an amount that is not the pattern's own.
+
+        Args:
+            amounts: what was asked for, by its name.
+
+        Raises:
+            RecipeError: anything but a sparsity of `share`.
+        """
+        for name, amount in amounts.items():
+            if name != "sparsity" or not isinstance(amount, (int, float)) or abs(amount - self.share) > 1e-9:
+                raise RecipeError(
+                    f"granularity '{self.n}:{self.m}' fixes the sparsity at {self.share:g}.",
+                    why=f"the target is {dict(amounts)}",
+                    hint=f"Leave the target at sparsity: {self.share:g}, or out.",
+                )
 
     def group(self, weight: Weight) -> Group | None:
         """One unit per element, as in granularity element; None where nobody knows which dimension is the input."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.model.call import call
 from secateur.solve.blocks.inventory import Inventory
-from secateur.solve.blocks.products import Products, Site, Use
+from secateur.solve.blocks.products import MatrixSite, Products, Use
 from secateur.solve.blocks.settings import UnequalShares
 from secateur.solve.blocks.sums import rows_of
 from secateur.types import Example
@@ -140,8 +140,10 @@ def curve_shares(
     return found
 
 
-def _squares(inventory: Inventory, batches: Sequence[Example], tokens: Sequence[Tensor | None]) -> dict[Site, _Squares]:
-    found: dict[Site, _Squares] = {}
+def _squares(
+    inventory: Inventory, batches: Sequence[Example], tokens: Sequence[Tensor | None]
+) -> dict[MatrixSite, _Squares]:
+    found: dict[MatrixSite, _Squares] = {}
     for number, batch in enumerate(batches):
 
         def visit(use: Use, number: int = number) -> None:
@@ -162,7 +164,7 @@ def _squares(inventory: Inventory, batches: Sequence[Example], tokens: Sequence[
     return found
 
 
-def _scores(inventory: Inventory, squares: Mapping[Site, _Squares], block: str) -> Iterator[Tensor]:
+def _scores(inventory: Inventory, squares: Mapping[MatrixSite, _Squares], block: str) -> Iterator[Tensor]:
     names = set(inventory.solved_in(block))
     for site, matrix in inventory.matrices.items():
         if site[0] not in names or site not in squares:
@@ -173,6 +175,6 @@ def _scores(inventory: Inventory, squares: Mapping[Site, _Squares], block: str) 
         yield matrix.read(inventory.parameters[site[0]]).abs() * own.norms()
 
 
-def site_shares(inventory: Inventory, blocks: Mapping[str, float], share: float) -> dict[Site, float]:
+def site_shares(inventory: Inventory, blocks: Mapping[str, float], share: float) -> dict[MatrixSite, float]:
     """The share of every matrix: that of its block; blocks of which nothing is known give up the mean."""
     return {site: blocks.get(inventory.block_of(site[0]), share) for site in inventory.matrices}

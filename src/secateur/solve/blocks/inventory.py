@@ -11,7 +11,7 @@ from secateur.kinds.weights.found import find_weights
 from secateur.kinds.weights.granularity import Granularity
 from secateur.kinds.weights.weight import Weight
 from secateur.request import Request
-from secateur.solve.blocks.products import Site
+from secateur.solve.blocks.products import MatrixSite
 from secateur.solve.blocks.sites import Matrix, matrices_of
 from secateur.structure.stacks import find_stacks
 from secateur.types import Example, LeftOut
@@ -69,9 +69,9 @@ class Inventory:
             found.append([block.name for block in stack.blocks])
         return found or [[""]]
 
-    def _matrices(self, weights: Sequence[Weight], granularity: Granularity) -> dict[Site, Matrix]:
+    def _matrices(self, weights: Sequence[Weight], granularity: Granularity) -> dict[MatrixSite, Matrix]:
         inside = tuple(f"{name}." if name else "" for stack in self.stacks for name in stack)
-        found: dict[Site, Matrix] = {}
+        found: dict[MatrixSite, Matrix] = {}
         for weight in weights:
             if not weight.name.startswith(inside):
                 self.leave(weight.name, "it lies outside of the blocks", wanted=False)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.statistics.activations.gram import Geometry
 
-Site = tuple[str, int]  # name of the parameter, number of the matrix in a stack; -1 where it is no stack
+MatrixSite = tuple[str, int]  # name of the parameter, number of the matrix in a stack; -1 where it is no stack
 WHOLE = -1
 _LINEAR = ("linear",)
 _RIGHT = ("matmul", "__matmul__", "mm", "bmm")
@@ -36,7 +36,7 @@ class Use:
         stacked: a whole stack is multiplied at once.
     """
 
-    site: Site
+    site: MatrixSite
     rows: Tensor
     turned: bool
     geometry: Geometry | None = None
@@ -105,7 +105,7 @@ class Products(TorchFunctionMode):
             return None
         return Use(known[0], columns.mT, known[1])
 
-    def _known(self, weight: Any) -> tuple[Site, bool] | None:
+    def _known(self, weight: Any) -> tuple[MatrixSite, bool] | None:
         """Which matrix [o, d] an operand is, and whether its parameter lies the other way round."""
         found = self._held.get(weight.untyped_storage().data_ptr()) if _plain(weight) else None
         if found is None:

@@ -8,7 +8,7 @@ only hidden states are held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -25,18 +25,16 @@ from secateur.solve.blocks.distance import distance
 from secateur.solve.blocks.inventory import Inventory
 from secateur.solve.blocks.layer import LayerRecord
 from secateur.solve.blocks.plainly import plainly
-from secateur.solve.blocks.products import Site
+from secateur.solve.blocks.products import MatrixSite
 from secateur.solve.blocks.settings import LEAST_BATCHES, Settings
 from secateur.solve.blocks.sites import patterns_of, share_of
 from secateur.solve.blocks.step import BlockSolver
 from secateur.solve.blocks.stream import BatchStream
 from secateur.solve.blocks.tune import SubBlockRecord
 from secateur.solve.patterns import Pattern
-from secateur.types import Batch, Data, Example, LeftOut
+from secateur.types import Advance, Batch, Data, Example, LeftOut
 
 __all__ = ["Settings", "SolvedModel", "prune_blocks"]
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def prune_blocks(
     granularity: Granularity,
     request: Request,
     settings: Settings | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> SolvedModel:
     """Solve every weight inside the blocks of a model; the model is given back as it came.
 
@@ -132,7 +130,7 @@ class _Work:
         granularity: Granularity,
         request: Request,
         settings: Settings,
-        progress: Progress | None,
+        progress: Advance | None,
     ) -> None:
         self.model, self.solver, self.settings = model, solver, settings
         self.example = to_device(example, device_of(model))
@@ -163,7 +161,7 @@ class _Work:
         self.tokens.append((mask != 0) if padded and isinstance(mask, Tensor) else None)
         return example
 
-    def _patterns(self, shares: Mapping[Site, float] | None) -> dict[Site, Pattern]:
+    def _patterns(self, shares: Mapping[MatrixSite, float] | None) -> dict[MatrixSite, Pattern]:
         return patterns_of(list(self.inventory.matrices.values()), self.granularity, self.request, shares)
 
     # -- shares of blocks --------------------------------------------------------------------------------------
@@ -200,7 +198,7 @@ class _Work:
 
     # -- one pass ----------------------------------------------------------------------------------------------
 
-    def _solved(self, patterns: Mapping[Site, Pattern], settings: Settings, room: str = "") -> SolvedModel:
+    def _solved(self, patterns: Mapping[MatrixSite, Pattern], settings: Settings, room: str = "") -> SolvedModel:
         """All stacks with given patterns; the weights of the model are put back."""
         names = {site[0] for site in self.inventory.matrices}
         before = {name: self.parameters[name].detach().clone() for name in names}
@@ -263,7 +261,7 @@ class _Work:
                 stream.dense.fill(checkpoint.hidden("dense"))
         return checkpoint.done
 
-    def _key(self, patterns: Mapping[Site, Pattern], settings: Settings) -> list[object]:
+    def _key(self, patterns: Mapping[MatrixSite, Pattern], settings: Settings) -> list[object]:
         """What a checkpoint must agree with: weights and data by sums, and what was asked for."""
         return [
             [float(p.detach().double().sum()) for p in self.parameters.values()],

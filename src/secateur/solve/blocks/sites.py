@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.amounts.allocate.base import round_half_up
 from secateur.amounts.patterns import per_pattern
-from secateur.errors import RecipeError, TargetError
+from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity
+from secateur.kinds.weights.nm import NM
 from secateur.kinds.weights.weight import Weight
 from secateur.request import Amount, Request
-from secateur.solve.blocks.products import WHOLE, Site
+from secateur.solve.blocks.products import WHOLE, MatrixSite
 from secateur.solve.patterns import BlockPattern, NofM, Pattern, PerLayer, PerRow
 
 
@@ -30,7 +32,7 @@ class Matrix:
         kernel: places of a convolution's window; 1 for all others.
     """
 
-    site: Site
+    site: MatrixSite
     shape: tuple[int, int]
     turned: bool
     kernel: int = 1
@@ -71,8 +73,11 @@ def matrices_of(weight: Weight, *, groups: int = 1) -> list[Matrix] | str:
 
 
 def patterns_of(
-    matrices: Sequence[Matrix], granularity: Granularity, request: Request, shares: Mapping[Site, float] | None = None
-) -> dict[Site, Pattern]:
+    matrices: Sequence[Matrix],
+    granularity: Granularity,
+    request: Request,
+    shares: Mapping[MatrixSite, float] | None = None,
+) -> dict[MatrixSite, Pattern]:
     """The pattern of every matrix; what goes adds up to the exact count of the target.
 
     Args:
@@ -82,8 +87,7 @@ def patterns_of(
         shares: how much of each matrix goes, where not all give up the target's share; it is their mean.
 
     Raises:
-        RecipeError: a granularity, scope or target that solvers do not take.
-        TargetError: n:m removes another share than was asked for.
+        RecipeError: a granularity, scope or target that solvers do not take, or n:m and another share than its own.
     """
     given = {} if request.target is None else request.target.given()
     if set(given) != {"sparsity"}:
@@ -99,7 +103,7 @@ def patterns_of(
             why="blocks are solved one after the other, so weights of different layers do not compete",
             hint="scope row (equal amounts in every row) or local (in every layer)",
         )
-    found: dict[Site, Pattern] = {}
+    found: dict[MatrixSite, Pattern] = {}
     for members, share in _shares(matrices, given["sparsity"]):
         found.update(_exactly(members, granularity, request.scope, share, shares))
     return found
@@ -135,27 +139,26 @@ def _exactly(
     granularity: Granularity,
     scope: str,
     share: float,
-    shares: Mapping[Site, float] | None,
-) -> dict[Site, Pattern]:
+    shares: Mapping[MatrixSite, float] | None,
+) -> dict[MatrixSite, Pattern]:
     options = granularity.options()
     if granularity.name == "n:m":
         n, m = int(options["n"]), int(options["m"])  # type: ignore[arg-type]
-        if abs(share - (m - n) / m) > 1e-9:
-            raise TargetError(
-                f"{n}:{m} removes {(m - n) / m:g} of the weights, and the target asks for {share:g}.",
-                hint=f"--set target.sparsity={(m - n) / m:g}",
-            )
+        NM(n=n, m=m).require({"sparsity": share})
         return {matrix.site: NofM(n, m) for matrix in matrices}
     shape: Any = options["shape"] if granularity.name == "block" else (1, 1)
     rows, columns = int(shape[0]), int(shape[1])
-    found: dict[Site, Pattern] = {}
+    found: dict[MatrixSite, Pattern] = {}
     units, gone, taken = 0, 0.0, 0
     for matrix in matrices:
         out, into = matrix.shape
         own = -(-out // rows) * -(-into // columns)
         units += own
-        gone = share * units if shares is None or matrix is matrices[-1] else gone + shares[matrix.site] * own
-        # Of running totals, so that roundings of single matrices do not add up.
+        # Of running totals, so that roundings of single matrices do not add up; rounded as `select` rounds them.
+        if shares is None or matrix is matrices[-1]:
+            gone = float(round_half_up(share, units))
+        else:
+            gone += shares[matrix.site] * own
         count = min(max(round(gone) - taken, 0), own)
         taken += count
         if granularity.name == "block":

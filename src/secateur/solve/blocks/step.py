@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.solve.base import Solver
 from secateur.solve.blocks.inventory import Inventory
 from secateur.solve.blocks.layer import LayerInputs, LayerRecord, solve_layer
-from secateur.solve.blocks.products import WHOLE, Site, Use
+from secateur.solve.blocks.products import WHOLE, MatrixSite, Use
 from secateur.solve.blocks.settings import Settings
 from secateur.solve.blocks.sites import Matrix
 from secateur.solve.blocks.stream import BatchStream
@@ -45,7 +45,7 @@ class BlockSolver:
         inventory: Inventory,
         solver: Solver,
         settings: Settings,
-        patterns: Mapping[Site, Pattern],
+        patterns: Mapping[MatrixSite, Pattern],
         tokens: Sequence[Tensor | None],
         held: Collection[int],
         tell: Callable[[int, int], None],
@@ -56,7 +56,7 @@ class BlockSolver:
         self.masks: dict[str, Tensor] = {}
         self.records: list[LayerRecord] = []
         self.tuned: list[SubBlockRecord] = []
-        self.done: set[Site] = set()
+        self.done: set[MatrixSite] = set()
 
     def tell(self) -> None:
         """Say how far it is."""
@@ -145,7 +145,7 @@ class BlockSolver:
         known = any(site in self.matrices for site in self._of(use))
         return known and not all(site in self.done for site in self._of(use))
 
-    def _of(self, use: Use) -> list[Site]:
+    def _of(self, use: Use) -> list[MatrixSite]:
         """The matrices of a product: one, or all of a stack that is multiplied at once."""
         name, part = use.site
         if use.stacked:
@@ -154,7 +154,7 @@ class BlockSolver:
 
     def _pairs(self) -> Callable[[Use], bool]:
         """Where the original stops: once at each weight that all tokens pass, so that tokens stand side by side."""
-        met: set[Site] = set()
+        met: set[MatrixSite] = set()
 
         def wanted(use: Use) -> bool:
             if use.site in met or use.site not in self.matrices or use.site[1] != WHOLE or use.stacked:
@@ -267,5 +267,5 @@ class _Shared:
         return self.here.keys() == here.keys() and all(self.here[i].same_input(use) for i, use in here.items())
 
 
-def _stands(use: Use | None, site: Site) -> bool:
+def _stands(use: Use | None, site: MatrixSite) -> bool:
     return use is not None and use.site == site

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.statistics.curvature.inverse import Curvature
-from secateur.statistics.gradients.functional import Held, mean_loss
+from secateur.statistics.gradients.functional import CountedBatch, mean_loss
 from secateur.statistics.gradients.gradient_rows import unflatten
 from secateur.types import Loss
 
@@ -46,7 +46,7 @@ def choose_damping(
     model: nn.Module,
     loss: Loss,
     names: Sequence[str],
-    kept: Sequence[Held],
+    kept: Sequence[CountedBatch],
 ) -> tuple[float, tuple[DampingTrial, ...]]:
     """Try dampings at the work itself: remove what each scores lowest, update the rest, look at the loss.
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from secateur.errors import UnsupportedError
 from secateur.model import call
 from secateur.model.kernels import exact_derivatives
-from secateur.statistics.curvature.hessian import Diagonal, Progress
+from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.curvature.output_curvature import output_and_loss
 from secateur.statistics.gradients.functional import Tensors, batches, parameters
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.statistics.notes import note
-from secateur.types import Batch, Data, Loss
+from secateur.types import Advance, Batch, Data, Loss
 
 Labels = Literal["data", "model"]
 Consume = Callable[[Tensors, Tensor], None]
@@ -32,7 +32,7 @@ def fisher_diagonal(
     labels: Labels = "data",
     draws: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Diagonal:
     """Mean over the samples of the squared per-sample gradient.
 
@@ -84,7 +84,7 @@ def each_sample(
     labels: Labels = "data",
     draws: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> int:
     """Hand per-sample gradients to a function, in chunks, and say when they tell nothing.
 

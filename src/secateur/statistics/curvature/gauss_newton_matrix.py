@@ -20,7 +20,7 @@ from torch.func import vjp, vmap
 
 from secateur.errors import ResourceError, UnsupportedError
 from secateur.model.kernels import exact_derivatives
-from secateur.statistics.curvature.hessian import Diagonal, Progress
+from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker, roots
 from secateur.statistics.gradients.functional import (
     Tensors,
@@ -32,7 +32,7 @@ from secateur.statistics.gradients.functional import (
 )
 from secateur.statistics.gradients.layer_tape import LayerTape
 from secateur.statistics.gradients.per_sample import CHUNK_NUMBERS, batching_pays, disagreeing, hessian_operator
-from secateur.types import Batch, Data, Loss
+from secateur.types import Advance, Batch, Data, Loss
 
 TAPED = 16  # samples at a time: all roots of all of them are pulled back together
 
@@ -45,7 +45,7 @@ def gauss_newton_diagonal(
     *,
     draws: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Diagonal:
     """Diagonal of the Gauss-Newton matrix, exact or from random combinations of its columns.
 

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from secateur.statistics.gradients.functional import Tensors, batches, parameters
 from secateur.statistics.gradients.per_sample import HessianOperator, hessian_operator
-from secateur.types import Data, Loss
+from secateur.types import Advance, Data, Loss
 
 CHUNK_NUMBERS = 2**24
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ def exact_diagonal(
     names: Iterable[str],
     *,
     chunk: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Diagonal:
     """True Hessian diagonal, by one product with every unit vector.
 
@@ -119,7 +118,7 @@ def hutchinson_diagonal(
     *,
     probes: int = 16,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Diagonal:
     """Unbiased estimate of the Hessian diagonal from random signs, with error bars.
 
@@ -198,7 +197,7 @@ def quadratic_forms(
     count: int,
     *,
     names: Sequence[str],
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Tensor:
     """``v^T H v`` of the loss over the data, for a number of vectors.
 

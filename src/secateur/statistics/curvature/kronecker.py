@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from secateur.errors import UnsupportedError
 from secateur.model.kernels import exact_derivatives
 from secateur.statistics.curvature.gauss_newton_matrix import TAPED, Pulled, pull_back
-from secateur.statistics.curvature.hessian import Progress
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker
 from secateur.statistics.gradients.functional import Tensors, batches, parameters, samples_of
 from secateur.statistics.gradients.layer_tape import LayerTape, unfolded
 from secateur.statistics.gradients.per_sample import disagreeing, per_sample_gradients
-from secateur.types import Batch, Data, Loss
+from secateur.types import Advance, Batch, Data, Loss
 
 Slopes = Literal["exact", "sampled", "data"]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -72,7 +71,7 @@ def kronecker_factors(
     slopes: Slopes = "exact",
     spectrum: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> dict[str, Factors]:
     """Factors of every layer that owns some of the parameters.
 

@@ -13,7 +13,7 @@ from secateur.model import call, samples
 from secateur.types import Batch, Data, Loss
 
 Tensors = dict[str, Tensor]
-Held = tuple[Batch, int]  # a batch and its number of samples
+CountedBatch = tuple[Batch, int]  # a batch and its number of samples
 
 
 class _Whole(nn.Module):
@@ -118,7 +118,7 @@ def samples_of(batch: Batch, size: int, which: Sequence[int] | slice) -> Batch:
     return rebuild([leaf[index if isinstance(index, slice) else index.to(leaf.device)] for leaf in leaves])
 
 
-def set_aside(model: nn.Module, data: Data, held: int) -> tuple[list[Batch], list[Held]]:
+def set_aside(model: nn.Module, data: Data, held: int) -> tuple[list[Batch], list[CountedBatch]]:
     """Hold samples out, evenly spaced over the data, so that data sorted by class is no trap.
 
     Args:
@@ -149,7 +149,7 @@ def set_aside(model: nn.Module, data: Data, held: int) -> tuple[list[Batch], lis
     return rest, kept
 
 
-def mean_loss(model: nn.Module, loss: Loss, kept: Sequence[Held], weights: Mapping[str, Tensor]) -> float:
+def mean_loss(model: nn.Module, loss: Loss, kept: Sequence[CountedBatch], weights: Mapping[str, Tensor]) -> float:
     """Mean loss over some batches with some parameters replaced; float64."""
     total, count = 0.0, 0
     with torch.no_grad():

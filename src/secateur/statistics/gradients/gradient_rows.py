@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model import call
-from secateur.statistics.gradients.functional import Held, batches, parameters, samples_of
+from secateur.statistics.gradients.functional import CountedBatch, batches, parameters, samples_of
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.types import Data, Loss
 
@@ -24,7 +24,7 @@ class GradientRows:
     """
 
     rows_Nd: Tensor
-    held_out: tuple[Held, ...]
+    held_out: tuple[CountedBatch, ...]
 
 
 def gradient_rows(
@@ -58,7 +58,7 @@ def gradient_rows(
     if apart:
         aside[torch.linspace(0, wanted - 1, apart, dtype=torch.float64).round().long()] = True
     parts: list[Tensor] = []
-    kept: list[Held] = []
+    kept: list[CountedBatch] = []
     start = 0
     for batch, size in batches(model, data):
         here = (chosen >= start) & (chosen < start + size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -15,8 +15,9 @@ from secateur.errors import InputError, RecipeError
 from secateur.kinds.weights import parse
 from secateur.masks.hold import moved_by
 from secateur.model.admit import admit
+from secateur.model.protect import patterns_of
 from secateur.registry import Registry, one_of
-from secateur.types import Example
+from secateur.types import Example, Protect
 
 Method = Literal["subgradient", "proximal"]
 
@@ -34,7 +35,7 @@ class Penalty(ABC):
         strength: factor of the penalty.
         method: "subgradient" or "proximal".
         optimizer: what moves the parameters.
-        protect: names or patterns that do not pay.
+        protect: what does not pay, as for `secateur.plan`.
 
     Raises:
         RecipeError: a word or number out of range, or a method that the penalty does not have.
@@ -53,13 +54,13 @@ class Penalty(ABC):
         strength: float,
         method: Method = "subgradient",
         optimizer: Optimizer | None = None,
-        protect: Sequence[str] = (),
+        protect: Protect = (),
     ) -> None:
         one_of("method", method, self.methods)
         if isinstance(strength, bool) or not strength >= 0:
             raise RecipeError(f"strength={strength!r} of {self.name}", hint="a number of at least 0")
         self.model, self.example = admit(model), example
-        self.strength, self.method, self.protect = float(strength), method, tuple(protect)
+        self.strength, self.method, self.protect = float(strength), method, patterns_of(self.model, protect)
         self.paying: dict[str, nn.Parameter] = self._paying()
         if not self.paying:
             raise InputError(f"nothing of {type(self.model).__name__} pays for {self.name!r}", hint="check protect")

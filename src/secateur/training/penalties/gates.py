@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.criteria.gradients.gates import Gates, insert_gates
+from secateur.model.gates import Gates, insert_gates
 from secateur.planning.build import GranularityLike, grouped
 from secateur.training.penalties.base import Method, Penalty, register, soft_threshold
-from secateur.types import Example, Scores
+from secateur.types import Example, Protect, Scores
 
 
 @register
@@ -47,7 +47,7 @@ class GatePenalty(Penalty):
         granularity: GranularityLike = "channel",
         method: Method = "subgradient",
         optimizer: Optimizer | None = None,
-        protect: Sequence[str] = (),
+        protect: Protect = (),
         lr: float | None = None,
     ) -> None:
         self.granularity = granularity

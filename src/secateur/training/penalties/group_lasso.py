@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of
 from secateur.training.penalties.base import Method, Penalty, register
 from secateur.training.unit_sums import per_element, unit_sizes, unit_sums
-from secateur.types import Example, Group
+from secateur.types import Example, Group, Protect
 
 OWN = frozenset({"out", "self"})
 ALL = frozenset({"out", "self", "in", "scale", "bias"})
@@ -51,7 +51,7 @@ class GroupLasso(Penalty):
         coupled: Literal["out", "all"] = "out",
         method: Method = "subgradient",
         optimizer: Optimizer | None = None,
-        protect: Sequence[str] = (),
+        protect: Protect = (),
     ) -> None:
         one_of("coupled", coupled, ("out", "all"))
         self.granularity, self.roles = granularity, OWN if coupled == "out" else ALL

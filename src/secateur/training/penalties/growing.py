@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from secateur.request import CRITERION
 from secateur.training.penalties.base import Method, Penalty, register
 from secateur.training.penalties.group_lasso import OWN
 from secateur.training.unit_sums import per_element
-from secateur.types import Example, Kept, StateDict
+from secateur.types import Example, Kept, Protect, StateDict
 
 
 @register
@@ -60,7 +60,7 @@ class Growing(Penalty):
         ceiling: float = 1.0,
         method: Method = "subgradient",
         optimizer: Optimizer | None = None,
-        protect: Sequence[str] = (),
+        protect: Protect = (),
     ) -> None:
         self._wanted = sparsity, granularity, criterion
         self.every, self.ceiling, self.steps = whole_number("every", every, least=1), float(ceiling), 0

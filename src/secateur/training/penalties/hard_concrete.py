@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from secateur.errors import RecipeError
 from secateur.planning.build import GranularityLike
 from secateur.training.penalties.base import register
 from secateur.training.penalties.gates import GatePenalty
-from secateur.types import Example, Scores
+from secateur.types import Example, Protect, Scores
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and stretch of the paper
 
@@ -69,7 +68,7 @@ class HardConcrete(GatePenalty):
         strength: float,
         granularity: GranularityLike = "channel",
         optimizer: Optimizer | None = None,
-        protect: Sequence[str] = (),
+        protect: Protect = (),
         lr: float | None = None,
         drop: float = 0.05,
     ) -> None:

@@ -28,6 +28,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_contract_of_the_options(name):
     assert check_criterion(VARIANTS[name])["scores are finite"] == ""

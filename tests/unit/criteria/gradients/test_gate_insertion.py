@@ -18,10 +18,11 @@ from gradient_nets import (
 from torch import nn
 
 from secateur.criteria.base import Context
-from secateur.criteria.gradients.gates import GateScore, gates_of, insert_gates
+from secateur.criteria.gradients.gates import GateScore
 from secateur.criteria.gradients.taylor import Taylor
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.model.call import default_loss
+from secateur.model.gates import gates_of, insert_gates
 from secateur.types import Group, Span
 
 SCENES = {

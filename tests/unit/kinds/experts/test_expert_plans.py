@@ -205,6 +205,7 @@ def test_scores_are_per_expert(x):
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("criterion", ["random", "gradient", "fisher", "fpgm"])
 def test_criteria_that_see_weights_or_gradients_score_experts(x, criterion):
     data = [(x, torch.zeros(len(x), dtype=torch.long))]

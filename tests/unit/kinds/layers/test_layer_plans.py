@@ -319,6 +319,7 @@ def test_hostile_files_are_refused(tmp_path):
             Plan.load(path)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("path", "lists"),
     [

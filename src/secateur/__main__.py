@@ -1,0 +1,7 @@
+"""``python -m secateur`` is ``secateur``."""
+
+import sys
+
+from secateur.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,174 @@
+"""Numbers that the code makes of how many blocks or experts there are, where no output shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import CertificateError, UnsupportedError
+from secateur.kinds.numbers_used import NumbersUsed
+
+
+def marked(cases: Iterable[str], *fast: str) -> list[Any]:
+    """All cases, of which only some are fast."""
+    return [pytest.param(name, marks=() if name in fast else (pytest.mark.slow,)) for name in cases]
+
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+class Stack(nn.Module):
+    """Five blocks; what `after` does to the last state is past every bound."""
+
+    def __init__(self, after: Callable[[Any, Tensor, list[Tensor]], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(Block() for _ in range(5))
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [x]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        return self.after(self, states[-1], states)
+
+
+OF_BLOCKS: dict[str, Callable[[Any, Tensor, list[Tensor]], Tensor]] = {
+    "factor": lambda m, x, s: x + (x - 99).relu() * len(m.blocks),
+    "share": lambda m, x, s: x + (x - 99).relu() / len(s),
+    "bound": lambda m, x, s: x.clamp(max=99.0 * len(m.blocks)),
+    "tensor": lambda m, x, s: x + (x - torch.tensor(99.0 * len(m.blocks))).relu(),
+    "shift": lambda m, x, s: x + (x - 99).relu().roll(len(m.blocks), -1),
+    "positions": lambda m, x, s: x + (x - 99).relu() * torch.arange(len(m.blocks)).sum(),
+    "states": lambda m, x, s: x + (torch.stack(s).mean(0) - 99).relu(),
+    "read": lambda m, x, s: x + (x - 99).relu() * sum(b.up.weight.norm().item() for b in m.blocks),
+}
+
+
+@pytest.mark.parametrize("name", marked(OF_BLOCKS, "factor", "states"))
+def test_numbers_of_blocks_are_refused(name: str) -> None:
+    model = Stack(OF_BLOCKS[name]).eval()
+    with pytest.raises(CertificateError, match=r"test_numbers_used\.py:\d+"):
+        sc.plan(model, X, granularity="layer", remove={"blocks": [2]}).apply(model)
+
+
+def test_lines_that_run_less_often_are_said() -> None:
+    model = Stack(lambda m, x, s: x + (x - 99).relu() * sum(b.up.weight.norm() for b in m.blocks)).eval()
+    plan = sc.plan(model, X, granularity="layer", remove={"blocks": [2]})
+    plan.apply(model)
+    assert any("runs linalg_vector_norm less often" in note for note in plan.certificate.notes)
+
+
+@pytest.mark.parametrize("after", [lambda m, x, s: x, lambda m, x, s: x.clamp(max=99.0)])
+def test_what_does_not_count_blocks_is_certified(after: Callable[[Any, Tensor, list[Tensor]], Tensor]) -> None:
+    model = Stack(after).eval()
+    plan = sc.plan(model, X, granularity="layer", remove={"blocks": [2]})
+    cut = plan.apply(model)
+    assert not plan.certificate.notes
+    wanted = X
+    for i in (0, 1, 3, 4):
+        wanted = model.blocks[i](wanted)
+    assert torch.allclose(cut(X), wanted, atol=1e-5)
+
+
+class Mixture(nn.Module):
+    """The best two of six experts; `weigh` sees the shares."""
+
+    def __init__(self, weigh: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.out, self.num_experts = nn.Linear(8, 6, bias=False), nn.Linear(8, 3), 6
+        self.up, self.down = nn.Parameter(torch.randn(6, 8, 5) / 3), nn.Parameter(torch.randn(6, 5, 8) / 3)
+        self.weigh = weigh
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.gate(x).softmax(-1)
+        best = p.topk(2, -1)
+        g = self.weigh(self, torch.zeros_like(p).scatter(-1, best.indices, best.values))
+        inner = torch.einsum("td,edf->tef", x, self.up).relu()
+        return self.out(torch.einsum("te,tef,efd->td", g, inner, self.down))
+
+
+def capped(capacity: Callable[[Any, Tensor], float]) -> Callable[[Any, Tensor], Tensor]:
+    return lambda m, g: g * ((g > 0).long().cumsum(0) <= capacity(m, g))
+
+
+OF_EXPERTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "fraction": capped(lambda m, g: 99.0 * len(g) / g.shape[1]),
+    "attribute": capped(lambda m, g: int(99.0 * len(g) / m.num_experts)),
+    "length": capped(lambda m, g: int(99.0 * len(g) / len(m.up))),
+    "whole": capped(lambda m, g: (g.shape[0] // g.shape[1] + 63) // 64 * 64),
+    "several": capped(lambda m, g: g.shape[1] * 9),
+    "threshold": lambda m, g: g * (g >= 1e-9 / g.shape[1]),
+    "factor": lambda m, g: g + (g - 9).relu() * g.shape[1],
+    "logarithm": lambda m, g: g.clamp(max=9 * math.log(m.num_experts)),
+    "chosen": lambda m, g: g + 0 * g.topk(g.shape[1] // 2, -1).values.sum(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", marked(OF_EXPERTS, "attribute", "whole", "threshold", "chosen"))
+def test_numbers_of_experts_are_refused(name: str) -> None:
+    model = Mixture(OF_EXPERTS[name]).eval()
+    with pytest.raises(UnsupportedError, match=r"test_numbers_used\.py:\d+"):
+        sc.plan(model, X, granularity="expert", target={"count": 2}).apply(model)
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [
+        lambda m, g: max(512, int(2.0 * g.shape[0] / g.shape[1])),
+        lambda m, g: 64 * math.ceil(2.0 * g.shape[0] / (64 * m.num_experts)),
+        lambda m, g: sorted([512, 2.0 * g.shape[0] / g.shape[1]])[-1],
+    ],
+)
+def test_capacities_that_small_inputs_do_not_show_are_conditions(capacity: Callable[[Any, Tensor], float]) -> None:
+    model = Mixture(capped(capacity)).eval()
+    plan = sc.plan(model, X, granularity="expert", target={"count": 2})
+    plan.apply(model)
+    assert any("what it was before the cut" in c.text and "test_numbers_used.py" in c.where for c in plan.conditions)
+
+
+FOLLOW: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "sizes": lambda m, g: g.reshape(-1).view(-1, m.num_experts),
+    "classes": lambda m, g: g * nn.functional.one_hot(g.topk(2, -1).indices, g.shape[1]).sum(1),
+    "last": lambda m, g: g + 0 * g.argmax(-1, keepdim=True).clamp(max=g.shape[1] - 1),
+    "capacity": capped(lambda m, g: 3),
+}
+
+
+@pytest.mark.parametrize("name", marked(FOLLOW, "classes", "capacity"))
+def test_counts_of_experts_follow(name: str) -> None:
+    model = Mixture(FOLLOW[name]).eval()
+    plan = sc.plan(model, X, granularity="expert", target={"count": 2})
+    cut = plan.apply(model)
+    assert not any("what it was before the cut" in c.text for c in plan.conditions)
+    (group,) = plan.groups.values()
+    model.gate.register_forward_hook(lambda m, a, out: out.index_fill(-1, torch.tensor(group["removed"]), -1e9))
+    other = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(cut(other), model(other), atol=1e-5)
+
+
+def test_a_run_is_told_by_line_and_operator() -> None:
+    used = NumbersUsed()
+    with used:
+        torch.ones(2, 3).mul(4).clamp(max=5.0)
+    found = {name: calls[0].numbers for (_, name), calls in used.calls.items()}
+    assert found["mul"] == (4,)
+    assert found["clamp"] == (5.0,)
+    assert found["ones"] == ()
+    assert all("test_numbers_used.py" in where for where, _ in used.calls)
