@@ -200,11 +200,11 @@ class Measure(Part):
 class Reconstruct(Part):
     """Training of each sub-block (attention, MLP) towards the outputs of the original, once its layers are solved."""
 
-    epochs: Count = 4
+    epochs: Count = 8
     """Passes over the batches that are not held out; the best on those that are is kept, or none."""
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate of Adam at the start; it falls to zero along half a cosine."""
-    target: Literal["branch", "stream"] = "branch"
+    target: Literal["branch", "stream"] = "stream"
     """``branch``: what the sub-block adds is to be the original's; ``stream``: the hidden state behind it."""
     normalise: Literal["coordinate", "total", "token"] = "coordinate"
     """What squares of errors are relative to: the original's mean square per coordinate, in total, or per token."""

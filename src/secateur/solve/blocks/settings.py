@@ -28,9 +28,9 @@ class Reconstruction:
         RecipeError: a number or word that means nothing.
     """
 
-    epochs: int = 4
-    lr: float = 5e-4
-    target: str = "branch"
+    epochs: int = 8
+    lr: float = 1e-3
+    target: str = "stream"
     normalise: str = "coordinate"
     seed: int = 0
 
