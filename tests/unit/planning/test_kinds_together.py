@@ -319,7 +319,7 @@ def test_given_masks_are_written_as_they_are() -> None:
         ({"keep": {"up": torch.ones(3, dtype=torch.bool)}}, r"not bool \(48,\)"),
         ({"scores": {"up": torch.ones(3)}, "target": {"count": 1}}, r"not float \(48,\)"),
         ({"scores": {"up": torch.full((48,), torch.nan)}, "target": {"count": 1}}, "NaN"),
-        ({"masks": {"up.weight": torch.ones(2, dtype=torch.bool)}}, "not bool"),
+        ({"masks": {"up.weight": torch.ones(2, dtype=torch.bool)}}, r"shape \(2,\), not \(48, 32\)"),
         ({"masks": {"up.wait": torch.ones(2, dtype=torch.bool)}}, "up.weight"),
     ],
 )
