@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from secateur.model.door import Given
 from secateur.pipeline import prune
 from secateur.planning.build import CriterionLike
 from secateur.recover.own import Train
+from secateur.report.trackers import Track
 from secateur.result import Result
 from secateur.sources import resolve_data, resolve_model
 from secateur.stages import SUFFIX, CommandWords, Unfinished
@@ -83,6 +84,7 @@ def resume(
     progress: Progress | None = None,
     title: str = "",
     command: str = "",
+    track: Track | Sequence[Track] = (),
 ) -> Result:
     """Go on with a run of `prune` that was interrupted, killed or crashed; the result is that of a run without it.
 
@@ -105,6 +107,7 @@ def resume(
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the run.
         command: the command line that reproduces it.
+        track: trackers that were given as objects; those with names are known.
 
     Returns:
         as `prune`; ``result.save`` removes the states.
@@ -125,7 +128,7 @@ def resume(
     place = Unfinished(known.folder, every, known.words)
     rest: dict[str, Any] = {} if criterion is None else {"criterion": criterion}
     rest |= {"loss": loss, "evaluate": evaluate, "train": train, "recipe": known.recipe, "checkpoint": place}
-    rest |= {"progress": progress, "title": title, "command": command}
+    rest |= {"progress": progress, "title": title, "command": command, "track": track}
     if model is not None:
         return prune(model, example, data=data, calibration=calibration, test=test, **rest)
     if not known.words:

@@ -33,8 +33,9 @@ from secateur.report import Control
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal
 from secateur.report.stage_progress import shows_progress
+from secateur.report.trackers import Track
 from secateur.result import Estimate, Result, native
-from secateur.run_training import recorded, recover_all, train_first, trained_control
+from secateur.run_training import recorded, recover_all, train_first, trained_control, watch, with_trackers
 from secateur.stages import RunStages, Unfinished, place_of
 from secateur.types import Data, Example, Judge, Loss, Progress, Snapshot
 from secateur.words import spoken
@@ -69,6 +70,7 @@ def prune(
     progress: Progress | bool | None = None,
     title: str = "",
     command: str = "",
+    track: Track | Sequence[Track] = (),
     examples: Sequence[Example] = (),
     **decision: Unpack[Decided],
 ) -> Result:
@@ -102,6 +104,8 @@ def prune(
             not known.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
+        track: trackers that log loss, sparsity, quality and the recipe: "tensorboard", "wandb", "mlflow", "trackio", a
+            mapping of the name and options of accelerate's class, an `accelerate.tracking.GeneralTracker`, or several.
         examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
         **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
             protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales, proof, blocks.
@@ -133,6 +137,7 @@ def prune(
         decision["protect"] = patterns_of(model, decision["protect"])
     loss = as_loss(loss)
     settings, untrained = settings_of(recipe, overrides, decision, given, recover=recover, own=train is not None)
+    settings, objects = with_trackers(settings, track)
     units = by_hand(decision, settings)
     check_asked(model, given, settings)
     example, examples = several(example, examples)
@@ -145,11 +150,13 @@ def prune(
         command,
     )  # fmt: skip
     try:
+        watch(run, settings, objects, kept.folder, title or type(model).__name__)
         return _staged(asked, run, kept)
     except SecateurError as error:
         kept.refused(error)
         raise
     finally:
+        run.watched()
         kept.close()
 
 
@@ -159,12 +166,12 @@ def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
     training = settings.training
     if training is None:
         with run.stage("plan"), run.noticed():
-            seen = _look(asked, kept)
+            seen = _look(asked, kept, run)
             base, plan, trained = asked.model, _decide(asked, asked.model, run, kept), None
         kept.stage_ended()
     else:
         with run.stage("look"), run.noticed():
-            seen = _look(asked, kept)
+            seen = _look(asked, kept, run)
         with run.stage(f"train: {training.method}"), run.noticed():
             trained = kept.trained(partial(train_first, asked, run), partial(recorded, run))
         with run.stage("plan"), run.noticed():
@@ -181,6 +188,7 @@ def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
         # What the cut alone did; without recovery it is the final quality, which is measured below.
         later = bool(settings.recover) or asked.train is not None
         after_cut = kept.once("cut", lambda: _quality(seen.judged, pruned)) if later else None
+        run.figures("after the cut", after_cut)
     recover_all(asked, Damage(base, plan.cuts, plan.masks, plan.layers), pruned, run, kept)
     control = None
     if settings.control == "dense":
@@ -192,6 +200,7 @@ def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
         timed = time_pair(asked.model, pruned, example, settings.measure, zeros_only=bool(plan.masks))
         before = replace(seen.before, latency_ms=timed[0])
         after = snapshot(pruned, example, evaluate=seen.judged.evaluate, latency_ms=timed[1], samples=seen.samples)
+    run.figures("after", after.quality)
     with run.stage("report"):
         beside = native(pruned, plan)
         run.doubts += [beside.warning] if beside.warning else []
@@ -202,7 +211,7 @@ def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
     return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), beside, kept.folder)
 
 
-def _look(asked: Asked, kept: RunStages) -> Seen:
+def _look(asked: Asked, kept: RunStages, run: Journal) -> Seen:
     """Measure the model as it came; first of all, since one whose outputs are not finite has nothing to keep."""
     # Decided once, on the model as it came: a ratio of two counts needs one divisor.
     samples = samples_in(asked.model, asked.example)
@@ -210,6 +219,9 @@ def _look(asked: Asked, kept: RunStages) -> Seen:
     before = kept.snapshot(
         "before", lambda: snapshot(asked.model, asked.example, evaluate=judged.evaluate, samples=samples)
     )
+    # Between two passes, so only on data of their own: loaders of the training would lose their place.
+    run.look = judged.evaluate if asked.given.test is not None else None
+    run.figures("before", before.quality)
     return Seen(samples, judged, before)
 
 

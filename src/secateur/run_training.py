@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypedDict
 
 from torch import nn
 
 from secateur.asking import Asked
+from secateur.files.checkpoint import PAGE
 from secateur.measure import Yardstick
+from secateur.recipe import Recipe, load_recipe
 from secateur.recipe.schema import Step
 from secateur.recover.during import Trained, dense_training, train_stage
 from secateur.recover.loop import Keeper, TrainStep
 from secateur.recover.own import own_training
 from secateur.recover.steps import Damage, dense_control
 from secateur.recover.steps import recover as run_step
-from secateur.report import TrainingPoint
-from secateur.report.journal import Journal
+from secateur.report.journal import Journal, point
+from secateur.report.trackers import Track, tracked
+from secateur.report.watch import LivePage
 from secateur.stages import RunStages
 
 
@@ -28,6 +32,32 @@ class ControlFigures(TypedDict):
     quality: dict[str, float]
 
 
+def with_trackers(settings: Recipe, track: Track | Sequence[Track]) -> tuple[Recipe, list[Track]]:
+    """Trackers that can be written down go into the recipe, where a run that goes on finds them; objects stay beside.
+
+    Raises:
+        RecipeError: an unknown name.
+    """
+    given = list(track) if isinstance(track, (list, tuple)) else [track]
+    written = [one for one in given if isinstance(one, (str, Mapping))]
+    if written:
+        plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+        settings = load_recipe({**plain, "track": written})
+    return settings, [one for one in given if not isinstance(one, (str, Mapping))]
+
+
+def watch(run: Journal, settings: Recipe, objects: Sequence[Track], folder: Path | None, title: str) -> None:
+    """Let trackers and the page of live curves see the run; they start before it does.
+
+    Raises:
+        RecipeError, UnsupportedError: a tracker is none, misses its package or does not start.
+    """
+    if folder is not None and (settings.training is not None or settings.recover):
+        run.watchers.append(LivePage(folder / PAGE, title))
+    plain = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    run.watchers += tracked([*plain.get("track", ()), *objects], plain, title)
+
+
 def train_first(asked: Asked, run: Journal, keeper: Keeper | None) -> Trained:
     """The recipe's training before or while the model is pruned."""
     training, given = asked.settings.training, asked.given
@@ -35,7 +65,7 @@ def train_first(asked: Asked, run: Journal, keeper: Keeper | None) -> Trained:
     assert given.train is not None
     return train_stage(
         asked.model, asked.example, asked.settings, train=given.train, scoring=given.scoring, loss=asked.loss,
-        criterion=asked.criterion, progress=run.step(f"train: {training.method}"), keeper=keeper,
+        criterion=asked.criterion, progress=run.curve(f"train: {training.method}"), keeper=keeper,
     )  # fmt: skip
 
 
@@ -70,7 +100,7 @@ def _recover(model: nn.Module, step: Step, damage: Damage, asked: Asked, run: Jo
         scoring=given.scoring,
         loss=asked.loss,
         seed=asked.settings.seed,
-        progress=run.step(step.method),
+        progress=run.curve(step.method),
         keeper=keeper,
     )
     _log(run, records)
@@ -79,7 +109,7 @@ def _recover(model: nn.Module, step: Step, damage: Damage, asked: Asked, run: Jo
 def _log(run: Journal, records: Sequence[TrainStep]) -> None:
     """Add the steps of a training to the curve, behind those that were made before."""
     first = len(run.training)
-    run.training += [TrainingPoint(step=first + r.step, loss=r.loss, lr=r.lr, sparsity=r.sparsity) for r in records]
+    run.training += [point(first, record) for record in records]
 
 
 def trained_control(asked: Asked, judged: Yardstick, run: Journal, kept: RunStages) -> ControlFigures:

@@ -21,6 +21,7 @@ EXTRAS = {
     "hf": ("transformers",),
     "search": ("scipy",),
     "train": ("accelerate", "lightning"),
+    "track": ("accelerate", "tensorboard"),
     "data": ("pyarrow", "pillow"),
 }
 LITTLE_DISK = 500_000_000

@@ -67,6 +67,15 @@ Sets = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be repeated."),
 ]
+Track = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Log the run to tensorboard, wandb, mlflow or trackio; may be repeated.",
+        autocompletion=complete("tensorboard", "wandb", "mlflow", "trackio"),
+    ),
+]
 Seed = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--seed", min=0, help="Seed of everything random; default that of the recipe."),

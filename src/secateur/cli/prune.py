@@ -34,6 +34,7 @@ def prune(
     recipe: options.RecipeName = None,
     set_: options.Sets = None,
     seed: options.Seed = None,
+    track: options.Track = None,
     threads: options.Threads = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
@@ -46,6 +47,10 @@ def prune(
     from secateur.model.tensors import require_storable
 
     settings = jobs.read_recipe(recipe, set_, seed, decided)
+    if track:
+        from secateur.run_training import with_trackers
+
+        settings, _ = with_trackers(settings, track)
     # Before anything is loaded: hours of work must not end at a folder that is taken.
     jobs.require_free(out, force=force)
     words: CommandWords = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
@@ -106,6 +111,11 @@ def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinis
     import secateur as sc
     from secateur.cli.progress import Stages
 
+    if place is not None and (settings.training is not None or settings.recover):
+        from secateur.cli.console import say
+        from secateur.files.checkpoint import PAGE
+
+        say(f"curves while it trains: {place.folder / PAGE}")
     with Stages() as stages:
         return sc.prune(
             work.model,

@@ -27,6 +27,8 @@ from secateur.files.seeds import canonical_json, stable_hash
 from secateur.files.states import TREE, decode, encode
 
 INDEX, LOCK, OWN = "index.json", "lock", "own"
+PAGE = "progress.html"
+"""Curves of a run that goes on, for people; no state."""
 EVERY = 60.0
 SHARE = 20  # a large state on a slow disk is written less often
 _SCHEMA = 1
@@ -134,7 +136,7 @@ class Checkpoint:
         # First: without an index nobody would know whose it is.
         shutil.rmtree(self.folder / OWN, ignore_errors=True)
         for path in self.folder.iterdir():
-            if _FILE.fullmatch(path.name) or path.name == INDEX:
+            if _FILE.fullmatch(path.name) or path.name in (INDEX, PAGE, f".{PAGE}"):
                 path.unlink()
         self._leave()
         self.close()

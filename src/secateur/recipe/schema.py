@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, Strict, model_validator
 from secateur.recipe.checks import (
     Allocation,
     Bytes,
+    Choice,
     Count,
     Criterion,
     Granularity,
@@ -318,6 +319,8 @@ class Recipe(Part):
     """Steps that restore quality, in order."""
     control: Literal["none", "dense"] = "none"
     """``dense``: train a copy of the original by the same steps (finetune and bn_refresh), and report its quality."""
+    track: Annotated[tuple[Choice, ...], Strict(False), Field(max_length=8)] = ()
+    """Trackers that log the run: tensorboard, wandb, mlflow, trackio, each with options of accelerate's class."""
     blocks: BlockByBlock = BlockByBlock()
     """How a solver prunes block by block."""
     calibration: Calibration = Calibration()

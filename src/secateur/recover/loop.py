@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -29,13 +29,14 @@ TakeState = Callable[[], StateDict]
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One optimizer step: its number from 0, epoch, loss before it, learning rate, and sparsity where it prunes."""
+    """One optimizer step: number from 0, epoch, loss before it, learning rate; sparsity and quality where known."""
 
     step: int
     epoch: int
     loss: float
     lr: float
     sparsity: float | None = None
+    quality: float | None = None
 
 
 class Follower(Protocol):
@@ -63,6 +64,16 @@ class Keeper(Protocol):
 
     def keep(self, step: int, state: TakeState) -> None:
         """Called before the first step and after every one, with the number of steps done."""
+
+
+class Watched(Protocol):
+    """Progress that also draws and logs: what a loop tells it beside how far it is."""
+
+    def watch(self, records: Sequence[TrainStep]) -> None:
+        """Called after every step with all of them."""
+
+    def quality(self, model: nn.Module) -> float | None:
+        """Called after every pass; the figure, where one is to be had."""
 
 
 class KeptState:
@@ -123,6 +134,7 @@ class Loop:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.rates, self.reader, self.judge, self.adapters = rates, reader, judge, adapters
         self.accumulate = accumulate
+        self._watched: Watched | None = None
         self.records: list[TrainStep] = []
         self.over = False
 
@@ -134,6 +146,7 @@ class Loop:
         total: int = 0,
     ) -> None:
         """Train until the passes are over, or so many steps are made in all."""
+        self._watched = progress if hasattr(progress, "watch") else None  # type: ignore[assignment]
         if keeper is not None and not self.records:
             keeper.keep(0, self.state_dict)
         while not self.over and (steps is None or len(self.records) < steps):
@@ -146,6 +159,8 @@ class Loop:
                 keeper.keep(len(self.records), self.state_dict)
             if batches and progress is not None:
                 self._tell(progress, total)
+            if self._watched is not None:
+                self._watched.watch(self.records)
         if self.judge is not None:
             # A training by steps may end in the middle of a pass, which is judged as well.
             if not self.over and self.reader.place:
@@ -174,7 +189,17 @@ class Loop:
             self._sparsity = self.follower.sparsity
         self.records.append(TrainStep(step, self.reader.epoch, value, lr, self._sparsity))
 
+    def _looked(self) -> None:
+        if self._watched is None or not self.records:
+            return
+        # Whoever looks must not move what is drawn next: watched or not, the weights are the same.
+        before = drawn()
+        figure = self._watched.quality(self.model)
+        set_drawn(before)
+        self.records[-1] = replace(self.records[-1], quality=figure)
+
     def _pass_ended(self) -> None:
+        self._looked()
         figure = None if self.judge is None else self.judge.look(self.model)
         self.rates.pass_ended(figure)
         more = self.reader.turn()
@@ -219,15 +244,19 @@ class Loop:
             self.judge.load_state_dict(state["judge"])
         rows = state["records"].tolist()
         self.records = [
-            TrainStep(int(step), int(epoch), loss, lr, None if math.isnan(gone) else gone)
-            for step, epoch, loss, lr, gone in rows
+            TrainStep(int(step), int(epoch), loss, lr, _known(gone), _known(quality))
+            for step, epoch, loss, lr, gone, quality in rows
         ]
         set_drawn(state["generators"])
 
 
 def _row(record: TrainStep) -> list[float]:
-    gone = math.nan if record.sparsity is None else record.sparsity
-    return [record.step, record.epoch, record.loss, record.lr, gone]
+    gone, quality = (math.nan if one is None else one for one in (record.sparsity, record.quality))
+    return [record.step, record.epoch, record.loss, record.lr, gone, quality]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def write_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

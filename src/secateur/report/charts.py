@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from secateur.report.record import Histogram, Report
+from secateur.report.record import Histogram, Report, TrainingPoint
 from secateur.report.safe_text import clean, count, for_plotly, percent, significant
 from secateur.report.verdict import LATENCY_LABEL, rows
 
@@ -54,7 +55,7 @@ def figures(report: Report) -> Charts:
     return {
         "before_after": before_after(report),
         "layers": layers(report),
-        "training": training(report),
+        "training": training(report.training),
         "histograms": [
             {
                 "name": clean(layer.name),
@@ -137,16 +138,15 @@ def layers(report: Report) -> Figure | None:
     return {"data": [bars, near], "layout": layout | {"bargap": 0.3}}
 
 
-def training(report: Report) -> Figure | None:
+def training(points: Sequence[TrainingPoint]) -> Figure | None:
     """Draw the loss, the learning rate and, where they are known, quality and sparsity over the steps of training.
 
     Args:
-        report: the record of a run.
+        points: of a report, or of a run that is under way.
 
     Returns:
         A plotly figure of small multiples, or None without training.
     """
-    points = report.training
     if not points:
         return None
     curves: list[tuple[str, list[tuple[int, float | None]]]] = [

@@ -45,7 +45,7 @@ def render_html(report: Report, *, charts: bool = True) -> str:
         Two hashes and one copy of plotly.js; the charts grow with the number of layers.
     """
     scripts = [plotly_script(), page_script(_HERE / "charts.html")] if charts else []
-    environment = _environment()
+    environment = environment_of_pages()
     return environment.get_template("report.html").render(
         report=report,
         verdict=verdict(report),
@@ -61,7 +61,8 @@ def render_html(report: Report, *, charts: bool = True) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment_of_pages() -> Environment:
+    """Where templates come from, and what they may do to a text."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -94,7 +95,7 @@ def render_structure_html(view: Mapping[str, Any]) -> str:
         The text of the page, without any script; write it as UTF-8.
     """
     return (
-        _environment()
+        environment_of_pages()
         .get_template("structure.html")
         .render(
             view=view,

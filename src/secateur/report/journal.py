@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypedDict
 
+from torch import nn
+
 from secateur.criteria import StationaryWarning
+from secateur.recover.loop import TrainStep
 from secateur.report.assembly import Events
 from secateur.report.record import TrainingPoint
+from secateur.report.watch import Watcher
 from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Advance, Degradation, Progress
 
@@ -48,6 +52,8 @@ class Journal:
         self.degradations: list[Degradation] = []
         self.doubts: list[str] = list(doubts)
         self.training: list[TrainingPoint] = []
+        self.watchers: list[Watcher] = []
+        self.look: Callable[[nn.Module], Mapping[str, float]] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -82,6 +88,20 @@ class Journal:
     def step(self, name: str) -> Advance:
         """A ``step(done, total)`` that tells of progress inside the stage `name`."""
         return _Step(self.progress, name)
+
+    def curve(self, name: str) -> Advance:
+        """The same for a training whose curve the report holds: those who watch the run are told of every step."""
+        return _Curve(self, name) if self.watchers else self.step(name)
+
+    def figures(self, stage: str, values: Mapping[str, float] | None) -> None:
+        """Tell those who watch of the quality at this place of the run."""
+        for watcher in self.watchers:
+            watcher.figures(stage, len(self.training), values or {})
+
+    def watched(self, error: BaseException | None = None) -> None:
+        """The run has ended: so has the watching."""
+        for watcher in self.watchers:
+            watcher.close(error)
 
     def state_dict(self) -> JournalState:
         """All of it as plain data."""
@@ -121,3 +141,35 @@ class _Step:
             self._progress(self._name, done, total, note)  # type: ignore[call-arg]
         else:
             self._progress(self._name, done, total)
+
+
+class _Curve(_Step):
+    """Tells those who watch a run of every step, and of the quality after every pass."""
+
+    def __init__(self, journal: Journal, name: str) -> None:
+        super().__init__(journal.progress, name)
+        self._journal, self._points = journal, list(journal.training)
+        self._first = len(self._points)
+
+    def watch(self, records: Sequence[TrainStep]) -> None:
+        """Called after every step with all of them, those of an earlier process included."""
+        done = len(self._points) - self._first
+        # The last one again: it may have got its quality since.
+        fresh = [point(self._first, record) for record in records[max(done - 1, 0) :]]
+        if not fresh or (done == len(records) and fresh[-1] == self._points[-1]):
+            return
+        self._points[self._first + max(done - 1, 0) :] = fresh
+        for watcher in self._journal.watchers:
+            watcher.step(self._name, self._points)
+
+    def quality(self, model: nn.Module) -> float | None:
+        """The first figure of quality, which is the one that the curve shows."""
+        found = None if self._journal.look is None else self._journal.look(model)
+        return next(iter(found.values()), None) if found else None
+
+
+def point(first: int, record: TrainStep) -> TrainingPoint:
+    """A step of a training as a report holds it, behind `first` steps of trainings before it."""
+    return TrainingPoint(
+        step=first + record.step, loss=record.loss, lr=record.lr, quality=record.quality, sparsity=record.sparsity
+    )

@@ -28,7 +28,7 @@ FLAGS = {
     "prune": COMMON
     | DECIDE
     | {"--device", "--recover"}
-    | {"--data", "--recipe", "--set", "--out", "--seed", "--threads", "--force", "--dry-run"},
+    | {"--data", "--recipe", "--set", "--out", "--seed", "--track", "--threads", "--force", "--dry-run"},
     "measure": COMMON
     | {"--model", "--data", "--rounds", "--batch-size", "--device", "--seed", "--threads"}
     | {"--task", "--tokens", "--sequences", "--dtype"},

@@ -1,0 +1,161 @@
+"""Who watches a training sees all of it, and changes nothing about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import RecipeError, UnsupportedError
+from secateur.model.hashing import hash_model
+from secateur.report.record import TrainingPoint
+from secateur.report.watch import MOST, LivePage
+
+GRADUAL = {
+    "granularity": "element",
+    "criterion": "magnitude",
+    "target": {"sparsity": 0.5},
+    "training": {"method": "gradual", "epochs": 2, "every": 1, "optimizer": {"name": "sgd", "lr": 0.05}},
+    "recover": [{"method": "finetune", "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.05}}],
+    "measure": {"latency": False},
+}
+
+
+class Listening:
+    """A tracker that keeps what it is told."""
+
+    name = "listening"
+
+    def __init__(self, breaks=False):
+        self.breaks, self.logged, self.settings, self.finished = breaks, [], None, 0
+
+    def store_init_configuration(self, values):
+        self.settings = values
+
+    def log(self, values, step=None):
+        if self.breaks:
+            raise OSError("no server")
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def batches(seed):
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(8, 6, generator=g), torch.randint(0, 3, (8,), generator=g)) for _ in range(4)]
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+
+def run(**more):
+    torch.manual_seed(5)
+    return sc.prune(net(), data={"train": batches(0), "test": batches(1)}, recipe=GRADUAL, **more)
+
+
+def column(tracker, name):
+    return {step: values[name] for step, values in tracker.logged if name in values}
+
+
+def test_a_tracker_hears_every_step_and_the_weights_do_not_know(tmp_path):
+    pytest.importorskip("accelerate")
+    tracker, plain = Listening(), run()
+    seen = run(track=tracker, checkpoint=tmp_path / "run")
+    assert hash_model(seen.model) == hash_model(plain.model)
+    points = seen.report.training
+    assert column(tracker, "train/loss") == {p.step: p.loss for p in points}
+    assert column(tracker, "train/quality") == {p.step: p.quality for p in points if p.quality is not None}
+    assert [p.step for p in points if p.quality is not None] == [3, 7, 11]  # each pass has four batches
+    assert max(column(tracker, "train/sparsity").values()) == 0.5
+    assert list(column(tracker, "after/accuracy").values()) == [seen.report.after.quality["accuracy"]]
+    assert tracker.settings["target.sparsity"] == 0.5
+    assert tracker.finished == 1
+
+
+def test_a_tracker_that_breaks_does_not_end_the_training():
+    pytest.importorskip("accelerate")
+    with pytest.warns(UserWarning, match="listening logs no more: no server"):
+        seen = run(track=[Listening(breaks=True)])
+    assert hash_model(seen.model) == hash_model(run().model)
+
+
+@pytest.mark.parametrize(
+    ("track", "error", "words"),
+    [
+        ("tensorbored", RecipeError, "unknown tracker"),
+        (3.5, RecipeError, "no tracker"),
+        ("wandb", UnsupportedError, "pip install wandb"),
+        (["mlflow"], UnsupportedError, "pip install mlflow"),
+        ({"name": "tensorboard", "colour": 1, "logging_dir": "/dev/null/x"}, UnsupportedError, "does not start"),
+    ],
+)
+def test_what_is_no_tracker_is_said_before_the_training(track, error, words, monkeypatch):
+    tracking = pytest.importorskip("accelerate.tracking")
+    monkeypatch.setattr(tracking, "_available_trackers", ["tensorboard"])
+    with pytest.raises(error) as caught:
+        run(track=track, progress=lambda stage, done, total: pytest.fail("the run began"))
+    assert words in f"{caught.value.what} {caught.value.hint}"
+
+
+def test_without_accelerate_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(UnsupportedError, match="needs accelerate"):
+        run(track="tensorboard")
+
+
+def test_tensorboard_holds_the_curves(tmp_path):
+    pytest.importorskip("accelerate")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    seen = run(track={"name": "tensorboard", "logging_dir": str(tmp_path)}, title="mine")
+    found = reader.EventAccumulator(str(tmp_path / "mine")).Reload()
+    losses = {event.step: event.value for event in found.Scalars("train/loss")}
+    assert losses == pytest.approx({p.step: p.loss for p in seen.report.training})
+
+
+def drawn(page):
+    data = json.loads(re.search(r'id="chart-data">(.*?)</script>', page, re.DOTALL)[1])
+    return {curve["name"]: curve for curve in data["training"]["data"]}
+
+
+def test_the_page_follows_the_run_and_goes_with_it(tmp_path):
+    page, seen = tmp_path / "run" / "progress.html", []
+
+    def look(stage, done, total):
+        if page.exists() and not seen:
+            seen.append(page.read_text())
+
+    result = run(checkpoint=tmp_path / "run", progress=look)
+    assert 'http-equiv="refresh"' in seen[0]
+    last = page.read_text()
+    assert 'http-equiv="refresh"' not in last
+    assert not re.search(r"(src|href)=.https?:", last.split("<script>")[0])
+    curves = drawn(last)
+    assert curves["loss"]["y"] == [p.loss for p in result.report.training]
+    assert set(curves) == {"loss", "quality", "sparsity", "learning rate"}
+    result.save(tmp_path / "out")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_is_written_now_and_then_and_stays_small(tmp_path):
+    now = [0.0]
+    page = LivePage(tmp_path / "p.html", "<b>net</b>", every=5.0, clock=lambda: now[0])
+    points = [TrainingPoint(step=n, loss=float(n), lr=0.1) for n in range(3 * MOST)]
+    page.step("train", points[:1])
+    first = (tmp_path / "p.html").read_text()
+    now[0] = 4.9
+    page.step("train", points)
+    assert (tmp_path / "p.html").read_text() == first
+    now[0] = 5.1
+    page.step("train", points)
+    text = (tmp_path / "p.html").read_text()
+    assert "<b>net" not in text
+    assert len(drawn(text)["loss"]["x"]) <= MOST + 1
+    assert drawn(text)["loss"]["x"][-1] == 3 * MOST - 1
