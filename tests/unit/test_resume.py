@@ -380,35 +380,49 @@ def test_killed_with_signal_9_it_goes_on(tmp_path):
 
 
 SCRIPT = """
-import sys
+import os, signal, sys, threading
 sys.path.insert(0, {tests!r})
 import torch
-from test_resume import facts, run
+import test_resume
 torch.set_num_threads(1)
-print(hash(facts(run({name!r}, sys.argv[1])[0])[:2]))
+folder, after, delay = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+made = test_resume.stopping
+
+def dying(_):
+    inner = made(None)
+    def progress(stage, done, total):
+        inner(stage, done, total)
+        progress.calls = inner.calls
+        if inner.calls == after:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return progress
+
+test_resume.stopping = dying
+result, calls = test_resume.run({name!r}, folder)
+print(hash(test_resume.facts(result)[:2]), calls)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cut", "best", "gradual", "gradual cuts", "movement", "slimming"])
 def test_ten_kills_of_fresh_processes(name, tmp_path):
+    """Counted in calls of the progress and not in seconds, so that load decides nothing; the delay hits any line."""
     code = SCRIPT.format(tests=str(Path(__file__).parent), name=name)
     env = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
 
-    def start(folder):
-        argv = [sys.executable, "-c", code, str(folder)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
+    def start(folder, after=0, delay=0.0):
+        argv = [sys.executable, "-c", code, str(folder), str(after), str(delay)]
+        done = subprocess.run(argv, capture_output=True, env=env, text=True, timeout=300, check=False)
+        return done.returncode, done.stdout.split(), done.stderr
 
-    began = time.monotonic()
-    whole, error = start(tmp_path / "whole").communicate(timeout=120)
-    duration, chance, kills, folder = time.monotonic() - began, random.Random(name), 0, tmp_path / "c"
+    _, whole, error = start(tmp_path / "whole")
     assert whole, error
+    chance, kills = random.Random(name), 0
     for _ in range(10):
-        process = start(folder)
-        time.sleep(chance.uniform(0.5, 1.0) * duration)
-        process.kill()
-        process.communicate(timeout=60)
-        kills += process.returncode == -signal.SIGKILL
-    again, error = start(folder).communicate(timeout=120)
-    assert again == whole, error
+        after, delay = chance.randrange(2, max(int(whole[1]) // 4, 4)), chance.uniform(0, 0.02)
+        code_of_exit, _, error = start(tmp_path / "c", after, delay)
+        assert code_of_exit in (0, -signal.SIGKILL), error
+        kills += code_of_exit == -signal.SIGKILL
+    _, again, error = start(tmp_path / "c")
+    assert again[:1] == whole[:1], error
     assert kills >= 5
