@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TypedDict
 
 from torch import nn
 
 from secateur.criteria import StationaryWarning
+from secateur.errors import NonFiniteError
 from secateur.recover.loop import TrainStep
 from secateur.report.assembly import Events
 from secateur.report.record import TrainingPoint
@@ -163,8 +164,11 @@ class _Curve(_Step):
             watcher.step(self._name, self._points)
 
     def quality(self, model: nn.Module) -> float | None:
-        """The first figure of quality, which is the one that the curve shows."""
-        found = None if self._journal.look is None else self._journal.look(model)
+        """The first figure of quality, which is the one that the curve shows; None where outputs are not finite."""
+        found: Mapping[str, float] | None = None
+        # Who watches ends no run: a training that went wrong is refused by its next step, which says where.
+        with suppress(NonFiniteError):
+            found = None if self._journal.look is None else self._journal.look(model)
         return next(iter(found.values()), None) if found else None
 
 
