@@ -168,6 +168,8 @@ def training(points: Sequence[TrainingPoint]) -> Figure | None:
             "title": {"text": name},
         }
         layout[f"yaxis{axis}"] |= {"automargin": True, "nticks": 5, "anchor": "x"}
+        if len({value for _, value in pairs}) == 1:  # plotly would show one below to one above, where 0.001 is no rate
+            layout[f"yaxis{axis}"] |= {"rangemode": "tozero"}
         data.append(_curve(name, pairs, axis))
     layout["showlegend"] = False
     return {"data": data, "layout": layout}
