@@ -156,11 +156,8 @@ def pruner_of(spec: dict[str, Any], model: nn.Module, optimizer: Any, total: int
         return sc.Pruner(model, criterion="magnitude", **common), None
     scores = Scores(spec["scores"], shape)
     form: dict[str, Any] = {"form": "soft", "strength": 10.0} if spec["method"] == "soft" else {"form": "hard"}
-    pruner = sc.MovementPruner(model, scores=scores, **form, freeze=spec.get("freeze", "none"), **common)
-    for name, score in pruner.scores.items() if "start" in spec else ():
-        size = model.get_parameter(name).detach().abs()
-        score.data.copy_(spec["start"] * size / size.square().mean().sqrt())
-    return pruner, scores
+    also = {key: spec[key] for key in ("freeze", "start") if key in spec}
+    return sc.MovementPruner(model, scores=scores, **form, **also, **common), scores
 
 
 class Replayed:
@@ -303,25 +300,17 @@ def lengths(asked: Any) -> dict[str, Any]:
 
 def trials(asked: Any) -> list[dict[str, Any]]:
     """What `tune` compares: as many settings for magnitude as for movement with hard masks."""
-    at = {"sparsity": asked.tune_sparsity}
-    found: list[dict[str, Any]] = []
-    for scope in ("local", "global"):
-        for lr in (1e-4, 3e-4):
-            for scores in (1e-2, "sgd"):
-                found.append({"method": "movement", "lr": lr, "scope": scope, "scores": scores, **at})
-        for lr in (1e-4, 3e-4, 6e-4, 1e-3):
-            found.append({"method": "magnitude", "lr": lr, "scope": scope, **at})
-    local = {"method": "movement", "lr": 3e-4, "scope": "local", **at}
-    found += [
-        {**local, "scores": 1e-2, "freeze": "masks"},
-        {**local, "scores": "sgd", "freeze": "masks"},
-        {**local, "scores": "sgd, fading"},
-        {**local, "scores": 1e-2, "start": 1.0},
-    ]
-    for end in (0.5, 0.85):
-        found += [{"method": "magnitude", "lr": lr, "scope": "global", "end": end, **at} for lr in (3e-4, 1e-3)]
-    for lr in (1e-4, 3e-4, 1e-3):
-        found += [{"method": "soft", "lr": lr, "scores": scores, "every": SOFT_EVERY, **at} for scores in (1e-2, 3e-2)]
+    magnitude: list[dict[str, Any]] = [{"lr": lr} for lr in (1e-4, 2e-4, 3e-4, 4e-4, 6e-4, 1e-3)]
+    magnitude += [{"end": 0.5}, {"end": 0.85}, {"begin": 0.0}, {"begin": 0.2}, {"lr": 2e-4, "end": 0.5}]
+    movement: list[dict[str, Any]] = [{"scope": scope} for scope in ("local", "global")]
+    movement += [{"scores": "sgd"}, {"start": 3.0}, {"start": 3.0, "end": 0.85}, {"start": 3.0, "scope": "global"}]
+    movement += [{"start": 3.0, "lr": lr} for lr in (2e-4, 4e-4)] + [{"start": 6.0}, {"scores": 3e-3, "start": 1.0}]
+    movement += [{"scores": 3e-3, "start": 1.0, "scope": "global", "freeze": "masks"}]
+    common = {"lr": 3e-4, "scope": "local", "sparsity": asked.tune_sparsity}
+    found = [{"method": "magnitude", **common, **own} for own in magnitude]
+    found += [{"method": "movement", "scores": 1e-2, **common, **own} for own in movement]
+    common = {"lr": 3e-4, "sparsity": asked.tune_sparsity, "scores": 1e-2, "every": SOFT_EVERY}
+    found += [{"method": "soft", **common, "start": start} for start in (0.0, 1.0, 3.0)]
     return found + [{"method": "dense", "lr": lr, "sparsity": 0.0} for lr in (3e-5, 1e-4, 3e-4)]
 
 
@@ -372,9 +361,9 @@ def cells(asked: Any) -> list[dict[str, Any]]:
     """What `run` trains, the most important first."""
     settings = {
         "dense": {"lr": 1e-4},
-        "magnitude": {"lr": 3e-4, "scope": "global"},
-        "movement": {"lr": 3e-4, "scores": 1e-2, "scope": "local"},
-        "soft": {"lr": 3e-4, "scores": 1e-2, "every": SOFT_EVERY},
+        "magnitude": {"lr": 3e-4, "scope": "local", "end": 0.85},
+        "movement": {"lr": 3e-4, "scores": 1e-2, "start": 3.0, "scope": "local", "end": 0.85},
+        "soft": {"lr": 3e-4, "scores": 1e-2, "start": 1.0, "every": SOFT_EVERY},
         **chosen(asked),
     }
     names = {"soft": "soft movement"}

@@ -97,6 +97,8 @@ class MovementTraining(_Walk):
     """Of the soft form: the penalty at the beginning."""
     scores: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate of the scores."""
+    start: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Where scores start: at so many times the size of their unit, in units of the usual size in its tensor."""
     freeze: Literal["none", "masks", "weights"] = "none"
     """``masks`` rest after the schedule's end; ``weights`` are not trained at all."""
     fill: Granularity | None = None

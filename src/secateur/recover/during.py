@@ -268,6 +268,7 @@ def _movement(
         strength=step.strength,
         scope=recipe.scope,
         scores=step.scores,
+        start=step.start,
         freeze=step.freeze,
         fill=step.fill,
         protect=list(patterns_of(model, recipe.protect)),

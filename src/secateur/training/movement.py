@@ -48,7 +48,7 @@ class MovementPruner:
         example: what one forward takes; needed for granularity head and the like.
         sparsity: share of the units that goes in the end; met exactly, by both forms.
         end: optimizer step at which it is reached.
-        begin: optimizer step of the first update. Scores start at 0 and are trained from the first step on.
+        begin: optimizer step of the first update. Scores are trained from the first step on.
         every: optimizer steps between updates of the masks; scores move at every step.
         initial: share that goes at `begin`.
         schedule: as for `Pruner`.
@@ -61,6 +61,9 @@ class MovementPruner:
         strength: of the soft form's penalty at the beginning.
         scope: "global" or "local".
         scores: learning rate of the scores (Adam), or a callable parameters -> optimizer.
+        start: where scores start: 0 as in the paper, else `start` times the norm of the unit over the root mean square
+            of these norms in its group. Magnitude then decides until movement has overruled it; without it the first
+            removals of a short training are chance.
         freeze: "masks" stay as they are from `end` on; "weights" are not trained at all, only scores; "none".
         fill: at `finish`, units of this coarser granularity of which something is left come back whole, for example
             "head" after blocks: what is not empty costs the same full.
@@ -118,6 +121,7 @@ class MovementPruner:
         strength: float = 1.0,
         scope: str = SCOPE,
         scores: float | Callable[[list[nn.Parameter]], Optimizer] = 1e-2,
+        start: float = 0.0,
         freeze: Freeze = "none",
         fill: GranularityLike | None = None,
         protect: Protect = (),
@@ -131,6 +135,8 @@ class MovementPruner:
         one_of("scope", scope, ("global", "local"))
         if not 0 < threshold < 1:
             raise RecipeError(f"threshold={threshold!r} of a sigmoid", hint="a number in (0, 1), for example 0.1")
+        if not 0 <= start < float("inf"):
+            raise RecipeError(f"start={start!r} of the scores", hint="0, or a finite number above it, for example 3.0")
         came, self.model = model, admit(model)
         optimizers = listed_optimizers(optimizer)
         if not optimizers:
@@ -161,6 +167,8 @@ class MovementPruner:
         self._touched = {
             s.tensor for g in groups for s in g.spans if s.role in WEIGHTS and s.tensor in self._parameters
         }
+        if start > 0:
+            self._start_with_sizes(start)
 
     # -- in the loop ------------------------------------------------------------------------------------------
 
@@ -242,6 +250,15 @@ class MovementPruner:
         self.done, self.strength, self._moved = int(state["done"]), float(state["strength"]), False
 
     # -- inside -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _start_with_sizes(self, start: float) -> None:
+        squares = {name: self._parameters[name].detach().float().square() for name in self._touched}
+        for group in self._summed:
+            size = unit_sums(squares, group, WEIGHTS).sqrt()
+            usual = size.square().mean().sqrt()
+            # A group of zeros has no sizes to tell apart.
+            self.scores[group.name].copy_(start * size / torch.where(usual > 0, usual, 1.0))
 
     def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
         def after(*_: object) -> None:

@@ -202,4 +202,5 @@ def test_bundled_trainings_take_settings_of_the_command_line():
     shown = load_recipe("gradual-90", ["training.epochs=null", "training.steps=3", "training.regrow.name=rigl"])
     assert (shown.training.steps, shown.training.epochs, shown.training.regrow) == (3, None, {"name": "rigl"})
     assert load_recipe("slimming-70", ["training.penalty.strength=0.5"]).training.penalty["strength"] == 0.5
-    assert load_recipe("movement-bert", ["training.form=soft"]).training.form == "soft"
+    moved = load_recipe("movement-bert", ["training.form=soft", "training.start=2"])
+    assert (moved.training.form, moved.training.start) == ("soft", 2.0)

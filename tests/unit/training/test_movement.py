@@ -281,3 +281,61 @@ def test_the_penalty_is_steered_by_steps_however_far_updates_lie_apart():
     assert strengths[1] == pytest.approx(1.05**20, rel=0.15)
     assert strengths[4] == pytest.approx(strengths[1], rel=0.4)
     assert strengths[10] == pytest.approx(strengths[1], rel=0.7)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_scores_may_start_with_the_sizes_of_their_units(kind):
+    model = Attention()
+    with torch.no_grad():
+        model.out.weight.mul_(100)  # sizes are relative to those of the same tensor
+    optimizer = sgd(model)
+    pruner = MovementPruner(
+        model, torch.randn(2, 5, 16), sparsity=0.5, end=3, optimizer=optimizer, scope="local", start=3.0, **FORMS[kind]
+    )
+    for name, score in pruner.scores.items():
+        assert score.detach().square().mean().sqrt().item() == pytest.approx(3.0, rel=1e-5), name
+    if kind == "element":
+        weight = model.out.weight.detach()
+        expected = 3 * weight.abs() / weight.square().mean().sqrt()
+        torch.testing.assert_close(pruner.scores["out.weight"].detach(), expected)
+
+
+def test_until_movement_overrules_it_the_start_decides_like_magnitude():
+    model = small()
+    before, optimizer = copy.deepcopy(model), sgd(model)
+    pruner = MovementPruner(model, sparsity=0.5, end=1, optimizer=optimizer, scores=1e-9, start=1.0, scope="local")
+    train(model, optimizer, pruner, 1)
+    for name, mask in pruner.masks.items():
+        size = before.get_parameter(name).detach().abs()
+        assert mask.any()
+        assert not mask.all()
+        assert size[mask].min() >= size[~mask].max()
+
+
+@pytest.mark.parametrize("start", [-1.0, float("nan"), float("inf")])
+def test_a_start_that_is_no_size_is_refused(start):
+    model = small()
+    with pytest.raises(RecipeError, match="start"):
+        MovementPruner(model, sparsity=0.5, end=3, optimizer=sgd(model), start=start)
+
+
+def test_a_tensor_of_zeros_may_start_with_its_sizes():
+    model = small()
+    with torch.no_grad():
+        model[1].weight.zero_()
+    pruner = MovementPruner(model, sparsity=0.5, end=3, optimizer=sgd(model), start=3.0)
+    assert all(torch.isfinite(score).all() for score in pruner.scores.values())
+
+
+def test_what_a_mask_hides_is_that_of_the_newest_mask():
+    layer = nn.Linear(3, 2)
+    whole = layer.weight.detach().clone()
+    handle = sc.masks.mask_model(layer, {"weight": torch.tensor([[True, False, True], [False, True, True]])})
+    torch.testing.assert_close(handle.unmasked("weight"), whole, rtol=0, atol=0)
+    handle.update({"weight": torch.tensor([[False, True, True], [True, True, False]])})
+    torch.testing.assert_close(handle.unmasked("weight"), whole, rtol=0, atol=0)
+    with torch.no_grad():
+        layer.weight[0, 2] = 7.0
+    assert handle.unmasked("weight")[0, 2] == 7.0
+    layer.double()
+    assert handle.unmasked("weight").dtype == torch.float64
