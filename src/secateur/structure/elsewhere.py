@@ -1,15 +1,18 @@
-"""Integers of a model that its forward never reads, and other methods do: nothing says whether they follow a cut."""
+"""What a cut leaves behind where no forward shows it: integers that other methods read, and memory that is shared."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.model.place import short
+from secateur.model.state import memory_of
 from secateur.model.tensors import named_tensors
 from secateur.structure.asked import TORCH, definition
 from secateur.structure.provenance import Attribute
@@ -40,6 +43,31 @@ def left_behind(
                 said.add(where)
                 text = f"{type(module).__name__}.{method}() reads {name}, which stays {sizes[name]}"
                 yield Condition(f"holds for the forward alone: {text} and may name a width that is cut", where, path)
+
+
+def untied(model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]]) -> Iterator[Condition]:
+    """One condition for each pair of parameters in the same memory of which one is cut: then each has its own.
+
+    A weight that is used twice is no such pair: it is one parameter under two names, and stays one.
+    """
+    memories: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.layout == torch.strided:
+            memories.setdefault(memory_of(parameter), []).append((name, parameter))
+    for (name, one), (other, two) in (pair for held in memories.values() for pair in combinations(held, 2)):
+        (a, b), (c, d) = _extent(one), _extent(two)
+        if a < d and c < b and (name in cuts or other in cuts):
+            shared = f"{name} and {other} share their memory"
+            text = f"holds until it is trained: {shared}, and the cut gives each its own"
+            yield Condition(text, "", name.rpartition(".")[0])
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Where in its memory a tensor begins and ends."""
+    first = tensor.storage_offset()
+    return int(first), int(first) + 1 + sum(
+        (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _integers(value: Any) -> Iterator[int]:

@@ -172,10 +172,10 @@ class _Masked(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _kept_only(expected: Sequence[Tensor], record: Trace, keep: Keep) -> list[Tensor]:
-    """Outputs without the experts that are gone."""
+    """Outputs without the experts that are gone; what the forward leaves on the model, behind them, as it is."""
     cut = []
-    for tensor, number in zip(expected, record.outputs, strict=True):
+    for tensor, number in zip(expected, record.outputs, strict=False):
         dims = {d: kept(axis, keep) for d, axis in enumerate(record.axes[number])}
         chosen = {d: torch.from_numpy(k.nonzero()[0]) for d, k in dims.items() if not k.all()}
         cut.append(cut_tensor(tensor, chosen))
-    return cut
+    return [*cut, *expected[len(cut) :]]

@@ -84,6 +84,18 @@ def test_logits_of_the_router_are_compared_on_what_stays(x):
     assert cut(x)[1].shape == (32, E - 1)
 
 
+def test_what_a_mixture_leaves_on_itself_is_compared_as_it_is(x):
+    class Remembering(Dense):
+        def forward(self, x):
+            self.auxiliary = x.square().mean()
+            return super().forward(x)
+
+    model = nn.Sequential(Remembering(), nn.Linear(H, H))
+    cut = sc.plan(model, x, granularity="expert", target={"count": 2}).apply(model)
+    cut(x)
+    assert cut[0].auxiliary == x.square().mean()
+
+
 def test_all_experts_in_one_product(x):
     torch.manual_seed(0)
     model = nn.Sequential(Dense(), nn.Linear(H, H), Dense())
