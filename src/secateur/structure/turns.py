@@ -48,10 +48,13 @@ def by_place(path: str, called: Sequence[Sequence[Site]]) -> Iterator[Condition]
         return
     source, loop, code = found
     lines: dict[int, str] = {}
-    for node, name in _uses(source, loop, path.rpartition(".")[2]):
+    of_turn, carried = _of_the_turn(loop), _carried(loop)
+    inside = _uses(source, loop, path.rpartition(".")[2], of_turn | carried)
+    for node, name in (*inside, *_used_behind(source, loop, carried), *_taken_by_number(source, loop)):
         text = ast.unparse(node)
         text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-        what = f"`{name}`, which tells the place of a block of {path or 'the model'}" if name else "what comes next"
+        place = "which tells the place of a block" if name in of_turn else "which the loop changes from block to block"
+        what = f"`{name}`, {place} of {path or 'the model'}" if name else "what comes next"
         said = f"holds where `{text}` is alike for blocks in their old and new places: it uses {what}"
         lines.setdefault(getattr(node, "lineno", 0), said)
     more = len(lines) - MOST_LINES
@@ -83,9 +86,8 @@ def _around(source: Source, line: int) -> ast.AST | None:
     return max(inside, key=lambda n: (n.lineno, n.col_offset), default=None)
 
 
-def _uses(source: Source, loop: ast.AST, stack: str) -> Iterator[tuple[ast.AST, str]]:
-    """Expressions in a loop that use a value of the turn, and its name."""
-    names = _of_the_turn(loop)
+def _uses(source: Source, loop: ast.AST, stack: str, names: set[str]) -> Iterator[tuple[ast.AST, str]]:
+    """Expressions in a loop that use one of these names for more than to fetch a block, and the name."""
     spans = [p for part in _body(loop) if (p := position_of(part)) is not None]
     for position, node in sorted(source.at.items()):
         if not any(is_inside(position, span) for span in spans):
@@ -125,6 +127,75 @@ def _of_the_turn(loop: ast.AST) -> set[str]:
     # A function that runs the block for the loop (a checkpoint) is given it as its first argument.
     blocks |= {p.args[0].id for p in parts if isinstance(p, ast.Call) and p.args and _hands_on(p)}  # type: ignore[attr-defined]
     return names - blocks
+
+
+def _carried(loop: ast.AST) -> set[str]:
+    """Names that a turn makes of themselves for the next one: all but the hidden state, which blocks hand on."""
+    turn = {part.id for target in _targets(loop) for part in ast.walk(target) if isinstance(part, ast.Name)}
+    if not turn or isinstance(loop, COMPREHENSIONS):
+        return set()
+    given = [pair for statement in _body(loop) for part in ast.walk(statement) for pair in _given(part)]
+    handed: set[str] = set()
+    known = -1
+    while len(handed) > known:
+        known = len(handed)
+        handed |= {name for name, value, _ in given if _runs(value, turn) or _source_of(value) in handed}
+    made = {name for name, value, own in given if own or _mentions(value, {name})}
+    # A tuple that grows by each block's state has another length without some: nobody takes it for the same.
+    return made - handed - {name for name, value, _ in given if _is_longer(value)}
+
+
+def _used_behind(source: Source, loop: ast.AST, names: set[str]) -> Iterator[tuple[ast.AST, str]]:
+    """Where what a loop has gathered is used first, behind it."""
+    said: set[str] = set()
+    for _, node in sorted(source.at.items()):
+        behind = isinstance(node, ast.Name) and node.lineno > (getattr(loop, "end_lineno", 0) or 0)
+        if behind and isinstance(node.ctx, ast.Load) and node.id in names - said:  # type: ignore[attr-defined]
+            said.add(node.id)  # type: ignore[attr-defined]
+            yield node, node.id  # type: ignore[attr-defined]
+
+
+def _taken_by_number(source: Source, loop: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """Where one of the states that a loop has gathered is taken by its number, behind it."""
+    parts = [part for statement in _body(loop) for part in ast.walk(statement)]
+    gathered = {name for part in parts for name, value, _ in _given(part) if _is_longer(value)}
+    appends = [part.func for part in parts if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute)]
+    gathered |= {f.value.id for f in appends if f.attr in ("append", "extend") and isinstance(f.value, ast.Name)}
+    for _, node in sorted(source.at.items()):
+        behind = isinstance(node, ast.Subscript) and node.lineno > (getattr(loop, "end_lineno", 0) or 0)
+        if behind and isinstance(node.value, ast.Name) and node.value.id in gathered:  # type: ignore[attr-defined]
+            yield node, node.value.id  # type: ignore[attr-defined]
+
+
+def _given(part: ast.AST) -> Iterator[tuple[str, ast.expr, bool]]:
+    """Names that a statement gives a value to, the value, and whether it is added to what they were."""
+    if isinstance(part, ast.AugAssign) and isinstance(part.target, ast.Name):
+        yield part.target.id, part.value, True
+    elif isinstance(part, ast.Assign):
+        for each in (each for target in part.targets for each in ast.walk(target)):
+            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
+                yield each.id, part.value, False
+
+
+def _is_longer(value: ast.expr) -> bool:
+    parts = (value.left, value.right) if isinstance(value, ast.BinOp) else (value,)
+    return any(isinstance(part, (ast.Tuple, ast.List)) for part in parts)
+
+
+def _mentions(node: ast.AST, names: set[str]) -> bool:
+    return any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node))
+
+
+def _runs(value: ast.expr, turn: set[str]) -> bool:
+    """Whether a value comes from a call of the block, or from one that the block is given to."""
+    return any(isinstance(part, ast.Call) and _mentions(part, turn) for part in ast.walk(value))
+
+
+def _source_of(value: ast.expr) -> str:
+    """The name of which a value is a part, or which it is; "" for anything else."""
+    while isinstance(value, (ast.Subscript, ast.Attribute, ast.IfExp)):
+        value = value.body if isinstance(value, ast.IfExp) else value.value
+    return value.id if isinstance(value, ast.Name) else ""
 
 
 def _targets(loop: ast.AST) -> list[ast.expr]:
