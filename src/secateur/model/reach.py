@@ -113,7 +113,7 @@ _STILL: WeakKeyDictionary[FunctionType, bool] = WeakKeyDictionary()
 def globals_of(function: FunctionType) -> tuple[Place, ...]:
     """Variables of modules that a function uses, and functions that it calls: where they stand.
 
-    Functions, classes and modules among them are left out: only what can change is kept.
+    Classes, modules and functions that hold nothing are left out: only what can change is kept.
     """
     known = _GLOBALS.get(function)
     if known is None:
@@ -163,6 +163,8 @@ def _collect(value: object, found: dict[tuple[int, str], Place], seen: set[int])
         held = space[name]
         if isinstance(held, FunctionType):
             _collect(held, found, seen)
+            if not _within_foreign(held) and not all(map(_is_class, inside(held))):
+                found[id(space), name] = (space, name)  # it holds something itself: in its closure, or as a default
         elif isinstance(held, (*CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor)) or kind_of(held) == "object":
             found[id(space), name] = (space, name)
 
