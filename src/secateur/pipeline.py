@@ -144,7 +144,8 @@ def prune(
     example = given.example() if example is None else example
     run = Journal(_called(progress), given.notes)
     run.doubts += [*untrained, *_doubts(came, model, units)]
-    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None, given=units)
+    data = (given.train, given.scoring, given.test)
+    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None, given=units, data=data)
     asked = Asked(
         model, example, examples, given, settings, decision.get("criterion"), units, loss, evaluate, train, title,
         command,

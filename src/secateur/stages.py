@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -21,6 +21,7 @@ from secateur.planning import Plan
 from secateur.recipe import Recipe
 from secateur.recover.during import Trained
 from secateur.recover.loop import Keeper, KeptState, write_tensors
+from secateur.recover.reader import generators_of
 from secateur.report.journal import Journal
 from secateur.request import Request
 from secateur.types import Snapshot, StateDict
@@ -70,6 +71,7 @@ class RunStages:
         run: the journal, which takes over what an earlier process has written.
         own: whether the run trains by a loop of the user's.
         given: units or scores that the caller gave; None or empty where the recipe decides.
+        data: all that is read; what their own generators draw goes on as without the interrupt.
 
     Raises:
         FileRefusedError: the folder holds another run, is damaged, or is in use.
@@ -84,8 +86,11 @@ class RunStages:
         *,
         own: bool,
         given: Mapping[str, object] | None = None,
+        data: Iterable[object] = (),
     ) -> None:
         self._run, self._checkpoint = run, None
+        # A loader that shuffles by a generator of its own moves it each time that it is read, also to measure quality.
+        self._held = list({id(one): one for each in data for one in generators_of(each)}.values())
         if place is None:
             return
         # What decides about the result: whoever asks for anything else must not go on from these states.
@@ -185,10 +190,10 @@ class RunStages:
         if name in done:
             if name == done[-1]:  # the weights are those after the last one
                 write_tensors(model, found["tensors"])
-                set_drawn(found["generators"])
+                self._set_drawn(found)
             return
         work(KeptState(self._checkpoint, "training"))
-        state = {"stages": [*done, name], "tensors": named_tensors(model), "generators": drawn()}
+        state = {"stages": [*done, name], "tensors": named_tensors(model), **self._drawn()}
         # The journal first: killed in between, the stage is done again and writes the same.
         self._checkpoint.put("journal", self._run.state_dict())
         self._checkpoint.put("weights", state)
@@ -217,12 +222,20 @@ class RunStages:
     def _found(self, name: str) -> StateDict | None:
         found: StateDict | None = None if self._checkpoint is None else self._checkpoint.get(name)
         if found is not None:
-            set_drawn(found["generators"])
+            self._set_drawn(found)
         return found
 
     def _keep(self, name: str, state: StateDict) -> None:
         if self._checkpoint is not None:
-            self._checkpoint.put(name, {**state, "generators": drawn()})
+            self._checkpoint.put(name, {**state, **self._drawn()})
+
+    def _drawn(self) -> StateDict:
+        return {"generators": drawn(), "held": [one.get_state() for one in self._held]}
+
+    def _set_drawn(self, found: StateDict) -> None:
+        set_drawn(found["generators"])
+        for one, state in zip(self._held, found["held"], strict=True):
+            one.set_state(state)
 
 
 def place_of(checkpoint: Unfinished | str | Path | None, every: float) -> Unfinished | None:

@@ -203,6 +203,16 @@ def test_interrupted_anywhere_the_result_is_the_same(name, tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_a_loader_with_a_generator_of_its_own_goes_on_from_between_any_stages(after, tmp_path):
+    """Measuring reads the loader too, and moves its generator; a measure that is kept is not made again."""
+    whole, _ = run("gradual")
+    with pytest.raises(Stop):
+        run("gradual", tmp_path / "run", after=after)
+    again, _ = run("gradual", tmp_path / "run")
+    assert facts(again) == facts(whole)
+
+
 def test_a_finished_stage_is_not_done_twice(tmp_path):
     """Neither the scoring, nor a step of the training, nor what was measured."""
     scored, trained = [], []

@@ -93,7 +93,7 @@ class Reader:
         """
         self._batches, self.epoch, self.place = None, state["epoch"], 0
         self._stream.state = state["start"]["stream"]
-        for generator, before in zip(_generators(self.data), state["start"]["own"], strict=True):
+        for generator, before in zip(generators_of(self.data), state["start"]["own"], strict=True):
             generator.set_state(before)
         while self.place < state["place"] and self.read():
             pass
@@ -123,7 +123,7 @@ class Reader:
         return batch
 
     def _now(self) -> _Start:
-        return {"stream": self._stream.state, "own": [generator.get_state() for generator in _generators(self.data)]}
+        return {"stream": self._stream.state, "own": [generator.get_state() for generator in generators_of(self.data)]}
 
     _batches: Iterator[Batch] | None
 
@@ -143,7 +143,7 @@ class Apart:
         return len(self.data)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
-        held = _generators(self.data)
+        held = generators_of(self.data)
         before = [generator.get_state() for generator in held]
         try:
             for generator in held:
@@ -157,7 +157,7 @@ class Apart:
 _END = object()
 
 
-def _generators(data: object) -> list[torch.Generator]:
+def generators_of(data: object) -> list[torch.Generator]:
     """Generators that a loader of torch and its samplers hold, each once."""
     batches = getattr(data, "batch_sampler", None)
     holders = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
