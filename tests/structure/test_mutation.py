@@ -129,6 +129,7 @@ def all_rules() -> list[str]:
     return sorted({rule for name in CASES for rule in prepared(name)[3]})
 
 
+@pytest.mark.slow
 def test_corruptions_of_the_main_rules_are_caught() -> None:
     names = ["ResidualBlock", "GroupedConvolution", "Concat", "transposed", "group_norms", "SeparateAttention", "Dense"]
     verdicts = run(["convolution", "cat", "group_norm", "bmm", "batch_norm"], names)

@@ -14,6 +14,7 @@ from fresh import load_all_elsewhere, main
 FAST = ["LlamaForCausalLM"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_architectures_load_in_a_fresh_process(tmp_path: Path) -> None:
     assert load_all_elsewhere(FAST, transformers_zoo.build, tmp_path, __file__) == len(FAST)

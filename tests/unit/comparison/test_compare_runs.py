@@ -97,6 +97,7 @@ def test_order_within_layers_matters_for_magnitude(elements: Comparison) -> None
     assert line["over_shuffled"]["difference"] - line["over_shuffled"]["half"] > 0
 
 
+@pytest.mark.slow
 def test_cuts_meet_the_multiply_accumulates_and_are_certified(channels: Comparison) -> None:
     dense = rows_of(channels, criterion="dense", recovery="none")[0]["macs"]
     for row in rows_of(channels, variant="as is", status="ok"):
@@ -305,6 +306,7 @@ def test_a_recovery_that_diverges_is_no_result(models: list[nn.Module], train: T
     assert {row["status"] for row in found.rows if row["recovery"] == "none"} == {"ok"}
 
 
+@pytest.mark.slow
 def test_several_recoveries_side_by_side(
     models: list[nn.Module], train: TensorData, test: TensorData, tmp_path: Path
 ) -> None:

@@ -393,3 +393,23 @@ def test_the_certificate_itself_refuses_a_wrong_removal(scale: float) -> None:
     layers = {"blocks": {"size": 4, "removed": [1], "lists": []}}
     with pytest.raises(CertificateError):
         certify_layers(model, Edit(layers=layers).copy(model), x, layers)
+
+
+def test_an_error_of_a_thousandth_is_no_rounding():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + torch.tanh(self.inner(x))
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(Block() for _ in range(4))).eval(), torch.randn(5, 6)
+    plan = sc.plan(model, x, granularity="layer", remove={"Sequential": [1]})
+    cut = plan.apply(model)
+    certify_layers(model, cut, x, plan.layers)
+    with torch.no_grad():
+        cut[0].inner.weight.mul_(1.002)
+    with pytest.raises(CertificateError, match="identity in their place"):
+        certify_layers(model, cut, x, plan.layers)
