@@ -75,11 +75,9 @@ class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Op, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         kwargs = kwargs or {}
         # As for the engine's own modes: calls that are made of others come here one by one, whatever the kernel.
-        if not rules.known(func) and func._can_decompose():
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        result = rules.by_parts(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         if not self.paused:
             self._note(func, args, kwargs)
         result = func(*args, **kwargs)

@@ -66,7 +66,7 @@ class Keeper(Protocol):
         """Called before the first step and after every one, with the number of steps done."""
 
 
-class Watched(Protocol):
+class WatchedProgress(Protocol):
     """Progress that also draws and logs: what a loop tells it beside how far it is."""
 
     def watch(self, records: Sequence[TrainStep]) -> None:
@@ -134,7 +134,7 @@ class Loop:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.rates, self.reader, self.judge, self.adapters = rates, reader, judge, adapters
         self.accumulate = accumulate
-        self._watched: Watched | None = None
+        self._watched: WatchedProgress | None = None
         self.records: list[TrainStep] = []
         self.over = False
 

@@ -16,7 +16,7 @@ from secateur.errors import NonFiniteError
 from secateur.recover.loop import TrainStep
 from secateur.report.assembly import Events
 from secateur.report.record import TrainingPoint
-from secateur.report.watch import Watcher
+from secateur.report.watch import RunWatcher
 from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Advance, Degradation, Progress
 
@@ -53,7 +53,7 @@ class Journal:
         self.degradations: list[Degradation] = []
         self.doubts: list[str] = list(doubts)
         self.training: list[TrainingPoint] = []
-        self.watchers: list[Watcher] = []
+        self.watchers: list[RunWatcher] = []
         self.look: Callable[[nn.Module], Mapping[str, float]] | None = None
 
     @contextmanager

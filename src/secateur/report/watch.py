@@ -20,7 +20,7 @@ MOST = 2000
 """Points of a curve on the live page; of more, every so-manieth is drawn, and the report has them all."""
 
 
-class Watcher(Protocol):
+class RunWatcher(Protocol):
     """Who is told of every step of a training, and of figures between."""
 
     def step(self, stage: str, points: Sequence[TrainingPoint]) -> None:

@@ -238,11 +238,9 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Op, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         kwargs = kwargs or {}
         # An operator without a rule may be made of operators that have one: its parts come here one by one.
-        if not rules.known(func) and func._can_decompose():
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        result = rules.by_parts(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         # Scripted code comes here past the function mode, which would take the engine's own questions for the user's.
         with torch._C.DisableTorchFunction():
             return self._execute(func, args, kwargs)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from secateur.structure.ran import Ran
 from secateur.structure.sides import layout_of, position_of_code, position_of_step
-from secateur.structure.source import COMPREHENSIONS, LOOPS, Position, Source, is_inside, position_of
+from secateur.structure.source import COMPREHENSIONS, LOOPS, Position, SourcePart, is_inside, position_of
 
 LONGEST = 60  # letters of an expression
 LOOK_UPS = ("get", "pop", "setdefault")
@@ -54,7 +54,7 @@ def _is_constant(node: ast.expr) -> bool:
     return all(isinstance(part, (ast.Constant, ast.UnaryOp, ast.Slice, ast.Tuple, ast.BinOp)) for part in parts)
 
 
-def _is_called(node: ast.AST, source: Source) -> bool:
+def _is_called(node: ast.AST, source: SourcePart) -> bool:
     """Whether what was picked is called: at once, or by the name that it is given."""
     parent, name = source.parents.get(node, (None, ""))
     if isinstance(parent, ast.Call) and name == "func":
@@ -70,7 +70,7 @@ def _is_called(node: ast.AST, source: Source) -> bool:
     return any(isinstance(function, ast.Name) and function.id in names for function in calls)
 
 
-def _is_walk(node: ast.AST, source: Source) -> bool:
+def _is_walk(node: ast.AST, source: SourcePart) -> bool:
     """Whether the key is what a loop around counts or goes through: all of them are taken, one after the other."""
     key = _key(node)
     counted: set[str] = set()

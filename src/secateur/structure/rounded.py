@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from secateur.model.place import short
 from secateur.structure.ran import Ran
 from secateur.structure.sides import position_of_code
-from secateur.structure.source import Source, is_inside, position_of, source_of
+from secateur.structure.source import SourcePart, is_inside, position_of, source_of
 from secateur.types import Condition
 
 ROUNDS = ("int", "round", "max", "min", "ceil", "floor", "trunc", "clip", "sorted", "maximum", "minimum")
@@ -48,7 +48,7 @@ def rounded(pieces: Iterable[Ran]) -> Iterator[Condition]:
                 yield Condition(said, f"{name}:{node.lineno}", piece.module)
 
 
-def _outermost(source: Source) -> Iterator[ast.Call]:
+def _outermost(source: SourcePart) -> Iterator[ast.Call]:
     for node in source.at.values():
         if not (isinstance(node, ast.Call) and _rounds(node)):
             continue
@@ -68,7 +68,7 @@ def _rounds(node: ast.Call) -> bool:
     )
 
 
-def _sizes_meet(source: Source, node: ast.AST) -> bool:
+def _sizes_meet(source: SourcePart, node: ast.AST) -> bool:
     assigned = _assigned(source)
     parts = list(_parts(node, assigned, DEEPEST))
     if any(isinstance(part, ast.Name) and part.id in TENSORS for part in parts):
@@ -78,7 +78,7 @@ def _sizes_meet(source: Source, node: ast.AST) -> bool:
     return mixes and len(leaves) > 1
 
 
-def _assigned(source: Source) -> dict[str, list[ast.expr]]:
+def _assigned(source: SourcePart) -> dict[str, list[ast.expr]]:
     """What names of a function are given, each by itself."""
     found: dict[str, list[ast.expr]] = {}
     for node in source.at.values():

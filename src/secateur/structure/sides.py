@@ -16,7 +16,7 @@ from secateur.structure.source import (
     TESTED,
     TRIES,
     Position,
-    Source,
+    SourcePart,
     is_inside,
     position_of,
     source_of,
@@ -29,7 +29,7 @@ FARTHEST = 500  # instructions that are followed from a jump to where its test i
 
 
 @dataclass(frozen=True)
-class Decision:
+class OneSided:
     """A decision of which one side was seen.
 
     Args:
@@ -41,7 +41,7 @@ class Decision:
 
     node: ast.AST
     seen: bool | tuple[int, ...]
-    source: Source
+    source: SourcePart
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Jump:
 class Layout:
     """The instructions of a piece of code, and what its jumps belong to."""
 
-    def __init__(self, code: CodeType, source: Source | None) -> None:
+    def __init__(self, code: CodeType, source: SourcePart | None) -> None:
         self.steps = [i for i in dis.get_instructions(code) if i.opname != "CACHE"]
         self.number = {step.offset: n for n, step in enumerate(self.steps)}
         self.jumps: dict[int, Jump] = {}
@@ -167,7 +167,7 @@ def layout_of(code: CodeType) -> Layout:
 # -- what a jump belongs to ------------------------------------------------------------------------------------------
 
 
-def _of_filter(source: Source, position: Position, before: Position | None) -> Position | None:
+def _of_filter(source: SourcePart, position: Position, before: Position | None) -> Position | None:
     """The test of a comprehension, whose jump some interpreters place where the element stands."""
     parent, name = source.parents.get(source.at.get(position), (None, ""))  # type: ignore[arg-type]
     if before is None or not isinstance(parent, COMPREHENSIONS) or name not in ("elt", "key", "value"):
@@ -176,8 +176,8 @@ def _of_filter(source: Source, position: Position, before: Position | None) -> P
     return next((test for test in tests if test is not None and is_inside(before, test)), None)
 
 
-def _owner(source: Source, jump: Jump) -> ast.AST | None:
-    """What a jump decides: see `Decision.node`; None where nothing of it is left to the code."""
+def _owner(source: SourcePart, jump: Jump) -> ast.AST | None:
+    """What a jump decides: see `OneSided.node`; None where nothing of it is left to the code."""
     node = source.node(jump.position)
     if node is None or isinstance(node, (*TRIES, ast.ExceptHandler, ast.With, ast.AsyncWith)):
         return None
@@ -210,7 +210,7 @@ def _is_part(node: ast.AST, of: ast.AST) -> bool:
 # -- which sides were seen -------------------------------------------------------------------------------------------
 
 
-def one_way(ran: Ran) -> Iterator[Decision]:
+def one_way(ran: Ran) -> Iterator[OneSided]:
     """Decisions of a piece of code that went one way only, as far as its source is known."""
     layout = layout_of(ran.code)
     source = layout.source
@@ -224,7 +224,7 @@ def one_way(ran: Ran) -> Iterator[Decision]:
         for kind in (_loop, _chain, _test):
             ways = kind(layout, node, jumps, taken)
             if len(ways) == 1:
-                yield Decision(node, ways.pop(), source)
+                yield OneSided(node, ways.pop(), source)
     yield from _by_place(layout, ran)
 
 
@@ -323,7 +323,7 @@ def _holds_when_it_jumps(jump: Jump, test: ast.expr) -> bool:
 # -- what has no test: cases and handlers ------------------------------------------------------------------------------
 
 
-def _by_place(layout: Layout, ran: Ran) -> Iterator[Decision]:
+def _by_place(layout: Layout, ran: Ran) -> Iterator[OneSided]:
     assert layout.source is not None
     inside = position_of_code(ran.code)
     found = [node for node in layout.source.at.values() if isinstance(node, (*TRIES, ast.Match))]
@@ -338,17 +338,17 @@ def _by_place(layout: Layout, ran: Ran) -> Iterator[Decision]:
         elif isinstance(node, TRIES) and _ran_in(node.body[:1], positions):
             for handler in node.handlers:
                 entered = _ran_in(handler.body, positions)
-                yield Decision(handler, entered, layout.source)
+                yield OneSided(handler, entered, layout.source)
 
 
-def _cases(layout: Layout, node: ast.Match, positions: Sequence[Position]) -> Iterator[Decision]:
+def _cases(layout: Layout, node: ast.Match, positions: Sequence[Position]) -> Iterator[OneSided]:
     assert layout.source is not None
     entered = tuple(n for n, case in enumerate(node.cases) if _ran_in(case.body, positions))
     if not _ran_in([node.subject], positions):
         return
     whole = isinstance(node.cases[-1].pattern, ast.MatchAs) and node.cases[-1].pattern.pattern is None
     if len(entered) < len(node.cases) or not whole:
-        yield Decision(node, entered, layout.source)
+        yield OneSided(node, entered, layout.source)
 
 
 def _ran_in(block: Sequence[ast.AST], positions: Sequence[Position]) -> bool:

@@ -18,7 +18,7 @@ DEFINITIONS = ("def ", "async def ")
 QUIET = ("warn", "warning", "warning_once", "warning_advice", "info", "debug", "error", "log", "print")
 
 
-class Source:
+class SourcePart:
     """A part of a file, and where everything in it stands.
 
     Args:
@@ -76,7 +76,7 @@ def is_inside(a: Position, b: Position) -> bool:
     return b[:2] <= a[:2] and a[2:] <= b[2:]
 
 
-def source_of(code: CodeType) -> Source | None:
+def source_of(code: CodeType) -> SourcePart | None:
     """The function that code was compiled from, or the whole file where it is a part of an expression."""
     first, last = lines_of(code)
     if code.co_name.startswith("<"):
@@ -108,20 +108,20 @@ def _depth(line: str) -> int:
 
 
 @kept
-def _whole(filename: str) -> Source | None:
+def _whole(filename: str) -> SourcePart | None:
     tree = tree_of(filename)
-    return Source(tree, 1, 1 << 30) if tree.body else None
+    return SourcePart(tree, 1, 1 << 30) if tree.body else None
 
 
 @lru_cache(maxsize=4096)
-def _source(part: str, first: int, last: int) -> Source | None:
+def _source(part: str, first: int, last: int) -> SourcePart | None:
     try:
         tree = ast.parse(part)
     except (SyntaxError, ValueError):
         return None
     if part.startswith("if 1:\n"):
         ast.increment_lineno(tree, -1)
-    return Source(ast.increment_lineno(tree, first - 1), first, last)
+    return SourcePart(ast.increment_lineno(tree, first - 1), first, last)
 
 
 def _function(filename: str, first: int, last: int) -> str:

@@ -10,7 +10,7 @@ from types import CodeType, FrameType
 
 from secateur.model.place import short
 from secateur.structure.here import HERE, TORCH
-from secateur.structure.source import COMPREHENSIONS, LOOPS, Source, is_inside, position_of, source_of
+from secateur.structure.source import COMPREHENSIONS, LOOPS, SourcePart, is_inside, position_of, source_of
 from secateur.types import Condition
 
 CALLS = (f"{TORCH}/nn/modules/module.py", f"{TORCH}/_dynamo", f"{TORCH}/utils/_contextlib.py")
@@ -63,7 +63,7 @@ def by_place(path: str, called: Sequence[Sequence[Site]]) -> Iterator[Condition]
         yield Condition(said + last, f"{short(code.co_filename)}:{line}", path.rpartition(".")[0])
 
 
-def _loop(called: Sequence[Sequence[Site]]) -> tuple[Source, ast.AST, CodeType] | None:
+def _loop(called: Sequence[Sequence[Site]]) -> tuple[SourcePart, ast.AST, CodeType] | None:
     """The loop that all blocks are called from: the innermost that stands around the same line of the same run."""
     for depth in range(min(map(len, called), default=0)):
         codes = {id(each[depth][0]): each[depth][0] for each in called}
@@ -79,14 +79,14 @@ def _loop(called: Sequence[Sequence[Site]]) -> tuple[Source, ast.AST, CodeType] 
     return None
 
 
-def _around(source: Source, line: int) -> ast.AST | None:
+def _around(source: SourcePart, line: int) -> ast.AST | None:
     """The innermost loop around a line."""
     loops = [n for n in source.at.values() if isinstance(n, (*LOOPS, ast.While, *COMPREHENSIONS))]
     inside = [n for n in loops if n.lineno <= line <= (n.end_lineno or 0)]
     return max(inside, key=lambda n: (n.lineno, n.col_offset), default=None)
 
 
-def _uses(source: Source, loop: ast.AST, stack: str, names: set[str]) -> Iterator[tuple[ast.AST, str]]:
+def _uses(source: SourcePart, loop: ast.AST, stack: str, names: set[str]) -> Iterator[tuple[ast.AST, str]]:
     """Expressions in a loop that use one of these names for more than to fetch a block, and the name."""
     spans = [p for part in _body(loop) if (p := position_of(part)) is not None]
     for position, node in sorted(source.at.items()):
@@ -145,7 +145,7 @@ def _carried(loop: ast.AST) -> set[str]:
     return made - handed - {name for name, value, _ in given if _is_longer(value)}
 
 
-def _used_behind(source: Source, loop: ast.AST, names: set[str]) -> Iterator[tuple[ast.AST, str]]:
+def _used_behind(source: SourcePart, loop: ast.AST, names: set[str]) -> Iterator[tuple[ast.AST, str]]:
     """Where what a loop has gathered is used first, behind it."""
     said: set[str] = set()
     for _, node in sorted(source.at.items()):
@@ -155,7 +155,7 @@ def _used_behind(source: Source, loop: ast.AST, names: set[str]) -> Iterator[tup
             yield node, node.id  # type: ignore[attr-defined]
 
 
-def _taken_by_number(source: Source, loop: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+def _taken_by_number(source: SourcePart, loop: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     """Where one of the states that a loop has gathered is taken by its number, behind it."""
     parts = [part for statement in _body(loop) for part in ast.walk(statement)]
     gathered = {name for part in parts for name, value, _ in _given(part) if _is_longer(value)}
@@ -229,7 +229,7 @@ def _fetches(parent: ast.AST, role: str, stack: str) -> bool:
     return name == stack or OWN.search(name) is not None
 
 
-def _counts_on(source: Source, node: ast.AST, names: set[str]) -> bool:
+def _counts_on(source: SourcePart, node: ast.AST, names: set[str]) -> bool:
     """Whether a name is used to give itself its next value."""
     for _, parent, _ in source.climb(node):
         if isinstance(parent, ast.Assign):

@@ -17,7 +17,7 @@ from secateur.structure.asked import plain_function, targets
 from secateur.structure.picks import picks
 from secateur.structure.ran import Ran, Ways, decides, is_installed
 from secateur.structure.remembered import remembering
-from secateur.structure.sides import Decision, layout_of, one_way
+from secateur.structure.sides import OneSided, layout_of, one_way
 from secateur.structure.source import COMPREHENSIONS, LOOPS, fails, is_idle, is_truth
 from secateur.types import Condition
 
@@ -137,7 +137,7 @@ def _question(node: ast.AST) -> ast.expr | ast.stmt | ast.ExceptHandler:
     return node  # type: ignore[return-value]
 
 
-def _said(decision: Decision) -> str:
+def _said(decision: OneSided) -> str:
     """What is said of a decision; "" where its other side does nothing, or fails."""
     node, seen = decision.node, decision.seen
     if isinstance(node, ast.Match):
@@ -161,7 +161,7 @@ def _said(decision: Decision) -> str:
     return ""
 
 
-def _made(test: ast.expr, decision: Decision) -> str:
+def _made(test: ast.expr, decision: OneSided) -> str:
     """What a name that decides was made of, where that stands in one place."""
     test = test.operand if isinstance(test, ast.UnaryOp) else test
     if not isinstance(test, ast.Name):
@@ -172,7 +172,7 @@ def _made(test: ast.expr, decision: Decision) -> str:
     return f" (it is `{_text(one.value)}`)" if one is not None and isinstance(one.value, ast.expr) else ""
 
 
-def _is_idle_side(node: ast.If | ast.IfExp | ast.While, seen: bool, decision: Decision) -> bool:
+def _is_idle_side(node: ast.If | ast.IfExp | ast.While, seen: bool, decision: OneSided) -> bool:
     """Whether the side that was not seen fails, or neither side does anything."""
     if isinstance(node, ast.IfExp):
         return _is_number(node.body, node.orelse, node.test)
@@ -195,7 +195,7 @@ def _is_number(a: ast.expr, b: ast.expr, test: ast.expr) -> bool:
     return mode and any(isinstance(each, ast.Constant) and type(each.value) in (int, float) for each in (a, b))
 
 
-def _of_handler(node: ast.ExceptHandler, decision: Decision) -> str:
+def _of_handler(node: ast.ExceptHandler, decision: OneSided) -> str:
     if fails(node.body):
         return ""
     around = decision.source.parents[node][0]

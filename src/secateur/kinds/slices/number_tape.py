@@ -41,11 +41,9 @@ class NumberTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Op, types: object, args: Args = (), kwargs: Kwargs | None = None) -> object:
         kwargs = kwargs or {}
         # As the engine's own mode does, so that both runs consist of the same calls.
-        if not rules.known(func) and func._can_decompose():
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        result = rules.by_parts(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         if MADE in func._schema.name:
             # A number that became a tensor is still a number of the code. Larger constants hold data.
             made = tuple(t.clone() if isinstance(t, Tensor) and t.dim() == 0 else None for t in args)

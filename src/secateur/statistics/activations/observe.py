@@ -293,11 +293,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count the call and hand out what is asked for."""
         kwargs = kwargs or {}
         # As at capture: the same calls are seen only if the same composites are taken apart.
-        if not rules.known(func) and func._can_decompose():
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        result = rules.by_parts(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         if func not in self._watched:
             return func(*args, **kwargs)
         number = self._expected[self._seen] if self._seen < len(self._expected) else -1

@@ -16,12 +16,13 @@ from secateur.structure.rules import (
     spatial,
     vision,
 )
-from secateur.structure.rules.base import Call, apply, follow_source, follow_weights, known, register
+from secateur.structure.rules.base import Call, apply, by_parts, follow_source, follow_weights, known, register
 
 __all__ = [
     "Call",
     "apply",
     "attention",
+    "by_parts",
     "contraction",
     "factory",
     "follow_source",

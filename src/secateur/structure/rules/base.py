@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure.axes import ONE, Axis, leaves, lock, resolve
 from secateur.structure.recorder import Recorder
@@ -81,6 +82,17 @@ def _positions(func: Op) -> dict[str, int]:
 def known(func: Op) -> bool:
     """Whether an operator has a rule."""
     return _find(func) is not None
+
+
+def by_parts(mode: TorchDispatchMode, func: Op, args: Args, kwargs: Kwargs) -> object:
+    """What an operator without a rule gives that is made of others; NotImplemented where it is one call.
+
+    Each part comes to the mode by itself. Every run that is laid beside a captured one is taken apart alike.
+    """
+    if known(func) or not func._can_decompose():
+        return NotImplemented
+    with mode:
+        return func.decompose(*args, **kwargs)
 
 
 class Call:
