@@ -83,6 +83,17 @@ def test_a_file_that_was_edited_and_loaded_anew_is_read_anew(write: Callable[...
         assert not any("len" in text for text in found)
 
 
+@pytest.mark.parametrize("head", ["", "# a line more\n# and another"])
+def test_the_lines_that_ask_for_a_flag_are_those_of_the_file_as_it_is(write: Callable[..., Any], head: str) -> None:
+    flag = "self.wide = True\n        if {}:"
+    said(write(flag.format("self.wide")).Net())
+    text = NET.format(first=flag.format("not self.wide"), head=head).splitlines()
+    line = next(n for n, each in enumerate(text, 1) if "if not self.wide" in each)
+    model = write(flag.format("not self.wide"), head).Net()
+    model.wide = True
+    assert any("wide=True" in each and f":{line})" in each for each in said(model))
+
+
 def test_a_file_that_was_edited_and_not_loaded_is_not_quoted(write: Callable[..., Any]) -> None:
     module = write()
     write("h = h + (1 if self.history[5:] else 0); ok = True\n        if ok:", "# a line more", loaded=False)

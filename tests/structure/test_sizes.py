@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from micro import CASES
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers_cut import cut_and_prove
 
-from secateur.structure.attributes import edits
+from secateur.structure.attributes import Sizes, edits
+from secateur.structure.axes import leaves
 from secateur.structure.capture import capture
 from secateur.structure.groups import Structure, structure
-from secateur.structure.provenance import Attribute
+from secateur.structure.provenance import Attribute, attributes_in, dims_in
+from secateur.structure.trace import SizeUse
 
 
 def look(model: nn.Module, **inputs: Tensor) -> Structure:
@@ -214,3 +217,30 @@ def test_a_number_in_a_shared_config_makes_one_unit_of_all_its_uses() -> None:
     assert {s.tensor for s in heads.spans} >= {"a.qkv.weight", "b.qkv.weight"}
     assert edits(model, found.trace, {found.atoms[heads.name].id: 2}) == {Attribute("a.config", "heads"): 2}
     assert cut_and_prove(model, {"x": x}).share > 0.1
+
+
+def tied(sizes: Sizes, first: SizeUse) -> set[int]:
+    """Uses that hang together with one, by going over all pairs until nothing changes."""
+    found = [first]
+    while True:
+        names = {a for use in found for a in attributes_in(use.expr)} & set(sizes.definitions)
+        more = [use for use in sizes.trace.size_uses if names & set(attributes_in(use.expr)) and use not in found]
+        if not more:
+            return {id(use) for use in found}
+        found += more
+
+
+def test_every_atom_has_its_uses_and_all_that_hang_together_with_them() -> None:
+    farther = 0
+    for name in sorted(CASES)[::5]:
+        torch.manual_seed(0)
+        trace = capture(CASES[name].build().eval(), CASES[name].example())
+        sizes, direct = Sizes(trace), {}
+        for use in trace.size_uses:
+            for axis in (*([] if isinstance(use.axis, int) else [use.axis]), *dims_in(use.expr)):
+                for atom in leaves(axis):
+                    direct.setdefault(atom.id, []).append(use)
+        wanted = {atom: set().union(*(tied(sizes, use) for use in uses)) for atom, uses in direct.items()}
+        assert {atom: set(uses) for atom, uses in sizes.by_atom.items()} == wanted, name
+        farther += sum(len(uses) > len({id(use) for use in direct[atom]}) for atom, uses in wanted.items())
+    assert farther, "no case in which anything hangs together"

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import CertificateError
-from secateur.model.agreement import agreement, require_slices
+from secateur.model import agreement as module
+from secateur.model.agreement import agreement, require_kept, require_slices
 from secateur.types import Certificate
 
 
@@ -103,3 +104,21 @@ def test_one_other_number_anywhere_is_seen(dtype: torch.dtype, size: int) -> Non
             other[place] = ~other[place] if dtype is torch.bool else other[place] + 1
             with pytest.raises(CertificateError, match="'w'"):
                 require_slices("w", tensor, other)
+
+
+@pytest.mark.parametrize("dims", [{0: [0, 2, 3, 5, 6]}, {1: [1, 2]}, {0: [1, 4, 5, 6], 1: [0, 2]}, {}])
+def test_every_part_of_what_is_kept_is_compared(dims: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 4)  # one or two rows at once
+    whole = torch.randn(7, 3)
+    kept = {d: torch.tensor(indices) for d, indices in dims.items()}
+    right = whole.clone()
+    for d, indices in kept.items():
+        right = right.index_select(d, indices)
+    require_kept("weight", whole, kept, right)
+    for place in range(right.numel()):
+        wrong = right.clone()
+        wrong.view(-1)[place] += 1e-3
+        with pytest.raises(CertificateError, match="weight"):
+            require_kept("weight", whole, kept, wrong)
+    with pytest.raises(CertificateError, match="weight"):
+        require_kept("weight", whole, kept, right[:-1])

@@ -13,6 +13,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.hashing import hash_model
+from secateur.report.charts import training
 from secateur.report.record import TrainingPoint
 from secateur.report.watch import MOST, LivePage
 
@@ -159,3 +160,12 @@ def test_the_page_is_written_now_and_then_and_stays_small(tmp_path):
     assert "<b>net" not in text
     assert len(drawn(text)["loss"]["x"]) <= MOST + 1
     assert drawn(text)["loss"]["x"][-1] == 3 * MOST - 1
+
+
+def test_a_curve_that_never_moves_is_drawn_above_zero():
+    """Plotly would draw a rate of 0.001 on an axis from -1 to 1, where it is no rate."""
+    points = [TrainingPoint(step=n, loss=2 - n / 10, lr=0.001, quality=None, sparsity=None) for n in range(5)]
+    layout = training(points)["layout"]
+    axes = {axis["title"]["text"]: axis for name, axis in layout.items() if name.startswith("yaxis")}
+    assert axes["learning rate"]["rangemode"] == "tozero"
+    assert "rangemode" not in axes["loss"]
