@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import CertificateError, UnsupportedError
-from secateur.kinds.numbers_used import NumbersUsed
+from secateur.kinds.experts.numbers import same_numbers
+from secateur.kinds.numbers_used import NumbersUsed, Used, require_same
 
 
 def marked(cases: Iterable[str], *fast: str) -> list[Any]:
@@ -172,3 +173,31 @@ def test_a_run_is_told_by_line_and_operator() -> None:
     assert found["clamp"] == (5.0,)
     assert found["ones"] == ()
     assert all("test_numbers_used.py" in where for where, _ in used.calls)
+
+
+LINE = ("net.py:7", "mul")
+
+
+def runs(before: Used, after: Used) -> tuple[NumbersUsed, NumbersUsed]:
+    found = NumbersUsed(), NumbersUsed()
+    for run, used in zip(found, (before, after), strict=True):
+        run.calls[LINE].append(used)
+    return found
+
+
+def test_more_numbers_than_before_are_other_numbers() -> None:
+    before, after = Used((2.0,)), Used((2.0, 2.0))
+    with pytest.raises(CertificateError, match="would change") as error:
+        require_same(LINE, *runs(before, after), before, after)
+    assert "1 numbers become 2" in str(error.value)
+
+
+def test_a_count_of_experts_follows_among_numbers_of_experts_and_not_as_a_factor_of_data() -> None:
+    def found(*, whole: bool) -> list[str]:
+        before, after = (Used((count,), pointwise=True, whole=whole) for count in (6, 4))
+        return list(same_numbers(*runs(before, after), {6: 4}))
+
+    (said,) = found(whole=True)
+    assert "net.py:7" in said
+    with pytest.raises(CertificateError, match="would change"):
+        found(whole=False)
