@@ -158,3 +158,10 @@ def test_a_selection_copies_no_scores(chunk, options, case):
     with Largest() as seen:
         select(scores, sparsity=0.5, **options)
     assert 0 < seen.bytes <= 8 << 16  # a histogram; one tensor of scores has 2,000,000 bytes
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_the_best_of_all_chunks_is_the_last_of_equal_ones(chunks: list[list[int]]) -> None:
+    flat = [value for chunk in chunks for value in chunk]
+    wanted = max(range(len(flat)), key=lambda place: (flat[place], place))
+    assert border._place_of_best(torch.tensor(chunk, dtype=torch.float32) for chunk in chunks) == wanted
