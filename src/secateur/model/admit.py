@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -38,6 +39,8 @@ PREPARE_AFTER = (
     "prune the float model first, then prepare the result for quantisation (prepare, prepare_qat); "
     "secateur.mask_model holds masks while it trains"
 )
+PLAIN = frozenset([bool, int, float, str, type(None)])  # values that no copy can fail at
+SERIES = frozenset([tuple, list, set, dict, OrderedDict])  # nor at these, where such values are all that is in them
 PRUNE_FIRST = "prune the float model first, then quantise the result"
 
 
@@ -342,9 +345,28 @@ def not_copyable(model: nn.Module, error: Exception) -> UnsupportedError:
 
 
 def _shared(model: nn.Module) -> dict[int, object]:
-    """A memo for deepcopy that leaves tensors where they are: of weights no second one is made."""
-    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *held)}
+    """A memo for deepcopy of what stays where it is: tensors, of which no second one is made, and what is plain.
+
+    Layers of torch's own that hold nothing but tensors and plain values are most of a model, and copying them (each
+    has a dozen tables for hooks) takes longer than all else that is asked at the door.
+    """
+    modules = list(model.modules())
+    held = (value for module in modules for value in vars(module).values() if isinstance(value, Tensor))
+    plain = (module for module in modules if _is_plain_layer(module))
+    return {id(value): value for value in (*model.parameters(), *model.buffers(), *held, *plain)}
+
+
+def _is_plain_layer(module: nn.Module) -> bool:
+    """Whether a module of torch's own has neither modules in it nor hooks, nor anything beside plain values and tensors."""
+    if not type(module).__module__.startswith("torch.nn."):
+        return False
+    values = (value for name, value in vars(module).items() if name not in ("_parameters", "_buffers"))
+    return all(type(v) in PLAIN or isinstance(v, Tensor) or (type(v) in SERIES and _is_plain_series(v)) for v in values)
+
+
+def _is_plain_series(values: Iterable[object]) -> bool:
+    items = (*values, *values.values()) if isinstance(values, dict) else values
+    return all(type(item) in PLAIN for item in items)
 
 
 def _culprits(model: nn.Module) -> Iterator[tuple[str, object]]:

@@ -32,6 +32,7 @@ def guard(
     copies: bool = True,
     chance: bool = True,
     rollback: bool = False,
+    state: State | None = None,
 ) -> Iterator[State]:
     """Run a block, and give back what it was lent, bit for bit, also when an exception passes through.
 
@@ -57,6 +58,8 @@ def guard(
         chance: False = the generators stay as the block leaves them, for callers that stand inside another guard.
         rollback: for training: weights, buffers and attributes stay as the block leaves them, unless an exception
             passes; then the weights come back too.
+        state: what a guard of the same models and example has kept before, for many runs in a row; it is what they are
+            put back to, and they are not looked at anew.
 
     Yields:
         what is kept, which can say whether anything has changed.
@@ -73,7 +76,8 @@ def guard(
         >>> layer.training
         True
     """
-    state = State(models, example, copies=copies or rollback, weights=rollback)
+    if state is None:
+        state = State(models, example, copies=copies or rollback, weights=rollback)
     if not chance and seed is not None:
         _seed(seed)
     with generators(seed) if chance else nullcontext(), _grad_mode(gradients):

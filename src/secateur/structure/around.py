@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 from collections.abc import Iterator
+from itertools import chain
 from types import FunctionType, ModuleType
 
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from secateur.model.place import short
 from secateur.structure.asked import definition, handed_back, held_by, made_of, mentions, targets, tests_in
 from secateur.structure.conditions import Branch
-from secateur.structure.switches import run_by_forward
+from secateur.structure.read import kept, nodes_of
+from secateur.structure.switches import Forwards
 from secateur.types import Condition
 
 MOST_LINES = 6  # that are said; how many more there are stands in the last of them
@@ -24,11 +26,15 @@ OUTSIDE = ("logging", "os", "platform", "socket", "sys", "time")  # modules that
 FLAGS = (bool, str, type(None))
 
 
-def surroundings(model: nn.Module) -> Iterator[Branch]:
-    """One condition for each line of a model's code that decides by something around it."""
+def surroundings(own: Forwards) -> Iterator[Branch]:
+    """One condition for each line of a model's code that decides by something around it.
+
+    Args:
+        own: what `forwards` says of the model.
+    """
     found: dict[str, tuple[str, str]] = {}
-    for path, module in model.named_modules():
-        for function in run_by_forward(module):
+    for path, (_, functions) in own.items():
+        for function in functions:
             for line, words in _lines(function):
                 where = f"{short(function.__code__.co_filename)}:{line}"
                 text = f"holds for {words} as it was here, which is asked of the surroundings and decides"
@@ -45,30 +51,37 @@ def _lines(function: FunctionType) -> Iterator[tuple[int, str]]:
     if node is None:
         return
     named: dict[str, str] = {}
-    for part in ast.walk(node):
+    for part in nodes_of(node):
         if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
-            for words in list(_asked(part.value, function))[:1]:
+            words = next(_asked(part.value, function), "")
+            if words:
                 named.update(dict.fromkeys(made_of(node, set(targets(part))), words))
     for test in _deciding(node):
-        asked = [*_asked(test, function), *(said for name, said in named.items() if mentions(test, {name}))]
-        if asked:
-            yield test.lineno, asked[0]
+        asked = chain(_asked(test, function), (said for name, said in named.items() if mentions(test, {name})))
+        words = next(asked, "")
+        if words:
+            yield test.lineno, words
 
 
-def _deciding(node: ast.AST) -> Iterator[ast.expr]:
+@kept
+def _deciding(node: ast.AST) -> tuple[ast.expr, ...]:
     """Tests, and what a method hands back for its caller to decide by."""
-    yield from tests_in(node)
-    for value in handed_back(node):
-        value = value.operand if isinstance(value, ast.UnaryOp) else value
-        if isinstance(value, (ast.Call, ast.Attribute, ast.Name, ast.Subscript)):
-            yield value
+    bare = (value.operand if isinstance(value, ast.UnaryOp) else value for value in handed_back(node))
+    plain = (ast.Call, ast.Attribute, ast.Name, ast.Subscript)
+    return (*tests_in(node), *(value for value in bare if isinstance(value, plain)))
 
 
 def _asked(node: ast.AST, function: FunctionType) -> Iterator[str]:
     """What an expression asks of the surroundings, as it stands in the source; larger parts come first."""
-    for part in ast.walk(node):
-        if isinstance(part, (ast.Call, ast.Attribute, ast.Subscript, ast.Name)) and _is_around(part, function):
+    for part in _asking(node):
+        if _is_around(part, function):
             yield ast.unparse(part)
+
+
+@kept
+def _asking(node: ast.AST) -> tuple[ast.expr, ...]:
+    """Parts of an expression that may ask; what the names in them stand for changes, the source does not."""
+    return tuple(p for p in ast.walk(node) if isinstance(p, (ast.Call, ast.Attribute, ast.Subscript, ast.Name)))
 
 
 def _is_around(node: ast.expr, function: FunctionType) -> bool:

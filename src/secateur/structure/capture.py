@@ -25,6 +25,7 @@ from secateur.errors import ForwardError, SecateurError
 from secateur.model.call import call
 from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
+from secateur.model.state import State
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.around import surroundings
 from secateur.structure.conditions import Branch, unreached
@@ -34,7 +35,7 @@ from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_
 from secateur.structure.read import renew
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.rounded import rounded
-from secateur.structure.switches import switches
+from secateur.structure.switches import forwards, switches
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
 from secateur.structure.untaken import untaken
 from secateur.structure.value_uses import watch_values
@@ -124,7 +125,8 @@ def _run(
     flags = flags and not beside
     with ExitStack() as stack:
         # The recorder keeps what a call is about to change, so no copies are needed.
-        stack.enter_context(_calm(model, example, mode))
+        again = after.lent if after is not None and after.example is example else None
+        recorder.example, recorder.lent = example, stack.enter_context(_calm(model, example, mode, again))
         stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=flags))
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
@@ -181,7 +183,8 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
             up_to = f" up to its {other.failed}" if other.failed else ", too"
             tried[name] = f"the other branch was seen{up_to}"
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
-    trace.conditions.extend(branch.condition for branch in (*switches(model), *surroundings(model)))
+    own = forwards(model)
+    trace.conditions.extend(branch.condition for branch in (*switches(own), *surroundings(own)))
     trace.conditions.extend(untaken(model, first.ways, trace.conditions))
     trace.rounded.extend(rounded(first.ways.pieces))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))
@@ -223,9 +226,12 @@ def quiet(model: nn.Module, example: Example = None, *, copies: bool = True) -> 
 
 
 @contextmanager
-def _calm(model: nn.Module, example: Example, mode: Mode) -> Iterator[None]:
-    with guard(model, mode=mode, gradients=False, example=example, copies=False), unfused(model):
-        yield
+def _calm(model: nn.Module, example: Example, mode: Mode, lent: State | None) -> Iterator[State]:
+    with (
+        guard(model, mode=mode, gradients=False, example=example, copies=False, state=lent) as state,
+        unfused(model),
+    ):
+        yield state
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from itertools import accumulate, combinations
 from types import FunctionType
 from typing import Any
 
@@ -15,7 +15,8 @@ from secateur.model.place import short
 from secateur.model.state import memory_of
 from secateur.model.tensors import named_tensors
 from secateur.structure.asked import TORCH, definition
-from secateur.structure.provenance import Attribute
+from secateur.structure.provenance import Attribute, is_users
+from secateur.structure.read import nodes_of
 from secateur.structure.switches import run_by_forward
 from secateur.types import Condition
 
@@ -31,17 +32,23 @@ def left_behind(
         attributes: integers that follow.
     """
     tensors = named_tensors(model)
-    lost = [(name, tensors[name].shape[d]) for name, dims in cuts.items() for d in dims]
+    lost: dict[str, set[int]] = {"": set()}  # path of a module -> sizes that it or a module in it loses
+    for name, dims in cuts.items():
+        sizes = {tensors[name].shape[d] for d in dims}
+        for owner in ("", *accumulate(name.split(".")[:-1], "{}.{}".format)):
+            lost.setdefault(owner, set()).update(sizes)
     follow = {(attribute.owner, attribute.name) for attribute in attributes}
     said: set[str] = set()
     for path, module in model.named_modules():
-        here = {size for name, size in lost if name.startswith(f"{path}." if path else "")}
+        here = lost.get(path, set())
+        if not here or not is_users(module):
+            continue
         stay = {n: v for n, v in vars(module).items() if (path, n) not in follow and not n.startswith("_")}
-        sizes = {name: value for name, value in stay.items() if here & set(_integers(value))}
-        for method, name, where in _read(module, sizes) if sizes else ():
+        widths = {name: value for name, value in stay.items() if not here.isdisjoint(_integers(value))}
+        for method, name, where in _read(module, widths) if widths else ():
             if where not in said:
                 said.add(where)
-                text = f"{type(module).__name__}.{method}() reads {name}, which stays {sizes[name]}"
+                text = f"{type(module).__name__}.{method}() reads {name}, which stays {widths[name]}"
                 yield Condition(f"holds for the forward alone: {text} and may name a width that is cut", where, path)
 
 
@@ -84,8 +91,9 @@ def _read(module: nn.Module, names: Mapping[str, object]) -> Iterator[tuple[str,
             known = isinstance(function, FunctionType) and not function.__code__.co_filename.startswith(TORCH)
             if not known or function in run or method.startswith("__") or not function.__code__.co_argcount:
                 continue
-            for part in ast.walk(definition(function.__code__) or ast.Module([], [])):
-                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load) and part.attr in names:
+            node = definition(function.__code__)
+            for part in nodes_of(node) if node is not None else ():
+                if isinstance(part, ast.Attribute) and part.attr in names and isinstance(part.ctx, ast.Load):
                     this = part.value.id if isinstance(part.value, ast.Name) else ""
                     if this == function.__code__.co_varnames[0]:
                         yield method, part.attr, f"{short(function.__code__.co_filename)}:{part.lineno}"

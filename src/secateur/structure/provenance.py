@@ -43,6 +43,7 @@ __all__ = [
     "expr_of",
     "held",
     "is_literal",
+    "is_users",
     "owner_at",
     "owners",
     "read",
@@ -50,7 +51,9 @@ __all__ = [
     "write",
 ]
 CONTAINERS = (dict, OrderedDict, list, set)
+HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)  # a guard keeps them
 NUMBERS = (int, float, bool, str)
+FOLLOWED = frozenset([*CONTAINERS, tuple, int, bool])
 PLAIN = frozenset([*CONTAINERS, bool, int, float, str, tuple, type(None)])
 
 
@@ -132,23 +135,29 @@ def tracked_attributes(
     """
     saved: list[tuple[dict[str, object], dict[str, object]]] = []
     contents: list[tuple[object, object]] = []
+    classes: dict[type, dict[str, int]] = {}
     for path, owner in owners(model):
         store = vars(owner)
         before = dict(store)
         saved.append((store, before))
-        for name, value in {**_of_class(owner), **before}.items():
-            if type(value) in CONTAINERS:
+        if type(owner) not in classes:
+            classes[type(owner)] = _of_class(owner)
+        for name, value in {**classes[type(owner)], **before}.items():
+            kind = type(value)
+            if kind not in FOLLOWED or name in HOOKS:  # most are
+                continue
+            if kind in CONTAINERS:
                 contents.append((value, value.copy() if value else ()))
-            if type(value) is int:
+            if kind is int:
                 values[Attribute(path, name)] = value
                 store[name] = TrackedInt(value, Attribute(path, name), watch)
-            elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+            elif kind in (tuple, list) and value and all(type(v) is int for v in value):
                 values.update({Attribute(path, name, i): v for i, v in enumerate(value)})
                 items = (TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
-                store[name] = WatchedList(items) if type(value) is list else WatchedTuple(items)
-            elif type(value) in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
-                store[name] = WatchedList(value) if type(value) is list else WatchedTuple(value)
-            elif flags and name == "training" and _is_users(owner):
+                store[name] = WatchedList(items) if kind is list else WatchedTuple(items)
+            elif kind in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
+                store[name] = WatchedList(value) if kind is list else WatchedTuple(value)
+            elif flags and name == "training" and is_users(owner):
                 store[name] = TrackedFlag(value, watch)
     try:
         yield
@@ -164,7 +173,7 @@ def tracked_attributes(
                 _refill(container, content)
 
 
-def _is_users(owner: object) -> bool:
+def is_users(owner: object) -> bool:
     """Whether the code of a module is not torch's, which is known to keep its structure in both modes."""
     return isinstance(owner, nn.Module) and not type(owner).__module__.startswith("torch.")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.call import inputs, outputs, tensors_in
+from secateur.model.state import State
 from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
 from secateur.structure.here import Here
@@ -116,6 +117,9 @@ class Recorder:
         self.lengths: set[int] = set()  # plain numbers that len() gave of what depends on the input
         self.watch = Watch(self, turned)
         self.ways: Ways = Ways() if after is None else after.ways  # that all the runs have gone
+        # What the model ran on, and what a guard has kept of both, for a further run on the same.
+        self.example: Example = None
+        self.lent: State | None = None
         self.failed = ""  # why a run beside the first one ended early
         # Tensors made from plain sizes in the present call, until a handler says where their sizes come from.
         self.made: list[Axes] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import FunctionType
 
@@ -36,30 +36,35 @@ from secateur.types import Condition
 MOST_LINES = 12  # that are said; how many more there are stands in the last of them
 DEEPEST = 4  # methods that call each other
 Chain = tuple[str, ...]  # names after `self`
+Forwards = Mapping[str, tuple[nn.Module, Mapping[FunctionType, None]]]  # by qualified name
 
 
-def switches(model: nn.Module) -> Iterator[Branch]:
-    """One condition for each line that decides by plain values which a module, or a config that it holds, has."""
+def switches(own: Forwards) -> Iterator[Branch]:
+    """One condition for each line that decides by plain values which a module, or a config that it holds, has.
+
+    Args:
+        own: what `forwards` says of the model.
+    """
     found: dict[str, tuple[str, str]] = {}
-    for path, module in model.named_modules():
-        for where, chains in _deciding(module):
+    for path, (module, functions) in own.items():
+        for where, chains in _deciding(functions):
             held = {".".join(chain): value for chain in chains if _is_switch(value := _value(module, chain))}
             if held:
                 text = ", ".join(f"{name}={value!r}" for name, value in held.items())
                 found.setdefault(where, (f"holds with {text} of {type(module).__name__}, by which it decides", path))
-    yield from _unread(model)
+    yield from _unread(own)
     more = len(found) - MOST_LINES
     for number, (where, (text, path)) in enumerate(list(found.items())[:MOST_LINES]):
         last = f"; {more} more such lines are left out" if more > 0 and number == MOST_LINES - 1 else ""
         yield Branch("switch", Condition(text + last, where, path), text)
 
 
-def _unread(model: nn.Module) -> Iterator[Branch]:
+def _unread(own: Forwards) -> Iterator[Branch]:
     """Classes without source: nobody knows what they decide by."""
     names: dict[str, str] = {}
-    for path, module in model.named_modules():
-        functions = [f for f in run_by_forward(module) if f.__code__.co_name == "forward"]
-        if any(definition(f.__code__) is None and not lines_of_file(f.__code__.co_filename) for f in functions):
+    for path, (module, functions) in own.items():
+        forwards = [f for f in functions if f.__code__.co_name == "forward"]
+        if any(definition(f.__code__) is None and not lines_of_file(f.__code__.co_filename) for f in forwards):
             names.setdefault(type(module).__name__, path)
     if names:
         text = f"the source of {listed(list(names))} cannot be read: holds for flags and words as they are here"
@@ -80,11 +85,16 @@ def _value(owner: object, chain: Chain) -> object:
     return owner
 
 
-def _deciding(module: nn.Module) -> Iterator[tuple[str, frozenset[Chain]]]:
+def _deciding(functions: Iterable[FunctionType]) -> Iterator[tuple[str, frozenset[Chain]]]:
     """Lines, as "file:line", and what is asked of `self` there: of the forward and the methods that it calls."""
-    for function in run_by_forward(module):
+    for function in functions:
         node = definition(function.__code__)
         yield from _lines(node, function.__code__.co_filename) if node is not None else ()
+
+
+def forwards(model: nn.Module) -> Forwards:
+    """Every module, with its forward and the methods that this calls on it, as `run_by_forward` finds them."""
+    return {path: (module, run_by_forward(module)) for path, module in model.named_modules()}
 
 
 def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:

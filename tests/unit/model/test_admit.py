@@ -285,6 +285,20 @@ def test_what_cannot_be_copied_is_named(entry):
     assert "__deepcopy__" in caught.value.hint
 
 
+@pytest.mark.parametrize("put", [
+    lambda layer, held: setattr(layer, "held", held),
+    lambda layer, held: setattr(layer, "held", [1, held]),
+    lambda layer, held: setattr(layer, "held", {"a": held}),
+    lambda layer, held: layer.register_forward_hook(lambda *_: None).hooks_dict_ref().update({-1: held}),
+    lambda layer, held: layer.register_module("inside", Locked()),
+])  # fmt: skip
+def test_layers_of_torch_are_looked_into_where_they_hold_more_than_values(put):
+    model = net()
+    put(model[0], threading.Lock())
+    with pytest.raises(UnsupportedError, match="cannot be copied"):
+        admit(model, copied=True)
+
+
 def test_what_is_not_copied_need_not_be_copyable():
     model = Locked()
     plan = sc.plan(model, **MASKS)

@@ -22,7 +22,7 @@ from secateur.structure.around import surroundings
 from secateur.structure.given import arguments
 from secateur.structure.provenance import Attribute
 from secateur.structure.stacks import Stack, find_stacks
-from secateur.structure.switches import switches
+from secateur.structure.switches import forwards, switches
 from secateur.types import Certificate, Condition, Example, Group, LayerEntry, Span
 
 
@@ -108,7 +108,8 @@ class LayerStacks(Candidates):
 def asked(model: nn.Module, example: Example, said: Sequence[Condition]) -> Iterator[Condition]:
     """What the code decides by beside what it was seen to: arguments, switches, surroundings; each line once."""
     known = {condition.where for condition in said}
-    for branch in (*arguments(model, example), *switches(model), *surroundings(model)):
+    own = forwards(model)
+    for branch in (*arguments(model, example), *switches(own), *surroundings(own)):
         if branch.condition.where not in known:
             yield branch.condition
 
