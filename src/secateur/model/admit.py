@@ -357,7 +357,7 @@ def _shared(model: nn.Module) -> dict[int, object]:
 
 
 def _is_plain_layer(module: nn.Module) -> bool:
-    """Whether a module of torch's own has neither modules in it nor hooks, nor anything beside plain values and tensors."""
+    """Whether a module of torch's own holds neither modules nor hooks, only tensors and plain values."""
     if not type(module).__module__.startswith("torch.nn."):
         return False
     values = (value for name, value in vars(module).items() if name not in ("_parameters", "_buffers"))
