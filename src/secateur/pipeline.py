@@ -270,6 +270,7 @@ def estimate(
     loss: Loss | None = None,
     progress: Progress | bool | None = None,
     title: str = "",
+    examples: Sequence[Example] = (),
     **decision: Unpack[Decided],
 ) -> Estimate:
     """Say what pruning by a recipe would bring: plan, apply to a copy, certify, count and time. Nothing is recovered.
@@ -284,6 +285,7 @@ def estimate(
         loss: ``loss(model, batch) -> scalar``; default from the batches.
         progress: called as ``progress(stage, done, total)``; total 0 = not known.
         title: what the report calls the model; its class by default.
+        examples: several examples, as for `prune`.
         **decision: as for `prune`.
 
     Returns:
@@ -313,13 +315,16 @@ def estimate(
     settings, _ = settings_of(recipe, overrides, decision, given, recover=None, own=True)
     units = by_hand(decision, settings)
     require_finite_weights(model)
+    example, examples = several(example, examples)
     example = given.example() if example is None else example
     run = Journal(_called(progress), given.notes)
     run.doubts += _doubts(came, model, units)
     with run.stage("plan"), run.noticed():
         samples = samples_in(model, example)
         before = snapshot(model, example, samples=samples)
-        plan = plan_by(model, example, settings, given.scoring, loss, decision.get("criterion"), by_hand=units)
+        plan = plan_by(
+            model, example, settings, given.scoring, loss, decision.get("criterion"), examples, by_hand=units
+        )
     run.doubts += plan.notes
     with run.stage("apply to a copy"):
         smaller = plan.apply(model)

@@ -16,7 +16,7 @@ import secateur as sc
 from secateur.asking import Decided
 from secateur.cli.decisions import Decisions
 from secateur.cli.job import read_recipe
-from secateur.errors import FileRefusedError, InputError, RecipeError
+from secateur.errors import FileRefusedError, InputError, RecipeError, UnsupportedError
 from secateur.kinds.weights import parse
 from secateur.model.admit import WrapperWarning
 from secateur.request import Named, Request, Target
@@ -319,3 +319,28 @@ def test_a_pattern_and_another_amount_are_one_sentence() -> None:
             ask()
         said.add(str(caught.value))
     assert len(said) == 1
+
+
+class TwoWays(nn.Module):
+    """Goes another way with a second argument, where every unit of the layer has a place of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        hidden = self.first(x)
+        return self.last(hidden if more is None else (hidden + more).cumsum(1))
+
+
+@pytest.mark.parametrize("entry", ["plan", "prune", "estimate"])
+def test_what_a_further_example_needs_stays_for_every_entry(entry: str) -> None:
+    torch.manual_seed(0)
+    model = TwoWays()
+    run = getattr(sc, entry)
+    quick = {} if entry == "plan" else QUICK
+    free = run(model, X, target={"sparsity": 0.5}, **quick)
+    assert (free if entry == "plan" else free.plan).units["removed"] > 0
+    with pytest.raises(UnsupportedError, match="Nothing") as caught:
+        run(model, X, examples=[(X, torch.randn(4, 16))], target={"sparsity": 0.5}, **quick)
+    assert "cumsum" in f"{caught.value}{caught.value.why}"
