@@ -85,23 +85,29 @@ class Sums:
             whole = values[spans[0].tensor].reshape(group.shape)
             return whole.to(torch.float64).square() if self._squared else whole
         # Units are gathered on the CPU: atomics on a GPU add in changing order, and plans must be reproducible.
-        total = torch.full((group.size,), -torch.inf if how == "max" else 0.0, dtype=torch.float64)
-        count = torch.zeros(group.size, dtype=torch.float64)
+        # All spans at once: a residual stream has hundreds, and each call takes longer than what is in it.
+        flats, units, times = [], [], []
         for span in spans:
             value = values[span.tensor].detach()
             index = (span.index if span.index is not None else torch.arange(value.numel()).view(value.shape)).cpu()
             dims = tuple(d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1)
-            flat, unit = self._along(span, dims), index.flatten()
-            if bool((unit < 0).any()):
-                flat, unit = flat[unit >= 0], unit[unit >= 0]
-            if how == "max":
-                total.scatter_reduce_(0, unit, flat, "amax")
-            else:
-                total.index_add_(0, unit, flat)
-            times = float(np.prod([value.shape[d] for d in dims]))
-            count += times * torch.bincount(unit, minlength=group.size)
+            flats.append(self._along(span, dims))
+            units.append(index.flatten())
+            times.append(float(np.prod([value.shape[d] for d in dims])))
+        flat, unit = torch.cat(flats), torch.cat(units)
+        here = unit >= 0  # an element that belongs to no unit has a number below
+        if not bool(here.all()):
+            flat, unit = flat[here], unit[here]
+        if how == "max":
+            total = torch.full((group.size,), -torch.inf, dtype=torch.float64).scatter_reduce_(0, unit, flat, "amax")
+        else:
+            total = torch.zeros(group.size, dtype=torch.float64).index_add_(0, unit, flat)
         if how == "mean":
+            each = torch.tensor(times, dtype=torch.float64).repeat_interleave(torch.tensor([len(u) for u in units]))
+            count = torch.bincount(unit, each if bool(here.all()) else each[here], minlength=group.size)
             total /= count.clamp(min=1)
+        else:
+            count = torch.bincount(unit, minlength=group.size)
         total[count == 0] = 0.0
         return total.view(group.shape).to(values[spans[0].tensor].device)
 
