@@ -1,12 +1,14 @@
 """Lottery tickets: what is rewound, what is masked, what the controls change, and that nothing is done twice."""
 
+import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
+import threading
+import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -212,39 +214,70 @@ import torch
 import test_lottery
 torch.set_num_threads(1)
 test_lottery.disk.fsync = test_lottery.disk.sync_path = lambda place: None
-found = test_lottery.search(sys.argv[1], controls=("reinit", "random"), every=0.0)
-for row in found.rows:
-    print({{**row, "seconds": 0}})
-    state = test_lottery.kept(found, row["variant"], row["seed"], row["round"])["model"]
-    print([float(value.double().sum()) for value in state.values()])
+test_lottery.told(test_lottery.search(sys.argv[1], **{options!r}), sys.argv[2])
 """
 
 
+def told(found, path):
+    """Rows and the bytes of every network, without the seconds that it took."""
+    lines = []
+    for row in found.rows:
+        state = kept(found, row["variant"], row["seed"], row["round"])
+        parts = [value.numpy().tobytes() for value in (*state["model"].values(), *state["masks"].values())]
+        lines.append({**row, "seconds": 0, "bytes": hashlib.sha256(b"".join(parts)).hexdigest()})
+    Path(path).write_text(json.dumps(lines))
+
+
+def forked(folder, options, after, delay):
+    """A search in a process of its own, which is killed soon after so many calls of the progress; how it ended."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads that a fork does not take along: there are none that matter
+        pid = os.fork()
+    if pid == 0:
+        calls = 0
+
+        def progress(what, done, total):
+            nonlocal calls
+            calls += 1
+            if calls == after:
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+        failed = 1
+        try:
+            search(folder, progress=progress, **options)
+            failed = 0
+        finally:
+            os._exit(failed)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+KILLS = 8
+
+
 @pytest.mark.slow
-def test_a_search_that_is_killed_again_and_again_finds_the_same(tmp_path):
-    """Fresh processes and signal 9, at times drawn by chance."""
-    code = SCRIPT.format(tests=str(Path(__file__).parent))
+@pytest.mark.parametrize("rewind", ["init", {"step": 4}, "rates"], ids=["init", "step", "rates"])
+def test_a_search_that_is_killed_again_and_again_finds_the_same(rewind, tmp_path):
+    """Counted in calls of the progress and not in seconds, so that load decides nothing; the delay hits any line."""
+    options = {"rewind": rewind, "controls": ("reinit", "random"), "every": 0.0}
+    threads, calls = torch.get_num_threads(), []
+    torch.set_num_threads(1)  # threads do not come along into a fork
+    whole = search(tmp_path / "whole", progress=lambda *call: calls.append(call), **options)
+    told(whole, tmp_path / "whole.json")
+    # Each process makes a part of the calls, so that all the kills together come before the end.
+    chance, ends, folder = random.Random(str(rewind)), [], tmp_path / "c"
+    for _ in range(KILLS):
+        after = chance.randrange(1, len(calls) // (2 * KILLS))
+        ends.append(forked(folder, options, after, chance.uniform(0, 0.01)))
+    torch.set_num_threads(threads)
+    assert ends == [-signal.SIGKILL] * KILLS
+    assert len(list(folder.glob("cells/*"))) > 1, "the kills lie within more than one network"
+    # The last one is a fresh process, which knows nothing but the files.
+    code = SCRIPT.format(tests=str(Path(__file__).parent), options=options)
+    argv = [sys.executable, "-c", code, str(folder), str(tmp_path / "c.json")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(folder):
-        argv = [sys.executable, "-c", code, str(folder)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
-
-    began = time.monotonic()
-    whole, error = start(tmp_path / "whole").communicate(timeout=240)
-    duration, chance, kills, inside, folder = time.monotonic() - began, random.Random(5), 0, 0, tmp_path / "c"
-    assert whole, error
-    for _ in range(8):
-        process = start(folder)
-        time.sleep(chance.uniform(0.4, 0.95) * duration)
-        process.kill()
-        process.communicate(timeout=60)
-        kills += process.returncode == -signal.SIGKILL
-        inside += folder.exists()
-    again, error = start(folder).communicate(timeout=240)
-    assert again == whole, error
-    assert kills >= 2
-    assert inside >= 2
+    last = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert last.returncode == 0, last.stderr
+    assert json.loads((tmp_path / "c.json").read_text()) == json.loads((tmp_path / "whole.json").read_text())
 
 
 def test_a_training_that_was_interrupted_goes_on_in_its_middle(tmp_path):
