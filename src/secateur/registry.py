@@ -146,6 +146,17 @@ def whole_number(option: str, value: object, *, least: int = 0) -> int:
     return value
 
 
+def real_number(option: str, value: object, *, least: float = 0.0) -> float:
+    """A finite number of at least so much.
+
+    Raises:
+        RecipeError: anything else; True is no number, and a text with digits is none either.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        raise RecipeError(f"{option}={value!r} is not a finite number of at least {least:g}")
+    return float(value)
+
+
 def listed(names: Sequence[str], *, most: int = 5, form: str = "{!r}") -> str:
     """Some names, and how many more there are.
 

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import secateur as sc
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.request import Target
-from secateur.training import Pruner
+from secateur.training import MovementPruner, Pruner
 from secateur.training.course import Course
 from secateur.training.schedules import schedule_of
 
@@ -99,6 +99,26 @@ def test_the_amount_is_exact_and_the_zeros_stay_for_200_steps(optimizer, loop):
     assert pruner.finish() is model
     assert pruner.done == 220
     assert sum(int((model.get_parameter(n) == 0).sum()) for n in masks) == int(0.9 * total + 0.5)
+
+
+@pytest.mark.parametrize("kind", [Pruner, MovementPruner])
+def test_weights_that_an_untold_optimizer_moves_are_zero_after_every_step(kind):
+    model = small()
+    told = torch.optim.SGD(model[1].parameters(), lr=0.1, momentum=0.9)
+    untold = torch.optim.SGD(model[4].parameters(), lr=0.1, momentum=0.9)
+    averages = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pruner = kind(model, sparsity=0.8, end=2, optimizer=told, ema=averages)
+    for _ in range(20):
+        F.cross_entropy(model(X), Y).backward()
+        told.step()
+        untold.step()
+        for name, p in model.named_parameters():
+            averages[name].lerp_(p.detach(), 0.5)
+        pruner.step()
+        for name, mask in pruner.masks.items():
+            assert exact_zeros(model.get_parameter(name), mask), name
+            assert exact_zeros(averages[name], mask), name
+    assert not pruner.masks["4.weight"].all()
 
 
 def walk(pruner, steps):
@@ -197,6 +217,22 @@ def test_channels_shrink_while_training_and_the_state_follows(optimizer):
     pruner.plan.replay(again)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(X), model.eval()(X))
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_a_copy_of_the_model_may_hold_the_averages(granularity):
+    model = Net()
+    averaged = copy.deepcopy(model)
+    moving = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(model, X[:2], sparsity=0.5, granularity=granularity, end=3, every=3, optimizer=moving, ema=averaged)
+    for _ in range(5):
+        train(model, moving, pruner, 1)
+        with torch.no_grad():
+            for mean, p in zip(averaged.parameters(), model.parameters(), strict=True):
+                mean.lerp_(p, 0.1)
+    assert [p.shape for p in averaged.parameters()] == [p.shape for p in model.parameters()]
+    assert all(exact_zeros(averaged.get_parameter(name), mask) for name, mask in pruner.masks.items())
+    assert any(not torch.equal(a, b) for a, b in zip(averaged.parameters(), model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -466,6 +502,9 @@ def test_a_course_ends_on_the_very_target():
         ({"sparsity": 0.5, "target": {"sparsity": 0.5}, "end": 3}, RecipeError),
         ({"sparsity": 0.5}, RecipeError),
         ({"sparsity": 90, "end": 3}, RecipeError),
+        ({"sparsity": 0.5, "end": 3, "initial": 0.7}, RecipeError),
+        ({"sparsity": 0.5, "end": 3, "initial": "half"}, RecipeError),
+        ({"granularity": "2:4", "end": 3, "initial": 0.7}, RecipeError),
         ({"target": {"threshold": 0.1}, "end": 3}, RecipeError),
         ({"target": {"macs": 0.5}, "end": 3}, RecipeError),
         ({"sparsity": 0.5, "end": 3, "regrow": "rigle"}, RecipeError),
@@ -479,6 +518,26 @@ def test_a_course_ends_on_the_very_target():
 def test_what_cannot_be_is_refused(wrong, kind):
     with pytest.raises(kind):
         walk(Pruner(Net(), **wrong), 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "words"),
+    [
+        ({"sparsity": {"nobody*": 0.5}}, RecipeError, "nobody"),
+        ({"sparsity": {"conv*": 0.5}}, RecipeError, "classify"),
+        ({"ema": 3}, RecipeError, "ema is a int"),
+        ({"ema": {"nobody": torch.zeros(1)}}, InputError, "no average"),
+        ({"ema": nn.Linear(2, 2)}, InputError, "no average"),
+        ({"ema": 3, "granularity": "channel"}, RecipeError, "ema is a int"),
+        ({"granularity": "channel", "optimizer": "two"}, RecipeError, "Give one optimizer"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_first_step(wrong, kind, words):
+    model = Net()
+    if wrong.get("optimizer") == "two":
+        wrong = {**wrong, "optimizer": [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]}
+    with pytest.raises(kind, match=words):
+        Pruner(model, X[:2], **{"sparsity": 0.5, "begin": 100, "end": 200, "granularity": "element", **wrong})
 
 
 def test_an_optimizer_of_another_model_and_a_foreign_state_are_refused():

@@ -16,7 +16,7 @@ from secateur.kinds.weights import parse
 from secateur.masks.hold import moved_by
 from secateur.model.admit import admit
 from secateur.model.protect import patterns_of
-from secateur.registry import Registry, one_of
+from secateur.registry import Registry, one_of, real_number
 from secateur.types import Example, Protect
 
 Method = Literal["subgradient", "proximal"]
@@ -57,10 +57,9 @@ class Penalty(ABC):
         protect: Protect = (),
     ) -> None:
         one_of("method", method, self.methods)
-        if isinstance(strength, bool) or not strength >= 0:
-            raise RecipeError(f"strength={strength!r} of {self.name}", hint="a number of at least 0")
         self.model, self.example = admit(model), example
-        self.strength, self.method, self.protect = float(strength), method, patterns_of(self.model, protect)
+        self.strength = real_number(f"{self.name}: strength", strength)
+        self.method, self.protect = method, patterns_of(self.model, protect)
         self.paying: dict[str, nn.Parameter] = self._paying()
         if not self.paying:
             raise InputError(f"nothing of {type(self.model).__name__} pays for {self.name!r}", hint="check protect")
