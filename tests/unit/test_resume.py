@@ -118,6 +118,40 @@ RUNS = {
             "recover": [{**TUNE, "epochs": 1}],
         },
     ),
+    "gates": (
+        Noisy,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {**LESSONS, "method": "slimming", "penalty": {"name": "gates", "strength": 0.1, "lr": 0.1}},
+        },
+    ),
+    "hard concrete": (
+        loader,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {**LESSONS, "method": "slimming", "penalty": {"name": "hard_concrete", "strength": 0.1}},
+            "recover": [{**TUNE, "epochs": 1}],
+        },
+    ),
+    "growing": (
+        Noisy,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {**LESSONS, "method": "slimming", "penalty": {"name": "growing", "strength": 0.1, "every": 2}},
+        },
+    ),
+    "group lasso": (
+        Noisy,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {
+                **LESSONS,
+                "method": "slimming",
+                "accumulate": 2,
+                "penalty": {"name": "group_lasso", "strength": 0.1, "method": "proximal"},
+            },
+        },
+    ),
     "plateau": (tensor_data, {**MASKS, "recover": [{**TUNE, "holdout": 0.25, "schedule": "ReduceLROnPlateau"}]}),
 }
 
@@ -413,8 +447,11 @@ print(hash(test_resume.facts(result)[:2]), calls)
 """
 
 
+TEN_TIMES = ("cut", "best", "gradual", "gradual cuts", "movement", "slimming", "hard concrete", "growing")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cut", "best", "gradual", "gradual cuts", "movement", "slimming"])
+@pytest.mark.parametrize("name", TEN_TIMES)
 def test_ten_kills_of_fresh_processes(name, tmp_path):
     """Counted in calls of the progress and not in seconds, so that load decides nothing; the delay hits any line."""
     code = SCRIPT.format(tests=str(Path(__file__).parent), name=name)
@@ -435,4 +472,5 @@ def test_ten_kills_of_fresh_processes(name, tmp_path):
         kills += code_of_exit == -signal.SIGKILL
     _, again, error = start(tmp_path / "c")
     assert again[:1] == whole[:1], error
+    print(f"{name}: {kills} of 10 processes were killed")
     assert kills >= 5

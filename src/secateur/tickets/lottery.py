@@ -15,6 +15,7 @@ from secateur.comparison.hashes import hash_batch, key_of
 from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.atomic import atomic_write
 from secateur.files.checkpoint import EVERY, Checkpoint
+from secateur.files.disk import disk_errors
 from secateur.files.safe import load_json
 from secateur.files.seeds import canonical_json
 from secateur.masks.units import Masks
@@ -23,15 +24,19 @@ from secateur.model.admit import admit
 from secateur.model.door import Given, Parts, enter
 from secateur.model.guard import generators
 from secateur.model.hashing import hash_model
+from secateur.model.protect import patterns_of, protected
 from secateur.model.tensors import named_tensors
 from secateur.planning.build import CriterionLike, criterion_of
 from secateur.recover.loop import write_tensors
+from secateur.recover.own import require_loop
+from secateur.registry import real_number, whole_number
 from secateur.tickets.masks import drawn_masks, levels, next_masks, shuffled
 from secateur.tickets.result import CONTROLS, DENSE, TICKET, Row, Tickets
 from secateur.tickets.training import Builtin, Bundle, Own, OwnTrain
-from secateur.types import Judge, Loss, Progress, StateDict
+from secateur.types import Judge, Loss, Progress, Protect, StateDict
 
 Rewind = str | Mapping[str, int]
+Protected = Protect | Callable[[nn.Module], Protect]
 _OTHER = 1_000_003  # other initial weights, and other draws, than those of any seed that somebody asks for
 
 
@@ -51,7 +56,7 @@ def lottery(
     train: OwnTrain | None = None,
     steps: int | None = None,
     criterion: CriterionLike = "magnitude",
-    protect: Sequence[str] = (),
+    protect: Protected = (),
     loss: Loss | None = None,
     evaluate: Judge | None = None,
     name: str = "",
@@ -85,7 +90,8 @@ def lottery(
             whatever optimizers it makes. See `secateur.tickets.Span`.
         steps: of `train` in all.
         criterion: scores single weights.
-        protect: names or patterns that stay whole.
+        protect: what stays whole, as for `secateur.plan`: names, patterns, classes of modules; or, since `build` makes
+            every model anew, a function of the model that returns these or modules and parameters of it.
         loss: ``loss(model, batch) -> scalar``.
         evaluate: as for `secateur.prune`; the test part is what it measures on by default.
         name: distinguishes trainings that differ by their code (`loss`, `train`) and not by their data.
@@ -107,26 +113,32 @@ def lottery(
         Carbin, "Comparing Rewinding and Fine-tuning", 2020 (rates).
     """
     _check(sparsity, rate, scope, rewind, seeds, controls, control_rounds)
+    if not callable(build) or isinstance(build, nn.Module):
+        raise RecipeError(f"build= is a {type(build).__name__}", hint="a function: build(seed) -> a new model")
     given = enter(data)
     trainer = _trainer(given, loss, training, train, steps)
     step = 0 if rewind == "init" else None if rewind == "rates" else trainer.step_of(cast(Mapping[str, int], rewind))
     rule = criterion_of(criterion)
+    whole = _protected(build, seeds[0], protect)
     config: dict[str, Any] = {
         "format": 1,
         "rate": rate,
         "scope": scope,
         "rewind": "rates" if step is None else step,
         "criterion": {"name": rule.name, **rule.options()},
-        "protect": list(protect),
+        "protect": list(whole),
         "training": dict(training or {"epochs": 1}) if train is None else {"own": True, "steps": steps},
         "name": name,
         "data": "" if given.train is None else hash_batch(given.first()),
     }
-    search = _Search(
-        build, given, Path(folder), trainer, step, config, rule, tuple(protect), loss, evaluate, every, progress
-    )
+    search = _Search(build, given, Path(folder), trainer, step, config, rule, whole, loss, evaluate, every, progress)
     targets = levels(sparsity, rate)
     wanted = range(1, len(targets) + 1) if control_rounds is None else control_rounds
+    if max(wanted, default=0) > len(targets):
+        raise RecipeError(
+            f"control_rounds={list(wanted)}, and there are {len(targets)} rounds",
+            hint=f"{rate:g} of the rest in each round reaches {sparsity:g} by then",
+        )
     rows = [row for seed in seeds for row in search.rows(seed, targets, controls, set(wanted))]
     found = Tickets(tuple(rows), Path(folder), config)
     found.write()
@@ -202,7 +214,8 @@ class _Search:
         hashed = {name: _mask_hash(mask) for name, mask in sorted(masks.items())}
         key = key_of(config=self.config, seed=seed, variant=variant, round=number, weights=weights, masks=hashed)
         place = self.folder / "cells" / key
-        place.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
         kept = Checkpoint(place, about={"what": "ticket", "key": key}, every=self.every)
         try:
             if kept.get("end") is None:
@@ -262,8 +275,7 @@ class _Search:
 
     def fresh(self, seed: int) -> nn.Module:
         """A freshly initialised network."""
-        with generators(seed):
-            return admit(self.build(seed))
+        return _built(self.build, seed)
 
     def _teller(self, what: str) -> Callable[[int, int], None]:
         assert self.progress is not None
@@ -271,13 +283,37 @@ class _Search:
         return lambda done, total: progress(what, done, total)
 
 
+def _built(build: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    with generators(seed):
+        return admit(build(seed))
+
+
+def _protected(build: Callable[[int], nn.Module], seed: int, protect: Protected) -> tuple[str, ...]:
+    """What stays whole, as names that hold in every model that is built."""
+    model = _built(build, seed)
+    named = callable(protect) and not isinstance(protect, (type, nn.Module))
+    chosen: Protect = protect(model) if named else protect  # type: ignore[operator, assignment]
+    mine = {id(one) for one in (*model.modules(), *model.parameters())}
+    objects = [one for one in chosen if isinstance(one, (nn.Module, Tensor))] if isinstance(chosen, Sequence) else []
+    if any(id(one) not in mine for one in objects):
+        raise RecipeError(
+            f"protect holds a {type(objects[0]).__name__} that is in no model of build",
+            why="build makes every model anew",
+            hint="give names, or a function: protect=lambda model: [model.head]",
+        )
+    patterns = patterns_of(model, chosen)
+    protected(model, patterns)  # a misspelt name is said now, and not behind the first training
+    return patterns
+
+
 def _trainer(
     given: Parts, loss: Loss | None, training: Mapping[str, object] | None, train: OwnTrain | None, steps: int | None
 ) -> Builtin | Own:
     if train is not None:
+        require_loop(train)
         if training is not None or steps is None:
             raise RecipeError("a loop of your own needs steps=, and training= is for the built-in one")
-        return Own(train, steps)
+        return Own(train, whole_number("steps", steps, least=1))
     if given.train is None:
         raise RecipeError("there are no data to train with", hint="pass data, or a loop of your own as train=")
     return Builtin(given.train, loss, training or {"epochs": 1})
@@ -292,19 +328,22 @@ def _check(
     controls: Sequence[str],
     control_rounds: Sequence[int] | None,
 ) -> None:
-    if not 0 < sparsity < 1 or not 0 < rate < 1:
+    if not 0 < real_number("sparsity", sparsity) < 1 or not 0 < real_number("rate", rate) < 1:
         raise RecipeError(f"sparsity {sparsity}, rate {rate}", hint="both are between 0 and 1")
     if scope not in ("global", "local"):
         raise RecipeError(f"scope={scope!r} is not known", hint='"global" or "local"')
     places = isinstance(rewind, Mapping) and len(rewind) == 1 and next(iter(rewind)) in ("step", "epoch")
     if rewind not in ("init", "rates") and not (places and all(type(v) is int and v >= 0 for v in rewind.values())):  # type: ignore[union-attr]
         raise RecipeError(f"rewind={rewind!r} is not known", hint='"init", {"step": 500}, {"epoch": 1} or "rates"')
+    for option, value, example in (("seeds", seeds, "(0, 1, 2)"), ("controls", controls, '("reinit",)')):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise RecipeError(f"{option}={value!r} is no list", hint=f"for example {option}={example}")
     unknown = [control for control in controls if control not in CONTROLS]
     if unknown:
         raise RecipeError(f"there is no control {unknown[0]!r}", hint=", ".join(CONTROLS))
-    if not seeds or len(set(seeds)) != len(seeds) or any(not 0 <= seed < 2**31 for seed in seeds):
+    if not seeds or len(set(seeds)) != len(seeds) or any(type(s) is not int or not 0 <= s < 2**31 for s in seeds):
         raise RecipeError(f"seeds={list(seeds)}", hint="at least one, each once, from 0")
-    if any(number < 1 for number in control_rounds or ()):
+    if any(type(number) is not int or number < 1 for number in control_rounds or ()):
         raise RecipeError(f"control_rounds={list(control_rounds or ())}", hint="rounds count from 1")
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 import secateur as sc
-from secateur.errors import RecipeError
+from secateur.errors import FileRefusedError, InputError, RecipeError, SecateurError
 from secateur.files import disk
 from secateur.files.checkpoint import Checkpoint
 from secateur.sources import TensorData
@@ -322,6 +322,17 @@ REFUSED = {
     "seeds": ({"seeds": (1, 1)}, "each once"),
     "scope": ({"scope": "row"}, "global"),
     "option": ({"training": {"epochs": 1, "best": True}}, "no option 'best'"),
+    "sparsity that is a word": ({"sparsity": "high"}, "finite number"),
+    "rate that is a word": ({"rate": "a fifth"}, "finite number"),
+    "a number of seeds": ({"seeds": 3}, r"seeds=\(0, 1, 2\)"),
+    "seeds that are no numbers": ({"seeds": ("a",)}, "each once"),
+    "controls that are a word": ({"controls": "reinit"}, "no list"),
+    "rounds that are none": ({"control_rounds": [3]}, "there are 2 rounds"),
+    "protect that is a word": ({"protect": "4"}, "one word"),
+    "protect that is misspelt": ({"protect": ["claßify"]}, "matches no module"),
+    "a module of another model": ({"protect": [plain(0)[2]]}, "lambda model"),
+    "a loop that is none": ({"train": 3, "training": None, "steps": 3}, "train= is no function"),
+    "own with no steps": ({"train": own, "training": None, "steps": 0}, "steps=0"),
     "own without steps": ({"train": own, "training": None}, "steps="),
     "own and built in": ({"train": own, "steps": 3}, "built-in"),
     "control rounds": ({"control_rounds": [0]}, "from 1"),
@@ -333,6 +344,41 @@ def test_what_makes_no_sense_is_refused(name, tmp_path):
     options, words = REFUSED[name]
     with pytest.raises(RecipeError, match=words):
         search(tmp_path, **options)
+
+
+PROTECTED = {
+    "name": ["0"],
+    "parameter": ["0.weight"],
+    "pattern": ["0*"],
+    "function of modules": lambda model: [model[0]],
+    "function of parameters": lambda model: [model[0].weight],
+}
+
+
+@pytest.mark.parametrize("kind", PROTECTED)
+def test_what_is_protected_stays_whole(kind, tmp_path):
+    found = search(tmp_path, protect=PROTECTED[kind], training={"steps": 1}, sparsity=0.3)
+    assert list(kept(found)["masks"]) == ["4.weight"]
+    assert found.rows[-1]["kept"] == 14
+
+
+def test_a_class_is_protected_and_nothing_is_left(tmp_path):
+    with pytest.raises(SecateurError):
+        search(tmp_path, protect=[nn.Linear], training={"steps": 1})
+
+
+@pytest.mark.parametrize("build", [None, plain(0), plain])
+def test_what_builds_no_model_is_refused(build, tmp_path):
+    """A model in the place of a function; a function that returns none is refused at the door of all models."""
+    built = (lambda seed: None) if build is plain else build
+    with pytest.raises((RecipeError, InputError), match=r"build=|the model is a"):
+        sc.lottery(built, data(), folder=tmp_path, training=TRAINING)
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileRefusedError, match="cannot write"):
+        search(tmp_path / "file")
 
 
 def test_no_data_and_no_figure_are_refused(tmp_path):

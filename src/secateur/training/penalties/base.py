@@ -17,6 +17,7 @@ from secateur.masks.hold import moved_by
 from secateur.model.admit import admit
 from secateur.model.protect import patterns_of
 from secateur.registry import Registry, one_of, real_number
+from secateur.training.settings import listed_optimizers
 from secateur.types import Example, Protect
 
 Method = Literal["subgradient", "proximal"]
@@ -103,6 +104,7 @@ class Penalty(ABC):
         Raises:
             InputError: it moves none of the parameters that pay.
         """
+        (optimizer,) = listed_optimizers([optimizer])
         moved = moved_by(optimizer)
         if not any(id(parameter) in moved for parameter in self.paying.values()):
             raise InputError(f"the optimizer moves nothing that pays for {self.name!r}")

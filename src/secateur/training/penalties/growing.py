@@ -12,7 +12,7 @@ from secateur.amounts import select
 from secateur.criteria.base import Context
 from secateur.errors import InputError
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
-from secateur.registry import whole_number
+from secateur.registry import real_number, whole_number
 from secateur.request import CRITERION
 from secateur.training.penalties.base import Method, Penalty, register
 from secateur.training.penalties.group_lasso import OWN
@@ -63,7 +63,7 @@ class Growing(Penalty):
         protect: Protect = (),
     ) -> None:
         self._wanted = sparsity, granularity, criterion
-        self.every, self.ceiling, self.steps = whole_number("every", every, least=1), float(ceiling), 0
+        self.every, self.ceiling, self.steps = whole_number("every", every, least=1), real_number("ceiling", ceiling), 0
         self.keep = Kept({})
         super().__init__(model, example, strength=strength, method=method, optimizer=optimizer, protect=protect)
 
