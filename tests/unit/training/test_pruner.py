@@ -62,6 +62,7 @@ LOOPS = {
     "bf16 and scaled": {"autocast": True, "scaler": True},
     "accumulated": {"batches": 3},
     "averaged": {"ema": True},
+    "all at once": {"autocast": True, "scaler": True, "batches": 2, "ema": True},
 }
 
 
@@ -69,7 +70,7 @@ def small():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
 
 
-FAST = {("sgd", "plain"), ("adamw", "averaged"), ("sgd", "bf16 and scaled")}
+FAST = {("sgd", "plain"), ("sgd", "bf16 and scaled"), ("adamw", "all at once")}
 PAIRS = [
     pytest.param(optimizer, loop, marks=() if (optimizer, loop) in FAST else pytest.mark.slow)
     for optimizer in OPTIMIZERS
@@ -77,14 +78,21 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "loop"), PAIRS)
-def test_the_amount_is_exact_and_the_zeros_stay_for_200_steps(optimizer, loop):
-    model, options = small(), dict(LOOPS[loop])
-    moving = OPTIMIZERS[optimizer](model.parameters())
+def loop_of(name, model):
+    """Options of `train`, with objects of their own."""
+    options = dict(LOOPS[name])
     if "ema" in options:
         options["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     if "scaler" in options:
         options["scaler"] = torch.amp.GradScaler("cpu", init_scale=128.0)
+    return options
+
+
+@pytest.mark.parametrize(("optimizer", "loop"), PAIRS)
+def test_the_amount_is_exact_and_the_zeros_stay_for_200_steps(optimizer, loop):
+    model = small()
+    options = loop_of(loop, model)
+    moving = OPTIMIZERS[optimizer](model.parameters())
     pruner = Pruner(model, sparsity=0.9, end=20, every=3, optimizer=moving, ema=options.get("ema"))
     train(model, moving, pruner, 20, **options)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
@@ -99,6 +107,44 @@ def test_the_amount_is_exact_and_the_zeros_stay_for_200_steps(optimizer, loop):
     assert pruner.finish() is model
     assert pruner.done == 220
     assert sum(int((model.get_parameter(n) == 0).sum()) for n in masks) == int(0.9 * total + 0.5)
+
+
+UNITS = {
+    "2:4": {"granularity": "2:4"},
+    "block": {"granularity": {"name": "block", "shape": [4, 4]}, "sparsity": 0.7},
+    "row": {"granularity": {"name": "vector", "axis": "row"}, "sparsity": 0.5},
+    "rigl": {"sparsity": 0.9, "regrow": "rigl"},
+    "set": {"sparsity": 0.9, "regrow": "set"},
+    "movement": {"kind": MovementPruner, "sparsity": 0.9, "freeze": "masks"},
+    "soft movement": {"kind": MovementPruner, "sparsity": 0.9, "form": "soft", "threshold": 0.5},
+}
+
+
+HELD = [(units, optimizer) for units in UNITS for optimizer in OPTIMIZERS]
+QUICK = {("2:4", "adamw"), ("movement", "sgd")}
+
+
+@pytest.mark.parametrize(
+    ("units", "optimizer"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in HELD]
+)
+def test_the_zeros_of_all_units_stay_for_200_steps_behind_the_end(units, optimizer):
+    """In a loop that has everything at once; `finish` lets the loop go, and the masks stay held."""
+    settings = dict(UNITS[units])
+    model, kind = small(), settings.pop("kind", Pruner)
+    options = loop_of("all at once", model)
+    moving = OPTIMIZERS[optimizer](model.parameters())
+    pruner = kind(model, end=6, every=3, optimizer=moving, ema=options["ema"], **settings)
+    train(model, moving, pruner, 8, **options)
+    pruner.finish()
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    before = {name: model.get_parameter(name).detach().clone() for name in masks}
+    assert sum(int((~mask).sum()) for mask in masks.values()) > 200
+    train(model, moving, pruner, 200, **options)
+    for name, mask in masks.items():
+        assert torch.equal(pruner.masks[name], mask)
+        assert exact_zeros(model.get_parameter(name), mask)
+        assert exact_zeros(options["ema"].module.get_parameter(name), mask)
+        assert not torch.equal(model.get_parameter(name)[mask], before[name][mask]), "the rest is trained"
 
 
 @pytest.mark.parametrize("kind", [Pruner, MovementPruner])
