@@ -84,6 +84,7 @@ RUNS = {
         {**MASKS, "recover": [{**TUNE, "schedule": {"name": "StepLR", "step_size": 3}}]},
     ),
     "best": (tensor_data, {**MASKS, "recover": [{**TUNE, "holdout": 0.25, "best": True, "patience": 2}]}),
+    "best of a loader": (loader, {**MASKS, "recover": [{**TUNE, "holdout": 0.25, "best": True}]}),
     "distil and accumulate": (
         Noisy,
         {**MASKS, "recover": [{**TUNE, "accumulate": 3, "distil": {"hidden": ["body.0"]}}, {"method": "bn_refresh"}]},
