@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,9 +27,12 @@ from secateur.model.hashing import hash_model
 from secateur.model.protect import patterns_of, protected
 from secateur.model.tensors import named_tensors
 from secateur.planning.build import CriterionLike, criterion_of
-from secateur.recover.loop import write_tensors
+from secateur.recover.loop import TrainStep, write_tensors
 from secateur.recover.own import require_loop
 from secateur.registry import real_number, whole_number
+from secateur.report.journal import point
+from secateur.report.record import TrainingPoint
+from secateur.report.watch import LivePage
 from secateur.tickets.masks import drawn_masks, levels, next_masks, shuffled
 from secateur.tickets.result import CONTROLS, DENSE, TICKET, Row, Tickets
 from secateur.tickets.training import Builtin, Bundle, Own, OwnTrain
@@ -37,6 +40,7 @@ from secateur.types import Judge, Loss, Progress, Protect, StateDict
 
 Rewind = str | Mapping[str, int]
 Protected = Protect | Callable[[nn.Module], Protect]
+_PATIENCE = 5.0  # seconds without a page: a search that is over by then needs none
 _OTHER = 1_000_003  # other initial weights, and other draws, than those of any seed that somebody asks for
 
 
@@ -75,7 +79,8 @@ def lottery(
             are seeded with it as well.
         data: training batches, or a mapping of train and test, or a `DataSet`.
         folder: every network gets a folder named by the hash of what decides about it. What is there is not done
-            again, and a training that was interrupted goes on where it was.
+            again, and a training that was interrupted goes on where it was. Of a search that takes more than some
+            seconds it holds progress.html, which draws the training that goes on.
         sparsity: of the last round.
         rate: share of the remaining weights that each round masks.
         scope: "global", or "local" for the same share of every layer.
@@ -139,7 +144,11 @@ def lottery(
             f"control_rounds={list(wanted)}, and there are {len(targets)} rounds",
             hint=f"{rate:g} of the rest in each round reaches {sparsity:g} by then",
         )
-    rows = [row for seed in seeds for row in search.rows(seed, targets, controls, set(wanted))]
+    search.page = LivePage(Path(folder) / "progress.html", "lottery tickets", after=_PATIENCE)
+    try:
+        rows = [row for seed in seeds for row in search.rows(seed, targets, controls, set(wanted))]
+    finally:
+        search.page.close()
     found = Tickets(tuple(rows), Path(folder), config)
     found.write()
     return found
@@ -162,6 +171,7 @@ class _Search:
     every: float
     progress: Progress | None
     judged: Yardstick | None = None
+    page: LivePage | None = None
 
     def rows(self, seed: int, targets: Sequence[float], controls: Sequence[str], wanted: set[int]) -> Iterator[Row]:
         """The dense network of a seed, its tickets, and their controls."""
@@ -249,17 +259,18 @@ class _Search:
         if self.step is None and weights_of is not None and not reinit:
             write_tensors(model, weights_of)  # rates alone are rewound
         what = f"seed {seed}, {variant}" + (f" {number}" if number else "")
-        tell = None if self.progress is None else self._teller(what)
+        zeros, total = sum(int((~m).sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
+        sparsity = zeros / total if total else 0.0
+        tell = _Telling(what, sparsity, self.progress, self.page)
         bundle = self.trainer.run(model, masks, seed=seed, start=start, capture=capture, kept=kept, progress=tell)
         if self.judged is None:
             self.judged = yardstick(model, self.given, self.evaluate, loss=self.loss)
         if self.judged.evaluate is None:
             raise RecipeError("there is no figure of quality", why=self.judged.why, hint="pass evaluate=")
         figures = dict(self.judged.evaluate(model))
-        zeros, total = sum(int((~m).sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
         seconds = round(time.perf_counter() - began, 3)
         row = Row(
-            key=key, seed=seed, variant=variant, round=number, sparsity=zeros / total if total else 0.0,
+            key=key, seed=seed, variant=variant, round=number, sparsity=sparsity,
             kept=total - zeros, total=total, figures=figures, seconds=seconds,
         )  # fmt: skip
         before = {} if self.step is not None or weights_of is None else dict(weights_of)
@@ -277,10 +288,34 @@ class _Search:
         """A freshly initialised network."""
         return _built(self.build, seed)
 
-    def _teller(self, what: str) -> Callable[[int, int], None]:
-        assert self.progress is not None
-        progress = self.progress
-        return lambda done, total: progress(what, done, total)
+
+class _Telling:
+    """Tells of the training of one network: the caller how far it is, and the page its curve."""
+
+    def __init__(self, what: str, sparsity: float, progress: Progress | None, page: LivePage | None) -> None:
+        self._what, self._sparsity, self._progress, self._page = what, sparsity, progress, page
+        self._points: list[TrainingPoint] = []
+
+    @property
+    def takes_note(self) -> bool:
+        """Whether the caller's progress shows loss and sparsity, as bars and lines of ours do."""
+        return bool(getattr(self._progress, "takes_note", False))
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Called after every step."""
+        if self._progress is not None:
+            self._progress(self._what, done, total, *([note] if note and self.takes_note else []))
+
+    def watch(self, records: Sequence[TrainStep]) -> None:
+        """Called after every step with all of them, those of an earlier process included."""
+        # Masks do not change while a ticket is trained, so the loop itself knows no sparsity.
+        fresh = (replace(record, sparsity=self._sparsity) for record in records[len(self._points) :])
+        self._points += [point(0, record) for record in fresh]
+        if self._page is not None and self._points:
+            self._page.step(self._what, self._points)
+
+    def quality(self, model: nn.Module) -> None:
+        """Nothing: networks are judged at their end, so that nothing is chosen by the test part."""
 
 
 def _built(build: Callable[[int], nn.Module], seed: int) -> nn.Module:

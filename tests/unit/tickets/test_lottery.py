@@ -292,6 +292,32 @@ def test_a_training_that_was_interrupted_goes_on_in_its_middle(tmp_path):
     assert all(torch.equal(value, kept(found)["model"][name]) for name, value in kept(whole)["model"].items())
 
 
+def test_the_page_draws_the_training_that_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["secateur.tickets.lottery"], "_PATIENCE", 0.0)
+    seen, notes = [], []
+
+    class Noting:
+        takes_note = True
+
+        def __call__(self, what, done, total, note=""):
+            notes.append((what, note))
+            if (tmp_path / "progress.html").exists() and len(seen) < 1:
+                seen.append((tmp_path / "progress.html").read_text())
+
+    found = search(tmp_path, progress=Noting())
+    assert 'http-equiv="refresh"' in seen[0]
+    last = (tmp_path / "progress.html").read_text()
+    assert 'http-equiv="refresh"' not in last
+    curves = json.loads(last.split('id="chart-data">')[1].split("</script>")[0])["training"]["data"]
+    drawn = {curve["name"]: curve["y"] for curve in curves}
+    assert set(drawn) == {"loss", "sparsity", "learning rate"}
+    assert len(drawn["loss"]) == 18
+    assert set(drawn["sparsity"]) == {found.rows[-1]["sparsity"]}
+    assert "seed 0, ticket 2" in last
+    assert ("seed 0, ticket 2", notes[-1][1]) == notes[-1]
+    assert notes[-1][1].startswith("loss ")
+
+
 def test_table_and_plot_say_what_the_rows_say(tmp_path):
     pytest.importorskip("scipy")
     found = search(tmp_path, seeds=(0, 1, 2), controls=("reinit",))
