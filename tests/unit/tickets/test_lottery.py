@@ -7,13 +7,13 @@ import random
 import signal
 import subprocess
 import sys
-import threading
-import warnings
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from killed_fork import killed_fork
 from torch import nn
 from torch.nn import functional
 
@@ -209,7 +209,7 @@ def test_interrupted_anywhere_the_tickets_are_the_same(rewind, tmp_path):
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch
 import test_lottery
 torch.set_num_threads(1)
@@ -228,36 +228,12 @@ def told(found, path):
     Path(path).write_text(json.dumps(lines))
 
 
-def forked(folder, options, after, delay):
-    """A search in a process of its own, which is killed soon after so many calls of the progress; how it ended."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads that a fork does not take along: there are none that matter
-        pid = os.fork()
-    if pid == 0:
-        calls = 0
-
-        def progress(what, done, total):
-            nonlocal calls
-            calls += 1
-            if calls == after:
-                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-        failed = 1
-        try:
-            search(folder, progress=progress, **options)
-            failed = 0
-        finally:
-            os._exit(failed)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 KILLS = 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rewind", ["init", {"step": 4}, "rates"], ids=["init", "step", "rates"])
 def test_a_search_that_is_killed_again_and_again_finds_the_same(rewind, tmp_path):
-    """Counted in calls of the progress and not in seconds, so that load decides nothing; the delay hits any line."""
     options = {"rewind": rewind, "controls": ("reinit", "random"), "every": 0.0}
     threads, calls = torch.get_num_threads(), []
     torch.set_num_threads(1)  # threads do not come along into a fork
@@ -267,12 +243,13 @@ def test_a_search_that_is_killed_again_and_again_finds_the_same(rewind, tmp_path
     chance, ends, folder = random.Random(str(rewind)), [], tmp_path / "c"
     for _ in range(KILLS):
         after = chance.randrange(1, len(calls) // (2 * KILLS))
-        ends.append(forked(folder, options, after, chance.uniform(0, 0.01)))
+        work = partial(search, folder, **options)
+        ends.append(killed_fork(lambda progress, work=work: work(progress=progress), after, chance.uniform(0, 0.01)))
     torch.set_num_threads(threads)
     assert ends == [-signal.SIGKILL] * KILLS
     assert len(list(folder.glob("cells/*"))) > 1, "the kills lie within more than one network"
     # The last one is a fresh process, which knows nothing but the files.
-    code = SCRIPT.format(tests=str(Path(__file__).parent), options=options)
+    code = SCRIPT.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])], options=options)
     argv = [sys.executable, "-c", code, str(folder), str(tmp_path / "c.json")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     last = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
