@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.comparison.hashes import hash_batch, key_of
 from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.atomic import atomic_write
-from secateur.files.checkpoint import EVERY, Checkpoint
+from secateur.files.checkpoint import EVERY, PAGE, Checkpoint
 from secateur.files.disk import disk_errors
 from secateur.files.safe import load_json
 from secateur.files.seeds import canonical_json
@@ -144,7 +144,7 @@ def lottery(
             f"control_rounds={list(wanted)}, and there are {len(targets)} rounds",
             hint=f"{rate:g} of the rest in each round reaches {sparsity:g} by then",
         )
-    search.page = LivePage(Path(folder) / "progress.html", "lottery tickets", after=_PATIENCE)
+    search.page = LivePage(Path(folder) / PAGE, "lottery tickets", after=_PATIENCE)
     try:
         rows = [row for seed in seeds for row in search.rows(seed, targets, controls, set(wanted))]
     finally:
