@@ -153,7 +153,7 @@ def test_weights_that_an_untold_optimizer_moves_are_zero_after_every_step(kind):
     told = torch.optim.SGD(model[1].parameters(), lr=0.1, momentum=0.9)
     untold = torch.optim.SGD(model[4].parameters(), lr=0.1, momentum=0.9)
     averages = {name: p.detach().clone() for name, p in model.named_parameters()}
-    pruner = kind(model, sparsity=0.8, end=2, optimizer=told, ema=averages)
+    pruner = kind(model, sparsity=0.8, end=4, every=4, optimizer=told, ema=averages)
     for _ in range(20):
         F.cross_entropy(model(X), Y).backward()
         told.step()
