@@ -46,6 +46,7 @@ class Penalty(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("subgradient", "proximal")
+    follows_cuts: ClassVar[bool] = True  # whether what pays can be found anew in a model that was cut
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Penalty(ABC):
         self.paying: dict[str, nn.Parameter] = self._paying()
         if not self.paying:
             raise InputError(f"nothing of {type(self.model).__name__} pays for {self.name!r}", hint="check protect")
+        self._shapes = self._shapes_now()
         self._hooks: list[RemovableHandle] = []
         if optimizer is not None:
             self.hold(optimizer)
@@ -91,10 +93,12 @@ class Penalty(ABC):
 
     def __call__(self) -> Tensor:
         """What to add to the loss."""
+        self._follow()
         return self.strength * self.cost()
 
     def step(self, lr: float) -> None:
         """Shrink the weights, after the optimizer's step at this learning rate."""
+        self._follow()
         with torch.no_grad():
             self.shrink(dict.fromkeys(self.paying, self.strength * lr))
 
@@ -117,9 +121,26 @@ class Penalty(ABC):
             hook.remove()
         self._hooks = []
 
+    def _shapes_now(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self.paying.items()}
+
+    def _follow(self) -> None:
+        """Find what pays anew where the model was cut meanwhile: its units have other numbers then."""
+        if self._shapes_now() == self._shapes:
+            return
+        if not self.follows_cuts:
+            raise InputError(
+                f"the model was cut while {self.name!r} was paid",
+                why="the units that it was made for have other numbers now",
+                hint="end the penalty before you cut, and make it anew",
+            )
+        self.paying = self._paying()
+        self._shapes = self._shapes_now()
+
     def _before(self, *_: object) -> None:
         if self.method != "subgradient":
             return
+        self._follow()
         paying = [parameter for parameter in self.paying.values() if parameter.requires_grad]
         with torch.enable_grad():
             gradients = torch.autograd.grad(self(), paying, allow_unused=True)
@@ -130,6 +151,7 @@ class Penalty(ABC):
     def _after(self, optimizer: Optimizer, *_: object) -> None:
         if self.method != "proximal":
             return
+        self._follow()
         lr = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
             self.shrink({n: self.strength * lr[id(p)] for n, p in self.paying.items() if id(p) in lr})

@@ -38,6 +38,7 @@ class GatePenalty(Penalty):
 
     name = "gates"
     summary = "sum of |z| of inserted factors: slimming without norms"
+    follows_cuts = False
 
     def __init__(
         self,

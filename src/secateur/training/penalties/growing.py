@@ -46,6 +46,7 @@ class Growing(Penalty):
 
     name = "growing"
     summary = "units that are to go pay more and more"
+    follows_cuts = False
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class Growing(Penalty):
 
     def __call__(self) -> Tensor:
         """What to add to the loss."""
+        self._follow()
         return self.rate * self.cost()
 
     def cost(self) -> Tensor:
