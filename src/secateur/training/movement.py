@@ -358,6 +358,9 @@ class MovementPruner:
             for span in mine:
                 masks[span.tensor] |= _alive(alive, span.index, masks[span.tensor].shape)
         self._held.hold_masks(masks, back=True)
+        # What came back counts as there: sparsity and keep say what the masks are.
+        filled = {name: mask.float() for name, mask in masks.items()}
+        self._held.keep = {group.name: unit_sums(filled, group, WEIGHTS) > 0 for group in self._summed}
 
 
 def _check_words(form: str, freeze: str, scope: str, threshold: float) -> None:

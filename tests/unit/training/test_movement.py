@@ -181,6 +181,13 @@ def test_filling_gives_back_whole_units_that_are_not_empty():
         assert part.all() or not part.any(), head
     assert not qkv[:, 0].any()
     assert qkv.any()
+    # What is said is what the masks are, and not what they were before.
+    for name, mask in pruner.masks.items():
+        blocks = mask.view(mask.shape[0] // 4, 4, -1, 4).permute(0, 2, 1, 3).flatten(2)
+        assert torch.equal(pruner.keep[name], blocks.any(-1))
+    total = sum(mask.numel() for mask in pruner.masks.values())
+    assert pruner.sparsity == pytest.approx(sum(int((~m).sum()) for m in pruner.masks.values()) / total)
+    assert pruner.sparsity < 0.7
 
 
 @pytest.mark.parametrize("at_once", [False, True])
