@@ -158,7 +158,7 @@ def by_hand(decision: Decided, settings: Recipe) -> ByHand:
     exact = [name for name in EXACT if name in given]
     if exact and "target" in decision:
         raise RecipeError(f"{exact[0]}= says exactly what goes.", hint="Leave out target.")
-    if given and settings.training is not None and settings.training.prunes:
+    if given and settings.training is not None and settings.training.decides:
         raise RecipeError(
             f"{next(iter(given))}= and training: {settings.training.method} both decide what goes.",
             hint="Leave one of them out.",

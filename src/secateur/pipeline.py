@@ -27,7 +27,7 @@ from secateur.planning import Plan, make_plan
 from secateur.recipe import Recipe
 from secateur.recover.during import Trained, as_asked
 from secateur.recover.loop import write_tensors
-from secateur.recover.own import Train
+from secateur.recover.own import Train, require_loop
 from secateur.recover.steps import Damage
 from secateur.report import Control
 from secateur.report.collect import collect, forecast
@@ -136,6 +136,8 @@ def prune(
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
     loss = as_loss(loss)
+    if train is not None:
+        require_loop(train)
     settings, untrained = settings_of(recipe, overrides, decision, given, recover=recover, own=train is not None)
     settings, objects = with_trackers(settings, track)
     units = by_hand(decision, settings)
@@ -247,7 +249,11 @@ def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: RunStage
     if not training.prunes:
         base = cut_copy(asked.model, {}, {})
         write_tensors(base, trained.tensors)
-        return base, _decide(asked, base, run, kept)
+        if not training.decides:
+            return base, _decide(asked, base, run, kept)
+        units: ByHand = {"keep": trained.keep} if trained.keep else {"scores": trained.scores}
+        plan = plan_by(base, asked.example, asked.settings, examples=asked.examples, by_hand=units)
+        return base, as_asked(plan, asked.settings, asked.criterion) if trained.keep else plan
     if trained.masks:
         plan = make_plan(asked.model, masks=trained.masks)
     else:

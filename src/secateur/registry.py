@@ -106,12 +106,17 @@ def build(cls: type[A], what: str, options: Mapping[str, object]) -> A:
         options: argument name -> value.
 
     Raises:
-        RecipeError: an option that the constructor does not take; the hint names the nearest one.
+        RecipeError: an option that the constructor does not take (the hint names the nearest one), or that it needs
+            and is not there.
     """
     known = option_names(cls)
     for name in options:
         if name not in known:
             raise RecipeError(f"{what} has no option {name!r}", hint=suggestion(name, known))
+    wanted = inspect.signature(cls).parameters.values()
+    missing = [p.name for p in wanted if p.name in known and p.default is p.empty and p.name not in options]
+    if missing:
+        raise RecipeError(f"{what} needs the option {missing[0]!r}", hint=f'for example {{..., "{missing[0]}": ...}}')
     return cls(**options)
 
 
@@ -144,6 +149,17 @@ def whole_number(option: str, value: object, *, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise RecipeError(f"{option}={value!r} is not a whole number of at least {least}")
     return value
+
+
+def real_number(option: str, value: object, *, least: float = 0.0) -> float:
+    """A finite number of at least so much.
+
+    Raises:
+        RecipeError: anything else; True is no number, and a text with digits is none either.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        raise RecipeError(f"{option}={value!r} is not a finite number of at least {least:g}")
+    return float(value)
 
 
 def listed(names: Sequence[str], *, most: int = 5, form: str = "{!r}") -> str:

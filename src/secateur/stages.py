@@ -164,14 +164,15 @@ class RunStages:
         """
         found = self._found("trained")
         if found is not None:
-            return Trained(found["tensors"], found["keep"], found["masks"], ())
+            return Trained(found["tensors"], found["keep"], found["masks"], (), found["scores"])
         result = work(self.keeper("training"))
         done(result)
         if self._checkpoint is not None:
             self.stage_ended()
             # In this order: killed in between, the training is found as done, and at worst its states lie there in
             # vain.
-            self._keep("trained", {"tensors": result.tensors, "keep": result.keep, "masks": result.masks})
+            told = {"tensors": result.tensors, "keep": result.keep, "masks": result.masks, "scores": result.scores}
+            self._keep("trained", told)
             self._checkpoint.drop("training")
         return result
 

@@ -194,7 +194,8 @@ def spoken(*also: Collection[str]) -> Callable[[Callable[P, R]], Callable[P, R]]
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        known = [*inspect.signature(function).parameters, *(name for names in also for name in names)]
+        mine = [name for name in inspect.signature(function).parameters if name != "self"]
+        known = [*mine, *(name for names in also for name in names)]
         # A class is called by its own name, and `plan` is made elsewhere.
         called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
         called = "plan" if called == "make_plan" else called

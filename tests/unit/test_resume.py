@@ -1,6 +1,7 @@
 """A run that is interrupted or killed anywhere goes on, and ends with the bytes of a run that was not."""
 
 import copy
+import hashlib
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed_fork import killed_fork
 from torch import nn
 
 import secateur as sc
@@ -84,6 +86,7 @@ RUNS = {
         {**MASKS, "recover": [{**TUNE, "schedule": {"name": "StepLR", "step_size": 3}}]},
     ),
     "best": (tensor_data, {**MASKS, "recover": [{**TUNE, "holdout": 0.25, "best": True, "patience": 2}]}),
+    "best of a loader": (loader, {**MASKS, "recover": [{**TUNE, "holdout": 0.25, "best": True}]}),
     "distil and accumulate": (
         Noisy,
         {**MASKS, "recover": [{**TUNE, "accumulate": 3, "distil": {"hidden": ["body.0"]}}, {"method": "bn_refresh"}]},
@@ -116,6 +119,40 @@ RUNS = {
             "target": {"sparsity": 0.25},
             "training": {**LESSONS, "method": "slimming", "penalty": {"name": "slimming", "strength": 0.1}},
             "recover": [{**TUNE, "epochs": 1}],
+        },
+    ),
+    "gates": (
+        Noisy,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {**LESSONS, "method": "slimming", "penalty": {"name": "gates", "strength": 0.1, "lr": 0.1}},
+        },
+    ),
+    "hard concrete": (
+        loader,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {**LESSONS, "method": "slimming", "penalty": {"name": "hard_concrete", "strength": 0.1}},
+            "recover": [{**TUNE, "epochs": 1}],
+        },
+    ),
+    "growing": (
+        Noisy,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {**LESSONS, "method": "slimming", "penalty": {"name": "growing", "strength": 0.1, "every": 2}},
+        },
+    ),
+    "group lasso": (
+        Noisy,
+        {
+            "target": {"sparsity": 0.25},
+            "training": {
+                **LESSONS,
+                "method": "slimming",
+                "accumulate": 2,
+                "penalty": {"name": "group_lasso", "strength": 0.1, "method": "proximal"},
+            },
         },
     ),
     "plateau": (tensor_data, {**MASKS, "recover": [{**TUNE, "holdout": 0.25, "schedule": "ReduceLROnPlateau"}]}),
@@ -390,49 +427,47 @@ def test_killed_with_signal_9_it_goes_on(tmp_path):
 
 
 SCRIPT = """
-import os, signal, sys, threading
+import sys
 sys.path.insert(0, {tests!r})
 import torch
 import test_resume
 torch.set_num_threads(1)
-folder, after, delay = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-made = test_resume.stopping
-
-def dying(_):
-    inner = made(None)
-    def progress(stage, done, total):
-        inner(stage, done, total)
-        progress.calls = inner.calls
-        if inner.calls == after:
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return progress
-
-test_resume.stopping = dying
-result, calls = test_resume.run({name!r}, folder)
-print(hash(test_resume.facts(result)[:2]), calls)
+test_resume.disk.fsync = test_resume.disk.sync_path = lambda place: None
+print(test_resume.told(test_resume.run({name!r}, sys.argv[1])[0]))
 """
 
 
+def told(result):
+    """The weights and the plan, as one line that a fresh process can write."""
+    return hashlib.sha256("".join(facts(result)[:2]).encode()).hexdigest()
+
+
+TEN_TIMES = ("cut", "best", "gradual", "gradual cuts", "movement", "slimming", "hard concrete", "growing")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cut", "best", "gradual", "gradual cuts", "movement", "slimming"])
-def test_ten_kills_of_fresh_processes(name, tmp_path):
-    """Counted in calls of the progress and not in seconds, so that load decides nothing; the delay hits any line."""
-    code = SCRIPT.format(tests=str(Path(__file__).parent), name=name)
-    env = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-
-    def start(folder, after=0, delay=0.0):
-        argv = [sys.executable, "-c", code, str(folder), str(after), str(delay)]
-        done = subprocess.run(argv, capture_output=True, env=env, text=True, timeout=300, check=False)
-        return done.returncode, done.stdout.split(), done.stderr
-
-    _, whole, error = start(tmp_path / "whole")
-    assert whole, error
-    chance, kills = random.Random(name), 0
+@pytest.mark.parametrize("name", TEN_TIMES)
+def test_ten_kills(name, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads do not come along into a fork
+    whole, calls = run(name)
+    chance, kills, folder = random.Random(name), 0, tmp_path / "c"
     for _ in range(10):
-        after, delay = chance.randrange(2, max(int(whole[1]) // 4, 4)), chance.uniform(0, 0.02)
-        code_of_exit, _, error = start(tmp_path / "c", after, delay)
-        assert code_of_exit in (0, -signal.SIGKILL), error
-        kills += code_of_exit == -signal.SIGKILL
-    _, again, error = start(tmp_path / "c")
-    assert again[:1] == whole[:1], error
+        after, delay = chance.randrange(2, max(calls // 4, 4)), chance.uniform(0, 0.02)
+
+        def work(progress):
+            monkeypatch.setattr(sys.modules[__name__], "stopping", lambda _: progress)
+            run(name, folder)
+
+        end = killed_fork(work, after, delay)
+        assert end in (0, -signal.SIGKILL)
+        kills += end == -signal.SIGKILL
+    torch.set_num_threads(threads)
+    # The last one is a fresh process, which knows nothing but the files.
+    code = SCRIPT.format(tests=str(Path(__file__).parent), name=name)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-c", code, str(folder)]
+    last = subprocess.run(argv, capture_output=True, env=env, text=True, timeout=300, check=False)
+    assert last.stdout.split() == [told(whole)], last.stderr
+    print(f"{name}: {kills} of 10 processes were killed")
     assert kills >= 5

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli import options
-from secateur.cli.console import emit, write
+from secateur.cli.console import emit, say, write
 
 if TYPE_CHECKING:
     from secateur.recipe import Recipe
@@ -43,11 +43,13 @@ def lottery(
     import secateur as sc
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
+    from secateur.files.checkpoint import PAGE
     from secateur.sources import resolve_data, resolve_model
 
     settings = jobs.read_recipe(recipe or "lottery", set_, None)
     training = training_of(settings)
     jobs.use_threads(threads)
+    say(f"curves while it trains: {out / PAGE}")
     chosen = () if controls == "none" else tuple(name.strip() for name in controls.split(","))
     with Stages() as stages:
         found = sc.lottery(

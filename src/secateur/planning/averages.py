@@ -1,4 +1,4 @@
-"""Averaged weights follow a cut: an `AveragedModel`, or a plain mapping of names to tensors."""
+"""Averaged weights follow a cut: an `AveragedModel`, a plain copy, or a mapping of names to tensors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,57 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from secateur.errors import PlanMismatchError, RecipeError
+from secateur.errors import InputError, PlanMismatchError, RecipeError
 from secateur.kinds.layers.drop import Layers, new_names
 from secateur.kinds.slices.fold import Scale, rescale
 from secateur.model.tensors import cut_tensor
 from secateur.types import Cuts
 
-Averages = AveragedModel | MutableMapping[str, Tensor]
+Averages = nn.Module | MutableMapping[str, Tensor]
+"""An `AveragedModel`, a copy of the model that is averaged into, or averages by the names of the weights."""
+
+
+def averaged_module(averages: object) -> nn.Module | None:
+    """The module that holds the averages, out of the one that does the averaging; None for a mapping.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> averaged_module(net) is net, averaged_module({"weight": net.weight}) is None
+        (True, True)
+    """
+    inner = getattr(averages, "module", None)
+    if isinstance(inner, nn.Module):
+        return inner
+    return averages if isinstance(averages, nn.Module) else None
+
+
+def require_averages(model: nn.Module, averages: object) -> None:
+    """Refuse what cannot follow a model, before anything long starts.
+
+    Raises:
+        RecipeError: neither a module nor a mapping.
+        InputError: it holds no average of any weight of the model.
+    """
+    if averages is None:
+        return
+    inner = averaged_module(averages)
+    known = averages if inner is None else dict(inner.named_parameters())
+    if not isinstance(known, Mapping):
+        raise _no_averages(averages)
+    if not any(name in known for name, _ in model.named_parameters()):
+        raise InputError(
+            "ema holds no average of any weight of the model",
+            why="no name in it is that of a parameter",
+            hint="build it from this model; names are those of model.named_parameters()",
+        )
+
+
+def _no_averages(averages: object) -> RecipeError:
+    return RecipeError(
+        f"ema is a {type(averages).__name__}.",
+        hint="Pass an AveragedModel, a copy of the model that is averaged into, or a dict of names to tensors.",
+    )
 
 
 def averages_after(
@@ -69,18 +111,17 @@ def migration(
     """Check that averages can follow, and return the function that makes them follow.
 
     Raises:
-        RecipeError: neither an AveragedModel nor a mapping.
+        RecipeError: neither a module nor a mapping.
         PlanMismatchError: they belong to another model, or were cut already.
     """
-    if isinstance(averages, AveragedModel):
-        theirs = {name: tensor.shape for name, tensor in averages.module.named_parameters()}
+    inner = averaged_module(averages)
+    if inner is not None:
+        theirs = {name: tensor.shape for name, tensor in inner.named_parameters()}
         if theirs != {name: tensor.shape for name, tensor in model.named_parameters()}:
             raise PlanMismatchError("The averaged model has other parameters than the model.")
-        return lambda: replay(averages.module)
+        return lambda: replay(inner)
     if not isinstance(averages, MutableMapping):
-        raise RecipeError(
-            f"ema is a {type(averages).__name__}.", hint="Pass an AveragedModel or a dict of names to tensors."
-        )
+        raise _no_averages(averages)
     new = averages_after(model, averages, cuts, layers, masks)
     after = new_names(model, layers)
     held = {scale.tensor: new[name] for scale in scales if (name := after(scale.tensor)) in new}

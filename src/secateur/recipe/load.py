@@ -150,7 +150,8 @@ def _message(error: ErrorDetails, path: Keys) -> str:
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         found = error["ctx"].get("tag")
         said = f", not {str(found)[:60]!a}" if found else ""
-        return f"method must be one of {', '.join(map(str, _methods()))}{said}"
+        words = _methods("training" if path[:1] == ("training",) else "recover")
+        return f"method must be one of {', '.join(map(str, words))}{said}"
     if kind in {"model_type", "model_attributes_type"}:
         message = "a mapping of keys to values is needed"
     said = f", not {error['input']!a}" if _short(error["input"]) else ""
@@ -192,7 +193,7 @@ def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
         if len(found) == 1:
             model = found[0]
         elif field is None:
-            model = _methods().get(part, model)
+            model = {**_methods(), **_methods("training")}.get(part, model)
     return model
 
 
@@ -202,8 +203,8 @@ def _models(annotation: object) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
-def _methods() -> dict[str | int, type[BaseModel]]:
-    steps = _models(Recipe.model_fields["recover"].annotation)
+def _methods(key: str = "recover") -> dict[str | int, type[BaseModel]]:
+    steps = _models(Recipe.model_fields[key].annotation)
     return {get_args(step.model_fields["method"].annotation)[0]: step for step in steps}
 
 

@@ -354,9 +354,12 @@ class Recipe(Part):
             )
         if training.prunes and ({"threshold", "latency_ms"} & set(self.target.given())):
             raise problem(f"training: {training.method} walks to an amount, and threshold and latency_ms are none")
+        share = isinstance(self.target.sparsity, float) and len(self.target.given()) == 1
+        if training.method == "slimming" and training.pays == "growing" and not share:
+            raise problem("training: growing chooses at the beginning how much goes: write target: {sparsity: ...}")
         if training.method == "movement":
             name = self.criterion["name"] if isinstance(self.criterion, dict) else self.criterion
-            if name != "movement" or not isinstance(self.target.sparsity, float) or len(self.target.given()) > 1:
+            if name != "movement" or not share:
                 raise problem(
                     "training: movement trains scores: write criterion: movement, and target: {sparsity: ...}"
                 )

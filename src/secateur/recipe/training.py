@@ -10,8 +10,9 @@ from secateur.recipe.checks import Choice, Count, Granularity, Schedule, choice_
 from secateur.recipe.parts import Distillation, Optimizer, Part
 
 Share = Annotated[float, Field(ge=0, le=1)]
-PENALTIES = ("slimming", "l1", "l2", "group_lasso")
-"""Penalties of weights that the model has; gates are modules of their own, and for loops of one's own."""
+PENALTIES = ("slimming", "l1", "l2", "group_lasso", "growing", "gates", "hard_concrete")
+DECIDING = ("growing", "gates", "hard_concrete")
+"""Penalties that say themselves which units go: those that were to pay, or those whose gates became small."""
 
 
 class Lessons(Part):
@@ -40,6 +41,11 @@ class Lessons(Part):
     """Mixed precision of forward and loss."""
     distil: Distillation | None = None
     """Knowledge distillation from the model as it came."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether the training says which units go."""
+        return self.prunes
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -111,10 +117,20 @@ class SlimmingTraining(Lessons):
     prunes: ClassVar[bool] = False
     method: Literal["slimming"]
     """``slimming``."""
-    penalty: Annotated[Choice, WithJsonSchema(choice_schema("slimming, l1, l2 or group_lasso."))] = Field(
+    penalty: Annotated[Choice, WithJsonSchema(choice_schema(f"one of {', '.join(PENALTIES)}."))] = Field(
         default={"name": "slimming", "strength": 1e-4}
     )
-    """What the weights pay: slimming (scales of norms), l1, l2, group_lasso, with strength and method."""
+    """What is paid: slimming (scales of norms), l1, l2, group_lasso, growing, gates, hard_concrete, with strength."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether the penalty says which units go, and not the criterion."""
+        return self.pays in DECIDING
+
+    @property
+    def pays(self) -> str:
+        """The penalty's name."""
+        return str(self.penalty["name"] if isinstance(self.penalty, dict) else self.penalty)
 
     @model_validator(mode="after")
     def _pays(self) -> Self:
@@ -123,6 +139,8 @@ class SlimmingTraining(Lessons):
             raise problem(
                 f"penalty is one of {', '.join(PENALTIES)} with its strength: {{name: slimming, strength: 1e-4}}"
             )
+        if {"sparsity", "granularity", "criterion"} & set(told):
+            raise problem("penalty takes sparsity, granularity and criterion from the recipe, which has them once")
         return self
 
 

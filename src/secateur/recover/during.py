@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,9 +30,43 @@ from secateur.recover.reader import Apart, Reader
 from secateur.recover.steps import optimizer_of
 from secateur.request import Named, Target
 from secateur.training import MovementPruner, Pruner, penalty
-from secateur.types import Data, Example, Loss
+from secateur.training.penalties import GatePenalty, Growing, Penalty
+from secateur.types import Data, Example, Loss, StateDict
 
-Follow = Callable[[Optimizer, int], "Pruner | MovementPruner | None"]
+Follow = Callable[[Optimizer, int], "Finishing | None"]
+
+
+class Charged:
+    """A penalty as one who follows a loop: it joins the steps by itself, and has a state and an end."""
+
+    sparsity = None
+
+    def __init__(self, paid: Penalty) -> None:
+        self._paid = paid
+        self.keep: Mapping[str, Tensor] = paid.keep if isinstance(paid, Growing) else {}
+        self.scores: dict[str, Tensor] = {}
+
+    def step(self) -> bool:
+        """Nothing is removed while it is paid."""
+        return False
+
+    def finish(self) -> None:
+        """Fold gates into the weights, whose sizes are the scores then; let the optimizer go."""
+        if isinstance(self._paid, GatePenalty):
+            self.scores = dict(self._paid.finish())
+        self._paid.remove()
+
+    def state_dict(self) -> StateDict:
+        """How far a penalty that grows has come; gates are parameters of the model."""
+        return self._paid.state_dict() if isinstance(self._paid, Growing) else {}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Go on."""
+        if isinstance(self._paid, Growing):
+            self._paid.load_state_dict(state)
+
+
+Finishing = Pruner | MovementPruner | Charged
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +76,17 @@ class Trained:
     Args:
         tensors: parameters and buffers by name; of the shapes that the cuts have left.
         keep: group name -> bool, True = the unit stays, counted as in the model before; empty where nothing is decided.
+            A training under a penalty decides nothing, but of "growing", whose units were chosen at the beginning.
         masks: parameter name -> bool, where masks are not made of such units any more.
         records: one for each optimizer step.
+        scores: group name -> scores, where gates were trained; empty where a criterion scores.
     """
 
     tensors: dict[str, Tensor]
     keep: dict[str, Tensor]
     masks: dict[str, Tensor]
     records: tuple[TrainStep, ...]
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train_stage(
@@ -93,10 +130,9 @@ def train_stage(
     # Read in the middle of a pass, they must not take anything from the order of the batches.
     scored = None if scoring is None else Apart(scoring, recipe.seed)
 
-    def follow(optimizer: Optimizer, total: int) -> Pruner | MovementPruner | None:
+    def follow(optimizer: Optimizer, total: int) -> Finishing:
         if isinstance(step, SlimmingTraining):
-            _penalise(step, model, example, recipe, optimizer)
-            return None
+            return Charged(_penalty(step, model, example, recipe, optimizer))
         if isinstance(step, MovementTraining):
             return _movement(step, model, example, recipe, optimizer, total)
         return _pruner(step, model, example, recipe, optimizer, total, choose, scored, loss)
@@ -112,10 +148,12 @@ def train_stage(
         progress=progress,
         keeper=keeper,
     )
-    filled = isinstance(step, MovementTraining) and step.fill is not None
-    keep = {} if follower is None or filled else dict(follower.keep)
-    masks = dict(follower.masks) if filled and follower is not None else {}
-    return Trained(dict(named_tensors(model)), keep, masks, records)
+    assert follower is not None
+    tensors = dict(named_tensors(model))
+    if isinstance(step, MovementTraining) and step.fill is not None and isinstance(follower, MovementPruner):
+        return Trained(tensors, {}, dict(follower.masks), records)
+    scores = follower.scores if isinstance(follower, Charged) else {}
+    return Trained(tensors, dict(follower.keep), {}, records, scores)
 
 
 def dense_training(
@@ -174,7 +212,7 @@ def _train(
     seed: int,
     progress: Callable[[int, int], None] | None,
     keeper: Keeper | None,
-) -> tuple[Pruner | MovementPruner | None, tuple[TrainStep, ...]]:
+) -> tuple[Finishing | None, tuple[TrainStep, ...]]:
     # A walk has to know its end, as a schedule of rates has: "cosine" asks for the number of steps.
     rates = step.rates if not step.prunes else "cosine"
     total = total_steps(
@@ -284,7 +322,14 @@ def _times(step: GradualTraining | MovementTraining, total: int) -> dict[str, An
     return {"begin": min(begin, end), "end": end, "every": step.every, "initial": step.initial}
 
 
-def _penalise(step: SlimmingTraining, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer) -> None:
+def _penalty(
+    step: SlimmingTraining, model: nn.Module, example: Example, recipe: Recipe, optimizer: Optimizer
+) -> Penalty:
     told = dict(step.penalty) if isinstance(step.penalty, dict) else {"name": step.penalty}
     name = str(told.pop("name"))
-    penalty(name, model, example, optimizer=optimizer, protect=list(patterns_of(model, recipe.protect)), **told)
+    plain = recipe.model_dump(by_alias=True)
+    if step.decides:
+        told["granularity"] = plain["granularity"]
+    if name == "growing":
+        told |= {"sparsity": recipe.target.sparsity, "criterion": plain["criterion"]}
+    return penalty(name, model, example, optimizer=optimizer, protect=list(patterns_of(model, recipe.protect)), **told)

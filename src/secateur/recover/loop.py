@@ -43,8 +43,8 @@ class Follower(Protocol):
     """Who prunes while a loop trains; see `secateur.training.Pruner`."""
 
     @property
-    def sparsity(self) -> float:
-        """Share of the units that is gone."""
+    def sparsity(self) -> float | None:
+        """Share of the units that is gone; None where nothing goes meanwhile."""
 
     def step(self) -> bool:
         """Called after every step of the optimizer; whether anything changed."""

@@ -8,12 +8,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from secateur.errors import InputError, NonFiniteError
+from secateur.errors import InputError, NonFiniteError, RecipeError
 from secateur.masks import mask_model
 from secateur.model.guard import guard
 
 Train = Callable[[nn.Module], object]
 """``train(model)``: any loop that trains a model in place."""
+
+
+def require_loop(train: object) -> None:
+    """Refuse what cannot be called, before anything long starts.
+
+    Raises:
+        RecipeError: it is no function.
+    """
+    if not callable(train):
+        what = f"train= is no function ({type(train).__name__})"
+        raise RecipeError(what, hint="a function that trains the model it is given")
 
 
 def own_training(model: nn.Module, train: Train, masks: Mapping[str, Tensor], *, seed: int) -> None:
@@ -29,6 +40,7 @@ def own_training(model: nn.Module, train: Train, masks: Mapping[str, Tensor], *,
         InputError: it replaced parameters that are masked, or changed the structure of the model.
         NonFiniteError: a weight is NaN or infinite afterwards.
     """
+    require_loop(train)
     with guard(model, mode="train", gradients=True, seed=seed, rollback=True):
         before = [id(parameter) for parameter in model.parameters()]
         handle = mask_model(model, dict(masks), keep_originals=False)

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from secateur.errors import InputError, RecipeError
 from secateur.model.call import default_loss, device_of, to_device, to_example
@@ -107,7 +108,8 @@ def divided(data: Data, share: float) -> tuple[Data, Data]:
     """Training data and data to judge by, of one set.
 
     Args:
-        data: a list of batches, or an object with ``divided(share) -> (train, validation)``, as `TensorData` has.
+        data: a list of batches, a `DataLoader` over a data set with a length, whose samples are divided, or an object
+            with ``divided(share) -> (train, validation)``, as `TensorData` has.
         share: of the second part, above 0 and below 1.
 
     Raises:
@@ -117,16 +119,56 @@ def divided(data: Data, share: float) -> tuple[Data, Data]:
     if callable(divide):
         train, held = divide(share)
         return train, held
+    if isinstance(data, DataLoader) and _plain(data):
+        chosen = _spread(len(data.dataset), share)  # type: ignore[arg-type]
+        kept = [i for i in range(len(data.dataset)) if i not in chosen]  # type: ignore[arg-type]
+        return _loader(data, kept, like=True), _loader(data, sorted(chosen), like=False)
     if isinstance(data, Sequence) and len(data) > 1:
-        count = min(max(round(len(data) * share), 1), len(data) - 1)
-        # Spread evenly: batches may be sorted.
-        chosen = {round((i + 0.5) * len(data) / count - 0.5) for i in range(count)}
+        chosen = _spread(len(data), share)
         train = [batch for i, batch in enumerate(data) if i not in chosen]
         return train, [batch for i, batch in enumerate(data) if i in chosen]
     raise RecipeError(
         f"holdout cannot divide a {type(data).__name__}",
-        why="a loader may put the same sample into a batch of another number in each pass",
-        hint="give a list of batches or secateur.sources.TensorData, or train with finetune(validation=...)",
+        why="nothing says which samples will be in which batch: it may be another one in each pass",
+        hint="give a list of batches, a DataLoader over a data set with a length and no sampler of its own, or "
+        "secateur.sources.TensorData, or train with finetune(validation=...)",
+    )
+
+
+def _spread(length: int, share: float) -> set[int]:
+    """Places of a share, spread evenly: samples and batches may be sorted."""
+    count = min(max(round(length * share), 1), length - 1)
+    return {round((i + 0.5) * length / count - 0.5) for i in range(count)}
+
+
+def _plain(loader: DataLoader[Batch]) -> bool:
+    """Whether a loader reads every sample of its data set once, in order or shuffled, in batches of its own making."""
+    sampler, dataset = loader.sampler, loader.dataset
+    whole = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
+    )
+    made = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
+    return made and whole and not isinstance(dataset, IterableDataset) and len(dataset) > 1  # type: ignore[arg-type]
+
+
+def _loader(loader: DataLoader[Batch], places: list[int], *, like: bool) -> DataLoader[Batch]:
+    """A loader of some samples; like the one that it is made of, or in order and whole, to judge by."""
+    part = Subset(loader.dataset, places)
+    # The very generators of the loader: where they stand is a part of a run's state.
+    shuffled = RandomSampler(part, generator=getattr(loader.sampler, "generator", None))
+    return DataLoader(
+        part,
+        batch_size=loader.batch_size,
+        sampler=shuffled if like and isinstance(loader.sampler, RandomSampler) else None,
+        drop_last=loader.drop_last and like,
+        generator=loader.generator if like else None,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        persistent_workers=loader.persistent_workers,
     )
 
 

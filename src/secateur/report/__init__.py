@@ -3,6 +3,7 @@
 from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
 from secateur.report.histogram import distribution, histogram, near_zero
 from secateur.report.html import render_html, render_structure_html
+from secateur.report.own_loop import Live
 from secateur.report.progress import progress
 from secateur.report.record import (
     Choice,
@@ -27,6 +28,7 @@ __all__ = [
     "Goal",
     "Histogram",
     "Layer",
+    "Live",
     "Locked",
     "Method",
     "Origin",

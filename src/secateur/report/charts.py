@@ -155,6 +155,8 @@ def training(points: Sequence[TrainingPoint]) -> Figure | None:
         ("sparsity", [(point.step, point.sparsity) for point in points if point.sparsity is not None]),
         ("learning rate", [(point.step, point.lr) for point in points]),
     ]
+    if not any(point.lr for point in points):
+        curves.pop()  # a rate of 0 all along is one that nobody has told
     curves = [(name, pairs) for name, pairs in curves if pairs]
     layout = _layout(60 + 150 * len(curves), "step")
     del layout["yaxis"], layout["legend"]

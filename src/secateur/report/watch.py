@@ -40,12 +40,15 @@ class LivePage:
         path: of the page; replaced as a whole, so that a browser never reads half of it.
         title: what the page calls the run.
         every: seconds between two versions; where writing is slow there are fewer, to take little of the time.
+        after: seconds before the first version; of a run that ends before there is none at all.
         clock: source of time in seconds.
     """
 
-    def __init__(self, path: Path, title: str, *, every: float = 5.0, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, title: str, *, every: float = 5.0, after: float = 0.0, clock: Clock = time.monotonic
+    ) -> None:
         self._path, self._title, self._every, self._clock = path, title, every, clock
-        self._due, self._stage = clock(), ""
+        self._due, self._stage, self._there = clock() + after, "", after == 0
         self._points: Sequence[TrainingPoint] = ()
         self._scripts: list[str] = []
 
@@ -60,11 +63,11 @@ class LivePage:
 
     def close(self, error: BaseException | None = None) -> None:
         """Write it a last time: it no longer loads itself again."""
-        if self._points:
+        if self._points and self._there:
             self._write(over=True)
 
     def _write(self, *, over: bool) -> None:
-        began = self._clock()
+        began, self._there = self._clock(), True
         self._scripts = self._scripts or [plotly_script(), page_script(_HERE / "charts.html")]
         aside = self._path.with_name(f".{self._path.name}")
         # A full disk or a folder that is gone must not end a training of hours for the sake of a drawing. Nor does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from secateur.comparison.hashes import hash_batch, key_of
 from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.atomic import atomic_write
-from secateur.files.checkpoint import EVERY, Checkpoint
+from secateur.files.checkpoint import EVERY, PAGE, Checkpoint
+from secateur.files.disk import disk_errors
 from secateur.files.safe import load_json
 from secateur.files.seeds import canonical_json
 from secateur.masks.units import Masks
@@ -23,15 +24,23 @@ from secateur.model.admit import admit
 from secateur.model.door import Given, Parts, enter
 from secateur.model.guard import generators
 from secateur.model.hashing import hash_model
+from secateur.model.protect import patterns_of, protected
 from secateur.model.tensors import named_tensors
 from secateur.planning.build import CriterionLike, criterion_of
-from secateur.recover.loop import write_tensors
+from secateur.recover.loop import TrainStep, write_tensors
+from secateur.recover.own import require_loop
+from secateur.registry import real_number, whole_number
+from secateur.report.journal import point
+from secateur.report.record import TrainingPoint
+from secateur.report.watch import LivePage
 from secateur.tickets.masks import drawn_masks, levels, next_masks, shuffled
 from secateur.tickets.result import CONTROLS, DENSE, TICKET, Row, Tickets
 from secateur.tickets.training import Builtin, Bundle, Own, OwnTrain
-from secateur.types import Judge, Loss, Progress, StateDict
+from secateur.types import Judge, Loss, Progress, Protect, StateDict
 
 Rewind = str | Mapping[str, int]
+Protected = Protect | Callable[[nn.Module], Protect]
+_PATIENCE = 5.0  # seconds without a page: a search that is over by then needs none
 _OTHER = 1_000_003  # other initial weights, and other draws, than those of any seed that somebody asks for
 
 
@@ -51,7 +60,7 @@ def lottery(
     train: OwnTrain | None = None,
     steps: int | None = None,
     criterion: CriterionLike = "magnitude",
-    protect: Sequence[str] = (),
+    protect: Protected = (),
     loss: Loss | None = None,
     evaluate: Judge | None = None,
     name: str = "",
@@ -70,7 +79,8 @@ def lottery(
             are seeded with it as well.
         data: training batches, or a mapping of train and test, or a `DataSet`.
         folder: every network gets a folder named by the hash of what decides about it. What is there is not done
-            again, and a training that was interrupted goes on where it was.
+            again, and a training that was interrupted goes on where it was. Of a search that takes more than some
+            seconds it holds progress.html, which draws the training that goes on.
         sparsity: of the last round.
         rate: share of the remaining weights that each round masks.
         scope: "global", or "local" for the same share of every layer.
@@ -85,7 +95,8 @@ def lottery(
             whatever optimizers it makes. See `secateur.tickets.Span`.
         steps: of `train` in all.
         criterion: scores single weights.
-        protect: names or patterns that stay whole.
+        protect: what stays whole, as for `secateur.plan`: names, patterns, classes of modules; or, since `build` makes
+            every model anew, a function of the model that returns these or modules and parameters of it.
         loss: ``loss(model, batch) -> scalar``.
         evaluate: as for `secateur.prune`; the test part is what it measures on by default.
         name: distinguishes trainings that differ by their code (`loss`, `train`) and not by their data.
@@ -107,27 +118,37 @@ def lottery(
         Carbin, "Comparing Rewinding and Fine-tuning", 2020 (rates).
     """
     _check(sparsity, rate, scope, rewind, seeds, controls, control_rounds)
+    if not callable(build) or isinstance(build, nn.Module):
+        raise RecipeError(f"build= is a {type(build).__name__}", hint="a function: build(seed) -> a new model")
     given = enter(data)
     trainer = _trainer(given, loss, training, train, steps)
     step = 0 if rewind == "init" else None if rewind == "rates" else trainer.step_of(cast(Mapping[str, int], rewind))
     rule = criterion_of(criterion)
+    whole = _protected(build, seeds[0], protect)
     config: dict[str, Any] = {
         "format": 1,
         "rate": rate,
         "scope": scope,
         "rewind": "rates" if step is None else step,
         "criterion": {"name": rule.name, **rule.options()},
-        "protect": list(protect),
+        "protect": list(whole),
         "training": dict(training or {"epochs": 1}) if train is None else {"own": True, "steps": steps},
         "name": name,
         "data": "" if given.train is None else hash_batch(given.first()),
     }
-    search = _Search(
-        build, given, Path(folder), trainer, step, config, rule, tuple(protect), loss, evaluate, every, progress
-    )
+    search = _Search(build, given, Path(folder), trainer, step, config, rule, whole, loss, evaluate, every, progress)
     targets = levels(sparsity, rate)
     wanted = range(1, len(targets) + 1) if control_rounds is None else control_rounds
-    rows = [row for seed in seeds for row in search.rows(seed, targets, controls, set(wanted))]
+    if max(wanted, default=0) > len(targets):
+        raise RecipeError(
+            f"control_rounds={list(wanted)}, and there are {len(targets)} rounds",
+            hint=f"{rate:g} of the rest in each round reaches {sparsity:g} by then",
+        )
+    search.page = LivePage(Path(folder) / PAGE, "lottery tickets", after=_PATIENCE)
+    try:
+        rows = [row for seed in seeds for row in search.rows(seed, targets, controls, set(wanted))]
+    finally:
+        search.page.close()
     found = Tickets(tuple(rows), Path(folder), config)
     found.write()
     return found
@@ -150,6 +171,7 @@ class _Search:
     every: float
     progress: Progress | None
     judged: Yardstick | None = None
+    page: LivePage | None = None
 
     def rows(self, seed: int, targets: Sequence[float], controls: Sequence[str], wanted: set[int]) -> Iterator[Row]:
         """The dense network of a seed, its tickets, and their controls."""
@@ -202,7 +224,8 @@ class _Search:
         hashed = {name: _mask_hash(mask) for name, mask in sorted(masks.items())}
         key = key_of(config=self.config, seed=seed, variant=variant, round=number, weights=weights, masks=hashed)
         place = self.folder / "cells" / key
-        place.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
         kept = Checkpoint(place, about={"what": "ticket", "key": key}, every=self.every)
         try:
             if kept.get("end") is None:
@@ -236,17 +259,18 @@ class _Search:
         if self.step is None and weights_of is not None and not reinit:
             write_tensors(model, weights_of)  # rates alone are rewound
         what = f"seed {seed}, {variant}" + (f" {number}" if number else "")
-        tell = None if self.progress is None else self._teller(what)
+        zeros, total = sum(int((~m).sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
+        sparsity = zeros / total if total else 0.0
+        tell = _Telling(what, sparsity, self.progress, self.page)
         bundle = self.trainer.run(model, masks, seed=seed, start=start, capture=capture, kept=kept, progress=tell)
         if self.judged is None:
             self.judged = yardstick(model, self.given, self.evaluate, loss=self.loss)
         if self.judged.evaluate is None:
             raise RecipeError("there is no figure of quality", why=self.judged.why, hint="pass evaluate=")
         figures = dict(self.judged.evaluate(model))
-        zeros, total = sum(int((~m).sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
         seconds = round(time.perf_counter() - began, 3)
         row = Row(
-            key=key, seed=seed, variant=variant, round=number, sparsity=zeros / total if total else 0.0,
+            key=key, seed=seed, variant=variant, round=number, sparsity=sparsity,
             kept=total - zeros, total=total, figures=figures, seconds=seconds,
         )  # fmt: skip
         before = {} if self.step is not None or weights_of is None else dict(weights_of)
@@ -262,22 +286,69 @@ class _Search:
 
     def fresh(self, seed: int) -> nn.Module:
         """A freshly initialised network."""
-        with generators(seed):
-            return admit(self.build(seed))
+        return _built(self.build, seed)
 
-    def _teller(self, what: str) -> Callable[[int, int], None]:
-        assert self.progress is not None
-        progress = self.progress
-        return lambda done, total: progress(what, done, total)
+
+class _Telling:
+    """Tells of the training of one network: the caller how far it is, and the page its curve."""
+
+    def __init__(self, what: str, sparsity: float, progress: Progress | None, page: LivePage | None) -> None:
+        self._what, self._sparsity, self._progress, self._page = what, sparsity, progress, page
+        self._points: list[TrainingPoint] = []
+
+    @property
+    def takes_note(self) -> bool:
+        """Whether the caller's progress shows loss and sparsity, as bars and lines of ours do."""
+        return bool(getattr(self._progress, "takes_note", False))
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Called after every step."""
+        if self._progress is not None:
+            self._progress(self._what, done, total, *([note] if note and self.takes_note else []))
+
+    def watch(self, records: Sequence[TrainStep]) -> None:
+        """Called after every step with all of them, those of an earlier process included."""
+        # Masks do not change while a ticket is trained, so the loop itself knows no sparsity.
+        fresh = (replace(record, sparsity=self._sparsity) for record in records[len(self._points) :])
+        self._points += [point(0, record) for record in fresh]
+        if self._page is not None and self._points:
+            self._page.step(self._what, self._points)
+
+    def quality(self, model: nn.Module) -> None:
+        """Nothing: networks are judged at their end, so that nothing is chosen by the test part."""
+
+
+def _built(build: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    with generators(seed):
+        return admit(build(seed))
+
+
+def _protected(build: Callable[[int], nn.Module], seed: int, protect: Protected) -> tuple[str, ...]:
+    """What stays whole, as names that hold in every model that is built."""
+    model = _built(build, seed)
+    named = callable(protect) and not isinstance(protect, (type, nn.Module))
+    chosen: Protect = protect(model) if named else protect  # type: ignore[operator, assignment]
+    mine = {id(one) for one in (*model.modules(), *model.parameters())}
+    objects = [one for one in chosen if isinstance(one, (nn.Module, Tensor))] if isinstance(chosen, Sequence) else []
+    if any(id(one) not in mine for one in objects):
+        raise RecipeError(
+            f"protect holds a {type(objects[0]).__name__} that is in no model of build",
+            why="build makes every model anew",
+            hint="give names, or a function: protect=lambda model: [model.head]",
+        )
+    patterns = patterns_of(model, chosen)
+    protected(model, patterns)  # a misspelt name is said now, and not behind the first training
+    return patterns
 
 
 def _trainer(
     given: Parts, loss: Loss | None, training: Mapping[str, object] | None, train: OwnTrain | None, steps: int | None
 ) -> Builtin | Own:
     if train is not None:
+        require_loop(train)
         if training is not None or steps is None:
             raise RecipeError("a loop of your own needs steps=, and training= is for the built-in one")
-        return Own(train, steps)
+        return Own(train, whole_number("steps", steps, least=1))
     if given.train is None:
         raise RecipeError("there are no data to train with", hint="pass data, or a loop of your own as train=")
     return Builtin(given.train, loss, training or {"epochs": 1})
@@ -292,19 +363,22 @@ def _check(
     controls: Sequence[str],
     control_rounds: Sequence[int] | None,
 ) -> None:
-    if not 0 < sparsity < 1 or not 0 < rate < 1:
+    if not 0 < real_number("sparsity", sparsity) < 1 or not 0 < real_number("rate", rate) < 1:
         raise RecipeError(f"sparsity {sparsity}, rate {rate}", hint="both are between 0 and 1")
     if scope not in ("global", "local"):
         raise RecipeError(f"scope={scope!r} is not known", hint='"global" or "local"')
     places = isinstance(rewind, Mapping) and len(rewind) == 1 and next(iter(rewind)) in ("step", "epoch")
     if rewind not in ("init", "rates") and not (places and all(type(v) is int and v >= 0 for v in rewind.values())):  # type: ignore[union-attr]
         raise RecipeError(f"rewind={rewind!r} is not known", hint='"init", {"step": 500}, {"epoch": 1} or "rates"')
+    for option, value, example in (("seeds", seeds, "(0, 1, 2)"), ("controls", controls, '("reinit",)')):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise RecipeError(f"{option}={value!r} is no list", hint=f"for example {option}={example}")
     unknown = [control for control in controls if control not in CONTROLS]
     if unknown:
         raise RecipeError(f"there is no control {unknown[0]!r}", hint=", ".join(CONTROLS))
-    if not seeds or len(set(seeds)) != len(seeds) or any(not 0 <= seed < 2**31 for seed in seeds):
+    if not seeds or len(set(seeds)) != len(seeds) or any(type(s) is not int or not 0 <= s < 2**31 for s in seeds):
         raise RecipeError(f"seeds={list(seeds)}", hint="at least one, each once, from 0")
-    if any(number < 1 for number in control_rounds or ()):
+    if any(type(number) is not int or number < 1 for number in control_rounds or ()):
         raise RecipeError(f"control_rounds={list(control_rounds or ())}", hint="rounds count from 1")
 
 

@@ -52,6 +52,12 @@ class Course:
             for pattern, amount in several.items():
                 final = _removed(what, float(amount), whole)
                 ways[what, pattern] = replace(shape, final=final, initial=min(shape.initial, final))
+        most = max(way.final for way in ways.values())
+        if shape.initial > most:
+            raise RecipeError(
+                f"initial={shape.initial:g} is more than goes in the end ({most:g})",
+                hint="initial is what goes at begin; what is gone does not come back",
+            )
         return cls(target, ways, whole)
 
     @property

@@ -15,7 +15,7 @@ from secateur.errors import InputError, RecipeError
 from secateur.kinds.base import Candidates, Left
 from secateur.kinds.find import find
 from secateur.model.behaviour import weights_kept
-from secateur.planning.averages import Averages
+from secateur.planning.averages import Averages, require_averages
 from secateur.planning.compose import composed_certificate
 from secateur.planning.decide import decide
 from secateur.planning.decision import fingerprint
@@ -39,7 +39,11 @@ class Cutting(Remover):
     def __init__(self, job: PruningJob, candidates: Candidates) -> None:
         super().__init__(job)
         if len(job.optimizers) > 1:
-            raise RecipeError("one optimizer's state follows a cut, and several were given.")
+            raise RecipeError(
+                "one optimizer's state follows a cut, and several were given.",
+                hint="Give one optimizer with a parameter group for each of them.",
+            )
+        require_averages(job.model, job.ema)
         scope = candidates.scope or job.request.scope
         # Of the model as it came: a tenth of what is left, again and again, would be nothing in the end.
         self.floors = {group.name: candidates.least(group, scope) for group in candidates.groups}
@@ -115,6 +119,9 @@ class Cutting(Remover):
         return bounds
 
     def enforce(self) -> None:
+        """Nothing grows back."""
+
+    def enforce_unheld(self) -> None:
         """Nothing grows back."""
 
     def plan(self) -> Plan | None:

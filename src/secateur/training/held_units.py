@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from secateur.errors import InputError
 from secateur.masks import expand, mask_model
-from secateur.planning.averages import Averages
+from secateur.masks.hold import mask_weights, moved_by
+from secateur.planning.averages import Averages, averaged_module, require_averages
 from secateur.types import Group
 
 
@@ -36,8 +37,10 @@ class Held:
     ) -> None:
         self.groups = {group.name: group for group in groups}
         self.keep: dict[str, Tensor] = {}
+        require_averages(model, ema)
         self.handle = mask_model(model, {}, keep_originals=keep_originals)
-        self._ema = ema
+        self._ema, self._optimizers = ema, list(optimizers)
+        self._unheld: list[str] = []
         for optimizer in optimizers:
             self.handle.hold(optimizer)
 
@@ -59,12 +62,26 @@ class Held:
     def hold_masks(self, masks: Mapping[str, Tensor], *, back: bool) -> None:
         """As `hold`, from masks of tensors."""
         self.handle.update(masks, regrow="remembered" if back else "zero")
+        moved = {key for optimizer in self._optimizers for key in moved_by(optimizer)}
+        self._unheld = [name for name in masks if id(self.handle.model.get_parameter(name)) not in moved]
         _zero_averages(self._ema, masks)
 
     def enforce(self) -> None:
         """Write the zeros again."""
         self.handle.enforce()
         _zero_averages(self._ema, self.handle.masks)
+
+    def enforce_unheld(self) -> None:
+        """Write the zeros again where none of the optimizers moves the weight: nobody holds them there.
+
+        A loop may move them by an optimizer that it does not tell of; weights that are frozen stay as they are.
+        """
+        if not self._unheld:
+            return
+        masks = {name: mask for name, mask in self.handle.masks.items() if name in self._unheld}
+        found = ((self.handle.model.get_parameter(name), mask) for name, mask in masks.items())
+        mask_weights((parameter, ~mask.to(parameter.device)) for parameter, mask in found)
+        _zero_averages(self._ema, masks)
 
     def state_dict(self) -> dict[str, object]:
         """The units that stay, and the values under the masks where they are stored."""
@@ -93,8 +110,8 @@ def _zero_averages(ema: Averages | None, masks: Mapping[str, Tensor]) -> None:
     """Write +0.0 into averages of masked weights: an average remembers for long what was there."""
     if ema is None:
         return
-    inner = getattr(ema, "module", None)
-    averages = dict(inner.named_parameters()) if isinstance(inner, nn.Module) else ema
+    inner = averaged_module(ema)
+    averages = ema if inner is None else dict(inner.named_parameters())
     assert isinstance(averages, Mapping)
     with torch.no_grad():
         for name, keep in masks.items():

@@ -103,6 +103,10 @@ class Masking(Remover):
         """Write the zeros again."""
         self.held.enforce()
 
+    def enforce_unheld(self) -> None:
+        """Write the zeros again that no optimizer holds."""
+        self.held.enforce_unheld()
+
     def plan(self) -> Plan | None:
         """A plan of exactly these masks."""
         return plan_of_masks(self.job.model, self.held.handle.masks) if self.keep else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,7 +20,7 @@ from secateur.model.call import device_of
 from secateur.model.protect import patterns_of
 from secateur.planning.averages import Averages
 from secateur.planning.build import GranularityLike, grouped
-from secateur.registry import one_of
+from secateur.registry import one_of, real_number
 from secateur.request import SCOPE
 from secateur.training.held_units import Held
 from secateur.training.settings import Optimizers, ScheduleLike, clock, listed_optimizers
@@ -130,36 +130,31 @@ class MovementPruner:
         distributed: bool | None = None,
         state: StateDict | None = None,
     ) -> None:
-        one_of("form", form, ("hard", "soft"))
-        one_of("freeze", freeze, ("none", "masks", "weights"))
-        one_of("scope", scope, ("global", "local"))
-        if not 0 < threshold < 1:
-            raise RecipeError(f"threshold={threshold!r} of a sigmoid", hint="a number in (0, 1), for example 0.1")
-        if not 0 <= start < float("inf"):
-            raise RecipeError(f"start={start!r} of the scores", hint="0, or a finite number above it, for example 3.0")
+        numbers = {"sparsity": sparsity, "strength": strength, "start": start}
+        real = {name: real_number(name, value) for name, value in numbers.items()}
+        _check_words(form, freeze, scope, threshold)
         came, self.model = model, admit(model)
         optimizers = listed_optimizers(optimizer)
         if not optimizers:
             raise InputError("movement needs the optimizer of your loop", hint="pass optimizer=")
         self.schedule = clock(schedule, final=sparsity, begin=begin, end=end, every=every, initial=initial)
-        self.form, self.threshold, self.strength, self.scope, self.freeze = form, threshold, strength, scope, freeze
-        self._fill, self._example, self._protect = fill, example, patterns_of(self.model, protect)
-        groups, _ = grouped(self.model, example, granularity, self._protect)
+        self.form, self.threshold, self.scope, self.freeze = form, threshold, scope, freeze
+        self.strength = real["strength"]
+        kept_whole = patterns_of(self.model, protect)
+        groups, _ = grouped(self.model, example, granularity, kept_whole)
         if any(group.granularity in ("n:m", "layer", "expert") for group in groups):
             raise RecipeError(
                 f"movement has no form for {groups[0].granularity!r}.",
                 hint="Use element, block, vector, head, channel.",
             )
+        # Found now: a word that nobody knows must not end a long training at its last line.
+        self._coarse = [] if fill is None else grouped(self.model, example, fill, kept_whole)[0]
         self._together = Together.of(came, distributed, device_of(self.model))
-        # Before the masks are held: what they set to 0 is read first.
-        self._hooks = [hook for each in optimizers for hook in self._listen(each)]
-        self._held = Held(self.model, groups, optimizers, ema, keep_originals=True)
         self.scores: dict[str, nn.Parameter] = {
             group.name: nn.Parameter(torch.zeros(group.shape, device=device_of(self.model))) for group in groups
         }
-        trained = list(self.scores.values())
         # Every step writes the gradients of all scores anew, so none is left over from the one before.
-        self._moves: Optimizer = scores(trained) if callable(scores) else torch.optim.Adam(trained, lr=scores)
+        self._moves = _moved_by(scores, list(self.scores.values()))
         # Beside the scores once and for all: blocks and heads have an index per weight, dear to send at every step.
         self._summed = [_beside(group, device_of(self.model)) for group in groups]
         self.done, self._moved = 0, False
@@ -167,8 +162,28 @@ class MovementPruner:
         self._touched = {
             s.tensor for g in groups for s in g.spans if s.role in WEIGHTS and s.tensor in self._parameters
         }
-        if start > 0:
-            self._start_with_sizes(start)
+        self._begin(groups, optimizers, ema, real["start"], state)
+
+    def _begin(
+        self,
+        groups: Sequence[Group],
+        optimizers: Sequence[Optimizer],
+        ema: Averages | None,
+        start: float,
+        state: StateDict | None,
+    ) -> None:
+        """Listen to the optimizers, and begin or go on; one that cannot begin leaves them as they were."""
+        # Before the masks are held: what they set to 0 is read first.
+        self._hooks = [hook for each in optimizers for hook in self._listen(each)]
+        try:
+            self._held = Held(self.model, groups, optimizers, ema, keep_originals=True)
+            if start > 0:
+                self._start_with_sizes(start)
+            if state is not None:
+                self.load_state_dict(state)
+        except BaseException:
+            self._deafen()
+            raise
 
     # -- in the loop ------------------------------------------------------------------------------------------
 
@@ -181,6 +196,7 @@ class MovementPruner:
         if not self._moved:
             return False
         self._moved = False
+        self._held.enforce_unheld()
         self.done += 1
         return self._update()
 
@@ -213,11 +229,9 @@ class MovementPruner:
         """
         if self.freeze != "masks" or self.done < self.schedule.end or self.form == "soft":
             self._hold(self._top(self.schedule.final))
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if self._fill is not None:
-            self._fill_up(self._fill)
+        self._deafen()
+        if self._coarse:
+            self._fill_up()
         self._held.enforce()
         return self.model
 
@@ -265,6 +279,11 @@ class MovementPruner:
             self._moved = True
 
         return [optimizer.register_step_pre_hook(self._learn), optimizer.register_step_post_hook(after)]
+
+    def _deafen(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     @property
     def _frozen(self) -> bool:
@@ -328,11 +347,10 @@ class MovementPruner:
         self.strength *= factor if gone < wanted * total else 1 / factor
         return keep
 
-    def _fill_up(self, coarse: GranularityLike) -> None:
+    def _fill_up(self) -> None:
         """Give back what lies in coarser units that are not empty."""
-        groups, _ = grouped(self.model, self._example, coarse, self._protect)
         masks = {name: mask.clone() for name, mask in self.masks.items()}
-        for group in groups:
+        for group in self._coarse:
             mine = [span for span in group.spans if span.tensor in masks and span.role in WEIGHTS]
             if not mine:
                 continue
@@ -340,6 +358,27 @@ class MovementPruner:
             for span in mine:
                 masks[span.tensor] |= _alive(alive, span.index, masks[span.tensor].shape)
         self._held.hold_masks(masks, back=True)
+        # What came back counts as there: sparsity and keep say what the masks are.
+        filled = {name: mask.float() for name, mask in masks.items()}
+        self._held.keep = {group.name: unit_sums(filled, group, WEIGHTS) > 0 for group in self._summed}
+
+
+def _check_words(form: str, freeze: str, scope: str, threshold: float) -> None:
+    one_of("form", form, ("hard", "soft"))
+    one_of("freeze", freeze, ("none", "masks", "weights"))
+    one_of("scope", scope, ("global", "local"))
+    if not 0 < real_number("threshold", threshold) < 1:
+        raise RecipeError(f"threshold={threshold!r} of a sigmoid", hint="a number in (0, 1), for example 0.1")
+
+
+def _moved_by(scores: object, trained: list[nn.Parameter]) -> Optimizer:
+    """The optimizer of the scores, of what users give for it."""
+    if not callable(scores):
+        return torch.optim.Adam(trained, lr=real_number("scores", scores))
+    made = scores(trained)
+    if not isinstance(made, Optimizer):
+        raise RecipeError(f"scores= made a {type(made).__name__}", hint="a callable of parameters returns an optimizer")
+    return made
 
 
 def _beside(group: Group, device: torch.device) -> Group:

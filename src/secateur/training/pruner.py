@@ -69,8 +69,8 @@ class Pruner:
         initial: share that goes at `begin`.
         schedule: "cubic", "linear", "exponential", "steps", "cycles", "one_shot", {"name": ..., options}, a `Schedule`,
             or a callable: share of the time -> share of the way.
-        optimizer: what moves the weights, or several of them (masks only). Without one, masks are written again by
-            `step`, and momentum of masked weights lives on.
+        optimizer: what moves the weights, or several of them (masks only). Masks of weights that none of them moves are
+            written again by `step`, and momentum of masked weights lives on there.
         criterion: name, {"name": ..., options} or object; asked anew at every update. "movement" without `data` sums up
             the gradients of your loop.
         granularity: as for `secateur.plan`.
@@ -86,7 +86,7 @@ class Pruner:
         round_to: as for `secateur.plan`.
         scales: as for `secateur.plan`.
         seed: of everything random.
-        ema: averaged weights (`AveragedModel`, or a dict of names to tensors), which follow.
+        ema: averaged weights (`AveragedModel`, a copy of the model, a dict of names to tensors), which follow.
         dtype: of certificates.
         tolerance: of certificates.
         proof: on which inputs, as for `secateur.plan`.
@@ -174,7 +174,7 @@ class Pruner:
         candidates = candidates_of(self.model, example, request, unit)
         goal = goal_of(sparsity, target, candidates)
         # What the bounds of the target ask for takes the place of this final value.
-        shape = clock(schedule, final=max(initial, 0.0), begin=begin, end=end, every=every, initial=initial)
+        shape = clock(schedule, final=initial, begin=begin, end=end, every=every, initial=initial)
         self._goal, self._shape, self._span = goal, shape, (begin, shape.end if end is None else end, every)
         self._start(candidates, state)
 
@@ -218,6 +218,7 @@ class Pruner:
             if not self._moved:
                 return False
             self._moved = False
+            self._removal.enforce_unheld()
         else:
             self._observe()
             self._removal.enforce()

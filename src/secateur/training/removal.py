@@ -97,6 +97,10 @@ class Remover(ABC):
         """Write again what other hands may have changed."""
 
     @abstractmethod
+    def enforce_unheld(self) -> None:
+        """As `enforce`, of what none of the job's optimizers moves."""
+
+    @abstractmethod
     def plan(self) -> Plan | None:
         """What leads from the model at the beginning to the one now; None where nothing is gone yet."""
 

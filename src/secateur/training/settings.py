@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from torch.optim import Optimizer
 
+from secateur.amounts import per_pattern
 from secateur.errors import RecipeError
+from secateur.kinds.base import Candidates
 from secateur.kinds.weights.nm import NM
+from secateur.registry import real_number
 from secateur.request import Target
 from secateur.training.schedules import Schedule, schedule_of
 from secateur.training.schedules.base import Shape
@@ -33,11 +36,11 @@ def listed_optimizers(optimizer: Optimizers) -> list[Optimizer]:
     return found
 
 
-def goal_of(sparsity: object, target: object, candidates: object) -> Target:
+def goal_of(sparsity: object, target: object, candidates: Candidates) -> Target:
     """The target, from either of the two ways to give it; an n:m pattern says its own.
 
     Raises:
-        RecipeError: both, or none.
+        RecipeError: both, none, or a name pattern that matches nothing: not as late as at the first update.
     """
     if sparsity is not None and target is not None:
         raise RecipeError("sparsity= and target= both say how much goes.", hint="Give one of them.")
@@ -46,7 +49,11 @@ def goal_of(sparsity: object, target: object, candidates: object) -> Target:
         return Target(sparsity=1 - unit.n / unit.m)
     if sparsity is None and target is None:
         raise RecipeError("There is no amount.", hint="for example sparsity=0.9")
-    return Target.of({"sparsity": sparsity} if target is None else target)  # type: ignore[dict-item, arg-type]
+    goal = Target.of({"sparsity": sparsity} if target is None else target)  # type: ignore[dict-item, arg-type]
+    apart = goal.per_pattern()
+    if apart is not None:
+        per_pattern([group.name for group in candidates.groups], apart[1], what=apart[0])
+    return goal
 
 
 def clock(schedule: ScheduleLike, *, final: float, begin: int, end: int | None, every: int, initial: float) -> Schedule:
@@ -56,7 +63,12 @@ def clock(schedule: ScheduleLike, *, final: float, begin: int, end: int | None, 
         RecipeError: an unknown name, a number out of range, or no end.
     """
     made = schedule_of(
-        schedule, final=final, initial=initial, begin=begin, end=begin if end is None else end, every=every
+        schedule,
+        final=final,
+        initial=real_number("initial", initial),
+        begin=begin,
+        end=begin if end is None else end,
+        every=every,
     )
     if end is None and made.name != "one_shot":
         raise RecipeError(f"schedule {made.name!r} needs an end.", hint="end=the optimizer step of the last update")

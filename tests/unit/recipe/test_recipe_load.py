@@ -108,6 +108,18 @@ def test_a_mapping_is_not_changed():
             GOOD + "\nrecover:\n- method: bn_refresh\n  batch: 3",
             "recipe:4: recover.0.batch: unknown key, did you mean batches?",
         ),
+        (
+            GOOD + "\ntraining: {method: gradul, steps: 2}",
+            "recipe:2: training: method must be one of gradual, slimming, movement, not 'gradul'",
+        ),
+        (
+            GOOD + "\ntraining: {method: gradual, step: 2}",
+            "recipe:2: training.step: unknown key, did you mean steps?",
+        ),
+        (
+            GOOD + "\ntraining:\n  method: movement\n  steps: 2\n  optimizer: {learning_rate: 1}",
+            "recipe:5: training.optimizer.learning_rate: unknown key, known: name, lr, momentum",
+        ),
         (GOOD + "\nmeasure: {latency: 1}", "recipe:2: measure.latency: input should be a valid boolean, not 1"),
         (GOOD + "\nverify: {tolerance: 0}", "recipe:2: verify.tolerance: input should be greater than 0, not 0"),
         (

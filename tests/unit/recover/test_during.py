@@ -17,12 +17,14 @@ import secateur.report
 from secateur.errors import RecipeError
 from secateur.recipe import load_recipe
 from secateur.report.stage_progress import Stages
+from secateur.training import penalty
 
 QUICK = {"measure": {"rounds": 2, "warmup": 0, "latency": False}}
 MOVES = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "every": 2}
 STEPS = {"steps": 10, **MOVES}
 WEIGHTS = {"granularity": "element", "target": {"sparsity": 0.75}}
 X = torch.zeros(2, 6)
+GROWS = {"method": "slimming", "steps": 2}
 
 
 def net(width=16):
@@ -127,6 +129,39 @@ def test_a_penalty_decides_what_goes():
     assert all(point.sparsity is None for point in weak.report.training)
 
 
+PAID = {
+    "gates": {"strength": 0.1, "method": "proximal", "lr": 0.2},
+    "hard_concrete": {"strength": 0.05, "lr": 0.1},
+    "growing": {"strength": 0.2, "every": 2},
+}
+
+
+@pytest.mark.parametrize("name", PAID)
+def test_a_penalty_that_decides_is_that_of_a_loop_of_ones_own(name):
+    """The same steps by hand, as the documents show them: gates folded and their sizes the scores, or units kept."""
+    lessons = {"method": "slimming", "steps": 8, "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}}
+    recipe = {"target": {"sparsity": 0.25}, "scope": "local", "round_to": 1}
+    result = pruned({**recipe, "training": {**lessons, "penalty": {"name": name, **PAID[name]}}})
+    model = net().train()
+    moving = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    own = {"sparsity": 0.25} if name == "growing" else {}
+    paid = penalty(name, model, X, optimizer=moving, granularity="channel", **PAID[name], **own)
+    torch.manual_seed(0)
+    for step in range(8):
+        x, y = batches()[step % 4]
+        moving.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        moving.step()
+    scores = paid.keep if name == "growing" else paid.finish()
+    units = {"keep": scores} if name == "growing" else {"scores": scores, **recipe}
+    smaller = sc.plan(model, X, **units).apply(model)
+    assert smaller[0].out_features == 12
+    for key, value in smaller.state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[key]), key
+    assert result.plan.units["removed"] == 7
+    assert len(result.report.training) == 8
+
+
 def test_filling_gives_back_what_lies_in_units_that_are_not_empty():
     block = {"name": "block", "shape": [2, 2]}
     recipe = {**WEIGHTS, "granularity": block, "criterion": "movement"}
@@ -146,6 +181,14 @@ def test_filling_gives_back_what_lies_in_units_that_are_not_empty():
         (
             {**WEIGHTS, "training": {"method": "slimming", "steps": 2, "penalty": {"name": "gates"}}},
             "penalty is one of",
+        ),
+        (
+            {**WEIGHTS, "training": {**GROWS, "penalty": {"name": "growing", "strength": 0.1, "sparsity": 0.5}}},
+            "from the recipe",
+        ),
+        (
+            {"target": {"macs": 0.5}, "training": {**GROWS, "penalty": {"name": "growing", "strength": 0.1}}},
+            "target: {sparsity",
         ),
         ({**WEIGHTS, "training": {"method": "gradual", "steps": 2, "begin": 0.9, "end": 0.5}}, "begin lies behind"),
         ({**WEIGHTS, "training": {"method": "gradual", "epochs": 1, "rates": "ReduceLROnPlateau"}}, "held-out"),

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 import secateur as sc
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.recover import AdapterSpec, Distil, finetune, taught
 from secateur.recover.optimizers import optimizers
 from secateur.recover.rates import schedulers
+from secateur.recover.validation import divided
 from secateur.sources import TensorData
 
 LOSSLESS = {"atol": 0, "rtol": 0}
@@ -337,11 +339,63 @@ STEPS = {
 }
 
 
+def samples(**options):
+    x, y = problem()
+    return DataLoader(TensorDataset(x, y), batch_size=options.pop("batch_size", 8), **options)
+
+
+def rows(data):
+    return sorted(tuple(row.tolist()) for batch in data for row in batch[0])
+
+
+LOADERS = {
+    "in order": lambda: samples(),
+    "shuffled": lambda: samples(shuffle=True),
+    "of a generator": lambda: samples(shuffle=True, generator=torch.Generator().manual_seed(4), drop_last=True),
+    "a generator of the sampler": lambda: samples(
+        sampler=RandomSampler(range(24), generator=torch.Generator().manual_seed(4))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_loader_is_divided_by_its_samples(kind):
+    loader = LOADERS[kind]()
+    train, held = divided(loader, 0.33)
+    assert len(held.dataset) == 8
+    assert not set(rows(train)) & set(rows(held))
+    assert sorted(rows(train) + rows(held)) == sorted(tuple(row.tolist()) for row in problem()[0])
+    orders = [[tuple(row.tolist()) for batch in train for row in batch[0]] for _ in range(2)]
+    assert (orders[0] == orders[1]) == (kind == "in order")
+    assert [x[0].tolist() for x in held] == [x[0].tolist() for x in held]
+    if "generator" in kind:
+        one, two = ([b[0].tolist() for b in divided(LOADERS[kind](), 0.33)[0]] for _ in range(2))
+        assert one == two, "the order is that of the generator"
+    step = {"method": "finetune", "epochs": 3, "holdout": 0.33, "best": True, "patience": 2}
+    recipe = {"granularity": "element", "target": {"sparsity": 0.5}, "measure": {"latency": False}}
+    result = sc.prune(network(), data=loader, recipe=recipe, recover=[step], test=[problem()])
+    assert len(result.report.training) in (4, 6)  # two batches a pass; patience may end it
+
+
+UNDIVIDED = {
+    "own batches": lambda: samples(batch_size=1, batch_sampler=[[0, 1], [2, 3]]),
+    "with replacement": lambda: samples(sampler=RandomSampler(range(24), replacement=True)),
+    "weighted": lambda: samples(sampler=WeightedRandomSampler([1.0] * 24, 24)),
+    "one sample": lambda: DataLoader(TensorDataset(*(part[:1] for part in problem()))),
+}
+
+
+@pytest.mark.parametrize("kind", UNDIVIDED)
+def test_a_loader_of_which_nobody_knows_what_it_reads_is_refused(kind):
+    with pytest.raises(RecipeError, match="cannot divide"):
+        divided(UNDIVIDED[kind](), 0.5)
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_a_recipe_is_refused_before_anything_long_starts(name):
     step, words = STEPS[name]
     x, y = problem()
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, sampler=WeightedRandomSampler([1.0] * len(x), len(x)))
     recover = [{"method": "finetune", "epochs": 1, **step}]
     with pytest.raises(RecipeError, match=words):
         sc.prune(network(), data=loader, recipe={"target": {"params": 0.7}}, recover=recover)

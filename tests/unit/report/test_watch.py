@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import RecipeError, UnsupportedError
+from secateur.errors import FileRefusedError, RecipeError, UnsupportedError
 from secateur.model.hashing import hash_model
+from secateur.report import Live
 from secateur.report.charts import training
 from secateur.report.record import TrainingPoint
 from secateur.report.watch import MOST, LivePage
@@ -160,6 +161,76 @@ def test_the_page_is_written_now_and_then_and_stays_small(tmp_path):
     assert "<b>net" not in text
     assert len(drawn(text)["loss"]["x"]) <= MOST + 1
     assert drawn(text)["loss"]["x"][-1] == 3 * MOST - 1
+
+
+def test_a_page_that_waits_is_not_written_for_a_short_run(tmp_path):
+    now = [0.0]
+    point = TrainingPoint(step=0, loss=1.0, lr=0.1)
+    for name, end in (("short", 4.0), ("long", 6.0)):
+        now[0] = 0.0
+        page = LivePage(tmp_path / name, "net", after=5.0, clock=lambda: now[0])
+        page.step("train", [point])
+        now[0] = end
+        page.step("train", [point])
+        page.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["long"]
+
+
+def test_a_loop_of_ones_own_is_watched(tmp_path):
+    pytest.importorskip("accelerate")
+    tracker, page = Listening(), tmp_path / "p.html"
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = sc.Pruner(model, sparsity=0.5, end=6, optimizer=optimizer)
+    losses = []
+    with Live(page, track=tracker, title="mine", settings={"lr": {"first": 0.1}}) as live:
+        for step in range(8):
+            x, y = batches(0)[step % 4]
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            pruner.step()
+            live.log(loss, sparsity=pruner.sparsity, quality=0.5 if step == 7 else None)
+            losses.append(loss.item())
+            assert page.exists()
+    assert column(tracker, "train/loss") == dict(enumerate(losses))
+    assert column(tracker, "train/quality") == {7: 0.5}
+    assert tracker.settings == {"lr.first": 0.1}
+    assert tracker.finished == 1
+    curves = drawn(page.read_text())
+    assert curves["loss"]["y"] == losses
+    assert curves["sparsity"]["y"][-1] == 0.5
+    assert set(curves) == {"loss", "quality", "sparsity"}, "a rate that nobody told is not drawn"
+    assert "The training has ended" in page.read_text()
+
+
+def test_a_loop_that_goes_wrong_has_a_gap_and_an_end(tmp_path):
+    page = tmp_path / "p.html"
+    with pytest.raises(ZeroDivisionError), Live(page) as live:  # noqa: PT012 - the error is the loop's
+        live.log(float("nan"), lr=0.1)
+        live.log(2.0, lr=0.1, step=5)
+        raise ZeroDivisionError
+    curves = drawn(page.read_text())
+    assert (curves["loss"]["x"], curves["loss"]["y"]) == ([0, 5], [None, 2.0])
+    assert "The training has ended" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda folder: Live(), RecipeError),
+        (lambda folder: Live(folder / "no" / "p.html"), FileRefusedError),
+        (lambda folder: Live(folder / "p.html", track="tensorbored"), RecipeError),
+        (lambda folder: Live(folder / "p.html", every="now"), RecipeError),
+        (lambda folder: Live(folder / "p.html").log("low"), RecipeError),
+        (lambda folder: Live(folder / "p.html").log(torch.ones(2)), RecipeError),
+        (lambda folder: [one.log(1.0, step=3) for one in [Live(folder / "p.html")] * 2], RecipeError),
+    ],
+)
+def test_what_cannot_be_watched_is_said(call, error, tmp_path):
+    with pytest.raises(error):
+        call(tmp_path)
 
 
 def test_a_curve_that_never_moves_is_drawn_above_zero():

@@ -1,22 +1,24 @@
 """Lottery tickets: what is rewound, what is masked, what the controls change, and that nothing is done twice."""
 
+import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from killed_fork import killed_fork
 from torch import nn
 from torch.nn import functional
 
 import secateur as sc
-from secateur.errors import RecipeError
+from secateur.errors import FileRefusedError, InputError, RecipeError, SecateurError
 from secateur.files import disk
 from secateur.files.checkpoint import Checkpoint
 from secateur.sources import TensorData
@@ -207,44 +209,52 @@ def test_interrupted_anywhere_the_tickets_are_the_same(rewind, tmp_path):
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch
 import test_lottery
 torch.set_num_threads(1)
 test_lottery.disk.fsync = test_lottery.disk.sync_path = lambda place: None
-found = test_lottery.search(sys.argv[1], controls=("reinit", "random"), every=0.0)
-for row in found.rows:
-    print({{**row, "seconds": 0}})
-    state = test_lottery.kept(found, row["variant"], row["seed"], row["round"])["model"]
-    print([float(value.double().sum()) for value in state.values()])
+test_lottery.told(test_lottery.search(sys.argv[1], **{options!r}), sys.argv[2])
 """
 
 
+def told(found, path):
+    """Rows and the bytes of every network, without the seconds that it took."""
+    lines = []
+    for row in found.rows:
+        state = kept(found, row["variant"], row["seed"], row["round"])
+        parts = [value.numpy().tobytes() for value in (*state["model"].values(), *state["masks"].values())]
+        lines.append({**row, "seconds": 0, "bytes": hashlib.sha256(b"".join(parts)).hexdigest()})
+    Path(path).write_text(json.dumps(lines))
+
+
+KILLS = 8
+
+
 @pytest.mark.slow
-def test_a_search_that_is_killed_again_and_again_finds_the_same(tmp_path):
-    """Fresh processes and signal 9, at times drawn by chance."""
-    code = SCRIPT.format(tests=str(Path(__file__).parent))
+@pytest.mark.parametrize("rewind", ["init", {"step": 4}, "rates"], ids=["init", "step", "rates"])
+def test_a_search_that_is_killed_again_and_again_finds_the_same(rewind, tmp_path):
+    options = {"rewind": rewind, "controls": ("reinit", "random"), "every": 0.0}
+    threads, calls = torch.get_num_threads(), []
+    torch.set_num_threads(1)  # threads do not come along into a fork
+    whole = search(tmp_path / "whole", progress=lambda *call: calls.append(call), **options)
+    told(whole, tmp_path / "whole.json")
+    # Each process makes a part of the calls, so that all the kills together come before the end.
+    chance, ends, folder = random.Random(str(rewind)), [], tmp_path / "c"
+    for _ in range(KILLS):
+        after = chance.randrange(1, len(calls) // (2 * KILLS))
+        work = partial(search, folder, **options)
+        ends.append(killed_fork(lambda progress, work=work: work(progress=progress), after, chance.uniform(0, 0.01)))
+    torch.set_num_threads(threads)
+    assert ends == [-signal.SIGKILL] * KILLS
+    assert len(list(folder.glob("cells/*"))) > 1, "the kills lie within more than one network"
+    # The last one is a fresh process, which knows nothing but the files.
+    code = SCRIPT.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])], options=options)
+    argv = [sys.executable, "-c", code, str(folder), str(tmp_path / "c.json")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(folder):
-        argv = [sys.executable, "-c", code, str(folder)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
-
-    began = time.monotonic()
-    whole, error = start(tmp_path / "whole").communicate(timeout=240)
-    duration, chance, kills, inside, folder = time.monotonic() - began, random.Random(5), 0, 0, tmp_path / "c"
-    assert whole, error
-    for _ in range(8):
-        process = start(folder)
-        time.sleep(chance.uniform(0.4, 0.95) * duration)
-        process.kill()
-        process.communicate(timeout=60)
-        kills += process.returncode == -signal.SIGKILL
-        inside += folder.exists()
-    again, error = start(folder).communicate(timeout=240)
-    assert again == whole, error
-    assert kills >= 2
-    assert inside >= 2
+    last = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert last.returncode == 0, last.stderr
+    assert json.loads((tmp_path / "c.json").read_text()) == json.loads((tmp_path / "whole.json").read_text())
 
 
 def test_a_training_that_was_interrupted_goes_on_in_its_middle(tmp_path):
@@ -257,6 +267,32 @@ def test_a_training_that_was_interrupted_goes_on_in_its_middle(tmp_path):
     assert watch.calls == 18 + 18 + 1  # the step that was interrupted is made again, and no other
     whole = search(tmp_path / "whole", sparsity=0.3)
     assert all(torch.equal(value, kept(found)["model"][name]) for name, value in kept(whole)["model"].items())
+
+
+def test_the_page_draws_the_training_that_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["secateur.tickets.lottery"], "_PATIENCE", 0.0)
+    seen, notes = [], []
+
+    class Noting:
+        takes_note = True
+
+        def __call__(self, what, done, total, note=""):
+            notes.append((what, note))
+            if (tmp_path / "progress.html").exists() and len(seen) < 1:
+                seen.append((tmp_path / "progress.html").read_text())
+
+    found = search(tmp_path, progress=Noting())
+    assert 'http-equiv="refresh"' in seen[0]
+    last = (tmp_path / "progress.html").read_text()
+    assert 'http-equiv="refresh"' not in last
+    curves = json.loads(last.split('id="chart-data">')[1].split("</script>")[0])["training"]["data"]
+    drawn = {curve["name"]: curve["y"] for curve in curves}
+    assert set(drawn) == {"loss", "sparsity", "learning rate"}
+    assert len(drawn["loss"]) == 18
+    assert set(drawn["sparsity"]) == {found.rows[-1]["sparsity"]}
+    assert "seed 0, ticket 2" in last
+    assert ("seed 0, ticket 2", notes[-1][1]) == notes[-1]
+    assert notes[-1][1].startswith("loss ")
 
 
 def test_table_and_plot_say_what_the_rows_say(tmp_path):
@@ -289,6 +325,17 @@ REFUSED = {
     "seeds": ({"seeds": (1, 1)}, "each once"),
     "scope": ({"scope": "row"}, "global"),
     "option": ({"training": {"epochs": 1, "best": True}}, "no option 'best'"),
+    "sparsity that is a word": ({"sparsity": "high"}, "finite number"),
+    "rate that is a word": ({"rate": "a fifth"}, "finite number"),
+    "a number of seeds": ({"seeds": 3}, r"seeds=\(0, 1, 2\)"),
+    "seeds that are no numbers": ({"seeds": ("a",)}, "each once"),
+    "controls that are a word": ({"controls": "reinit"}, "no list"),
+    "rounds that are none": ({"control_rounds": [3]}, "there are 2 rounds"),
+    "protect that is a word": ({"protect": "4"}, "one word"),
+    "protect that is misspelt": ({"protect": ["claßify"]}, "matches no module"),
+    "a module of another model": ({"protect": [plain(0)[2]]}, "lambda model"),
+    "a loop that is none": ({"train": 3, "training": None, "steps": 3}, "train= is no function"),
+    "own with no steps": ({"train": own, "training": None, "steps": 0}, "steps=0"),
     "own without steps": ({"train": own, "training": None}, "steps="),
     "own and built in": ({"train": own, "steps": 3}, "built-in"),
     "control rounds": ({"control_rounds": [0]}, "from 1"),
@@ -300,6 +347,41 @@ def test_what_makes_no_sense_is_refused(name, tmp_path):
     options, words = REFUSED[name]
     with pytest.raises(RecipeError, match=words):
         search(tmp_path, **options)
+
+
+PROTECTED = {
+    "name": ["0"],
+    "parameter": ["0.weight"],
+    "pattern": ["0*"],
+    "function of modules": lambda model: [model[0]],
+    "function of parameters": lambda model: [model[0].weight],
+}
+
+
+@pytest.mark.parametrize("kind", PROTECTED)
+def test_what_is_protected_stays_whole(kind, tmp_path):
+    found = search(tmp_path, protect=PROTECTED[kind], training={"steps": 1}, sparsity=0.3)
+    assert list(kept(found)["masks"]) == ["4.weight"]
+    assert found.rows[-1]["kept"] == 14
+
+
+def test_a_class_is_protected_and_nothing_is_left(tmp_path):
+    with pytest.raises(SecateurError):
+        search(tmp_path, protect=[nn.Linear], training={"steps": 1})
+
+
+@pytest.mark.parametrize("build", [None, plain(0), plain])
+def test_what_builds_no_model_is_refused(build, tmp_path):
+    """A model in the place of a function; a function that returns none is refused at the door of all models."""
+    built = (lambda seed: None) if build is plain else build
+    with pytest.raises((RecipeError, InputError), match=r"build=|the model is a"):
+        sc.lottery(built, data(), folder=tmp_path, training=TRAINING)
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileRefusedError, match="cannot write"):
+        search(tmp_path / "file")
 
 
 def test_no_data_and_no_figure_are_refused(tmp_path):

@@ -181,23 +181,39 @@ def test_filling_gives_back_whole_units_that_are_not_empty():
         assert part.all() or not part.any(), head
     assert not qkv[:, 0].any()
     assert qkv.any()
+    # What is said is what the masks are, and not what they were before.
+    for name, mask in pruner.masks.items():
+        blocks = mask.view(mask.shape[0] // 4, 4, -1, 4).permute(0, 2, 1, 3).flatten(2)
+        assert torch.equal(pruner.keep[name], blocks.any(-1))
+    total = sum(mask.numel() for mask in pruner.masks.values())
+    assert pruner.sparsity == pytest.approx(sum(int((~m).sum()) for m in pruner.masks.values()) / total)
+    assert pruner.sparsity < 0.7
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("form", ["hard", "soft"])
-def test_a_loop_that_was_stopped_goes_on_to_the_same_bytes(form):
-    def start():
-        torch.manual_seed(5)
-        model = Net()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        return model, optimizer, MovementPruner(model, sparsity=0.8, end=8, optimizer=optimizer, form=form)
+def test_a_loop_that_was_stopped_goes_on_to_the_same_bytes(form, at_once):
+    """Also one that has loaded its weights before the pruner is made, and hands it the state with the rest."""
 
-    model, optimizer, pruner = start()
+    def start(model, state=None):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return optimizer, MovementPruner(model, sparsity=0.8, end=8, optimizer=optimizer, form=form, state=state)
+
+    torch.manual_seed(5)
+    model = Net()
+    optimizer, pruner = start(model)
     train(model, optimizer, pruner, 4)
     state = copy.deepcopy((pruner.state_dict(), model.state_dict(), optimizer.state_dict()))
     train(model, optimizer, pruner, 6)
-    other, its, resumed = start()
-    for thing, part in zip((resumed, other, its), state, strict=True):
-        thing.load_state_dict(part)
+    other = Net()
+    if at_once:
+        other.load_state_dict(state[1])
+    its, resumed = start(other, state[0] if at_once else None)
+    if not at_once:
+        resumed.load_state_dict(state[0])
+        other.load_state_dict(state[1])
+    its.load_state_dict(state[2])
+    assert resumed.done == 4
     train(other, its, resumed, 6)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
@@ -209,15 +225,32 @@ def test_a_loop_that_was_stopped_goes_on_to_the_same_bytes(form):
         ({"freeze": "all"}, RecipeError),
         ({"scope": "row"}, RecipeError),
         ({"threshold": 1.0}, RecipeError),
+        ({"threshold": "high"}, RecipeError),
         ({"granularity": "2:4"}, RecipeError),
         ({"sparsity": 1.0}, RecipeError),
+        ({"sparsity": {"*": 0.5}}, RecipeError),
+        ({"initial": "none"}, RecipeError),
+        ({"strength": -1.0}, RecipeError),
+        ({"strength": "weak"}, RecipeError),
+        ({"start": "size"}, RecipeError),
+        ({"scores": "adam"}, RecipeError),
+        ({"scores": -1.0}, RecipeError),
+        ({"scores": lambda parameters: None}, RecipeError),
+        ({"fill": "hed"}, RecipeError),
+        ({"ema": 3}, RecipeError),
+        ({"ema": {"nobody": torch.zeros(1)}}, InputError),
+        ({"state": {"done": 1}}, InputError),
         ({"optimizer": None}, InputError),
     ],
 )
 def test_what_cannot_be_is_refused(wrong, kind):
+    """When the pruner is made, and not after hours of training; the optimizer is left as it was."""
     model = small()
+    moving = sgd(model)
     with pytest.raises(kind):
-        MovementPruner(model, **{"sparsity": 0.5, "end": 3, "optimizer": sgd(model), **wrong})
+        MovementPruner(model, **{"sparsity": 0.5, "end": 3, "optimizer": moving, **wrong})
+    listeners = len(moving._optimizer_step_post_hooks)
+    assert listeners <= 1, "of a pruner that was refused at most a hold of no masks is left"
     with pytest.raises(InputError):
         MovementPruner(model, sparsity=0.5, end=3, optimizer=sgd(model)).load_state_dict({"done": 1})
 

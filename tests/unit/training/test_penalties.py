@@ -269,6 +269,45 @@ def test_what_cannot_be_is_refused(name, options, kind):
         penalty(name, plain(), **options)
 
 
+CUT = [(name, method) for name in ("l1", "l2", "group_lasso", "slimming") for method in ("proximal", "subgradient")]
+CUT_FAST = {("group_lasso", "proximal"), ("slimming", "subgradient")}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [pytest.param(*one, marks=() if one in CUT_FAST else pytest.mark.slow) for one in CUT]
+)
+def test_a_penalty_follows_cuts(name, method):
+    """What is paid after a cut is what a penalty that is made anew asks for."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    paid = penalty(name, model, X[:2], strength=0.01, method=method, optimizer=optimizer)
+    pruner = sc.Pruner(
+        model, X[:2], sparsity=0.5, granularity="channel", end=4, every=2, optimizer=optimizer, proof="example"
+    )
+    for _ in range(6):
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+    assert pruner.sparsity == 0.5
+    anew = penalty(name, model, X[:2], strength=0.01)
+    assert float(paid().detach()) == pytest.approx(float(anew().detach()), rel=1e-6)
+    assert {n: p.shape for n, p in paid.paying.items()} == {n: p.shape for n, p in anew.paying.items()}
+    twin = copy.deepcopy(model)
+    penalty(name, twin, X[:2], strength=0.01).step(0.1)
+    paid.step(0.1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_penalty_of_chosen_units_says_that_they_were_cut():
+    model = plain()
+    growing = Growing(model, X[:2], sparsity=0.5, strength=0.5)
+    sc.plan(model, X[:2], target={"count": 3}).apply(model, inplace=True)
+    for use in (growing, lambda: growing.step(0.1)):
+        with pytest.raises(InputError, match="was cut while 'growing' was paid"):
+            use()
+
+
 def test_every_penalty_has_a_summary():
     assert len(penalties.names()) >= 7
     assert all(penalties.base.PENALTIES.find(name).summary for name in penalties.names())

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import secateur as sc
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.request import Target
-from secateur.training import Pruner
+from secateur.training import MovementPruner, Pruner
 from secateur.training.course import Course
 from secateur.training.schedules import schedule_of
 
@@ -62,6 +62,7 @@ LOOPS = {
     "bf16 and scaled": {"autocast": True, "scaler": True},
     "accumulated": {"batches": 3},
     "averaged": {"ema": True},
+    "all at once": {"autocast": True, "scaler": True, "batches": 2, "ema": True},
 }
 
 
@@ -69,7 +70,7 @@ def small():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
 
 
-FAST = {("sgd", "plain"), ("adamw", "averaged"), ("sgd", "bf16 and scaled")}
+FAST = {("sgd", "plain"), ("sgd", "bf16 and scaled"), ("adamw", "all at once")}
 PAIRS = [
     pytest.param(optimizer, loop, marks=() if (optimizer, loop) in FAST else pytest.mark.slow)
     for optimizer in OPTIMIZERS
@@ -77,14 +78,21 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "loop"), PAIRS)
-def test_the_amount_is_exact_and_the_zeros_stay_for_200_steps(optimizer, loop):
-    model, options = small(), dict(LOOPS[loop])
-    moving = OPTIMIZERS[optimizer](model.parameters())
+def loop_of(name, model):
+    """Options of `train`, with objects of their own."""
+    options = dict(LOOPS[name])
     if "ema" in options:
         options["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     if "scaler" in options:
         options["scaler"] = torch.amp.GradScaler("cpu", init_scale=128.0)
+    return options
+
+
+@pytest.mark.parametrize(("optimizer", "loop"), PAIRS)
+def test_the_amount_is_exact_and_the_zeros_stay_for_200_steps(optimizer, loop):
+    model = small()
+    options = loop_of(loop, model)
+    moving = OPTIMIZERS[optimizer](model.parameters())
     pruner = Pruner(model, sparsity=0.9, end=20, every=3, optimizer=moving, ema=options.get("ema"))
     train(model, moving, pruner, 20, **options)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
@@ -99,6 +107,64 @@ def test_the_amount_is_exact_and_the_zeros_stay_for_200_steps(optimizer, loop):
     assert pruner.finish() is model
     assert pruner.done == 220
     assert sum(int((model.get_parameter(n) == 0).sum()) for n in masks) == int(0.9 * total + 0.5)
+
+
+UNITS = {
+    "2:4": {"granularity": "2:4"},
+    "block": {"granularity": {"name": "block", "shape": [4, 4]}, "sparsity": 0.7},
+    "row": {"granularity": {"name": "vector", "axis": "row"}, "sparsity": 0.5},
+    "rigl": {"sparsity": 0.9, "regrow": "rigl"},
+    "set": {"sparsity": 0.9, "regrow": "set"},
+    "movement": {"kind": MovementPruner, "sparsity": 0.9, "freeze": "masks"},
+    "soft movement": {"kind": MovementPruner, "sparsity": 0.9, "form": "soft", "threshold": 0.5},
+}
+
+
+HELD = [(units, optimizer) for units in UNITS for optimizer in OPTIMIZERS]
+QUICK = {("2:4", "adamw"), ("movement", "sgd")}
+
+
+@pytest.mark.parametrize(
+    ("units", "optimizer"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in HELD]
+)
+def test_the_zeros_of_all_units_stay_for_200_steps_behind_the_end(units, optimizer):
+    """In a loop that has everything at once; `finish` lets the loop go, and the masks stay held."""
+    settings = dict(UNITS[units])
+    model, kind = small(), settings.pop("kind", Pruner)
+    options = loop_of("all at once", model)
+    moving = OPTIMIZERS[optimizer](model.parameters())
+    pruner = kind(model, end=6, every=3, optimizer=moving, ema=options["ema"], **settings)
+    train(model, moving, pruner, 8, **options)
+    pruner.finish()
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    before = {name: model.get_parameter(name).detach().clone() for name in masks}
+    assert sum(int((~mask).sum()) for mask in masks.values()) > 200
+    train(model, moving, pruner, 200, **options)
+    for name, mask in masks.items():
+        assert torch.equal(pruner.masks[name], mask)
+        assert exact_zeros(model.get_parameter(name), mask)
+        assert exact_zeros(options["ema"].module.get_parameter(name), mask)
+        assert not torch.equal(model.get_parameter(name)[mask], before[name][mask]), "the rest is trained"
+
+
+@pytest.mark.parametrize("kind", [Pruner, MovementPruner])
+def test_weights_that_an_untold_optimizer_moves_are_zero_after_every_step(kind):
+    model = small()
+    told = torch.optim.SGD(model[1].parameters(), lr=0.1, momentum=0.9)
+    untold = torch.optim.SGD(model[4].parameters(), lr=0.1, momentum=0.9)
+    averages = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pruner = kind(model, sparsity=0.8, end=4, every=4, optimizer=told, ema=averages)
+    for _ in range(20):
+        F.cross_entropy(model(X), Y).backward()
+        told.step()
+        untold.step()
+        for name, p in model.named_parameters():
+            averages[name].lerp_(p.detach(), 0.5)
+        pruner.step()
+        for name, mask in pruner.masks.items():
+            assert exact_zeros(model.get_parameter(name), mask), name
+            assert exact_zeros(averages[name], mask), name
+    assert not pruner.masks["4.weight"].all()
 
 
 def walk(pruner, steps):
@@ -197,6 +263,22 @@ def test_channels_shrink_while_training_and_the_state_follows(optimizer):
     pruner.plan.replay(again)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(X), model.eval()(X))
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_a_copy_of_the_model_may_hold_the_averages(granularity):
+    model = Net()
+    averaged = copy.deepcopy(model)
+    moving = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(model, X[:2], sparsity=0.5, granularity=granularity, end=3, every=3, optimizer=moving, ema=averaged)
+    for _ in range(5):
+        train(model, moving, pruner, 1)
+        with torch.no_grad():
+            for mean, p in zip(averaged.parameters(), model.parameters(), strict=True):
+                mean.lerp_(p, 0.1)
+    assert [p.shape for p in averaged.parameters()] == [p.shape for p in model.parameters()]
+    assert all(exact_zeros(averaged.get_parameter(name), mask) for name, mask in pruner.masks.items())
+    assert any(not torch.equal(a, b) for a, b in zip(averaged.parameters(), model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -466,6 +548,9 @@ def test_a_course_ends_on_the_very_target():
         ({"sparsity": 0.5, "target": {"sparsity": 0.5}, "end": 3}, RecipeError),
         ({"sparsity": 0.5}, RecipeError),
         ({"sparsity": 90, "end": 3}, RecipeError),
+        ({"sparsity": 0.5, "end": 3, "initial": 0.7}, RecipeError),
+        ({"sparsity": 0.5, "end": 3, "initial": "half"}, RecipeError),
+        ({"granularity": "2:4", "end": 3, "initial": 0.7}, RecipeError),
         ({"target": {"threshold": 0.1}, "end": 3}, RecipeError),
         ({"target": {"macs": 0.5}, "end": 3}, RecipeError),
         ({"sparsity": 0.5, "end": 3, "regrow": "rigle"}, RecipeError),
@@ -479,6 +564,26 @@ def test_a_course_ends_on_the_very_target():
 def test_what_cannot_be_is_refused(wrong, kind):
     with pytest.raises(kind):
         walk(Pruner(Net(), **wrong), 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "words"),
+    [
+        ({"sparsity": {"nobody*": 0.5}}, RecipeError, "nobody"),
+        ({"sparsity": {"conv*": 0.5}}, RecipeError, "classify"),
+        ({"ema": 3}, RecipeError, "ema is a int"),
+        ({"ema": {"nobody": torch.zeros(1)}}, InputError, "no average"),
+        ({"ema": nn.Linear(2, 2)}, InputError, "no average"),
+        ({"ema": 3, "granularity": "channel"}, RecipeError, "ema is a int"),
+        ({"granularity": "channel", "optimizer": "two"}, RecipeError, "Give one optimizer"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_first_step(wrong, kind, words):
+    model = Net()
+    if wrong.get("optimizer") == "two":
+        wrong = {**wrong, "optimizer": [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]}
+    with pytest.raises(kind, match=words):
+        Pruner(model, X[:2], **{"sparsity": 0.5, "begin": 100, "end": 200, "granularity": "element", **wrong})
 
 
 def test_an_optimizer_of_another_model_and_a_foreign_state_are_refused():

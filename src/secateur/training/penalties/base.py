@@ -16,7 +16,8 @@ from secateur.kinds.weights import parse
 from secateur.masks.hold import moved_by
 from secateur.model.admit import admit
 from secateur.model.protect import patterns_of
-from secateur.registry import Registry, one_of
+from secateur.registry import Registry, one_of, real_number
+from secateur.training.settings import listed_optimizers
 from secateur.types import Example, Protect
 
 Method = Literal["subgradient", "proximal"]
@@ -45,6 +46,7 @@ class Penalty(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("subgradient", "proximal")
+    follows_cuts: ClassVar[bool] = True  # whether what pays can be found anew in a model that was cut
 
     def __init__(
         self,
@@ -57,13 +59,13 @@ class Penalty(ABC):
         protect: Protect = (),
     ) -> None:
         one_of("method", method, self.methods)
-        if isinstance(strength, bool) or not strength >= 0:
-            raise RecipeError(f"strength={strength!r} of {self.name}", hint="a number of at least 0")
         self.model, self.example = admit(model), example
-        self.strength, self.method, self.protect = float(strength), method, patterns_of(self.model, protect)
+        self.strength = real_number(f"{self.name}: strength", strength)
+        self.method, self.protect = method, patterns_of(self.model, protect)
         self.paying: dict[str, nn.Parameter] = self._paying()
         if not self.paying:
             raise InputError(f"nothing of {type(self.model).__name__} pays for {self.name!r}", hint="check protect")
+        self._shapes = self._shapes_now()
         self._hooks: list[RemovableHandle] = []
         if optimizer is not None:
             self.hold(optimizer)
@@ -91,10 +93,12 @@ class Penalty(ABC):
 
     def __call__(self) -> Tensor:
         """What to add to the loss."""
+        self._follow()
         return self.strength * self.cost()
 
     def step(self, lr: float) -> None:
         """Shrink the weights, after the optimizer's step at this learning rate."""
+        self._follow()
         with torch.no_grad():
             self.shrink(dict.fromkeys(self.paying, self.strength * lr))
 
@@ -104,6 +108,7 @@ class Penalty(ABC):
         Raises:
             InputError: it moves none of the parameters that pay.
         """
+        (optimizer,) = listed_optimizers([optimizer])
         moved = moved_by(optimizer)
         if not any(id(parameter) in moved for parameter in self.paying.values()):
             raise InputError(f"the optimizer moves nothing that pays for {self.name!r}")
@@ -116,9 +121,26 @@ class Penalty(ABC):
             hook.remove()
         self._hooks = []
 
+    def _shapes_now(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self.paying.items()}
+
+    def _follow(self) -> None:
+        """Find what pays anew where the model was cut meanwhile: its units have other numbers then."""
+        if self._shapes_now() == self._shapes:
+            return
+        if not self.follows_cuts:
+            raise InputError(
+                f"the model was cut while {self.name!r} was paid",
+                why="the units that it was made for have other numbers now",
+                hint="end the penalty before you cut, and make it anew",
+            )
+        self.paying = self._paying()
+        self._shapes = self._shapes_now()
+
     def _before(self, *_: object) -> None:
         if self.method != "subgradient":
             return
+        self._follow()
         paying = [parameter for parameter in self.paying.values() if parameter.requires_grad]
         with torch.enable_grad():
             gradients = torch.autograd.grad(self(), paying, allow_unused=True)
@@ -129,6 +151,7 @@ class Penalty(ABC):
     def _after(self, optimizer: Optimizer, *_: object) -> None:
         if self.method != "proximal":
             return
+        self._follow()
         lr = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
             self.shrink({n: self.strength * lr[id(p)] for n, p in self.paying.items() if id(p) in lr})

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from secateur.model.gates import Gates, insert_gates
 from secateur.planning.build import GranularityLike, grouped
+from secateur.registry import real_number
 from secateur.training.penalties.base import Method, Penalty, register, soft_threshold
 from secateur.types import Example, Protect, Scores
 
@@ -37,6 +38,7 @@ class GatePenalty(Penalty):
 
     name = "gates"
     summary = "sum of |z| of inserted factors: slimming without norms"
+    follows_cuts = False
 
     def __init__(
         self,
@@ -51,6 +53,8 @@ class GatePenalty(Penalty):
         lr: float | None = None,
     ) -> None:
         self.granularity = granularity
+        if lr is not None:
+            real_number("lr", lr)
         super().__init__(model, example, strength=strength, method=method, protect=protect)
         if optimizer is not None:
             group = {"params": list(self.paying.values()), "weight_decay": 0.0}

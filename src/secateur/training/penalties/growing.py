@@ -12,7 +12,7 @@ from secateur.amounts import select
 from secateur.criteria.base import Context
 from secateur.errors import InputError
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
-from secateur.registry import whole_number
+from secateur.registry import real_number, whole_number
 from secateur.request import CRITERION
 from secateur.training.penalties.base import Method, Penalty, register
 from secateur.training.penalties.group_lasso import OWN
@@ -46,6 +46,7 @@ class Growing(Penalty):
 
     name = "growing"
     summary = "units that are to go pay more and more"
+    follows_cuts = False
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Growing(Penalty):
         protect: Protect = (),
     ) -> None:
         self._wanted = sparsity, granularity, criterion
-        self.every, self.ceiling, self.steps = whole_number("every", every, least=1), float(ceiling), 0
+        self.every, self.ceiling, self.steps = whole_number("every", every, least=1), real_number("ceiling", ceiling), 0
         self.keep = Kept({})
         super().__init__(model, example, strength=strength, method=method, optimizer=optimizer, protect=protect)
 
@@ -101,6 +102,7 @@ class Growing(Penalty):
 
     def __call__(self) -> Tensor:
         """What to add to the loss."""
+        self._follow()
         return self.rate * self.cost()
 
     def cost(self) -> Tensor:

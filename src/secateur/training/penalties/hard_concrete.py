@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import RecipeError
 from secateur.planning.build import GranularityLike
+from secateur.registry import real_number
 from secateur.training.penalties.base import register
 from secateur.training.penalties.gates import GatePenalty
 from secateur.types import Example, Protect, Scores
@@ -72,7 +73,7 @@ class HardConcrete(GatePenalty):
         lr: float | None = None,
         drop: float = 0.05,
     ) -> None:
-        if not 0 < drop < 1:
+        if not 0 < real_number("drop", drop) < 1:
             raise RecipeError(f"drop={drop!r} of hard_concrete", hint="a probability in (0, 1)")
         self._start = math.log(1 - drop) - math.log(drop)
         super().__init__(
