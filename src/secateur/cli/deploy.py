@@ -66,15 +66,13 @@ def deploy(
     """Measure each linear layer of DIR in each format, swap in what is faster, and write what loads again."""
     import secateur as sc
     from secateur.cli import job as jobs
-    from secateur.cli.measure import tell_doubt
     from secateur.cli.progress import Stages
 
     jobs.use_threads(threads)
     jobs.require_free(out, force=force)
     work = jobs.resolve(model, data)
     example = work.needed_example()
-    network = sc.load(folder, model=work.model, example=example)
-    tell_doubt(network)
+    network = jobs.pruned(folder, work)
     with Stages() as stages:
         done = sc.deploy(
             network, example, weights=weights.value, batch_sizes=batch_size, table=table, progress=stages

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from secateur.cli import options
-from secateur.cli.console import emit, say, table
+from secateur.cli.console import emit, table
 from secateur.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def load(
     what: str, model: str | None, data: str | None, *, seed: int, device: str | None = None
 ) -> tuple[Job, nn.Module]:
     """The job and the network to look at: of a MODEL word itself, or of an output folder replayed onto it."""
-    import secateur as sc
     from secateur.cli import job as jobs
     from secateur.sources.models import MODEL_KINDS
 
@@ -137,18 +136,7 @@ def load(
             hint=f"Give --model, the model that was pruned: {options.MODEL_WORDS}.",
         )  # fmt: skip
     work = jobs.resolve(model, data, seed=seed, device=device)
-    network = sc.load(what, model=work.model, example=work.example)
-    tell_doubt(network)
-    return work, network
-
-
-def tell_doubt(network: nn.Module) -> None:
-    """Say that the cut of a loaded network is not proved, where no example was at hand to prove it with."""
-    from secateur.loading import doubt
-
-    said = doubt(network)
-    if said:
-        say(f"note: {said}; --data, or a factory that returns (model, example), lets it be proved", style="yellow")
+    return work, jobs.pruned(what, work)
 
 
 def rows(found: Snapshot, judged: Yardstick) -> list[tuple[str, str]]:
