@@ -1,4 +1,4 @@
-"""``secateur measure``: parameters, MACs, size, latency and quality of a model or an output folder."""
+"""``secateur measure``: parameters, MACs, size, latency and quality of a model or folder, or two against each other."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 
     from secateur.cli.job import Job
     from secateur.measure import Yardstick
+    from secateur.measure.versus import Versus
     from secateur.types import Snapshot
 
-
-EXAMPLES = ("measure runs/mine --model mynet.py:build --data npz:mine.npz", "measure demo:lenet --data demo:mnist")
+STOLEN = 0.01  # share of processor time that other virtual machines took, above which it is said
+EXAMPLES = (
+    "measure runs/mine --model mynet.py:build --data npz:mine.npz",
+    "measure mynet.py:build runs/fast --model mynet.py:build --threads 1",
+)
 
 
 def measure(
     what: Annotated[str, typer.Argument(metavar="PATH|MODEL", help=f"An output folder, or {options.MODEL_WORDS}.")],
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[PATH|MODEL]", help="A second one: both are timed in the same rounds and compared."),
+    ] = None,
     model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--model", metavar="MODEL", help="Where PATH is an output folder: the model it was made from."),
@@ -45,6 +53,10 @@ def measure(
         Optional[str],  # noqa: UP045
         typer.Option("--dtype", help="For --task: float32 or bfloat16; default that of the model."),
     ] = None,
+    processor_time: Annotated[
+        bool,
+        typer.Option("--processor-time", help="Of two: count the processor's time (busy machines); one thread only."),
+    ] = False,
     rounds: options.Rounds = 30,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
@@ -59,7 +71,15 @@ def measure(
     from secateur.files import seed_everything
     from secateur.measure import latency, snapshot
 
-    jobs.use_threads(threads)
+    jobs.use_threads(1 if processor_time else threads)
+    if against is not None:
+        if task is not None:
+            raise RecipeError("--task measures one model.", hint="Run it once for each.")
+        with seed_everything(seed or 0):
+            return measure_two(
+                (what, against), model, data, rounds, batch_size, seed=seed or 0, device=device,
+                processor_time=processor_time, as_json=json,
+            )  # fmt: skip
     if task is not None:
         return measure_task(task, (what, model, data), tokens, sequences, dtype, as_json=json)
     with seed_everything(seed or 0), Stages() as stages:
@@ -76,6 +96,64 @@ def measure(
     else:
         table((what, ""), rows(found, judged))
     return 0
+
+
+def measure_two(
+    both: tuple[str, str],
+    model: str | None,
+    data: str | None,
+    rounds: int,
+    batch_size: int | None,
+    *,
+    seed: int,
+    device: str | None,
+    processor_time: bool,
+    as_json: bool,
+) -> int:
+    """Two models in the same rounds: what each is, and what may be said of their times."""
+    import time
+
+    from secateur.cli.progress import Stages
+    from secateur.measure import snapshot
+    from secateur.measure.versus import versus
+
+    with Stages() as stages:
+        loaded = [load(each, None if _is_word(each) else model, data, seed=seed, device=device) for each in both]
+        work = loaded[0][0]
+        first, second = (network for _, network in loaded)
+        stages("latency", 0, 0)
+        timer = time.process_time if processor_time else time.perf_counter
+        found = versus(
+            first, second, work.needed_example(), rounds=rounds, batch_size=batch_size, seed=seed, timer=timer
+        )
+        stages("quality", 0, 0)
+        judged = [each.judged for each, _ in loaded]
+        snapshots = [
+            snapshot(network, work.example, evaluate=yard.evaluate)
+            for (_, network), yard in zip(loaded, judged, strict=True)
+        ]
+    clock = "processor" if processor_time else "wall"
+    if as_json:
+        each = [{"what": name, **asdict(one)} for name, one in zip(both, snapshots, strict=True)]
+        emit({"schema": 1, "models": each, "versus": {**asdict(found), "clock": clock}})
+    else:
+        columns = [dict(rows(one, yard)) for one, yard in zip(snapshots, judged, strict=True)]
+        lines = [(key, columns[0].get(key, ""), columns[1].get(key, "")) for key in columns[0] | columns[1]]
+        table(("", *both), lines + told(found, clock))
+    return 0
+
+
+def told(found: Versus, clock: str) -> list[tuple[str, str, str]]:
+    """A comparison as lines of words."""
+    where = found.machine
+    on = f"{where['cpu']}, {where['isa']}, {where['threads']} of {where['cores']} threads, torch {where['torch']}"
+    stolen = f", {found.stolen:.0%} of the processor's time went elsewhere" if found.stolen > STOLEN else ""
+    return [
+        (f"median ms ({clock} time)", f"{found.first_ms:.4g}", f"{found.second_ms:.4g}"),
+        ("time over the first", f"{found.null}: null", str(found.ratio)),
+        ("so the second is", "", found.verdict),
+        ("measured", f"{found.rounds} rounds, batch {found.batch_size}{stolen}", on),
+    ]
 
 
 def measure_task(
@@ -120,11 +198,8 @@ def load(
 ) -> tuple[Job, nn.Module]:
     """The job and the network to look at: of a MODEL word itself, or of an output folder replayed onto it."""
     from secateur.cli import job as jobs
-    from secateur.sources.models import MODEL_KINDS
 
-    # A folder may have a colon in its name; what lies on the disk is meant before a word is.
-    kind, colon, _ = what.partition(":")
-    if colon and kind in MODEL_KINDS and not Path(what).exists():
+    if _is_word(what):
         if model is not None:
             raise RecipeError("--model goes with an output folder.", hint=f"Leave it out to measure {what}.")
         work = jobs.resolve(what, data, seed=seed, device=device)
@@ -137,6 +212,15 @@ def load(
         )  # fmt: skip
     work = jobs.resolve(model, data, seed=seed, device=device)
     return work, jobs.pruned(what, work)
+
+
+def _is_word(what: str) -> bool:
+    """Whether a MODEL word is meant. A folder may have a colon in its name: what lies on the disk comes first."""
+    from secateur.sources.models import MODEL_KINDS
+    from secateur.sources.words import is_python
+
+    kind, colon, _ = what.partition(":")
+    return bool(colon) and (kind in MODEL_KINDS or is_python(what)) and not Path(what).exists()
 
 
 def rows(found: Snapshot, judged: Yardstick) -> list[tuple[str, str]]:

@@ -50,3 +50,13 @@ def processor() -> str:
 def _cores() -> int:
     # Those that this process may use, which a container or an affinity makes fewer than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ticks() -> tuple[int, int]:
+    """Ticks of all processors since the start, and those of them that other virtual machines took; zeros elsewhere."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    except (OSError, IndexError):
+        return 0, 0
+    counts = [int(each) for each in first]
+    return sum(counts[:8]), counts[7] if len(counts) > 7 else 0
