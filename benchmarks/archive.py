@@ -1,12 +1,14 @@
 """How small a pruned model gets: archives of weights pruned by size, beside what others would make of the same bytes.
 
-    python benchmarks/archive.py [MODEL_FOLDER] [--zeros 0.5 0.7 0.8 0.9] [--dtype bfloat16] [--threads 2] [--json FILE]
+    python benchmarks/archive.py [MODEL_FOLDER] [--zeros 0.5 0.7 0.8 0.9] [--dtype bfloat16] [--everything]
+                                 [--threads 2] [--json FILE]
 
 MODEL_FOLDER is a Hugging Face folder of a language model (default: one random Llama). At every share of zeros the
-smallest numbers of each linear layer go, and then of each embedding as well ("all matrices"). Ratios are the bytes of
-the dense tensors over those of the file; "bound" is the entropy of places, exponents and random rest of each matrix,
-"gzip" what zlib's level 6 makes of the dense bytes. Times are of the process (packing, loading) and by the clock.
-Every archive is read back and compared bit by bit.
+smallest numbers of each linear layer go (--everything: of each embedding as well). Two rows each: the linear layers by
+themselves, and the whole model. Ratios are the bytes of the dense tensors over those of the file; "bound" is the
+entropy of places, exponents and random rest of each matrix, "gzip" what zlib's level 6 makes of the dense bytes of
+the first matrices. Times are of the process (packing, loading) and by the clock. Every archive is read back and
+compared bit by bit.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def bound(tensor: Tensor) -> float:
     counts = torch.frexp(there).exponent.unique(return_counts=True)[1].double() / max(1, there.numel())
     places = sum(-p * np.log2(p) for p in (share, 1 - share) if p)
     rest = 8 * tensor.element_size() - 8
-    return tensor.numel() / 8 * (places + share * (rest - float((counts * counts.log2()).sum())))
+    return float(tensor.numel() / 8) * float(places + share * (rest - float((counts * counts.log2()).sum())))
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float, object]:
@@ -77,8 +79,8 @@ def row(tensors: dict[str, Tensor], folder: Path) -> dict[str, float]:
     plain = save_tensors(folder / "plain.safetensors", tensors)
     mapped = timed(lambda: map_file(folder / "plain.safetensors", sha256=plain))[1]
     matrices = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
-    gzip = sum(len(zlib.compress(t.contiguous().view(-1).view(torch.uint8).numpy().data, 6)) for t in matrices[:60])
-    sample = sum(tensor.numel() * tensor.element_size() for tensor in matrices[:60])
+    gzip = sum(len(zlib.compress(t.contiguous().view(-1).view(torch.uint8).numpy().data, 6)) for t in matrices[:20])
+    sample = sum(tensor.numel() * tensor.element_size() for tensor in matrices[:20])
     return {
         "megabytes": path.stat().st_size / 1e6, "ratio": dense / path.stat().st_size,
         "bound": dense / sum(map(bound, matrices)), "gzip": sample / gzip, "pack_s": pack, "pack_cpu_s": pack_cpu,
@@ -91,7 +93,7 @@ def formats(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     found = {}
     for name in ("bitmask", "slide16"):
         size = dense = 0
-        for key, tensor in list(tensors.items())[:30]:
+        for key, tensor in list(tensors.items())[:10]:
             if tensor.dim() == 2 and "embed" not in key:
                 layer = torch.nn.Linear(tensor.shape[1], tensor.shape[0], bias=False, device="meta")
                 layer.weight = torch.nn.Parameter(tensor)
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--zeros", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9])
     parser.add_argument("--dtype", choices=["bfloat16", "float32", "int8"], default="bfloat16")
+    parser.add_argument("--everything", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -113,19 +116,15 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         for zeros in options.zeros:
-            for everything in (False, True):
-                dtype = torch.float32 if options.dtype == "int8" else getattr(torch, options.dtype)
-                tensors = pruned(weights(options.folder), zeros, dtype, everything=everything)
-                linear = {name: t for name, t in tensors.items() if t.dim() == 2 and "embed" not in name}
-                if options.dtype == "int8":
-                    tensors = {name: quantize(t)[0] if t.dim() == 2 else t for name, t in tensors.items()}
-                shown = {"all" if everything else "whole": tensors} | ({} if everything else {"linear": linear})
-                for what, chosen in shown.items():
-                    line = {"zeros": zeros, "what": what, **row(chosen, Path(scratch))}
-                    if what == "linear":
-                        line |= formats(chosen)
-                    found.append(line)
-                    print({key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()})
+            dtype = torch.float32 if options.dtype == "int8" else getattr(torch, options.dtype)
+            tensors = pruned(weights(options.folder), zeros, dtype, everything=options.everything)
+            if options.dtype == "int8":
+                tensors = {name: quantize(t)[0] if t.dim() == 2 else t for name, t in tensors.items()}
+            linear = {name: t for name, t in tensors.items() if t.dim() == 2 and "embed" not in name}
+            for what, chosen in {"linear": linear, "whole": tensors}.items():
+                line = {"zeros": zeros, "what": what, **row(chosen, Path(scratch))}
+                found.append(line | (formats(chosen) if what == "linear" else {}))
+                print({key: round(v, 3) if isinstance(v, float) else v for key, v in found[-1].items()}, flush=True)
     report = {**machine(), "load": os.getloadavg()[0], "dtype": options.dtype, "rows": found}
     print({key: value for key, value in report.items() if key != "rows"})
     if options.json:

@@ -72,16 +72,11 @@ def measure(
     from secateur.measure import latency, snapshot
 
     jobs.use_threads(1 if processor_time else threads)
-    if against is not None:
-        if task is not None:
-            raise RecipeError("--task measures one model.", hint="Run it once for each.")
-        with seed_everything(seed or 0):
-            return measure_two(
-                (what, against), model, data, rounds, batch_size, seed=seed or 0, device=device,
-                processor_time=processor_time, as_json=json,
-            )  # fmt: skip
     if task is not None:
-        return measure_task(task, (what, model, data), tokens, sequences, dtype, as_json=json)
+        return measure_task(task, (what, against, model, data), tokens, sequences, dtype, as_json=json)
+    if against is not None:
+        asked = ((what, against), model, data, seed or 0, device)
+        return measure_two(*asked, rounds, batch_size, processor_time=processor_time, as_json=json)
     with seed_everything(seed or 0), Stages() as stages:
         work, network = load(what, model, data, seed=seed or 0, device=device)
         example = work.needed_example()
@@ -90,11 +85,14 @@ def measure(
         stages("quality", 0, 0)
         judged = work.judged
         found = snapshot(network, example, evaluate=judged.evaluate, latency_ms=timed)
-    if json:
-        said = {"quality_on": judged.on, "quality_missing": judged.why}
-        emit({"schema": 1, "what": what, "model": work.source.name, "data": data or "", **asdict(found), **said})
+    return _tell({"what": what, "model": work.source.name, "data": data or ""}, found, judged, as_json=json)
+
+
+def _tell(head: dict[str, object], found: Snapshot, judged: Yardstick, *, as_json: bool) -> int:
+    if as_json:
+        emit({"schema": 1, **head, **asdict(found), "quality_on": judged.on, "quality_missing": judged.why})
     else:
-        table((what, ""), rows(found, judged))
+        table((str(head["what"]), ""), rows(found, judged))
     return 0
 
 
@@ -102,11 +100,11 @@ def measure_two(
     both: tuple[str, str],
     model: str | None,
     data: str | None,
+    seed: int,
+    device: str | None,
     rounds: int,
     batch_size: int | None,
     *,
-    seed: int,
-    device: str | None,
     processor_time: bool,
     as_json: bool,
 ) -> int:
@@ -114,10 +112,11 @@ def measure_two(
     import time
 
     from secateur.cli.progress import Stages
+    from secateur.files import seed_everything
     from secateur.measure import snapshot
     from secateur.measure.versus import versus
 
-    with Stages() as stages:
+    with seed_everything(seed), Stages() as stages:
         loaded = [load(each, None if _is_word(each) else model, data, seed=seed, device=device) for each in both]
         work = loaded[0][0]
         first, second = (network for _, network in loaded)
@@ -158,7 +157,7 @@ def told(found: Versus, clock: str) -> list[tuple[str, str, str]]:
 
 def measure_task(
     task: str,
-    asked: tuple[str, str | None, str | None],
+    asked: tuple[str, str | None, str | None, str | None],
     tokens: int,
     sequences: int | None,
     dtype: str | None,
@@ -170,7 +169,9 @@ def measure_task(
     from secateur.report.safe_text import significant
     from secateur.sources.text import whole_text
 
-    what, model, data = asked
+    what, against, model, data = asked
+    if against is not None:
+        raise RecipeError("--task measures one model.", hint="Run it once for each.")
     if task != "perplexity":
         raise RecipeError(f"task {task!r} is not known.", hint="perplexity")
     if dtype not in (None, "float32", "bfloat16"):

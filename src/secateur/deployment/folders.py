@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 from torch import Tensor, nn
 
@@ -33,7 +33,19 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 RUNTIME, ARCHIVE = PROFILES
 PACKED_WEIGHT = "weight"  # what a packed layer's dense weight is called in an archive
 LAYERS, SCHEMA = "deployed.json", 1
-_FIELDS = {"format", "rows", "columns", "scale", "bias"}
+
+
+class LayerRecord(TypedDict):
+    """What deployed.json says of a packed layer."""
+
+    format: str
+    rows: int
+    columns: int
+    scale: bool
+    bias: bool
+
+
+_FIELDS = set(LayerRecord.__annotations__)
 
 
 def save_deployed(
@@ -106,7 +118,7 @@ def _at(name: str, part: str) -> str:
     return f"{name}.{part}" if name else part
 
 
-def _record(layer: SparseLinear) -> dict[str, object]:
+def _record(layer: SparseLinear) -> LayerRecord:
     return {
         "format": layer.format, "rows": layer.out_features, "columns": layer.in_features,
         "scale": layer.scale is not None, "bias": layer.bias is not None,
@@ -162,7 +174,7 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], 
     return fresh
 
 
-def _packed(tensors: dict[str, Tensor], records: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+def _packed(tensors: dict[str, Tensor], records: dict[str, LayerRecord]) -> dict[str, Tensor]:
     """Matrices of an archive in the formats that its layers run in."""
     found = dict(tensors)
     for name, record in records.items():
@@ -173,7 +185,7 @@ def _packed(tensors: dict[str, Tensor], records: dict[str, dict[str, Any]]) -> d
     return found
 
 
-def _records(said: object, origin: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+def _records(said: object, origin: Path) -> tuple[str, dict[str, LayerRecord]]:
     """The profile, and what stands of every packed layer."""
     layers = said.get("layers") if isinstance(said, dict) and said.get("schema") == SCHEMA else None
     if not isinstance(said, dict) or not isinstance(layers, dict):
@@ -196,7 +208,7 @@ def _require_record(name: str, record: object, origin: Path) -> None:
         raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has no name of a format")
 
 
-def _layer(model: nn.Module, name: str, record: dict[str, Any], tensors: dict[str, Tensor]) -> SparseLinear:
+def _layer(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> SparseLinear:
     try:
         place = model.get_submodule(name)
     except AttributeError as error:

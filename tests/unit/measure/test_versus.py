@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def test_what_is_said_follows_from_ratio_and_null(times: float, spread: float, v
 
 
 def test_a_model_against_itself_is_hardly_ever_called_different() -> None:
-    said = [compared(noisy(1, 0.04, seed), noisy(1, 0.04, 100 + seed)).verdict for seed in range(40)]
-    assert sum(each in ("faster", "slower") for each in said) <= 3
+    said = [compared(noisy(1, 0.04, seed), noisy(1, 0.04, 100 + seed)).verdict for seed in range(16)]
+    assert sum(each in ("faster", "slower") for each in said) <= 2
 
 
 def test_a_machine_that_slows_down_between_rounds_slows_all_alike() -> None:
@@ -116,17 +117,32 @@ def test_the_machine_is_named() -> None:
     assert ticks()[0] >= ticks()[1]
 
 
-def test_the_command_line_compares_two(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["measure", "demo:lenet", "demo:convnet", "--rounds", "6", "--batch-size", "1", "--processor-time"]
-    assert main([*words, "--json"]) == 0
+NET = """
+import torch
+from torch import nn
+
+def build(width=8):
+    return nn.Sequential(nn.Linear(4, width), nn.Linear(width, 2)), torch.ones(3, 4)
+
+def wide():
+    return build(16)
+"""
+
+
+def test_the_command_line_compares_two(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("versus_net.py").write_text(NET)
+    words = ["measure", "versus_net.py:build", "versus_net.py:wide"]
+    assert main([*words, "--rounds", "6", "--batch-size", "1", "--processor-time", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert [each["what"] for each in said["models"]] == ["demo:lenet", "demo:convnet"]
-    assert said["models"][0]["params"] != said["models"][1]["params"]
+    assert [(each["what"], each["params"]) for each in said["models"]] == [(words[1], 58), (words[2], 114)]
     assert said["versus"]["verdict"] in ("faster", "slower", "no difference", "cannot be told")
-    assert said["versus"]["machine"]["threads"] == 1
+    assert (said["versus"]["machine"]["threads"], said["versus"]["batch_size"]) == (1, 1)
     lines = told(compared(lambda: 1.0, lambda: 0.5), "wall")
     assert ("so the second is", "", "faster") in lines
     assert any("null" in line[1] for line in lines)
-    assert main(["measure", "demo:lenet", "demo:lenet", "--task", "perplexity"]) == 2
-    assert main(["measure", "demo:lenet", "runs/none"]) == 2
+    assert main([*words, "--task", "perplexity"]) == 2
+    assert main(["measure", words[1], "runs/none"]) == 2
     assert "give --model" in capsys.readouterr().err.lower()

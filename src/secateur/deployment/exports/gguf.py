@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -31,9 +32,26 @@ from secateur.types import Example
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from gguf import GGUFWriter
+
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 TORCH = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 BLOCK = 32  # numbers that share a scale in Q8_0
+
+
+class Config(Protocol):
+    """What is read of a config of transformers; fields that only some have are asked for by `getattr`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    vocab_size: int
+    rms_norm_eps: float
+    hidden_act: str
+    tie_word_embeddings: bool
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ class Stored:
     """One tensor as it stands in the file: bytes, and how they are to be read."""
 
     name: str
-    data: np.ndarray[Any, Any]
+    data: npt.NDArray[np.generic]
     kind: str
 
 
@@ -144,13 +162,13 @@ def _architecture(model: nn.Module) -> Architecture:
     return ARCHITECTURES[kind]
 
 
-def _require_expressible(model: nn.Module, config: Any, architecture: Architecture) -> None:
+def _require_expressible(model: nn.Module, config: Config, architecture: Architecture) -> None:
     """Everything in a config that changes what the model computes, and has no key in the file."""
     rope = _rope(config)
     problems = {
         f"the activation {config.hidden_act!r}": config.hidden_act != "silu",
         f"positions of the kind {rope.get('rope_type')!r}": rope.get("rope_type", "default") != "default",
-        "positions in a part of each head": float(rope.get("partial_rotary_factor") or 1) != 1,
+        "positions in a part of each head": rope.get("partial_rotary_factor", 1) not in (None, 1),
         "biases in the attention": bool(getattr(config, "attention_bias", False)),
         "biases in the MLP": bool(getattr(config, "mlp_bias", False)),
         "a sliding window": _slides(config),
@@ -166,7 +184,7 @@ def _require_expressible(model: nn.Module, config: Any, architecture: Architectu
         raise _cannot(model, f"there is no place for the tensor {unknown[0]!r}")
 
 
-def _slides(config: Any) -> bool:
+def _slides(config: Config) -> bool:
     """Whether some layer looks back a limited way; a window that is set and not used changes nothing."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
@@ -174,12 +192,12 @@ def _slides(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is not None and bool(getattr(config, "use_sliding_window", True))
 
 
-def _rope(config: Any) -> dict[str, Any]:
+def _rope(config: Config) -> dict[str, object]:
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return {"rope_theta": getattr(config, "rope_theta", 10000.0), **found}
 
 
-def _head_dim(config: Any) -> int:
+def _head_dim(config: Config) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -197,7 +215,7 @@ def _name(name: str) -> str | None:
 
 
 def _arrays(
-    gguf: ModuleType, model: nn.Module, config: Any, architecture: Architecture, dtype: str
+    gguf: ModuleType, model: nn.Module, config: Config, architecture: Architecture, dtype: str
 ) -> Iterator[Stored]:
     tied = bool(config.tie_word_embeddings)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -245,7 +263,7 @@ def _stored(gguf: ModuleType, name: str, tensor: Tensor, dtype: str) -> Stored:
 def _write(
     gguf: ModuleType,
     path: Path,
-    config: Any,
+    config: Config,
     architecture: Architecture,
     vocabulary: Vocabulary,
     written: list[Stored],
@@ -272,7 +290,7 @@ _FILE_TYPES = {
 }  # fmt: skip
 
 
-def _sizes(writer: Any, config: Any) -> None:
+def _sizes(writer: GGUFWriter, config: Config) -> None:
     """What the architecture reads instead of a config; widths are those of the cut model."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -281,7 +299,7 @@ def _sizes(writer: Any, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(float(_rope(config)["rope_theta"]))
+    writer.add_rope_freq_base(float(str(_rope(config)["rope_theta"])))
     writer.add_rope_dimension_count(_head_dim(config))
     # Said even where they follow from the others: after heads were removed they do not.
     writer.add_key_length(_head_dim(config))

@@ -11,12 +11,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from secateur.files import load_json
 from secateur.integrations.transformers import tokenizer_folder
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED = 1, 2, 3, 4, 5  # types of tokens in the file
 _QWEN2 = (
@@ -49,7 +52,7 @@ class Vocabulary:
     special: Mapping[str, int] = field(default_factory=dict)
     template: str = ""
 
-    def write(self, writer: Any) -> None:
+    def write(self, writer: GGUFWriter) -> None:
         """Put it into a GGUFWriter."""
         if not self.rules:
             writer.add_tokenizer_model("none")
