@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from secateur.deployment import SparseLinear, folders, load_archive, planes, sav
 from secateur.deployment.formats import FORMATS
 from secateur.deployment.formats.base import same_bits
 from secateur.errors import FileRefusedError, InputError, RecipeError
-from secateur.files import load_tensors, save_tensors
+from secateur.files import canonical_json, load_metadata, load_tensors, save_tensors, stable_hash
 from secateur.files.mapped import map_file
 from secateur.files.safe import dtype_names
 
@@ -147,6 +150,53 @@ def test_what_is_no_archive_or_too_large_is_refused(tmp_path: Path) -> None:
         load_archive(tmp_path / "a", max_bytes=3000)
     with pytest.raises(InputError, match="meta"):
         save_archive(tmp_path / "b", {"x": torch.zeros(3, device="meta")})
+
+
+def forged(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """An archive whose metadata say something else, and whose own hash of them is right."""
+    save_archive(path, {"wide": weights()["wide"], "bias": weights()["bias"]})
+    said = json.loads(load_metadata(path)["archive"])
+    said.pop("sha256")
+    change(said)
+    save_tensors(path, load_tensors(path), {"archive": canonical_json({**said, "sha256": stable_hash(said)})})
+
+
+LIES = {
+    "nothing": lambda said: None,
+    "version": lambda said: said.update(version=2),
+    "another shape": lambda said: said["tensors"]["wide"].update(shape=[40, 24]),
+    "more numbers": lambda said: said["tensors"]["wide"].update(shape=[48, 40]),
+    "a huge shape": lambda said: said["tensors"]["wide"].update(shape=[1 << 39, 1 << 39]),
+    "a negative size": lambda said: said["tensors"]["wide"].update(shape=[-24, -40]),
+    "truth as a size": lambda said: said["tensors"]["bias"].update(shape=[24, True]),
+    "another dtype": lambda said: said["tensors"]["wide"].update(dtype="float32"),
+    "no dtype": lambda said: said["tensors"]["wide"].update(dtype="load"),
+    "no mask": lambda said: said["tensors"]["wide"].update(masked=False),
+    "a mask too many": lambda said: said["tensors"]["bias"].update(masked=True),
+    "no planes": lambda said: said["tensors"]["wide"].update(planes=[]),
+    "a plane too large": lambda said: said["tensors"]["wide"]["planes"][1].__setitem__(1, 1 << 40),
+    "a plane of less than nothing": lambda said: said["tensors"]["wide"]["planes"].append(["raw", 0, -1]),
+    "an unknown coder": lambda said: said["tensors"]["wide"]["planes"][0].__setitem__(0, "pickle"),
+    "no hash": lambda said: said["tensors"]["wide"].update(sha256=""),
+    "a field too many": lambda said: said["tensors"]["wide"].update(code="1"),
+    "a tensor too many": lambda said: said["tensors"].update(other=said["tensors"]["wide"]),
+    "a tensor too few": lambda said: said["tensors"].pop("bias"),
+    "a tie to nothing": lambda said: said["ties"].update(other="none"),
+    "a tie that is stored": lambda said: said["ties"].update(bias="wide"),
+    "a tie that is not there": lambda said: said["ties"].update(other="wide"),
+    "no table": lambda said: said.update(tensors=[]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_metadata_that_lie_are_refused_whatever_hash_they_bring(lie: str, tmp_path: Path) -> None:
+    forged(tmp_path / "a", LIES[lie])
+    if lie in ("nothing", "another shape"):
+        # Rows for columns are no damage that a hash of the bytes could see: the model's own shapes refuse it.
+        assert load_archive(tmp_path / "a")["wide"].shape == ((24, 40) if lie == "nothing" else (40, 24))
+        return
+    with pytest.raises(FileRefusedError):
+        load_archive(tmp_path / "a")
 
 
 class Net(nn.Module):
