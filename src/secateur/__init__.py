@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from secateur.amounts.select import select
     from secateur.api import inspect, score
     from secateur.comparison.compare import compare
-    from secateur.deployment import deploy, load_deployed, save_deployed
+    from secateur.deployment import deploy, export, load_deployed, save_deployed
     from secateur.errors import SecateurError
     from secateur.interrupted import resume
     from secateur.loading import load
@@ -39,6 +39,7 @@ _HOME = {
     "criteria": "secateur.criteria",
     "deploy": "secateur.deployment:deploy",
     "estimate": "secateur.pipeline:estimate",
+    "export": "secateur.deployment:export",
     "import_masks": "secateur.masks:import_masks",
     "inspect": "secateur.api:inspect",
     "load": "secateur.loading:load",
@@ -67,6 +68,7 @@ __all__ = [
     "criteria",
     "deploy",
     "estimate",
+    "export",
     "import_masks",
     "inspect",
     "load",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "deploy runs/mine --model mynet.py:build --out runs/fast",
-    "deploy runs/mine --model mynet.py:build --weights int8 --out runs/q",
+    "deploy runs/mine --model mynet.py:build --weights int8 --profile archive --out runs/q",
 )
 
 
@@ -27,6 +27,13 @@ class Rounding(StrEnum):
     same = "same"
     bfloat16 = "bfloat16"
     int8 = "int8"
+
+
+class Profile(StrEnum):
+    """How the folder is written."""
+
+    runtime = "runtime"
+    archive = "archive"
 
 
 def deploy(
@@ -43,6 +50,10 @@ def deploy(
         Optional[list[int]],  # noqa: UP045
         typer.Option("--batch-size", min=1, help="A batch size to be fast at; may be repeated."),
     ] = None,
+    profile: Annotated[
+        Profile,
+        typer.Option("--profile", help="runtime: mapped as it runs; archive: the smallest file, decoded by loading."),
+    ] = Profile.runtime,
     table: Annotated[
         bool, typer.Option("--table/--no-table", help="Keep measurements in your cache folder for the next time.")
     ] = True,
@@ -55,21 +66,19 @@ def deploy(
     """Measure each linear layer of DIR in each format, swap in what is faster, and write what loads again."""
     import secateur as sc
     from secateur.cli import job as jobs
-    from secateur.cli.measure import tell_doubt
     from secateur.cli.progress import Stages
 
     jobs.use_threads(threads)
     jobs.require_free(out, force=force)
     work = jobs.resolve(model, data)
     example = work.needed_example()
-    network = sc.load(folder, model=work.model, example=example)
-    tell_doubt(network)
+    network = jobs.pruned(folder, work)
     with Stages() as stages:
         done = sc.deploy(
             network, example, weights=weights.value, batch_sizes=batch_size, table=table, progress=stages
         )  # fmt: skip
     if not dry_run:
-        sc.save_deployed(done, out, force=force)
+        sc.save_deployed(done, out, profile=profile.value, force=force)
     if json:
         emit({"schema": 1, "out": str(out), "dry_run": dry_run, **facts(done)})
     else:

@@ -2,93 +2,88 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, write
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from secateur.types import Example
-
-
-class ExportFormat(StrEnum):
-    """What can be written."""
-
-    safetensors = "safetensors"
-    onnx = "onnx"
-
-
-EXAMPLES = ("export runs/mine --model mynet.py:build --format onnx --out mine.onnx",)
+# For the help, which has no time to import what knows them; a test holds both together.
+FORMATS = ("safetensors", "archive", "onnx", "pt2", "hf", "gguf")
+EXAMPLES = (
+    "export runs/mine --model mynet.py:build --format onnx --out mine.onnx",
+    "export runs/lm --model hf:SmolLM2 --format gguf --dtype q8_0 --out lm.gguf",
+    "export runs/mine --model mynet.py:build --format archive --weights bfloat16 --out small",
+)
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder of prune or demo.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder of prune, demo or deploy.")],
     model: Annotated[
         str, typer.Option("--model", metavar="MODEL", help=f"The model it was made from: {options.MODEL_WORDS}.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
-    format: Annotated[ExportFormat, typer.Option("--format", help="onnx needs the extra 'secateur[onnx]'.")] = (
-        ExportFormat.safetensors
-    ),
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="The file to write; a folder for archive and hf.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"{', '.join(FORMATS)}; onnx and gguf need the extras of these names.",
+            autocompletion=options.complete(*FORMATS),
+        ),
+    ] = FORMATS[0],
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--weights", help="Of archive: same (lossless), bfloat16, or int8 for linear layers."),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dtype", help="Of gguf: same, float32, float16, bfloat16 or q8_0."),
+    ] = None,
+    fixed_batch: Annotated[
+        bool, typer.Option("--fixed-batch", help="Of onnx and pt2: the batch size of the example, and no other.")
+    ] = False,
     data: options.Data = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Write the pruned model of DIR as safetensors, or as ONNX checked against onnxruntime."""
+    """Write the pruned model of DIR for another runtime, check it there, and say what that runtime can use of it."""
     import secateur as sc
     from secateur.cli import job as jobs
-    from secateur.cli.measure import tell_doubt
     from secateur.cli.progress import Stages
+    from secateur.deployment import EXPORTERS
     from secateur.measure import num_params
 
-    jobs.require_free_file(out, force=force)
-    work = jobs.resolve(model, data)
-    network = sc.load(folder, model=work.model, example=work.example)
-    tell_doubt(network)
-    plan = {"format": format.value, "out": str(out), "params": num_params(network)}
-    if dry_run:
-        return _tell({**plan, "dry_run": True}, as_json=json)
-    with Stages() as stages:
-        stages(f"export to {format.value}", 0, 0)
-        if format is ExportFormat.onnx:
-            found = _onnx(network, work.needed_example(), out, force=force)
-        else:
-            found = _safetensors(network, out)
-    return _tell({**plan, **found}, as_json=json)
-
-
-def _safetensors(network: nn.Module, path: Path) -> dict[str, object]:
-    from secateur.files import save_tensors
-
-    tensors = {name: tensor.detach() for name, tensor in network.state_dict(keep_vars=True).items()}
-    digest = save_tensors(path, tensors)
-    return {"size_bytes": path.stat().st_size, "sha256": digest}
-
-
-def _onnx(network: nn.Module, example: Example, path: Path, *, force: bool) -> dict[str, object]:
-    from secateur.deployment import export_onnx
-
-    written = export_onnx(network, example, path, overwrite=force)
-    return {
-        "size_bytes": written.size_bytes,
-        "max_abs_error": written.max_abs_error,
-        "tolerance": written.tolerance,
-        "inputs": list(written.inputs),
-        "checked_batch_sizes": list(written.batch_sizes),
+    settings: dict[str, object] = {
+        name: value for name, value in (("weights", weights), ("dtype", dtype)) if value is not None
     }
+    settings |= {"dynamic_batch": False} if fixed_batch else {}
+    exporter = EXPORTERS.build(format, settings)
+    if exporter.writes == "folder":
+        jobs.require_free(out, force=force)
+    else:
+        jobs.require_free_file(out, force=force)
+    work = jobs.resolve(model, data)
+    network = jobs.pruned(folder, work)
+    example = work.needed_example() if exporter.needs_example else work.example
+    plan: dict[str, object] = {"format": format, "out": str(out), "params": num_params(network)}
+    said = {"uses": exporter.uses, "cannot_use": exporter.loses}
+    if dry_run:
+        return _tell({**plan, "dry_run": True, **said}, as_json=json)
+    with Stages() as stages:
+        stages(f"export to {format}", 0, 0)
+        done = sc.export(network, out, format=format, example=example, force=force, **settings)
+    found = {"size_bytes": done.size_bytes, **done.facts, "checked": done.checked}
+    return _tell({**plan, **found, **said}, as_json=json)
 
 
 def _tell(found: dict[str, object], *, as_json: bool) -> int:
     if as_json:
         emit({"schema": 1, **found})
     else:
-        write("\n".join(f"{key}: {value}" for key, value in found.items()) + "\n")
+        write("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in found.items()) + "\n")
     return 0

@@ -137,6 +137,21 @@ def resolve(
     return Job(source, found, example)
 
 
+def pruned(folder: str | Path, job: Job) -> nn.Module:
+    """The network of an output folder of prune, demo or deploy, made of the job's model; says what is not proved."""
+    import secateur as sc
+    from secateur.deployment.folders import LAYERS
+    from secateur.loading import doubt
+
+    if (Path(folder) / LAYERS).is_file():
+        return sc.load_deployed(folder, model=job.model)
+    network = sc.load(folder, model=job.model, example=job.example)
+    said = doubt(network)
+    if said:
+        say(f"note: {said}; --data, or a factory that returns (model, example), lets it be proved", style="yellow")
+    return network
+
+
 def _beside(model: nn.Module, example: Example) -> Example:
     """The example on the device of the model: data lie in the memory of the CPU."""
     from secateur.model.call import device_of, to_device

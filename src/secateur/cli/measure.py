@@ -1,4 +1,4 @@
-"""``secateur measure``: parameters, MACs, size, latency and quality of a model or an output folder."""
+"""``secateur measure``: parameters, MACs, size, latency and quality of a model or folder, or two against each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from secateur.cli import options
-from secateur.cli.console import emit, say, table
+from secateur.cli.console import emit, table
 from secateur.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 
     from secateur.cli.job import Job
     from secateur.measure import Yardstick
+    from secateur.measure.versus import Versus
     from secateur.types import Snapshot
 
-
-EXAMPLES = ("measure runs/mine --model mynet.py:build --data npz:mine.npz", "measure demo:lenet --data demo:mnist")
+STOLEN = 0.01  # share of processor time that other virtual machines took, above which it is said
+EXAMPLES = (
+    "measure runs/mine --model mynet.py:build --data npz:mine.npz",
+    "measure mynet.py:build runs/fast --model mynet.py:build --threads 1",
+)
 
 
 def measure(
     what: Annotated[str, typer.Argument(metavar="PATH|MODEL", help=f"An output folder, or {options.MODEL_WORDS}.")],
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[PATH|MODEL]", help="A second one: both are timed in the same rounds and compared."),
+    ] = None,
     model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--model", metavar="MODEL", help="Where PATH is an output folder: the model it was made from."),
@@ -45,6 +53,10 @@ def measure(
         Optional[str],  # noqa: UP045
         typer.Option("--dtype", help="For --task: float32 or bfloat16; default that of the model."),
     ] = None,
+    processor_time: Annotated[
+        bool,
+        typer.Option("--processor-time", help="Of two: count the processor's time (busy machines); one thread only."),
+    ] = False,
     rounds: options.Rounds = 30,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
@@ -59,9 +71,12 @@ def measure(
     from secateur.files import seed_everything
     from secateur.measure import latency, snapshot
 
-    jobs.use_threads(threads)
+    jobs.use_threads(1 if processor_time else threads)
     if task is not None:
-        return measure_task(task, (what, model, data), tokens, sequences, dtype, as_json=json)
+        return measure_task(task, (what, against, model, data), tokens, sequences, dtype, as_json=json)
+    if against is not None:
+        asked = ((what, against), model, data, seed or 0, device)
+        return measure_two(*asked, rounds, batch_size, processor_time=processor_time, as_json=json)
     with seed_everything(seed or 0), Stages() as stages:
         work, network = load(what, model, data, seed=seed or 0, device=device)
         example = work.needed_example()
@@ -70,17 +85,79 @@ def measure(
         stages("quality", 0, 0)
         judged = work.judged
         found = snapshot(network, example, evaluate=judged.evaluate, latency_ms=timed)
-    if json:
-        said = {"quality_on": judged.on, "quality_missing": judged.why}
-        emit({"schema": 1, "what": what, "model": work.source.name, "data": data or "", **asdict(found), **said})
+    return _tell({"what": what, "model": work.source.name, "data": data or ""}, found, judged, as_json=json)
+
+
+def _tell(head: dict[str, object], found: Snapshot, judged: Yardstick, *, as_json: bool) -> int:
+    if as_json:
+        emit({"schema": 1, **head, **asdict(found), "quality_on": judged.on, "quality_missing": judged.why})
     else:
-        table((what, ""), rows(found, judged))
+        table((str(head["what"]), ""), rows(found, judged))
     return 0
+
+
+def measure_two(
+    both: tuple[str, str],
+    model: str | None,
+    data: str | None,
+    seed: int,
+    device: str | None,
+    rounds: int,
+    batch_size: int | None,
+    *,
+    processor_time: bool,
+    as_json: bool,
+) -> int:
+    """Two models in the same rounds: what each is, and what may be said of their times."""
+    import time
+
+    from secateur.cli.progress import Stages
+    from secateur.files import seed_everything
+    from secateur.measure import snapshot
+    from secateur.measure.versus import versus
+
+    with seed_everything(seed), Stages() as stages:
+        loaded = [load(each, None if _is_word(each) else model, data, seed=seed, device=device) for each in both]
+        work = loaded[0][0]
+        first, second = (network for _, network in loaded)
+        stages("latency", 0, 0)
+        timer = time.process_time if processor_time else time.perf_counter
+        found = versus(
+            first, second, work.needed_example(), rounds=rounds, batch_size=batch_size, seed=seed, timer=timer
+        )
+        stages("quality", 0, 0)
+        judged = [each.judged for each, _ in loaded]
+        snapshots = [
+            snapshot(network, work.example, evaluate=yard.evaluate)
+            for (_, network), yard in zip(loaded, judged, strict=True)
+        ]
+    clock = "processor" if processor_time else "wall"
+    if as_json:
+        each = [{"what": name, **asdict(one)} for name, one in zip(both, snapshots, strict=True)]
+        emit({"schema": 1, "models": each, "versus": {**asdict(found), "clock": clock}})
+    else:
+        columns = [dict(rows(one, yard)) for one, yard in zip(snapshots, judged, strict=True)]
+        lines = [(key, columns[0].get(key, ""), columns[1].get(key, "")) for key in columns[0] | columns[1]]
+        table(("", *both), lines + told(found, clock))
+    return 0
+
+
+def told(found: Versus, clock: str) -> list[tuple[str, str, str]]:
+    """A comparison as lines of words."""
+    where = found.machine
+    on = f"{where['cpu']}, {where['isa']}, {where['threads']} of {where['cores']} threads, torch {where['torch']}"
+    stolen = f", {found.stolen:.0%} of the processor's time went elsewhere" if found.stolen > STOLEN else ""
+    return [
+        (f"median ms ({clock} time)", f"{found.first_ms:.4g}", f"{found.second_ms:.4g}"),
+        ("time over the first", f"{found.null}: null", str(found.ratio)),
+        ("so the second is", "", found.verdict),
+        ("measured", f"{found.rounds} rounds, batch {found.batch_size}{stolen}", on),
+    ]
 
 
 def measure_task(
     task: str,
-    asked: tuple[str, str | None, str | None],
+    asked: tuple[str, str | None, str | None, str | None],
     tokens: int,
     sequences: int | None,
     dtype: str | None,
@@ -92,7 +169,9 @@ def measure_task(
     from secateur.report.safe_text import significant
     from secateur.sources.text import whole_text
 
-    what, model, data = asked
+    what, against, model, data = asked
+    if against is not None:
+        raise RecipeError("--task measures one model.", hint="Run it once for each.")
     if task != "perplexity":
         raise RecipeError(f"task {task!r} is not known.", hint="perplexity")
     if dtype not in (None, "float32", "bfloat16"):
@@ -119,13 +198,9 @@ def load(
     what: str, model: str | None, data: str | None, *, seed: int, device: str | None = None
 ) -> tuple[Job, nn.Module]:
     """The job and the network to look at: of a MODEL word itself, or of an output folder replayed onto it."""
-    import secateur as sc
     from secateur.cli import job as jobs
-    from secateur.sources.models import MODEL_KINDS
 
-    # A folder may have a colon in its name; what lies on the disk is meant before a word is.
-    kind, colon, _ = what.partition(":")
-    if colon and kind in MODEL_KINDS and not Path(what).exists():
+    if _is_word(what):
         if model is not None:
             raise RecipeError("--model goes with an output folder.", hint=f"Leave it out to measure {what}.")
         work = jobs.resolve(what, data, seed=seed, device=device)
@@ -137,18 +212,16 @@ def load(
             hint=f"Give --model, the model that was pruned: {options.MODEL_WORDS}.",
         )  # fmt: skip
     work = jobs.resolve(model, data, seed=seed, device=device)
-    network = sc.load(what, model=work.model, example=work.example)
-    tell_doubt(network)
-    return work, network
+    return work, jobs.pruned(what, work)
 
 
-def tell_doubt(network: nn.Module) -> None:
-    """Say that the cut of a loaded network is not proved, where no example was at hand to prove it with."""
-    from secateur.loading import doubt
+def _is_word(what: str) -> bool:
+    """Whether a MODEL word is meant. A folder may have a colon in its name: what lies on the disk comes first."""
+    from secateur.sources.models import MODEL_KINDS
+    from secateur.sources.words import is_python
 
-    said = doubt(network)
-    if said:
-        say(f"note: {said}; --data, or a factory that returns (model, example), lets it be proved", style="yellow")
+    kind, colon, _ = what.partition(":")
+    return bool(colon) and (kind in MODEL_KINDS or is_python(what)) and not Path(what).exists()
 
 
 def rows(found: Snapshot, judged: Yardstick) -> list[tuple[str, str]]:

@@ -1,31 +1,60 @@
-"""Deployed models on the disk: packed as they run, rebuilt without code from a file."""
+"""Deployed models on the disk, rebuilt without code from a file: packed as they run, or as small as they get.
+
+`runtime` holds the packed layers as the kernels read them, and loading maps the file. `archive` holds dense weights,
+coded (`archive.py`), and loading packs them anew. Both give the same model, bit for bit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, get_args
 
 from torch import Tensor, nn
 
+from secateur.deployment.archive import load_archive, save_archive
 from secateur.deployment.formats import format_of
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment.planner import Deployment, install
 from secateur.errors import FileRefusedError, InputError, PlanMismatchError, RecipeError
 from secateur.files import canonical_json, load_json, load_tensors, publish_dir, save_tensors
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
+from secateur.files.mapped import map_file
 from secateur.loading import PLAN, WEIGHTS, WIDEST, fill
 from secateur.planning.decision import PlanData
 from secateur.planning.files import MAX_BYTES, to_json
+from secateur.planning.history import origin_of
 from secateur.planning.plan import Plan
+from secateur.registry import one_of
 
+Profile = Literal["runtime", "archive"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+RUNTIME, ARCHIVE = PROFILES
+PACKED_WEIGHT = "weight"  # what a packed layer's dense weight is called in an archive
 LAYERS, SCHEMA = "deployed.json", 1
-_FIELDS = {"format", "rows", "columns", "scale", "bias"}
+
+
+class LayerRecord(TypedDict):
+    """What deployed.json says of a packed layer."""
+
+    format: str
+    rows: int
+    columns: int
+    scale: bool
+    bias: bool
+
+
+_FIELDS = set(LayerRecord.__annotations__)
 
 
 def save_deployed(
-    deployment: Deployment, path: str | Path, *, plan: PlanData | None = None, force: bool = False
+    deployment: Deployment | nn.Module,
+    path: str | Path,
+    *,
+    profile: Profile = RUNTIME,
+    plan: PlanData | None = None,
+    force: bool = False,
 ) -> Path:
     """Write the folder, whole or not at all.
 
@@ -33,21 +62,28 @@ def save_deployed(
     file) and, for a model that was cut, plan.json.
 
     Args:
-        deployment: what `deploy` returned.
+        deployment: what `deploy` returned, or any model, with packed layers or without.
         path: the folder.
-        plan: of the cut; default the one that `deploy` found.
+        profile: "runtime": layers as they run, loaded without a copy; "archive": the smallest file, decoded and packed
+            anew by loading. Both lose nothing.
+        plan: of the cut; default the one that `deploy` found, or that the model remembers.
         force: replace an output folder that is there.
 
     Raises:
         FileRefusedError: the folder exists, or is no output folder of secateur.
         ResourceError: the disk is full; nothing is left behind.
+        RecipeError: an unknown profile.
+
+    Cost: one pass over the weights; an archive some 50 MB/s and thread.
     """
-    model = deployment.model
-    plan = plan or deployment.plan
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-    texts = {
-        LAYERS: canonical_json({"schema": SCHEMA, "layers": {name: _record(layer) for name, layer in layers.items()}})
-    }
+    one_of("profile", profile, PROFILES)
+    if isinstance(deployment, nn.Module):
+        model, plan = deployment, plan or origin_of(deployment)
+    else:
+        model, plan = deployment.model, plan or deployment.plan
+    layers = packed_layers(model)
+    listed = {name: _record(layer) for name, layer in layers.items()}
+    texts = {LAYERS: canonical_json({"schema": SCHEMA, "profile": profile, "layers": listed})}
     if plan is not None:
         texts[PLAN] = to_json(plan)
     with publish_dir(path, force=force) as folder:
@@ -55,32 +91,57 @@ def save_deployed(
         for name, text in texts.items():
             (folder / name).write_bytes(text.encode())
         tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
-        hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
+        if profile == ARCHIVE:
+            hashes[WEIGHTS] = save_archive(folder / WEIGHTS, _dense(tensors, layers))
+        else:
+            hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
         (folder / MANIFEST).write_text(canonical_json(hashes))
     return Path(path)
 
 
-def _record(layer: SparseLinear) -> dict[str, object]:
+def packed_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """The packed layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+
+
+def _dense(tensors: dict[str, Tensor], layers: dict[str, SparseLinear]) -> dict[str, Tensor]:
+    """Packed parts back as matrices: offsets and padding say nothing that the matrix does not, and code badly."""
+    found = dict(tensors)
+    for name, layer in layers.items():
+        layout = format_of(layer.format)
+        parts = [found.pop(_at(name, part)) for part in layout.parts]
+        found[_at(name, PACKED_WEIGHT)] = layout.unpack(parts, layer.out_features, layer.in_features)
+    return found
+
+
+def _at(name: str, part: str) -> str:
+    return f"{name}.{part}" if name else part
+
+
+def _record(layer: SparseLinear) -> LayerRecord:
     return {
         "format": layer.format, "rows": layer.out_features, "columns": layer.in_features,
         "scale": layer.scale is not None, "bias": layer.bias is not None,
     }  # fmt: skip
 
 
-def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, mapped: bool = True) -> nn.Module:
     """Load what `save_deployed` wrote; it runs on any machine, fast where the kernels are.
 
     Args:
         path: the folder.
         model: a freshly built model of the original architecture, or a function that builds one. A module is changed in
             place and returned.
+        mapped: of the profile "runtime": the tensors are pages of the file and no copy of it. Several processes share
+            them, and the file must not be written to in place meanwhile (`secateur.files.mapped`).
 
     Raises:
         FileRefusedError: a file is missing, unsafe, damaged, or not the one whose hash the manifest records.
         PlanMismatchError: the layers or the weights belong to another model.
         InputError: packed tensors are not what their format writes.
 
-    Cost: every file is read once; every packed layer is unpacked and packed once, to check it.
+    Cost: every file is read once; every packed layer is unpacked and packed once, to check it. An archive is decoded,
+        some 100 MB/s and thread, and packed once.
     """
     folder = Path(path)
     hashes = read_manifest(folder)
@@ -103,30 +164,51 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module]) 
         plan.replay(fresh)
     # After the cut: layers and weights are those of the smaller model.
     said = load_json(LAYERS, within=folder, max_bytes=MAX_BYTES, sha256=hashes[LAYERS])
-    records = _records(said, folder / LAYERS)
-    tensors = load_tensors(WEIGHTS, within=folder, sha256=hashes[WEIGHTS], max_bytes=room)
+    profile, records = _records(said, folder / LAYERS)
+    read = load_archive if profile == ARCHIVE else map_file if mapped else load_tensors
+    tensors = read(WEIGHTS, within=folder, sha256=hashes[WEIGHTS], max_bytes=room)
+    if profile == ARCHIVE:
+        tensors = _packed(tensors, records)
     install(fresh, {name: _layer(fresh, name, record, tensors) for name, record in records.items()})
     fill(fresh, tensors)
     return fresh
 
 
-def _records(said: object, origin: Path) -> dict[str, dict[str, object]]:
+def _packed(tensors: dict[str, Tensor], records: dict[str, LayerRecord]) -> dict[str, Tensor]:
+    """Matrices of an archive in the formats that its layers run in."""
+    found = dict(tensors)
+    for name, record in records.items():
+        weight = found.pop(_at(name, PACKED_WEIGHT), None)
+        if weight is not None:
+            layout = format_of(record["format"])
+            found |= {_at(name, part): made for part, made in zip(layout.parts, layout.pack(weight), strict=True)}
+    return found
+
+
+def _records(said: object, origin: Path) -> tuple[str, dict[str, LayerRecord]]:
+    """The profile, and what stands of every packed layer."""
     layers = said.get("layers") if isinstance(said, dict) and said.get("schema") == SCHEMA else None
-    if not isinstance(layers, dict):
+    if not isinstance(said, dict) or not isinstance(layers, dict):
         raise FileRefusedError(f"{origin} is refused: it is no list of deployed layers of schema {SCHEMA}")
+    profile = said.get("profile", RUNTIME)
+    if profile not in PROFILES:
+        raise FileRefusedError(f"{origin} is refused: the profile {str(profile)[:80]!a} is not known")
     for name, record in layers.items():
-        if not isinstance(record, dict) or set(record) != _FIELDS:
-            raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} does not have {sorted(_FIELDS)}")
-        numbers = [record["rows"], record["columns"]]
-        flags = [record["scale"], record["bias"]]
-        if not all(type(each) is int for each in numbers) or not all(type(each) is bool for each in flags):
-            raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has values of other types")
-        if not isinstance(record["format"], str):
-            raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has no name of a format")
-    return layers
+        _require_record(name, record, origin)
+    return profile, layers
 
 
-def _layer(model: nn.Module, name: str, record: dict[str, Any], tensors: dict[str, Tensor]) -> SparseLinear:
+def _require_record(name: str, record: object, origin: Path) -> None:
+    if not isinstance(record, dict) or set(record) != _FIELDS:
+        raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} does not have {sorted(_FIELDS)}")
+    numbers, flags = [record["rows"], record["columns"]], [record["scale"], record["bias"]]
+    if not all(type(each) is int for each in numbers) or not all(type(each) is bool for each in flags):
+        raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has values of other types")
+    if not isinstance(record["format"], str):
+        raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has no name of a format")
+
+
+def _layer(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> SparseLinear:
     try:
         place = model.get_submodule(name)
     except AttributeError as error:
@@ -139,14 +221,14 @@ def _layer(model: nn.Module, name: str, record: dict[str, Any], tensors: dict[st
     if (place.bias is not None) != record["bias"]:
         raise PlanMismatchError(f"The layer {name!a} has {'no' if record['bias'] else 'a'} bias in the model.")
     optional = [word for word in ("scale", "bias") if record[word]]
-    wanted = [f"{name}.{part}" for part in (*format_of(record["format"]).parts, *optional)]
+    wanted = [_at(name, part) for part in (*format_of(record["format"]).parts, *optional)]
     missing = [each for each in wanted if each not in tensors]
     if missing:
         raise InputError(
             f"the file has no tensor {missing[0]!a}", why=f"the layer {name!a} is packed as {record['format']}"
         )
-    parts = [tensors[f"{name}.{part}"] for part in format_of(record["format"]).parts]
-    scale, bias = (tensors.get(f"{name}.{word}") if record[word] else None for word in ("scale", "bias"))
+    parts = [tensors[_at(name, part)] for part in format_of(record["format"]).parts]
+    scale, bias = (tensors.get(_at(name, word)) if record[word] else None for word in ("scale", "bias"))
     layer = SparseLinear(record["format"], *shape, parts, scale, bias)
     layer.check()
     return layer

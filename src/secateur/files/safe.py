@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["load_json", "load_metadata", "load_tensors", "save_tensors", "sniff"]
+__all__ = ["load_json", "load_metadata", "load_tensors", "load_with_metadata", "save_tensors", "sniff"]
 
 _ALIASES = "secateur.aliases"
 _CHUNK = 1 << 24
@@ -120,15 +120,48 @@ def load_tensors(
 
     Cost: one pass over the file; memory for the tensors and nothing else.
     """
-    path, folder = Path(path), None if within is None else Path(within)
+    return _load(Path(path), sha256, within, max_bytes)[0]
+
+
+def load_with_metadata(
+    path: str | Path,
+    *,
+    sha256: str | None = None,
+    within: str | Path | None = None,
+    max_bytes: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `load_tensors`, with the free text fields of the same bytes, without those that secateur keeps for itself.
+
+    Args:
+        path: as for `load_tensors`.
+        sha256: as for `load_tensors`.
+        within: as for `load_tensors`.
+        max_bytes: as for `load_tensors`.
+
+    Raises:
+        FileRefusedError: as `load_tensors`.
+    """
+    tensors, header = _load(Path(path), sha256, within, max_bytes)
+    return tensors, {key: value for key, value in header.metadata.items() if not key.startswith("secateur.")}
+
+
+def _load(
+    path: Path, sha256: str | None, within: str | Path | None, max_bytes: int | None
+) -> tuple[dict[str, Tensor], Header]:
+    folder = None if within is None else Path(within)
     with open_regular(path, within=folder) as stream:
         header, raw = _read_header(stream, path)
-        _require_room(header, max_bytes, path)
+        require_room(header, max_bytes, path)
         digest = hashlib.sha256(raw)
         stored = {entry.name: _read_tensor(stream, entry, digest, path) for entry in header.entries}
         if stream.read(1):
             raise corrupt(str(path), "it grew while it was read")
     require_hash(str(path), digest.hexdigest(), sha256)
+    return tied_again(stored, header, path), header
+
+
+def tied_again(stored: dict[str, Tensor], header: Header, path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, sorted by name: tied names, which are stored once, share their tensor."""
     for alias, name in _aliases(header, path).items():
         stored[alias] = stored[name]
     return dict(sorted(stored.items()))
@@ -185,10 +218,10 @@ def size_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = 
 
 def _layout(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
     """The header of the file, and the tensors whose bytes follow it, in order."""
-    names = _dtype_names()
+    names = dtype_names()
     for name, tensor in tensors.items():
-        _check_tensor(name, tensor, names)
-    stored, aliases = _split_aliases(tensors)
+        check_tensor(name, tensor)
+    stored, aliases = split_aliases(tensors)
     fields = {"format": "pt", **metadata}
     if any(key.startswith("secateur.") for key in fields):
         raise InputError("metadata keys that begin with 'secateur.' are reserved")
@@ -212,7 +245,8 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[Header, bytes]:
     return parse_header(text, payload=size - 8 - length, origin=str(path)), prefix + text
 
 
-def _require_room(header: Header, max_bytes: int | None, path: Path) -> None:
+def require_room(header: Header, max_bytes: int | None, path: Path) -> None:
+    """Refuse a file with more bytes of tensors than can belong to the model, or than this machine has memory."""
     size = header.entries[-1].end if header.entries else 0
     if max_bytes is not None and size > max_bytes:
         raise FileRefusedError(
@@ -234,7 +268,7 @@ def memory() -> int:
 def _read_tensor(stream: BinaryIO, entry: Entry, digest: hashlib._Hash, path: Path) -> Tensor:
     import torch
 
-    dtype = _dtypes()[entry.dtype]
+    dtype = dtypes()[entry.dtype]
     if entry.begin == entry.end:
         return torch.empty(entry.shape, dtype=dtype)
     buffer = bytearray(entry.end - entry.begin)
@@ -262,8 +296,15 @@ def _write_tensor(write: Callable[[memoryview], None], tensor: Tensor) -> None:
         write(data[start : start + _CHUNK])
 
 
-def _check_tensor(name: str, tensor: Tensor, names: Mapping[torch.dtype, str]) -> None:
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Refuse what no safetensors file can hold.
+
+    Raises:
+        InputError: names the tensor and why.
+    """
     import torch
+
+    names = dtype_names()
 
     why = ""
     if not isinstance(name, str) or name == "__metadata__":
@@ -278,7 +319,8 @@ def _check_tensor(name: str, tensor: Tensor, names: Mapping[torch.dtype, str]) -
         raise InputError(f"tensor {str(name)[:80]!a} cannot be saved", why=why)
 
 
-def _split_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def split_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What is stored, and for tied tensors (same memory, shape, strides and dtype) the name that it is stored by."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
@@ -311,12 +353,14 @@ def _aliases(header: Header, path: Path) -> dict[str, str]:
 
 
 @cache
-def _dtypes() -> dict[str, torch.dtype]:
-    return {name: dtype for dtype, name in _dtype_names().items()}
+def dtypes() -> dict[str, torch.dtype]:
+    """The dtypes by the words that safetensors files have for them."""
+    return {name: dtype for dtype, name in dtype_names().items()}
 
 
 @cache
-def _dtype_names() -> dict[torch.dtype, str]:
+def dtype_names() -> dict[torch.dtype, str]:
+    """Every dtype that a safetensors file holds, and how it is spelled there."""
     import torch
 
     spelled = {

@@ -343,17 +343,23 @@ def config_files(model: nn.Module, config: Any) -> dict[str, str]:
     return files
 
 
+def tokenizer_folder(model: nn.Module) -> Path | None:
+    """The local folder that a model was loaded from, where its tokenizer lies as well; None where there is none."""
+    source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    return Path(source) if source and Path(source).is_dir() else None
+
+
 def copy_tokenizer(model: nn.Module, folder: Path) -> list[str]:
     """Copy tokenizer and processor files from the folder that the model was loaded from; returns their names.
 
     Only files of the known names are read, and only from a local folder. A link is followed where it stays in the
     folder or leads to the blobs of a hub's cache: any other could bring a private file into a folder that is shared.
     """
-    source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
-    if not source or not Path(source).is_dir():
+    source = tokenizer_folder(model)
+    if source is None:
         return []
-    names = sorted(f.name for f in Path(source).iterdir() if f.is_file() and TOKENIZER.fullmatch(f.name))
-    home = Path(source).resolve()
+    names = sorted(f.name for f in source.iterdir() if f.is_file() and TOKENIZER.fullmatch(f.name))
+    home = source.resolve()
     inside = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     kept = [name for name in names if any((home / name).resolve().is_relative_to(place) for place in inside)]
     for name in kept:

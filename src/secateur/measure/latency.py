@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +71,52 @@ def latency(
 
     Cost: ``(rounds + warmup)`` forward passes per model, fewer where a rule ends them.
     """
+    taken, threads, size, stopped = timed(
+        models, example, rounds=rounds, warmup=warmup, seconds=seconds, spread=spread, threads=threads,
+        batch_size=batch_size, timer=timer,
+    )  # fmt: skip
+    first = next(iter(taken))
+    return {
+        name: _summary(values, threads, size, stopped, None if name == first else taken[first])
+        for name, values in taken.items()
+    }
+
+
+def timed(
+    models: Mapping[str, nn.Module],
+    example: Example,
+    *,
+    rounds: int,
+    warmup: int = 3,
+    seconds: float | None = None,
+    spread: float = 0.0,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    timer: Timer = time.perf_counter,
+    chance: random.Random | None = None,
+) -> tuple[dict[str, list[float]], int, int, Stop]:
+    """The rounds of `latency` themselves.
+
+    Args:
+        models: as for `latency`; one module may stand under several names, and is then timed as often.
+        example: as for `latency`.
+        rounds: as for `latency`.
+        warmup: as for `latency`.
+        seconds: as for `latency`.
+        spread: as for `latency`.
+        threads: as for `latency`.
+        batch_size: as for `latency`.
+        timer: as for `latency`.
+        chance: draws the order of every round; None = they take turns.
+
+    Returns:
+        Name -> seconds of every round, threads that were used, batch size, why the rounds ended.
+
+    Raises:
+        InputError: there is no model.
+        RecipeError: rounds, warmup, seconds, spread or threads out of range.
+        ForwardError: a forward fails.
+    """
     if not models:
         raise InputError("there is no model to measure")
     _check_options(rounds, warmup, seconds, spread, threads)
@@ -81,7 +128,10 @@ def latency(
 
     def one_round(number: int) -> None:
         # Whoever runs second finds the other's data in the cache, so they take turns.
-        for name in list(models) if number % 2 == 0 else list(models)[::-1]:
+        order = list(models) if number % 2 == 0 else list(models)[::-1]
+        if chance is not None:
+            chance.shuffle(order)
+        for name in order:
             taken[name].append(_time(models[name], inputs[name], timer))
 
     with (
@@ -99,12 +149,7 @@ def latency(
         for values in taken.values():
             values.clear()
         stopped = _timed_rounds(one_round, taken, rounds, spread, budget)
-    size = batch_size_of(example)
-    first = next(iter(taken))
-    return {
-        name: _summary(values, used, size, stopped, None if name == first else taken[first])
-        for name, values in taken.items()
-    }
+    return taken, used, batch_size_of(example), stopped
 
 
 class _Budget:

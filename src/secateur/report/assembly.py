@@ -6,10 +6,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 
 from pydantic import JsonValue
 
+from secateur.measure.machine import processor
 from secateur.report.record import (
     ZEROS_ONLY,
     Applied,
@@ -223,19 +223,9 @@ def environment(*, device: str = "cpu", seed: int = 0) -> Environment:
         python=platform.python_version(),
         torch=str(torch.__version__),
         platform=platform.platform(),
-        cpu=_cpu(),
+        cpu=processor(),
         threads=torch.get_num_threads(),
         device=device,
         seed=seed,
         secateur=version,
     )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    # `platform.processor` is empty or only says "x86_64" on Linux.
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine() or "unknown"

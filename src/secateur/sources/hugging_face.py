@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import FileRefusedError, InputError
-from secateur.files.header import header_length, parse_header
 from secateur.files.paths import check_name
 from secateur.files.safe import load_json
-from secateur.files.sniff import open_regular
+from secateur.sources.sparse_bitmask import header_of
 
 MAX_CONFIG = 1 << 22
 MAX_FILES = 10_000
@@ -121,12 +120,7 @@ def _check_counts(config: Mapping[str, object], tensors: int, origin: str) -> No
 
 
 def _tensors_in(path: Path) -> int:
-    with open_regular(path) as stream:
-        size = stream.seek(0, 2)
-        stream.seek(0)
-        length = header_length(stream.read(8), size=size, origin=str(path))
-        header = parse_header(stream.read(length), payload=size - 8 - length, origin=str(path))
-    return len(header.entries)
+    return len(header_of(path).entries)
 
 
 def _kind(path: Path) -> str:

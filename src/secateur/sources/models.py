@@ -18,6 +18,7 @@ from secateur.model.call import to_device
 from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
 from secateur.sources.hugging_face import check_config, check_folder, class_of
+from secateur.sources.sparse_bitmask import is_sparse_bitmask, read_sparse_bitmask
 from secateur.sources.text import Tokenizer
 from secateur.sources.words import call_factory, is_python, which_factory
 from secateur.types import Example
@@ -180,14 +181,34 @@ def _hugging_face(word: str, name: str, seed: int) -> Source:
         check_config(plain, f"the config of {word}")
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         known = class_of(transformers, config, word)
-        # Only safetensors: the other weight format is pickle.
-        model = known.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        if Path(name).is_dir() and is_sparse_bitmask(name):
+            model = _from_bitmasks(known, config, name)
+        else:
+            # Only safetensors: the other weight format is pickle.
+            model = known.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
     except SecateurError:
         raise
     except Exception as error:
         raise _failed(word, error) from error
     example = _hugging_face_example(word, model, seed)
     return Source(word, model, example, tokenizer=_tokenizer(transformers, name))
+
+
+def _from_bitmasks(known: Any, config: Any, name: str) -> nn.Module:
+    """A model whose checkpoint has the layout `sparse-bitmask`, which transformers no longer reads."""
+    for field in ("quantization_config", "compression_config"):
+        vars(config).pop(field, None)  # they name the layout, and only what was left behind could act on it
+    tensors = read_sparse_bitmask(name)
+    model: nn.Module = known(config)
+    lost = model.load_state_dict(tensors, strict=False, assign=True)
+    vars(model)["name_or_path"] = vars(config)["_name_or_path"] = name
+    known.tie_weights(model)
+    own = dict(model.named_parameters())
+    lacking = [each for each in lost.missing_keys if each in own]
+    if lacking or lost.unexpected_keys:
+        what = f"there is no {lacking[0]!a}" if lacking else f"nothing takes {lost.unexpected_keys[0]!a}"
+        raise InputError(f"the weights in {name} are not those of {known.__name__}", why=what)
+    return model.eval()
 
 
 def _tokenizer(transformers: Any, name: str) -> Any:

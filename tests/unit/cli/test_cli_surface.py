@@ -31,11 +31,12 @@ FLAGS = {
     | {"--data", "--recipe", "--set", "--out", "--seed", "--track", "--threads", "--force", "--dry-run"},
     "measure": COMMON
     | {"--model", "--data", "--rounds", "--batch-size", "--device", "--seed", "--threads"}
-    | {"--task", "--tokens", "--sequences", "--dtype"},
-    "export": COMMON | {"--model", "--out", "--format", "--data", "--force", "--dry-run"},
+    | {"--task", "--tokens", "--sequences", "--dtype", "--processor-time"},
+    "export": COMMON
+    | {"--model", "--out", "--format", "--data", "--force", "--dry-run", "--weights", "--dtype", "--fixed-batch"},
     "deploy": COMMON
     | {"--model", "--out", "--data", "--weights", "--batch-size", "--table", "--no-table", "--threads"}
-    | {"--force", "--dry-run"},
+    | {"--force", "--dry-run", "--profile"},
     "advise": COMMON
     | {
         "--data",

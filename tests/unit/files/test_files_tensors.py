@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from secateur.errors import FileRefusedError, InputError
 from secateur.files import load_json, load_metadata, load_tensors, save_tensors, sniff
 from secateur.files.header import ITEM_SIZE
-from secateur.files.safe import _dtype_names
+from secateur.files.safe import dtype_names
 
-DTYPES = sorted(_dtype_names(), key=str)
+DTYPES = sorted(dtype_names(), key=str)
 
 
 def sample(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_files_of_the_library_are_read(tmp_path, dtype):
 
 
 def test_item_sizes_are_those_of_torch():
-    assert {name: dtype.itemsize for dtype, name in _dtype_names().items()} == ITEM_SIZE
+    assert {name: dtype.itemsize for dtype, name in dtype_names().items()} == ITEM_SIZE
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-import os
-import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.errors import CertificateError, FileRefusedError, RecipeError, ResourceError, UnsupportedError
+from secateur.deployment.exports.base import EXPORTERS, Exported, Exporter, publish
+from secateur.deployment.exports.checks import (
+    TOLERANCE,
+    batch_shapes,
+    compare,
+    named_inputs,
+    quiet_export,
+    require_tolerance,
+    trials,
+)
+from secateur.errors import CertificateError, FileRefusedError, ResourceError, UnsupportedError
 from secateur.model.call import call, describe, outputs
 from secateur.model.guard import evaluating
-from secateur.model.samples import with_batch_size
 from secateur.types import Example
 
 # protobuf refuses messages of 2 GiB and more; larger weights go to a file beside the model.
 _INLINE_LIMIT = 1_500_000_000
+
+
+@EXPORTERS.register("onnx")
+class OnnxExporter(Exporter):
+    """A graph for onnxruntime and whatever else reads ONNX.
+
+    Args:
+        dynamic_batch: leave the first dimension of every input open.
+        tolerance: allowed difference per 1.0 of the largest output.
+    """
+
+    name = "onnx"
+    needs_example = True
+    uses = "smaller shapes: cut channels, neurons, heads and layers make the file smaller and every runtime faster"
+    loses = "zeros: they are stored and multiplied like other numbers (sparse initializers are expanded on loading)"
+
+    def __init__(self, *, dynamic_batch: bool = True, tolerance: float = TOLERANCE) -> None:
+        self.dynamic_batch, self.tolerance = dynamic_batch, tolerance
+
+    def write(self, model: nn.Module, path: Path, example: Example, *, force: bool) -> Exported:
+        """The file, once onnxruntime has given the outputs of torch."""
+        done = export_onnx(
+            model, example, path, dynamic_batch=self.dynamic_batch, tolerance=self.tolerance, overwrite=force
+        )
+        sizes = list(done.batch_sizes)
+        facts = {
+            "max_abs_error": done.max_abs_error, "tolerance": done.tolerance, "inputs": list(done.inputs),
+            "checked_batch_sizes": sizes,
+        }  # fmt: skip
+        return Exported(self.name, path, done.size_bytes, "onnxruntime gives the outputs of torch", facts)
 
 
 @dataclass(frozen=True)
@@ -55,7 +88,7 @@ def export_onnx(
     path: str | Path,
     *,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     overwrite: bool = False,
 ) -> OnnxExport:
     """Write the model as an ONNX file that onnxruntime has run with the same outputs.
@@ -85,18 +118,15 @@ def export_onnx(
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileRefusedError(f"{path} exists", hint="choose another name, or overwrite=True")
-    if tolerance <= 0:
-        raise RecipeError(f"the tolerance is {tolerance}", hint="give a positive number, such as 1e-4")
+    require_tolerance(tolerance)
     runtime = _runtime()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # An exporter that sees batch size 1 fixes it, so the traced batch has at least two.
-    sizes = (2, 3) if dynamic_batch else ()
-    examples = [with_batch_size(example, size) for size in sizes] or [example]
+    sizes, examples = trials(example, dynamic_batch=dynamic_batch)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder, evaluating(model, example=example):
         draft = Path(folder) / path.name
         names = _export(model, examples[0], draft, dynamic=dynamic_batch)
         error, allowed = _check(model, examples, draft, runtime=runtime, names=names, tolerance=tolerance)
-        size = _publish(Path(folder), path)
+        size = publish(draft, path)
     return OnnxExport(path, size, error, allowed, names, sizes)
 
 
@@ -112,33 +142,14 @@ def _runtime() -> object:
     return onnxruntime
 
 
-def _arguments(model: nn.Module, example: Example) -> dict[str, Any]:
-    """The example as forward's named arguments, in the order of the signature."""
-    if isinstance(example, Mapping):
-        return dict(example)
-    args = example if isinstance(example, (tuple, list)) else (example,)
-    parameters = inspect.signature(model.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    if len(names) < len(args):
-        names = [f"input{number}" for number in range(len(args))]
-    return dict(zip(names, args, strict=False))
-
-
 def _export(model: nn.Module, example: Example, draft: Path, *, dynamic: bool) -> tuple[str, ...]:
     call(model, example)
-    named = _arguments(model, example)
-    for name, value in named.items():
-        if not isinstance(value, Tensor):
-            raise UnsupportedError(
-                f"the input {name!r} of the example is {describe(value)}, no tensor",
-                hint="wrap the model so that its forward takes tensors only",
-            )
+    named = named_inputs(model, example)
     mapping = isinstance(example, Mapping)
-    shapes = {name: {0: torch.export.Dim("batch")} for name in named}
+    shapes = batch_shapes(list(named))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     try:
-        with _quiet():
+        with quiet_export():
             torch.onnx.export(
                 model,
                 () if mapping else tuple(named.values()),
@@ -161,24 +172,6 @@ def _export(model: nn.Module, example: Example, draft: Path, *, dynamic: bool) -
     return tuple(named)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep messages back that say nothing about the user's model."""
-    # Logged for every operator of torchvision when that is not installed.
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # torch's exporter copies its own tree specs through a deprecated function of torch.
-            warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
-            # Every input's first dimension is the same batch: one name for them is what is wanted.
-            warnings.filterwarnings("ignore", message=r"# The axis name: batch\w* will not be used")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _check(
     model: nn.Module,
     examples: list[object],
@@ -197,7 +190,7 @@ def _check(
     graph_inputs = [entry.name for entry in session.get_inputs()]
     for example in examples:
         expected = outputs(call(model, example))
-        values = dict(zip(names, _arguments(model, example).values(), strict=True))
+        values = dict(zip(names, named_inputs(model, example).values(), strict=True))
         feeds = {name: values[name].detach().numpy() for name in graph_inputs}
         try:
             found = session.run(None, feeds)
@@ -205,40 +198,8 @@ def _check(
             raise CertificateError(
                 f"onnxruntime cannot run the exported model on {describe(example)}", why=str(error)
             ) from error
-        if len(found) != len(expected):
-            raise CertificateError(f"the exported model has {len(found)} outputs, torch has {len(expected)}")
-        for number, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
-            error_here, allowed_here = _compare(number, np.asarray(theirs), ours, tolerance)
-            worst, allowed = max(worst, error_here), max(allowed, allowed_here)
+        # Copied: the runtime's arrays may be read only, which torch warns of.
+        theirs = [torch.from_numpy(np.array(each)) for each in found]
+        error_here, allowed_here = compare(theirs, expected, tolerance, runtime="onnxruntime")
+        worst, allowed = max(worst, error_here), max(allowed, allowed_here)
     return worst, allowed
-
-
-def _compare(number: int, theirs: Any, ours: Tensor, tolerance: float) -> tuple[float, float]:
-    wanted = ours.detach().double().numpy()
-    if theirs.shape != wanted.shape:
-        raise CertificateError(f"output {number} is {theirs.shape} in ONNX and {wanted.shape} in torch")
-    if wanted.size == 0:
-        return 0.0, tolerance
-    error = float(np.abs(theirs.astype(np.float64) - wanted).max())
-    allowed = tolerance * max(1.0, float(np.abs(wanted).max()))
-    if not error <= allowed:
-        raise CertificateError(
-            f"output {number} differs by {error:.3g} between onnxruntime and torch",
-            why=f"allowed are {allowed:.3g}",
-            hint="no file was written; please report the model, or raise the tolerance if it is in float16",
-        )
-    return error, allowed
-
-
-def _publish(folder: Path, path: Path) -> int:
-    """Move the weights first and the graph last: a graph that is there is complete."""
-    files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
-    size = sum(file.stat().st_size for file in files)
-    for file in files:
-        if file.is_dir():
-            shutil.rmtree(file)
-            continue
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-        file.replace(path.parent / file.name)
-    return size
