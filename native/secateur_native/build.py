@@ -22,6 +22,8 @@ UNITS: dict[str, tuple[str, ...]] = {
     "entry": ("-fopenmp",),
 }
 X86_ONLY = ("avx2", "avx512")
+# The operator throws what PyTorch throws, and is written against the interface of PyTorch 2.10.
+OPERATOR = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000")
 
 
 class BuildError(Exception):
@@ -54,6 +56,26 @@ def build(target: Path, *, extra: tuple[str, ...] = (), link_openmp: bool = Fals
     return target
 
 
+def build_operator(target: Path, include: Path, libraries: Path) -> Path:
+    """Compile the operator of PyTorch, which calls the kernels without Python in between.
+
+    Args:
+        target: the file to write; it appears whole or not at all.
+        include: PyTorch's headers.
+        libraries: PyTorch's libraries.
+
+    Raises:
+        BuildError: says what the compiler said.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as folder:
+        draft = Path(folder) / target.name
+        link = [f"-L{libraries}", "-ltorch_cpu", "-o", str(draft)]
+        _run([find_compiler(), *OPERATOR, "-isystem", str(include), "-shared", str(SOURCES / "torch_op.cpp"), *link])
+        draft.replace(target)
+    return target
+
+
 def library() -> Path:
     """The built library: that of the wheel, or one in the user's cache folder, built at the first call.
 
@@ -74,7 +96,7 @@ def cache_folder() -> Path:
 
 def fingerprint() -> str:
     """Changes with the sources, the flags, the compiler and the machine's kind."""
-    digest = hashlib.sha256(repr((COMMON, _units(), platform.machine(), sys.platform)).encode())
+    digest = hashlib.sha256(repr((COMMON, OPERATOR, _units(), platform.machine(), sys.platform)).encode())
     digest.update(_run([find_compiler(), "--version"]).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())

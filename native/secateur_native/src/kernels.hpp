@@ -194,9 +194,10 @@ template <class T>
 static void panels_of(const Job& job, int64_t first, int64_t last, float* scratch) {
   const int height = job.format <= BITMASK ? 8 : 16;
   float* tile = scratch;
-  float* y = scratch + 8 * job.width;
+  // A single input meets the weights as they are packed, so nothing is unpacked.
+  float* y = job.batch > 1 ? scratch + 8 * job.width : scratch;
   // What lies behind the last column is read by the products, and unpacked only up to it.
-  std::memset(tile, 0, sizeof(float) * 8 * job.width);
+  if (job.batch > 1 && height == 8) std::memset(tile, 0, sizeof(float) * 8 * job.width);
   for (int64_t panel = first; panel < last; ++panel) {
     if (height == 8) panel_rows8<T>(job, panel, tile, y);
     else panel_rows16<T>(job, panel, y);

@@ -6,60 +6,72 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.deployment.formats import FORMATS, Format, format_of
+from secateur.deployment.formats import FORMATS, format_of
+from secateur.deployment.formats.base import padded
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment.lookup import Table, key
 
 WARMUP = 2
+TOO_LARGE = 1e6  # a ratio that says that a form was not timed, because it takes more bytes than the dense weight
 MOST_BYTES = 96 << 20  # read between two calls to push weights out of the caches; more would only take longer
 # Shares of zeros below which a format is not tried: it would store as much as the dense layer, or work as much.
 LEAST_ZEROS = {"bitmask": 0.3, "slide16": 0.35, "slide32": 0.5, "delta": 0.7, "block": 0.2}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Contender:
-    """A packed form of a layer."""
+    """A packed form of a layer, packed when it is first needed: the table may know already that it is slow."""
 
     format: str
     dtype: torch.dtype
-    layer: SparseLinear
+    source: nn.Linear
 
     @property
     def name(self) -> str:
         """Format and dtype: "bitmask bfloat16"."""
         return f"{self.format} {str(self.dtype).removeprefix('torch.')}"
 
+    @cached_property
+    def layer(self) -> SparseLinear:
+        """The packed layer."""
+        return SparseLinear.of(self.source, self.format, self.dtype)
+
+    def too_large(self) -> bool:
+        """Whether it takes more bytes than the dense weight of its dtype."""
+        # Padding to whole panels makes small layers a little larger than they are.
+        wide = 1.25 if self.format == "dense" else 1.0
+        limit = self.source.weight.numel() * self.layer.parts[0].element_size() * wide
+        return self.layer.size_bytes() > limit + 64 * self.source.out_features
+
 
 def contenders(layer: nn.Linear, dtypes: Sequence[torch.dtype], formats: Sequence[str] | None) -> list[Contender]:
-    """Every packed form that may be faster: one with a kernel, and not larger than the dense one of its dtype."""
+    """Every packed form that may be faster: one with a kernel, and with enough zeros to be worth a try."""
     zeros = zero_share(layer.weight)
     found = []
     for name in formats or FORMATS.names():
         layout = format_of(name)
         if layout.kernel is None or (formats is None and zeros < LEAST_ZEROS.get(name, 0.0)):
             continue
-        found += [Contender(name, dtype, packed) for dtype in dtypes if (packed := _packed(layer, layout, dtype))]
+        if not layout.why_not(layer.weight.detach()):
+            found += [Contender(name, dtype, layer) for dtype in dtypes]
     return found
-
-
-def _packed(layer: nn.Linear, layout: Format, dtype: torch.dtype) -> SparseLinear | None:
-    if layout.why_not(layer.weight.detach()):
-        return None
-    packed = SparseLinear.of(layer, layout.name, dtype)
-    # Padding to whole panels makes small layers a little larger than they are.
-    limit = layer.weight.numel() * packed.parts[0].element_size() * (1.25 if layout.name == "dense" else 1.0)
-    return packed if packed.size_bytes() <= limit + 64 * layer.out_features else None
 
 
 def zero_share(weight: Tensor) -> float:
     """Share of zeros."""
     return 1 - int(weight.count_nonzero()) / max(1, weight.numel())
+
+
+def block_share(weight: Tensor) -> float:
+    """Share of blocks of 16 rows and one column with a number in them: tells masks of blocks from scattered ones."""
+    there = padded(weight.detach(), 16, 1) != 0
+    return float(there.view(-1, 16, there.shape[1]).any(1).float().mean()) if there.numel() else 0.0
 
 
 class Contest:
@@ -85,17 +97,16 @@ class Contest:
         keys = {one.name: self._key(layer, one, rows) for one in found}
         known = {name: self.table.get(each) for name, each in keys.items()}
         if any(ratio is None for ratio in known.values()):
-            known = dict(self._measure(layer, found, rows))
+            fit = [one for one in found if not one.too_large()]
+            known = {one.name: TOO_LARGE for one in found} | (self._measure(layer, fit, rows) if fit else {})
             for name, ratio in known.items():
                 self.table.put(keys[name], ratio or 1.0)
         return {name: ratio for name, ratio in known.items() if ratio is not None}
 
     def _key(self, layer: nn.Linear, one: Contender, rows: int) -> str:
-        size = layer.weight.numel() * layer.weight.element_size()
         said = f"{one.name}{' or dense bfloat16' if self.bfloat16 else ''}"
-        share = one.layer.size_bytes() / size
         zeros, shape = zero_share(layer.weight), (layer.out_features, layer.in_features)
-        return key(shape, layer.weight.dtype, said, zeros=zeros, share=share, rows=rows)
+        return key(shape, layer.weight.dtype, said, zeros=zeros, blocks=block_share(layer.weight), rows=rows)
 
     def _measure(self, layer: nn.Linear, found: Sequence[Contender], rows: int) -> dict[str, float]:
         self.measured += 1

@@ -86,7 +86,8 @@ class SparseLinear(nn.Module):
     @property
     def parts(self) -> list[Tensor]:
         """The tensors that hold the weight, in the order of the format."""
-        return [getattr(self, name) for name in self._names]
+        own = self._buffers  # asked directly: the attribute of a module costs as much as a small product
+        return [part for name in self._names if (part := own[name]) is not None]
 
     @property
     def weight(self) -> Tensor:
@@ -95,7 +96,10 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product; sums are of float32, the output has the dtype of x."""
-        return packed_linear(x, self.parts, self.scale, self.bias, self.format, self.out_features, self.in_features)
+        own = self._buffers
+        return packed_linear(
+            x, self.parts, own["scale"], own["bias"], self.format, self.out_features, self.in_features
+        )
 
     def densify(self) -> nn.Linear:
         """An ordinary layer with the same weights, bit for bit (in float32 where they have a scale)."""

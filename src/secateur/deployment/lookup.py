@@ -59,7 +59,7 @@ def default_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur" / FILE
 
 
-def key(shape: tuple[int, int], dtype: torch.dtype, contender: str, *, zeros: float, share: float, rows: int) -> str:
+def key(shape: tuple[int, int], dtype: torch.dtype, contender: str, *, zeros: float, blocks: float, rows: int) -> str:
     """Everything that a ratio depends on.
 
     Args:
@@ -67,10 +67,11 @@ def key(shape: tuple[int, int], dtype: torch.dtype, contender: str, *, zeros: fl
         dtype: of the layer.
         contender: format and dtype.
         zeros: share of zeros, in steps of a twentieth.
-        share: bytes of the packed layer over those of the dense one, in steps of a twentieth: it tells patterns apart.
+        blocks: share of the blocks of 16 rows and one column that hold a number, in steps of a twentieth: it tells
+            patterns apart.
         rows: inputs at once.
     """
-    shares = [f"{round(each * 20) / 20:.2f}" for each in (zeros, share)]
+    shares = [f"{round(each * 20) / 20:.2f}" for each in (zeros, blocks)]
     parts = (
         "linear", f"{shape[0]}x{shape[1]}", str(dtype).removeprefix("torch."), contender, *shares, f"rows{rows}",
         f"threads{torch.get_num_threads()}", native.isa(), f"torch{torch.__version__}", processor(),

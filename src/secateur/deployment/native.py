@@ -24,7 +24,7 @@ from secateur.deployment.formats import Format
 from secateur.errors import RecipeError, ResourceError
 from secateur.registry import suggestion
 
-VERSION = 1  # of the arguments and the layouts; a library of another one is not called
+VERSION = 2  # of the arguments and the layouts; a library of another one is not called
 LEVELS = ("scalar", "avx2", "avx512")
 WITHOUT = "torch"
 VARIABLE = "SECATEUR_ISA"
@@ -41,7 +41,7 @@ def isa() -> str:
     asked = os.environ.get(VARIABLE, "")
     if asked not in (*LEVELS, WITHOUT, ""):
         raise RecipeError(f"{VARIABLE}={asked!r} is not known", hint=suggestion(asked, (*LEVELS, WITHOUT)))
-    if asked == WITHOUT or _library() is None:
+    if asked == WITHOUT or library() is None:
         return WITHOUT
     best = _best()
     return LEVELS[min(LEVELS.index(asked), best)] if asked else LEVELS[best]
@@ -94,6 +94,33 @@ def linear(
     return y
 
 
+def unpacked(parts: Sequence[Tensor], scale: Tensor | None, layout: Format, rows: int, columns: int) -> Tensor:
+    """The matrix in float32, times its scale, by compiled code; `takes` must have said so.
+
+    Args:
+        parts: what the layout packed, and nothing else.
+        scale: per row, or None.
+        layout: the format.
+        rows: outputs.
+        columns: inputs.
+    """
+    keep = [part.contiguous() for part in parts]
+    pointers = (ctypes.c_void_p * len(keep))(*(part.data_ptr() for part in keep))
+    dense = torch.empty(rows, columns)
+    factor = None if scale is None else scale.detach().float().contiguous()
+    compiled = library()
+    assert compiled is not None, "takes() was not asked"
+    compiled.secateur_unpack(
+        layout.kernel, _WEIGHTS[keep[0].dtype], pointers, ctypes.c_int64(rows), ctypes.c_int64(columns), _pointer(factor),
+        _pointer(dense), torch.get_num_threads(),
+    )  # fmt: skip
+    return dense
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(_at(tensor))
+
+
 def warn_once() -> None:
     """Say once that products are slow because there is no compiled code, unless that was asked for."""
     if os.environ.get(VARIABLE) != WITHOUT and why_not():
@@ -113,36 +140,37 @@ def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there are none."""
     return _load()[0]
 
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or why there is none."""
-    home = _home()
-    if home is None:
+    source = home()
+    if source is None:
         return None, "the package secateur-native is not installed"
     try:
-        path = home.library()
-        library = _open(home, path)
-    except (home.BuildError, OSError) as error:
+        path = source.library()
+        found = _open(source, path)
+    except (source.BuildError, OSError) as error:
         return None, str(error)
-    if library.secateur_version() != VERSION:
+    if found.secateur_version() != VERSION:
         return None, f"{path} is of another version"
-    return library, ""
+    return found, ""
 
 
-def _open(home: ModuleType, path: Path) -> ctypes.CDLL:
+def _open(source: ModuleType, path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError:
         # PyTorch has brought no OpenMP whose symbols can be seen: the compiler's own is named instead.
-        target = home.cache_folder() / f"{path.stem}-openmp.so"
-        return ctypes.CDLL(str(target if target.is_file() else home.build(target, link_openmp=True)))
+        target = source.cache_folder() / f"{path.stem}-openmp.so"
+        return ctypes.CDLL(str(target if target.is_file() else source.build(target, link_openmp=True)))
 
 
-def _home() -> ModuleType | None:
+def home() -> ModuleType | None:
     """The package with the sources: installed, or beside this one in a checkout."""
     found = importlib.util.find_spec("secateur_native")
     if found is None:
@@ -163,16 +191,16 @@ def _home() -> ModuleType | None:
 
 @cache
 def _best() -> int:
-    library = _library()
-    return 0 if library is None else int(library.secateur_best_isa())
+    found = library()
+    return 0 if found is None else int(found.secateur_best_isa())
 
 
 @cache
 def _called() -> Any:
-    library = _library()
-    assert library is not None, "takes() was not asked"
+    found = library()
+    assert found is not None, "takes() was not asked"
     number, pointer, long = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
-    function = library.secateur_linear
+    function = found.secateur_linear
     function.argtypes = [
         number, number, number, ctypes.POINTER(pointer), long, long, pointer, pointer, pointer, number, long, pointer,
         number,

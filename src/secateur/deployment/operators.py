@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.deployment import native
+from secateur.deployment import direct, native
 from secateur.deployment.formats import format_of
 from secateur.errors import InputError
 
@@ -21,8 +21,14 @@ _ABOUT = "Tensor[] parts, Tensor? scale, Tensor? bias, str format, SymInt rows, 
 _LIBRARY = torch.library.Library("secateur", "DEF")  # type: ignore[no-untyped-call]
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY.define(f"packed_linear(Tensor x, {_ABOUT}) -> Tensor", tags=_TAGS)  # type: ignore[no-untyped-call]
+# The same without a gradient. Compiled code takes its place on the CPU as soon as it is built (`direct.connect`).
+_LIBRARY.define(f"packed_product(Tensor x, {_ABOUT}) -> Tensor", tags=_TAGS)  # type: ignore[no-untyped-call]
 _UNPACKED = "unpacked(Tensor[] parts, Tensor? scale, str format, SymInt rows, SymInt columns) -> Tensor"
 _LIBRARY.define(_UNPACKED, tags=_TAGS)  # type: ignore[no-untyped-call]
+
+
+# Inputs at once from which unpacking the weight and a dense product take less than a kernel: a prompt, not a token.
+MANY = 256
 
 
 def packed_linear(
@@ -42,7 +48,9 @@ def packed_linear(
     Returns:
         (..., rows), of the dtype of x.
     """
-    found: Tensor = torch.ops.secateur.packed_linear(x, list(parts), scale, bias, format, rows, columns)
+    grows = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    call = torch.ops.secateur.packed_linear if grows else torch.ops.secateur.packed_product
+    found: Tensor = call(x, list(parts), scale, bias, format, rows, columns)
     return found
 
 
@@ -58,10 +66,23 @@ def _linear(
     _require(x, columns)
     layout = format_of(format)
     if x.numel() and native.takes(layout, parts[0].dtype, x.dtype):
+        if x.numel() >= MANY * columns:
+            weight = native.unpacked(parts, scale, layout, rows, columns)
+            found = functional.linear(x.float(), weight, None if bias is None else bias.float())
+            return found.to(x.dtype)
         return native.linear(x, parts, scale, bias, layout, rows, columns)
     native.warn_once()
     weight = _unpacked(parts, scale, format, rows, columns).to(x.dtype)
     return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def _product(
+    x: Tensor, parts: list[Tensor], scale: Tensor | None, bias: Tensor | None, format: str, rows: int, columns: int
+) -> Tensor:
+    # The first call alone comes here where the operator can be built; nothing is compiled before it is needed.
+    if native.isa() != native.WITHOUT:
+        direct.connect(MANY)
+    return _linear(x, parts, scale, bias, format, rows, columns)
 
 
 def _unpacked(parts: list[Tensor], scale: Tensor | None, format: str, rows: int, columns: int) -> Tensor:
@@ -104,7 +125,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[object, ...]:
 
 
 _LIBRARY.impl("packed_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("packed_product", _product, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("unpacked", _unpacked, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("secateur::packed_linear", _linear_shape, lib=_LIBRARY)
+torch.library.register_fake("secateur::packed_product", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("secateur::unpacked", _unpacked_shape, lib=_LIBRARY)
 torch.library.register_autograd("secateur::packed_linear", _backward, setup_context=_remember, lib=_LIBRARY)

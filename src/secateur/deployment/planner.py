@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.deployment import native
-from secateur.deployment.contest import Contender, Contest, contenders, zero_share
+from secateur.deployment.contest import TOO_LARGE, Contender, Contest, contenders, zero_share
+from secateur.deployment.decoding import step_of
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment.lookup import Table, default_path
 from secateur.errors import RecipeError
@@ -110,10 +111,14 @@ def deploy(
     margin: float = 0.05,
     rounds: int = 9,
     table: Path | bool = True,
+    untie: bool = True,
     inplace: bool = False,
     progress: Progress | None = None,
 ) -> Deployment:
     """Measure every linear layer in every format on this machine, and swap in what is faster than dense.
+
+    Of a language model that writes (`generate`) a step with one token per text is measured; a prompt, of which
+    hundreds of tokens are multiplied at once, runs through dense products anyway.
 
     A layer is swapped only if the packed form beats the best dense one at every batch size by more than `margin`. At
     the end both whole models are timed against each other: is the deployed one not faster at every batch size,
@@ -129,6 +134,8 @@ def deploy(
         margin: how much faster a layer must be, as a fraction.
         rounds: timed rounds per layer and batch size.
         table: where measurements are kept for the next time; True = the user's cache folder, False = nowhere.
+        untie: a layer whose weight an embedding looks rows up in may get a packed copy, which then takes at most half of
+            the bytes besides; False = such layers stay.
         inplace: change the model itself.
         progress: told (stage, number, of how many).
 
@@ -147,17 +154,18 @@ def deploy(
         raise RecipeError(f"margin={margin}, rounds={rounds}", hint="margin is from 0 to below 1, rounds at least 1")
     known = Table(table if isinstance(table, Path) else default_path() if table else None)
     sizes = list(batch_sizes or [batch_size_of(example)])
-    examples = {size: with_batch_size(example, size) if batch_sizes else example for size in sizes}
+    step = step_of(model, example)
+    examples = {size: with_batch_size(step, size) if batch_sizes else step for size in sizes}
     inputs = _inputs(model, list(examples.values()))
     cold = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     contest = Contest(known, cold=cold, rounds=rounds, bfloat16=weights != "same")
-    planner = _Planner(contest, weights, formats, margin, inputs, _ties(model))
+    planner = _Planner(contest, weights, formats, margin, inputs, _ties(model, untie))
     # Of exactly this class: a subclass may have a forward of its own, which a packed layer would not repeat.
     layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
     decided = [planner.decide(name, layer, progress, at, len(layers)) for at, (name, layer) in enumerate(layers)]
     known.save()
     plan = origin_of(model)  # asked before layers change: it knows the model by its parameters
-    done = _swap(model, examples, decided, inplace=inplace)
+    done = _swap(model, example, examples, decided, inplace=inplace)
     done.plan = plan
     return done
 
@@ -170,7 +178,7 @@ class _Planner:
         formats: Sequence[str] | None,
         margin: float,
         inputs: Mapping[str, list[Tensor]],
-        ties: set[str],
+        ties: Mapping[str, bool],
     ) -> None:
         self.contest, self.weights, self.formats, self.margin = contest, weights, formats, margin
         self.inputs, self.ties = inputs, ties
@@ -188,13 +196,17 @@ class _Planner:
             layer.weight.dtype,
             *({"bfloat16": [torch.bfloat16], "int8": [torch.bfloat16, torch.int8]}.get(self.weights, [])),
         ]
+        if name in self.ties:  # a copy besides the table is worth half of its bytes, not all of them
+            dtypes = [dtype for dtype in dtypes if 2 * dtype.itemsize <= layer.weight.element_size()]
         found = contenders(layer, list(dict.fromkeys(dtypes)), self.formats)
         if not found:
-            return _left(name, layer, "no format holds it in fewer bytes"), None
+            return _left(name, layer, "no format that was asked for may be faster"), None
         rows = sorted({rows for rows in self._rows(name)})
         ratios = {count: self.contest.ratios(layer, found, count) for count in rows}
         best = min(found, key=lambda one: max(ratios[count][one.name] for count in rows))
         mine = {count: ratios[count][best.name] for count in rows}
+        if max(mine.values()) >= TOO_LARGE:
+            return _left(name, layer, "no format holds it in fewer bytes"), None
         # The slowest number of rows decides, or the layer would be a gain at one batch size and a loss at another.
         if max(mine.values()) > 1 - self.margin:
             return _left(name, layer, _explain(layer, best, mine), mine), None
@@ -209,7 +221,7 @@ class _Planner:
             return f"there are no compiled kernels ({native.why_not() or 'not wanted'})"
         if not self.inputs.get(name):
             return "the example does not call it"
-        if name in self.ties:
+        if name in self.ties and not (self.ties[name] and self.weights != "same"):
             return "its weight is shared with another module"
         if layer.weight.device.type != "cpu":
             return "it is not on the CPU"
@@ -245,15 +257,23 @@ def _explain(layer: nn.Linear, best: Contender, ratios: Mapping[int, float]) -> 
     return f"the best form, {best.name}, takes {said} of dense" + (f": {'; '.join(why)}" if why else "")
 
 
-def _ties(model: nn.Module) -> set[str]:
-    """Names of linear layers whose weight another module has too, or that stand in two places."""
-    seen: dict[int, list[str]] = {}
+def _ties(model: nn.Module, untie: bool) -> dict[str, bool]:
+    """Linear layers whose weight another module has too, or that stand in two places: whether a copy may part them.
+
+    A table that only looks rows up goes on as it is when the layer has a copy of its own.
+    """
+    seen: dict[int, list[tuple[str, nn.Module]]] = {}
     # With duplicates: a module that stands in two places would be swapped in one of them only.
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module._parameters.values():
             if parameter is not None:
-                seen.setdefault(id(parameter), []).append(name)
-    return {name for names in seen.values() if len(names) > 1 for name in names}
+                seen.setdefault(id(parameter), []).append((name, module))
+    return {
+        name: untie and all(isinstance(each, nn.Embedding) for other, each in places if other != name)
+        for places in seen.values()
+        if len(places) > 1
+        for name, _ in places
+    }
 
 
 def _inputs(model: nn.Module, examples: Sequence[Example]) -> dict[str, list[Tensor]]:
@@ -284,6 +304,7 @@ def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[object, ...]], N
 
 def _swap(
     model: nn.Module,
+    example: Example,
     examples: Mapping[int, Example],
     decided: list[tuple[LayerDecision, SparseLinear | None]],
     *,
@@ -296,9 +317,9 @@ def _swap(
     if not packed:
         return Deployment(own, decisions, {}, (before, before), 0.0, native.isa(), "nothing was faster than it is")
     with _swapped(model, packed):
-        after, found = size_of(model), _outputs(model, examples)
+        after, found = size_of(model), _outputs(model, example)
     times = _race(model, packed, examples)
-    error = _difference(_outputs(model, examples), found)
+    error = _difference(_outputs(model, example), found)
     slower = [size for size, both in times.items() if (both["deployed"].ratio or (1.0,))[0] >= 1]
     if slower:
         note = f"undone: the whole model is not faster at batch size {', '.join(map(str, slower))}"
@@ -359,8 +380,7 @@ def size_of(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _outputs(model: nn.Module, examples: Mapping[int, Example]) -> list[Tensor]:
-    example = next(iter(examples.values()))
+def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
     with evaluating(model, example=example):
         return [tensor.detach().double() for tensor in outputs(call(model, example)) if tensor.is_floating_point()]
 

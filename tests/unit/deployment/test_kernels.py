@@ -173,7 +173,7 @@ def _file(name: str) -> str:
 @pytest.mark.slow
 def test_no_kernel_reads_or_writes_where_it_must_not(tmp_path) -> None:
     """With the address sanitizer, which sees PyTorch's tensors too because it replaces malloc."""
-    home = native._home()
+    home = native.home()
     if home is None or native.why_not():
         pytest.skip(native.why_not())
     runtime = _file("libasan.so")
