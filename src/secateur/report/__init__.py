@@ -2,7 +2,7 @@
 
 from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
 from secateur.report.histogram import distribution, histogram, near_zero
-from secateur.report.html import render_html, render_structure_html
+from secateur.report.html import render_html
 from secateur.report.progress import progress
 from secateur.report.record import (
     Choice,
@@ -11,6 +11,7 @@ from secateur.report.record import (
     Histogram,
     Layer,
     Locked,
+    NetworkPart,
     Report,
     TrainingPoint,
     UnitCount,
@@ -28,6 +29,7 @@ __all__ = [
     "Histogram",
     "Layer",
     "Locked",
+    "NetworkPart",
     "Method",
     "Origin",
     "Effect",
@@ -45,6 +47,5 @@ __all__ = [
     "progress",
     "render",
     "render_html",
-    "render_structure_html",
     "verdict",
 ]

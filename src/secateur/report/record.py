@@ -112,6 +112,26 @@ class Layer(ReportPart):
     score_cut: float | None = None
 
 
+class NetworkPart(ReportPart):
+    """A module with weights of its own, before and after.
+
+    Widths are its outputs, 0 where it is gone. ``kept`` is the share of them that stays, or where zeros were written the
+    share of its weights that are not zero. ``makes`` and ``reads`` name the groups that its outputs and inputs belong to:
+    parts that share one are cut together. ``locked`` says why its outputs may not go, or is empty.
+    """
+
+    name: Text
+    kind: Text
+    width_before: Count
+    width_after: Count
+    kept: Share
+    params_before: Count
+    params_after: Count
+    makes: tuple[Text, ...] = ()
+    reads: tuple[Text, ...] = ()
+    locked: Text = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Locked(Lock):
     """A part that may not be cut, and why.
@@ -188,6 +208,8 @@ class Report(ReportPart):
     """Which data the quality figures are of; empty where only the user's own evaluation knows."""
     quality_missing: Text = ""
     """Why there are no quality figures, where there are none."""
+    quality_samples: dict[Text, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """On how many samples a figure is a share, where that is known: its interval follows from it."""
     control: Control | None = None
     sparsity: Share
     units: UnitCount
@@ -203,6 +225,8 @@ class Report(ReportPart):
     degradations: tuple[Degradation, ...] = ()
     seconds: dict[Text, Amount] = Field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    network: tuple[NetworkPart, ...] = ()
+    """The parts of the network in its own order, before and after."""
     locked: tuple[Locked, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     """Weights that masks do not cover, each with its reason."""
