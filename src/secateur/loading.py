@@ -29,7 +29,9 @@ WIDEST = 16  # bytes of one element of the widest dtype
 
 
 @spoken()
-def load(path: str | Path, model: nn.Module | Callable[[], nn.Module | tuple[nn.Module, Example]], *, example: Example = None) -> nn.Module:
+def load(
+    path: str | Path, model: nn.Module | Callable[[], nn.Module | tuple[nn.Module, Example]], *, example: Example = None
+) -> nn.Module:
     """Load what `Result.save` wrote.
 
     Args:
@@ -74,8 +76,9 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module | tuple[nn.
     said = load_json(PLAN, within=folder, max_bytes=MAX_BYTES, sha256=hashes[PLAN])
     plan = Plan.from_data(said, str(folder / PLAN), load_beside(said, folder))
     fresh = model if isinstance(model, nn.Module) else model()
-    if isinstance(fresh, tuple) and len(fresh) == 2:  # the command line's factories give an example as well
-        fresh, example = fresh[0], fresh[1] if example is None else example
+    if isinstance(fresh, tuple):  # the command line's factories give an example as well
+        fresh, brought = (*fresh, None)[:2]
+        example = brought if example is None else example
     if not isinstance(fresh, nn.Module):
         raise RecipeError(f"load() needs a module or a function that returns one, not {type(fresh).__name__}.")
     plan.validate(fresh)

@@ -64,7 +64,9 @@ def comparison_drawings(summary: Summary, manifest: Manifest) -> Drawings:
     # One look per criterion on the whole page, whichever of them have curves in a recovery.
     labels = dict.fromkeys(label for curves in summary["curves"].values() for label in curves)
     looks = {label: place for place, label in enumerate(labels)}
-    axes = Axes(f"fraction of the {clean(manifest['protocol']['match'])} removed", clean(summary["metric"]), ends=(0.0, 1.0))
+    axes = Axes(
+        f"fraction of the {clean(manifest['protocol']['match'])} removed", clean(summary["metric"]), ends=(0.0, 1.0)
+    )
     return {
         "curves": {
             recovery: _curves(found, looks, controls, summary["dense"][recovery]["mean"], axes)
@@ -141,4 +143,6 @@ def _scoring(lines: Sequence[ScoringLine]) -> Markup:
         )
         for line in lines
     ]
-    return bars(rows, "seconds of scoring (log)", "Seconds of scoring of every criterion; the table holds them", log=True)
+    return bars(
+        rows, "seconds of scoring (log)", "Seconds of scoring of every criterion; the table holds them", log=True
+    )

@@ -259,8 +259,8 @@ def _curve(curve: Curve, x: Scale, y: Scale, height: float) -> Markup:
             found.append(element("line", x1=place, x2=place, y1=top, y2=bottom, class_=f"whisker c{colour}"))
     for across, up, said in curve.points:
         if up is not None and (curve.marked or len(curve.points) == 1):
-            place: dict[str, Attribute] = {"cx": share(x.place(across)), "cy": height * (1 - y.place(up))}
-            found.append(element("circle", r=4, class_=f"dot c{colour}", data_tip=said, **place))
+            dot: dict[str, Attribute] = {"cx": share(x.place(across)), "cy": height * (1 - y.place(up))}
+            found.append(element("circle", r=4, class_=f"dot c{colour}", data_tip=said, **dot))
     return joined(found)
 
 
@@ -288,5 +288,7 @@ def _row(row: Bar, scale: Scale, top: float) -> list[Markup]:
             found.append(element("line", y1=at + 4, y2=at + 4, class_="whisker", **ends))
     if row.mark is not None:
         at = top + 18 + 5 * len(row.values)
-        found.append(element("circle", cx=share(scale.place(row.mark[0])), cy=at, r=4, class_="mark", data_tip=row.mark[1]))
+        found.append(
+            element("circle", cx=share(scale.place(row.mark[0])), cy=at, r=4, class_="mark", data_tip=row.mark[1])
+        )
     return found

@@ -81,12 +81,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Lane:
-    """A group that several rows meet: its number from the left, its first and last row."""
+    """A line beside the rows: one group that several of them meet, or all groups that the same rows meet alike.
 
-    group: str
+    Args:
+        groups: their names.
+        number: from the left.
+        first, last: the first and the last row.
+        makers, readers: numbers of the rows that make the units, and of those that read them.
+    """
+
+    groups: tuple[str, ...]
     number: int
     first: int
     last: int
+    makers: frozenset[int]
+    readers: frozenset[int]
+
+    @property
+    def colour(self) -> str:
+        """Class of the style sheet: neighbours differ."""
+        return f"l{(self.number + self.first) % 6}"
 
 
 def picture(parts: Sequence[Part], *, decided: bool = True) -> Markup:
@@ -104,17 +118,13 @@ def picture(parts: Sequence[Part], *, decided: bool = True) -> Markup:
     rows = folded(parts)
     lanes, left = lanes_of(rows)
     widest = max(part.width for part in parts)
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(g for row in rows for g in sorted(row.meets)))}
-    drawn = [_row(place, row, lanes, widest, numbers) for place, row in enumerate(rows)]
+    drawn = [_row(place, row, lanes, widest) for place, row in enumerate(rows)]
     wide = LANE * (1 + max((lane.number for lane in lanes), default=-1))
     aside = [_note(f"{left} more couplings have no line here; rows name them when they are opened.")] if left else []
     if len(rows) < len(parts):
         aside.append(_note(f"{len(parts)} parts in {len(rows)} rows: parts of repeated blocks stand side by side."))
-    return joined([
-        _legend(decided=decided, lanes=bool(lanes)),
-        element("ol", *drawn, class_="network", style=f"--lanes:{wide + 4}px"),
-        *aside,
-    ])  # fmt: skip
+    legend = _legend(decided=decided, lanes=bool(lanes))
+    return joined([legend, element("ol", *drawn, class_="network", style=f"--lanes:{wide + 4}px"), *aside])
 
 
 def folded(parts: Sequence[Part], most: int = FOLDED) -> list[Row]:
@@ -134,24 +144,33 @@ def folded(parts: Sequence[Part], most: int = FOLDED) -> list[Row]:
 
 
 def lanes_of(rows: Sequence[Row]) -> tuple[list[Lane], int]:
-    """A lane for each group that several rows meet, as few side by side as can be, and how many found no place."""
-    ends: dict[str, tuple[int, int]] = {}
+    """A lane for each group that several rows meet, as few side by side as can be, and how many found no place.
+
+    Groups that meet the same rows alike share one: those of repeated blocks, once their parts share rows.
+    """
+    makers: dict[str, set[int]] = {}
+    meeting: dict[str, set[int]] = {}
     for place, row in enumerate(rows):
-        # A folded row meets a group for each of its parts; lanes show those that lead to other rows.
         for group in row.meets:
-            ends[group] = (ends.get(group, (place, place))[0], place)
+            meeting.setdefault(group, set()).add(place)
+        for group in row.makes:
+            makers.setdefault(group, set()).add(place)
+    alike: dict[tuple[frozenset[int], frozenset[int]], list[str]] = {}
+    for group, places in meeting.items():
+        if len(places) > 1:
+            made = frozenset(makers.get(group, ()))
+            alike.setdefault((made, frozenset(places) - made), []).append(group)
     found: list[Lane] = []
     taken: list[int] = []  # the last row of each lane
     left = 0
-    for group, (first, last) in sorted(ends.items(), key=lambda item: (item[1], item[0])):
-        if first == last:
-            continue
+    for (made, read), groups in sorted(alike.items(), key=lambda item: (min(item[0][0] | item[0][1]), item[1])):
+        first, last = min(made | read), max(made | read)
         number = next((n for n, end in enumerate(taken) if end < first), len(taken))
         if number >= LANES:
             left += 1
             continue
-        taken[number:number + 1] = [last]
-        found.append(Lane(group, number, first, last))
+        taken[number : number + 1] = [last]
+        found.append(Lane(tuple(sorted(groups)), number, first, last, made, read))
     return found, left
 
 
@@ -159,9 +178,9 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
-def _row(place: int, row: Row, lanes: Sequence[Lane], widest: int, numbers: dict[str, int]) -> Markup:
+def _row(place: int, row: Row, lanes: Sequence[Lane], widest: int) -> Markup:
     first = row.parts[0]
-    groups = " ".join(str(numbers[group]) for group in sorted(row.meets))
+    met = " ".join(str(n) for n, lane in enumerate(lanes) if place in lane.makers | lane.readers)
     states = {part.state for part in row.parts}
     state = next(word for word in ("smaller", "gone", "whole", "free", "locked") if word in states)
     head = element(
@@ -174,7 +193,7 @@ def _row(place: int, row: Row, lanes: Sequence[Lane], widest: int, numbers: dict
     )
     said = [element("li", line) for line in _said(row)]
     opened = element("details", head, element("ul", *said)) if said else element("div", head, class_="details")
-    return element("li", _lanes(place, row, lanes, numbers), opened, data_groups=groups or None)
+    return element("li", _lanes(place, row, lanes), opened, data_groups=met or None)
 
 
 def _said(row: Row) -> Iterable[str]:
@@ -236,22 +255,20 @@ def _columns(parts: Sequence[Part]) -> Markup:
     return element("svg", *found, class_="bar", width="100%", height=28, aria_hidden="true")
 
 
-def _lanes(place: int, row: Row, lanes: Sequence[Lane], numbers: dict[str, int]) -> Markup:
+def _lanes(place: int, row: Row, lanes: Sequence[Lane]) -> Markup:
     found = []
-    for lane in lanes:
+    for group, lane in enumerate(lanes):
         if not lane.first <= place <= lane.last:
             continue
-        x, group = lane.number * LANE + LANE / 2, str(numbers[lane.group])
-        kind = f"lane l{numbers[lane.group] % 6}"
-        top = MIDDLE if place == lane.first else 0
-        ends = {"y1": top, "y2": MIDDLE if place == lane.last else "100%"}
-        found.append(element("line", x1=x, x2=x, class_=kind, data_group=group, **ends))
-        if lane.group in row.meets:
-            inside = "makes" if lane.group in row.makes else "reads"
-            tip = f"{row.name} {inside} {lane.group}"
-            found.append(
-                element("circle", cx=x, cy=MIDDLE, r=4, class_=f"{kind} {inside}", data_group=group, data_tip=tip)
-            )
+        x, kind = lane.number * LANE + LANE / 2, f"lane {lane.colour}"
+        ends = {"y1": MIDDLE if place == lane.first else 0, "y2": MIDDLE if place == lane.last else "100%"}
+        found.append(element("line", x1=x, x2=x, class_=kind, data_group=str(group), **ends))
+        if place in lane.makers | lane.readers:
+            word = "makes" if place in lane.makers else "reads"
+            more = f" and {len(lane.groups) - 1} alike" if len(lane.groups) > 1 else ""
+            tip = f"{row.name} {word} {lane.groups[0]}{more}"
+            dot = {"cx": x, "cy": MIDDLE, "r": 4}
+            found.append(element("circle", class_=f"{kind} {word}", data_group=str(group), data_tip=tip, **dot))
     return element("svg", *found, class_="lanes", aria_hidden="true")
 
 

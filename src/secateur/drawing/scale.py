@@ -85,7 +85,7 @@ def _round(low: float, high: float, most: int) -> list[float]:
     if low + step == low or not step:
         return [low, high]
     first = math.ceil(low / step - 1e-9)
-    return [round(n * step, 12) + 0.0 for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _powers(low: float, high: float) -> list[float]:

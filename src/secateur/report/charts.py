@@ -76,7 +76,13 @@ def _quality(report: Report, name: str) -> Markup:
         reached = report.control.quality[name]
         lines.append(Line(times * reached, f"dense control, the same steps: {score(name, reached)}"))
     across = f"% of the {clean(report.units.what)} removed"
-    axes = Axes(across, f"{clean(name)}, %" if shared else clean(name), across=[0.0], ends=(-4.0, 104.0), within=(0, 100) if shared else (-1e308, 1e308))
+    axes = Axes(
+        across,
+        f"{clean(name)}, %" if shared else clean(name),
+        across=[0.0],
+        ends=(-4.0, 104.0),
+        within=(0, 100) if shared else (-1e308, 1e308),
+    )
     label = f"{clean(name)} against sparsity; the table of figures holds the numbers"
     return curves(drawn, axes, label, height=260, lines=lines, legend=True)
 
@@ -131,7 +137,9 @@ def _over_steps(name: str, pairs: Sequence[tuple[int, float | None]], look: int)
     curve = Curve(name, said, look, marked=len(said) <= MARKED)
     # A rate that never moves would stand on an axis made of its own rounding.
     flat = [0.0] if len({value for _, value in pairs}) == 1 else []
-    return curves([curve], Axes("step", name, up=flat), f"{name} over the steps; the table holds the numbers", height=130)
+    return curves(
+        [curve], Axes("step", name, up=flat), f"{name} over the steps; the table holds the numbers", height=130
+    )
 
 
 def histograms(layer: Layer) -> list[Markup]:

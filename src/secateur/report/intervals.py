@@ -26,4 +26,5 @@ def interval(share: float, samples: int) -> tuple[float, float]:
     square = _Z * _Z
     middle = (share + square / (2 * samples)) / (1 + square / samples)
     half = _Z * math.sqrt(share * (1 - share) / samples + square / (4 * samples * samples)) / (1 + square / samples)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The share itself lies within; at 0 and at 1 rounding would leave it out.
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))

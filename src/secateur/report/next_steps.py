@@ -74,7 +74,7 @@ def loading(folder: str, model: str = "", *, kind: str = "", native: bool = Fals
     lines = ["import secateur as sc", *imported, "", f"model = sc.load({quoted}, model={made})"]
     said = "Weights come from the folder, and no code."
     if made == "YourModel":
-        said = f"{made} is the class or function that builds the original architecture; weights come from the folder, and no code."
+        said = f"{made} is the class or function that builds the original architecture. {said}"
     if kind:
         said += " from_pretrained cannot load this folder: no config describes widths that differ so."
     return "\n".join(lines), said

@@ -115,9 +115,9 @@ class Layer(ReportPart):
 class NetworkPart(ReportPart):
     """A module with weights of its own, before and after.
 
-    Widths are its outputs, 0 where it is gone. ``kept`` is the share of them that stays, or where zeros were written the
-    share of its weights that are not zero. ``makes`` and ``reads`` name the groups that its outputs and inputs belong to:
-    parts that share one are cut together. ``locked`` says why its outputs may not go, or is empty.
+    Widths are its outputs, 0 where it is gone. ``kept`` is the share of them that stays, or where zeros were written
+    the share of its weights that are not zero. ``makes`` and ``reads`` name the groups that its outputs and inputs
+    belong to: parts that share one are cut together. ``locked`` says why its outputs may not go, or is empty.
     """
 
     name: Text

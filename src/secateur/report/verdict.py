@@ -286,7 +286,10 @@ def _quality_row(name: str, before: Snapshot, after: Snapshot) -> TableRow:
 
 def _with_intervals(report: Report, name: str, row: TableRow) -> TableRow:
     """How sure each figure is, where it is a share of samples that were counted."""
-    samples, values = report.quality_samples.get(name), (report.before.quality.get(name), report.after.quality.get(name))
+    samples, values = (
+        report.quality_samples.get(name),
+        (report.before.quality.get(name), report.after.quality.get(name)),
+    )
     if not samples or not is_share(name, *values):
         return row
 

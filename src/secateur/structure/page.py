@@ -32,7 +32,9 @@ def structure_page(
         groups: what can be cut.
         locked: what cannot.
         model: its class name.
-        params, macs, macs_per: of the whole model.
+        params: of the whole model.
+        macs: of the whole model.
+        macs_per: "sample" or "example".
         weights: group name -> parameters that go with all its units.
         conditions: what the run depended on.
 
@@ -64,7 +66,9 @@ def drawn_part(part: ModulePart) -> Part:
     said += [f"reads {group.name}" for group in part.reads]
     for group in part.makes:
         said += [
-            " ".join(word for word in (f"locked: {group.name}:", lock.reason, lock.where and f"at {lock.where}") if word)
+            " ".join(
+                word for word in (f"locked: {group.name}:", lock.reason, lock.where and f"at {lock.where}") if word
+            )
             + (f". {lock.hint}" if lock.hint else "")
             for lock in group.locks
         ]

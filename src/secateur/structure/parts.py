@@ -11,8 +11,8 @@ from secateur.model.tensors import named_tensors
 from secateur.types import Group, Span
 
 MAKES = ("out", "self")
-# Calls these hold their weight as [inputs, outputs]; asked only where no group says which side is which.
-_INPUTS_FIRST = ("Conv1D", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+# These hold their outputs in the second dimension; asked only where no group says which side is which.
+_SECOND = ("Conv1D", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding", "EmbeddingBag")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def module_parts(model: nn.Module, groups: Sequence[Group]) -> list[ModulePart]:
         for span in group.spans:
             spans.setdefault(span.tensor, []).append((group, span))
     return [
-        _part(name, module, own, tensors, spans) for name, module in model.named_modules() if (own := _own(name, module, tensors))
+        _part(name, module, own, tensors, spans)
+        for name, module in model.named_modules()
+        if (own := _own(name, module, tensors))
     ]
 
 
@@ -83,8 +85,10 @@ def _part(
 ) -> ModulePart:
     tensor = max(own, key=lambda each: tensors[each].numel())
     weight, found = tensors[tensor], spans.get(tensor, [])
-    made = [(group, _dim(span, weight)) for group, span in found if span.role in MAKES]
-    usual = 1 if type(module).__name__ in _INPUTS_FIRST else 0
+    # Experts first: what a person counts in a tensor of experts is them, and not the width of each.
+    experts = [(group, _dim(span, weight)) for group, span in found if group.granularity == "expert"]
+    made = experts + [(group, _dim(span, weight)) for group, span in found if span.role in MAKES]
+    usual = 1 if type(module).__name__ in _SECOND else 0
     dim = next((dim for _, dim in made if dim is not None), usual)
     reads = [group for group, span in found if span.role not in MAKES]
     start = f"{name}." if name else ""
@@ -114,7 +118,11 @@ def together(groups: Iterable[Group], own: Iterable[str]) -> list[str]:
         names = list(dict.fromkeys(others))
         more = f" and {len(names) - 12} more" if len(names) > 12 else ""
         if names:
-            said.append(f"{group.name} ({group.size:,} {group.granularity} units) goes together with " + ", ".join(names[:12]) + more)
+            said.append(
+                f"{group.name} ({group.size:,} {group.granularity} units) goes together with "
+                + ", ".join(names[:12])
+                + more
+            )
         else:
             said.append(f"{group.name} ({group.size:,} {group.granularity} units)")
     return said
