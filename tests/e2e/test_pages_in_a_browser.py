@@ -87,7 +87,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     # Pruned while it trains: quality stands against sparsity at every pass.
     training = {"method": "gradual", "epochs": 4, "every": 1, "optimizer": {"name": "sgd", "lr": 0.05}}
     masks = {"target": {"sparsity": 0.6}, "granularity": "element", "training": training, "measure": {"latency": False}}
-    sc.prune(Residual(), x, data=data, recipe=masks).save(folder / "masks")
+    sc.prune(Residual(), x, data=data, recipe=masks, checkpoint=folder / "run").save(folder / "masks")
     blocks = {"target": {"params": 0.6}, "measure": {"latency": False}}
     sc.prune(Deep(), torch.zeros(2, 8), recipe=blocks).save(folder / "blocks")
     (folder / "inspect.html").write_text(sc.inspect(Residual(), x).html(), encoding="utf-8")

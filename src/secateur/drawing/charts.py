@@ -115,7 +115,8 @@ def curves(
     tall = [*(p[1] for p in points if p[1] is not None), *highs, *(line.at for line in lines), *axes.up]
     y = Scale.over(tall, within=axes.within)
     body = [_grid(x, y, height), *(_level(line, y, height) for line in lines)]
-    body += [_curve(curve, x, y, height) for curve in drawn]
+    # Beside each other by three pixels: whiskers at one strength would hide each other.
+    body += [_curve(curve, x, y, height, 3 * (n - (len(drawn) - 1) / 2)) for n, curve in enumerate(drawn)]
     svg = element("svg", *body, class_="plot", width="100%", height=height, role="img", aria_label=label)
     shown = len(drawn) > 1 if legend is None else legend
     return element(
@@ -141,8 +142,11 @@ def bars(rows: Sequence[Bar], title: str, label: str, *, log: bool = False, whol
     most = max((len(row.values) for row in rows), default=1)
     tall = 24 + 10 * most
     height = tall * len(rows)
-    ends = [value for row in rows for pair in row.spread if pair for value in pair]
-    values = [*(value for row in rows for value in row.values), *ends, *([] if whole is None else [whole])]
+    lengths = [value for row in rows for value in row.values]
+    # One odd round may take ten times as long: its line leaves the chart, or every bar would be a stub.
+    far = 1.5 * max(lengths, default=1.0)
+    ends = [min(value, far) for row in rows for pair in row.spread if pair for value in pair]
+    values = [*lengths, *ends, *([] if whole is None else [whole])]
     scale = Scale.over(values, zero=not log, margin=0.02, log=log)
     body = [_across(scale, height)]
     for number, row in enumerate(rows):
@@ -197,7 +201,7 @@ def heat(names: Sequence[str], columns: Sequence[str], values: Sequence[Sequence
         body.append(element("text", name, x=0, y=top + 13, class_="name"))
         for place, (column, value) in enumerate(zip(columns, row, strict=True)):
             tip = f"{name}, {column}: {100 * value:.1f} % stay"
-            kept = {"x": share(place * wide), "width": share(wide * 0.94)}
+            kept = {"x": share(place * wide), "width": share(max(wide - 0.006, 0.7 * wide))}
             # The filled height says it, and not the colour alone: shades differ from screen to screen, heights do not.
             body.append(element("rect", y=top + 18, height=18, class_="before", data_tip=tip, **kept))
             full = 18 * min(max(value, 0.0), 1.0)
@@ -240,7 +244,7 @@ def _post(place: float, height: float, kind: str) -> Markup:
     return element("line", x1=share(place), x2=share(place), y1=0, y2=height, class_=kind)
 
 
-def _curve(curve: Curve, x: Scale, y: Scale, height: float) -> Markup:
+def _curve(curve: Curve, x: Scale, y: Scale, height: float, aside: float) -> Markup:
     colour, dashes = look(curve.look)
     kind = f"curve c{colour}"
     steps, drawing = [], False
@@ -256,7 +260,9 @@ def _curve(curve: Curve, x: Scale, y: Scale, height: float) -> Markup:
         if pair is not None:
             top, bottom = (height * (1 - y.place(value)) for value in (pair[1], pair[0]))
             place = share(x.place(point[0]))
-            found.append(element("line", x1=place, x2=place, y1=top, y2=bottom, class_=f"whisker c{colour}"))
+            moved = f"translate({aside:g} 0)" if aside else None
+            whisker: dict[str, Attribute] = {"x1": place, "x2": place, "y1": top, "y2": bottom}
+            found.append(element("line", class_=f"whisker c{colour}", transform=moved, **whisker))
     for across, up, said in curve.points:
         if up is not None and (curve.marked or len(curve.points) == 1):
             dot: dict[str, Attribute] = {"cx": share(x.place(across)), "cy": height * (1 - y.place(up))}
@@ -284,7 +290,7 @@ def _row(row: Bar, scale: Scale, top: float) -> list[Markup]:
         found.append(element("rect", x=0, y=at, width=length, height=8, class_=kind, data_tip=said))
         pair = row.spread[number] if row.spread else None
         if pair is not None:
-            ends = {"x1": share(scale.place(pair[0])), "x2": share(scale.place(pair[1]))}
+            ends = {"x1": share(scale.place(pair[0])), "x2": share(min(scale.place(pair[1]), 1.0))}
             found.append(element("line", y1=at + 4, y2=at + 4, class_="whisker", **ends))
     if row.mark is not None:
         at = top + 18 + 5 * len(row.values)

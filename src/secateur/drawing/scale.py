@@ -92,5 +92,10 @@ def _powers(low: float, high: float) -> list[float]:
     powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
     every = max(1, len(powers) // 5)
     found = [10.0**power for power in powers][::every]
-    # Less than a factor of ten may hold no power at all, and one tick alone tells no scale.
-    return found if len(found) > 1 else [low * (high / low) ** part for part in (0.1, 0.5, 0.9)]
+    if len(found) > 1:
+        return found
+    # Less than a factor of a hundred: ones, twos and fives; less than of two: what the ends themselves are about.
+    lowest = math.floor(math.log10(low))
+    between = [float(f"{one}e{lowest + power}") for power in range(3) for one in (1, 2, 5)]
+    found = [one for one in between if low <= one <= high]
+    return found if len(found) > 1 else [float(f"{low * (high / low) ** part:.2g}") for part in (0.1, 0.9)]
