@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from secateur.types import Snapshot
 
 
-EXAMPLES = ("measure runs/mine --model mynet.py:build --data npz:mine.npz", "measure demo:lenet --data demo:mnist")
+EXAMPLES = (
+    "measure runs/mine --model mynet.py:build --data npz:mine.npz",
+    "measure demo:lenet --data demo:mnist --metric top5",
+)
 
 
 def measure(
@@ -30,6 +34,7 @@ def measure(
         typer.Option("--model", metavar="MODEL", help="Where PATH is an output folder: the model it was made from."),
     ] = None,
     data: options.Data = None,
+    metric: options.Metric = None,
     task: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -63,7 +68,7 @@ def measure(
     if task is not None:
         return measure_task(task, (what, model, data), tokens, sequences, dtype, as_json=json)
     with seed_everything(seed or 0), Stages() as stages:
-        work, network = load(what, model, data, seed=seed or 0, device=device)
+        work, network = load(what, model, data, seed=seed or 0, device=device, metric=metric)
         example = work.needed_example()
         stages("latency", 0, 0)
         timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
@@ -116,7 +121,13 @@ def measure_task(
 
 
 def load(
-    what: str, model: str | None, data: str | None, *, seed: int, device: str | None = None
+    what: str,
+    model: str | None,
+    data: str | None,
+    *,
+    seed: int,
+    device: str | None = None,
+    metric: Sequence[str] | None = None,
 ) -> tuple[Job, nn.Module]:
     """The job and the network to look at: of a MODEL word itself, or of an output folder replayed onto it."""
     import secateur as sc
@@ -128,7 +139,7 @@ def load(
     if colon and kind in MODEL_KINDS and not Path(what).exists():
         if model is not None:
             raise RecipeError("--model goes with an output folder.", hint=f"Leave it out to measure {what}.")
-        work = jobs.resolve(what, data, seed=seed, device=device)
+        work = jobs.resolve(what, data, seed=seed, device=device, metric=metric)
         return work, work.model
     if model is None:
         raise RecipeError(
@@ -136,7 +147,7 @@ def load(
             f"{what!r} is neither an output folder nor a MODEL word.",
             hint=f"Give --model, the model that was pruned: {options.MODEL_WORDS}.",
         )  # fmt: skip
-    work = jobs.resolve(model, data, seed=seed, device=device)
+    work = jobs.resolve(model, data, seed=seed, device=device, metric=metric)
     network = sc.load(what, model=work.model, example=work.example)
     tell_doubt(network)
     return work, network
@@ -170,4 +181,10 @@ def rows(found: Snapshot, judged: Yardstick) -> list[tuple[str, str]]:
         )
     if judged.evaluate is None:
         return [*lines, ("quality", f"not measured ({judged.why})")]
-    return [*lines, *((f"{name} on {judged.on}", score(name, value)) for name, value in found.quality.items())]
+    return [
+        *lines,
+        *(
+            (f"{name} on {judged.on}" if judged.on else name, score(name, value))
+            for name, value in found.quality.items()
+        ),
+    ]

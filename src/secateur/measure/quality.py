@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
-from secateur.measure.named import NAMES, adapted
+from secateur.measure.named import NAMES, Hits, adapted
 from secateur.measure.perplexity import perplexity, predicts_next
 from secateur.model.call import call, default_loss, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.door import Parts, first_batch, task_of
@@ -157,7 +157,11 @@ def _asked(judge: Judge, batches: Data | None, on: str) -> Yardstick:
         return found
 
     # A function of the user's reads whatever it likes, so only metrics are known to be of these data.
-    return Yardstick(_repeatable(measured) if metrics else measured, on if metrics and not functions else "")
+    return Yardstick(
+        _repeatable(measured) if metrics else measured,
+        on if metrics and not functions else "",
+        samples=lambda: {name: one.count for name, one in metrics.items() if isinstance(one, Hits) and one.count},
+    )
 
 
 def _metrics(model: nn.Module, metrics: Mapping[str, Metric], batches: Data) -> dict[str, float]:
