@@ -12,7 +12,7 @@ from secateur.comparison.cells import SCRATCH
 from secateur.comparison.markdown import FIDELITY, number, signed, words
 from secateur.comparison.records import CurvePoint, LayerShares, Manifest, ScoringLine, Summary
 from secateur.drawing import Bar, Curve, bars, curves, environment_of_pages, heat, page_parts
-from secateur.drawing.charts import Axes, Line
+from secateur.drawing.charts import Axes, Level
 from secateur.files.seeds import canonical_json
 from secateur.report.safe_text import clean, count, percent, seconds, significant, size
 
@@ -87,7 +87,7 @@ def _curves(
     levels = {point["level"] for points in found.values() for point in points}
     if len(levels) == 1:
         return _ranked(found, dense, axes.y)
-    lines = [] if dense is None else [Line(dense, f"dense {number(dense)}")]
+    lines = [] if dense is None else [Level(dense, f"dense {number(dense)}")]
     drawn = [_curve(label, points, looks[label], dotted=label in controls) for label, points in found.items()]
     said = f"{axes.y} of every criterion over the fraction removed; the tables below hold the numbers"
     return curves(drawn, axes, said, height=420, lines=lines, legend=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from secateur.drawing.scale import Scale, written
+from secateur.drawing.scale import Axis, written
 from secateur.drawing.svg import Attribute, element, joined, share, stretched
 
 LOOKS = 10  # colours of the style sheet; more curves than that come again with other dashes
@@ -61,7 +61,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Line:
+class Level:
     """A line across a chart, such as the level of the dense model.
 
     Args:
@@ -96,7 +96,7 @@ class Axes:
 
 
 def curves(
-    drawn: Sequence[Curve], axes: Axes, label: str, *, height: int = 300, lines: Sequence[Line] = (),
+    drawn: Sequence[Curve], axes: Axes, label: str, *, height: int = 300, lines: Sequence[Level] = (),
     legend: bool | None = None,
 ) -> Markup:  # fmt: skip
     """Curves over one axis.
@@ -110,10 +110,10 @@ def curves(
         legend: names below; by default where there are several.
     """
     points = [point for curve in drawn for point in curve.points]
-    x = Scale.over([*(p[0] for p in points), *axes.across], margin=0.04, log=axes.log_x, within=axes.ends)
+    x = Axis.over([*(p[0] for p in points), *axes.across], margin=0.04, log=axes.log_x, within=axes.ends)
     highs = [value for curve in drawn for pair in curve.spread if pair for value in pair]
     tall = [*(p[1] for p in points if p[1] is not None), *highs, *(line.at for line in lines), *axes.up]
-    y = Scale.over(tall, within=axes.within)
+    y = Axis.over(tall, within=axes.within)
     body = [_grid(x, y, height), *(_level(line, y, height) for line in lines)]
     # Beside each other by three pixels: whiskers at one strength would hide each other.
     body += [_curve(curve, x, y, height, 3 * (n - (len(drawn) - 1) / 2)) for n, curve in enumerate(drawn)]
@@ -147,7 +147,7 @@ def bars(rows: Sequence[Bar], title: str, label: str, *, log: bool = False, whol
     far = 1.5 * max(lengths, default=1.0)
     ends = [min(value, far) for row in rows for pair in row.spread if pair for value in pair]
     values = [*lengths, *ends, *([] if whole is None else [whole])]
-    scale = Scale.over(values, zero=not log, margin=0.02, log=log)
+    scale = Axis.over(values, zero=not log, margin=0.02, log=log)
     body = [_across(scale, height)]
     for number, row in enumerate(rows):
         body += _row(row, scale, number * tall)
@@ -166,9 +166,9 @@ def histogram(edges: Sequence[float], counts: Sequence[int], title: str, label: 
         cut: a dashed line at this value, or None.
     """
     log, height = max(counts, default=0) > sum(counts) / 2, 150
-    x = Scale(edges[0], edges[-1] if edges[-1] > edges[0] else edges[0] + 1)
+    x = Axis(edges[0], edges[-1] if edges[-1] > edges[0] else edges[0] + 1)
     tallest = max([*counts, 1])
-    y = Scale(0.5, tallest * 1.3, log=True) if log else Scale(0, tallest * 1.05)
+    y = Axis(0.5, tallest * 1.3, log=True) if log else Axis(0, tallest * 1.05)
     steps = ["M0 1000"]
     for left, right, number in zip(edges, edges[1:], counts, strict=False):
         top = 1000 * (1 - (y.place(number) if number else 0))
@@ -210,12 +210,12 @@ def heat(names: Sequence[str], columns: Sequence[str], values: Sequence[Sequence
     return element("div", svg, class_="chart bars")
 
 
-def look(number: int) -> tuple[int, str | None]:
+def _look(number: int) -> tuple[int, str | None]:
     """(colour, dashes) of the curve of this number."""
     return number % LOOKS, DASHES[number // LOOKS % len(DASHES)]
 
 
-def _grid(x: Scale, y: Scale, height: float, *, across: int = 6, up: int = 6) -> Markup:
+def _grid(x: Axis, y: Axis, height: float, *, across: int = 6, up: int = 6) -> Markup:
     found = [_across(x, height, most=across)]
     for value in y.ticks(up):
         top = height * (1 - y.place(value))
@@ -224,7 +224,7 @@ def _grid(x: Scale, y: Scale, height: float, *, across: int = 6, up: int = 6) ->
     return joined(found)
 
 
-def _across(x: Scale, height: float, *, most: int = 6) -> Markup:
+def _across(x: Axis, height: float, *, most: int = 6) -> Markup:
     found = []
     for value in x.ticks(most):
         place = share(x.place(value))
@@ -233,7 +233,7 @@ def _across(x: Scale, height: float, *, most: int = 6) -> Markup:
     return joined(found)
 
 
-def _level(line: Line, y: Scale, height: float) -> Markup:
+def _level(line: Level, y: Axis, height: float) -> Markup:
     top = height * (1 - y.place(line.at))
     drawn = element("line", x1=0, x2="100%", y1=top, y2=top, class_="level")
     # Above the line where there is room, or the words would leave the chart.
@@ -244,8 +244,8 @@ def _post(place: float, height: float, kind: str) -> Markup:
     return element("line", x1=share(place), x2=share(place), y1=0, y2=height, class_=kind)
 
 
-def _curve(curve: Curve, x: Scale, y: Scale, height: float, aside: float) -> Markup:
-    colour, dashes = look(curve.look)
+def _curve(curve: Curve, x: Axis, y: Axis, height: float, aside: float) -> Markup:
+    colour, dashes = _look(curve.look)
     kind = f"curve c{colour}"
     steps, drawing = [], False
     for across, up, _ in curve.points:
@@ -273,7 +273,7 @@ def _curve(curve: Curve, x: Scale, y: Scale, height: float, aside: float) -> Mar
 def _legend(drawn: Sequence[Curve]) -> Markup:
     rows = []
     for curve in drawn:
-        colour, dashes = look(curve.look)
+        colour, dashes = _look(curve.look)
         dash = "2 4" if curve.dotted else dashes
         line = element("line", x1=0, x2=26, y1=6, y2=6, class_=f"curve c{colour}", stroke_dasharray=dash)
         sample = element("svg", line, width=26, height=12, aria_hidden="true")
@@ -281,7 +281,7 @@ def _legend(drawn: Sequence[Curve]) -> Markup:
     return element("ul", *rows, class_="legend")
 
 
-def _row(row: Bar, scale: Scale, top: float) -> list[Markup]:
+def _row(row: Bar, scale: Axis, top: float) -> list[Markup]:
     found = [element("text", row.name, x=0, y=top + 13, class_="name")]
     for number, (value, said) in enumerate(zip(row.values, row.said, strict=True)):
         kind = "after" if number == len(row.values) - 1 else "before"

@@ -22,7 +22,7 @@ FOLDED = 48  # parts; of more, those that differ in a number of their name alone
 
 
 @dataclass(frozen=True)
-class Part:
+class DrawnPart:
     """One part of a network with weights of its own.
 
     Args:
@@ -58,10 +58,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """Parts that share a row, and the lanes that it meets."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[DrawnPart, ...]
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class Lane:
         return f"l{(self.number + self.first) % 6}"
 
 
-def picture(parts: Sequence[Part], *, decided: bool = True) -> Markup:
+def picture(parts: Sequence[DrawnPart], *, decided: bool = True) -> Markup:
     """Draw a network from its first part to its last.
 
     Args:
@@ -127,23 +127,23 @@ def picture(parts: Sequence[Part], *, decided: bool = True) -> Markup:
     return joined([legend, element("ol", *drawn, class_="network", style=f"--lanes:{wide + 4}px"), *aside])
 
 
-def folded(parts: Sequence[Part], most: int = FOLDED) -> list[Row]:
+def folded(parts: Sequence[DrawnPart], most: int = FOLDED) -> list[NetworkRow]:
     """Rows of parts: one each, or one for all parts of repeated blocks where there are many.
 
     Example:
-        >>> many = [Part(f"block.{i}.{name}", "Linear", 8) for i in range(30) for name in ("up", "down")]
+        >>> many = [DrawnPart(f"block.{i}.{name}", "Linear", 8) for i in range(30) for name in ("up", "down")]
         >>> [(row.name, len(row.parts)) for row in folded(many)]
         [('block.*.up', 30), ('block.*.down', 30)]
     """
     if len(parts) <= most:
-        return [Row((part,)) for part in parts]
-    families: dict[tuple[str, str], list[Part]] = {}
+        return [NetworkRow((part,)) for part in parts]
+    families: dict[tuple[str, str], list[DrawnPart]] = {}
     for part in parts:
         families.setdefault((_pattern(part.name), part.kind), []).append(part)
-    return [Row(tuple(family)) for family in families.values()]
+    return [NetworkRow(tuple(family)) for family in families.values()]
 
 
-def lanes_of(rows: Sequence[Row]) -> tuple[list[Lane], int]:
+def lanes_of(rows: Sequence[NetworkRow]) -> tuple[list[Lane], int]:
     """A lane for each group that several rows meet, as few side by side as can be, and how many found no place.
 
     Groups that meet the same rows alike share one: those of repeated blocks, once their parts share rows.
@@ -178,7 +178,7 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
-def _row(place: int, row: Row, lanes: Sequence[Lane], widest: int) -> Markup:
+def _row(place: int, row: NetworkRow, lanes: Sequence[Lane], widest: int) -> Markup:
     first = row.parts[0]
     met = " ".join(str(n) for n, lane in enumerate(lanes) if place in lane.makers | lane.readers)
     states = {part.state for part in row.parts}
@@ -196,13 +196,13 @@ def _row(place: int, row: Row, lanes: Sequence[Lane], widest: int) -> Markup:
     return element("li", _lanes(place, row, lanes), opened, data_groups=met or None)
 
 
-def _said(row: Row) -> Iterable[str]:
+def _said(row: NetworkRow) -> Iterable[str]:
     if len(row.parts) == 1:
         return row.parts[0].said
     return [f"{part.name}: {_numbers([part])}, {_word([part])}" for part in row.parts]
 
 
-def _numbers(parts: Sequence[Part]) -> str:
+def _numbers(parts: Sequence[DrawnPart]) -> str:
     """Widths before and after; of several parts the ends of their ranges."""
     before, after = [part.width for part in parts], [part.after for part in parts if part.after is not None]
     if not after or after == before:
@@ -215,7 +215,7 @@ def _range(values: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 
-def _word(parts: Sequence[Part]) -> str:
+def _word(parts: Sequence[DrawnPart]) -> str:
     states = [part.state for part in parts]
     if len(set(states)) > 1:
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
@@ -226,7 +226,7 @@ def _word(parts: Sequence[Part]) -> str:
     return {"free": "can be cut"}.get(states[0], states[0])
 
 
-def _bar(part: Part, widest: int) -> Markup:
+def _bar(part: DrawnPart, widest: int) -> Markup:
     # Roots: of widths from 3 to 50,000 the small ones would vanish. The filled part of an outline is not distorted.
     length = max(math.sqrt(part.width / max(widest, 1)), 0.012)
     kept = 1.0 if part.kept is None else part.kept
@@ -240,7 +240,7 @@ def _bar(part: Part, widest: int) -> Markup:
     )  # fmt: skip
 
 
-def _columns(parts: Sequence[Part]) -> Markup:
+def _columns(parts: Sequence[DrawnPart]) -> Markup:
     """Parts of one row side by side, each as tall as its width is beside that of the widest among them."""
     wide, widest = 1 / len(parts), max(part.width for part in parts)
     found = []
@@ -255,7 +255,7 @@ def _columns(parts: Sequence[Part]) -> Markup:
     return element("svg", *found, class_="bar", width="100%", height=28, aria_hidden="true")
 
 
-def _lanes(place: int, row: Row, lanes: Sequence[Lane]) -> Markup:
+def _lanes(place: int, row: NetworkRow, lanes: Sequence[Lane]) -> Markup:
     found = []
     for group, lane in enumerate(lanes):
         if not lane.first <= place <= lane.last:

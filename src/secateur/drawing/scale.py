@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Scale:
+class Axis:
     """An axis from `low` to `high`.
 
     Args:
@@ -24,7 +24,7 @@ class Scale:
     def over(
         cls, values: Sequence[float], *, zero: bool = False, margin: float = 0.05, log: bool = False,
         within: tuple[float, float] = (-math.inf, math.inf),
-    ) -> Scale:  # fmt: skip
+    ) -> Axis:  # fmt: skip
         """An axis on which all values fit.
 
         Args:
@@ -35,8 +35,8 @@ class Scale:
             within: the ends that values of this kind can have: no axis shows 104 %.
 
         Example:
-            >>> Scale.over([2.0, 4.0], margin=0.5)
-            Scale(low=1.0, high=5.0, log=False)
+            >>> Axis.over([2.0, 4.0], margin=0.5)
+            Axis(low=1.0, high=5.0, log=False)
         """
         known = [value for value in values if not log or value > 0]
         if not known:

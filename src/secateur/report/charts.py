@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from secateur.drawing import Bar, Curve, bars, curves, histogram
-from secateur.drawing.charts import Axes, Line
-from secateur.report.intervals import interval
+from secateur.drawing.charts import Axes, Level
+from secateur.report.intervals import share_interval
 from secateur.report.record import Layer, Report, TrainingPoint
 from secateur.report.safe_text import clean, percent, significant
 from secateur.report.verdict import LATENCY_LABEL, is_share, rows, score
@@ -74,7 +74,7 @@ def _quality(report: Report, name: str) -> Markup:
     lines = []
     if report.control is not None and name in report.control.quality:
         reached = report.control.quality[name]
-        lines.append(Line(times * reached, f"dense control, the same steps: {score(name, reached)}"))
+        lines.append(Level(times * reached, f"dense control, the same steps: {score(name, reached)}"))
     across = f"% of the {clean(report.units.what)} removed"
     axes = Axes(
         across,
@@ -90,14 +90,14 @@ def _quality(report: Report, name: str) -> Markup:
 def _with_interval(words: str, name: str, value: float, samples: int | None) -> str:
     if not samples:
         return f"{words}: {score(name, value)}"
-    low, high = interval(value, samples)
+    low, high = share_interval(value, samples)
     return f"{words}: {score(name, value)} ({percent(low)} to {percent(high)}, 95 % on {samples:,} samples)"
 
 
 def _spread_of(value: float, samples: int | None, times: float) -> tuple[float, float] | None:
     if not samples:
         return None
-    low, high = interval(value, samples)
+    low, high = share_interval(value, samples)
     return times * low, times * high
 
 

@@ -7,7 +7,7 @@ import math
 _Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
 
-def interval(share: float, samples: int) -> tuple[float, float]:
+def share_interval(share: float, samples: int) -> tuple[float, float]:
     """The 95 % interval of a share that was counted on some samples (Wilson's, which never leaves [0, 1]).
 
     It says how far the figure would move on other samples of the same kind. Two models that were judged on the same
@@ -20,7 +20,7 @@ def interval(share: float, samples: int) -> tuple[float, float]:
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
 
     Example:
-        >>> [round(end, 4) for end in interval(0.9, 100)]
+        >>> [round(end, 4) for end in share_interval(0.9, 100)]
         [0.8256, 0.9448]
     """
     square = _Z * _Z

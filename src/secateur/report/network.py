@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from secateur.drawing import Part
+from secateur.drawing import DrawnPart
 from secateur.model.tensors import named_tensors
 from secateur.planning import Plan
 from secateur.report.record import Locked, NetworkPart
@@ -30,7 +30,7 @@ def network_parts(model: nn.Module, plan: Plan) -> list[NetworkPart]:
     return [_measured(part, plan, tensors) for part in module_parts(model, _groups(plan))]
 
 
-def drawn(parts: Sequence[NetworkPart], locked: Sequence[Locked]) -> list[Part]:
+def drawn_parts(parts: Sequence[NetworkPart], locked: Sequence[Locked]) -> list[DrawnPart]:
     """The same as rows of the picture, each with what it hangs together with."""
     makers: dict[str, list[str]] = {}
     readers: dict[str, list[str]] = {}
@@ -41,7 +41,7 @@ def drawn(parts: Sequence[NetworkPart], locked: Sequence[Locked]) -> list[Part]:
             readers.setdefault(group, []).append(part.name)
     held = {one.name: one for one in locked}
     return [
-        Part(
+        DrawnPart(
             part.name or "(the model)",
             part.kind,
             part.width_before,

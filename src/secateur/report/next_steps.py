@@ -13,7 +13,7 @@ MODEL = "MODEL"  # where nobody but the user knows what builds the original
 
 
 @dataclass(frozen=True)
-class Step:
+class NextStep:
     """One thing to do.
 
     Args:
@@ -29,7 +29,7 @@ class Step:
     said: str = ""
 
 
-def next_steps(report: Report, folder: str, *, kind: str = "", native: bool = False) -> list[Step]:
+def next_steps(report: Report, folder: str, *, kind: str = "", native: bool = False) -> list[NextStep]:
     """Lines to type for an output folder.
 
     Args:
@@ -44,10 +44,10 @@ def next_steps(report: Report, folder: str, *, kind: str = "", native: bool = Fa
     more = f" --data {shlex.quote(data)}" if data else ""
     body, told = loading(folder, model, kind=kind, native=native)
     return [
-        Step("Load it", body, python=True, said=told),
-        Step("Measure it here", f"secateur measure {where} --model {what}{more}", said=said),
-        Step("Export it", f"secateur export {where} --model {what}{more} --format onnx --out {where}.onnx"),
-        Step("Make it fast here", f"secateur deploy {where} --model {what}{more} --out {where}-fast"),
+        NextStep("Load it", body, python=True, said=told),
+        NextStep("Measure it here", f"secateur measure {where} --model {what}{more}", said=said),
+        NextStep("Export it", f"secateur export {where} --model {what}{more} --format onnx --out {where}.onnx"),
+        NextStep("Make it fast here", f"secateur deploy {where} --model {what}{more} --out {where}-fast"),
     ]  # fmt: skip
 
 

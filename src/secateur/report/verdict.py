@@ -8,7 +8,7 @@ from typing import Literal
 
 from secateur.measure.latency import FEWEST_ROUNDS
 from secateur.measure.quality import higher_is_better
-from secateur.report.intervals import interval
+from secateur.report.intervals import share_interval
 from secateur.report.record import Report
 from secateur.report.safe_text import clean, count, percent, significant, size
 from secateur.types import Latency, Snapshot
@@ -296,7 +296,7 @@ def _with_intervals(report: Report, name: str, row: TableRow) -> TableRow:
     def said(text: str, value: float | None) -> str:
         if value is None:
             return text
-        return f"{text} ({'-'.join(percent(end).removesuffix(' %') for end in interval(value, samples))})"
+        return f"{text} ({'-'.join(percent(end).removesuffix(' %') for end in share_interval(value, samples))})"
 
     return replace(row, before=said(row.before, values[0]), after=said(row.after, values[1]))
 

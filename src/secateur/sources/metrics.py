@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import InputError, RecipeError
 from secateur.measure.named import adapted, metric_named
-from secateur.sources.words import find, is_python
+from secateur.sources.words import is_python, named_object
 from secateur.types import Evaluate, Judge, Metric
 
 
@@ -53,7 +53,7 @@ def _resolved(word: str) -> tuple[str, Evaluate | Metric | str]:
         metric_named(word)  # an unknown name is refused before anything long begins
         return word, word
     target = word.removeprefix("py:")
-    title, made = target.rpartition(":")[2], find(target)
+    title, made = target.rpartition(":")[2], named_object(target)
     if isinstance(made, type) or (inspect.isroutine(made) and not _takes_a_model(made)):
         try:
             made = cast(Callable[[], object], made)()

@@ -33,7 +33,7 @@ def call_factory(target: str) -> object:
         RecipeError: malformed, or no such module or factory.
         InputError: the user's code raised; the message has its error and file:line.
     """
-    factory, (module_name, _, attribute) = find(target), target.rpartition(":")
+    factory, (module_name, _, attribute) = named_object(target), target.rpartition(":")
     if not callable(factory):
         raise RecipeError(f"{attribute!r} of {module_name} is a {type(factory).__name__}, not a function")
     try:
@@ -42,7 +42,7 @@ def call_factory(target: str) -> object:
         raise InputError(f"{attribute}() of {module_name} failed", why=_text(error)) from error
 
 
-def find(target: str) -> object:
+def named_object(target: str) -> object:
     """Import what a word names, as `call_factory` does, without calling it.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from secateur.drawing import Part, environment_of_pages, page_parts, picture
+from secateur.drawing import DrawnPart, environment_of_pages, page_parts, picture
 from secateur.shown import shortened
 from secateur.structure.parts import ModulePart, together
 from secateur.types import Group, MacsPer
@@ -60,7 +60,7 @@ def structure_page(
     )
 
 
-def drawn_part(part: ModulePart) -> Part:
+def drawn_part(part: ModulePart) -> DrawnPart:
     """A module as a row of the picture, with what it hangs together with."""
     said = [*together(part.makes, part.tensors)]
     said += [f"reads {group.name}" for group in part.reads]
@@ -72,7 +72,7 @@ def drawn_part(part: ModulePart) -> Part:
             + (f". {lock.hint}" if lock.hint else "")
             for lock in group.locks
         ]
-    return Part(
+    return DrawnPart(
         part.name or "(the model)",
         part.kind,
         part.width,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.drawing import Bar, Curve, Part, bars, curves, heat, histogram, picture
+from secateur.drawing import Bar, Curve, DrawnPart, bars, curves, heat, histogram, picture
 from secateur.drawing.charts import Axes
 from secateur.drawing.network import LANES, folded, lanes_of
-from secateur.drawing.scale import Scale
+from secateur.drawing.scale import Axis
 
 EVIL = "</text><script>alert(1)</script>\"'&\x1b[31m"
 
@@ -26,7 +26,7 @@ def parsed(markup: str) -> ElementTree.Element:
 
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=9), st.booleans())
 def test_an_axis_holds_every_value_and_its_ticks_in_order(values, zero):
-    scale = Scale.over(values, zero=zero)
+    scale = Axis.over(values, zero=zero)
     assert all(-1e-9 <= scale.place(value) <= 1 + 1e-9 for value in values)
     ticks = scale.ticks()
     assert 2 <= len(ticks) <= 9
@@ -38,7 +38,7 @@ def test_an_axis_holds_every_value_and_its_ticks_in_order(values, zero):
 
 @given(st.lists(st.floats(1e-9, 1e12), min_size=1, max_size=9))
 def test_a_logarithmic_axis_makes_equal_factors_equally_long(values):
-    scale = Scale.over(values, log=True)
+    scale = Axis.over(values, log=True)
     low, high = scale.low, scale.high
     assert scale.place(math.sqrt(low * high)) == pytest.approx(0.5, abs=1e-6)
     assert len(scale.ticks()) > 1
@@ -77,9 +77,9 @@ def test_a_cell_is_as_full_as_its_share():
 
 
 def test_names_are_never_markup():
-    part = Part(EVIL, EVIL, 8, 0.5, 4, (EVIL,), (), EVIL, (EVIL,))
+    part = DrawnPart(EVIL, EVIL, 8, 0.5, 4, (EVIL,), (), EVIL, (EVIL,))
     many = [
-        picture([part, Part("b", "c", 8, reads=(EVIL,))]),
+        picture([part, DrawnPart("b", "c", 8, reads=(EVIL,))]),
         curves([Curve(EVIL, [(0, 1.0, EVIL)])] * 2, Axes(EVIL, EVIL), EVIL),
         bars([Bar(EVIL, [1.0], [EVIL], mark=(0.5, EVIL))], EVIL, EVIL),
         heat([EVIL], [EVIL], [[0.5]], EVIL),
@@ -91,11 +91,11 @@ def test_names_are_never_markup():
 
 
 def chain(length):
-    return [Part(f"l{i}", "Linear", 8, makes=(f"g{i}",), reads=(f"g{i - 1}",) if i else ()) for i in range(length)]
+    return [DrawnPart(f"l{i}", "Linear", 8, makes=(f"g{i}",), reads=(f"g{i - 1}",) if i else ()) for i in range(length)]
 
 
 def test_lanes_join_who_makes_and_who_reads():
-    rows = folded([*chain(4), Part("head", "Linear", 2, reads=("g0", "g3"))])
+    rows = folded([*chain(4), DrawnPart("head", "Linear", 2, reads=("g0", "g3"))])
     lanes, left = lanes_of(rows)
     assert left == 0
     assert {(lane.first, lane.last) for lane in lanes} == {(0, 4), (1, 2), (2, 3), (3, 4)}
@@ -105,8 +105,8 @@ def test_lanes_join_who_makes_and_who_reads():
 
 
 def test_more_couplings_than_lanes_are_counted():
-    parts = [Part(f"m{i}", "Linear", 8, makes=(f"g{i}",)) for i in range(12)]
-    parts += [Part(f"r{i}", "Linear", 8, reads=(f"g{i}",)) for i in range(12)]
+    parts = [DrawnPart(f"m{i}", "Linear", 8, makes=(f"g{i}",)) for i in range(12)]
+    parts += [DrawnPart(f"r{i}", "Linear", 8, reads=(f"g{i}",)) for i in range(12)]
     lanes, left = lanes_of(folded(parts))
     assert len(lanes) == LANES
     assert left == 12 - LANES
@@ -116,8 +116,8 @@ def test_more_couplings_than_lanes_are_counted():
 def test_repeated_blocks_share_rows_and_lanes():
     parts = []
     for i in range(30):
-        parts.append(Part(f"h.{i}.up", "Linear", 8, 0.5, 4, makes=(f"g{i}",)))
-        parts.append(Part(f"h.{i}.down", "Linear", 8, 1.0, 8, reads=(f"g{i}",)))
+        parts.append(DrawnPart(f"h.{i}.up", "Linear", 8, 0.5, 4, makes=(f"g{i}",)))
+        parts.append(DrawnPart(f"h.{i}.down", "Linear", 8, 1.0, 8, reads=(f"g{i}",)))
     rows = folded(parts)
     assert [(row.name, len(row.parts)) for row in rows] == [("h.*.up", 30), ("h.*.down", 30)]
     lanes, left = lanes_of(rows)
@@ -128,13 +128,13 @@ def test_repeated_blocks_share_rows_and_lanes():
 @pytest.mark.parametrize(
     ("part", "word"),
     [
-        (Part("a", "L", 8, 0.5, 4), "-50 %"),
-        (Part("a", "L", 8, 0.0, 0), "gone"),
-        (Part("a", "L", 8, 1.0, 8), "whole"),
-        (Part("a", "L", 8, 1.0, 8, locked="why"), "locked"),
-        (Part("a", "L", 8), "can be cut"),
-        (Part("a", "L", 8, locked="why"), "locked"),
-        (Part("a", "L", 10_000, 0.9999, 9_999), "-<1 %"),
+        (DrawnPart("a", "L", 8, 0.5, 4), "-50 %"),
+        (DrawnPart("a", "L", 8, 0.0, 0), "gone"),
+        (DrawnPart("a", "L", 8, 1.0, 8), "whole"),
+        (DrawnPart("a", "L", 8, 1.0, 8, locked="why"), "locked"),
+        (DrawnPart("a", "L", 8), "can be cut"),
+        (DrawnPart("a", "L", 8, locked="why"), "locked"),
+        (DrawnPart("a", "L", 10_000, 0.9999, 9_999), "-<1 %"),
     ],
 )
 def test_a_row_says_what_happens_to_its_part(part, word):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.report.intervals import interval
+from secateur.report.intervals import share_interval
 from secateur.report.network import network_parts
 from secateur.report.next_steps import loading, next_steps
 
@@ -105,7 +105,7 @@ def test_a_plan_from_a_file_is_drawn_without_couplings(tmp_path):
 @pytest.mark.parametrize(("hits", "samples"), [(0, 10), (3, 10), (10, 10), (870, 1000)])
 def test_an_interval_is_where_the_share_could_come_from(hits, samples):
     """Wilson's interval holds exactly the shares whose normal test does not refuse what was counted."""
-    low, high = interval(hits / samples, samples)
+    low, high = share_interval(hits / samples, samples)
     for true in (low, high):
         if 1e-9 < true < 1 - 1e-9:
             distance = abs(hits / samples - true) / (true * (1 - true) / samples) ** 0.5
