@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NoReturn, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic import model_validator as check
 
+from secateur import shown
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, FileRefusedError, TargetError
 from secateur.types import Amount, Certificate, Condition, Count, Degradation, LeftOut, Lock, Snapshot, Text
 
@@ -249,6 +250,12 @@ class Report(ReportPart):
         if self.sparsity != self.units.sparsity:
             raise ValueError("sparsity is units.removed / units.total")
         return self
+
+    def __repr__(self) -> str:
+        gone = f"{self.units.removed:,} of {self.units.total:,} {self.units.what} removed"
+        return shown.line("Report", self.title, self.status, gone)
+
+    __str__ = __repr__  # pydantic's own is a page of histograms as well
 
     @property
     def exit_code(self) -> int:
