@@ -18,7 +18,7 @@ from secateur.planning.build import CriterionLike
 from secateur.recover.own import Train
 from secateur.report.trackers import Track
 from secateur.result import Result
-from secateur.sources import resolve_data, resolve_model
+from secateur.sources import resolve_data, resolve_metric, resolve_model
 from secateur.stages import SUFFIX, CommandWords, Unfinished
 from secateur.types import Data, Example, Judge, Loss, Progress
 
@@ -142,5 +142,7 @@ def resume(
         source = resolve_model(known.words["model"], seed=seed)
         word = known.words["data"]
         found = None if word is None else resolve_data(word, seed=seed, tokenizer=source.tokenizer)
+        if evaluate is None:
+            rest["evaluate"] = resolve_metric(known.words.get("metric", ()))
         own = source.example if found is None or found.example is None else found.example
         return prune(source.model, own, data=found, **rest)

@@ -29,13 +29,15 @@ WIDEST = 16  # bytes of one element of the widest dtype
 
 
 @spoken()
-def load(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, example: Example = None) -> nn.Module:
+def load(
+    path: str | Path, model: nn.Module | Callable[[], nn.Module | tuple[nn.Module, Example]], *, example: Example = None
+) -> nn.Module:
     """Load what `Result.save` wrote.
 
     Args:
         path: the output folder.
         model: a freshly built model of the original architecture, or a function that builds one. A module is cut
-            in place and returned.
+            in place and returned. A function may return (model, example), as those of the command line may.
         example: what one forward takes. With it the cut is proved anew on `model` before anything is changed; without
             it the folder's certificate is a record and no proof.
 
@@ -74,6 +76,9 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, exampl
     said = load_json(PLAN, within=folder, max_bytes=MAX_BYTES, sha256=hashes[PLAN])
     plan = Plan.from_data(said, str(folder / PLAN), load_beside(said, folder))
     fresh = model if isinstance(model, nn.Module) else model()
+    if isinstance(fresh, tuple):  # the command line's factories give an example as well
+        fresh, brought = (*fresh, None)[:2]
+        example = brought if example is None else example
     if not isinstance(fresh, nn.Module):
         raise RecipeError(f"load() needs a module or a function that returns one, not {type(fresh).__name__}.")
     plan.validate(fresh)

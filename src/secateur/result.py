@@ -157,12 +157,12 @@ class Result:
             )
         require_storable(self.model)
         with publish_dir(path, force=force) as folder:
-            self._write(folder)
+            self._write(folder, Path(path))
         if self.unfinished is not None and (self.unfinished / INDEX).exists():
             Checkpoint(self.unfinished).remove()
         return Path(path)
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, home: Path) -> None:
         configs, told = self._native()
         plan = origin_of(self.model) or self.plan
         beside = save_beside(plan, folder / PLAN)
@@ -170,7 +170,7 @@ class Result:
             PLAN: to_json(plan, beside),
             "recipe.yaml": dump_recipe(self.recipe),
             "report.json": told.to_json(),
-            "report.html": render_html(told),
+            "report.html": render_html(told, folder=str(home), kind=configs.kind, native=configs.loads),
             "README.md": render_card(told, kind=configs.kind, native=configs.loads),
             "environment.json": canonical_json(self.report.environment.model_dump(mode="json")),
             "log.jsonl": "".join(canonical_json(event).replace("\n", "") + "\n" for event in self.log),

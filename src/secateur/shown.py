@@ -45,6 +45,19 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, not
     return f"<b>{_safe(title)}</b>{shown}" + "".join(f"<div>{_safe(note)}</div>" for note in said)
 
 
+def shortened(text: str, limit: int) -> str:
+    """Visible text of at most `limit` characters: the middle is left out, since the end of a layer's name tells most.
+
+    Example:
+        >>> shortened("encoder.layer.0.attention", 11)
+        'enc…tention'
+    """
+    shown = visible(text)
+    # After the escapes, each of which is up to ten characters long.
+    head = limit // 3
+    return shown if len(shown) <= limit else f"{shown[:head]}…{shown[len(shown) - (limit - head - 1) :]}"
+
+
 def _safe(text: str) -> str:
     return escape(visible(str(text)))
 

@@ -39,6 +39,7 @@ class CommandWords(TypedDict, total=False):
     out: str
     threads: int | None
     force: bool
+    metric: list[str]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Condition:
         return f"{self.text} ({self.where})" if self.where else self.text
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Span:
     """One place where the units of a group live.
 
@@ -115,6 +115,9 @@ class Span:
     tensor: str
     index: Tensor | None  # None: single weights number themselves, and an index would be larger than the weight
     role: str
+
+    def __repr__(self) -> str:
+        return f"<Span: {self.role} of {self.tensor}>"
 
     def units(self, tensor: Tensor) -> Tensor:
         """The number of the unit that owns each element of its tensor: the index, spelt out where there is none.
@@ -132,7 +135,7 @@ class Span:
         return self.index.to(tensor.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Group:
     """Units that compete with each other, and every slice that goes with each of them.
 
@@ -151,6 +154,12 @@ class Group:
     spans: tuple[Span, ...]
     locks: tuple[Lock, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        why = f"locked: {self.locks[0].reason}" if self.locks else ""
+        return shown.line(
+            "Group", self.name, f"{self.size:,} {self.granularity} units", f"{len(self.spans)} slices", why
+        )
 
     @property
     def size(self) -> int:

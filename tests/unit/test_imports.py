@@ -16,7 +16,8 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
-    "version", "errors", "shown", "types", "registry", "words", "request", "model", "files", "recipe", "measure",
+    "version", "errors", "shown", "drawing", "types", "registry", "words", "request", "model", "files", "recipe",
+    "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
     "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "pipeline", "api",
     "sources", "interrupted", "advice", "comparison", "tickets", "deployment", "testing", "cli",
@@ -121,7 +122,7 @@ for name in secateur.__all__:
     getattr(secateur, name)
 import secateur.pipeline, secateur.criteria, secateur.sources
 assert state() == before
-assert not {"transformers", "timm", "torchvision", "onnx", "mlxtend", "plotly"} & set(sys.modules)
+assert not {"transformers", "timm", "torchvision", "onnx", "mlxtend", "torchmetrics"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ from torch import nn
 import secateur as sc
 from secateur import shown
 from secateur.comparison.compare import Comparison
+from secateur.deployment.planner import Deployment, LayerDecision
+from secateur.structure.view import View
 from secateur.types import Kept
 
 X = torch.zeros(1, 4)
@@ -25,12 +27,13 @@ class Wide(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for part in self.parts.values():
-            x = torch.relu(part(x))
+            x = part(torch.relu(x))
         return x
 
 
 @pytest.fixture(scope="module")
 def objects() -> dict[str, object]:
+    torch.manual_seed(0)
     net = Wide()
     plan = sc.plan(net, X, granularity="neuron", target={"sparsity": 0.5})
     scores = sc.score(net, X, granularity="neuron")
@@ -78,6 +81,30 @@ def test_short_in_a_console_and_a_table_in_a_notebook(name: str, objects: dict[s
     assert "table" in parser.seen
     if name not in ("result", "estimate"):
         assert "onerror" in page  # the name is there, letter by letter
+
+
+def test_what_objects_are_made_of_is_short_as_well(objects: dict[str, object]) -> None:
+    """Whoever looks at one field of an object in a console sees no page of indices either."""
+    view, plan, result = objects["view"], objects["plan"], objects["result"]
+    assert isinstance(view, View)
+    assert isinstance(plan, sc.Plan)
+    assert isinstance(result, sc.Result)
+    for thing in (view.groups[0], view.groups[0].spans[0], view.parts[0], plan.edit, plan.evidence, result.report):
+        assert "tensor(" not in repr(thing)
+        assert len(repr(thing)) < 600
+    assert str(result.report) == repr(result.report)
+    assert repr(view.locked[0]).endswith(f"locked: {view.locked[0].locks[0].reason}>")
+
+
+def test_a_deployment_shows_its_layers() -> None:
+    net = nn.Sequential(nn.Linear(8, 8))
+    deployed = Deployment(
+        net, (LayerDecision(EVIL, (8, 8), 0.5, "", "float32", {}, "dense is faster"),), {}, (1, 1), 0.0, "none"
+    )
+    assert repr(deployed) == "<Deployment: 0 of 1 linear layers swapped, none>"
+    parser = Tags()
+    parser.feed(deployed._repr_html_())
+    assert parser.seen == {"b", "table", "tr", "th", "td"}
 
 
 def test_a_long_table_says_what_it_leaves_out() -> None:

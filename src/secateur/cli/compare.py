@@ -27,6 +27,7 @@ FILES = ("compare.html", "results.csv", "compare.md", "summary.json", "manifest.
 EXAMPLES = (
     "compare demo:convnet --data demo:mnist --preset quick --out runs/c",
     "compare net.py:build --data npz:my.npz --criteria l1,taylor --out c",
+    "compare net.py:build --data npz:my.npz --metric f1 --out c",
 )
 
 
@@ -53,6 +54,7 @@ def compare(
     preset: Annotated[
         Words, typer.Option("--preset", help="quick: a few batches of everything, under two minutes.")
     ] = None,
+    metric: options.Metric = None,
     protect: options.Protect = None,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -80,6 +82,7 @@ def compare(
         epochs=epochs,
         probes=probes,
         protect=tuple(protect or ()),
+        metric=tuple(metric or ()),
         device=device,
     )
     # Before the preset changes the study: the line should say --preset, and not what that stood for.
@@ -135,5 +138,6 @@ def _command(study: Study, out: Path, recover: str | None, preset: str | None) -
     words += ["--recover", recover] if recover else []
     words += ["--preset", preset] if preset else []
     words += [word for pattern in study.protect for word in ("--protect", pattern)]
+    words += [word for each in study.metric for word in ("--metric", each)]
     words += ["--device", study.device] if study.device else []
     return shlex.join([*words, "--out", str(out)])

@@ -14,7 +14,7 @@ from typing import Any
 from secateur.cli import options
 from secateur.cli.console import emit, table, write
 
-CORE = ("torch", "numpy", "safetensors", "pydantic", "ruamel.yaml", "typer", "rich", "jinja2", "plotly")
+CORE = ("torch", "numpy", "safetensors", "pydantic", "ruamel.yaml", "typer", "rich", "jinja2")
 EXTRAS = {
     "demo": ("mlxtend", "scikit-learn"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),

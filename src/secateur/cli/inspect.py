@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from secateur.structure.view import View
 
 
-EXAMPLES = ("inspect mynet.py:build", "inspect demo:lenet --protect 'classify.*'")
+EXAMPLES = ("inspect mynet.py:build", "inspect demo:lenet --protect 'classify.*' --html lenet.html")
 
 
 def inspect(
@@ -24,7 +24,7 @@ def inspect(
     device: options.Device = None,
     html: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--html", metavar="FILE", help="Write the tree of groups as a page as well."),
+        typer.Option("--html", metavar="FILE", help="Draw the groups as a page: what hangs together, what is locked."),
     ] = None,
     seed: options.Seed = None,
     json: options.Json = False,
@@ -52,11 +52,10 @@ def inspect(
 def _page(view: View, path: Path) -> None:
     from secateur.errors import FileRefusedError
     from secateur.files.atomic import atomic_write
-    from secateur.report import render_structure_html
 
     if path.exists():
         raise FileRefusedError(f"{path} exists already", hint="choose another file, or remove this one")
-    atomic_write(path, render_structure_html(view.to_dict()))
+    atomic_write(path, view.html())
 
 
 def _tables(view: View) -> None:

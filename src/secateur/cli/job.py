@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.cli.console import say
-from secateur.errors import FileRefusedError, ForwardError, InputError
+from secateur.errors import FileRefusedError, ForwardError, InputError, RecipeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe, Setting
     from secateur.sources import DataSet, Source
     from secateur.stages import CommandWords, Unfinished
-    from secateur.types import Example
+    from secateur.types import Example, Judge
 
 DEFAULT_RECIPE = "channel-half-macs"
 
@@ -33,11 +33,13 @@ class Job:
         source: the model and where it came from.
         data: its loaders, or None.
         example: forward inputs, or None where neither model nor data give any.
+        metric: how quality is measured; None = by the labels.
     """
 
     source: Source
     data: DataSet | None
     example: Example
+    metric: Judge | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -50,7 +52,7 @@ class Job:
         from secateur.measure import yardstick
         from secateur.model.door import enter
 
-        return yardstick(self.model, enter(self.data))
+        return yardstick(self.model, enter(self.data), self.metric)
 
     def needed_example(self) -> Example:
         """The example; an error says how to give one."""
@@ -116,9 +118,15 @@ def resolve(
     seed: int = 0,
     text: Mapping[str, int | None] | None = None,
     device: str | None = None,
+    metric: Sequence[str] | None = None,
 ) -> Job:
-    """Turn MODEL and DATA words into objects, and check that they fit each other; `text` is a recipe's calibration."""
-    from secateur.sources import on_device, resolve_data, resolve_model
+    """Turn MODEL, DATA and METRIC words into objects, and check that they fit; `text` is a recipe's calibration."""
+    from secateur.sources import on_device, resolve_data, resolve_metric, resolve_model
+    from secateur.sources.metrics import needs_labels
+
+    if data is None and needs_labels(metric or ()):
+        raise RecipeError(f"--metric {(metric or [''])[0]} needs data with labels.", hint="Give --data.")
+    judge = resolve_metric(metric or ())
 
     source = on_device(resolve_model(model, seed=seed), device)
     found = None
@@ -134,7 +142,7 @@ def resolve(
     if found is not None and source.name.startswith("demo:"):
         # Demo networks are trained here, on the training part: no note that they may have seen the rest.
         found = replace(found, notes=())
-    return Job(source, found, example)
+    return Job(source, found, example, judge)
 
 
 def pruned(folder: str | Path, job: Job) -> nn.Module:

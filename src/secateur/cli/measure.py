@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 STOLEN = 0.01  # share of processor time that other virtual machines took, above which it is said
 EXAMPLES = (
     "measure runs/mine --model mynet.py:build --data npz:mine.npz",
+    "measure demo:lenet --data demo:mnist --metric top5",
     "measure mynet.py:build runs/fast --model mynet.py:build --threads 1",
 )
 
@@ -38,6 +40,7 @@ def measure(
         typer.Option("--model", metavar="MODEL", help="Where PATH is an output folder: the model it was made from."),
     ] = None,
     data: options.Data = None,
+    metric: options.Metric = None,
     task: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -75,10 +78,10 @@ def measure(
     if task is not None:
         return measure_task(task, (what, against, model, data), tokens, sequences, dtype, as_json=json)
     if against is not None:
-        asked = ((what, against), model, data, seed or 0, device)
+        asked = ((what, against), model, data, seed or 0, device, metric)
         return measure_two(*asked, rounds, batch_size, processor_time=processor_time, as_json=json)
     with seed_everything(seed or 0), Stages() as stages:
-        work, network = load(what, model, data, seed=seed or 0, device=device)
+        work, network = load(what, model, data, seed=seed or 0, device=device, metric=metric)
         example = work.needed_example()
         stages("latency", 0, 0)
         timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
@@ -102,6 +105,7 @@ def measure_two(
     data: str | None,
     seed: int,
     device: str | None,
+    metric: Sequence[str] | None,
     rounds: int,
     batch_size: int | None,
     *,
@@ -117,7 +121,10 @@ def measure_two(
     from secateur.measure.versus import versus
 
     with seed_everything(seed), Stages() as stages:
-        loaded = [load(each, None if _is_word(each) else model, data, seed=seed, device=device) for each in both]
+        loaded = [
+            load(each, None if _is_word(each) else model, data, seed=seed, device=device, metric=metric)
+            for each in both
+        ]
         work = loaded[0][0]
         first, second = (network for _, network in loaded)
         stages("latency", 0, 0)
@@ -195,7 +202,13 @@ def measure_task(
 
 
 def load(
-    what: str, model: str | None, data: str | None, *, seed: int, device: str | None = None
+    what: str,
+    model: str | None,
+    data: str | None,
+    *,
+    seed: int,
+    device: str | None = None,
+    metric: Sequence[str] | None = None,
 ) -> tuple[Job, nn.Module]:
     """The job and the network to look at: of a MODEL word itself, or of an output folder replayed onto it."""
     from secateur.cli import job as jobs
@@ -203,7 +216,7 @@ def load(
     if _is_word(what):
         if model is not None:
             raise RecipeError("--model goes with an output folder.", hint=f"Leave it out to measure {what}.")
-        work = jobs.resolve(what, data, seed=seed, device=device)
+        work = jobs.resolve(what, data, seed=seed, device=device, metric=metric)
         return work, work.model
     if model is None:
         raise RecipeError(
@@ -211,7 +224,7 @@ def load(
             f"{what!r} is neither an output folder nor a MODEL word.",
             hint=f"Give --model, the model that was pruned: {options.MODEL_WORDS}.",
         )  # fmt: skip
-    work = jobs.resolve(model, data, seed=seed, device=device)
+    work = jobs.resolve(model, data, seed=seed, device=device, metric=metric)
     return work, jobs.pruned(what, work)
 
 
@@ -243,4 +256,10 @@ def rows(found: Snapshot, judged: Yardstick) -> list[tuple[str, str]]:
         )
     if judged.evaluate is None:
         return [*lines, ("quality", f"not measured ({judged.why})")]
-    return [*lines, *((f"{name} on {judged.on}", score(name, value)) for name, value in found.quality.items())]
+    return [
+        *lines,
+        *(
+            (f"{name} on {judged.on}" if judged.on else name, score(name, value))
+            for name, value in found.quality.items()
+        ),
+    ]

@@ -76,6 +76,17 @@ Track = Annotated[
         autocompletion=complete("tensorboard", "wandb", "mlflow", "trackio"),
     ),
 ]
+Metric = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--metric",
+        metavar="METRIC",
+        help="How quality is measured: accuracy, top5, f1, precision, recall, mse, mae, a name of the package "
+        "evaluate, FILE.py:NAME or py:package.module:NAME (a metric, what makes one, or evaluate(model)); may be "
+        "repeated.",
+        autocompletion=complete("accuracy", "top5", "f1", "precision", "recall", "mse", "mae"),
+    ),
+]
 Seed = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--seed", min=0, help="Seed of everything random; default that of the recipe."),

@@ -10,6 +10,7 @@ from secateur.cli.console import emit, out, write
 from secateur.cli.decisions import Decisions, decides
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from secateur.cli.job import Job
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "prune mynet.py:build --data npz:mine.npz --macs 0.5 --out runs/mine",
     "prune demo:lenet --sparsity 0.3 --recover none --out runs/small",
+    "prune mynet.py:build --data npz:mine.npz --metric f1 --out runs/f1",
     "prune hf:FOLDER --params 0.8 --expressible --data tsv:sst2 --out hf",
 )
 
@@ -31,6 +33,7 @@ def prune(
     out: options.Out,
     decided: Decisions,
     data: options.Data = None,
+    metric: options.Metric = None,
     recipe: options.RecipeName = None,
     set_: options.Sets = None,
     seed: options.Seed = None,
@@ -54,18 +57,19 @@ def prune(
     # Before anything is loaded: hours of work must not end at a folder that is taken.
     jobs.require_free(out, force=force)
     words: CommandWords = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
+    words["metric"] = list(metric or ())
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
         text = settings.calibration.model_dump()
-        work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device)
+        work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device, metric=metric)
         jobs.warn_untrained(work)
         # Nor at a model that cannot be written down.
         require_storable(work.model)
         say_forecast(work, settings)
         if dry_run:
             return show_plan(work, settings, as_json=json)
-        command = command_line(model, data, settings, out, decided.device)
+        command = command_line(model, data, settings, out, decided.device, metric)
         result = run(work, settings, title=model, command=command, place=place)
         save(result, out, force=force)
     return finish(result, out, as_json=json)
@@ -122,6 +126,7 @@ def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinis
             work.needed_example(),
             data=work.data,
             recipe=settings,
+            evaluate=work.metric,
             checkpoint=place,
             progress=stages,
             title=title,
@@ -160,10 +165,18 @@ def files_of(folder: Path) -> dict[str, str]:
     return {what: str(folder / name) for what, name in names.items()}
 
 
-def command_line(model: str, data: str | None, settings: Recipe, folder: Path, device: str | None = None) -> str:
+def command_line(
+    model: str,
+    data: str | None,
+    settings: Recipe,
+    folder: Path,
+    device: str | None = None,
+    metric: Sequence[str] | None = None,
+) -> str:
     """The shell line that gives the same run again, from the recipe in the output folder."""
     import shlex
 
     words = ["secateur", "prune", model, *(["--data", data] if data else [])]
     words += ["--device", device] if device else []
+    words += [word for each in metric or () for word in ("--metric", each)]
     return shlex.join([*words, "--recipe", str(folder / "recipe.yaml"), "--out", f"{folder}-again"])

@@ -23,7 +23,7 @@ from secateur.measure import yardstick
 from secateur.model.door import Parts
 from secateur.recipe import load_recipe
 from secateur.recipe.overrides import choice_of
-from secateur.sources import Source, TensorData, on_device, resolve_data, resolve_model, train_demo
+from secateur.sources import Source, TensorData, on_device, resolve_data, resolve_metric, resolve_model, train_demo
 from secateur.types import Batch, Data, Progress
 from secateur.words import CRITERIA, translated
 
@@ -50,6 +50,7 @@ class Study:
         probes: units whose removal alone is measured; 0 = none.
         protect: names or patterns that stay whole.
         device: where the models run; None = where they are.
+        metric: METRIC words, of which the first is compared; none = by the labels.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Study:
     probes: int = 64
     protect: tuple[str, ...] = ()
     device: str | None = None
+    metric: tuple[str, ...] = ()
 
 
 def preset(study: Study, name: str) -> Study:
@@ -118,7 +120,7 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
         data if limit is None else sample(data, limit)
         for data, limit in zip((found.train, found.calibration, found.test), study.limits, strict=True)
     )
-    judged = yardstick(source.model, Parts(test=test))
+    judged = yardstick(source.model, Parts(test=test), resolve_metric(study.metric))
     if judged.evaluate is None:
         raise InputError(
             f"{study.data} has no labelled test part, so there is no quality to compare",
@@ -143,7 +145,8 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
         rounds=study.rounds,
         probes=study.probes,
         protect=study.protect,
-        tag=f"{study.model} {study.data} test={study.limits[2]}",
+        # What was measured otherwise is another result, and is not taken from the folder of an earlier comparison.
+        tag=f"{study.model} {study.data} test={study.limits[2]}" + "".join(f" {word}" for word in study.metric),
         title=f"{study.model} on {study.data}",
         command=command,
         progress=progress,

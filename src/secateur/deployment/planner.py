@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from secateur import shown
 from secateur.deployment import native
 from secateur.deployment.contest import TOO_LARGE, Contender, Contest, contenders, zero_share
 from secateur.deployment.decoding import step_of
@@ -54,7 +55,7 @@ class LayerDecision:
     why: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Deployment:
     """A model whose layers have the forms that were fastest.
 
@@ -81,6 +82,15 @@ class Deployment:
 
     def __post_init__(self) -> None:
         self.swapped = tuple(each.name for each in self.decisions if each.format)
+
+    def __repr__(self) -> str:
+        return shown.line(
+            "Deployment", f"{len(self.swapped)} of {len(self.decisions)} linear layers swapped", self.isa, self.note
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(each.name, each.format or "as it was", each.dtype, each.why) for each in self.decisions]
+        return shown.table(repr(self)[1:-1], ("layer", "format", "weights", "why"), rows)
 
     def __str__(self) -> str:
         lines = [_line(each) for each in self.decisions]

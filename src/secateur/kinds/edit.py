@@ -24,7 +24,7 @@ from secateur.structure.provenance import Attribute
 from secateur.types import Cuts
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     """A removal as data.
 

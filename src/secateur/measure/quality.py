@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
-from secateur.measure.named import NAMES, adapted
+from secateur.measure.named import NAMES, Hits, adapted
 from secateur.measure.perplexity import perplexity, predicts_next
 from secateur.model.call import call, default_loss, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.door import Parts, first_batch, task_of
@@ -38,11 +38,13 @@ class Yardstick:
         evaluate: ``evaluate(model)`` -> figures by name; None where quality is not measured.
         on: which data the figures are of ("the test part"), "" where the user's own function knows alone.
         why: why quality is not measured, "" where it is.
+        samples: figure -> on how many samples it is a share, as far as that is known once it was measured.
     """
 
     evaluate: Callable[[nn.Module], dict[str, float]] | None
     on: str = ""
     why: str = ""
+    samples: Callable[[], dict[str, int]] = dict
 
 
 def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss: Loss | None = None) -> Yardstick:
@@ -88,10 +90,11 @@ def yardstick(model: nn.Module, data: Parts, judge: Judge | None = None, *, loss
     with torch.random.fork_rng(devices=[]):
         task = task_of(model, first_batch(batches))
     if task.kind == "classification":
-        figure: Evaluate = accuracy_on(batches)
+        hits = _Hits(batches)
+        return Yardstick(_repeatable(hits), on, samples=hits.samples)
     # What the user trains for is a better figure than one guessed from shapes, except where a share of hits is there.
-    elif loss is not None:
-        figure = _loss_on(batches, loss, "loss")
+    if loss is not None:
+        figure: Evaluate = _loss_on(batches, loss, "loss")
     elif task.kind == "none":
         return Yardstick(None, why=task.why)
     elif task.kind == "own loss" and predicts_next(model, first_batch(batches)):
@@ -154,7 +157,11 @@ def _asked(judge: Judge, batches: Data | None, on: str) -> Yardstick:
         return found
 
     # A function of the user's reads whatever it likes, so only metrics are known to be of these data.
-    return Yardstick(_repeatable(measured) if metrics else measured, on if metrics and not functions else "")
+    return Yardstick(
+        _repeatable(measured) if metrics else measured,
+        on if metrics and not functions else "",
+        samples=lambda: {name: one.count for name, one in metrics.items() if isinstance(one, Hits) and one.count},
+    )
 
 
 def _metrics(model: nn.Module, metrics: Mapping[str, Metric], batches: Data) -> dict[str, float]:
@@ -248,6 +255,12 @@ def accuracy(model: nn.Module, data: Data) -> float:
         >>> accuracy(nn.Identity(), [(x, torch.tensor([0, 1, 1]))])  # doctest: +ELLIPSIS
         0.666...
     """
+    hits, total = _hits(model, data)
+    return hits / total
+
+
+def _hits(model: nn.Module, data: Data) -> tuple[int, int]:
+    """How many targets are hit, and how many there are."""
     hits = total = 0
     device = device_of(model)
     with evaluating(model):
@@ -262,7 +275,21 @@ def accuracy(model: nn.Module, data: Data) -> float:
             total += int(counted.sum())
     if not total:
         raise InputError("the data for accuracy holds no target", hint="is the loader used up or empty?")
-    return hits / total
+    return hits, total
+
+
+class _Hits:
+    """Accuracy on some data, which remembers how many targets it was counted on."""
+
+    def __init__(self, data: Data) -> None:
+        self._data, self._total = data, 0
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        hits, self._total = _hits(model, self._data)
+        return {"accuracy": hits / self._total}
+
+    def samples(self) -> dict[str, int]:
+        return {"accuracy": self._total} if self._total else {}
 
 
 def _classes(predicted: Tensor, target: Tensor, number: int) -> Tensor:

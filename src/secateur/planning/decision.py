@@ -18,7 +18,7 @@ from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, Condition, Cuts, Example, Group, LeftOut, Removal, Units
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evidence:
     """What a plan that was made in this process still knows; never saved.
 

@@ -2,7 +2,7 @@
 
 from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
 from secateur.report.histogram import distribution, histogram, near_zero
-from secateur.report.html import render_html, render_structure_html
+from secateur.report.html import render_html
 from secateur.report.own_loop import Live
 from secateur.report.progress import progress
 from secateur.report.record import (
@@ -12,6 +12,7 @@ from secateur.report.record import (
     Histogram,
     Layer,
     Locked,
+    NetworkPart,
     Report,
     TrainingPoint,
     UnitCount,
@@ -30,6 +31,7 @@ __all__ = [
     "Layer",
     "Live",
     "Locked",
+    "NetworkPart",
     "Method",
     "Origin",
     "Effect",
@@ -47,6 +49,5 @@ __all__ = [
     "progress",
     "render",
     "render_html",
-    "render_structure_html",
     "verdict",
 ]

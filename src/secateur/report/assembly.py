@@ -18,6 +18,7 @@ from secateur.report.record import (
     Environment,
     Layer,
     Locked,
+    NetworkPart,
     Report,
     TrainingPoint,
     UnitCount,
@@ -77,6 +78,7 @@ class Effect:
         after_cut_quality: quality right after the cut, before any recovery.
         quality_on: which data the quality figures are of.
         quality_missing: why there are none.
+        quality_samples: on how many samples a figure is a share.
         control: the original after the same recovery steps, where that was asked for.
         left_out: weights that the masks do not cover.
     """
@@ -90,6 +92,7 @@ class Effect:
     after_cut_quality: Mapping[str, float] | None = None
     quality_on: str = ""
     quality_missing: str = ""
+    quality_samples: Mapping[str, int] = field(default_factory=dict)
     control: Control | None = None
     left_out: Sequence[LeftOut] = ()
     conditions: tuple[Condition, ...] = ()
@@ -135,6 +138,7 @@ def build(
     goal: Goal | None = None,
     events: Events | None = None,
     layers: Sequence[Layer] = (),
+    network: Sequence[NetworkPart] = (),
     locked: Sequence[Locked] = (),
 ) -> Report:
     """Put a report together; the status, the sparsity and the warning about zeros follow from the rest.
@@ -146,6 +150,7 @@ def build(
         goal: what was asked; nothing by default.
         events: what happened on the way; nothing by default.
         layers: see `secateur.report.layers`.
+        network: see `secateur.report.network`.
         locked: what could not be cut.
 
     Returns:
@@ -166,6 +171,7 @@ def build(
         after_cut_quality=None if effect.after_cut_quality is None else dict(effect.after_cut_quality),
         quality_on=effect.quality_on,
         quality_missing=effect.quality_missing,
+        quality_samples=dict(effect.quality_samples),
         control=effect.control,
         sparsity=effect.units.sparsity,
         units=effect.units,
@@ -181,6 +187,7 @@ def build(
         degradations=tuple(events.degradations),
         seconds=dict(events.seconds),
         layers=tuple(layers),
+        network=tuple(network),
         locked=tuple(locked),
         left_out=tuple(effect.left_out),
         model_sparsity=_model_sparsity(effect),

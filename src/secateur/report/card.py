@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from secateur.report.next_steps import loading
 from secateur.report.record import Report
 from secateur.report.safe_text import clean, percent
 from secateur.report.terminal import proof_line
@@ -69,15 +70,8 @@ def _quality(report: Report) -> str:
 
 
 def _loading(kind: str, *, native: bool) -> list[str]:
-    if kind and native:
-        body = [f"from transformers import {_code(kind)}", "", f'model = {_code(kind)}.from_pretrained("THIS_FOLDER")']
-        return ["```python", *body, "```"]
-    made = "YourModel  # the class or function that builds the original architecture"
-    body = ["import secateur as sc", "", f'model = sc.load("THIS_FOLDER", model={made.split("  ")[0]})']
-    said = [f"`{made.split('  ')[0]}` is {made.split('# ')[1]}; weights come from the folder, and no code."]
-    if kind:
-        said += ["", "`from_pretrained` cannot load this folder: no config describes widths that differ so."]
-    return ["```python", *body, "```", "", *said]
+    body, said = loading("THIS_FOLDER", kind=_code(kind), native=native)
+    return ["```python", *body.splitlines(), "```", *(["", said.replace("YourModel", "`YourModel`")] if said else [])]
 
 
 def _notes(report: Report) -> list[str]:

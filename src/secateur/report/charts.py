@@ -1,243 +1,160 @@
-"""The charts of the HTML report as plain plotly figures. Every name in them is escaped for plotly."""
+"""The charts of a report: sizes, quality against sparsity, curves of training, histograms of a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
 
-from secateur.report.record import Histogram, Report, TrainingPoint
-from secateur.report.safe_text import clean, count, for_plotly, percent, significant
-from secateur.report.verdict import LATENCY_LABEL, rows
+from markupsafe import Markup
 
-# A plotly figure as JSON. Its own schema has thousands of keys, and only plotly.js knows whether they fit.
-Figure = dict[str, Any]
-BEFORE, AFTER, NEAR = "#9aa1ab", "#3f86cc", "#d98324"
-# Hover texts are written here and not by plotly's own templates, which would put names into its markup unescaped.
-_HOVER = "%{customdata}<extra></extra>"
-_LABEL = 34  # characters of a layer's name beside an axis
+from secateur.drawing import Bar, Curve, bars, curves, histogram
+from secateur.drawing.charts import Axes, Level
+from secateur.report.intervals import share_interval
+from secateur.report.record import Layer, Report, TrainingPoint
+from secateur.report.safe_text import clean, percent, significant
+from secateur.report.verdict import LATENCY_LABEL, is_share, rows, score
+from secateur.types import Latency
 
-
-class Bins(TypedDict):
-    """A histogram for the page's script."""
-
-    edges: list[float]
-    counts: list[int]
+MARKED = 60  # points; more of them would hide the curve
 
 
-class Histograms(TypedDict):
-    """Both histograms of a layer, and the highest score that was removed."""
+def sizes(report: Report) -> Markup | None:
+    """Every size and time after the run as a share of its value before; None where no figure has a share.
 
-    name: str
-    weights: Bins | None
-    scores: Bins | None
-    cut: float | None
-
-
-class Charts(TypedDict):
-    """Everything that the page's script draws."""
-
-    before_after: Figure | None
-    layers: Figure | None
-    training: Figure | None
-    histograms: list[Histograms]
-
-
-def figures(report: Report) -> Charts:
-    """Give everything that the page's script draws, ready to be written as JSON.
-
-    Args:
-        report: the record of a run.
-
-    Returns:
-        ``before_after``, ``layers`` and ``training`` as plotly figures (None where there is nothing to draw),
-        and ``histograms``: per layer the edges and counts, from which the page draws the chosen one.
+    Quality is drawn elsewhere: "114 % of the accuracy before" would read as a fault.
     """
-    return {
-        "before_after": before_after(report),
-        "layers": layers(report),
-        "training": training(report.training),
-        "histograms": [
-            {
-                "name": clean(layer.name),
-                "weights": _bins(layer.weight_histogram),
-                "scores": _bins(layer.score_histogram),
-                "cut": layer.score_cut if layer.removed else None,
-            }
-            for layer in report.layers
+    names = {*report.before.quality, *report.after.quality}
+    found = [row for row in rows(report) if row.share is not None and row.metric not in names]
+    if not found:
+        return None
+    return bars(
+        [
+            Bar(
+                row.label,
+                [100.0, 100 * (row.share or 0.0)],
+                [f"{row.label} before: {row.before}", f"{row.label} after: {row.after} {row.change}"],
+                _spreads(report) if row.label == LATENCY_LABEL else (),
+            )
+            for row in found
         ],
-    }
+        "% of the value before",
+        "Bars of every size after the run as a share of its value before; the table above holds the numbers",
+        whole=100.0,
+    )
 
 
-def before_after(report: Report) -> Figure | None:
-    """Draw every figure after the run as a share of its value before.
-
-    Args:
-        report: the record of a run.
-
-    Returns:
-        A plotly figure with two bars per row, or None where no row has a share.
-    """
-    # In shares of the value before, so that MACs, bytes and milliseconds fit one axis.
-    shown = [row for row in rows(report) if row.share is not None]
-    if not shown:
-        return None
-    ticks = list(range(len(shown)))
-    lower, upper = _latency_spread(report, [row.label for row in shown])
-    after = _bars(ticks, [100 * (row.share or 0.0) for row in shown], "after", AFTER)
-    after["customdata"] = [for_plotly(f"{row.label} after: {row.after} {row.change}") for row in shown]
-    after["error_x"] = {
-        "type": "data",
-        "symmetric": False,
-        "array": upper,
-        "arrayminus": lower,
-        "thickness": 2,
-        "width": 0,
-    }
-    first = _bars(ticks, [100.0] * len(shown), "before", BEFORE)
-    first["customdata"] = [for_plotly(f"{row.label} before: {row.before}") for row in shown]
-    layout = _layout(70 + 52 * len(shown), "% of the value before")
-    layout["yaxis"] |= _rows([row.label for row in shown])
-    return {"data": [first, after], "layout": layout | {"barmode": "group", "bargap": 0.35}}
+def qualities(report: Report) -> list[tuple[str, Markup]]:
+    """Quality against sparsity, one chart for each figure: the dense model, each measurement on the way, the result."""
+    names = sorted({*report.before.quality} & {*report.after.quality})
+    return [(name, _quality(report, name)) for name in names]
 
 
-def layers(report: Report) -> Figure | None:
-    """Draw the sparsity of every layer, and the share of its weights that were near zero.
-
-    Args:
-        report: the record of a run.
-
-    Returns:
-        A plotly figure with one row per layer, or None without layers.
-    """
-    if not report.layers:
-        return None
-    ticks = list(range(len(report.layers)))
-    bars = _bars(ticks, [100 * layer.sparsity for layer in report.layers], "removed", AFTER)
-    bars["customdata"] = [
-        f"{for_plotly(layer.name)}<br>shape {list(layer.shape)}<br>"
-        f"{layer.removed:,} of {layer.total:,} removed ({percent(layer.sparsity)})<br>"
-        f"parameters {count(layer.params_before)} -> {count(layer.params_after)}"
-        for layer in report.layers
+def _quality(report: Report, name: str) -> Markup:
+    old, new, gone = report.before.quality[name], report.after.quality[name], report.sparsity
+    middle = (report.after_cut_quality or {}).get(name)
+    shared = is_share(name, old, new, middle)
+    samples = report.quality_samples.get(name) if shared else None
+    times = 100 if shared else 1
+    stops = [("dense", 0.0, old, 5)]
+    stops += [("right after the cut", gone, middle, 1)] if middle is not None else []
+    stops += [("the result", gone, new, 0)]
+    drawn = [
+        Curve(
+            f"{word}: {score(name, value)}",
+            [(100 * at, times * value, _with_interval(f"{word}, {percent(at)} removed", name, value, samples))],
+            look,
+            [_spread_of(value, samples, times)],
+        )
+        for word, at, value, look in stops
     ]
-    near = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "weights near zero before",
-        "x": [100 * layer.near_zero for layer in report.layers],
-        "y": ticks,
-        "marker": {"color": NEAR, "symbol": "diamond", "size": 8},
-        "customdata": [
-            f"{for_plotly(layer.name)}<br>{percent(layer.near_zero)} of the weights were near zero"
-            for layer in report.layers
-        ],
-        "hovertemplate": _HOVER,
-    }
-    layout = _layout(80 + 24 * len(ticks), "% of the layer")
-    layout["yaxis"] |= _rows([layer.name for layer in report.layers])
-    layout["xaxis"] |= {"range": [0, 102]}  # the whole share, so that two reports can be laid side by side
-    return {"data": [bars, near], "layout": layout | {"bargap": 0.3}}
+    # What was judged while it was pruned; where nothing moved there is no curve against sparsity.
+    path = [(p.sparsity, p.quality) for p in report.training if p.sparsity is not None and p.quality is not None]
+    if len({at for at, _ in path}) > 1:
+        points = [(100 * a, times * q, f"{percent(a)} removed: {score(name, q)}") for a, q in path]
+        drawn.append(Curve("while it was pruned", points, 2, marked=len(points) <= MARKED))
+    lines = []
+    if report.control is not None and name in report.control.quality:
+        reached = report.control.quality[name]
+        lines.append(Level(times * reached, f"dense control, the same steps: {score(name, reached)}"))
+    across = f"% of the {clean(report.units.what)} removed"
+    axes = Axes(
+        across,
+        f"{clean(name)}, %" if shared else clean(name),
+        across=[0.0],
+        ends=(-4.0, 104.0),
+        within=(0, 100) if shared else (-1e308, 1e308),
+    )
+    label = f"{clean(name)} against sparsity; the table of figures holds the numbers"
+    return curves(drawn, axes, label, height=260, lines=lines, legend=True)
 
 
-def training(points: Sequence[TrainingPoint]) -> Figure | None:
-    """Draw the loss, the learning rate and, where they are known, quality and sparsity over the steps of training.
+def _with_interval(words: str, name: str, value: float, samples: int | None) -> str:
+    if not samples:
+        return f"{words}: {score(name, value)}"
+    low, high = share_interval(value, samples)
+    return f"{words}: {score(name, value)} ({percent(low)} to {percent(high)}, 95 % on {samples:,} samples)"
+
+
+def _spread_of(value: float, samples: int | None, times: float) -> tuple[float, float] | None:
+    if not samples:
+        return None
+    low, high = share_interval(value, samples)
+    return times * low, times * high
+
+
+def _spreads(report: Report) -> list[tuple[float, float] | None]:
+    """Both ends of the latency's spread, before and after, in % of the median before."""
+    before, after = report.before.latency_ms, report.after.latency_ms
+    if before is None or after is None or not before.median:
+        return [None, None]
+    whole = before.median
+
+    def ends(timing: Latency) -> tuple[float, float]:
+        return 100 * timing.p10 / whole, 100 * timing.p90 / whole
+
+    return [ends(before), ends(after)]
+
+
+def training(points: Sequence[TrainingPoint]) -> list[Markup]:
+    """Loss, quality, sparsity and learning rate over the steps, one chart each; none without training.
 
     Args:
         points: of a report, or of a run that is under way.
-
-    Returns:
-        A plotly figure of small multiples, or None without training.
     """
-    if not points:
-        return None
-    curves: list[tuple[str, list[tuple[int, float | None]]]] = [
-        ("loss", [(point.step, point.loss) for point in points]),
-        ("quality", [(point.step, point.quality) for point in points if point.quality is not None]),
-        ("sparsity", [(point.step, point.sparsity) for point in points if point.sparsity is not None]),
-        ("learning rate", [(point.step, point.lr) for point in points]),
+    found: list[tuple[str, list[tuple[int, float | None]], int]] = [
+        ("loss", [(p.step, p.loss) for p in points], 0),
+        ("quality", [(p.step, p.quality) for p in points if p.quality is not None], 1),
+        ("sparsity", [(p.step, p.sparsity) for p in points if p.sparsity is not None], 2),
+        ("learning rate", [(p.step, p.lr) for p in points], 5),
     ]
     if not any(point.lr for point in points):
-        curves.pop()  # a rate of 0 all along is one that nobody has told
-    curves = [(name, pairs) for name, pairs in curves if pairs]
-    layout = _layout(60 + 150 * len(curves), "step")
-    del layout["yaxis"], layout["legend"]
-    data = []
-    # Plotly stacks from below, and the loss is read first: hence from the last to the first.
-    for place, (name, pairs) in enumerate(reversed(curves)):
-        axis = "" if place == 0 else str(place + 1)
-        low = place / len(curves)
-        layout[f"yaxis{axis}"] = {
-            "domain": [low + 0.04, low + 1 / len(curves) - 0.04],
-            "title": {"text": name},
-        }
-        layout[f"yaxis{axis}"] |= {"automargin": True, "nticks": 5, "anchor": "x"}
-        if len({value for _, value in pairs}) == 1:  # plotly would show one below to one above, where 0.001 is no rate
-            layout[f"yaxis{axis}"] |= {"rangemode": "tozero"}
-        data.append(_curve(name, pairs, axis))
-    layout["showlegend"] = False
-    return {"data": data, "layout": layout}
+        found.pop()  # a rate of 0 all along is one that nobody has told
+    return [_over_steps(name, pairs, look) for name, pairs, look in found if pairs]
 
 
-def _curve(name: str, pairs: list[tuple[int, float | None]], axis: str) -> Figure:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers" if len(pairs) <= 60 else "lines",  # more markers would hide the curve
-        "name": name,
-        "x": [step for step, _ in pairs],
-        "y": [value for _, value in pairs],
-        "yaxis": f"y{axis}",
-        "line": {"color": NEAR if name == "quality" else AFTER, "width": 2},
-        "customdata": [
-            f"step {step}<br>{name} " + ("not finite" if value is None else significant(value, 4))
-            for step, value in pairs
-        ],
-        "hovertemplate": _HOVER,
-    }
+def _over_steps(name: str, pairs: Sequence[tuple[int, float | None]], look: int) -> Markup:
+    said = [
+        (float(step), value, f"step {step}: {name} " + ("not finite" if value is None else significant(value, 4)))
+        for step, value in pairs
+    ]
+    curve = Curve(name, said, look, marked=len(said) <= MARKED)
+    # A rate that never moves would stand on an axis made of its own rounding.
+    flat = [0.0] if len({value for _, value in pairs}) == 1 else []
+    return curves(
+        [curve], Axes("step", name, up=flat), f"{name} over the steps; the table holds the numbers", height=130
+    )
 
 
-def _bars(ticks: list[int], values: list[float], name: str, colour: str) -> Figure:
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "name": name,
-        "x": values,
-        "y": ticks,
-        "marker": {"color": colour},
-        "hovertemplate": _HOVER,
-    }
-
-
-def _rows(names: list[str]) -> Figure:
-    """Give a vertical axis with the first row on top, whatever the number of rows."""
-    texts = [for_plotly(name, limit=_LABEL) for name in names]
-    return {"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": texts}
-
-
-def _layout(height: int, title: str) -> Figure:
-    return {
-        "height": height,
-        "margin": {"l": 8, "r": 16, "t": 34, "b": 44},
-        # Transparent: the page sets light and dark itself.
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13},
-        "hoverlabel": {"align": "left", "bgcolor": "#1b1f24", "font": {"color": "#ffffff"}},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#8a8f98", "activecolor": "#3f86cc"},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-        "xaxis": {"title": {"text": title}, "zeroline": False, "automargin": True},
-        "yaxis": {"automargin": True, "zeroline": False, "showgrid": False},
-    }
-
-
-def _latency_spread(report: Report, labels: list[str]) -> tuple[list[float | None], list[float | None]]:
-    before, after = report.before.latency_ms, report.after.latency_ms
-    low: list[float | None] = [None] * len(labels)
-    high = low.copy()
-    if before and after and before.median and LATENCY_LABEL in labels:
-        place = labels.index(LATENCY_LABEL)
-        low[place] = 100 * (after.median - after.p10) / before.median
-        high[place] = 100 * (after.p90 - after.median) / before.median
-    return low, high
-
-
-def _bins(found: Histogram | None) -> Bins | None:
-    return None if found is None else {"edges": list(found.edges), "counts": list(found.counts)}
+def histograms(layer: Layer) -> list[Markup]:
+    """How the weights of a layer were spread before pruning, and its scores."""
+    found = []
+    if layer.weight_histogram is not None:
+        bins = layer.weight_histogram
+        label = "Histogram of the weights of the layer before pruning"
+        found.append(histogram(bins.edges, bins.counts, "weight before pruning", label, cut=None))
+    if layer.score_histogram is not None:
+        bins = layer.score_histogram
+        cut = layer.score_cut if layer.removed else None
+        found.append(
+            histogram(bins.edges, bins.counts, "score (higher = keep)", "Histogram of the scores of the layer", cut=cut)
+        )
+    return found

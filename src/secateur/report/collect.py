@@ -19,6 +19,7 @@ from secateur.registry import listed
 from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
+from secateur.report.network import network_parts
 from secateur.report.record import Choice, Control, Report, UnitCount
 from secateur.request import Named, Request
 from secateur.types import Degradation, Snapshot
@@ -77,11 +78,13 @@ def collect(
             after_cut_quality=after_cut,
             quality_on=judged.on,
             quality_missing=judged.why,
+            quality_samples=judged.samples(),
             control=control,
         ),
         goal=_goal(plan, before, after),
         events=_with_left_out(run.events(), plan),
         layers=pruned_layers(model, plan),
+        network=network_parts(model, plan),
         locked=locked_parts(model, plan),
     )
 

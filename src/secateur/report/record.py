@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NoReturn, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic import model_validator as check
 
+from secateur import shown
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, FileRefusedError, TargetError
 from secateur.types import Amount, Certificate, Condition, Count, Degradation, LeftOut, Lock, Snapshot, Text
 
@@ -112,6 +113,26 @@ class Layer(ReportPart):
     score_cut: float | None = None
 
 
+class NetworkPart(ReportPart):
+    """A module with weights of its own, before and after.
+
+    Widths are its outputs, 0 where it is gone. ``kept`` is the share of them that stays, or where zeros were written
+    the share of its weights that are not zero. ``makes`` and ``reads`` name the groups that its outputs and inputs
+    belong to: parts that share one are cut together. ``locked`` says why its outputs may not go, or is empty.
+    """
+
+    name: Text
+    kind: Text
+    width_before: Count
+    width_after: Count
+    kept: Share
+    params_before: Count
+    params_after: Count
+    makes: tuple[Text, ...] = ()
+    reads: tuple[Text, ...] = ()
+    locked: Text = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Locked(Lock):
     """A part that may not be cut, and why.
@@ -188,6 +209,8 @@ class Report(ReportPart):
     """Which data the quality figures are of; empty where only the user's own evaluation knows."""
     quality_missing: Text = ""
     """Why there are no quality figures, where there are none."""
+    quality_samples: dict[Text, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """On how many samples a figure is a share, where that is known: its interval follows from it."""
     control: Control | None = None
     sparsity: Share
     units: UnitCount
@@ -203,6 +226,8 @@ class Report(ReportPart):
     degradations: tuple[Degradation, ...] = ()
     seconds: dict[Text, Amount] = Field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    network: tuple[NetworkPart, ...] = ()
+    """The parts of the network in its own order, before and after."""
     locked: tuple[Locked, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     """Weights that masks do not cover, each with its reason."""
@@ -225,6 +250,12 @@ class Report(ReportPart):
         if self.sparsity != self.units.sparsity:
             raise ValueError("sparsity is units.removed / units.total")
         return self
+
+    def __repr__(self) -> str:
+        gone = f"{self.units.removed:,} of {self.units.total:,} {self.units.what} removed"
+        return shown.line("Report", self.title, self.status, gone)
+
+    __str__ = __repr__  # pydantic's own is a page of histograms as well
 
     @property
     def exit_code(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from secateur.errors import visible
+from secateur.shown import shortened
 
 
 def clean(text: str, *, limit: int = 0, lines: bool = False) -> str:
@@ -15,9 +16,8 @@ def clean(text: str, *, limit: int = 0, lines: bool = False) -> str:
 
     Args:
         text: any string.
-        limit: the longest result in characters; the middle is left out,
-            since the end of a layer name tells most. 0 = no limit.
-        lines: keep line feeds (for a command or a recipe), else they are escaped too.
+        limit: the longest result in characters; the middle is left out. 0 = no limit.
+        lines: keep line feeds (for a command or a recipe), else they are escaped too; not with a limit.
 
     Returns:
         Printable text without control characters.
@@ -28,29 +28,7 @@ def clean(text: str, *, limit: int = 0, lines: bool = False) -> str:
         >>> clean("encoder.layer.0.attention", limit=11)
         'enc…tention'
     """
-    shown = visible(text, lines=lines)
-    # After the escapes, each of which is up to ten characters long.
-    if limit and len(shown) > limit:
-        head = limit // 3
-        shown = f"{shown[:head]}…{shown[len(shown) - (limit - head - 1) :]}"
-    return shown
-
-
-def for_plotly(text: str, *, limit: int = 0) -> str:
-    """Escape text for plotly, which renders a subset of HTML (``<b>``, ``<a href>``) in labels and hovers.
-
-    Args:
-        text: any string.
-        limit: the longest result before escaping, in characters. 0 = no limit.
-
-    Returns:
-        Text that plotly draws letter by letter.
-
-    Example:
-        >>> for_plotly('<a href="x">conv</a>')
-        '&lt;a href="x"&gt;conv&lt;/a&gt;'
-    """
-    return clean(text, limit=limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return shortened(text, limit) if limit else visible(text, lines=lines)
 
 
 def writable(text: str, encoding: str) -> str:

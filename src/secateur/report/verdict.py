@@ -8,6 +8,7 @@ from typing import Literal
 
 from secateur.measure.latency import FEWEST_ROUNDS
 from secateur.measure.quality import higher_is_better
+from secateur.report.intervals import share_interval
 from secateur.report.record import Report
 from secateur.report.safe_text import clean, count, percent, significant, size
 from secateur.types import Latency, Snapshot
@@ -61,6 +62,8 @@ class TableRow:
     after: str
     change: str
     share: float | None = None
+    metric: str = ""
+    """Name of the quality figure that the row is of."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ def rows(report: Report) -> list[TableRow]:
     if before.latency_ms or after.latency_ms:
         found.append(_latency_row(report))
     for name in _names(before, after):
-        found.append(_quality_row(name, before, after))
+        found.append(_with_intervals(report, name, _quality_row(name, before, after)))
         if report.control is not None and name in report.control.quality:
             found.append(_control_row(name, before, report.control.quality[name]))
     return found
@@ -205,7 +208,7 @@ def score(name: str, value: float) -> str:
         >>> score("accuracy", 0.976), score("perplexity", 12.309)
         ('97.6 %', '12.31')
     """
-    return _score(value, _is_share(name, value))
+    return _score(value, is_share(name, value))
 
 
 def _lead(report: Report) -> str:
@@ -259,7 +262,8 @@ def _names(before: Snapshot, after: Snapshot) -> list[str]:
     return sorted({*before.quality, *after.quality})
 
 
-def _is_share(name: str, *values: float | None) -> bool:
+def is_share(name: str, *values: float | None) -> bool:
+    """Whether a quality figure is a share, by its name and its values."""
     # By name and by value: "accuracy" 91.0 is in percent already, and a "loss" of 0.5 is no share.
     words = re.split(r"[^a-z0-9]+", name.lower())
     return bool(_SHARES.intersection(words)) and all(0 <= value <= 1 for value in values if value is not None)
@@ -273,11 +277,28 @@ def _score(value: float | None, share: bool) -> str:
 
 def _quality_row(name: str, before: Snapshot, after: Snapshot) -> TableRow:
     old, new = before.quality.get(name), after.quality.get(name)
-    share = _is_share(name, old, new)
+    share = is_share(name, old, new)
     change = "" if old is None or new is None else _quality_change(old, new, share)
     # A bar as a share of the value before means nothing for figures that can be negative.
     ratio = new / old if old is not None and new is not None and old > 0 and new >= 0 else None
-    return TableRow(clean(name), _score(old, share), _score(new, share), change, ratio)
+    return TableRow(clean(name), _score(old, share), _score(new, share), change, ratio, name)
+
+
+def _with_intervals(report: Report, name: str, row: TableRow) -> TableRow:
+    """How sure each figure is, where it is a share of samples that were counted."""
+    samples, values = (
+        report.quality_samples.get(name),
+        (report.before.quality.get(name), report.after.quality.get(name)),
+    )
+    if not samples or not is_share(name, *values):
+        return row
+
+    def said(text: str, value: float | None) -> str:
+        if value is None:
+            return text
+        return f"{text} ({'-'.join(percent(end).removesuffix(' %') for end in share_interval(value, samples))})"
+
+    return replace(row, before=said(row.before, values[0]), after=said(row.after, values[1]))
 
 
 def _quality(report: Report) -> list[str]:
@@ -289,7 +310,7 @@ def _quality(report: Report) -> list[str]:
     for name in names:
         row = _quality_row(name, report.before, report.after)
         middle = (report.after_cut_quality or {}).get(name)
-        share = _is_share(name, report.before.quality.get(name), report.after.quality.get(name))
+        share = is_share(name, report.before.quality.get(name), report.after.quality.get(name))
         notes = [row.change] if row.change else []
         if middle is not None:
             notes.append(f"{_score(middle, share)} before recovery")

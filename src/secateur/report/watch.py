@@ -8,14 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from markupsafe import Markup
-
+from secateur.drawing import page_parts
 from secateur.report.charts import training
-from secateur.report.html import environment_of_pages, json_block, page_script, plotly_script, policy_for
+from secateur.report.html import pages
 from secateur.report.progress import Clock
 from secateur.report.record import TrainingPoint
 
-_HERE = Path(__file__).parent
 MOST = 2000
 """Points of a curve on the live page; of more, every so-manieth is drawn, and the report has them all."""
 
@@ -50,7 +48,6 @@ class LivePage:
         self._path, self._title, self._every, self._clock = path, title, every, clock
         self._due, self._stage, self._there = clock() + after, "", after == 0
         self._points: Sequence[TrainingPoint] = ()
-        self._scripts: list[str] = []
 
     def step(self, stage: str, points: Sequence[TrainingPoint]) -> None:
         """Write the page, if it is time."""
@@ -68,7 +65,6 @@ class LivePage:
 
     def _write(self, *, over: bool) -> None:
         began, self._there = self._clock(), True
-        self._scripts = self._scripts or [plotly_script(), page_script(_HERE / "charts.html")]
         aside = self._path.with_name(f".{self._path.name}")
         # A full disk or a folder that is gone must not end a training of hours for the sake of a drawing. Nor does
         # it wait for the disk: after a loss of power nobody misses it.
@@ -82,11 +78,7 @@ class LivePage:
         points = self._points[:: -(-len(self._points) // MOST)]
         if points[-1] is not self._points[-1]:
             points = [*points, self._points[-1]]
-        return environment_of_pages().get_template("live.html").render(
+        return pages().get_template("live.html").render(
             title=self._title, stage=self._stage, last=self._points[-1], over=over,
-            refresh=max(2, round(self._every)),
-            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
-            policy=policy_for(self._scripts),
-            scripts=[Markup(script) for script in self._scripts],  # noqa: S704
-            data=json_block({"training": training(points)}),
+            refresh=max(2, round(self._every)), training=training(points), **page_parts(),
         )  # fmt: skip

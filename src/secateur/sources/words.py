@@ -7,7 +7,6 @@ import importlib
 import sys
 import traceback
 import zlib
-from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -34,15 +33,26 @@ def call_factory(target: str) -> object:
         RecipeError: malformed, or no such module or factory.
         InputError: the user's code raised; the message has its error and file:line.
     """
-    module_name, colon, attribute = target.rpartition(":")
-    if target.endswith(PYTHON) or not (module_name and colon and attribute):
-        raise RecipeError(f"py:{target} is malformed", hint=which_factory(target) or "write py:package.module:factory")
-    _join_path(Path.cwd())
-    factory = _find(module_name, attribute)
+    factory, (module_name, _, attribute) = named_object(target), target.rpartition(":")
+    if not callable(factory):
+        raise RecipeError(f"{attribute!r} of {module_name} is a {type(factory).__name__}, not a function")
     try:
         return factory()
     except Exception as error:
         raise InputError(f"{attribute}() of {module_name} failed", why=_text(error)) from error
+
+
+def named_object(target: str) -> object:
+    """Import what a word names, as `call_factory` does, without calling it.
+
+    Raises:
+        RecipeError: malformed, or no such module or name.
+    """
+    module_name, colon, attribute = target.rpartition(":")
+    if target.endswith(PYTHON) or not (module_name and colon and attribute):
+        raise RecipeError(f"py:{target} is malformed", hint=which_factory(target) or "write py:package.module:factory")
+    _join_path(Path.cwd())
+    return _find(module_name, attribute)
 
 
 def is_python(word: str) -> bool:
@@ -106,7 +116,7 @@ def _import(name: str) -> object:
     return module
 
 
-def _find(module_name: str, attribute: str) -> Callable[[], object]:
+def _find(module_name: str, attribute: str) -> object:
     # A module that was written a moment ago (by a test, by a notebook) is not seen without it.
     importlib.invalidate_caches()
     try:
@@ -129,8 +139,6 @@ def _find(module_name: str, attribute: str) -> Callable[[], object]:
             listed = f"it has: {', '.join(names)}"
             raise RecipeError(f"{module_name} has no {attribute!r}", hint=f"{near} {listed}".strip())
         found = getattr(found, part)
-    if not callable(found):
-        raise RecipeError(f"{attribute!r} of {module_name} is a {type(found).__name__}, not a function")
     return found
 
 

@@ -23,7 +23,7 @@ EXPERTS = "products with weights run side by side over this dimension: its posit
 SCALES = ("running_mean", "running_var")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Structure:
     """What the engine knows about a model.
 

@@ -14,6 +14,8 @@ from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.grouped import grouped
 from secateur.structure.groups import structure
+from secateur.structure.page import structure_page
+from secateur.structure.parts import ModulePart, module_parts
 from secateur.types import Condition, Example, Group, MacsPer
 
 
@@ -30,6 +32,7 @@ class View:
         weights: group name -> parameters that go with all its units.
         macs_per: "sample", or "example" where the example's leading dimension holds no samples.
         conditions: what the run depended on.
+        parts: modules with weights, in the model's order.
     """
 
     model: str
@@ -40,6 +43,25 @@ class View:
     weights: dict[str, int]
     macs_per: MacsPer = "sample"
     conditions: tuple[Condition, ...] = ()
+    parts: tuple[ModulePart, ...] = ()
+
+    def html(self) -> str:
+        """A page that draws the network: which slices hang together, and what is locked by what.
+
+        Returns:
+            HTML that opens offline and asks the network for nothing; write it as UTF-8.
+        """
+        return structure_page(
+            self.parts,
+            self.groups,
+            self.locked,
+            model=self.model,
+            params=self.params,
+            macs=self.macs,
+            macs_per=self.macs_per,
+            weights=self.weights,
+            conditions=grouped(self.conditions),
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
@@ -64,6 +86,7 @@ class View:
                     "granularity": g.granularity,
                     "units": g.size,
                     "params": self.weights[g.name],
+                    "tensors": [{"name": s.tensor, "role": s.role} for s in g.spans],
                     "reasons": [asdict(reason) for reason in g.locks],
                 }
                 for g in self.locked
@@ -125,4 +148,5 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = (), exampl
         weights,
         "example" if samples == 1 < batch_size_of(example) else "sample",
         tuple(trace.conditions),
+        tuple(module_parts(model, found.groups)),
     )

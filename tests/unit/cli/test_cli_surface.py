@@ -28,9 +28,9 @@ FLAGS = {
     "prune": COMMON
     | DECIDE
     | {"--device", "--recover"}
-    | {"--data", "--recipe", "--set", "--out", "--seed", "--track", "--threads", "--force", "--dry-run"},
+    | {"--data", "--metric", "--recipe", "--set", "--out", "--seed", "--track", "--threads", "--force", "--dry-run"},
     "measure": COMMON
-    | {"--model", "--data", "--rounds", "--batch-size", "--device", "--seed", "--threads"}
+    | {"--model", "--data", "--metric", "--rounds", "--batch-size", "--device", "--seed", "--threads"}
     | {"--task", "--tokens", "--sequences", "--dtype", "--processor-time"},
     "export": COMMON
     | {"--model", "--out", "--format", "--data", "--force", "--dry-run", "--weights", "--dtype", "--fixed-batch"},
@@ -52,7 +52,7 @@ FLAGS = {
     },
     "compare": COMMON
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
-    | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads", "--protect", "--device"},
+    | {"--metric", "--recover-levels", "--epochs", "--probes", "--preset", "--threads", "--protect", "--device"},
     "resume": COMMON,
     "lottery": COMMON
     | {"--data", "--out", "--recipe", "--set", "--rate", "--rewind", "--seeds", "--controls", "--threads"},

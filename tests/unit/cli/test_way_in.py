@@ -393,3 +393,41 @@ def test_the_workflow_does_what_the_check_does() -> None:
     citation = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == sc.__version__
     assert "@" not in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.fixture
+def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model and data of one's own, and a metric beside them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judged_net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))\n"
+        "def data():\n    torch.manual_seed(1)\n"
+        "    part = [(torch.randn(8, 4), torch.arange(8) % 3) for _ in range(2)]\n"
+        "    return {'train': part, 'test': part}\n"
+        "def zeros(model):\n    return float(sum((p == 0).sum() for p in model.parameters()))\n"
+    )
+    return tmp_path
+
+
+def test_the_same_metric_for_pruning_measuring_and_comparing(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    word = ["judged_net.py:build", "--data", "judged_net.py:data"]
+    metrics = ["--metric", "top2", "--metric", "judged_net.py:zeros"]
+    quick = ["--recover", "none", "--set", "measure.latency=false"]
+    assert main(["prune", *word, *metrics, "--sparsity", "0.5", *quick, "--out", "o", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["after"]["quality"]) == {"top2", "zeros"}
+    assert "--metric top2 --metric judged_net.py:zeros" in report["command"]
+    assert main(["measure", "o", "--model", *word, *metrics, "--rounds", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quality"] == report["after"]["quality"]
+    few = ["--criteria", "magnitude", "--levels", "0.5", "--seeds", "2", "--probes", "0"]
+    assert main(["compare", *word, "--metric", "top2", *few, "--out", "c", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["metric"] == "top2"
+
+
+def test_a_named_metric_without_data_is_refused(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "judged_net.py:build", "--metric", "f1", "--sparsity", "0.5", "--out", "o"]) == 2
+    said = capsys.readouterr().err
+    assert "--metric f1 needs data with labels" in said
+    assert "Give --data." in said

@@ -5,7 +5,7 @@ import pytest
 from secateur import types as T
 from secateur.measure.latency import FEWEST_ROUNDS
 from secateur.report import Control, TrainingPoint, UnitCount, verdict
-from secateur.report.safe_text import clean, count, for_plotly, percent, seconds, significant, size, writable
+from secateur.report.safe_text import clean, count, percent, seconds, significant, size, writable
 from secateur.report.verdict import rows, speed
 
 SLOW, FAST, BETWEEN = (1.9, 1.85, 1.98, 50), (1.1, 1.07, 1.15, 50), (1.88, 1.80, 1.90, 50)
@@ -220,7 +220,6 @@ def test_text_from_strangers_becomes_visible():
     assert clean("a\nb\r", lines=True) == "a\nb\\r"
     assert clean("größe-模型") == "größe-模型"
     assert len(clean("x" * 500, limit=40)) == 40
-    assert for_plotly("a&b<br>") == "a&amp;b&lt;br&gt;"
     assert writable("模", "ascii") == "\\u6a21"
 
 
