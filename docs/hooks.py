@@ -32,7 +32,7 @@ def code_page(path: Path) -> str:
     first, _, rest = said.strip().partition("\n")
     # Usage lines of a docstring stand in columns, which only a code block keeps.
     usage = f"\n```\n{rest.strip()}\n```\n" if rest.strip() else ""
-    return f"# {path.stem.replace('_', ' ')}\n\n{first}\n{usage}\n`examples/{path.name}`:\n\n```python\n{code.strip()}\n```\n"
+    return f"# {path.name}\n\n{first}\n{usage}\n`examples/{path.name}`:\n\n```python\n{code.strip()}\n```\n"
 
 
 def notebook_page(path: Path) -> str:
@@ -104,3 +104,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     place = page.file.src_uri
     moved = {source: to for source, (to, _) in made().items()}
     return relink(markdown, f"docs/{place}", place, moved) if page.file.generated_by is None else markdown
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Code that scrolls can be reached by keyboard, and the search tells its name to screen readers."""
+    output = output.replace("<pre>", '<pre tabindex="0">')
+    return output.replace('data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"')
