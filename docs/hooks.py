@@ -52,7 +52,9 @@ def notebook_page(path: Path) -> str:
 
 def made() -> dict[str, tuple[str, str]]:
     """Where a page comes from -> its place on the site, and its text."""
-    found = {source: (to, (ROOT / source).read_text("utf-8")) for source, to in PAGES.items() if (ROOT / source).exists()}
+    found = {
+        source: (to, (ROOT / source).read_text("utf-8")) for source, to in PAGES.items() if (ROOT / source).exists()
+    }
     for path in sorted((ROOT / "examples").iterdir()):
         write = {".py": code_page, ".ipynb": notebook_page}.get(path.suffix)
         if write and not path.name.startswith("_"):
@@ -109,4 +111,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Code that scrolls can be reached by keyboard, and the search tells its name to screen readers."""
     output = output.replace("<pre>", '<pre tabindex="0">')
-    return output.replace('data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"')
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )

@@ -11,7 +11,7 @@ import pytest
 from e2e_tools import ROOT
 
 LONGEST = 60
-FAST = {"own_cnn", "whisper"}
+FAST = {"audio", "own_cnn"}
 Row = tuple[dict[str, Any], tuple[str, ...], Callable[[Any], bool]]
 
 
@@ -35,7 +35,7 @@ EXAMPLES: dict[str, Row] = {
     ),
     "trainer": ({"steps": 6}, ("transformers", "accelerate"), lambda found: abs(found - 0.5) < 1e-3),
     "unet": ({"steps": 20}, (), lambda got: recovered(*got[:2]) and got[2] <= 0.5),
-    "vit": ({"steps": 40}, ("transformers",), lambda got: recovered(*got[:2]) and got[2] < 192),
+    "vit": ({"steps": 80}, ("transformers",), lambda got: recovered(*got[:2]) and got[2] < 192),
     "whisper": ({"layers": 2, "width": 32}, ("transformers",), lambda got: got[0] == 1 and got[2] < 0.8),
     "yolo": ({}, ("ultralytics",), lambda got: got[0] <= 0.7 and got[1] < 1e-3),
 }

@@ -1,4 +1,4 @@
-"""What a newcomer does first: install the wheel, prune an own model by one command, and three tasks from the pages alone."""
+"""What a newcomer does first: the wheel, an own model by one command, and three tasks from the pages alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ assert small(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 def run(words: list[object], cwd: Path, **environment: str) -> str:
     whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(list(map(str, words)), cwd=cwd, env=whole, capture_output=True, text=True, timeout=280)  # noqa: S603
+    done = subprocess.run(list(map(str, words)), cwd=cwd, env=whole, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -65,7 +65,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in files:
         (out / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
         (out / "clone" / name).write_bytes((ROOT / name).read_bytes())
-    run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, out / "clone"], out)
+    run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, out / "clone"], out
+    )
     (found,) = out.glob("*.whl")
     return found
 

@@ -1,6 +1,6 @@
 """Every page with Python on it runs as it is written, from the first block to the last, in an empty folder.
 
-What a page takes for granted (a model, some data) stands in it too, where readers do not see it: `<!-- runs with ... -->`.
+What a page takes for granted (a model, some data) stands in it where readers do not see it: `<!-- runs with ... -->`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,30 @@ import warnings
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 from e2e_tools import ROOT
+from ruamel.yaml import YAML
 
 from secateur.criteria.base import CRITERIA
+from secateur.structure import rules
+from secateur.training.schedules.base import SCHEDULES
 
 BLOCKS = re.compile(r"^<!-- runs with\n(.*?)^-->|^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINKS = re.compile(r"\]\(([^)\s]*)\)")
 QUICK = {
-    "README.md", "CONTRIBUTING.md", "docs/reference/python.md", "docs/how-to/masks-in-your-own-loop.md", "docs/how-to/lottery-tickets.md",
-    "docs/how-to/distil.md", "docs/how-to/resume-a-run.md", "docs/how-to/hugging-face.md", "docs/how-to/export-a-pruned-model.md",
-    "docs/migrate/torch-nn-utils-prune.md", "docs/reference/report.md", "docs/how-to/prune-your-own-model.md", "docs/how-to/deploy.md",
-}  # fmt: skip
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/reference/python.md",
+    "docs/how-to/masks-in-your-own-loop.md",
+    "docs/how-to/lottery-tickets.md",
+    "docs/how-to/distil.md",
+    "docs/how-to/resume-a-run.md",
+    "docs/how-to/hugging-face.md",
+    "docs/how-to/export-a-pruned-model.md",
+    "docs/migrate/torch-nn-utils-prune.md",
+    "docs/reference/report.md",
+    "docs/how-to/prune-your-own-model.md",
+    "docs/how-to/deploy.md",
+}
 NEEDS = {
     "docs/how-to/hugging-face.md": ["transformers"],
     "docs/how-to/language-models.md": ["transformers"],
@@ -42,7 +54,12 @@ ELSEWHERE = {
 
 
 def pages() -> list[str]:
-    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*.md")]
+    found = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("examples/*.md"),
+    ]
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
@@ -66,15 +83,22 @@ def test_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     assert "secateur" in code(page)
-    level, known = logging.getLogger("lightning.pytorch").level, set(CRITERIA)
+    level = logging.getLogger("lightning.pytorch").level
+    registries = [(registry, set(registry)) for registry in (CRITERIA, SCHEDULES)]
+    known_rules = dict(rules.base._RULES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if page in LOUD else "error")
         try:
             # As a file of its own: without the future imports of this one.
             exec(compile(code(page), page, "exec", dont_inherit=True), {"__name__": "documents"})
         finally:
-            for name in set(CRITERIA) - known:
-                CRITERIA.remove(name)  # a page may register one, and other tests walk over all
+            # A page may register something, and other tests walk over all that there is.
+            for registry, known in registries:
+                for name in set(registry) - known:
+                    registry.remove(name)
+            for name in set(rules.base._RULES) - set(known_rules):
+                del rules.base._RULES[name]
+            rules.base._find.cache_clear()
             logging.getLogger("lightning.pytorch").setLevel(level)
 
 
@@ -110,7 +134,9 @@ def test_links_and_named_files_exist(page: str) -> None:
 def test_the_reference_has_every_public_name_and_no_other() -> None:
     import secateur
 
-    named = re.findall(r"^::: ([\w.]+)$", "\n".join(p.read_text() for p in (ROOT / "docs/reference/api").glob("*.md")), re.M)
+    named = re.findall(
+        r"^::: ([\w.]+)$", "\n".join(p.read_text() for p in (ROOT / "docs/reference/api").glob("*.md")), re.M
+    )
     assert len(named) == len(set(named))
     for name in named:
         home, _, attribute = name.rpartition(".")

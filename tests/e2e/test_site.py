@@ -28,7 +28,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.importorskip(library)
     out = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", str(ROOT / "mkdocs.yml"), "-d", str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=280)  # noqa: S603
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=280)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -36,7 +36,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_there_and_in_the_navigation(site: Path) -> None:
     home = (site / "index.html").read_text("utf-8")
     pages = [path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")]
-    pages += [Path("examples") / path.stem for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")]
+    pages += [
+        Path("examples") / path.stem for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")
+    ]
     pages += [Path("project") / name for name in ("contributing", "changelog", "security", "code-of-conduct")]
     for page in pages:
         if page.name != "README":
@@ -73,12 +75,16 @@ def test_links_lead_to_places_that_exist(site: Path) -> None:
 
 def test_the_index_of_the_search_knows_words_and_names(site: Path) -> None:
     found = json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]
-    for word, place in (("GGUF", "faq/"), ("pruning_ratio", "migrate/torch-pruning/"), ("mask_model", "reference/api/")):
+    for word, place in (
+        ("GGUF", "faq/"),
+        ("pruning_ratio", "migrate/torch-pruning/"),
+        ("mask_model", "reference/api/"),
+    ):
         assert any(place in entry["location"] and word in entry["title"] + entry["text"] for entry in found), word
 
 
 class Patient(http.server.SimpleHTTPRequestHandler):
-    """Serves the site; its first page loads until the search has had time, since a browser prints what is there by then."""
+    """Serves the site; its first page loads until the search has had time: a browser prints what is there by then."""
 
     def do_GET(self) -> None:
         if self.path == "/wait.png":
@@ -105,7 +111,7 @@ def test_the_search_finds_in_a_browser(site: Path, tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}/?q=pruning_ratio"
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-        done = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=120)  # noqa: S603
+        done = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=120)
         server.shutdown()
     assert 'class="md-search-result__item"' in done.stdout
     assert "migrate/torch-pruning/" in done.stdout[done.stdout.index("md-search-result__list") :]

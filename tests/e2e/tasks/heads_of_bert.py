@@ -1,4 +1,4 @@
-"""Task: "a BERT classifier with 30 % of its heads gone, and loadable". Written from docs/how-to/hugging-face.md alone."""
+"""Task: "a BERT classifier with 30 % of heads gone and loadable". Written from docs/how-to/hugging-face.md alone."""
 
 import json
 import random
