@@ -1,16 +1,29 @@
-# make demo: from nothing to a pruned, faster, reloaded network.  make test: lint, types and the test suite.
+# make demo: from nothing to a pruned, faster, reloaded network.  make test: lint, types and the test suite.  make docs: the site.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PAGES  := $(VENV)/.installed-docs
 
-.PHONY: demo test test-all kernels checks doctests lint types clean
+.PHONY: demo test test-all docs docs-serve kernels checks doctests lint types clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,demo,onnx,hf,gguf,data,search,train,track]"
 	touch $@
+
+# What only the site and the notebooks need.
+$(PAGES): $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs,notebooks]"
+	touch $@
+
+# Into site/; a dead link, a page without a place or a name without a docstring fails. The variable quietens an advertisement.
+docs: $(PAGES)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(PAGES)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 # Builds into the user's cache folder (native/ says how); without a compiler it says so, and everything runs without.
 kernels: $(STAMP)
@@ -37,8 +50,8 @@ test: checks kernels
 doctests: $(STAMP)
 	$(BIN)/python -m pytest --doctest-modules src/secateur
 
-test-all: checks kernels
+test-all: checks kernels $(PAGES)
 	$(BIN)/python -m pytest -n 2
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -66,7 +66,8 @@ def run(**more):
 def drawn(text):
     """Curve -> step -> what the page says there."""
     found = {}
-    for step, name, value in re.findall(r"step (\d+): (loss|quality|sparsity|learning rate) (not finite|[^<"\s]+)", text):
+    pattern = r"step (\d+): (loss|quality|sparsity|learning rate) (not finite|[\w.+-]+)"
+    for step, name, value in re.findall(pattern, text):
         found.setdefault(name, {})[int(step)] = value
     return found
 

@@ -52,6 +52,7 @@ def register(*names: str) -> Callable[[R], R]:
     def add(rule: R) -> R:
         for name in names:
             _RULES[name] = rule
+        _find.cache_clear()  # an operator that was met without its rule is asked for again
         return rule
 
     return add
