@@ -43,6 +43,7 @@ def prune(
 ) -> int:
     """Prune MODEL by a recipe, prove the result, recover, measure, and write an output folder."""
     from secateur.cli import job as jobs
+    from secateur.cli.sample import with_sample
     from secateur.files import seed_everything
     from secateur.model.tensors import require_storable
 
@@ -66,7 +67,7 @@ def prune(
         if dry_run:
             return show_plan(work, settings, as_json=json)
         command = command_line(model, data, settings, out, decided.device)
-        result = run(work, settings, title=model, command=command, place=place)
+        result = with_sample(work, run(work, settings, title=model, command=command, place=place))
         save(result, out, force=force)
     return finish(result, out, as_json=json)
 

@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
 from types import MethodType
@@ -350,6 +350,8 @@ def copy_tokenizer(model: nn.Module, folder: Path) -> list[str]:
     folder or leads to the blobs of a hub's cache: any other could bring a private file into a folder that is shared.
     """
     source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    if source.endswith(".gguf") and Path(source).is_file():
+        return _unpacked_tokenizer(Path(source), folder)
     if not source or not Path(source).is_dir():
         return []
     names = sorted(f.name for f in Path(source).iterdir() if f.is_file() and TOKENIZER.fullmatch(f.name))
@@ -359,3 +361,15 @@ def copy_tokenizer(model: nn.Module, folder: Path) -> list[str]:
     for name in kept:
         shutil.copyfile((home / name).resolve(), folder / name)
     return kept
+
+
+def _unpacked_tokenizer(source: Path, folder: Path) -> list[str]:
+    """Write the tokenizer that a GGUF file holds as the files that transformers reads; returns their names."""
+    import transformers
+
+    there = {path.name for path in folder.iterdir()}
+    # A file without a vocabulary is a good model all the same.
+    with suppress(Exception):
+        found = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+        found.save_pretrained(folder)
+    return sorted(path.name for path in folder.iterdir() if path.name not in there)

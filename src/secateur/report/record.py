@@ -157,6 +157,14 @@ class TrainingPoint(ReportPart):
     sparsity: float | None = None
 
 
+class Sample(ReportPart):
+    """How a language model goes on from a piece of the test text, before and after, always by the likeliest token."""
+
+    prompt: Text
+    before: Text
+    after: Text
+
+
 class Environment(ReportPart):
     """Where the run took place. It holds no host name and no user name."""
 
@@ -189,6 +197,7 @@ class Report(ReportPart):
     quality_missing: Text = ""
     """Why there are no quality figures, where there are none."""
     control: Control | None = None
+    sample: Sample | None = None
     sparsity: Share
     units: UnitCount
     criterion: Choice
