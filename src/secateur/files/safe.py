@@ -234,7 +234,7 @@ def memory() -> int:
 def _read_tensor(stream: BinaryIO, entry: Entry, digest: hashlib._Hash, path: Path) -> Tensor:
     import torch
 
-    dtype = _dtypes()[entry.dtype]
+    dtype = dtypes()[entry.dtype]
     if entry.begin == entry.end:
         return torch.empty(entry.shape, dtype=dtype)
     buffer = bytearray(entry.end - entry.begin)
@@ -311,7 +311,8 @@ def _aliases(header: Header, path: Path) -> dict[str, str]:
 
 
 @cache
-def _dtypes() -> dict[str, torch.dtype]:
+def dtypes() -> dict[str, torch.dtype]:
+    """Name of a dtype in a safetensors file -> dtype of torch."""
     return {name: dtype for dtype, name in _dtype_names().items()}
 
 

@@ -201,6 +201,23 @@ def _hugging_face(word: str, name: str, seed: int) -> Source:
     return Source(word, model, example, tokenizer=_tokenizer(transformers, name))
 
 
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a local folder; None where it has none.
+
+    Raises:
+        InputError: there is no such folder.
+        FileRefusedError: its files ask for code, or lie.
+        UnsupportedError: transformers is missing.
+    """
+    word = f"hf:{folder}"
+    transformers = _package("transformers", word, "'secateur[hf]'")
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}", hint="weights that stay on disk have to be local")
+    check_folder(folder)
+    found: Tokenizer | None = _tokenizer(transformers, str(folder))
+    return found
+
+
 def _tokenizer(transformers: Any, name: str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
