@@ -11,8 +11,8 @@ to bfloat16 for measuring unless --dtype says otherwise.
 A case is a row of the ablation and a pattern: "admm + dense 50", "sparsegpt 70", "wanda 2:4". Each is one line of JSON:
 perplexity on the test file, and on the last 16 sequences of valid.txt, which no case calibrates with; seconds of the
 run (load to saved folder), of its parts and of the solvers alone, exact counts, peak memory. With --out lines are
-appended to a file at once, and cases that stand there are skipped. --choose measures on the rest of valid.txt alone: settings are chosen
-there, and never on the test file.
+appended to a file at once, and cases that stand there are skipped. --choose measures on the rest of valid.txt alone:
+settings are chosen there, and never on the test file.
 """
 
 from __future__ import annotations

@@ -70,18 +70,15 @@ def demo(
     from secateur.cli.prune import finish, run, show_plan
     from secateur.files import seed_everything
 
-    if granularity is not None or not llm:
-        granularity = str(field.translated(granularity or "channel", field.GRANULARITIES))
+    granularity = str(field.translated(granularity or ("element" if llm else "channel"), field.GRANULARITIES))
     if llm:
         from secateur.cli.demo_llm import demo_llm
 
         return demo_llm(decided, granularity=granularity, sparsity=sparsity, out=out, changes=set_ or [], seed=seed,
                         threads=threads, force=force, dry_run=dry_run, json=json)  # fmt: skip
-    assert granularity is not None
-    threads = threads or 1
     settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed, decided)
     jobs.require_free(out, force=force)
-    jobs.use_threads(threads)
+    jobs.use_threads(threads or 1)
     with seed_everything(settings.seed):
         work = jobs.resolve(MODEL, DATA, seed=settings.seed, device=decided.device)
         if dry_run:

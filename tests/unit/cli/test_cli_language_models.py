@@ -107,3 +107,28 @@ def test_an_interrupted_run_goes_on_with_the_blocks_of_text_that_it_began_with(f
     assert report["recipe"]["calibration"]["tokens"] == 16
     for name in ("model.safetensors", "plan.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changed"),
+    [
+        ("language-model-layers", ["num_hidden_layers"]),
+        pytest.param("language-model-width", ["intermediate_size", "num_attention_heads"], marks=pytest.mark.slow),
+    ],
+)
+def test_fewer_blocks_or_narrower_ones_load_with_from_pretrained_alone(recipe, changed, folder, tmp_path, capsys):
+    words = ["prune", f"hf:{folder}", "--data", f"text:{folder / 'text.txt'}", "--out", str(tmp_path / "out"), "--json"]
+    sets = ["calibration.tokens=16", "calibration.sequences=8", "measure.latency=false", "target.params=0.85"]
+    assert main([*words, "--recipe", recipe, *(word for one in sets for word in ("--set", one))]) == 0
+    report = json.loads(capsys.readouterr().out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    before = transformers.AutoConfig.from_pretrained(folder)
+    smaller = [name for name in vars(model.config) if name in vars(before) and name.startswith(("num_", "inter"))
+               and getattr(model.config, name) != getattr(before, name)]  # fmt: skip
+    assert smaller
+    assert set(smaller) <= {*changed, "num_key_value_heads"}
+    assert sum(p.numel() for p in model.parameters()) == report["after"]["params"] <= 0.85 * report["before"]["params"]
+    assert report["certificate"]["max_abs_error"] <= report["certificate"]["tolerance"]
+    for moment in ("before", "after"):
+        assert report[moment]["quality"]["perplexity"] > 1
+    assert report["sample"]["after"]
