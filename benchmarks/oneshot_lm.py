@@ -10,9 +10,9 @@ to bfloat16 for measuring unless --dtype says otherwise.
 
 A case is a row of the ablation and a pattern: "admm + dense 50", "sparsegpt 70", "wanda 2:4". Each is one line of JSON:
 perplexity on the test file, and on the last 16 sequences of valid.txt, which no case calibrates with; seconds of the
-run (load to pruned model) and of the solvers alone, exact counts, peak memory. With --out lines are appended to a file
-at once, and cases that stand there are skipped. --choose measures on the rest of valid.txt alone: settings are chosen
-there, and never on the test file.
+run (load to saved folder), of its parts and of the solvers alone, exact counts, peak memory. With --out lines are
+appended to a file at once, and cases that stand there are skipped. --choose measures on the rest of valid.txt alone:
+settings are chosen there, and never on the test file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,12 @@ def one(case: str, seed: int, asked: argparse.Namespace, text: Tensor, sets: dic
     row, _, pattern = case.rpartition(" ")
     granularity, sparsity = PATTERNS[pattern]
     criterion, scope, blocks = ROWS[row]
-    spent = timed_solvers(asked.device)
+    spent = timed_parts(asked.device)
     if asked.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     started, worked = time.perf_counter(), time.process_time()
     model = load(asked)
+    loaded = time.process_time() - worked
     if seed:
         text = text[torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))]
     data = [{"input_ids": part} for part in text[: asked.sequences].split(asked.batch)]
@@ -117,13 +119,24 @@ def one(case: str, seed: int, asked: argparse.Namespace, text: Tensor, sets: dic
     )
     plan.apply(model, inplace=True)
     wait(asked.device)
+    solved = time.process_time() - worked - loaded
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
     seconds, processor = time.perf_counter() - started, time.process_time() - worked
+    parts = {
+        "load": loaded,
+        "solvers": spent["solve_layer"],
+        "moments": spent["add"],
+        "passes": solved - spent["solve_layer"] - spent["add"],
+        "save": processor - loaded - solved,
+    }
     return {
         "removed": plan.units["removed"],
         "total": plan.units["total"],
         "seconds": round(seconds, 1),
         "cpu_seconds": round(processor, 1),
-        "solver_seconds": round(spent[0], 2),
+        "solver_seconds": round(spent["solve_layer"], 2),
+        "parts": {name: round(value, 1) for name, value in parts.items()},
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "device_peak_mib": torch.cuda.max_memory_allocated() // 2**20 if asked.device != "cpu" else 0,
         **measured(model, sets, asked.dtype),
@@ -143,23 +156,27 @@ def changed(blocks: dict[str, object], changes: dict[str, object]) -> dict[str, 
     return found
 
 
-def timed_solvers(device: str) -> list[float]:
-    """Seconds that solvers take from now on, summed in place: of the processor, or of the graphics processor."""
-    # Of the processor: on a busy machine the clock tells of others.
-    spent, solve = [0.0], vars(blocks_step).get("_untimed", blocks_step.solve_layer)
-    vars(blocks_step)["_untimed"] = solve
+def timed_parts(device: str) -> dict[str, float]:
+    """Seconds that solvers and second moments take from now on, summed in place: of the processor, or of the clock."""
+    # Of the processor: on a busy machine the clock tells of others. Walks are threads, of which one runs at a time.
+    spent = dict.fromkeys(("solve_layer", "add"), 0.0)
     clock = time.process_time if device == "cpu" else time.perf_counter
 
-    def timed(*args: object, **kwargs: object) -> object:
-        wait(device)
-        started = clock()
-        try:
-            return solve(*args, **kwargs)
-        finally:
+    def watched(name: str, function: Any) -> Any:
+        def timed(*args: object, **kwargs: object) -> object:
             wait(device)
-            spent[0] += clock() - started
+            started = clock()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                wait(device)
+                spent[name] += clock() - started
 
-    vars(blocks_step)["solve_layer"] = timed
+        return timed
+
+    for name in spent:
+        function = vars(blocks_step).setdefault(f"_untimed_{name}", getattr(blocks_step, name))
+        vars(blocks_step)[name] = watched(name, function)
     return spent
 
 

@@ -141,7 +141,11 @@ def resume(
     with seed_everything(seed):
         source = resolve_model(known.words["model"], seed=seed)
         word = known.words["data"]
-        found = None if word is None else resolve_data(word, seed=seed, tokenizer=source.tokenizer)
+        # Blocks of text as long and as many as they were: others would be another run's.
+        text = known.recipe.get("calibration") or {}
+        found = None
+        if word is not None:
+            found = resolve_data(word, seed=seed, tokenizer=source.tokenizer, text=text, numbers=source.numbers)
         if evaluate is None:
             rest["evaluate"] = resolve_metric(known.words.get("metric", ()))
         own = source.example if found is None or found.example is None else found.example

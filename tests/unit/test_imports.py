@@ -20,7 +20,7 @@ ORDER = (
     "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
     "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "pipeline", "api",
-    "sources", "interrupted", "advice", "comparison", "tickets", "deployment", "testing", "cli",
+    "sources", "from_disk", "interrupted", "advice", "comparison", "tickets", "deployment", "testing", "cli",
     "__main__",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}

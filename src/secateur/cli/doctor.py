@@ -19,6 +19,7 @@ EXTRAS = {
     "demo": ("mlxtend", "scikit-learn"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "hf": ("transformers",),
+    "gguf": ("transformers", "gguf", "accelerate"),
     "search": ("scipy",),
     "train": ("accelerate", "lightning"),
     "track": ("accelerate", "tensorboard"),

@@ -139,7 +139,7 @@ def resolve(
         # The data's own, as it is what the model will be trained and measured on.
         example = found.example
     example = _beside(source.model, example)
-    if found is not None and source.name.startswith("demo:"):
+    if found is not None and source.name.startswith("demo:") and not source.trained:
         # Demo networks are trained here, on the training part: no note that they may have seen the rest.
         found = replace(found, notes=())
     return Job(source, found, example, judge)

@@ -174,6 +174,7 @@ def measure_task(
     """Perplexity of a language model on the whole of a text."""
     from secateur.measure.perplexity import perplexity, with_dtype
     from secateur.report.safe_text import significant
+    from secateur.sources.prose import NAME
     from secateur.sources.text import whole_text
 
     what, against, model, data = asked
@@ -183,10 +184,10 @@ def measure_task(
         raise RecipeError(f"task {task!r} is not known.", hint="perplexity")
     if dtype not in (None, "float32", "bfloat16"):
         raise RecipeError(f"dtype {dtype!r} is not known.", hint="float32 or bfloat16")
-    if data is None or not data.startswith("text:"):
+    if data is None or not (data.startswith("text:") or data == NAME):
         raise RecipeError("perplexity is measured on text.", hint="--data text:FILE")
     work, network = load(what, model, None, seed=0)
-    blocks = whole_text(data.removeprefix("text:"), work.source.tokenizer, tokens=tokens, most=sequences)
+    blocks = whole_text(data, work.source.tokenizer, tokens=tokens, most=sequences)
     found = perplexity(with_dtype(network, dtype), blocks)
     count = len(blocks.blocks)
     if as_json:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from secateur.cli import options
-from secateur.cli.console import emit, out, write
+from secateur.cli.console import emit, out, say, write
 from secateur.cli.decisions import Decisions, decides
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.cli.job import Job
     from secateur.recipe import Recipe
     from secateur.result import Result
+    from secateur.solve.blocks.forecast import Forecast
     from secateur.stages import CommandWords, Unfinished
 
 
@@ -46,6 +47,7 @@ def prune(
 ) -> int:
     """Prune MODEL by a recipe, prove the result, recover, measure, and write an output folder."""
     from secateur.cli import job as jobs
+    from secateur.cli.sample import with_sample
     from secateur.files import seed_everything
     from secateur.model.tensors import require_storable
 
@@ -60,6 +62,8 @@ def prune(
     words["metric"] = list(metric or ())
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
+    if settings.blocks.from_disk:
+        return prune_on_disk(model, data, settings, out, force=force, dry_run=dry_run, as_json=json)
     with seed_everything(settings.seed):
         text = settings.calibration.model_dump()
         work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device, metric=metric)
@@ -70,16 +74,55 @@ def prune(
         if dry_run:
             return show_plan(work, settings, as_json=json)
         command = command_line(model, data, settings, out, decided.device, metric)
-        result = run(work, settings, title=model, command=command, place=place)
+        result = with_sample(work, run(work, settings, title=model, command=command, place=place))
         save(result, out, force=force)
     return finish(result, out, as_json=json)
 
 
+def prune_on_disk(
+    model: str, data: str | None, settings: Recipe, folder: Path, *, force: bool, dry_run: bool, as_json: bool
+) -> int:
+    """Prune a folder of transformers whose weights are never in memory together."""
+    import shutil
+    from pathlib import Path
+
+    from secateur.cli.progress import Stages
+    from secateur.errors import InputError, RecipeError
+    from secateur.files import seed_everything
+    from secateur.from_disk import prune_folder
+    from secateur.report import render
+    from secateur.sources import resolve_data
+    from secateur.sources.models import tokenizer_of
+
+    kind, _, name = model.partition(":")
+    if kind != "hf" or data is None:
+        raise InputError("blocks.from_disk is for hf:FOLDER and text.", hint="hf:FOLDER --data text:FILE")
+    if dry_run:
+        raise RecipeError("--dry-run makes a plan, which from_disk does not.", hint="leave one of them out")
+    source, begun = Path(name).expanduser(), folder.with_name(f"{folder.name}.blocks")
+    if force:
+        shutil.rmtree(begun, ignore_errors=True)
+    elif begun.exists():
+        say(f"note: going on with the blocks in {begun}; --force starts anew")
+    with seed_everything(settings.seed), Stages() as stages:
+        text = resolve_data(
+            data, seed=settings.seed, tokenizer=tokenizer_of(source), text=settings.calibration.model_dump()
+        )
+        report = prune_folder(
+            source, folder, text, settings, word=model, force=force, progress=stages, begun=begun,
+            command=command_line(model, data, settings, folder), tell=lambda told: say_told(told, "in memory"),
+        )  # fmt: skip
+    shutil.rmtree(begun, ignore_errors=True)
+    if as_json:
+        emit({**json.loads(report.to_json()), "out": str(folder)})
+    else:
+        render(report, console=out(), files={k: v for k, v in files_of(folder).items() if k != "plan"})
+    return report.exit_code
+
+
 def say_forecast(work: Job, settings: Recipe) -> None:
     """Say what a run of a solver will take, before it starts."""
-    from secateur.cli.console import say
     from secateur.planning.solved import settings_of, solver_of
-    from secateur.report.safe_text import size
     from secateur.solve.blocks.forecast import forecast
 
     plain = settings.model_dump(by_alias=True)
@@ -93,10 +136,18 @@ def say_forecast(work: Job, settings: Recipe) -> None:
         told = forecast(
             work.model, work.needed_example(), solver, tokens=tokens, settings=how, protect=settings.protect
         )
-        say(
-            f"{told.weights:,} weights, {tokens:,} tokens: about {told.seconds / 60:.1f} minutes here, "
-            f"{size(told.memory_bytes)} beside the model"
-        )
+        say_told(told, "beside the model")
+
+
+def say_told(told: Forecast, where: str) -> None:
+    """One line of what a run will take."""
+    from secateur.report.safe_text import size
+
+    bytes_ = told.memory_bytes if where == "beside the model" else told.least_bytes
+    say(
+        f"{told.weights:,} weights, {told.tokens:,} tokens: about {told.seconds / 60:.1f} minutes here, "
+        f"{size(bytes_)} {where}"
+    )
 
 
 def save(result: Result, folder: Path, *, force: bool) -> None:
@@ -116,7 +167,6 @@ def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinis
     from secateur.cli.progress import Stages
 
     if place is not None and (settings.training is not None or settings.recover):
-        from secateur.cli.console import say
         from secateur.files.checkpoint import PAGE
 
         say(f"curves while it trains: {place.folder / PAGE}")

@@ -97,9 +97,7 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The product; sums are of float32, the output has the dtype of x."""
         own = self._buffers
-        return packed_linear(
-            x, self.parts, own["scale"], own["bias"], self.format, self.out_features, self.in_features
-        )
+        return packed_linear(x, self.parts, own["scale"], own["bias"], self.format, self.out_features, self.in_features)
 
     def densify(self) -> nn.Linear:
         """An ordinary layer with the same weights, bit for bit (in float32 where they have a scale)."""

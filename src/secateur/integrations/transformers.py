@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
 from types import MethodType
@@ -355,6 +355,9 @@ def copy_tokenizer(model: nn.Module, folder: Path) -> list[str]:
     Only files of the known names are read, and only from a local folder. A link is followed where it stays in the
     folder or leads to the blobs of a hub's cache: any other could bring a private file into a folder that is shared.
     """
+    named = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    if named.endswith(".gguf") and Path(named).is_file():
+        return _unpacked_tokenizer(Path(named), folder)
     source = tokenizer_folder(model)
     if source is None:
         return []
@@ -365,3 +368,15 @@ def copy_tokenizer(model: nn.Module, folder: Path) -> list[str]:
     for name in kept:
         shutil.copyfile((home / name).resolve(), folder / name)
     return kept
+
+
+def _unpacked_tokenizer(source: Path, folder: Path) -> list[str]:
+    """Write the tokenizer that a GGUF file holds as the files that transformers reads; returns their names."""
+    import transformers
+
+    there = {path.name for path in folder.iterdir()}
+    # A file without a vocabulary is a good model all the same.
+    with suppress(Exception):
+        found = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+        found.save_pretrained(folder)
+    return sorted(path.name for path in folder.iterdir() if path.name not in there)

@@ -129,6 +129,11 @@ def solved_plan(
     require_reiterable(data, f"criterion {solver.name!r}")
     unit: Granularity = parse(request.granularity[0].spec())
     settings = settings_of(blocks)
+    if settings.from_disk:
+        raise RecipeError(
+            "blocks.from_disk is for a folder, and this is a model in memory.",
+            hint="secateur prune hf:FOLDER --set blocks.from_disk=true, or secateur.from_disk.prune_folder",
+        )
     out = prune_blocks(
         model,
         example,

@@ -245,7 +245,11 @@ class BlockByBlock(Part):
     allocation: Shares | None = None
     """How much each block gives up; left out: all the same share."""
     memory_bytes: Bytes | None = None
-    """Hidden states beyond so many bytes lie on disk; left out: all in memory."""
+    """Hidden states beyond so many bytes lie on disk; left out: all in memory. With `from_disk` a bound of all that the
+    run holds beside the libraries: it is refused where that is not enough."""
+    from_disk: bool = False
+    """For models larger than the memory: `secateur prune hf:FOLDER` leaves the weights on disk, reads one block at a
+    time, and writes it back."""
     checkpoint: Annotated[str, Field(max_length=4096)] | None = None
     """Folder of finished blocks; a run that was killed goes on from there."""
 

@@ -7,7 +7,7 @@ import re
 from secateur.report.next_steps import loading
 from secateur.report.record import Report
 from secateur.report.safe_text import clean, percent
-from secateur.report.terminal import proof_line
+from secateur.report.terminal import proof_line, sample_lines
 from secateur.report.verdict import rows, verdict
 from secateur.version import __version__
 
@@ -49,6 +49,7 @@ def render_card(report: Report, *, kind: str = "", native: bool = False) -> str:
         *(f"| {_cell(r.label)} | {_cell(r.before)} | {_cell(r.after)} | {_cell(r.change)} |" for r in rows(report)),
         "",
         _quality(report),
+        *([] if report.sample is None else ["", *(f"- {_plain(line)}" for line in sample_lines(report.sample))]),
         "",
         "## How to load it",
         "",

@@ -178,6 +178,14 @@ class TrainingPoint(ReportPart):
     sparsity: float | None = None
 
 
+class Sample(ReportPart):
+    """How a language model goes on from a piece of the test text, before and after, always by the likeliest token."""
+
+    prompt: Text
+    before: Text
+    after: Text
+
+
 class Environment(ReportPart):
     """Where the run took place. It holds no host name and no user name."""
 
@@ -212,6 +220,7 @@ class Report(ReportPart):
     quality_samples: dict[Text, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """On how many samples a figure is a share, where that is known: its interval follows from it."""
     control: Control | None = None
+    sample: Sample | None = None
     sparsity: Share
     units: UnitCount
     criterion: Choice

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.record import Locked, Report
+from secateur.report.record import Locked, Report, Sample
 from secateur.report.safe_text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
 from secateur.structure.grouped import grouped
@@ -98,6 +98,8 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         yield "degraded", body
     if report.warnings:
         yield "warnings", [clean(warning) for warning in report.warnings]
+    if report.sample is not None:
+        yield "it goes on from a text of the test part", list(sample_lines(report.sample))
     if report.model_sparsity is not None:
         yield "sparsity", list(sparsity_lines(report))
     notes = () if report.certificate is None else report.certificate.notes
@@ -121,6 +123,16 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         )
     if files:
         yield "files", [f"{clean(what)}: {clean(where)}" for what, where in files.items()]
+
+
+def sample_lines(sample: Sample) -> Iterator[str]:
+    """Lines of what a language model wrote.
+
+    Args:
+        sample: prompt and both continuations.
+    """
+    for name, text in (("text", sample.prompt), ("before", sample.before), ("after", sample.after)):
+        yield f"{name}: {clean(' '.join(text.split()), limit=400)}"
 
 
 def sparsity_lines(report: Report) -> Iterator[str]:

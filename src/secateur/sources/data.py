@@ -16,8 +16,9 @@ from secateur.sources.arrays import load_npz
 from secateur.sources.bundled import load_digits, load_mnist
 from secateur.sources.images import LABEL_COLUMNS, decode, image_bytes, load_folder, load_parquet
 from secateur.sources.in_memory import Arrays, DataSet, build_dataset
+from secateur.sources.prose import NAME as PROSE
 from secateur.sources.tables import KINDS, dataset_of, load_table
-from secateur.sources.text import SEQUENCES, TOKENS, Tokenizer, load_text
+from secateur.sources.text import SEQUENCES, TOKENS, Tokenizer, load_prose, load_text
 from secateur.sources.words import call_factory, is_python, which_factory
 
 DATA_KINDS = ("csv", "demo", "folder", "hf", "jsonl", "npz", "parquet", "py", "text", "tsv")
@@ -38,13 +39,13 @@ def resolve_data(
     """Turn a DATA word into loaders for training, calibration and test.
 
     Args:
-        word: ``demo:mnist``, ``demo:digits``, ``npz:FILE``, ``csv:PATH``, ``tsv:PATH``, ``jsonl:PATH``,
+        word: ``demo:mnist``, ``demo:digits``, ``demo:prose``, ``npz:FILE``, ``csv:PATH``, ``tsv:PATH``, ``jsonl:PATH``,
             ``parquet:PATH``, ``folder:PATH``, ``text:PATH``, ``hf:ID``, ``py:package.module:factory`` or
             ``file.py:factory``.
         batch_size: samples per batch.
         seed: of splits and shuffles.
         tokenizer: for text; the one of the hf: model.
-        text: for ``text:``; tokens, sequences, batch and test of a recipe's calibration, where they are given.
+        text: for ``text:`` and ``demo:prose``; a recipe's tokens, sequences, batch and test, where given.
         numbers: label -> class number, of the hf: model, for labels that are words.
 
     Returns:
@@ -60,9 +61,15 @@ def resolve_data(
         kind, colon, rest = "py", ":", word
     if not colon or not rest or kind not in DATA_KINDS:
         raise RecipeError(f"unknown data {word!r}", hint=_meant(word, kind if colon else ""))
+    given = {key: value for key, value in (text or {}).items() if value is not None}
+    blocks = {"batch_size": given.get("batch", batch_size), "tokens": given.get("tokens", TOKENS),
+              "calibration": given.get("sequences", SEQUENCES)}  # fmt: skip
+    if word == PROSE:
+        return load_prose(tokenizer=tokenizer, test=given.get("test"), **blocks)
     if kind == "demo":
         if rest not in _DEMOS:
-            raise RecipeError(f"there is no demo data {rest!r}", hint=suggestion(rest, _DEMOS, form="demo:{}"))
+            names = [*_DEMOS, PROSE.partition(":")[2]]
+            raise RecipeError(f"there is no demo data {rest!r}", hint=suggestion(rest, names, form="demo:{}"))
         return _DEMOS[rest](batch_size=batch_size, seed=seed)
     if kind == "npz":
         return load_npz(rest, batch_size=batch_size, seed=seed)
@@ -73,15 +80,7 @@ def resolve_data(
     if kind == "folder":
         return load_folder(rest, batch_size=batch_size, seed=seed)
     if kind == "text":
-        given = {key: value for key, value in (text or {}).items() if value is not None}
-        return load_text(
-            rest,
-            tokenizer=tokenizer,
-            batch_size=given.get("batch", batch_size),
-            tokens=given.get("tokens", TOKENS),
-            calibration=given.get("sequences", SEQUENCES),
-            test=given.get("test"),
-        )
+        return load_text(rest, tokenizer=tokenizer, test=given.get("test"), **blocks)
     if kind == "hf":
         return _load_hub(rest, tokenizer=tokenizer, numbers=numbers, batch_size=batch_size, seed=seed)
     return _from_factory(word, call_factory(rest))

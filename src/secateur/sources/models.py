@@ -17,13 +17,17 @@ from secateur.errors import InputError, RecipeError, SecateurError, UnsupportedE
 from secateur.model.call import to_device
 from secateur.registry import suggestion
 from secateur.sources.demo import build_convnet, build_lenet
+from secateur.sources.gguf import gguf_file, load_gguf
 from secateur.sources.hugging_face import check_config, check_folder, class_of
+from secateur.sources.prose import NAME as PROSE
+from secateur.sources.smollm2 import smollm2_file
 from secateur.sources.sparse_bitmask import is_sparse_bitmask, read_sparse_bitmask
 from secateur.sources.text import Tokenizer
 from secateur.sources.words import call_factory, is_python, which_factory
 from secateur.types import Example
 
 MODEL_KINDS = ("demo", "hf", "py", "timm", "torchvision")
+SMOLLM2 = "smollm2"
 _DEMOS = {"convnet": build_convnet, "lenet": build_lenet}
 
 
@@ -58,9 +62,9 @@ def resolve_model(word: str, *, seed: int = 0) -> Source:
     """Turn a MODEL word into a model and an example input.
 
     Args:
-        word: ``demo:lenet``, ``demo:convnet``, ``hf:PATH_OR_ID``, ``timm:NAME``, ``torchvision:NAME``,
-            ``py:package.module:factory`` or ``file.py:factory``, whose ``factory()`` returns a model or
-            (model, example).
+        word: ``demo:lenet``, ``demo:convnet``, ``demo:smollm2``, ``hf:PATH_OR_ID``, ``timm:NAME``,
+            ``torchvision:NAME``, ``py:package.module:factory`` or ``file.py:factory``, whose ``factory()`` returns
+            a model or (model, example).
         seed: of the weights of demo networks and of random example inputs.
 
     Raises:
@@ -121,8 +125,11 @@ def on_device(source: Source, device: str | None) -> Source:
 
 
 def _demo(word: str, name: str, seed: int) -> Source:
+    if name == SMOLLM2:
+        return replace(_hugging_face(word, str(smollm2_file()), seed), data=PROSE)
     if name not in _DEMOS:
-        raise RecipeError(f"there is no demo model {name!r}", hint=suggestion(name, _DEMOS, form="demo:{}"))
+        names = [*_DEMOS, SMOLLM2]
+        raise RecipeError(f"there is no demo model {name!r}", hint=suggestion(name, names, form="demo:{}"))
     example = _normal((1, 1, 28, 28), seed)
     return Source(word, _DEMOS[name](seed), example, data="demo:mnist", trained=False)
 
@@ -170,12 +177,16 @@ def _failed(word: str, error: Exception) -> InputError:
 def _hugging_face(word: str, name: str, seed: int) -> Source:
     transformers = _package("transformers", word, "'secateur[hf]'")
     # Without this a mistyped folder is looked for on the hub, for half a minute where there is no network.
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise InputError(f"there is no folder {name}", hint="hf: takes a local folder or a hub ID")
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+        raise InputError(f"there is no folder {name}", hint="hf: takes a local folder, a GGUF file or a hub ID")
     name = str(Path(name).expanduser()) if name.startswith("~") else name
     if Path(name).is_dir():
         check_folder(Path(name))
+    packed = gguf_file(Path(name))
     try:
+        if packed is not None:
+            model, tokenizer = load_gguf(transformers, packed, word)
+            return Source(word, model, _hugging_face_example(word, model, seed), tokenizer=tokenizer)
         # The plain text first: transformers acts on some keys while it reads them.
         plain, _ = transformers.PreTrainedConfig.get_config_dict(name, trust_remote_code=False)
         check_config(plain, f"the config of {word}")
@@ -209,6 +220,23 @@ def _from_bitmasks(known: Any, config: Any, name: str) -> nn.Module:
         what = f"there is no {lacking[0]!a}" if lacking else f"nothing takes {lost.unexpected_keys[0]!a}"
         raise InputError(f"the weights in {name} are not those of {known.__name__}", why=what)
     return model.eval()
+
+
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a local folder; None where it has none.
+
+    Raises:
+        InputError: there is no such folder.
+        FileRefusedError: its files ask for code, or lie.
+        UnsupportedError: transformers is missing.
+    """
+    word = f"hf:{folder}"
+    transformers = _package("transformers", word, "'secateur[hf]'")
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}", hint="weights that stay on disk have to be local")
+    check_folder(folder)
+    found: Tokenizer | None = _tokenizer(transformers, str(folder))
+    return found
 
 
 def _tokenizer(transformers: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.files.sniff import open_regular
 from secateur.sources.in_memory import SET_ASIDE, DataSet
+from secateur.sources.prose import NAME, prose
 
 TOKENS, SEQUENCES = 128, 32
 _TRAIN, _TEST = ("train.txt", "valid.txt", "validation.txt"), ("test.txt",)
@@ -78,7 +79,7 @@ def load_text(
         InputError: no file, no UTF-8, or less text than one block.
     """
     if tokenizer is None:
-        raise _no_tokenizer(path)
+        raise _no_tokenizer(f"text:{path}")
     path = Path(path)
     train_file = _first(path, _TRAIN) if path.is_dir() else path
     test_file = _first(path, _TEST) if path.is_dir() else None
@@ -91,9 +92,33 @@ def load_text(
         train, held = train[:cut], train[cut:]
         # The end of a text and not blocks of all of it: neighbours of a block that was trained on give it away.
         notes = (SET_ASIDE.format(name=f"text:{path}", share="the last fifth of the text"),) if len(held) else ()
-    held = held[:test]
+    return _data_set(f"text:{path}", train, held[:test], batch_size, calibration, notes)
+
+
+def load_prose(
+    *,
+    tokenizer: Tokenizer | None,
+    batch_size: int = 8,
+    tokens: int = TOKENS,
+    calibration: int = SEQUENCES,
+    test: int | None = None,
+) -> DataSet:
+    """The texts of Python's own reference, as `load_text` gives those of a folder; see there.
+
+    Raises:
+        UnsupportedError: no tokenizer.
+    """
+    if tokenizer is None:
+        raise _no_tokenizer(NAME)
+    train, held = (_cut(text, tokenizer, tokens, NAME) for text in prose())
+    return _data_set(NAME, train, held[:test], batch_size, calibration, ())
+
+
+def _data_set(
+    name: str, train: Tensor, held: Tensor, batch_size: int, calibration: int, notes: tuple[str, ...]
+) -> DataSet:
     return DataSet(
-        name=f"text:{path}",
+        name=name,
         train=TokenData(train, batch_size=batch_size),
         calibration=TokenData(train[:calibration], batch_size=batch_size),
         test=TokenData(held, batch_size=batch_size) if len(held) else None,
@@ -102,11 +127,11 @@ def load_text(
     )
 
 
-def whole_text(path: str | Path, tokenizer: Tokenizer | None, *, tokens: int, most: int | None = None) -> TokenData:
+def whole_text(word: str, tokenizer: Tokenizer | None, *, tokens: int, most: int | None = None) -> TokenData:
     """All of a text (of a folder its test part) as blocks of tokens, one per batch.
 
     Args:
-        path: a file, or a folder with ``test.txt``.
+        word: ``text:`` and a file, or a folder with ``test.txt``; or ``demo:prose``.
         tokenizer: as for `load_text`.
         tokens: per block.
         most: blocks at most, the first ones.
@@ -116,15 +141,18 @@ def whole_text(path: str | Path, tokenizer: Tokenizer | None, *, tokens: int, mo
         InputError: no file, no UTF-8, or less text than one block.
     """
     if tokenizer is None:
-        raise _no_tokenizer(path)
-    path = Path(path)
-    blocks = _blocks(_first(path, _TEST) if path.is_dir() else path, tokenizer, tokens)
+        raise _no_tokenizer(word)
+    path = Path(word.removeprefix("text:"))
+    if word == NAME:
+        blocks = _cut(prose()[1], tokenizer, tokens, NAME)
+    else:
+        blocks = _blocks(_first(path, _TEST) if path.is_dir() else path, tokenizer, tokens)
     return TokenData(blocks[:most], batch_size=1)
 
 
-def _no_tokenizer(path: str | Path) -> UnsupportedError:
+def _no_tokenizer(word: str) -> UnsupportedError:
     return UnsupportedError(
-        f"text:{path} needs a tokenizer, and the model brings none",
+        f"{word} needs a tokenizer, and the model brings none",
         hint="text is for hf: models whose folder has a tokenizer; give token numbers as npz: otherwise",
     )
 
@@ -142,9 +170,13 @@ def _blocks(path: Path, tokenizer: Tokenizer, tokens: int) -> Tensor:
             text = stream.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text", why=str(error)) from error
+    return _cut(text, tokenizer, tokens, str(path))
+
+
+def _cut(text: str, tokenizer: Tokenizer, tokens: int, name: str) -> Tensor:
     # The whole text at once: given line by line, a tokenizer would add its marks of beginning and end to each.
     numbers = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64)
     count = len(numbers) // tokens
     if count == 0:
-        raise InputError(f"{path} holds {len(numbers)} tokens, less than one block of {tokens}")
+        raise InputError(f"{name} holds {len(numbers)} tokens, less than one block of {tokens}")
     return numbers[: count * tokens].reshape(count, tokens)

@@ -7,6 +7,7 @@ import torch
 
 import secateur as sc
 from secateur.cli.main import main
+from secateur.solve.blocks.step import BlockSolver
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -46,6 +47,17 @@ def test_a_solver_named_on_the_command_line_prunes_block_by_block(folder, tmp_pa
         weight = loaded.get_parameter(layer["name"])
         assert bool(((weight == 0).reshape(-1, 4).sum(1) == 2).all())
 
+    # What it writes stands in the report: the likeliest token, one at a time, by hand, up to the mark of an end.
+    ids = torch.tensor([transformers.AutoTokenizer.from_pretrained(out)(report["sample"]["prompt"])["input_ids"]])
+    length = ids.shape[1]
+    for _ in range(24):
+        ids = torch.cat([ids, loaded.eval()(ids).logits[:, -1:].argmax(-1)], 1)
+    written = report["sample"]["after"].split()
+    assert written
+    assert written == [f"w{number - 1}" for number in ids[0, length:].tolist()][: len(written)]
+    for name in ("report.html", "README.md"):
+        assert report["sample"]["prompt"] in (out / name).read_text()
+
     # The plan of the folder, whose tensors lie beside it, says the same.
     config = transformers.AutoConfig.from_pretrained(folder)
     replayed = sc.load(out, transformers.LlamaForCausalLM(config))
@@ -69,3 +81,54 @@ def test_a_solver_named_on_the_command_line_prunes_block_by_block(folder, tmp_pa
 )
 def test_what_cannot_be_measured_is_refused(folder, words, code, capsys):
     assert main(["measure", f"hf:{folder}", *words]) == code
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_with_the_blocks_of_text_that_it_began_with(folder, tmp_path, capsys, monkeypatch):
+    # Of another length than the default, so that a run that forgot it would read other data.
+    asked = ["criterion=admm", "calibration.tokens=16", "calibration.sequences=12", "calibration.batch=3",
+             "calibration.test=4", "measure.latency=false"]  # fmt: skip
+    words = ["prune", f"hf:{folder}", "--data", f"text:{folder / 'text.txt'}", "--json",
+             *(word for one in asked for word in ("--set", one))]  # fmt: skip
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    solve = BlockSolver.solve
+
+    def killed(self, block, stream, **options):
+        if block.endswith("1"):
+            raise KeyboardInterrupt
+        solve(self, block, stream, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockSolver, "solve", killed)
+        assert main([*words, "--out", str(tmp_path / "cut")]) != 0
+    capsys.readouterr()
+    assert main(["resume", str(tmp_path / "cut"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["recipe"]["calibration"]["tokens"] == 16
+    for name in ("model.safetensors", "plan.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changed"),
+    [
+        ("language-model-layers", ["num_hidden_layers"]),
+        pytest.param("language-model-width", ["intermediate_size", "num_attention_heads"], marks=pytest.mark.slow),
+    ],
+)
+def test_fewer_blocks_or_narrower_ones_load_with_from_pretrained_alone(recipe, changed, folder, tmp_path, capsys):
+    words = ["prune", f"hf:{folder}", "--data", f"text:{folder / 'text.txt'}", "--out", str(tmp_path / "out"), "--json"]
+    sets = ["calibration.tokens=16", "calibration.sequences=8", "measure.latency=false", "target.params=0.85"]
+    assert main([*words, "--recipe", recipe, *(word for one in sets for word in ("--set", one))]) == 0
+    report = json.loads(capsys.readouterr().out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    before = transformers.AutoConfig.from_pretrained(folder)
+    smaller = [name for name in vars(model.config) if name in vars(before) and name.startswith(("num_", "inter"))
+               and getattr(model.config, name) != getattr(before, name)]  # fmt: skip
+    assert smaller
+    assert set(smaller) <= {*changed, "num_key_value_heads"}
+    assert sum(p.numel() for p in model.parameters()) == report["after"]["params"] <= 0.85 * report["before"]["params"]
+    assert report["certificate"]["max_abs_error"] <= report["certificate"]["tolerance"]
+    for moment in ("before", "after"):
+        assert report[moment]["quality"]["perplexity"] > 1
+    assert report["sample"]["after"]

@@ -22,7 +22,7 @@ DECIDE = {
 FLAGS = {
     "demo": COMMON
     | (DECIDE - {"--expressible"})
-    | {"--device", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run"},
+    | {"--device", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run", "--llm"},
     "inspect": COMMON | {"--data", "--html", "--protect", "--device", "--seed"},
     "estimate": COMMON | DECIDE | {"--device"} | {"--data", "--recipe", "--set", "--seed", "--threads"},
     "prune": COMMON

@@ -433,3 +433,22 @@ def test_scores_by_the_same_names_stay_what_they_were():
         solved(model, batches, criterion=sc.criteria.get("wanda") if hasattr(sc, "criteria") else object(), blocks=True)
     with pytest.raises(RecipeError, match="did you mean 'shrinkage'"):
         solved(model, batches, blocks={"shrinkag": 0.5})
+
+
+def test_parameters_that_lie_in_one_memory_are_told_apart():
+    model, flat = net(), net()
+    buffer = torch.cat([p.detach().flatten() for p in flat.parameters()])
+    begin = 0
+    for parameter in flat.parameters():
+        parameter.data = buffer[begin : begin + parameter.numel()].view(parameter.shape)
+        begin += parameter.numel()
+    example = data()[0]
+    found = [
+        prune_blocks(
+            one, example, data(), solver=SOLVERS.build("admm", {"steps": 4, "choosing": 2}),
+            granularity=parse("element"), request=request(),
+        )
+        for one in (model, flat)
+    ]  # fmt: skip
+    assert found[0].weights.keys() == found[1].weights.keys()
+    assert all(torch.equal(value, found[1].weights[name]) for name, value in found[0].weights.items())

@@ -17,6 +17,8 @@ from secateur.solve.blocks.settings import Settings
 from secateur.types import Example
 
 TRAINED = 4  # forward passes that an epoch of training is worth
+RESIDENT = 2.2  # weights of a block, and copies of them while they are solved
+KEPT = 40_000_000  # bytes that were freed and that the C library has not given back
 ROUNDS = 30  # products of o d^2 that the costliest solver makes per layer
 
 
@@ -28,11 +30,16 @@ class Forecast:
         seconds: of the whole run, from the speed of a product measured now.
         memory_bytes: beside the model: a copy of the weights, hidden states, one block's activations, second moments.
         weights: that are looked at.
+        least_bytes: of a run whose weights stay on disk, hidden states too: the largest block with what is made of it,
+            one block's activations, second moments.
+        tokens: that all is learned from.
     """
 
     seconds: float
     memory_bytes: int
     weights: int
+    least_bytes: int
+    tokens: int
 
 
 def forecast(
@@ -69,6 +76,7 @@ def forecast(
     compared = allocated is not None and allocated.check
     runs = (3 if tuned is not None else 2) if compared else 1
     operations, training, widest, largest = 0.0, 0.0, 0, 0
+    blocks: dict[str, int] = {}
     for weight in found:
         out, *rest = weight.matrix_shape if weight.matrix else weight.shape[-2:]
         into, size = prod(rest), prod(weight.shape)
@@ -77,12 +85,22 @@ def forecast(
         if solver.needs_gram:
             operations += (1 + (streams - 1)) * tokens * into**2 + 2.0 * ROUNDS * out * into**2
         widest, largest = max(widest, into, out), max(largest, into)
+        place = _block_of(weight.name)
+        blocks[place] = blocks.get(place, 0) + size
     item = max(next(model.parameters()).element_size(), 4)
     copies = sum(prod(weight.shape) for weight in found) * item
     activations = 6 * tokens * widest * item * streams
     seconds = (operations * runs + training) / _speed(model)
-    memory = copies + activations + 8 * largest**2 * 8
-    return Forecast(seconds, memory, sum(prod(weight.shape) for weight in found))
+    moments = 8 * largest**2 * 8
+    least = int(RESIDENT * max(blocks.values(), default=0) * item) + activations + moments + KEPT
+    return Forecast(seconds, copies + activations + moments, sum(prod(weight.shape) for weight in found), least, tokens)
+
+
+def _block_of(name: str) -> str:
+    """What stands before and with the first number in a name: the place of a block in its stack."""
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
+    return ".".join(parts[: number + 1])
 
 
 def _speed(model: nn.Module) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from secateur.files.in_place import MappedBytes
+
 
 class HiddenStates:
     """A list of tensors, one per batch.
@@ -21,15 +23,19 @@ class HiddenStates:
         self._room = room
         self._kept: list[Tensor] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._on_disk: set[int] = set()
+        self._on_disk: dict[int, MappedBytes] = {}
         self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, number: int) -> Tensor:
-        # What lies on disk is memory of the CPU.
-        return self._kept[number].to(self._device)
+        if number not in self._on_disk:
+            return self._kept[number]
+        # A copy, so that the mapped one can go out of memory again. What lies on disk is memory of the CPU.
+        found = self._kept[number].to(self._device, copy=True)
+        self._on_disk[number].release()
+        return found
 
     def append(self, value: Tensor) -> None:
         """One more batch."""
@@ -42,20 +48,22 @@ class HiddenStates:
         used = sum(_bytes(kept) for i, kept in enumerate(self._kept[:number]) if i not in self._on_disk)
         if self._room is None or used + _bytes(value) <= self._room:
             self._kept[number] = value
-            self._on_disk.discard(number)
+            self._on_disk.pop(number, None)
             return
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="secateur-hidden-")
         path = Path(self._folder.name) / f"{number}.bin"
-        # Pages of a mapped file go out of memory by themselves when there is none left.
-        mapped = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype).view(value.shape)
+        room = self._on_disk.get(number)
+        if room is None or room.bytes.numel() != max(_bytes(value), 1):
+            room = MappedBytes(path, _bytes(value))
+        mapped = room.tensor(value.dtype, value.shape)
         mapped.copy_(value)
-        self._kept[number] = mapped
-        self._on_disk.add(number)
+        room.release()
+        self._kept[number], self._on_disk[number] = mapped, room
 
     def close(self) -> None:
         """Forget all batches, and what lies on disk."""
-        self._kept = []
+        self._kept, self._on_disk = [], {}
         if self._folder is not None:
             self._folder.cleanup()
 

@@ -65,8 +65,11 @@ class Products(TorchFunctionMode):
     def __init__(self, parameters: Mapping[str, nn.Parameter], visit: Callable[[Use], None]) -> None:
         super().__init__()
         self._visit = visit
-        # By memory and not by identity: experts are views of their stack.
-        self._held = {p.untyped_storage().data_ptr(): (name, p) for name, p in parameters.items()}
+        # By memory and not by identity: experts are views of their stack. One storage may hold many parameters, as of
+        # weights that lie in a mapped file or in one flat buffer.
+        self._held: dict[int, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in parameters.items():
+            self._held.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -107,7 +110,7 @@ class Products(TorchFunctionMode):
 
     def _known(self, weight: Any) -> tuple[MatrixSite, bool] | None:
         """Which matrix [o, d] an operand is, and whether its parameter lies the other way round."""
-        found = self._held.get(weight.untyped_storage().data_ptr()) if _plain(weight) else None
+        found = self._holder(weight)
         if found is None:
             return None
         name, parameter = found
@@ -120,9 +123,16 @@ class Products(TorchFunctionMode):
         turned = _turned(weight, parameter[0]) if rest == 0 else None
         return None if turned is None else ((name, part), turned)
 
+    def _holder(self, weight: Any) -> tuple[str, nn.Parameter] | None:
+        """The parameter in whose memory an operand begins."""
+        if not _plain(weight):
+            return None
+        near, begin = self._held.get(weight.untyped_storage().data_ptr(), ()), weight.storage_offset()
+        return next((one for one in near if 0 <= begin - one[1].storage_offset() < one[1].numel()), None)
+
     def _convolution(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
         value, weight = _given(args, kwargs, 0, "input"), _given(args, kwargs, 1, "weight")
-        found = self._held.get(weight.untyped_storage().data_ptr()) if _plain(weight) else None
+        found = self._holder(weight)
         if found is None or weight.shape != found[1].shape:
             return None
         rank = weight.dim() - 2

@@ -8,12 +8,13 @@ only hidden states are held.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.kinds.weights.granularity import Granularity
 from secateur.model.call import device_of, to_device, to_example
 from secateur.model.guard import guard
@@ -86,6 +87,8 @@ def prune_blocks(
     request: Request,
     settings: Settings | None = None,
     progress: Advance | None = None,
+    in_place: bool = False,
+    release: Callable[[], None] | None = None,
 ) -> SolvedModel:
     """Solve every weight inside the blocks of a model; the model is given back as it came.
 
@@ -98,6 +101,9 @@ def prune_blocks(
         request: target, scope and what is protected.
         settings: how to go about it.
         progress: called as ``progress(done, total)`` with matrices.
+        in_place: the model keeps what is found, and nothing else does: for weights that lie on disk, of which there
+            is no room for a copy. Masks and weights of the answer are then empty.
+        release: called behind every weight and block, to let what is not needed go out of memory.
 
     Returns:
         masks, weights, and what is known of every matrix.
@@ -114,8 +120,9 @@ def prune_blocks(
         its block.
     """
     settings = settings or Settings()
-    with guard(model, rollback=True), plainly(model):
+    with guard(model, rollback=not in_place), plainly(model):
         work = _Work(model, example, solver, granularity, request, settings, progress)
+        work.in_place, work.release = in_place, release
         return work.run(data)
 
 
@@ -141,6 +148,8 @@ class _Work:
         self.tokens: list[Tensor | None] = []
         self.held: set[int] = set()
         self.passes, self.passed = 1, 0
+        self.in_place = False
+        self.release: Callable[[], None] | None = None
 
     def run(self, data: Data) -> SolvedModel:
         """All of it."""
@@ -170,6 +179,11 @@ class _Work:
         """With unequal shares, unless equal ones leave the outputs nearer to the original's."""
         how = self.settings.allocation
         assert how is not None
+        if self.in_place:
+            raise RecipeError(
+                "blocks.allocation compares two pruned models, and of weights on disk there is one.",
+                hint="leave it out, or prune in memory",
+            )
         learn = [i for i in range(len(self.examples)) if i not in self.held]
         shares = block_shares(
             self.inventory, [self.examples[i] for i in learn], [self.tokens[i] for i in learn], share, how
@@ -201,9 +215,9 @@ class _Work:
     def _solved(self, patterns: Mapping[MatrixSite, Pattern], settings: Settings, room: str = "") -> SolvedModel:
         """All stacks with given patterns; the weights of the model are put back."""
         names = {site[0] for site in self.inventory.matrices}
-        before = {name: self.parameters[name].detach().clone() for name in names}
+        before = {} if self.in_place else {name: self.parameters[name].detach().clone() for name in names}
         work = BlockSolver(self.inventory, self.solver, settings, patterns, self.tokens, self.held, self._tell)
-        key = self._key(patterns, settings)
+        key = None if settings.checkpoint is None else self._key(patterns, settings)
         try:
             for number, blocks in enumerate(self.inventory.stacks):
                 folder = None if settings.checkpoint is None else settings.checkpoint / room
@@ -215,6 +229,9 @@ class _Work:
                 self.parameters[name].data.copy_(value)
 
     def _tell(self, done: int, total: int) -> None:
+        if self.release is not None:
+            # Behind every weight, and not only behind a block: solvers need more for a moment than a block does.
+            self.release()
         if self.progress is not None:
             self.progress(self.passed * total + done, self.passes * total)
 
@@ -239,6 +256,7 @@ class _Work:
                         work.tuned[tuned:],
                         {} if last else {"pruned": stream.hidden, "dense": stream.dense},
                     )
+                self._let_go(work)
         finally:
             stream.close()
 
@@ -255,16 +273,25 @@ class _Work:
             work.tuned += tuned
             work.done |= {site for site in self.inventory.matrices if site[0] in masks}
             work.tell()
+            self._let_go(work)
         if 0 < checkpoint.done < len(names):
             stream.hidden.fill(checkpoint.hidden("pruned"))
             if stream.dense is not None:
                 stream.dense.fill(checkpoint.hidden("dense"))
         return checkpoint.done
 
+    def _let_go(self, work: BlockSolver) -> None:
+        """Behind a block: what its weights do not hold themselves is of no more use where they stay."""
+        if self.in_place:
+            work.masks.clear()
+        if self.release is not None:
+            self.release()
+
     def _key(self, patterns: Mapping[MatrixSite, Pattern], settings: Settings) -> list[object]:
         """What a checkpoint must agree with: weights and data by sums, and what was asked for."""
         return [
-            [float(p.detach().double().sum()) for p in self.parameters.values()],
+            # Summed in double precision, and not cast to it: a copy of the largest weight may not fit.
+            [float(p.detach().sum(dtype=torch.float64)) for p in self.parameters.values()],
             [[float(v.double().sum()) for v in _tensors(one)] for one in self.examples],
             [self.solver.name, self.solver.options(), settings.targets, settings.shrinkage],
             settings.hold_out,
@@ -275,7 +302,7 @@ class _Work:
 
     def _outcome(self, work: BlockSolver, *, trained: bool) -> SolvedModel:
         left = self.inventory.left
-        if not work.masks:
+        if not work.records:
             raise UnsupportedError("no weight was pruned.", hint="; ".join(one.why for one in left.values()))
         moved = work.masks if self.solver.moves or trained else ()
         weights = {name: self.parameters[name].detach().clone() for name in moved}

@@ -90,6 +90,7 @@ class Settings:
         allocation: how much each block gives up; None: all the same share.
         checkpoint: folder in which finished blocks are kept, and from which a run that was killed goes on.
         memory_bytes: hidden states beyond so much lie on disk; None: all in memory.
+        from_disk: weights stay on disk, see `secateur.from_disk`.
 
     Raises:
         RecipeError: a number or word that means nothing.
@@ -103,6 +104,7 @@ class Settings:
     allocation: UnequalShares | None = None
     checkpoint: Path | None = None
     memory_bytes: int | None = None
+    from_disk: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""

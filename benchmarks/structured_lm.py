@@ -1,0 +1,132 @@
+"""Structured pruning of a language model: what a quarter of the decoder costs, by depth, by width, and by both.
+
+    python benchmarks/structured_lm.py MODEL_FOLDER VALID_TXT TEST_TXT --out FILE [--cases NAME...] [--share 0.25]
+                                       [--sequences 8] [--tokens 256] [--test-sequences 12] [--threads 1]
+
+A quarter of the parameters inside the blocks goes (--share); embeddings stay. Every case is one line of JSON:
+perplexity on the test file, share of the decoder that really went (widths come in steps), parameters that are left, and
+seconds of the processor. Lines are appended at once, and cases that stand in the file are skipped, so a run that was
+interrupted goes on. Nothing is trained. Every result is saved, and loaded by from_pretrained before it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.measure.perplexity import perplexity
+
+DEPTH = {"granularity": "layer"}
+WIDTH = {"granularity": ["head", "neuron"]}
+# case -> (criterion and granularity, share of what goes by it, compensated) one after the other
+CASES: dict[str, list[tuple[dict[str, object], float, bool]]] = {
+    "depth: block influence": [({"criterion": "block-influence", **DEPTH}, 1.0, False)],
+    "depth: angular distance": [({"criterion": "angular-distance", **DEPTH}, 1.0, False)],
+    "depth: loss increase": [({"criterion": "loss-increase", **DEPTH}, 1.0, False)],
+    "width: magnitude": [({"criterion": {"name": "magnitude", "norm": "l2", "reduce": "mean"}, **WIDTH}, 1.0, False)],
+    "width: taylor": [({"criterion": "taylor", **WIDTH}, 1.0, False)],
+    "width: taylor + refit": [({"criterion": "taylor", **WIDTH}, 1.0, True)],
+    "both: block influence, taylor + refit": [
+        ({"criterion": "block-influence", **DEPTH}, 0.5, False),
+        ({"criterion": "taylor", **WIDTH}, 0.5, True),
+    ],
+}
+
+
+def main() -> None:
+    asked = arguments()
+    torch.set_num_threads(asked.threads)
+    text, test = (blocks_of(asked.folder, path, asked.tokens) for path in (asked.valid, asked.test))
+    learn = [{"input_ids": part, "labels": part} for part in text[: asked.sequences].split(2)]
+    judge = [{"input_ids": row[None]} for row in test[: asked.test_sequences]]
+    done = finished(asked.out)
+    for case in ["dense", *asked.cases]:
+        setting = {"case": case, "share": asked.share, "tokens": asked.tokens, "sequences": asked.sequences,
+                   "test_sequences": asked.test_sequences}  # fmt: skip
+        if json.dumps(setting, sort_keys=True) in done:
+            continue
+        model, started = load(asked.folder), time.process_time()
+        found: dict[str, object] = {}
+        if case != "dense":
+            model, found = pruned(model, CASES[case], asked.share, learn)
+        seconds = time.process_time() - started
+        line = {**setting, **found, "perplexity": round(perplexity(model, judge)["perplexity"], 2),
+                "params": count(model), "cpu_seconds": round(seconds, 1)}  # fmt: skip
+        print(json.dumps(line), flush=True)
+        with asked.out.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(line) + "\n")
+
+
+def pruned(
+    model: nn.Module, steps: list[tuple[dict[str, object], float, bool]], share: float, data: list[dict[str, Tensor]]
+) -> tuple[nn.Module, dict[str, object]]:
+    """What the steps leave, by way of a folder that transformers loads alone."""
+    whole, decoder = count(model), sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
+    example = {"input_ids": data[0]["input_ids"][:1, :16]}
+    for decided, part, refit in steps:
+        left = count(model) - share * part * decoder
+        result = sc.prune(
+            model, example, data={"train": data, "calibration": data}, recover="refit" if refit else [],
+            overrides=["measure.latency=false", "measure.quality=false"], target={"params": left / count(model)},
+            expressible=True, recipe={"target": {"params": 0.5}}, **decided,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            result.save(Path(folder) / "out")
+            model = load(str(Path(folder) / "out"))
+    return model, {"gone_of_decoder": round((whole - count(model)) / decoder, 4)}
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def load(folder: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def blocks_of(folder: str, path: str, tokens: int) -> Tensor:
+    from transformers import AutoTokenizer
+
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(Path(path).read_text("utf-8"))["input_ids"])
+    return ids[: len(ids) // tokens * tokens].view(-1, tokens)
+
+
+def finished(path: Path) -> set[str]:
+    """The settings of the cases that a file holds; a last line that a kill cut short is none."""
+    found = set()
+    names = ("case", "share", "tokens", "sequences", "test_sequences")
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found.add(json.dumps({name: row[name] for name in names}, sort_keys=True))
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("valid")
+    parser.add_argument("test")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
+    parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--test-sequences", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
