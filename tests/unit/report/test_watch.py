@@ -66,7 +66,7 @@ def run(**more):
 def drawn(text):
     """Curve -> step -> what the page says there."""
     found = {}
-    pattern = r"step (\d+): (loss|quality|sparsity|learning rate) (not finite|[\w.+-]+)"
+    pattern = r'step (\d+): (loss|quality|sparsity|learning rate) (not finite|[\w.+-]+)"'
     for step, name, value in re.findall(pattern, text):
         found.setdefault(name, {})[int(step)] = value
     return found
