@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -77,6 +77,7 @@ class Asked:
     train: Train | None
     title: str
     command: str
+    planned: Callable[[], Plan] | None = None  # makes the plan, where a search has scored already
 
 
 def settings_of(

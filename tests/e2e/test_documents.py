@@ -20,7 +20,7 @@ from secateur.request import TARGETS
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "docs/README.md", "docs/reference/cli.md", "docs/reference/python.md",
     "docs/reference/words.md", "docs/tutorials/first-run.md", "docs/how-to/hugging-face.md",
-    "docs/how-to/prune-your-own-model.md", "docs/project/releases.md",
+    "docs/how-to/prune-your-own-model.md", "docs/how-to/at-most-this-loss.md", "docs/project/releases.md",
 ]  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def blocks(path: Path) -> str:
         "docs/how-to/masks-in-your-own-loop.md",
         "docs/how-to/lottery-tickets.md",
         "docs/how-to/distil.md",
+        "docs/how-to/at-most-this-loss.md",
         "docs/how-to/resume-a-run.md",
         "docs/how-to/hugging-face.md",
     ],

@@ -198,18 +198,23 @@ def _loss_on(batches: Data, loss: Loss, name: str) -> Callable[[nn.Module], dict
 
     def measured(model: nn.Module) -> dict[str, float]:
         total = samples = 0.0
-        device = device_of(model)
-        with evaluating(model):
-            for batch in batches:
-                moved = to_device(batch, device)
-                size = batch_size_of(to_example(moved))
-                total += float(loss(model, moved)) * size
-                samples += size
+        for value, size in losses(model, batches, loss):
+            total += value * size
+            samples += size
         if not samples:
             raise InputError("the data for the loss hold no sample", hint="is the loader used up or empty?")
         return {name: total / samples}
 
     return measured
+
+
+def losses(model: nn.Module, batches: Data, loss: Loss) -> Iterator[tuple[float, int]]:
+    """The loss of every batch, and how many samples it holds."""
+    device = device_of(model)
+    with evaluating(model):
+        for batch in batches:
+            moved = to_device(batch, device)
+            yield float(loss(model, moved)), batch_size_of(to_example(moved))
 
 
 def _perplexity_on(batches: Data) -> Evaluate:
@@ -248,7 +253,17 @@ def accuracy(model: nn.Module, data: Data) -> float:
         >>> accuracy(nn.Identity(), [(x, torch.tensor([0, 1, 1]))])  # doctest: +ELLIPSIS
         0.666...
     """
-    hits = total = 0
+    right = total = 0
+    for hit, counted in hits(model, data):
+        right += int((hit & counted).sum())
+        total += int(counted.sum())
+    if not total:
+        raise InputError("the data for accuracy holds no target", hint="is the loader used up or empty?")
+    return right / total
+
+
+def hits(model: nn.Module, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of every batch which targets the largest output hits, and which targets count; see `accuracy`."""
     device = device_of(model)
     with evaluating(model):
         for number, batch in enumerate(data):
@@ -257,12 +272,8 @@ def accuracy(model: nn.Module, data: Data) -> float:
             if target is None or target.is_floating_point():
                 raise InputError(f"batch {number}, {describe(batch)}, holds no integer target")
             predicted = prediction(call(model, to_example(moved)))
-            counted = target >= 0  # negative labels are the usual way to say "not this one"
-            hits += int(((_classes(predicted, target, number) == target) & counted).sum())
-            total += int(counted.sum())
-    if not total:
-        raise InputError("the data for accuracy holds no target", hint="is the loader used up or empty?")
-    return hits / total
+            # Negative labels are the usual way to say "not this one".
+            yield _classes(predicted, target, number) == target, target >= 0
 
 
 def _classes(predicted: Tensor, target: Tensor, number: int) -> Tensor:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from secateur.errors import RecipeError
 from secateur.planning.explain import evidence
 from secateur.report.charts import figures
+from secateur.report.limit import limit_lines
 from secateur.report.record import Report
 from secateur.report.safe_text import clean, count, percent, seconds, significant
 from secateur.report.terminal import proof_line
@@ -53,6 +54,7 @@ def render_html(report: Report, *, charts: bool = True) -> str:
         proof=proof_line(report),
         evidence=[] if report.certificate is None else evidence(report.certificate),
         score=score,
+        limit=[] if report.limit is None else list(limit_lines(report.limit)),
         recipe=json.dumps(report.recipe, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False),
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
         policy=policy_for(scripts),

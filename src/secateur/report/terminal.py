@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from secateur.report.limit import limit_lines
 from secateur.report.record import Locked, Report
 from secateur.report.safe_text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
@@ -98,6 +99,8 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         yield "degraded", body
     if report.warnings:
         yield "warnings", [clean(warning) for warning in report.warnings]
+    if report.limit is not None:
+        yield "at most this loss", list(limit_lines(report.limit))
     if report.model_sparsity is not None:
         yield "sparsity", list(sparsity_lines(report))
     notes = () if report.certificate is None else report.certificate.notes
