@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, cast
 
 from torch import Tensor, nn
 
+from secateur.amounts.allocate.sensitivity import HasAllocation, Spread
 from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity
@@ -47,7 +48,7 @@ class Decided(ByHand, total=False):
     criterion: CriterionLike
     granularity: GranularityLike
     scope: str
-    allocation: str
+    allocation: Spread
     protect: Protect
     min_keep: int
     min_keep_fraction: float
@@ -183,6 +184,8 @@ def _plain(value: object) -> object:
         return {"name": value.name, **value.options()}
     if isinstance(value, Target):
         return value.given()
+    if isinstance(value, HasAllocation):
+        return value.allocation()
     return list(value) if isinstance(value, tuple) else value
 
 

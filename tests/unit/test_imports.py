@@ -19,7 +19,7 @@ ORDER = (
     "version", "errors", "shown", "types", "registry", "words", "request", "model", "files", "recipe", "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
     "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "objective", "pipeline", "api",
-    "sources", "interrupted", "advice", "comparison", "tickets", "deployment", "testing", "cli",
+    "sources", "interrupted", "advice", "comparison", "tickets", "search", "deployment", "testing", "cli",
     "__main__",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}

@@ -84,8 +84,12 @@ def gauge_of(model: nn.Module, batches: Data, evaluate: Judge | None = None, los
         return Gauge("accuracy", _repeatably(lambda one: _hits(one, batches)), higher=True)
     if task.kind == "none" and loss is None:
         raise InputError("there is no figure of quality to limit", why=task.why, hint="Pass evaluate= or loss=.")
-    name = "mse" if task.kind == "regression" and loss is None else "loss"
-    return Gauge(name, _repeatably(lambda one: _losses(one, batches, loss or default_loss)), higher=False)
+    return loss_gauge(batches, loss or default_loss, "mse" if task.kind == "regression" and loss is None else "loss")
+
+
+def loss_gauge(batches: Data, loss: Loss, name: str = "loss") -> Gauge:
+    """The mean of a loss over the batches."""
+    return Gauge(name, _repeatably(lambda one: _losses(one, batches, loss)), higher=False)
 
 
 def _asked(model: nn.Module, batches: Data, evaluate: Judge) -> Gauge:
