@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from secateur.request import Amount
 from secateur.types import Snapshot
 
 MOST_ORDERS = 4  # removal orders that are held in memory: scores of single weights are as large as the model
+Partial = Callable[[int, float], None]
 ROUNDS = 15  # of a latency, in turns with the model as it came
 
 
@@ -138,13 +139,17 @@ class Objective:
 
     # -- doing ------------------------------------------------------------------------------------------------
 
-    def evaluate(self, recipe: Recipe, *, plan: Plan | None = None, timed: bool = False) -> Evaluation:
+    def evaluate(
+        self, recipe: Recipe, *, plan: Plan | None = None, timed: bool = False, partial: Partial | None = None
+    ) -> Evaluation:
         """Plan, cut or mask a copy, recover it, and read it.
 
         Args:
             recipe: what is evaluated.
             plan: of the recipe, where it was made already.
             timed: measure the latency too.
+            partial: called as ``partial(step, figure)`` after the cut and after each recovery step but the last; what
+                it raises ends the evaluation.
 
         Raises:
             TargetError: the recipe's target cannot be reached.
@@ -154,7 +159,7 @@ class Objective:
         plan = self.plan(recipe) if plan is None else plan
         # The example alone: the plan that is chosen in the end is proved as the recipe asks.
         model = plan.apply(self.asked.model, proof="example")
-        self._recover(model, plan, recipe)
+        self._recover(model, plan, recipe, partial)
         reading = self.gauge.read(model)
         after = snapshot(model, self.asked.example, samples=self._samples)
         shares, milliseconds = self._shares(after), None
@@ -166,10 +171,12 @@ class Objective:
             recipe, plan, reading.figure, fall, after, shares, milliseconds, time.perf_counter() - started
         )
 
-    def _recover(self, model: nn.Module, plan: Plan, recipe: Recipe) -> None:
+    def _recover(self, model: nn.Module, plan: Plan, recipe: Recipe, partial: Partial | None) -> None:
         asked, given = self.asked, self.asked.given
         damage = Damage(asked.model, plan.cuts, plan.masks, plan.layers)
-        for step in recipe.recover:
+        for number, step in enumerate(recipe.recover):
+            if partial is not None:
+                partial(number, self.gauge.read(model).figure)
             assert given.train is not None
             assert given.scoring is not None
             run_step(model, step, damage, train=given.train, scoring=given.scoring, loss=asked.loss, seed=recipe.seed)
