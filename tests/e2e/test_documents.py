@@ -20,7 +20,7 @@ from secateur.request import TARGETS
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "docs/README.md", "docs/reference/cli.md", "docs/reference/python.md",
     "docs/reference/words.md", "docs/tutorials/first-run.md", "docs/how-to/hugging-face.md",
-    "docs/how-to/prune-your-own-model.md", "docs/how-to/at-most-this-loss.md", "docs/project/releases.md",
+    "docs/how-to/prune-your-own-model.md", "docs/how-to/at-most-this-loss.md", "docs/how-to/search.md", "docs/project/releases.md",
 ]  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def blocks(path: Path) -> str:
         "docs/how-to/lottery-tickets.md",
         "docs/how-to/distil.md",
         "docs/how-to/at-most-this-loss.md",
+        "docs/how-to/search.md",
         "docs/how-to/resume-a-run.md",
         "docs/how-to/hugging-face.md",
     ],
@@ -45,6 +46,8 @@ def blocks(path: Path) -> str:
 def test_python_blocks_run(document: str, work: Path) -> None:
     if "hugging" in document:
         pytest.importorskip("transformers")
+    if "search" in document:
+        pytest.importorskip("optuna")
     code = blocks(ROOT / document)
     assert "import secateur as sc" in code
     with warnings.catch_warnings():

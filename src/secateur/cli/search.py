@@ -9,6 +9,7 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, say, write
+from secateur.errors import FileRefusedError, RecipeError
 
 if TYPE_CHECKING:
     from secateur.search.study import Samplers
@@ -38,9 +39,15 @@ def search(
     sampler: Annotated[
         str,
         typer.Option(
-            "--sampler", help="tpe, nsga2 or random.", autocompletion=options.complete("tpe", "nsga2", "random")
+            "--sampler",
+            help="tpe, nsga2, random, or descent: greedy, down to --to.",
+            autocompletion=options.complete("tpe", "nsga2", "random", "descent"),
         ),
     ] = "tpe",
+    to: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--to", metavar="COST=VALUE", help="Where a descent ends: macs=0.5, params=0.5 or latency_ms=8."),
+    ] = None,
     storage: Annotated[
         str, typer.Option("--storage", metavar="URL", help="Of Optuna, for several workers; default DIR/study.db.")
     ] = "",
@@ -53,7 +60,6 @@ def search(
     """Search the space of FILE for recipes of MODEL, and write the front of the best and a recommended one."""
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
-    from secateur.errors import FileRefusedError
     from secateur.files import seed_everything
     from secateur.search.page import write_search
     from secateur.search.space import load_space
@@ -75,8 +81,8 @@ def search(
             results = run(
                 work.model, work.needed_example(), data=work.data, space=found,
                 objectives=tuple(word.strip() for word in objectives.split(",") if word.strip()), minutes=minutes,
-                trials=trials, storage=storage or out / "study.db", sampler=_sampler(sampler), seed=seed or 0,
-                progress=stages.of("search"),
+                trials=trials, storage=storage or out / "study.db", sampler=_sampler(sampler), to=_bound(to),
+                seed=seed or 0, progress=stages.of("search"),
             )  # fmt: skip
     files = write_search(results, out, model=model, data=data)
     if json:
@@ -100,3 +106,13 @@ def search(
 
 def _sampler(word: str) -> Samplers:
     return cast("Samplers", word)  # an unknown one is refused by the search, which knows them
+
+
+def _bound(word: str | None) -> dict[str, float] | None:
+    if word is None:
+        return None
+    name, _, value = word.partition("=")
+    try:
+        return {name.strip(): float(value)}
+    except ValueError:
+        raise RecipeError(f"--to {word!r} is no cost and number", hint="for example --to macs=0.5") from None

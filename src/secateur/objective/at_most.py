@@ -22,7 +22,8 @@ from secateur.report.record import Attempt, Limit, Measured
 from secateur.stages import RunStages
 from secateur.types import Advance
 
-STEPS = 64  # amounts that may be chosen; six of them are tried
+STEPS = 64  # from the whole model downwards; six of the amounts between are tried
+LOOKS = 6  # at the samples that an amount is chosen by: STEPS halved until one is left
 HALVING, HALVING_OF_MASKS = 16, 8  # steps that halve what is left: 4.2 % less at each, of masks 8.3 %
 
 
@@ -59,7 +60,7 @@ class Bisection:
         self.wanted, self.recipe = wanted, asked.settings
         self.word = wanted.smallest or usual_word(self.recipe)
         check(wanted, asked, self.word)
-        self.objective = Objective(asked, confidence=wanted.confidence) if objective is None else objective
+        self.objective = Objective(asked, confidence=wanted.each(LOOKS)) if objective is None else objective
         self._known: dict[int, AttemptData] = {}
 
     def at(self, step: int) -> Recipe:
@@ -87,8 +88,8 @@ class Bisection:
         Raises:
             TargetError: no amount is sure to keep the limit; says how far it is from one.
         """
-        low, high, tried = 0, STEPS + 1, list[AttemptData]()
-        total = STEPS.bit_length()
+        low, high, tried = 0, STEPS, list[AttemptData]()
+        total = LOOKS
         while high - low > 1:
             if progress is not None:
                 progress(len(tried), total)
@@ -164,7 +165,7 @@ class Bisection:
 
     def _fewest(self) -> int:
         """Samples of which the limit can be known at all: if no two answers differ, the bound is z / (samples + 2)."""
-        return ceil(100 * NormalDist().inv_cdf(self.wanted.confidence) / self.wanted.max_drop)
+        return ceil(100 * NormalDist().inv_cdf(self.wanted.each(LOOKS)) / self.wanted.max_drop)
 
 
 def usual_word(recipe: Recipe) -> Smallest:

@@ -137,6 +137,12 @@ class Objective:
         assert plan.evidence is not None
         return plan.evidence.scores
 
+    def latency_of(self, plan: Plan) -> float:
+        """Milliseconds of one forward pass of the model that a plan leaves, before any recovery."""
+        return (
+            self.dense_ms if plan.masks else self._slower(plan.apply(self.asked.model, proof="example")) * self.dense_ms
+        )
+
     # -- doing ------------------------------------------------------------------------------------------------
 
     def evaluate(

@@ -11,6 +11,7 @@ from secateur.registry import suggestion
 
 Smallest = Literal["macs", "params", "sparsity", "latency_ms"]
 CONFIDENCE = 0.95
+FIGURES_ALONE = 0.5  # the confidence at which a bound is the figure itself
 
 
 class AtMostWords(TypedDict):
@@ -53,6 +54,16 @@ class AtMost:
         share = self.confidence
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.5 <= share < 1:
             raise RecipeError(f"confidence={share!r} is not in [0.5, 1).", hint="0.95; 0.5 goes by the figures alone")
+
+    def each(self, looks: int) -> float:
+        """The confidence of the bound of each of several amounts, so that all of them together have the asked one.
+
+        Of several amounts that are read on the same samples the one that is taken may be a lucky one. At 0.5 there is
+        nothing to share out: figures alone decide.
+
+        Source: Dunn, "Multiple comparisons among means", 1961 (Bonferroni's inequality).
+        """
+        return self.confidence if self.confidence == FIGURES_ALONE else 1 - (1 - self.confidence) / looks
 
     def to_data(self) -> AtMostWords:
         """As a run that goes on finds it again."""

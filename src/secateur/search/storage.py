@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STUDY, ABOUT = "secateur", "about"
 BEAT, GRACE = 15, 60  # seconds between two signs of life of a worker, and without one until its trial is given up
 WAIT = 60  # seconds that a worker waits for another one's write
-Samplers = Literal["tpe", "nsga2", "random"]
+Samplers = Literal["tpe", "nsga2", "random", "descent"]
 
 
 def require_optuna() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -23,9 +24,10 @@ from secateur.model.call import as_loss
 from secateur.model.door import Given, enter
 from secateur.model.hashing import hash_model
 from secateur.model.tensors import require_finite_weights
-from secateur.objective.evaluate import Evaluation, Objective
-from secateur.recipe import dump_recipe
+from secateur.objective.evaluate import Evaluation, Objective, Partial
+from secateur.recipe import Recipe, dump_recipe
 from secateur.registry import suggestion
+from secateur.search.descent import Bound, Descent
 from secateur.search.front import Goals, Values, front, recommended
 from secateur.search.sensitivity import sensitivity
 from secateur.search.space import SENSITIVITY, Params, Space, load_space
@@ -87,6 +89,7 @@ def search(
     trials: int | None = None,
     storage: str | Path = "",
     sampler: Samplers = "tpe",
+    to: Mapping[str, float] | None = None,
     calibration: Data | None = None,
     test: Data | None = None,
     evaluate: Judge | None = None,
@@ -111,7 +114,9 @@ def search(
         minutes: after which no trial is begun.
         trials: of this call at most. One of both is needed.
         storage: a file of SQLite, or any URL of a storage of Optuna; "" keeps the study in memory.
-        sampler: "tpe", "nsga2" or "random".
+        sampler: "tpe", "nsga2" or "random"; or "descent": greedy steps from the base recipe down to `to`, one group
+            at a time, without a space of its own.
+        to: where a descent ends: {"macs": 0.5}, {"params": 0.5} or {"latency_ms": 8.0}.
         calibration: as for `prune`.
         test: as for `prune`; not read.
         evaluate: as for `prune`.
@@ -129,7 +134,8 @@ def search(
     """
     require_optuna()
     found = space if isinstance(space, Space) else load_space(space)
-    _check(sampler, minutes, trials)
+    bound = bound_of(sampler, to)
+    _check(sampler, minutes, trials, bound)
     model, given = admit(model, copied=True), enter(data, calibration=calibration, test=test)
     require_finite_weights(model)
     example = given.example() if example is None else example
@@ -141,6 +147,9 @@ def search(
     )
     study = opened(storage, goals, about)
     worker = _Worker(objective, found, goals, study, given, example)
+    if bound is not None:
+        made = worker.descend(bound, minutes, trials, progress)
+        return _result(study, goals, made, str(storage))
     # The first worker draws by the seed; with one seed for all, they would propose the same recipes at the same time.
     study.sampler = sampler_of(sampler, seed if worker.begins() else seed + os.getpid())
     made = worker.run(minutes, trials, progress)
@@ -192,23 +201,57 @@ class _Worker:
             )
         return made
 
+    def descend(self, bound: Bound, minutes: float | None, trials: int | None, progress: Advance | None) -> int:
+        """Walk down greedily; every proposal is a trial of the study, and one that is there is not made again."""
+        optuna, made, started = import_module("optuna"), 0, time.monotonic()
+
+        def over() -> bool:
+            late = minutes is not None and time.monotonic() - started > 60 * minutes
+            return late or (trials is not None and made >= trials)
+
+        def quality(recipe: Recipe) -> float | None:
+            nonlocal made
+            text = dump_recipe(recipe)
+            known = self._known(text)
+            if known is None:
+                if over():
+                    raise _OutOfTimeError
+                try:
+                    values, fall = self._values(recipe, None)
+                except (TargetError, NonFiniteError):
+                    return None
+                made += 1
+                if progress is not None:
+                    progress(made, trials or 0)
+                known = optuna.trial.create_trial(values=values, user_attrs={RECIPE: text, FALL: fall})
+                self.study.add_trial(known)
+            return known.values[0] if self.goals.higher else -known.values[0]
+
+        with quiet(), contextlib.suppress(_OutOfTimeError):
+            for _ in Descent(self.objective, self.space.base, bound, quality).run():
+                if over():
+                    break
+        return made
+
+    def _values(self, recipe: Recipe, partial: Partial | None) -> tuple[list[float], str]:
+        # Seeded trial by trial: what a recovery draws must not depend on the trials before it.
+        with seed_everything(recipe.seed):
+            found = self.objective.evaluate(recipe, timed="latency_ms" in self.goals.names, partial=partial)
+        return [value_of(found, name) for name in self.goals.names], fall_words(found, self.objective)
+
     def _trial(self, trial: Trial) -> float | Sequence[float]:
         params = {key: choice.suggest(trial, key) for key, choice in self.space.keys.items()}
         recipe = self.space.recipe(params, self._allocation(params))
         trial.set_user_attr(RECIPE, dump_recipe(recipe))
-        known = self._known(trial)
+        known = self._known(trial.user_attrs[RECIPE])
         if known is not None:
             trial.set_user_attr(FALL, known.user_attrs[FALL])
             return known.values
-        # Seeded trial by trial: what a recovery draws must not depend on the trials before it.
-        with seed_everything(recipe.seed):
-            found = self.objective.evaluate(
-                recipe, timed="latency_ms" in self.goals.names, partial=self._partial(trial)
-            )
-        trial.set_user_attr(FALL, fall_words(found, self.objective))
-        return [value_of(found, name) for name in self.goals.names]
+        values, fall = self._values(recipe, self._partial(trial))
+        trial.set_user_attr(FALL, fall)
+        return values
 
-    def _partial(self, trial: Trial) -> Callable[[int, float], None] | None:
+    def _partial(self, trial: Trial) -> Partial | None:
         # Optuna's pruners compare one number, so with several objectives every trial is seen through.
         if len(self.goals.names) > 1:
             return None
@@ -221,11 +264,10 @@ class _Worker:
 
         return report
 
-    def _known(self, trial: Trial) -> FrozenTrial | None:
+    def _known(self, text: str) -> FrozenTrial | None:
         """A trial that has evaluated the same recipe: the same inputs give the same result, and cost nothing."""
         optuna = import_module("optuna")
         done = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        text = trial.user_attrs[RECIPE]
         return next((one for one in done if one.user_attrs.get(RECIPE) == text), None)
 
     def _allocation(self, params: Params) -> Json:
@@ -283,10 +325,29 @@ def fall_words(found: Evaluation, objective: Objective) -> str:
     return f"lost {found.fall.amount:.2f} {unit}{bound}"
 
 
-def _check(sampler: str, minutes: float | None, trials: int | None) -> None:
+class _OutOfTimeError(Exception):
+    """A descent has no time for another proposal."""
+
+
+def bound_of(sampler: str, to: Mapping[str, float] | None) -> Bound | None:
+    """Where a descent ends; None for every other sampler.
+
+    Raises:
+        RecipeError: one without the other, or several bounds.
+    """
+    if (sampler == "descent") != (to is not None):
+        raise RecipeError("sampler 'descent' and to= belong together.", hint='for example to={"macs": 0.5}')
+    if to is None:
+        return None
+    if len(to) != 1:
+        raise RecipeError(f"a descent has one bound, not {len(to)}", hint='for example to={"macs": 0.5}')
+    return Bound(*next(iter(to.items())))
+
+
+def _check(sampler: str, minutes: float | None, trials: int | None, bound: Bound | None) -> None:
     if sampler not in get_args(Samplers):
         raise RecipeError(f"sampler {sampler!r} is not known", hint=suggestion(sampler, get_args(Samplers)))
-    if minutes is None and trials is None:
+    if minutes is None and trials is None and bound is None:
         raise RecipeError("a search needs an end", hint="give minutes, or trials")
     for name, value in (("minutes", minutes), ("trials", trials)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):

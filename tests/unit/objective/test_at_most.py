@@ -13,6 +13,7 @@ import secateur as sc
 from secateur.errors import RecipeError, TargetError
 from secateur.objective import at_most
 from secateur.objective.evaluate import Objective
+from secateur.objective.limits import AtMost
 from secateur.report import Report, plain_lines, render_html
 from secateur.sources import TensorData
 
@@ -50,7 +51,7 @@ def test_the_amount_that_is_found_keeps_the_limit(
     assert limit.amount in [one.amount for one in kept if one.removed == best.removed]
     assert limit.chosen.drop == best.drop
     assert all(one.removed >= best.removed or one.drop is None for one in lost)
-    assert len(limit.attempts) <= 7
+    assert len(limit.attempts) <= at_most.LOOKS
     # Calibration data of their own: the run is the attempt, so its fall there is that of the attempt.
     before, after = right(models[0], CHOICE), right(result.model, CHOICE)
     assert limit.chosen.drop == pytest.approx(100 * float(before.float().mean() - after.float().mean()))
@@ -109,7 +110,7 @@ def test_too_few_samples_to_promise_anything(models: Sequence[nn.Module], train:
     few = TensorData(*patterns(40, 5), batch_size=40)
     with pytest.raises(TargetError, match="No macs is sure") as caught:
         sc.prune(models[0], data={"train": train, "calibration": few, "test": few}, recipe=RECIPE, max_drop=1.0)
-    assert "165 or more" in caught.value.hint  # 100 * 1.645 / 1.0
+    assert "240 or more" in caught.value.hint  # 100 * 2.394 / 1.0, the quantile of 1 - 0.05 / 6
 
 
 def test_a_loss_falls_in_percent(train: TensorData) -> None:
@@ -171,6 +172,13 @@ def test_an_interrupted_search_does_no_attempt_twice(
     assert plain[0] == plain[1]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
+
+
+def test_several_looks_share_one_confidence() -> None:
+    wanted = AtMost(1.0, confidence=0.94)
+    assert 6 * (1 - wanted.each(6)) == pytest.approx(1 - 0.94)
+    assert AtMost(1.0, confidence=0.5).each(6) == 0.5, "figures alone"
+    assert 2**at_most.LOOKS == at_most.STEPS
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,24 @@ def test_the_page_shows_every_trial_and_the_commands_of_the_front(
     assert sc.load_recipe(files["recommended"]) == sc.load_recipe(found.recipes[found.best])
 
 
+def test_a_descent_takes_the_best_group_at_every_step(
+    models: Sequence[nn.Module], data: dict[str, TensorData], tmp_path: Path
+) -> None:
+    given = {"data": data, "space": SPACE, "sampler": "descent", "to": {"macs": 0.6}, "storage": tmp_path / "s.db"}
+    few = search(models[0], **given, trials=2)
+    assert (few.made, len(few.values)) == (2, 2)
+    found = search(models[0], **given)
+    # The same way again, of which two proposals were there.
+    assert found.made == len(found.values) - 2
+    assert search(models[0], **given).made == 0
+    assert {number: found.values[number] for number in few.values} == few.values
+    last = found.values[max(found.values)]
+    assert min(one["macs"] for one in found.values.values()) <= 0.6
+    assert last["macs"] >= 0.3, "no further than was asked, but for the width of a step"
+    for recipe in found.recipes.values():
+        assert set(sc.load_recipe(recipe).target.given()["sparsity"]) == {"conv1", "conv2"}
+
+
 @pytest.mark.parametrize(
     ("more", "kind", "words"),
     [
@@ -122,6 +140,11 @@ def test_the_page_shows_every_trial_and_the_commands_of_the_front(
         ({"trials": None}, RecipeError, "needs an end"),
         ({"trials": 0}, RecipeError, "above 0"),
         ({"sampler": "grid"}, RecipeError, "not known"),
+        ({"sampler": "descent"}, RecipeError, "belong together"),
+        ({"to": {"macs": 0.5}}, RecipeError, "belong together"),
+        ({"sampler": "descent", "to": {"macs": 2}}, RecipeError, "leads nowhere"),
+        ({"sampler": "descent", "to": {"flops": 0.5}}, RecipeError, "not known"),
+        ({"sampler": "descent", "to": {"macs": 0.5, "params": 0.5}}, RecipeError, "one bound"),
         ({"storage": "postgresql://nobody:secret@localhost:1/none"}, UnsupportedError, "cannot be opened"),
     ],
 )
