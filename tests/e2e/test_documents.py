@@ -20,7 +20,8 @@ from secateur.request import TARGETS
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "docs/README.md", "docs/reference/cli.md", "docs/reference/python.md",
     "docs/reference/words.md", "docs/tutorials/first-run.md", "docs/how-to/hugging-face.md",
-    "docs/how-to/prune-your-own-model.md", "docs/how-to/at-most-this-loss.md", "docs/how-to/search.md", "docs/project/releases.md",
+    "docs/how-to/prune-your-own-model.md", "docs/how-to/at-most-this-loss.md", "docs/how-to/search.md",
+    "docs/project/releases.md",
 ]  # fmt: skip
 
 

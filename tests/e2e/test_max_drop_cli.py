@@ -11,6 +11,7 @@ from e2e_tools import QUICK, Cli
 TINY = (*QUICK, "--set", "recover.1.epochs=1", "--set", "verify.proof=example", "--set", "measure.latency=false")
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_was_found(cli: Cli, work: Path) -> None:
     words = (
         "prune",
@@ -37,6 +38,7 @@ def test_the_folder_holds_what_was_found(cli: Cli, work: Path) -> None:
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_too_few_samples_are_told_how_many_are_needed(cli: Cli, work: Path) -> None:
     done = cli("prune", "e2e_nets.py:bare", "--data", "npz:d.npz", "--max-drop", "1", "--out", "small", *TINY)
     assert done.code == 5

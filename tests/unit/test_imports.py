@@ -18,8 +18,8 @@ ROOT = Path(secateur.__file__).parent
 ORDER = (
     "version", "errors", "shown", "types", "registry", "words", "request", "model", "files", "recipe", "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
-    "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "objective", "pipeline", "api",
-    "sources", "interrupted", "advice", "comparison", "tickets", "search", "deployment", "testing", "cli",
+    "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "objective", "pipeline",
+    "api", "sources", "interrupted", "advice", "comparison", "tickets", "search", "deployment", "testing", "cli",
     "__main__",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}

@@ -30,7 +30,13 @@ def right(model: nn.Module, data: TensorData) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("granularity", "word"), [("channel", "macs"), ("channel", "params"), ("element", "sparsity"), ("vector", None)]
+    ("granularity", "word"),
+    [
+        ("channel", "macs"),
+        pytest.param("channel", "params", marks=pytest.mark.slow),
+        ("element", "sparsity"),
+        pytest.param("vector", None, marks=pytest.mark.slow),
+    ],
 )
 def test_the_amount_that_is_found_keeps_the_limit(
     granularity: str, word: str | None, models: Sequence[nn.Module], train: TensorData, test: TensorData
@@ -65,6 +71,7 @@ def test_the_amount_that_is_found_keeps_the_limit(
     assert result.plan.request.criterion.name == "magnitude"
 
 
+@pytest.mark.slow
 def test_amounts_nest(models: Sequence[nn.Module], train: TensorData, test: TensorData) -> None:
     data = {"train": train, "calibration": CHOICE, "test": test}
     gone = []
@@ -127,6 +134,7 @@ def test_a_loss_falls_in_percent(train: TensorData) -> None:
     assert limit.test.drop == pytest.approx(limit.chosen.drop)
 
 
+@pytest.mark.slow
 def test_a_figure_of_the_users_own_has_no_bounds(
     models: Sequence[nn.Module], train: TensorData, test: TensorData
 ) -> None:
@@ -139,6 +147,7 @@ def test_a_figure_of_the_users_own_has_no_bounds(
     assert limit.verdict in ("held", "missed")
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_does_no_attempt_twice(
     models: Sequence[nn.Module], train: TensorData, test: TensorData, tmp_path, monkeypatch
 ) -> None:

@@ -41,8 +41,8 @@ def data(train: TensorData, test: TensorData) -> dict[str, TensorData]:
 def test_trials_are_what_their_recipes_bring(
     models: Sequence[nn.Module], data: dict[str, TensorData], tmp_path: Path
 ) -> None:
-    found = search(models[0], data=data, space=SPACE, trials=3, storage=tmp_path / "s.db")
-    assert (found.made, len(found.values)) == (3, 3)
+    found = search(models[0], data=data, space=SPACE, trials=2, storage=tmp_path / "s.db")
+    assert (found.made, len(found.values)) == (2, 2)
     example = next(iter(CHOICE))[0][:1]
     for number in found.front:
         # The same recipe by the whole pipeline, read where it was chosen by a count of its own.
@@ -55,6 +55,7 @@ def test_trials_are_what_their_recipes_bring(
     assert "name: sensitivity" in found.recipes[1]
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_and_does_nothing_twice(
     models: Sequence[nn.Module], data: dict[str, TensorData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_search_goes_on_and_does_nothing_twice(
         search(models[0], **{**given, "space": {**few, "target.macs": [0.4, 0.7]}}, trials=1)
 
 
+@pytest.mark.slow
 def test_recipes_that_cannot_be_end_their_trial_only(
     models: Sequence[nn.Module], data: dict[str, TensorData], tmp_path: Path
 ) -> None:
@@ -101,7 +103,7 @@ def test_every_sampler_and_a_single_objective(
 def test_the_page_shows_every_trial_and_the_commands_of_the_front(
     models: Sequence[nn.Module], data: dict[str, TensorData], tmp_path: Path
 ) -> None:
-    found = search(models[0], data=data, space=SPACE, trials=3, objectives=["quality", "macs", "size"])
+    found = search(models[0], data=data, space=SPACE, trials=2, objectives=["quality", "macs", "size"])
     files = write_search(found, tmp_path / "out", model="<b>net</b>.py:build", data="npz:d.npz")
     page = Path(files["front"]).read_text("utf-8")
     assert "<b>net" not in page
@@ -113,6 +115,7 @@ def test_the_page_shows_every_trial_and_the_commands_of_the_front(
     assert sc.load_recipe(files["recommended"]) == sc.load_recipe(found.recipes[found.best])
 
 
+@pytest.mark.slow
 def test_a_descent_takes_the_best_group_at_every_step(
     models: Sequence[nn.Module], data: dict[str, TensorData], tmp_path: Path
 ) -> None:
