@@ -12,7 +12,8 @@ from secateur.cli.console import emit, say, write
 from secateur.errors import FileRefusedError, RecipeError
 
 if TYPE_CHECKING:
-    from secateur.search.study import Samplers
+    from secateur.search.storage import Samplers
+    from secateur.search.study import SearchResult
 
 EXAMPLES = (
     "search net.py:build --data npz:mine.npz --space space.yaml --minutes 20 --out runs/search",
@@ -20,37 +21,45 @@ EXAMPLES = (
 )
 
 
+Space = Annotated[Path, typer.Option("--space", metavar="FILE", help="What may be chosen: keys of a recipe.")]
+LabelledData = Annotated[str, typer.Option("--data", metavar="DATA", help=f"{options.DATA_WORDS}; with labels.")]
+SearchOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Results; a search that lies there goes on.")]
+Objectives = Annotated[
+    str,
+    typer.Option(
+        "--objectives", metavar="A,B,...", help="quality first, then macs, params, nonzero, size or latency_ms."
+    ),
+]
+Minutes = Annotated[Optional[float], typer.Option("--minutes", help="After which no trial is begun.")]  # noqa: UP045
+Trials = Annotated[Optional[int], typer.Option("--trials", min=1, help="Of this call at most.")]  # noqa: UP045
+Sampler = Annotated[
+    str,
+    typer.Option(
+        "--sampler",
+        help="tpe, nsga2, random, or descent: greedy, down to --to.",
+        autocompletion=options.complete("tpe", "nsga2", "random", "descent"),
+    ),
+]
+To = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--to", metavar="COST=VALUE", help="Where a descent ends: macs=0.5, params=0.5 or latency_ms=8."),
+]
+Storage = Annotated[
+    str, typer.Option("--storage", metavar="URL", help="Of Optuna, for several workers; default DIR/study.db.")
+]
+
+
 def search(
     model: options.Model,
-    data: Annotated[str, typer.Option("--data", metavar="DATA", help=f"{options.DATA_WORDS}; with labels.")],
-    space: Annotated[Path, typer.Option("--space", metavar="FILE", help="What may be chosen: keys of a recipe.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results; a search that lies there goes on.")],
-    objectives: Annotated[
-        str,
-        typer.Option(
-            "--objectives", metavar="A,B,...", help="quality first, then macs, params, nonzero, size or latency_ms."
-        ),
-    ] = "quality,macs",
-    minutes: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--minutes", help="After which no trial is begun."),
-    ] = None,
-    trials: Annotated[Optional[int], typer.Option("--trials", min=1, help="Of this call at most.")] = None,  # noqa: UP045
-    sampler: Annotated[
-        str,
-        typer.Option(
-            "--sampler",
-            help="tpe, nsga2, random, or descent: greedy, down to --to.",
-            autocompletion=options.complete("tpe", "nsga2", "random", "descent"),
-        ),
-    ] = "tpe",
-    to: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--to", metavar="COST=VALUE", help="Where a descent ends: macs=0.5, params=0.5 or latency_ms=8."),
-    ] = None,
-    storage: Annotated[
-        str, typer.Option("--storage", metavar="URL", help="Of Optuna, for several workers; default DIR/study.db.")
-    ] = "",
+    data: LabelledData,
+    space: Space,
+    out: SearchOut,
+    objectives: Objectives = "quality,macs",
+    minutes: Minutes = None,
+    trials: Trials = None,
+    sampler: Sampler = "tpe",
+    to: To = None,
+    storage: Storage = "",
     device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
@@ -63,7 +72,7 @@ def search(
     from secateur.files import seed_everything
     from secateur.search.page import write_search
     from secateur.search.space import load_space
-    from secateur.search.study import require_optuna
+    from secateur.search.storage import require_optuna
     from secateur.search.study import search as run
 
     require_optuna()
@@ -84,11 +93,15 @@ def search(
                 trials=trials, storage=storage or out / "study.db", sampler=_sampler(sampler), to=_bound(to),
                 seed=seed or 0, progress=stages.of("search"),
             )  # fmt: skip
-    files = write_search(results, out, model=model, data=data)
-    if json:
-        from secateur.search.page import to_data
+    return show_front(results, write_search(results, out, model=model, data=data), as_json=json)
 
-        emit({**to_data(results), "out": str(out), "made": results.made})
+
+def show_front(results: SearchResult, files: dict[str, str], *, as_json: bool) -> int:
+    """Print the front, the recommended recipe with its reason, and where the files lie."""
+    from secateur.search.page import to_data
+
+    if as_json:
+        emit({**to_data(results), "files": files, "made": results.made})
         return 0
     lines = [f"{len(results.values)} recipes evaluated, {results.made} trials now, {len(results.front)} on the front"]
     for number in results.front:

@@ -225,7 +225,8 @@ class _Worker:
                     progress(made, trials or 0)
                 known = optuna.trial.create_trial(values=values, user_attrs={RECIPE: text, FALL: fall})
                 self.study.add_trial(known)
-            return known.values[0] if self.goals.higher else -known.values[0]
+            first = float(known.values[0])
+            return first if self.goals.higher else -first
 
         with quiet(), contextlib.suppress(_OutOfTimeError):
             for _ in Descent(self.objective, self.space.base, bound, quality).run():
@@ -246,7 +247,7 @@ class _Worker:
         known = self._known(trial.user_attrs[RECIPE])
         if known is not None:
             trial.set_user_attr(FALL, known.user_attrs[FALL])
-            return known.values
+            return [float(value) for value in known.values]
         values, fall = self._values(recipe, self._partial(trial))
         trial.set_user_attr(FALL, fall)
         return values

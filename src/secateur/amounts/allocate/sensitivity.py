@@ -175,10 +175,9 @@ def _curve(given: object) -> tuple[str, Curve]:
 
 
 def _numbers(value: object) -> bool:
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    return several and all(
-        isinstance(one, (int, float)) and not isinstance(one, bool) and np.isfinite(one) for one in value
-    )
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return all(isinstance(one, (int, float)) and not isinstance(one, bool) and np.isfinite(one) for one in value)
 
 
 def _slope(x: Numbers, y: Numbers, first: int, last: int) -> float:
