@@ -10,7 +10,7 @@ PAGES  := $(VENV)/.installed-docs
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,demo,onnx,hf,gguf,data,search,train,track]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,demo,onnx,hf,gguf,data,search,tune,train,track]"
 	touch $@
 
 # What only the site and the notebooks need.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from secateur.planning import make_plan as plan
     from secateur.recipe import Recipe, load_recipe
     from secateur.result import Result
+    from secateur.search.sensitivity import sensitivity
     from secateur.tickets.lottery import lottery
     from secateur.training import MovementPruner, Pruner
 
@@ -52,6 +53,7 @@ _HOME = {
     "resume": "secateur.interrupted:resume",
     "save_deployed": "secateur.deployment:save_deployed",
     "score": "secateur.api:score",
+    "sensitivity": "secateur.search.sensitivity:sensitivity",
     "select": "secateur.amounts:select",
 }
 
@@ -82,6 +84,7 @@ __all__ = [
     "save_deployed",
     "score",
     "select",
+    "sensitivity",
 ]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, cast
 
 from torch import Tensor, nn
 
+from secateur.amounts.allocate.sensitivity import HasAllocation, Spread
 from secateur.criteria.base import Criterion
 from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity
@@ -47,7 +48,7 @@ class Decided(ByHand, total=False):
     criterion: CriterionLike
     granularity: GranularityLike
     scope: str
-    allocation: str
+    allocation: Spread
     protect: Protect
     min_keep: int
     min_keep_fraction: float
@@ -77,6 +78,7 @@ class Asked:
     train: Train | None
     title: str
     command: str
+    planned: Callable[[], Plan] | None = None  # makes the plan, where a search has scored already
 
 
 def settings_of(
@@ -182,6 +184,8 @@ def _plain(value: object) -> object:
         return {"name": value.name, **value.options()}
     if isinstance(value, Target):
         return value.given()
+    if isinstance(value, HasAllocation):
+        return value.allocation()
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -34,6 +34,7 @@ class InterruptedRun:
         own: whether it trains by a loop of the user's.
         done: names of the states that are there.
         given: whether the caller gave units or scores, which are not kept.
+        limit: of a run that finds its amount: max_drop, smallest and confidence.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class InterruptedRun:
     own: bool
     done: tuple[str, ...]
     given: bool = False
+    limit: Mapping[str, object] | None = None
 
 
 def find(folder: str | Path) -> InterruptedRun:
@@ -62,8 +64,9 @@ def find(folder: str | Path) -> InterruptedRun:
         if about.get("what") != "prune":
             raise FileRefusedError(f"{checkpoint.folder} holds no run of prune", hint="see the command that made it")
         return InterruptedRun(
-            checkpoint.folder, about["recipe"], about["words"], about["train"], checkpoint.names, "given" in about
-        )
+            checkpoint.folder, about["recipe"], about["words"], about["train"], checkpoint.names, "given" in about,
+            about.get("limit"),
+        )  # fmt: skip
     finally:
         checkpoint.close()
 
@@ -129,6 +132,7 @@ def resume(
     rest: dict[str, Any] = {} if criterion is None else {"criterion": criterion}
     rest |= {"loss": loss, "evaluate": evaluate, "train": train, "recipe": known.recipe, "checkpoint": place}
     rest |= {"progress": progress, "title": title, "command": command, "track": track}
+    rest |= {} if known.limit is None else dict(known.limit)
     if model is not None:
         return prune(model, example, data=data, calibration=calibration, test=test, **rest)
     if not known.words:

@@ -23,6 +23,8 @@ from secateur.model.call import as_loss, several
 from secateur.model.door import Given, enter
 from secateur.model.protect import patterns_of
 from secateur.model.tensors import require_finite_weights
+from secateur.objective.at_most import confirmed, found_at_most
+from secateur.objective.limits import CONFIDENCE, AtMost, Smallest, at_most_asked
 from secateur.planning import Plan, make_plan
 from secateur.recipe import Recipe
 from secateur.recover.during import Trained, as_asked
@@ -32,12 +34,13 @@ from secateur.recover.steps import Damage
 from secateur.report import Control
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal
+from secateur.report.limit import UNCONFIRMED, limit_lines
 from secateur.report.stage_progress import shows_progress
 from secateur.report.trackers import Track
 from secateur.result import Estimate, Result, native
 from secateur.run_training import recorded, recover_all, train_first, trained_control, watch, with_trackers
 from secateur.stages import RunStages, Unfinished, place_of
-from secateur.types import Data, Example, Judge, Loss, Progress, Snapshot
+from secateur.types import Data, Degradation, Example, Judge, Loss, Progress, Snapshot
 from secateur.words import spoken
 
 
@@ -72,6 +75,9 @@ def prune(
     command: str = "",
     track: Track | Sequence[Track] = (),
     examples: Sequence[Example] = (),
+    max_drop: float | None = None,
+    smallest: Smallest | None = None,
+    confidence: float = CONFIDENCE,
     **decision: Unpack[Decided],
 ) -> Result:
     """Prune a model by a recipe: plan, apply, certify, recover, measure.
@@ -107,6 +113,11 @@ def prune(
         track: trackers that log loss, sparsity, quality and the recipe: "tensorboard", "wandb", "mlflow", "trackio", a
             mapping of the name and options of accelerate's class, an `accelerate.tracking.GeneralTracker`, or several.
         examples: several examples, in the place of `example` or beside it: the plan and its certificate hold for all.
+        max_drop: in the place of a target: the smallest model that loses at most so many points of a share (accuracy;
+            1.0 = one hundredth), or percent of any other figure (a loss). Amounts are tried along one removal order,
+            each with the recipe's recovery; see docs/how-to/at-most-this-loss.md.
+        smallest: with max_drop, the target whose amount is found: "macs", "params", "sparsity" or "latency_ms".
+        confidence: with max_drop, how sure the limit is to be kept on other samples than those that it is chosen by.
         **decision: what goes, with the keywords of `secateur.plan`: target, criterion, granularity, scope, allocation,
             protect, min_keep, min_keep_fraction, round_to, seed, dtype, tolerance, expressible, scales, proof, blocks.
             They take the place of the recipe's; a recipe is for what comes after: recovery, measuring. And what no
@@ -121,7 +132,7 @@ def prune(
             activations or loss.
         UnsupportedError: the model is of a kind that cannot be pruned (quantised, scripted, sharded ...), cannot be
             captured or copied, or nothing can be cut.
-        TargetError: the target cannot be reached.
+        TargetError: the target cannot be reached, or no amount is sure to keep max_drop.
 
     Example:
         >>> import torch
@@ -138,6 +149,7 @@ def prune(
     loss = as_loss(loss)
     if train is not None:
         require_loop(train)
+    wanted = at_most_asked(max_drop, smallest, confidence, decision)
     settings, untrained = settings_of(recipe, overrides, decision, given, recover=recover, own=train is not None)
     settings, objects = with_trackers(settings, track)
     units = by_hand(decision, settings)
@@ -147,14 +159,15 @@ def prune(
     run = Journal(_called(progress), given.notes)
     run.doubts += [*untrained, *_doubts(came, model, units)]
     data = (given.train, given.scoring, given.test)
-    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None, given=units, data=data)
+    kept = RunStages(place_of(checkpoint, every), model, settings, run, own=train is not None, given=units,
+                     limit=None if wanted is None else wanted.to_data(), data=data)  # fmt: skip
     asked = Asked(
         model, example, examples, given, settings, decision.get("criterion"), units, loss, evaluate, train, title,
         command,
     )  # fmt: skip
     try:
         watch(run, settings, objects, kept.folder, title or type(model).__name__)
-        return _staged(asked, run, kept)
+        return _staged(asked, run, kept, wanted)
     except SecateurError as error:
         kept.refused(error)
         raise
@@ -163,8 +176,13 @@ def prune(
         kept.close()
 
 
-def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
+def _staged(asked: Asked, run: Journal, kept: RunStages, wanted: AtMost | None = None) -> Result:
     """The stages of `prune`, each done once."""
+    limit = None
+    if wanted is not None:
+        with run.stage("search"), run.noticed():
+            asked, limit = found_at_most(asked, wanted, kept, run.step("search"))
+        kept.stage_ended()
     settings, example = asked.settings, asked.example
     training = settings.training
     if training is None:
@@ -204,12 +222,18 @@ def _staged(asked: Asked, run: Journal, kept: RunStages) -> Result:
         before = replace(seen.before, latency_ms=timed[0])
         after = snapshot(pruned, example, evaluate=seen.judged.evaluate, latency_ms=timed[1], samples=seen.samples)
     run.figures("after", after.quality)
+    if limit is not None:
+        with run.stage("confirm"):
+            limit = confirmed(limit, asked, pruned)
+            plan = replace(plan, notes=(*plan.notes, *limit_lines(limit)))
+        if limit.verdict == "unconfirmed":
+            run.degradations.append(Degradation("confirm", *UNCONFIRMED))
     with run.stage("report"):
         beside = native(pruned, plan)
         run.doubts += [beside.warning] if beside.warning else []
         report = collect(
             base, plan, settings, before=before, after=after, after_cut=after_cut, judged=seen.judged, control=control,
-            run=run, title=asked.title, command=asked.command,
+            limit=limit, run=run, title=asked.title, command=asked.command,
         )  # fmt: skip
     return Result(pruned, plan, report, settings, report.degradations, tuple(run.log), beside, kept.folder)
 
@@ -234,10 +258,10 @@ def _decide(asked: Asked, model: nn.Module, run: Journal, kept: RunStages) -> Pl
     if set(EXACT) & set(asked.by_hand):  # nothing is scored, so nothing is kept
         return plan_by(model, example, settings, examples=examples, by_hand=asked.by_hand)
     return kept.plan(
-        lambda: plan_by(
+        asked.planned or (lambda: plan_by(
             model, example, settings, asked.given.scoring, asked.loss, asked.criterion, examples, asked.by_hand,
             progress=run.step("solve"), finished=kept.blocks,
-        ),
+        )),
         lambda keep: plan_by(model, example, settings, examples=examples, by_hand={"keep": keep}),
     )  # fmt: skip
 

@@ -72,6 +72,7 @@ class RunStages:
         run: the journal, which takes over what an earlier process has written.
         own: whether the run trains by a loop of the user's.
         given: units or scores that the caller gave; None or empty where the recipe decides.
+        limit: of a run that finds its amount: how much may be lost.
         data: all that is read; what their own generators draw goes on as without the interrupt.
 
     Raises:
@@ -87,6 +88,7 @@ class RunStages:
         *,
         own: bool,
         given: Mapping[str, object] | None = None,
+        limit: Mapping[str, object] | None = None,
         data: Iterable[object] = (),
     ) -> None:
         self._run, self._checkpoint = run, None
@@ -102,6 +104,7 @@ class RunStages:
             "train": own,
             "words": dict(place.words),
             **({"given": stable_hash([_plain(given)])} if given else {}),
+            **({"limit": dict(limit)} if limit else {}),
         }
         self._checkpoint = Checkpoint(place.folder, about=about, every=place.every)
         journal = self._checkpoint.get("journal")

@@ -19,8 +19,9 @@ ORDER = (
     "version", "errors", "shown", "drawing", "types", "registry", "words", "request", "model", "files", "recipe",
     "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
-    "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "pipeline", "api",
-    "sources", "from_disk", "interrupted", "advice", "comparison", "tickets", "deployment", "testing", "cli",
+    "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "objective", "pipeline",
+    "api", "sources", "from_disk", "interrupted", "advice", "comparison", "tickets", "search", "deployment", "testing",
+    "cli",
     "__main__",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}

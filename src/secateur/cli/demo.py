@@ -53,6 +53,7 @@ def demo(
     ] = None,
     out: options.Out = Path("runs/demo"),
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data, first and again after.")] = 3,
+    max_drop: options.MaxDrop = None,
     set_: options.Sets = None,
     seed: options.Seed = None,
     threads: Annotated[
@@ -67,7 +68,7 @@ def demo(
     """Train a small network on 4,000 real digits, prune it, recover, measure, save and load it again."""
     from secateur.asking import plan_by
     from secateur.cli import job as jobs
-    from secateur.cli.prune import finish, run, show_plan
+    from secateur.cli.prune import finish, limit_of, run, show_plan
     from secateur.files import seed_everything
 
     granularity = str(field.translated(granularity or ("element" if llm else "channel"), field.GRANULARITIES))
@@ -77,6 +78,7 @@ def demo(
         return demo_llm(decided, granularity=granularity, sparsity=sparsity, out=out, changes=set_ or [], seed=seed,
                         threads=threads, force=force, dry_run=dry_run, json=json)  # fmt: skip
     settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed, decided)
+    limit = limit_of(max_drop, None, None, decided, dry_run=dry_run)
     jobs.require_free(out, force=force)
     jobs.use_threads(threads or 1)
     with seed_everything(settings.seed):
@@ -88,7 +90,8 @@ def demo(
         plan_by(work.model, work.needed_example(), settings, None if work.data is None else work.data.calibration)
         train(work, epochs, settings.seed)
         command = _command(granularity, sparsity, epochs, set_ or [], settings.seed, decided.words())
-        result = run(work, settings, title="demo: MNIST digits", command=command)
+        command += "" if max_drop is None else f" --max-drop {max_drop:g}"
+        result = run(work, settings, title="demo: MNIST digits", command=command, limit=limit)
         result.save(out, force=force)
     reloaded = reload(work, result.model, out)
     code = finish(result, out, as_json=json, more={"reload": reloaded})

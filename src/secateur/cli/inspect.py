@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -11,10 +12,15 @@ from secateur.cli import options
 from secateur.cli.console import emit, out, table, write
 
 if TYPE_CHECKING:
+    from secateur.cli.job import Job
     from secateur.structure.view import View
 
 
-EXAMPLES = ("inspect mynet.py:build", "inspect demo:lenet --protect 'classify.*' --html lenet.html")
+EXAMPLES = (
+    "inspect mynet.py:build",
+    "inspect demo:lenet --protect 'classify.*' --html lenet.html",
+    "inspect mynet.py:build --data npz:mine.npz --sensitivity --picture s.svg",
+)
 
 
 def inspect(
@@ -26,6 +32,20 @@ def inspect(
         Optional[Path],  # noqa: UP045
         typer.Option("--html", metavar="FILE", help="Draw the groups as a page: what hangs together, what is locked."),
     ] = None,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Measure what is lost where one group alone gets smaller; needs --data."),
+    ] = False,
+    picture: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--picture", metavar="FILE.svg", help="With --sensitivity, draw it as well."),
+    ] = None,
+    granularity: Annotated[str, typer.Option("--granularity", help="With --sensitivity, what a unit is.")] = "channel",
+    criterion: Annotated[str, typer.Option("--criterion", help="With --sensitivity, what goes first.")] = "magnitude",
+    cache: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--cache", metavar="DIR", help="With --sensitivity, keep every measurement here."),
+    ] = None,
     seed: options.Seed = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -33,10 +53,16 @@ def inspect(
     """Show the groups of MODEL that can be cut, and what is locked by which line of code."""
     import secateur as sc
     from secateur.cli import job as jobs
+    from secateur.errors import RecipeError
     from secateur.files import seed_everything
 
+    if (picture or cache) and not sensitivity:
+        raise RecipeError("--picture and --cache belong to --sensitivity.", hint="Add it, or leave them out.")
     with seed_everything(seed or 0):
         work = jobs.resolve(model, data, seed=seed or 0, device=device)
+        if sensitivity:
+            words = {"granularity": granularity, "criterion": criterion}
+            return _sensitivity(work, words, protect or (), seed or 0, picture, cache, as_json=json)
         view = sc.inspect(work.model, work.needed_example(), protect=tuple(protect or ()))
     if html is not None:
         _page(view, html)
@@ -46,6 +72,46 @@ def inspect(
         _tables(view)
     else:
         write(f"{view}\n")
+    return 0
+
+
+def _sensitivity(
+    work: Job,
+    words: Mapping[str, str],
+    protect: Sequence[str],
+    seed: int,
+    picture: Path | None,
+    cache: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Measure the groups one by one, print the curves, and draw them."""
+    import secateur as sc
+    from secateur.cli import job as jobs
+    from secateur.cli.console import say
+    from secateur.cli.progress import Stages
+    from secateur.errors import RecipeError
+    from secateur.files.atomic import atomic_write
+    from secateur.recipe.overrides import choice_of
+
+    if work.data is None:
+        raise RecipeError("--sensitivity measures quality, which needs --data.", hint="for example --data npz:mine.npz")
+    jobs.warn_untrained(work)
+    if picture is not None:
+        jobs.require_free_file(picture, force=False)
+    with Stages() as stages:
+        found = sc.sensitivity(
+            work.model, work.needed_example(), data=work.data, granularity=choice_of(words["granularity"]),
+            criterion=choice_of(words["criterion"]), protect=tuple(protect), seed=seed, cache=cache,
+            progress=stages.of("sensitivity"),
+        )  # fmt: skip
+    if picture is not None:
+        atomic_write(picture, found.to_svg())
+        say(f"drawn in {picture}")
+    if as_json:
+        emit({"schema": 1, **found.to_dict()})
+    else:
+        write(f"{found}\n")
     return 0
 
 

@@ -26,6 +26,7 @@ from secateur.cli import (
     recipes,
     reload,
     resume,
+    search,
 )
 from secateur.cli.console import err
 from secateur.cli.failures import interrupted, told, unfinished_of
@@ -51,6 +52,7 @@ app.command("prune", epilog=help_of(*prune.EXAMPLES))(prune.prune)
 app.command("resume", epilog=help_of(*resume.EXAMPLES))(resume.resume)
 app.command("advise", epilog=help_of(*advise.EXAMPLES))(advise.advise)
 app.command("compare", epilog=help_of(*compare.EXAMPLES))(compare.compare)
+app.command("search", epilog=help_of(*search.EXAMPLES))(search.search)
 app.command("lottery", epilog=help_of(*lottery.EXAMPLES))(lottery.lottery)
 app.command("measure", epilog=help_of(*measure.EXAMPLES))(measure.measure)
 app.command("export", epilog=help_of(*export.EXAMPLES))(export.export)

@@ -95,6 +95,27 @@ Threads = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--threads", min=1, help="CPU threads; default torch's own choice."),
 ]
+MaxDrop = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        help="In the place of a target: the smallest model that loses at most so many points (or percent of a loss).",
+    ),
+]
+Smallest = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--smallest",
+        metavar="TARGET",
+        help="With --max-drop, what is made small: macs, params, sparsity or latency_ms.",
+        autocompletion=complete("macs", "params", "sparsity", "latency_ms"),
+    ),
+]
+Confidence = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--confidence", help="With --max-drop, how sure the limit is to be kept; default 0.95."),
+]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Timed rounds of the latency.")]
 BatchSize = Annotated[
     Optional[int],  # noqa: UP045

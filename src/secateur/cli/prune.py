@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from secateur.cli.job import Job
+    from secateur.objective.limits import AtMostWords
     from secateur.recipe import Recipe
     from secateur.result import Result
     from secateur.solve.blocks.forecast import Forecast
@@ -24,6 +25,7 @@ EXAMPLES = (
     "prune mynet.py:build --data npz:mine.npz --macs 0.5 --out runs/mine",
     "prune demo:lenet --sparsity 0.3 --recover none --out runs/small",
     "prune mynet.py:build --data npz:mine.npz --metric f1 --out runs/f1",
+    "prune net.py:build --data npz:mine.npz --max-drop 1.0 --out runs/mine",
     "prune hf:FOLDER --params 0.8 --expressible --data tsv:sst2 --out hf",
 )
 
@@ -39,6 +41,9 @@ def prune(
     set_: options.Sets = None,
     seed: options.Seed = None,
     track: options.Track = None,
+    max_drop: options.MaxDrop = None,
+    smallest: options.Smallest = None,
+    confidence: options.Confidence = None,
     threads: options.Threads = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
@@ -52,6 +57,7 @@ def prune(
     from secateur.model.tensors import require_storable
 
     settings = jobs.read_recipe(recipe, set_, seed, decided)
+    limit = limit_of(max_drop, smallest, confidence, decided, dry_run=dry_run)
     if track:
         from secateur.run_training import with_trackers
 
@@ -74,7 +80,7 @@ def prune(
         if dry_run:
             return show_plan(work, settings, as_json=json)
         command = command_line(model, data, settings, out, decided.device, metric)
-        result = with_sample(work, run(work, settings, title=model, command=command, place=place))
+        result = with_sample(work, run(work, settings, title=model, command=command, place=place, limit=limit))
         save(result, out, force=force)
     return finish(result, out, as_json=json)
 
@@ -161,10 +167,19 @@ def save(result: Result, folder: Path, *, force: bool) -> None:
         result.save(folder, force=force)
 
 
-def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinished | None = None) -> Result:
+def run(
+    work: Job,
+    settings: Recipe,
+    *,
+    title: str,
+    command: str,
+    place: Unfinished | None = None,
+    limit: AtMostWords | None = None,
+) -> Result:
     """Prune with progress on standard error; what is done is kept in `place`."""
     import secateur as sc
     from secateur.cli.progress import Stages
+    from secateur.objective.limits import NO_LIMIT
 
     if place is not None and (settings.training is not None or settings.recover):
         from secateur.files.checkpoint import PAGE
@@ -181,7 +196,39 @@ def run(work: Job, settings: Recipe, *, title: str, command: str, place: Unfinis
             progress=stages,
             title=title,
             command=command,
+            **(limit or NO_LIMIT),
         )
+
+
+def limit_of(
+    max_drop: float | None,
+    smallest: str | None,
+    confidence: float | None,
+    decided: Decisions,
+    *,
+    dry_run: bool = False,
+) -> AtMostWords | None:
+    """What --max-drop and its words ask for, checked before anything is loaded.
+
+    Raises:
+        RecipeError: a target beside it, a word of it alone, a number out of range, or a dry run.
+    """
+    from secateur.cli.decisions import TARGETS
+    from secateur.errors import RecipeError
+    from secateur.objective.limits import limit_words_of
+
+    asked = [f"--{name}" for name in TARGETS if getattr(decided, name) is not None]
+    if max_drop is not None and asked:
+        raise RecipeError(
+            f"--max-drop and {asked[0]} both say how much goes.",
+            hint=f"Leave one of them out; --smallest {TARGETS[asked[0][2:]]} says what is to be small.",
+        )
+    if max_drop is not None and dry_run:
+        raise RecipeError(
+            "--dry-run finds no amount for --max-drop.",
+            why="amounts are tried, and every one is recovered and measured",
+        )
+    return limit_words_of(max_drop, smallest, confidence)
 
 
 def show_plan(work: Job, settings: Recipe, *, as_json: bool) -> int:

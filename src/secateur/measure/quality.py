@@ -205,18 +205,23 @@ def _loss_on(batches: Data, loss: Loss, name: str) -> Callable[[nn.Module], dict
 
     def measured(model: nn.Module) -> dict[str, float]:
         total = samples = 0.0
-        device = device_of(model)
-        with evaluating(model):
-            for batch in batches:
-                moved = to_device(batch, device)
-                size = batch_size_of(to_example(moved))
-                total += float(loss(model, moved)) * size
-                samples += size
+        for value, size in losses(model, batches, loss):
+            total += value * size
+            samples += size
         if not samples:
             raise InputError("the data for the loss hold no sample", hint="is the loader used up or empty?")
         return {name: total / samples}
 
     return measured
+
+
+def losses(model: nn.Module, batches: Data, loss: Loss) -> Iterator[tuple[float, int]]:
+    """The loss of every batch, and how many samples it holds."""
+    device = device_of(model)
+    with evaluating(model):
+        for batch in batches:
+            moved = to_device(batch, device)
+            yield float(loss(model, moved)), batch_size_of(to_example(moved))
 
 
 def _perplexity_on(batches: Data) -> Evaluate:
@@ -255,13 +260,23 @@ def accuracy(model: nn.Module, data: Data) -> float:
         >>> accuracy(nn.Identity(), [(x, torch.tensor([0, 1, 1]))])  # doctest: +ELLIPSIS
         0.666...
     """
-    hits, total = _hits(model, data)
-    return hits / total
+    right, total = _right(model, data)
+    return right / total
 
 
-def _hits(model: nn.Module, data: Data) -> tuple[int, int]:
+def _right(model: nn.Module, data: Data) -> tuple[int, int]:
     """How many targets are hit, and how many there are."""
-    hits = total = 0
+    right = total = 0
+    for hit, counted in hits(model, data):
+        right += int((hit & counted).sum())
+        total += int(counted.sum())
+    if not total:
+        raise InputError("the data for accuracy holds no target", hint="is the loader used up or empty?")
+    return right, total
+
+
+def hits(model: nn.Module, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of every batch which targets the largest output hits, and which targets count; see `accuracy`."""
     device = device_of(model)
     with evaluating(model):
         for number, batch in enumerate(data):
@@ -270,12 +285,8 @@ def _hits(model: nn.Module, data: Data) -> tuple[int, int]:
             if target is None or target.is_floating_point():
                 raise InputError(f"batch {number}, {describe(batch)}, holds no integer target")
             predicted = prediction(call(model, to_example(moved)))
-            counted = target >= 0  # negative labels are the usual way to say "not this one"
-            hits += int(((_classes(predicted, target, number) == target) & counted).sum())
-            total += int(counted.sum())
-    if not total:
-        raise InputError("the data for accuracy holds no target", hint="is the loader used up or empty?")
-    return hits, total
+            # Negative labels are the usual way to say "not this one".
+            yield _classes(predicted, target, number) == target, target >= 0
 
 
 class _Hits:
@@ -285,8 +296,8 @@ class _Hits:
         self._data, self._total = data, 0
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        hits, self._total = _hits(model, self._data)
-        return {"accuracy": hits / self._total}
+        right, self._total = _right(model, self._data)
+        return {"accuracy": right / self._total}
 
     def samples(self) -> dict[str, int]:
         return {"accuracy": self._total} if self._total else {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur import criteria
+from secateur.amounts.allocate.sensitivity import Spread, spread_of
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError
 from secateur.kinds.base import Candidates
@@ -62,7 +63,7 @@ def make_plan(
     data: Data | None = None,
     loss: Loss | None = None,
     scope: str = SCOPE,
-    allocation: str = ALLOCATION,
+    allocation: Spread = ALLOCATION,
     protect: Protect = (),
     min_keep: int = MIN_KEEP,
     min_keep_fraction: float = MIN_KEEP_FRACTION,
@@ -99,7 +100,8 @@ def make_plan(
         data: batches, where the criterion needs them.
         loss: ``loss(model, batch) -> scalar``, where the criterion needs one and the batches do not imply it.
         scope: "global" (all units compete) or "local" (every group shrinks alike); masks also know "row".
-        allocation: "global", "uniform", "erk" or "lamp": how a global amount is spread.
+        allocation: "global", "uniform", "erk" or "lamp": how a global amount is spread; or by measured curves, what
+            `secateur.sensitivity` returns.
         protect: what stays whole: names or patterns, "type:ClassName", or modules and parameters of the model.
         min_keep: units that every group keeps at least.
         min_keep_fraction: share of each group that a global ranking of slices keeps in any case.
@@ -149,6 +151,7 @@ def make_plan(
     if masks is not None:
         return plan_of_masks(admit(model, copied=False), masks, target, scores, keep, remove)
     unit, choices = units_of(granularity, example)
+    spread, curves = spread_of(allocation)
     model = admit(model, copied=is_physical(choices))
     given = keep is not None or remove is not None
     if target is None and not given:
@@ -157,7 +160,7 @@ def make_plan(
     by = _Decider.of(None if given or scores is not None else criterion, blocks)
     request = Request(
         target=None if given else Target.of(target), criterion=by.named, granularity=spelt_out(choices), scope=scope,
-        allocation=allocation, protect=patterns_of(model, protect), min_keep=min_keep,
+        allocation=spread, protect=patterns_of(model, protect), min_keep=min_keep,
         min_keep_fraction=min_keep_fraction, seed=seed, expressible=expressible, scales=scales, proof=proof,
         round_to=width_grid(str(device_of(model))) if round_to == "auto" else round_to,
         blocks=None if by.solver is None else recorded_settings(blocks),
@@ -168,7 +171,8 @@ def make_plan(
     if given:
         return plan_of(candidates, request, {}, given_keep(candidates, keep, remove), dtype=dtype, tolerance=tolerance)
     values = _scores(candidates, by.rule, scores, data=data, loss=as_loss(loss), seed=seed)
-    chosen = decide(candidates, values, request, comparable=comparable if by.rule is None else by.rule.comparable)
+    same_scale = comparable if by.rule is None else by.rule.comparable
+    chosen = decide(candidates, values, request, comparable=same_scale, curves=curves)
     return plan_of(candidates, request, values, chosen, dtype=dtype, tolerance=tolerance)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from secateur.amounts.allocate.base import round_half_up
+from secateur.amounts.allocate.sensitivity import NAME, Curves, no_curves
 from secateur.amounts.order import RemovalOrder, removal_order, removals_for
 from secateur.amounts.patterns import per_pattern
 from secateur.amounts.select import select
@@ -31,7 +32,14 @@ ROUNDS, WARMUP = 15, 3  # of every latency measurement while searching
 STEP = 0.02  # of the units: how far the list is walked on where the final measurement misses the target
 
 
-def decide(candidates: Candidates, scores: Mapping[str, Tensor], request: Request, *, comparable: bool) -> Keep:
+def decide(
+    candidates: Candidates,
+    scores: Mapping[str, Tensor],
+    request: Request,
+    *,
+    comparable: bool,
+    curves: Curves | None = None,
+) -> Keep:
     """Choose what stays.
 
     Args:
@@ -39,6 +47,7 @@ def decide(candidates: Candidates, scores: Mapping[str, Tensor], request: Reques
         scores: group name -> scores, higher = keep.
         request: how much, from where.
         comparable: whether scores of different groups share one scale, for example a change of the loss.
+        curves: of allocation "sensitivity": what each group loses.
 
     Returns:
         group name -> bool tensor of the group's shape, True = keep.
@@ -49,22 +58,39 @@ def decide(candidates: Candidates, scores: Mapping[str, Tensor], request: Reques
 
     Cost: one sort of the units and log2(units) evaluations of a cost; a latency target measures real models.
     """
+    if curves is not None:
+        _require_global(candidates, request)
     if isinstance(candidates, Weights):
-        return _masks(candidates, scores, request)
+        return _masks(candidates, scores, request, curves)
     if request.scope == "row":
         raise RecipeError("scope 'row' belongs to masks.", hint="Use scope global or local for cuts.")
-    if request.allocation not in ("global", "uniform"):
+    if curves is None and request.allocation not in ("global", "uniform"):
+        if request.allocation == NAME:
+            raise no_curves()
         raise RecipeError(
             f"allocation {request.allocation!r} belongs to masks.", hint="Use global or uniform for cuts."
         )
-    return _Search(candidates, scores, request, comparable=comparable).choose()
+    return _Search(candidates, scores, request, comparable=comparable, curves=curves).choose()
+
+
+def _require_global(candidates: Candidates, request: Request) -> None:
+    """Curves say what a unit costs beside those of other groups: one ranking of all is what they are for."""
+    pattern = isinstance(candidates, Weights) and isinstance(candidates.unit, NM)
+    if (candidates.scope or request.scope) != "global" or pattern:
+        raise RecipeError(
+            "allocation 'sensitivity' ranks all units together.",
+            why=f"{request.what} with scope {candidates.scope or request.scope} gives every group its own share",
+            hint="Use scope global, or leave allocation out.",
+        )
 
 
 # -- masks -----------------------------------------------------------------------------------------------------
 
 
-def _masks(candidates: Weights, scores: Mapping[str, Tensor], request: Request) -> Keep:
+def _masks(candidates: Weights, scores: Mapping[str, Tensor], request: Request, curves: Curves | None) -> Keep:
     target = _target(request)
+    ranked = () if curves is None else (NAME,)
+    scores = scores if curves is None else curves.worth(scores)
     for what in target.given():
         if what not in AMOUNTS:
             candidates.price(what, Left({}, dict))
@@ -79,7 +105,7 @@ def _masks(candidates: Weights, scores: Mapping[str, Tensor], request: Request) 
         scope=request.scope,
         granularity=candidates.unit,
         groups=candidates.groups,
-        allocation=None if request.allocation == "global" else request.allocation,
+        allocation=None if request.allocation in ("global", *ranked) else request.allocation,
         min_keep=request.min_keep,
         shapes={g.name: tuple(tensors[g.spans[0].tensor].shape) for g in candidates.groups},
     )
@@ -103,14 +129,20 @@ class _Search:
     """
 
     def __init__(
-        self, candidates: Candidates, scores: Mapping[str, Tensor], request: Request, *, comparable: bool
+        self,
+        candidates: Candidates,
+        scores: Mapping[str, Tensor],
+        request: Request,
+        *,
+        comparable: bool,
+        curves: Curves | None = None,
     ) -> None:
         self.candidates, self.scores, self.request = candidates, scores, request
         self.target = _target(request)
         self.scope = candidates.scope or ("local" if request.allocation == "uniform" else request.scope)
         self.groups = {group.name: group for group in candidates.groups}
         self.families = {family.name: family for family in candidates.families}
-        self.ranked = self._ranked(comparable=comparable)
+        self.ranked = self._ranked(comparable=comparable) if curves is None else self._by_curves(curves)
         self.timed: dict[tuple[int, ...], float] = {}
 
     def choose(self) -> Keep:
@@ -149,6 +181,14 @@ class _Search:
         # Units of several granularities cost differently: what counts is the loss per multiply-accumulate (or weight).
         price = self._unit_prices()
         return {name: score.double() / price[name] for name, score in self.scores.items()}
+
+    def _by_curves(self, curves: Curves) -> dict[str, Tensor]:
+        """What a unit costs in quality, per unit of what the target counts."""
+        worth = curves.worth(self.scores)
+        if set(self.target.given()) <= {"sparsity", "count"}:
+            return worth  # units count alike
+        price = self._unit_prices()
+        return {name: score.double() / price[name] for name, score in worth.items()}
 
     def _unit_prices(self) -> dict[str, float]:
         """What one unit of every group costs, in the currency of the target."""

@@ -377,7 +377,8 @@ class Recipe(Part):
         allocation = plain["allocation"]
         return {
             "granularity": plain["granularity"],
-            "allocation": allocation if isinstance(allocation, str) else allocation["name"],
+            # With its options where it has any: measured curves are all that this one is.
+            "allocation": allocation if isinstance(allocation, str) or len(allocation) > 1 else allocation["name"],
             "scope": self.scope,
             "min_keep": self.min_keep,
             "min_keep_fraction": self.min_keep_fraction,

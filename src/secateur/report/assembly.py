@@ -17,6 +17,7 @@ from secateur.report.record import (
     Control,
     Environment,
     Layer,
+    Limit,
     Locked,
     NetworkPart,
     Report,
@@ -106,11 +107,13 @@ class Goal:
         target: for example {"macs": 0.5}.
         achieved: the same keys, measured.
         missed: whether the target was not reached.
+        limit: what was found for "at most this loss".
     """
 
     target: Mapping[str, float] = field(default_factory=dict)
     achieved: Mapping[str, float] = field(default_factory=dict)
     missed: bool = False
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ def build(
         allocation=method.allocation,
         target=dict(goal.target),
         achieved=dict(goal.achieved),
+        limit=goal.limit,
         certificate=effect.certificate,
         certificate_reason=effect.certificate_reason,
         conditions=effect.conditions,

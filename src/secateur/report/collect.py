@@ -20,7 +20,7 @@ from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
 from secateur.report.network import network_parts
-from secateur.report.record import Choice, Control, Report, UnitCount
+from secateur.report.record import Choice, Control, Limit, Report, UnitCount
 from secateur.request import Named, Request
 from secateur.types import Degradation, Snapshot
 
@@ -35,6 +35,7 @@ def collect(
     run: Journal,
     judged: Yardstick,
     control: Control | None = None,
+    limit: Limit | None = None,
     after_cut: Mapping[str, float] | None = None,
     title: str = "",
     command: str = "",
@@ -50,6 +51,7 @@ def collect(
         run: stages, fallbacks, doubts and training.
         judged: how quality was measured, or why it was not.
         control: the original after the same recovery steps, where that was asked for.
+        limit: what was found for "at most this loss".
         after_cut: quality right after the cut, before any recovery.
         title: what the report calls the run; the model's class by default.
         command: the command line that reproduces it.
@@ -81,7 +83,7 @@ def collect(
             quality_samples=judged.samples(),
             control=control,
         ),
-        goal=_goal(plan, before, after),
+        goal=_limited(_goal(plan, before, after), limit),
         events=_with_left_out(run.events(), plan),
         layers=pruned_layers(model, plan),
         network=network_parts(model, plan),
@@ -177,6 +179,20 @@ def _goal(plan: Plan, before: Snapshot, after: Snapshot) -> Goal | None:
     # measures at the end may be busier than it was then.
     missed = found.get("latency_ms", 0.0) > asked.get("latency_ms", math.inf)
     return Goal(target.flat(), {name: found[name] for name in target.given() if name in found}, missed)
+
+
+def _limited(goal: Goal | None, limit: Limit | None) -> Goal | None:
+    """The goal with the loss that was allowed, beside the amount that was found for it."""
+    if limit is None:
+        return goal
+    goal = goal or Goal()
+    reached = {} if limit.test is None else {"max_drop": limit.test.drop}
+    return Goal(
+        {**goal.target, "max_drop": limit.max_drop},
+        {**goal.achieved, **reached},
+        goal.missed or limit.verdict == "missed",
+        limit,
+    )
 
 
 def _choice(named: Named) -> Choice:

@@ -11,6 +11,7 @@ from jinja2 import Environment
 from secateur.drawing import environment_of_pages, page_parts, picture
 from secateur.planning.explain import evidence
 from secateur.report.charts import histograms, qualities, sizes, training
+from secateur.report.limit import limit_lines
 from secateur.report.network import drawn_parts
 from secateur.report.next_steps import next_steps
 from secateur.report.record import Report
@@ -64,6 +65,7 @@ def render_html(report: Report, *, charts: bool = True, folder: str = "", kind: 
             proof=proof_line(report),
             evidence=[] if report.certificate is None else evidence(report.certificate),
             score=score,
+            limit=[] if report.limit is None else list(limit_lines(report.limit)),
             recipe=json.dumps(report.recipe, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False),
             network=picture(drawn_parts(report.network, report.locked)) if charts else None,
             sizes=sizes(report) if charts else None,

@@ -168,6 +168,52 @@ class Control(ReportPart):
     quality: dict[Text, float]
 
 
+class Measured(ReportPart):
+    """How much a model lost on some samples, with one-sided bounds where anything is known of chance."""
+
+    drop: float
+    low: float | None = None
+    high: float | None = None
+    method: Text = ""
+
+
+class Attempt(ReportPart):
+    """One amount that was tried; ``drop`` is null where it could not be reached, with the reason in ``why``."""
+
+    amount: float
+    removed: Share
+    params: Amount | None
+    macs: Amount | None
+    nonzero: Amount | None
+    drop: float | None
+    low: float | None
+    high: float | None
+    method: Text
+    kept: bool
+    why: Text
+    seconds: Amount
+
+
+class Limit(ReportPart):
+    """The amount that was found for "at most this loss", what was tried, and whether the test part confirms it.
+
+    ``verdict`` is "sure" (the bound keeps the limit too), "held" (the figure keeps it, chance may have helped),
+    "missed", or "unconfirmed" (there is no test part).
+    """
+
+    max_drop: Amount
+    unit: Literal["points", "percent"]
+    figure: Text
+    smallest: Text
+    confidence: Share
+    amount: float
+    chosen_by: Text
+    chosen: Measured
+    attempts: tuple[Attempt, ...]
+    test: Measured | None = None
+    verdict: Literal["sure", "held", "missed", "unconfirmed"] = "unconfirmed"
+
+
 class TrainingPoint(ReportPart):
     """One logged step of a training, with sparsity where it prunes meanwhile; the loss is None where not finite."""
 
@@ -229,6 +275,8 @@ class Report(ReportPart):
     allocation: Choice
     target: dict[Text, float] = Field(default_factory=dict)
     achieved: dict[Text, float] = Field(default_factory=dict)
+    limit: Limit | None = None
+    """What was found for "at most this loss", where that was asked for."""
     certificate: Certificate | None = None
     certificate_reason: Text = ""
     conditions: tuple[Condition, ...] = ()

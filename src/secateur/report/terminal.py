@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from secateur.report.limit import limit_lines
 from secateur.report.record import Locked, Report, Sample
 from secateur.report.safe_text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
@@ -100,6 +101,8 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         yield "warnings", [clean(warning) for warning in report.warnings]
     if report.sample is not None:
         yield "it goes on from a text of the test part", list(sample_lines(report.sample))
+    if report.limit is not None:
+        yield "at most this loss", list(limit_lines(report.limit))
     if report.model_sparsity is not None:
         yield "sparsity", list(sparsity_lines(report))
     notes = () if report.certificate is None else report.certificate.notes

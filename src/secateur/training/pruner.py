@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from secateur.amounts.allocate.sensitivity import word_of
 from secateur.criteria.base import Criterion
 from secateur.criteria.gradients.movement import Movement, MovementAccumulator
 from secateur.errors import InputError, RecipeError
@@ -161,7 +162,7 @@ class Pruner:
         rule, loss = self._watch(criterion, data), as_loss(loss)
         request = Request(
             target=None, criterion=Named(rule.name, rule.options()), granularity=spelt_out(choices), scope=scope,
-            allocation=allocation, protect=patterns_of(self.model, protect), min_keep=min_keep,
+            allocation=word_of(allocation), protect=patterns_of(self.model, protect), min_keep=min_keep,
             min_keep_fraction=min_keep_fraction, round_to=round_to, seed=seed, scales=scales, proof=proof,
         )  # fmt: skip
         together = Together.of(came, distributed, device_of(self.model))

@@ -4,11 +4,15 @@ from secateur.amounts.allocate.base import Allotment, Amounts, allocate, apporti
 from secateur.amounts.allocate.erk import erk
 from secateur.amounts.allocate.global_ import global_
 from secateur.amounts.allocate.lamp import lamp, lamp_scores
+from secateur.amounts.allocate.sensitivity import Curve, Curves, Spread, sensitivity, spread_of
 from secateur.amounts.allocate.uniform import uniform
 
 __all__ = [
     "Amounts",
     "Allotment",
+    "Curve",
+    "Curves",
+    "Spread",
     "allocate",
     "apportion",
     "erk",
@@ -18,5 +22,7 @@ __all__ = [
     "names",
     "register",
     "round_half_up",
+    "sensitivity",
+    "spread_of",
     "uniform",
 ]

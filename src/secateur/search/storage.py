@@ -1,0 +1,104 @@
+"""Where the trials of a search lie, and what proposes them: the doors to Optuna, which is imported when used."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from secateur.errors import RecipeError, UnsupportedError
+from secateur.search.front import Goals
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+
+STUDY, ABOUT = "secateur", "about"
+BEAT, GRACE = 15, 60  # seconds between two signs of life of a worker, and without one until its trial is given up
+WAIT = 60  # seconds that a worker waits for another one's write
+Samplers = Literal["tpe", "nsga2", "random", "descent"]
+
+
+def require_optuna() -> None:
+    """Optuna, or an error that names the extra.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    try:
+        import_module("optuna")
+    except ImportError as error:
+        raise UnsupportedError("a search needs optuna", hint="pip install 'secateur[tune]'") from error
+
+
+def opened(storage: str | Path, goals: Goals, about: str) -> Study:
+    """The study of a search, made where it is missing.
+
+    Raises:
+        RecipeError: the storage holds a search for something else.
+        UnsupportedError: it cannot be opened.
+    """
+    optuna = import_module("optuna")
+    directions = ["maximize" if name in goals.higher else "minimize" for name in goals.names]
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study: Study = optuna.create_study(
+            study_name=STUDY, storage=_storage(storage), directions=directions,
+            load_if_exists=True,
+        )  # fmt: skip
+    # Two that begin at once write the same; whoever comes with something else is refused.
+    if study.user_attrs.get(ABOUT, about) != about:
+        raise RecipeError(
+            f"{storage} holds a search for something else",
+            why="model, data, space and objectives decide what a result means, and one of them is another one",
+            hint="Use another --out or storage, or the same as before.",
+        )
+    study.set_user_attr(ABOUT, about)
+    return study
+
+
+def _storage(storage: str | Path) -> BaseStorage | None:
+    if not str(storage):
+        return None
+    optuna = import_module("optuna")
+    url = str(storage) if "://" in str(storage) else f"sqlite:///{Path(storage).absolute()}"
+    # Without waiting a second worker would fail on the first one's write.
+    more = {"connect_args": {"timeout": WAIT}} if url.startswith("sqlite") else {}
+    try:
+        made: BaseStorage = optuna.storages.RDBStorage(
+            url, engine_kwargs=more, heartbeat_interval=BEAT, grace_period=GRACE
+        )
+    except Exception as error:
+        # Drivers raise what they like; none of it says what to do.
+        hint = "Is the server there, and its driver installed (psycopg for PostgreSQL)?"
+        raise UnsupportedError(
+            f"the storage {url.split('@')[-1]} cannot be opened", why=str(error)[:300], hint=hint
+        ) from error
+    return made
+
+
+def sampler_of(name: Samplers, seed: int) -> BaseSampler:
+    """What proposes recipes."""
+    samplers = import_module("optuna").samplers
+    if name == "tpe":
+        made: BaseSampler = samplers.TPESampler(seed=seed, constant_liar=True)
+        return made
+    return cast(
+        "BaseSampler", samplers.NSGAIISampler(seed=seed) if name == "nsga2" else samplers.RandomSampler(seed=seed)
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's own lines for every trial; as it was afterwards."""
+    logging = import_module("optuna").logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,58 @@
+"""What recipes are chosen by: nothing that their recovery trains on, and never the test part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from secateur.errors import InputError
+from secateur.model.door import enter
+from secateur.objective.selection import selection_of
+from secateur.sources import TensorData
+
+
+def part(first: int, last: int, **options: object) -> TensorData:
+    """Samples that are told apart by their number."""
+    numbers = torch.arange(float(first), float(last)).view(-1, 1).repeat(1, 3)
+    return TensorData(numbers, torch.arange(first, last) % 2, batch_size=4, **options)  # type: ignore[arg-type]
+
+
+def numbers(data: object) -> set[float]:
+    return {float(row[0]) for x, _ in data for row in x}  # type: ignore[attr-defined]
+
+
+def test_calibration_data_of_their_own_serve_whole() -> None:
+    given = enter(part(0, 40, shuffle=True), calibration=part(40, 52), test=part(60, 64))
+    found = selection_of(given)
+    assert numbers(found.batches) == set(range(40, 52))
+    assert numbers(found.given.train) == set(range(40))
+
+
+@pytest.mark.parametrize("overlap", [part(38, 50), part(0, 8)])
+def test_calibration_data_that_are_trained_on_do_not(overlap: TensorData) -> None:
+    found = selection_of(enter(part(0, 40, shuffle=True), calibration=overlap, test=part(60, 64)))
+    chosen, trained = numbers(found.batches), numbers(found.given.train)
+    assert not chosen & trained
+    assert chosen | trained == set(range(40))
+    assert 4 <= len(chosen) <= 12
+    assert found.given.calibration is overlap, "scores read what they read without a limit"
+
+
+def test_the_same_text_is_known_whatever_it_is_padded_to() -> None:
+    texts = torch.tensor([[5, 6, 7], [8, 9, 0], [3, 0, 0]])
+    train = [{"input_ids": torch.nn.functional.pad(texts, (0, 4)), "labels": torch.zeros(3).long()}] * 5
+    given = enter(train, calibration=[{"input_ids": texts[2:, :1], "labels": torch.zeros(1).long()}])
+    assert "fifth" in selection_of(given).on
+
+
+def test_a_loader_without_calibration_data_is_refused() -> None:
+    loader = DataLoader(TensorDataset(torch.zeros(8, 2), torch.zeros(8).long()), batch_size=4)
+    with pytest.raises(InputError, match="no data to choose by") as caught:
+        selection_of(enter(loader))
+    assert "calibration=" in caught.value.hint
+
+
+def test_the_test_part_alone_chooses_nothing() -> None:
+    with pytest.raises(InputError, match="no data to choose by"):
+        selection_of(enter(None, test=part(0, 8)))
