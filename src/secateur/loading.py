@@ -24,8 +24,11 @@ from secateur.planning.plan import Plan
 from secateur.types import Example
 from secateur.words import spoken
 
-PLAN, WEIGHTS = "plan.json", "model.safetensors"
+PLAN, WEIGHTS, BUFFERS = "plan.json", "model.safetensors", "buffers.safetensors"
 WIDEST = 16  # bytes of one element of the widest dtype
+ROOM = 1 << 20  # bytes for the names of buffers
+STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+          torch.int8, torch.uint8, torch.bool)  # fmt: skip
 
 
 @spoken()
@@ -72,7 +75,7 @@ def load(
                 why="without it nobody can tell whether the file is the one that was written",
                 hint="get the folder again",
             )
-    require_files(folder, {name: digest for name, digest in hashes.items() if name not in (PLAN, WEIGHTS)})
+    require_files(folder, {name: digest for name, digest in hashes.items() if name not in (PLAN, WEIGHTS, BUFFERS)})
     said = load_json(PLAN, within=folder, max_bytes=MAX_BYTES, sha256=hashes[PLAN])
     plan = Plan.from_data(said, str(folder / PLAN), load_beside(said, folder))
     fresh = model if isinstance(model, nn.Module) else model()
@@ -89,6 +92,9 @@ def load(
         plan.prove(fresh, example)
     plan.replay(fresh)
     fill(fresh, tensors)
+    if BUFFERS in hashes:
+        room = WIDEST * sum(tensor.numel() for tensor in beside_state(fresh).values())
+        fill_buffers(fresh, load_tensors(BUFFERS, within=folder, sha256=hashes[BUFFERS], max_bytes=room + ROOM))
     watch_saving(fresh)
     remember(fresh, plan)  # a second round then saves one folder for the original architecture
     return fresh
@@ -132,6 +138,49 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].data = tensor.to(own[name].device)
+
+
+def beside_state(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a model's state does not hold (`persistent=False`); a constructor may make others.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> layer.register_buffer("scale", torch.ones(1), persistent=False)
+        >>> list(beside_state(layer))
+        ['scale']
+    """
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for name in sorted(module._non_persistent_buffers_set):
+            tensor = module._buffers.get(name)
+            plain = tensor is not None and tensor.layout == torch.strided and tensor.dtype in STORED
+            if tensor is not None and plain and tensor.device.type != "meta":
+                found[f"{path}.{name}" if path else name] = tensor.detach()
+    return found
+
+
+def fill_buffers(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put buffers into a model that its state does not hold; those of the file that it has otherwise are refused.
+
+    Raises:
+        PlanMismatchError: names the first that the model lacks, or has in another shape or of other numbers.
+    """
+    own = beside_state(model)
+    for name, tensor in sorted(tensors.items()):
+        there = own.get(name)
+        if there is None or there.shape != tensor.shape or _sort(there) != _sort(tensor):
+            why = "has no such buffer" if there is None else f"has one of {tuple(there.shape)}, {there.dtype}"
+            raise PlanMismatchError(
+                f"The buffer {name!r} of the file, {tuple(tensor.shape)}, {tensor.dtype}, does not fit.",
+                why=f"the model {why}",
+                hint="Pass the architecture that the weights were saved from.",
+            )
+    for name, tensor in tensors.items():
+        path, _, last = name.rpartition(".")
+        buffers = model.get_submodule(path)._buffers
+        before = own[name]
+        # Another tensor, not another value: what the constructor shares with other models stays theirs.
+        buffers[last] = tensor.to(device=before.device, dtype=before.dtype)
 
 
 def _sort(tensor: Tensor) -> str:

@@ -18,7 +18,7 @@ from secateur.files.manifest import MANIFEST
 from secateur.files.safe import save_tensors
 from secateur.files.seeds import canonical_json
 from secateur.integrations.transformers import config_files, copy_tokenizer, express, is_transformers
-from secateur.loading import PLAN, WEIGHTS
+from secateur.loading import BUFFERS, PLAN, WEIGHTS, beside_state
 from secateur.model.tensors import require_storable
 from secateur.planning.beside import save_beside
 from secateur.planning.files import to_json
@@ -135,8 +135,9 @@ class Result:
         """Write the output folder, whole or not at all.
 
         It holds plan.json, model.safetensors, recipe.yaml, report.json, report.html, README.md (a model card),
-        environment.json, log.jsonl and manifest.json (SHA-256 of every file). For Hugging Face models also config.json
-        and the tokenizer's files: where a config can express the result `from_pretrained` loads the folder natively;
+        environment.json, log.jsonl and manifest.json (SHA-256 of every file), and buffers.safetensors where the model
+        has buffers that are no part of its state (`persistent=False`). For Hugging Face models also config.json and the
+        tokenizer's files: where a config can express the result `from_pretrained` loads the folder natively;
         else config.json is the original's, and a warning, the report and the card say that secateur.load() is needed.
 
         Args:
@@ -187,6 +188,9 @@ class Result:
             (folder / name).write_bytes(text.encode())
         tensors = {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
         hashes[WEIGHTS] = save_tensors(folder / WEIGHTS, tensors)
+        others = beside_state(self.model)
+        if others:
+            hashes[BUFFERS] = save_tensors(folder / BUFFERS, others)
         # Last, and without its own hash: it speaks of every other file.
         (folder / MANIFEST).write_text(canonical_json(hashes))
 

@@ -50,3 +50,12 @@ def test_one_parameter_under_two_names_stays_one() -> None:
     model = nn.Sequential(one, other)
     found = sc.plan(model, torch.randn(5, 6), granularity="neuron", remove={"0.down": [1]}).conditions
     assert not [condition for condition in found if "share their memory" in condition.text]
+
+
+def test_a_buffer_in_the_memory_of_a_weight_is_said() -> None:
+    model = Coder()
+    model.register_buffer("view", model.down.weight.data[:, :3])
+    (said,) = conditions(model)
+    assert "view" in said
+    model.register_buffer("view", model.down.weight.data[:, :3].clone())
+    assert conditions(model) == []

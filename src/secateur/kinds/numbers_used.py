@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tag, Tensor, nn
@@ -37,6 +37,7 @@ SIZED = frozenset([
     "unflatten", "broadcast_to", "native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm", "resize", "repeat",
 ])  # fmt: skip
 Site = tuple[str, str]  # line of the user's code, operator
+Results = Callable[[str, Tensor, Sequence[Tensor]], Tensor | None]  # operator, its result, its operands -> what is kept
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Used:
         whole: whether all tensors of the call hold integers.
         pointwise: whether it acts element by element, so that all its numbers are values.
         shapes: of its tensors.
+        result: what it gave, or every so many positions of it, where somebody asked for results.
+        size_in: the largest finite number that it was given, beside which a smaller one is rounding.
     """
 
     numbers: tuple[float, ...]
@@ -56,6 +59,8 @@ class Used:
     whole: bool = False
     pointwise: bool = False
     shapes: tuple[tuple[int, ...], ...] = ()
+    result: Tensor | None = None
+    size_in: float = 0.0
 
 
 class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -63,11 +68,12 @@ class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         apart: names of modules whose own calls do not count.
+        results: gives what is to be kept of the result of an operator, if anything; None where nobody asks for results.
     """
 
-    def __init__(self, apart: Sequence[str] = ()) -> None:
+    def __init__(self, apart: Sequence[str] = (), results: Results | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.apart = apart
+        self.apart, self.results = apart, results
         self.calls: dict[Site, list[Used]] = defaultdict(list)
         self.read: set[float] = set()  # what tensors gave the code: data, as the outputs are
         self.paused = 0
@@ -78,14 +84,18 @@ class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = rules.by_parts(self, func, args, kwargs)
         if result is not NotImplemented:
             return result
-        if not self.paused:
-            self._note(func, args, kwargs)
+        used = None if self.paused else self._note(func, args, kwargs)
+        # What an operand holds is looked at before it may be written to.
+        size_in = largest(args, kwargs) if self.results is not None and used is not None else 0.0
         result = func(*args, **kwargs)
         if type(result) in (int, float):
             self.read.add(result)
+        if self.results is not None and used is not None and isinstance(result, Tensor):
+            kept = self.results(base_name(func), result, tensors_of((args, kwargs)))
+            used[-1] = replace(used[-1], result=kept, size_in=size_in)
         return result
 
-    def _note(self, func: Op, args: Args, kwargs: Kwargs) -> None:
+    def _note(self, func: Op, args: Args, kwargs: Kwargs) -> list[Used]:
         name, tensors = base_name(func), tensors_of((args, kwargs))
         numbers = tuple(_numbers((*args, *kwargs.values()), sizes=name in SIZED))
         if MADE in func._schema.name:
@@ -95,7 +105,9 @@ class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         whole = not any(t.is_floating_point() or t.is_complex() for t in tensors)
         shapes = tuple(tuple(t.shape) for t in tensors)
         pointwise = Tag.pointwise in func.tags or name in FILLS
-        self.calls[users_line(), name].append(Used(numbers, size, whole, pointwise, shapes))
+        calls = self.calls[users_line(), name]
+        calls.append(Used(numbers, size, whole, pointwise, shapes))
+        return calls
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -116,6 +128,12 @@ class NumbersUsed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def largest(args: Args, kwargs: Kwargs) -> float:
+    """The largest finite number of the floating-point operands, without its sign."""
+    found = [t.detach() for t in tensors_of((args, kwargs)) if t.is_floating_point() and t.numel()]
+    return max((float(t.nan_to_num(0, 0, 0).abs().max()) for t in found), default=0.0)
 
 
 def _numbers(values: Iterable[object], *, sizes: bool) -> Iterator[float]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.answers import Answer, answer
-from secateur.kinds.numbers_used import NumbersUsed
+from secateur.kinds.numbers_used import NumbersUsed, Results
 from secateur.model.agreement import agreement
 from secateur.model.call import device_of
 from secateur.model.guard import Mode
@@ -43,6 +43,7 @@ class Reference:
         numbers: (plain numbers of its run, those of the cut model) -> notes; refuses those that mean something else.
             None where numbers are nobody's business, or are followed by other means.
         apart: names of modules of the reference whose numbers do not count.
+        results: what of the results of operators is written down beside their numbers; None for nothing.
     """
 
     model: nn.Module
@@ -56,10 +57,11 @@ class Reference:
     hint: str = HINT
     numbers: Callable[[NumbersUsed, NumbersUsed], Iterable[str]] | None = None
     apart: Sequence[str] = ()
+    results: Results | None = None
 
     def counting(self, mode: Mode, apart: Sequence[str] = ()) -> NumbersUsed | None:
         """What writes down the numbers of a run; in training they are rates of what is drawn at random."""
-        return NumbersUsed(apart) if self.numbers is not None and mode == "eval" else None
+        return NumbersUsed(apart, self.results) if self.numbers is not None and mode == "eval" else None
 
     def require_same_parameters(self, expected: Answer, found: Answer, cut: nn.Module, what: str) -> None:
         """Refuse a cut model of which other parameters take part in an answer than of the original."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from secateur.model.admit import admit
 from secateur.registry import suggestion
 from secateur.types import Group
 
+# Weakly both: neither a model nor the owner of its masks lives longer for being known here.
+HANDLES: WeakKeyDictionary[nn.Module, WeakSet[MaskHandle]] = WeakKeyDictionary()
 _MASK, _HIDDEN = "mask.", "hidden."  # what names in `state_dict` begin with
 
 
@@ -111,11 +113,17 @@ class MaskHandle:
         # Weakly: a handle that outlives a training must not keep its optimizer's moments in memory.
         self._holds: WeakKeyDictionary[Optimizer, Hold] = WeakKeyDictionary()
         self._removed = False
+        HANDLES.setdefault(model, WeakSet()).add(self)
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """Parameter name -> bool tensor of its shape, True = keep; views, not to be written to."""
         return {name: held.keep.expand(held.parameter.shape) for name, held in self._held.items()}
+
+    @property
+    def is_held(self) -> bool:
+        """Whether steps of some optimizer keep the masks."""
+        return any(hold.active for hold in self._holds.values())
 
     def dropped(self) -> Iterator[Dropped]:
         """Masked parameters, each with a bool tensor that is True at the masked places.

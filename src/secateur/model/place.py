@@ -46,16 +46,29 @@ def users_line(*, whole: bool = False) -> str:
     Args:
         whole: the whole path, for errors that are read without the model at hand; else its last two parts.
     """
-    frame: FrameType | None = sys._getframe(1)
+    frame = _users_frame(sys._getframe(1))
+    if frame is None:
+        return ""
+    path = frame.f_code.co_filename
+    return f"{path if whole else short(path)}:{frame.f_lineno}"
+
+
+def users_step() -> tuple[str, int]:
+    """`users_line`, and a number that tells several calls of one line apart."""
+    frame = _users_frame(sys._getframe(1))
+    return ("", 0) if frame is None else (f"{short(frame.f_code.co_filename)}:{frame.f_lineno}", frame.f_lasti)
+
+
+def _users_frame(frame: FrameType | None) -> FrameType | None:
     while frame is not None and frame.f_code.co_filename != _CALL:
         code = frame.f_code
         known = _KNOWN.get(code)
         if known is None:
             known = _KNOWN[code] = is_users(code.co_filename)
         if known:
-            return f"{code.co_filename if whole else short(code.co_filename)}:{frame.f_lineno}"
+            return frame
         frame = frame.f_back
-    return ""
+    return None
 
 
 def engine_writes() -> bool:

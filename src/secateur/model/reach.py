@@ -6,11 +6,14 @@ here is kept and put back by `secateur.model.state`.
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
+import threading
 from array import array
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cached_property, partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Literal
@@ -20,7 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["plain", "module", "parameter", "tensor", "container", "array", "random", "function", "object"]
+Kind = Literal[
+    "plain", "module", "parameter", "tensor", "container", "array", "random", "function", "object", "answers",
+    "variable", "local",
+]  # fmt: skip
 Place = tuple[dict[str, object], str]  # a namespace and a name in it
 
 CONTAINERS = (dict, list, deque, set, tuple)
@@ -28,6 +34,8 @@ ARRAYS = (np.ndarray, bytearray, array)
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 FUNCTIONS = (FunctionType, MethodType, partial, CellType, staticmethod, classmethod, property, cached_property)
 HOLDERS = (UserDict, UserList, SimpleNamespace)  # objects of Python that are made to hold what a user puts in
+ANSWERS = type(functools.lru_cache(lambda: None))
+AMBIENT = (ANSWERS, ContextVar, threading.local)  # what outlives a call without standing in any object of the model
 NUMBERS = (int, float, complex, str, bytes, type(None))
 # What these packages keep in their objects is their own affair: a logger alone reaches half the process.
 FOREIGN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "secateur"})
@@ -52,6 +60,8 @@ def kind_of(value: object) -> Kind:
         return "function"
     if isinstance(value, HOLDERS):
         return "object"
+    if isinstance(value, AMBIENT):
+        return "answers" if isinstance(value, ANSWERS) else "variable" if isinstance(value, ContextVar) else "local"
     if isinstance(value, (type, ModuleType, BuiltinFunctionType, *NUMBERS)) or is_foreign(type(value)):
         return "plain"
     return "object"
@@ -165,7 +175,14 @@ def _collect(value: object, found: dict[tuple[int, str], Place], seen: set[int])
             _collect(held, found, seen)
             if not _within_foreign(held) and not all(map(_is_class, inside(held))):
                 found[id(space), name] = (space, name)  # it holds something itself: in its closure, or as a default
-        elif isinstance(held, (*CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor)) or kind_of(held) == "object":
+        elif isinstance(held, ANSWERS):
+            _collect(held.__wrapped__, found, seen)
+            if not _within_foreign(held.__wrapped__):
+                found[id(space), name] = (space, name)
+        elif (
+            isinstance(held, (ContextVar, threading.local, *CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor))
+            or kind_of(held) == "object"
+        ):
             found[id(space), name] = (space, name)
 
 

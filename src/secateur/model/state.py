@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import itemgetter
 from types import CellType, FunctionType
@@ -26,7 +27,7 @@ from secateur.model.reach import (
     user_classes,
 )
 from secateur.model.tensors import has_values
-from secateur.model.undo import Undo, undo_array, undo_random
+from secateur.model.undo import LruCache, Undo, undo_answers, undo_array, undo_random, undo_variable
 from secateur.types import Example
 
 _TensorHooks = dict[int, object] | None
@@ -270,6 +271,16 @@ class State:
             self.undo.append(undo_random(value))
         elif kind == "function":
             self._walk_function(value)
+        elif kind == "answers":
+            self.undo.append(undo_answers(cast("LruCache", value)))
+            self._walk(getattr(value, "__wrapped__", None))
+        elif kind == "variable":
+            variable = cast("ContextVar[object]", value)
+            self.undo.append(undo_variable(variable))
+            self._walk(variable.get(None))
+        elif kind == "local":
+            for item in self.attributes.add(vars(value)):  # of this thread
+                self._walk(item)
         if kind == "object" or (kind == "container" and type(value) not in CONTAINERS):
             self._walk_object(value)
 

@@ -17,6 +17,7 @@ from secateur.files.safe import load_json
 from secateur.integrations.transformers import watch_saving
 from secateur.kinds.edit import write_weights
 from secateur.masks import mask_model
+from secateur.masks.living import require_unheld
 from secateur.model.admit import admit, not_copyable, require_unwatched
 from secateur.model.call import device_of
 from secateur.model.closures import require_own_hooks
@@ -105,7 +106,8 @@ class Plan(PlanData):
         Raises:
             PlanMismatchError: the plan belongs to another model, or its slices are not what its units mean in it.
             CertificateError: the cut is not equal to its proof; nothing was changed.
-            UnsupportedError: the model cannot be copied, or is to be cut in place under `DistributedDataParallel`.
+            UnsupportedError: the model cannot be copied, or is to be cut in place under `DistributedDataParallel`
+                or while masks of what is cut are held.
 
         Cost: one copy of what is kept; certification adds about three forward passes, and on a model that the plan was
             not made with a run of the engine.
@@ -113,6 +115,7 @@ class Plan(PlanData):
         given, model = model, admit(model, prepared=not self.removes)
         if inplace and self.removes:
             require_unwatched(given)
+            require_unheld(model, self.cuts, self.layers)
         self.validate(model)
         certify = self._proof(model, example, None if proof is None else effort_of(proof))
         before = origin_of(model)  # asked now: in place, the model is another one afterwards

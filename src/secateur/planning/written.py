@@ -16,6 +16,7 @@ from secateur.model.guard import guard
 from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
 from secateur.request import Efforts, Named, Request, Target, effort_of
+from secateur.structure.backwards import own_backwards
 from secateur.structure.elsewhere import left_behind, untied
 from secateur.structure.provenance import read
 from secateur.types import Certificate
@@ -90,6 +91,7 @@ def plan_of(
             *candidates.conditions,
             *left_behind(model, edit.cuts, edit.attributes),
             *untied(model, edit.cuts),
+            *(own_backwards(model) if candidates.physical else ()),
         ),
     )
 

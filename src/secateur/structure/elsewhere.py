@@ -53,17 +53,17 @@ def left_behind(
 
 
 def untied(model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]]) -> Iterator[Condition]:
-    """One condition for each pair of parameters in the same memory of which one is cut: then each has its own.
+    """One condition for each parameter in the memory of another, or of a buffer, where one is cut: both get their own.
 
     A weight that is used twice is no such pair: it is one parameter under two names, and stays one.
     """
     memories: dict[int, list[tuple[str, Tensor]]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.layout == torch.strided:
-            memories.setdefault(memory_of(parameter), []).append((name, parameter))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout == torch.strided:
+            memories.setdefault(memory_of(tensor), []).append((name, tensor))
     for (name, one), (other, two) in (pair for held in memories.values() for pair in combinations(held, 2)):
         (a, b), (c, d) = _extent(one), _extent(two)
-        if a < d and c < b and (name in cuts or other in cuts):
+        if isinstance(one, nn.Parameter) and a < d and c < b and (name in cuts or other in cuts):
             shared = f"{name} and {other} share their memory"
             text = f"holds until it is trained: {shared}, and the cut gives each its own"
             yield Condition(text, "", name.rpartition(".")[0])

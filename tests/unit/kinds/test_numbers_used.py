@@ -129,6 +129,57 @@ def test_numbers_of_experts_are_refused(name: str) -> None:
         sc.plan(model, X, granularity="expert", target={"count": 2}).apply(model)
 
 
+def load(g: Tensor) -> Tensor:
+    return (g > 0).float().sum(0)
+
+
+BY_TENSORS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "mean load": lambda m, g: g * (load(g) <= 2 * load(g).mean() + 30),
+    "share of used ones": lambda m, g: g * torch.where((g.sum(0) > 0).float().mean() < 9, 1.0, 0.5),
+    "mean weight": lambda m, g: g * (g.amax(-1, True) - g.mean(-1, True) < 9),
+    "spread of weights": lambda m, g: g * (g.std(-1, keepdim=True) < 9),
+    "sum of ones": capped(lambda m, g: (99.0 * len(g) / torch.ones_like(g[0]).sum()).clamp(min=3)),
+    "uniform": capped(lambda m, g: (99.0 * len(g) * torch.zeros_like(g).softmax(-1)).clamp(min=3)),
+    "length of ones": capped(lambda m, g: 99 * torch.linalg.vector_norm(torch.ones_like(g[0]))),
+    "form as a tensor": capped(lambda m, g: (99.0 * len(g) / torch.tensor(g.shape)[-1]).clamp(min=3)),
+    "trace": capped(lambda m, g: 99.0 * torch.eye(g.shape[-1]).trace()),
+    "whole numbers": capped(lambda m, g: 99 * torch.ones_like(g[0], dtype=torch.long).sum()),
+    "logarithm of a sum": capped(lambda m, g: 99 * (g[0] * 0).logsumexp(0)),
+    "last in an order": capped(lambda m, g: 99.0 * (g.argsort(-1).amax() + 1.0)),
+    "a product with ones": capped(lambda m, g: 99 * (torch.ones_like(g) @ g.new_ones(g.shape[1], 1))),
+}
+
+
+@pytest.mark.parametrize("name", marked(BY_TENSORS, "mean load", "uniform", "form as a tensor", "whole numbers"))
+def test_tensors_that_count_experts_are_refused(name: str) -> None:
+    model = Mixture(BY_TENSORS[name]).eval()
+    with pytest.raises(CertificateError, match=r"test_numbers_used\.py:\d+ comes to another number"):
+        sc.plan(model, X, granularity="expert", target={"count": 2}).apply(model)
+
+
+KEEP_THEIR_VALUE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "sum of weights": lambda m, g: g / g.sum(-1, True),
+    "largest load": lambda m, g: g * (load(g) <= load(g).amax()),
+    "how many are used": lambda m, g: g * ((g > 0).sum(-1, True) < 9),
+    "length": lambda m, g: g / g.norm(dim=-1, keepdim=True),
+    "an order of tokens": lambda m, g: g * (g.argsort(0).argsort(0) >= 0),
+    "positions of experts": lambda m, g: g * (g.argmax(-1, True).float() < 99),
+}
+
+
+@pytest.mark.parametrize(
+    "name", marked(KEEP_THEIR_VALUE, "sum of weights", "how many are used", "positions of experts")
+)
+def test_tensors_that_count_nothing_are_certified(name: str) -> None:
+    model = Mixture(KEEP_THEIR_VALUE[name]).eval()
+    plan = sc.plan(model, X, granularity="expert", target={"count": 2})
+    cut = plan.apply(model)
+    (group,) = plan.groups.values()
+    model.gate.register_forward_hook(lambda m, a, out: out.index_fill(-1, torch.tensor(group["removed"]), -1e9))
+    other = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(cut(other), model(other), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "capacity",
     [

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import random
 import sys
+import threading
 from array import array
 from collections import Counter, OrderedDict, UserDict, defaultdict, deque
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -200,6 +203,46 @@ def remember(x):
     SEEN.add_(1)
 
 
+@functools.cache
+def remembered(number):
+    return [number]
+
+
+ANSWERED, LOCAL = ContextVar("answered"), threading.local()
+LEVEL = ContextVar("level", default=0)
+
+
+def answers():
+    """Functions that remember what they were asked, whatever it was made of."""
+    remembered.cache_clear()
+    model = type("Asks", (Net,), {"touch": lambda self, x: remembered(len(x))})()
+    return model, lambda: remembered.cache_info().currsize
+
+
+def of_the_context():
+    """A container that the forward puts there is emptied, as Python unsets nothing."""
+
+    def touch(self, x):
+        held = ANSWERED.get(None)
+        if held is None:
+            held = {}
+            ANSWERED.set(held)
+        held[len(x)] = x
+        LEVEL.set(LEVEL.get() + 1)
+
+    ANSWERED.set({})
+    return type("Keeps", (Net,), {"touch": touch})(), lambda: (list(ANSWERED.get()), LEVEL.get())
+
+
+def of_the_thread():
+    def touch(self, x):
+        LOCAL.__dict__.setdefault("seen", []).append(1)
+        LOCAL.last = len(x)
+
+    vars(LOCAL).clear()
+    return type("Threads", (Net,), {"touch": touch})(), lambda: copy.deepcopy(vars(LOCAL))
+
+
 def default():
     def touch(self, x, seen=[]):  # noqa: B006
         seen.append(1)
@@ -276,6 +319,7 @@ STATES = {
     "closure": closure, "hook object": bound, "partial": curried, "patched forward": patched,
     "class": of_the_class, "module": of_the_module, "default argument": default, "module in a list": aside,
     "gradient": gradient, "generators": generators, "flags": frozen,
+    "remembered answers": answers, "context": of_the_context, "thread": of_the_thread,
 }  # fmt: skip
 CUT = {"granularity": "neuron", "target": {"sparsity": 0.5}}
 RECIPE = {**CUT, "recover": [], "measure": {"rounds": 1}}
@@ -377,6 +421,8 @@ FAULTS = {
     "classes are not put back": ("_refill_class", lambda kind, before: None, "class"),
     "arrays are not put back": ("undo_array", lambda value: lambda: None, "numpy"),
     "held generators are not put back": ("undo_random", lambda value: lambda: None, "generator of torch"),
+    "answers are not forgotten": ("undo_answers", lambda value: lambda: None, "remembered answers"),
+    "the context is not put back": ("undo_variable", lambda value: lambda: None, "context"),
     "slots are not put back": ("_refill_slot", lambda owner, name, value: None, "slots"),
     "mappings are not put back": ("refill", lambda live, before: None, "number"),
     "values are not compared": ("_same_bits", lambda a, b: True, "buffer"),
@@ -391,6 +437,21 @@ def test_a_guard_that_forgets_is_seen(fault, monkeypatch):
             monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError):
         test_state_comes_back(kind, "guard", fails=False)
+
+
+def test_a_variable_of_the_context_that_was_unset_is_emptied_or_has_its_default():
+    fresh, level = ContextVar("fresh"), ContextVar("level", default=3)
+
+    def run(x):
+        fresh.set({1: x})
+        level.set(7)
+        return x
+
+    model = Net()
+    model.run = run
+    with guard(model):
+        model.run(1)
+    assert (fresh.get(), level.get()) == ({}, 3)
 
 
 def test_what_hooks_of_this_package_collect_stays():

@@ -14,6 +14,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.find import Mixture
 from secateur.kinds.experts.numbers import same_numbers
+from secateur.kinds.experts.values import values_of
+from secateur.kinds.numbers_used import NumbersUsed
 from secateur.kinds.reference import Reference, certified
 from secateur.kinds.trials import tried
 from secateur.model.agreement import require_kept
@@ -101,6 +103,14 @@ def with_masked_routers(model: nn.Module, record: Trace, mixtures: Sequence[Mixt
             )
         return left
 
+    pairs = {m.size: int((~removed).sum()) for m, removed in less}
+    values = values_of({size: [~removed for m, removed in less if m.size == size] for size in pairs})
+
+    def numbers(before: NumbersUsed, after: NumbersUsed) -> Iterator[str]:
+        """Plain numbers first: they say more about what is counted than what came of them."""
+        yield from same_numbers(before, after, pairs)
+        values.require_same(before, after)
+
     return Reference(
         model,
         METHOD,
@@ -108,7 +118,8 @@ def with_masked_routers(model: nn.Module, record: Trace, mixtures: Sequence[Mixt
         fit,
         differs="is not that of the original without the removed experts",
         hint="The router may depend on experts in another way; nothing was changed or saved.",
-        numbers=partial(same_numbers, pairs={m.size: int((~removed).sum()) for m, removed in less}),
+        numbers=numbers,
+        results=values.part,
     )
 
 

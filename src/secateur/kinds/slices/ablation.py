@@ -38,7 +38,14 @@ def ablated(model: nn.Module, cuts: Cuts, *, same: SameSlices | None = None) -> 
         of the original per run.
     """
     twin, missing = _without(model, cuts, same)
-    return Reference(twin, "ablation", lambda: missing, fitted, objection=partial(_changed, missing))
+
+    def objection() -> str:
+        return "; ".join(filter(None, [_changed(missing), *missing.counted.found(missing.reduced, excused=False)]))
+
+    def notes() -> list[str]:
+        return list(_counts(missing, follow=False))
+
+    return Reference(twin, "ablation", lambda: missing, fitted, notes=notes, objection=objection)
 
 
 def ablated_with_widths(
@@ -78,17 +85,30 @@ def ablated_with_widths(
         return sorted({where for (where, width), inside in by if not inside <= missing.reduced.get(width, set())})
 
     def objection() -> str:
-        by_width = [] if follow else [f"{where} scales by the width" for where in scaled()]
+        counts = missing.counted.found(missing.reduced, excused=False)
+        by_width = [] if follow else [*(f"{where} scales by the width" for where in scaled()), *counts]
         return "; ".join([*filter(None, [_changed(missing)]), *by_width])
 
     def notes() -> list[str]:
+        """What follows a width, and what is a mean over what is kept."""
         summed = sorted({where for where, _ in widths.used} - set(scaled()))
         return [
             *(f"the function changes with the cut: {where} scales by the width, which follows" for where in scaled()),
             *(f"{where} divides by the number of what it sums, in the cut model of what is kept" for where in summed),
+            *_counts(missing, follow=follow),
         ]
 
     return Reference(twin, "ablation with kept widths", around, fitted, notes=notes, objection=objection)
+
+
+def _counts(missing: Missing, *, follow: bool) -> Iterator[str]:
+    """What is to be said of sums that count units."""
+    for said in missing.counted.found(missing.reduced, excused=False) if follow else ():
+        yield f"the function changes with the cut: {said}"
+    for said in missing.counted.found(missing.reduced, excused=True):
+        yield f"{said}, beside a sum over them, in the cut model over what is kept"
+    for where in missing.counted.of_truths():
+        yield f"{where} sums up what is true of units, in the cut model of those that are kept"
 
 
 def _changed(missing: Missing) -> str:

@@ -48,6 +48,12 @@ class Gaps(Protocol):
     def noted(self, tensor: Tensor) -> dict[int, Tensor]:
         """What was remembered."""
 
+    def counts(self, call: GapCall, whole: Tensor, dims: Sequence[int], kept: Mapping[int, Tensor]) -> bool:
+        """Whether a sum, given with what is missing left out, tells how many units there are and nothing else."""
+
+    def multiplies(self, one: Tensor, other: Tensor, along: int, summed: int, size: int) -> None:
+        """Hear of a sum of products of two factors over what is left of a dimension that had this size."""
+
     def anywhere(self, tensor: Tensor) -> dict[int, Tensor]:
         """Dimension -> its missing positions, of the dimensions that miss some but not all."""
 

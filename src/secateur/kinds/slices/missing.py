@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import (
     _get_current_dispatch_mode,
 )
 
+from secateur.kinds.slices.counted import Counted
 from secateur.kinds.slices.gaps import (
+    NAN,
     Arguments,
     GapCall,
     Op,
@@ -39,6 +41,8 @@ from secateur.kinds.slices.operators import HANDLERS
 from secateur.kinds.slices.unmade import LEAN, VIEWS, Unmade
 from secateur.model.place import users_line
 from secateur.model.state import memory_of
+from secateur.model.tensors import can_be_nan
+from secateur.structure.rules.base import MOVED, base_name
 
 # These make an activation, also of constants: an embedding of a fixed time goes through layers like any other.
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "addmv"])
@@ -73,6 +77,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         reduced: sizes of dimensions that were summed up, and how many of their positions were there; with the functions
             that did so.
+        counted: sums that tell how many units there are.
         changed: lines of the user's code where a weight is used that is not what it was.
 
     Example:
@@ -95,6 +100,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stored = {t.untyped_storage()._cdata for t, _ in weights}
         self.poisoned = {t.untyped_storage()._cdata for t, whole in weights if t is not whole}
         self.reduced: dict[tuple[int, int], set[CodeType]] = {}
+        self.counted = Counted()
         self.changed: set[str] = set()
         self.activations: dict[int, Tensor] = {}  # of what was computed from weights alone
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
@@ -224,7 +230,34 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             plain = getattr(functional, func._overloadname, None)
             if plain is not None:
                 return args[0].copy_(changed(self, GapCall(plain, args, kwargs)))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._absent and isinstance(result, Tensor) and not can_be_nan(result):
+            self._hand_on(func, args, kwargs, operands, result)
+        return result
+
+    def _hand_on(
+        self, func: Op, args: Sequence[Any], kwargs: Arguments, operands: Sequence[Tensor], result: Tensor
+    ) -> None:
+        """What is missing of truth values and counts is missing of what is made of them, and of what is moved."""
+        absent = {id(t): self.noted(t) for t in operands}
+        if not any(absent.values()):
+            return
+        if torch.Tag.pointwise in func.tags:
+            for tensor in operands:
+                shift = result.dim() - tensor.dim()
+                own = {d + shift: gone for d, gone in absent[id(tensor)].items()}
+                if all(result.shape[d] == tensor.shape[d - shift] for d in own):
+                    self.note(result, {**self.noted(result), **own})
+        elif base_name(func) in MOVED:
+            marked = [self._marked(a) if isinstance(a, Tensor) else a for a in args]
+            self.note(result, self.anywhere(cast(Tensor, func(*marked, **kwargs))))
+
+    def _marked(self, tensor: Tensor) -> Tensor:
+        """Numbers of a tensor's form that are NaN where it misses something."""
+        marks = torch.zeros(tensor.shape, device=tensor.device)
+        for d, gone in self.noted(tensor).items():
+            marks.index_fill_(d, gone, NAN)
+        return marks
 
     def _in_parts(self, name: str, args: Sequence[Any]) -> bool:
         """Whether this is a product that takes a weight in parts, so that the whole of it need not be made."""
@@ -310,6 +343,17 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def noted(self, tensor: Tensor) -> dict[int, Tensor]:
         """What was remembered."""
         return self._absent[id(tensor)][1] if id(tensor) in self._absent else {}
+
+    def counts(self, call: GapCall, whole: Tensor, dims: Sequence[int], kept: Mapping[int, Tensor]) -> bool:
+        """Whether a sum tells how many units there are; weights that are alike at first will not stay so."""
+        if not kept or id(whole) in self.whole:
+            return False
+        return self.counted.summed(name_of(call.func)[0], call.args[0], whole, dims, kept)
+
+    def multiplies(self, one: Tensor, other: Tensor, along: int, summed: int, size: int) -> None:
+        """As `Counted.multiplied`, of what no weight takes part in."""
+        if not any(self.is_weight(t) or id(t) in self.whole for t in (one, other)):
+            self.counted.multiplied(one, other, along, summed, size)
 
     def anywhere(self, tensor: Tensor) -> dict[int, Tensor]:
         """Dimension -> its missing positions, of the dimensions that miss some but not all."""

@@ -35,8 +35,10 @@ def _without(mode: Gaps, call: GapCall, dims: Sequence[int]) -> dict[int, Tensor
 def _reduction(mode: Gaps, call: GapCall) -> object:
     """Positions become one number, or one number and its place."""
     x: Tensor = call.args[0]
-    kept = _without(mode, call, _dims(call, x.dim()))
-    for d, stay in kept.items():
+    dims = _dims(call, x.dim())
+    kept = _without(mode, call, dims)
+    # A count of units is no sum that excuses a width beside it.
+    for d, stay in () if mode.counts(call, x, dims, kept) else kept.items():
         mode.reduced.setdefault((x.shape[d], len(stay)), set()).update(users_functions())
     result = call.run()
     if len(kept) != 1:
@@ -76,7 +78,9 @@ def _places(tensor: Tensor, stay: Tensor) -> Tensor:
 def _full_size(mode: Gaps, call: GapCall) -> object:
     """The result has the input's size: a softmax, a running sum, an order."""
     x: Tensor = call.args[0]
-    kept = _without(mode, call, _dims(call, x.dim()))
+    dims = _dims(call, x.dim())
+    kept = _without(mode, call, dims)
+    mode.counts(call, x, dims, kept)
     result = call.run()
     for d, stay in kept.items():
         size = x.shape[d]
@@ -227,6 +231,17 @@ def _repaired(mode: Gaps, call: GapCall) -> object:
     return result
 
 
+def _swallowed(mode: Gaps, call: GapCall) -> object:
+    """Some of these give a number also for NaN (`x ** 0` is one): what is missing stays so."""
+    result: Tensor = call.run()
+    for tensor in call.args[:2]:
+        if isinstance(tensor, Tensor) and can_be_nan(result):
+            shift = result.dim() - tensor.dim()
+            for d, gone in mode.anywhere(tensor).items():
+                result = result.index_fill(d + shift, gone, NAN)
+    return result
+
+
 def _table(*rows: tuple[str, Handler]) -> dict[str, Handler]:
     return {name: handler for names, handler in rows for name in names.split()}
 
@@ -271,4 +286,5 @@ HANDLERS = _table(
     ("eq ne lt le gt ge isnan isfinite isinf logical_not logical_and logical_or bitwise_and bitwise_or", _question),
     ("_to_copy", _as_number),
     ("nan_to_num", _repaired),
+    ("pow fmax fmin", _swallowed),
 )

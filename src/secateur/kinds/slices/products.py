@@ -24,8 +24,9 @@ def product(*factors: tuple[int, int], bias: str | None = None) -> Handler:
         if len(sizes) != 1:  # factors that do not fit are refused by the operator, as in the original
             return call.run()
         (first, along, _), (at, summed, _) = found
+        size = sizes.pop()
         weight: Tensor = call.args[at]
-        stay = _stay(mode, weight, summed, sizes.pop(), [missing for _, _, missing in found])
+        stay = _stay(mode, weight, summed, size, [missing for _, _, missing in found])
         if stay is not None and not len(stay):  # nothing is left: the result is missing, and NaN says so
             return call.run()
         if stay is not None:
@@ -33,6 +34,7 @@ def product(*factors: tuple[int, int], bias: str | None = None) -> Handler:
         if bias is None or weight.dim() != 2 or not mode.is_weight(weight):
             if stay is not None:
                 call.args[at] = pick(weight, summed, stay)
+                mode.multiplies(call.args[first], call.args[at], along, summed, size)
             return call.run()
         call.args[at], rows = _there(mode, weight, summed, stay, 1 - summed)
         return _spread_over(call, bias, -1, weight.shape[1 - summed], rows)
