@@ -22,12 +22,14 @@ DECIDE = {
 FLAGS = {
     "demo": COMMON
     | (DECIDE - {"--expressible"})
-    | {"--device", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run", "--llm"},
-    "inspect": COMMON | {"--data", "--html", "--protect", "--device", "--seed"},
+    | {"--device", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run", "--llm", "--max-drop"},
+    "inspect": COMMON
+    | {"--data", "--html", "--protect", "--device", "--seed"}
+    | {"--sensitivity", "--picture", "--granularity", "--criterion", "--cache"},
     "estimate": COMMON | DECIDE | {"--device"} | {"--data", "--recipe", "--set", "--seed", "--threads"},
     "prune": COMMON
     | DECIDE
-    | {"--device", "--recover"}
+    | {"--device", "--recover", "--max-drop", "--smallest", "--confidence"}
     | {"--data", "--metric", "--recipe", "--set", "--out", "--seed", "--track", "--threads", "--force", "--dry-run"},
     "measure": COMMON
     | {"--model", "--data", "--metric", "--rounds", "--batch-size", "--device", "--seed", "--threads"}

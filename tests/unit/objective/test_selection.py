@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from secateur.errors import InputError
 from secateur.model.door import enter
@@ -46,10 +48,23 @@ def test_the_same_text_is_known_whatever_it_is_padded_to() -> None:
     assert "fifth" in selection_of(given).on
 
 
-def test_a_loader_without_calibration_data_is_refused() -> None:
-    loader = DataLoader(TensorDataset(torch.zeros(8, 2), torch.zeros(8).long()), batch_size=4)
+class Stream(IterableDataset):
+    """Samples that have no numbers."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return ((torch.zeros(2), torch.tensor(0)) for _ in range(8))
+
+
+def test_a_loader_sets_a_fifth_of_its_samples_aside() -> None:
+    rows = torch.arange(40.0).view(-1, 1).repeat(1, 3)
+    found = selection_of(enter(DataLoader(TensorDataset(rows, torch.zeros(40).long()), batch_size=4, shuffle=True)))
+    chosen, trained = numbers(found.batches), numbers(found.given.train)
+    assert (len(chosen), chosen & trained, chosen | trained) == (8, set(), set(range(40)))
+
+
+def test_a_loader_of_a_stream_without_calibration_data_is_refused() -> None:
     with pytest.raises(InputError, match="no data to choose by") as caught:
-        selection_of(enter(loader))
+        selection_of(enter(DataLoader(Stream(), batch_size=4)))
     assert "calibration=" in caught.value.hint
 
 
