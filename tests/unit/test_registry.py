@@ -12,7 +12,7 @@ import pytest
 
 import secateur
 from secateur.errors import RecipeError
-from secateur.registry import Registry, build, one_of, option_names, suggestion, whole_number
+from secateur.registry import Registry, build, one_of, option_names, real_number, suggestion, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,3 +115,21 @@ def test_what_is_no_whole_number_of_at_least_so_much_is_refused(value):
     with pytest.raises(RecipeError, match=r"^width=.* is not a whole number of at least 2"):
         whole_number("width", value, least=2)
     assert whole_number("width", 2, least=2) == 2
+
+
+def test_an_option_that_is_needed_is_named():
+    class Fig:
+        def __init__(self, *, colour, size=1):
+            self.colour, self.size = colour, size
+
+    with pytest.raises(RecipeError, match="fruit 'pear' needs the option 'colour'"):
+        build(Fig, "fruit 'pear'", {"size": 2})
+    assert build(Fig, "fruit 'pear'", {"colour": "green"}).size == 1
+
+
+@pytest.mark.parametrize("wrong", ["1", None, True, float("nan"), float("inf"), -0.5, [1.0]])
+def test_what_is_no_number_is_refused(wrong):
+    with pytest.raises(RecipeError, match=r"rate=.* is not a finite number of at least 0"):
+        real_number("rate", wrong)
+    assert real_number("rate", 2) == 2.0
+    assert real_number("rate", -1.5, least=-2) == -1.5

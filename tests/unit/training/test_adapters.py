@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from secateur.errors import FileRefusedError, InputError, RecipeError, UnsupportedError
 from secateur.files.states import load_state, save_state
 from secateur.training import MovementPruner, Pruner
-from secateur.training.adapters.times import in_steps
+from secateur.training.adapters.times import check_settings, in_steps
 
 
 def net():
@@ -30,6 +30,18 @@ def test_times_are_steps_or_shares():
     for wrong, total in (({"end": 0.5}, -1), ({"end": 1.5}, 100)):
         with pytest.raises(RecipeError):
             in_steps(wrong, total)
+
+
+@pytest.mark.parametrize("kind", [Pruner, MovementPruner])
+def test_a_wrong_word_is_said_when_the_callback_is_made(kind):
+    check_settings(kind, {"sparsity": 0.5, "begin": 0.1, "end": 0.7, "every": 2, "protect": ["head"]})
+    with pytest.raises(RecipeError, match="did you mean sparsity"):
+        check_settings(kind, {"sparcity": 0.5})
+    with pytest.raises(RecipeError, match="protect"):
+        check_settings(kind, {"ignored_layers": []})
+    with pytest.raises(RecipeError, match="the loop gives"):
+        check_settings(kind, {"sparsity": 0.5, "optimizer": None})
+    check_settings(lambda model, example, **settings: kind(model, example, **settings), {"anything": 1})
 
 
 def test_states_survive_a_file(tmp_path):

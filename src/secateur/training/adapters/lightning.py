@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from secateur.training.adapters.times import AnyPruner, Make, made
+from secateur.training.adapters.times import AnyPruner, Make, check_settings, made
 from secateur.training.pruner import Pruner
 from secateur.types import StateDict
 
@@ -26,6 +26,7 @@ class PruningCallback(Callback):
 
     def __init__(self, kind: Make = Pruner, **settings: object) -> None:
         super().__init__()
+        check_settings(kind, settings)
         self.kind, self.settings = kind, settings
         self.pruner: AnyPruner | None = None
         self._loaded: StateDict | None = None

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from secateur.errors import RecipeError
+from secateur.registry import suggestion
 from secateur.training.movement import MovementPruner
 from secateur.training.pruner import Pruner
 from secateur.training.settings import Optimizers
 from secateur.types import StateDict
+from secateur.words import about_key
 
 AnyPruner = Pruner | MovementPruner
 Make = Callable[..., AnyPruner]
 TIMES = ("begin", "end", "every")
+GIVEN = ("model", "optimizer", "state")
+
+
+def check_settings(kind: Make, settings: Mapping[str, object]) -> None:
+    """Refuse a wrong word when a callback is made, and not when the training has been set up.
+
+    Args:
+        kind: `Pruner` or `MovementPruner`.
+        settings: of it.
+
+    Raises:
+        RecipeError: an argument that it does not have, or that the loop gives.
+
+    Example:
+        >>> check_settings(Pruner, {"sparsity": 0.5, "end": 0.8})
+    """
+    known = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        return
+    words = [p.name for p in known if p.name not in GIVEN]
+    for name in settings:
+        if name in GIVEN:
+            raise RecipeError(f"{name}= is what the loop gives to the pruner", hint="leave it out")
+        if name not in words:
+            called = getattr(kind, "__name__", "the pruner")
+            hint = about_key(name) or suggestion(name, words, form="{}")
+            raise RecipeError(f"{called}() has no argument {name!r}", hint=hint)
 
 
 def in_steps(settings: Mapping[str, object], total: int) -> dict[str, Any]:

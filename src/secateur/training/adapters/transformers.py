@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from secateur.errors import InputError
 from secateur.files.states import load_state, save_state
-from secateur.training.adapters.times import AnyPruner, Make, made
+from secateur.training.adapters.times import AnyPruner, Make, check_settings, made
 from secateur.training.pruner import Pruner
 from secateur.types import StateDict
 
@@ -34,6 +34,7 @@ class PruningCallback(TrainerCallback):
     """
 
     def __init__(self, kind: Make = Pruner, **settings: object) -> None:
+        check_settings(kind, settings)
         self.kind, self.settings = kind, settings
         self.pruner: AnyPruner | None = None
         self._restored: StateDict | None = None
