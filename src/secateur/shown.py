@@ -58,6 +58,18 @@ def shortened(text: str, limit: int) -> str:
     return shown if len(shown) <= limit else f"{shown[:head]}…{shown[len(shown) - (limit - head - 1) :]}"
 
 
+def written(value: float) -> str:
+    """A number as a person reads it: whole where it is a thousand or more, never with a tail of digits.
+
+    Example:
+        >>> written(0.30000000000000004), written(8094980.2), written(1e-05)
+        ('0.3', '8,094,980', '1e-05')
+    """
+    if value and not 1e-3 <= abs(value) < 1e15:
+        return f"{value:.3g}"
+    return f"{value:,.6g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def _safe(text: str) -> str:
     return escape(visible(str(text)))
 

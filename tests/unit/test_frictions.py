@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import secateur as sc
-from secateur.errors import ForwardError, InputError, RecipeError, SecateurError
+from secateur.errors import ForwardError, InputError, RecipeError, SecateurError, TargetError
 from secateur.model.admit import WrapperWarning
 
 X = torch.zeros(2, 3, 8, 8)
@@ -175,3 +176,12 @@ def test_masks_that_should_hold_are_held_where_the_page_says_so() -> None:
         model(torch.randn(2, 3, 8, 8)).sum().backward()
         optimizer.step()
     assert handle.sparsity().zeros == handle.sparsity().masked
+
+
+def test_a_target_out_of_reach_is_told_in_numbers_of_one_form() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 10, 3))
+    with pytest.raises(TargetError) as error:
+        sc.plan(net, torch.zeros(1, 3, 32, 32), target={"macs": 0.001})
+    numbers = re.findall(r"\d[\d.,e+]*", f"{error.value.what} {error.value.why}")
+    assert len(numbers) == 3
+    assert all(re.fullmatch(r"\d{1,3}(,\d{3})*,?\.?", number) for number in numbers), numbers

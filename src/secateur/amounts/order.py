@@ -16,6 +16,7 @@ from torch import Tensor
 
 from secateur.errors import RecipeError, TargetError
 from secateur.registry import suggestion
+from secateur.shown import written
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +124,8 @@ def removals_for(order: RemovalOrder, cost: Callable[[int], float], limit: float
     lowest = cost(high)
     if lowest > limit:
         raise TargetError(
-            f"The target {what} <= {limit:g} cannot be reached.",
-            why=f"with everything gone that may go the least is {lowest:,g}; now it is {cost(0):,g}",
+            f"The target {what} <= {written(limit)} cannot be reached.",
+            why=f"with everything gone that may go the least is {written(lowest)}; now it is {written(cost(0))}",
             hint="Ask for less, lower min_keep, or see `secateur inspect` for what is locked and why.",
         )
     while low < high:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from secateur.drawing.scale import Axis, written
+from secateur.drawing.scale import Axis
 from secateur.drawing.svg import Attribute, element, joined, share, stretched
+from secateur.shown import written
 
 LOOKS = 10  # colours of the style sheet; more curves than that come again with other dashes
 DASHES = (None, "7 4", "12 4 3 4")
@@ -220,7 +221,7 @@ def _grid(x: Axis, y: Axis, height: float, *, across: int = 6, up: int = 6) -> M
     for value in y.ticks(up):
         top = height * (1 - y.place(value))
         found.append(element("line", x1=0, x2="100%", y1=top, y2=top, class_="grid"))
-        found.append(element("text", written(value), x=-6, y=top + 4, class_="tick end"))
+        found.append(element("text", _tick(value), x=-6, y=top + 4, class_="tick end"))
     return joined(found)
 
 
@@ -229,8 +230,13 @@ def _across(x: Axis, height: float, *, most: int = 6) -> Markup:
     for value in x.ticks(most):
         place = share(x.place(value))
         found.append(element("line", x1=place, x2=place, y1=0, y2=height, class_="grid"))
-        found.append(element("text", written(value), x=place, y=height + 16, class_="tick middle"))
+        found.append(element("text", _tick(value), x=place, y=height + 16, class_="tick middle"))
     return joined(found)
+
+
+def _tick(value: float) -> str:
+    # The margin holds eight characters.
+    return written(value) if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _level(line: Level, y: Axis, height: float) -> Markup:
@@ -265,8 +271,10 @@ def _curve(curve: Curve, x: Axis, y: Axis, height: float, aside: float) -> Marku
             found.append(element("line", class_=f"whisker c{colour}", transform=moved, **whisker))
     for across, up, said in curve.points:
         if up is not None and (curve.marked or len(curve.points) == 1):
+            # A point alone stands where its whisker does; one of several stays on its line.
+            moved = f"translate({aside:g} 0)" if aside and len(curve.points) == 1 else None
             dot: dict[str, Attribute] = {"cx": share(x.place(across)), "cy": height * (1 - y.place(up))}
-            found.append(element("circle", r=4, class_=f"dot c{colour}", data_tip=said, **dot))
+            found.append(element("circle", r=4, class_=f"dot c{colour}", data_tip=said, transform=moved, **dot))
     return joined(found)
 
 

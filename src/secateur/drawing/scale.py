@@ -63,18 +63,6 @@ class Axis:
         return _powers(self.low, self.high) if self.log else _round(self.low, self.high, most)
 
 
-def written(value: float) -> str:
-    """A number beside an axis.
-
-    Example:
-        >>> written(0.30000000000000004), written(20000.0), written(1e-05)
-        ('0.3', '20,000', '1e-05')
-    """
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    return f"{value:,.6g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
 def _round(low: float, high: float, most: int) -> list[float]:
     span = high - low
     if not math.isfinite(span) or span <= 0:

@@ -19,8 +19,6 @@ _SHARES = {
     "acc",
     "acc1",
     "acc5",
-    "top1",
-    "top5",
     "f1",
     "precision",
     "recall",
@@ -266,7 +264,8 @@ def is_share(name: str, *values: float | None) -> bool:
     """Whether a quality figure is a share, by its name and its values."""
     # By name and by value: "accuracy" 91.0 is in percent already, and a "loss" of 0.5 is no share.
     words = re.split(r"[^a-z0-9]+", name.lower())
-    return bool(_SHARES.intersection(words)) and all(0 <= value <= 1 for value in values if value is not None)
+    named = _SHARES.intersection(words) or any(re.fullmatch(r"top\d+", word) for word in words)
+    return bool(named) and all(0 <= value <= 1 for value in values if value is not None)
 
 
 def _score(value: float | None, share: bool) -> str:

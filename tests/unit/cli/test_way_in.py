@@ -431,3 +431,29 @@ def test_a_named_metric_without_data_is_refused(judged: Path, capsys: pytest.Cap
     said = capsys.readouterr().err
     assert "--metric f1 needs data with labels" in said
     assert "Give --data." in said
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_measures_by_the_same_metric(
+    judged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secateur import pipeline
+
+    real, calls = pipeline.snapshot, []
+
+    def dies(*given: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:  # the model before is measured; the one after is not
+            raise RuntimeError("power")
+        return real(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "snapshot", dies)
+    metrics = ["--metric", "top2", "--metric", "judged_net.py:zeros"]
+    word = ["judged_net.py:build", "--data", "judged_net.py:data", *metrics, "--sparsity", "0.5"]
+    assert main(["prune", *word, "--recover", "finetune:epochs=1", "--set", "measure.latency=false", "--out", "o"]) == 1
+    monkeypatch.setattr(pipeline, "snapshot", real)
+    capsys.readouterr()
+    assert main(["resume", "o", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["after"]["quality"]) == set(report["before"]["quality"]) == {"top2", "zeros"}
+    assert "--metric top2 --metric judged_net.py:zeros" in report["command"]

@@ -6,7 +6,7 @@ from secateur import types as T
 from secateur.measure.latency import FEWEST_ROUNDS
 from secateur.report import Control, TrainingPoint, UnitCount, verdict
 from secateur.report.safe_text import clean, count, percent, seconds, significant, size, writable
-from secateur.report.verdict import rows, speed
+from secateur.report.verdict import rows, score, speed
 
 SLOW, FAST, BETWEEN = (1.9, 1.85, 1.98, 50), (1.1, 1.07, 1.15, 50), (1.88, 1.80, 1.90, 50)
 
@@ -261,3 +261,10 @@ def test_the_dense_control_stands_beside_the_pruned_model(make, snapshot):
     assert (control.before, control.after, control.change) == ("60.0 %", "75.0 %", "+15.0 points")
     assert control.share == pytest.approx(0.75 / 0.6)
     assert "loss, dense control" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("top3", "50.0 %"), ("val_top10", "50.0 %"), ("stop3", "0.5000"), ("f1", "50.0 %")]
+)
+def test_the_best_k_are_a_share(name, text):
+    assert score(name, 0.5) == text

@@ -77,6 +77,7 @@ def test_a_word_measures_what_it_names(words: list[str], figures: dict[str, floa
     assert set(found) == set(figures)
 
 
+@pytest.mark.slow
 def test_a_metric_of_torchmetrics() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     expected = torchmetrics.MeanSquaredError()
