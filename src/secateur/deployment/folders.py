@@ -74,7 +74,7 @@ def save_deployed(
         ResourceError: the disk is full; nothing is left behind.
         RecipeError: an unknown profile.
 
-    Cost: one pass over the weights; an archive some 50 MB/s and thread.
+    Cost: one pass over the weights; an archive some 20 MB/s and thread.
     """
     one_of("profile", profile, PROFILES)
     if isinstance(deployment, nn.Module):
