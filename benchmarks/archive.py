@@ -53,10 +53,11 @@ def pruned(tensors: Mapping[str, Tensor], zeros: float, dtype: torch.dtype, *, e
 
 
 def bound(tensor: Tensor) -> float:
-    """Bytes: entropy of the places, and of the exponents of what is there, and all other bits as they are."""
-    there = tensor[tensor != 0].float()
+    """Bytes: entropy of the places and of the exponents of what is there (whole numbers: of themselves), and the rest."""
+    there = tensor[tensor != 0]
     share = there.numel() / tensor.numel()
-    counts = torch.frexp(there).exponent.unique(return_counts=True)[1].double() / max(1, there.numel())
+    symbols = torch.frexp(there.float()).exponent if there.is_floating_point() else there
+    counts = symbols.unique(return_counts=True)[1].double() / max(1, there.numel())
     places = sum(-p * np.log2(p) for p in (share, 1 - share) if p)
     rest = 8 * tensor.element_size() - 8
     return float(tensor.numel() / 8) * float(places + share * (rest - float((counts * counts.log2()).sum())))
@@ -78,7 +79,7 @@ def row(tensors: dict[str, Tensor], folder: Path) -> dict[str, float]:
     assert all(same_bits(again[name], tensors[name]) for name in tensors)
     plain = save_tensors(folder / "plain.safetensors", tensors)
     mapped = timed(lambda: map_file(folder / "plain.safetensors", sha256=plain))[1]
-    matrices = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    matrices = [tensor for tensor in tensors.values() if tensor.numel()]
     gzip = sum(len(zlib.compress(t.contiguous().view(-1).view(torch.uint8).numpy().data, 6)) for t in matrices[:20])
     sample = sum(tensor.numel() * tensor.element_size() for tensor in matrices[:20])
     return {
@@ -123,7 +124,7 @@ def main() -> None:
             linear = {name: t for name, t in tensors.items() if t.dim() == 2 and "embed" not in name}
             for what, chosen in {"linear": linear, "whole": tensors}.items():
                 line = {"zeros": zeros, "what": what, **row(chosen, Path(scratch))}
-                found.append(line | (formats(chosen) if what == "linear" else {}))
+                found.append(line | (formats(chosen) if what == "linear" and dtype != torch.float32 else {}))
                 print({key: round(v, 3) if isinstance(v, float) else v for key, v in found[-1].items()}, flush=True)
     report = {**machine(), "load": os.getloadavg()[0], "dtype": options.dtype, "rows": found}
     print({key: value for key, value in report.items() if key != "rows"})

@@ -10,6 +10,7 @@ import torch
 from e2e_tools import Cli
 
 import secateur as sc
+from secateur.deployment.folders import PROFILES, Profile
 
 MODEL = ("--model", "py:examples.lenet:build")
 
@@ -39,6 +40,20 @@ def test_folders_go_out_and_come_back(cli: Cli, cut: Path) -> None:
     again = cli("export", "small", *MODEL, "--out", "plain.safetensors")
     assert again.code == 0, again.err
     assert "cannot use" in again.out
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_cut_model_goes_through_any_number_of_folders(cli: Cli, work: Path, profile: Profile) -> None:
+    from examples.lenet import build as both
+
+    model, x = both()[0].eval(), torch.randn(2, 1, 28, 28)
+    small = sc.plan(model, x, granularity="channel", target={"sparsity": 0.4}, proof="example").apply(model)
+    sc.save_deployed(small, "one", profile=profile)
+    done = cli("export", "one", *MODEL, "--format", "archive", "--out", "two")
+    assert done.code == 0, done.err
+    with torch.no_grad():
+        wanted, found = small(x), sc.load_deployed("two", both()[0]).eval()(x)
+    assert torch.equal(wanted, found)
 
 
 BAD = [

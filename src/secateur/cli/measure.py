@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from secateur.cli.job import Job
     from secateur.measure import Yardstick
     from secateur.measure.versus import Versus
-    from secateur.types import Snapshot
+    from secateur.types import Example, Latency, Snapshot
 
 STOLEN = 0.01  # share of processor time that other virtual machines took, above which it is said
 EXAMPLES = (
@@ -72,7 +72,7 @@ def measure(
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
     from secateur.files import seed_everything
-    from secateur.measure import latency, snapshot
+    from secateur.measure import latency
 
     jobs.use_threads(1 if processor_time else threads)
     if task is not None:
@@ -87,8 +87,22 @@ def measure(
         timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
         stages("quality", 0, 0)
         judged = work.judged
-        found = snapshot(network, example, evaluate=judged.evaluate, latency_ms=timed)
+        found = _counted(network, example, judged, timed)
     return _tell({"what": what, "model": work.source.name, "data": data or ""}, found, judged, as_json=json)
+
+
+def _counted(network: nn.Module, example: Example, judged: Yardstick, timed: Latency | None = None) -> Snapshot:
+    """What a network is. Packed layers are counted as the layers that they stand for, and their bytes as they are."""
+    import copy
+
+    from secateur.deployment import densify
+    from secateur.deployment.folders import packed_layers
+    from secateur.measure import size_bytes, snapshot
+
+    # Packed weights are no parameters, and their product is one operator that no count knows.
+    dense = densify(copy.deepcopy(network)) if packed_layers(network) else network
+    found = snapshot(dense, example, evaluate=judged.evaluate, latency_ms=timed)
+    return found if dense is network else replace(found, size_bytes=size_bytes(network))
 
 
 def _tell(head: dict[str, object], found: Snapshot, judged: Yardstick, *, as_json: bool) -> int:
@@ -117,7 +131,6 @@ def measure_two(
 
     from secateur.cli.progress import Stages
     from secateur.files import seed_everything
-    from secateur.measure import snapshot
     from secateur.measure.versus import versus
 
     with seed_everything(seed), Stages() as stages:
@@ -135,8 +148,7 @@ def measure_two(
         stages("quality", 0, 0)
         judged = [each.judged for each, _ in loaded]
         snapshots = [
-            snapshot(network, work.example, evaluate=yard.evaluate)
-            for (_, network), yard in zip(loaded, judged, strict=True)
+            _counted(network, work.needed_example(), yard) for (_, network), yard in zip(loaded, judged, strict=True)
         ]
     clock = "processor" if processor_time else "wall"
     if as_json:

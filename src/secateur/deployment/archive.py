@@ -46,7 +46,7 @@ def save_archive(path: str | Path, tensors: Mapping[str, Tensor]) -> str:
         InputError: a sparse, quantised or meta tensor, or a dtype that the format lacks.
         ResourceError: the disk is full.
 
-    Cost: some 50 MB/s and thread, most of it in zlib; memory for the coded tensors, and for one tensor per thread.
+    Cost: some 20 MB/s of tensors and thread, most of it in zlib; memory for what is coded and one tensor a thread.
 
     Example:
         >>> import tempfile

@@ -21,10 +21,11 @@ from secateur.errors import FileRefusedError, InputError, PlanMismatchError, Rec
 from secateur.files import canonical_json, load_json, load_tensors, publish_dir, save_tensors
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.files.mapped import map_file
+from secateur.integrations.transformers import watch_saving
 from secateur.loading import PLAN, WEIGHTS, WIDEST, fill
 from secateur.planning.decision import PlanData
 from secateur.planning.files import MAX_BYTES, to_json
-from secateur.planning.history import origin_of
+from secateur.planning.history import origin_of, remember
 from secateur.planning.plan import Plan
 from secateur.registry import one_of
 
@@ -74,7 +75,7 @@ def save_deployed(
         ResourceError: the disk is full; nothing is left behind.
         RecipeError: an unknown profile.
 
-    Cost: one pass over the weights; an archive some 50 MB/s and thread.
+    Cost: one pass over the weights; an archive some 20 MB/s and thread.
     """
     one_of("profile", profile, PROFILES)
     if isinstance(deployment, nn.Module):
@@ -156,6 +157,7 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], 
     room = WIDEST * sum(tensor.numel() for tensor in fresh.state_dict().values() if isinstance(tensor, Tensor)) + (
         1 << 20
     )
+    plan = None
     if PLAN in hashes:
         plan = Plan.from_data(
             load_json(PLAN, within=folder, max_bytes=MAX_BYTES, sha256=hashes[PLAN]), str(folder / PLAN)
@@ -171,6 +173,10 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], 
         tensors = _packed(tensors, records)
     install(fresh, {name: _layer(fresh, name, record, tensors) for name, record in records.items()})
     fill(fresh, tensors)
+    if plan is not None:
+        # Last, as a model is known by its parameters: saved again, the folder is for the first architecture as well.
+        remember(fresh, plan)
+        watch_saving(fresh)
     return fresh
 
 

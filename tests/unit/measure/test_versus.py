@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur as sc
 from secateur.cli.main import main
 from secateur.cli.measure import told
+from secateur.deployment import SparseLinear
 from secateur.errors import RecipeError
 from secateur.measure.machine import machine, ticks
 from secateur.measure.versus import Ratio, judge, versus
@@ -133,6 +135,7 @@ def test_the_command_line_compares_two(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     Path("versus_net.py").write_text(NET)
     words = ["measure", "versus_net.py:build", "versus_net.py:wide"]
     assert main([*words, "--rounds", "6", "--batch-size", "1", "--processor-time", "--json"]) == 0
@@ -143,6 +146,15 @@ def test_the_command_line_compares_two(
     lines = told(compared(lambda: 1.0, lambda: 0.5), "wall")
     assert ("so the second is", "", "faster") in lines
     assert any("null" in line[1] for line in lines)
+    # A deployed folder: counted as what it stands for, weighed as it is.
+    from versus_net import build
+
+    net = build()[0]
+    sc.save_deployed(nn.Sequential(SparseLinear.of(net[0], "bitmask"), net[1]), "fast")
+    assert main(["measure", words[1], "fast", "--model", words[1], "--rounds", "6", "--json"]) == 0
+    dense, packed = json.loads(capsys.readouterr().out)["models"]
+    assert (dense["params"], dense["macs"]) == (packed["params"], packed["macs"])
+    assert dense["size_bytes"] != packed["size_bytes"]
     assert main([*words, "--task", "perplexity"]) == 2
     assert main(["measure", words[1], "runs/none"]) == 2
     assert "give --model" in capsys.readouterr().err.lower()

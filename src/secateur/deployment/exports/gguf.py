@@ -185,11 +185,14 @@ def _require_expressible(model: nn.Module, config: Config, architecture: Archite
 
 
 def _slides(config: Config) -> bool:
-    """Whether some layer looks back a limited way; a window that is set and not used changes nothing."""
+    """Whether some layer looks back a limited way; a window that is unused, or never full, changes nothing."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or window >= config.max_position_embeddings:
+        return False
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return any(kind != "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is not None and bool(getattr(config, "use_sliding_window", True))
+    return bool(getattr(config, "use_sliding_window", True))
 
 
 def _rope(config: Config) -> dict[str, object]:
