@@ -130,3 +130,24 @@ def test_sub_blocks_are_found_without_names_and_trained_with_every_zero_in_place
     )
     assert any(f"{BRANCHES[name]} residual branches and 0 blocks" in note for note in plan.notes), plan.notes
     assert all(bool((plan.weights[key][~mask] == 0).all()) for key, mask in plan.masks.items())
+
+
+@pytest.mark.slow
+def test_norms_behind_the_residual_and_projections_around_the_stack_are_no_obstacle(tmp_path):
+    # As the OPT of 350 million parameters has it: narrower embeddings, and every norm behind its sum.
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, ffn_dim=48, num_attention_heads=4, word_embed_proj_dim=16,
+        do_layer_norm_before=False, max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.OPTForCausalLM(config).eval()
+    example = {"input_ids": torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))}
+    plan = sc.plan(
+        model, example, criterion="admm", granularity="element", scope="row", target={"sparsity": 0.5},
+        data=batches(example),
+    )  # fmt: skip
+    assert plan.units["removed"] == round(0.5 * plan.units["total"])
+    assert not [one for one in plan.left_out if one.wanted]
+    pruned = plan.apply(model)
+    pruned.save_pretrained(tmp_path)
+    assert_zeros(type(model).from_pretrained(tmp_path), plan)

@@ -20,6 +20,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "hf": ("transformers",),
     "gguf": ("transformers", "gguf", "accelerate"),
+    "eval": ("lm-eval",),
     "search": ("scipy",),
     "train": ("accelerate", "lightning"),
     "track": ("accelerate", "tensorboard"),

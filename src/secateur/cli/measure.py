@@ -44,13 +44,15 @@ def measure(
     task: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--task", metavar="perplexity", help="Only this figure, by the documented harness, on text: data."
+            "--task",
+            metavar="perplexity|lm-eval:NAME,..",
+            help="Only this: perplexity by the documented harness on text: data, or tasks of lm-eval.",
         ),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="For --task: tokens per block.")] = 1024,
     sequences: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--sequences", min=1, help="For --task: blocks at most, from the start; default all."),
+        typer.Option("--sequences", min=1, help="For --task: blocks (or samples) at most; default all."),
     ] = None,
     dtype: Annotated[
         Optional[str],  # noqa: UP045
@@ -183,7 +185,8 @@ def measure_task(
     *,
     as_json: bool,
 ) -> int:
-    """Perplexity of a language model on the whole of a text."""
+    """Perplexity of a language model on the whole of a text, or tasks of the harness lm-eval."""
+    from secateur.measure.lm_eval import PREFIX
     from secateur.measure.perplexity import perplexity, with_dtype
     from secateur.report.safe_text import significant
     from secateur.sources.prose import NAME
@@ -192,8 +195,10 @@ def measure_task(
     what, against, model, data = asked
     if against is not None:
         raise RecipeError("--task measures one model.", hint="Run it once for each.")
+    if task.startswith(PREFIX):
+        return measure_harness(task, (what, model), sequences, as_json=as_json)
     if task != "perplexity":
-        raise RecipeError(f"task {task!r} is not known.", hint="perplexity")
+        raise RecipeError(f"task {task!r} is not known.", hint=f"perplexity, or {PREFIX}NAME")
     if dtype not in (None, "float32", "bfloat16"):
         raise RecipeError(f"dtype {dtype!r} is not known.", hint="float32 or bfloat16")
     if data is None or not (data.startswith("text:") or data == NAME):
@@ -211,6 +216,27 @@ def measure_task(
             [(name, significant(value)) for name, value in found.items()]
             + [("text", f"{count} blocks of {tokens} tokens")],
         )
+    return 0
+
+
+def measure_harness(task: str, asked: tuple[str, str | None], limit: int | None, *, as_json: bool) -> int:
+    """Tasks of lm-eval, at most `limit` samples of each."""
+    from secateur.measure.lm_eval import PREFIX, lm_eval
+    from secateur.report.safe_text import significant
+
+    names = [name.strip() for name in task.removeprefix(PREFIX).split(",") if name.strip()]
+    if not names:
+        raise RecipeError(f"task {task!r} names no task.", hint=f"{PREFIX}hellaswag, for example")
+    what, model = asked
+    work, network = load(what, model, None, seed=0)
+    found = lm_eval(network, work.source.tokenizer, names, limit=limit)
+    if as_json:
+        emit({"schema": 1, "what": what, "task": task, "limit": limit, "results": found})
+    else:
+        lines = [
+            (f"{name} {metric}", significant(value)) for name, one in found.items() for metric, value in one.items()
+        ]
+        table((what, ""), lines)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from secateur.cli import options
 from secateur.cli.console import emit, out, say, write
 from secateur.cli.decisions import Decisions, decides
+from secateur.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,8 @@ def prune(
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     if settings.blocks.from_disk:
+        if decided.device not in (None, "cpu") or track:
+            raise RecipeError("A model on disk is pruned on the CPU, and not tracked.", hint="no --device, no --track")
         return prune_on_disk(model, data, settings, out, force=force, dry_run=dry_run, as_json=json)
     with seed_everything(settings.seed):
         text = settings.calibration.model_dump()
@@ -93,7 +96,7 @@ def prune_on_disk(
     from pathlib import Path
 
     from secateur.cli.progress import Stages
-    from secateur.errors import InputError, RecipeError
+    from secateur.errors import InputError
     from secateur.files import seed_everything
     from secateur.from_disk import prune_folder
     from secateur.report import render

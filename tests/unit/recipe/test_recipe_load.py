@@ -252,8 +252,9 @@ def test_dumped_names_mean_the_same_to_yaml_1_1():
 
 def test_bundled_recipes():
     assert bundled() == [
-        "block-rows", "channel-half-macs", "distil", "element-90", "gradual-90", "language-model", "lottery",
-        "movement-bert", "slimming-70", "transformer-heads", "transformer-neurons", "two-four",
+        "block-rows", "channel-half-macs", "distil", "element-90", "gradual-90", "language-model",
+        "language-model-layers", "language-model-width", "lottery", "movement-bert", "slimming-70",
+        "transformer-heads", "transformer-neurons", "two-four",
     ]  # fmt: skip
     folder = Path(sys.modules["secateur.recipe"].__file__).parent / "bundled"
     for name in bundled():

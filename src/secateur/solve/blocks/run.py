@@ -31,6 +31,7 @@ from secateur.solve.blocks.settings import LEAST_BATCHES, Settings
 from secateur.solve.blocks.sites import patterns_of, share_of
 from secateur.solve.blocks.step import BlockSolver
 from secateur.solve.blocks.stream import BatchStream
+from secateur.solve.blocks.together import mine
 from secateur.solve.blocks.tune import SubBlockRecord
 from secateur.solve.patterns import Pattern
 from secateur.types import Advance, Batch, Data, Example, LeftOut
@@ -159,6 +160,9 @@ class _Work:
         count = len(self.examples)
         if count >= LEAST_BATCHES and self.settings.hold_out:
             self.held = set(range(count - max(round(count * self.settings.hold_out), 1), count))
+        own = mine(count, self.settings, self.inventory.matrices)
+        self.examples, self.tokens = [self.examples[i] for i in own], [self.tokens[i] for i in own]
+        self.held = {place for place, number in enumerate(own) if number in self.held}
         if self.settings.allocation is None:
             return self._solved(self._patterns(None), self.settings)
         return self._allocated(share_of(self.granularity, self.request))

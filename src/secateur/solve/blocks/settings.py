@@ -91,6 +91,8 @@ class Settings:
         checkpoint: folder in which finished blocks are kept, and from which a run that was killed goes on.
         memory_bytes: hidden states beyond so much lie on disk; None: all in memory.
         from_disk: weights stay on disk, see `secateur.from_disk`.
+        together: the processes of torch's default group share the batches, and each ends with the same plan. Every
+            one is given all batches, in the same order.
 
     Raises:
         RecipeError: a number or word that means nothing.
@@ -105,6 +107,7 @@ class Settings:
     checkpoint: Path | None = None
     memory_bytes: int | None = None
     from_disk: bool = False
+    together: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""

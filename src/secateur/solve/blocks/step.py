@@ -16,6 +16,7 @@ from secateur.solve.blocks.settings import Settings
 from secateur.solve.blocks.sites import Matrix
 from secateur.solve.blocks.stream import BatchStream
 from secateur.solve.blocks.sums import GramSums, add, empty, rows_of
+from secateur.solve.blocks.together import summed
 from secateur.solve.blocks.tune import BlockGoal, SubBlockRecord, goal_of, tune_block
 from secateur.solve.blocks.walk import Walk
 from secateur.solve.patterns import Pattern
@@ -209,6 +210,7 @@ class BlockSolver:
             add(held if i in self.held else seen, rows, dense, full=self.solver.needs_gram)
         assert seen is not None
         assert held is not None
+        seen, held = (summed(one, together=self.settings.together) for one in (seen, held))
         if seen.tokens == 0:
             # An expert that only held-out batches reach is better learned from them than not at all.
             seen, held = held, seen
