@@ -18,14 +18,15 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from deploy import machine
 from torch import Tensor, nn
 
 import secateur as sc
+from deploy import machine
 
 
 class Bottleneck(nn.Module):
@@ -63,7 +64,7 @@ def plain_cnn(width: int) -> nn.Module:
 
 
 def mlp(*widths: int) -> nn.Module:
-    layers = [part for i, o in zip(widths, widths[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
+    layers = [part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -71,7 +72,8 @@ def encoder(width: int, layers: int) -> nn.Module:
     from transformers import BertConfig, BertModel
 
     heads = max(1, width // 64)
-    return BertModel(BertConfig(1000, width, layers, heads, 4 * width))
+    sizes = {"vocab_size": 1000, "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    return BertModel(BertConfig(**sizes, num_attention_heads=heads))
 
 
 def writer(width: int, layers: int) -> nn.Module:
