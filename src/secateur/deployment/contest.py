@@ -103,9 +103,10 @@ class Contest:
         known = {name: self.table.get(each) for name, each in keys.items()}
         if any(ratio is None for ratio in known.values()):
             fit = [one for one in found if not one.too_large()]
-            known = {one.name: TOO_LARGE for one in found} | (self._measure(layer, fit, rows) if fit else {})
-            for name, ratio in known.items():
+            told = {one.name: TOO_LARGE for one in found} | (self._measure(layer, fit, rows) if fit else {})
+            for name, ratio in told.items():
                 self.table.put(keys[name], ratio or 1.0)
+            return told
         return {name: ratio for name, ratio in known.items() if ratio is not None}
 
     def _key(self, layer: nn.Linear, one: Contender, rows: int) -> str:

@@ -136,7 +136,9 @@ def _planes(x: Tensor, shape: list[int], stride: list[int], padding: list[int]) 
         return x.unsqueeze(1), x.shape[-1]
     below, behind = (-(x.shape[-2] + 2 * padding[0]) % down, -(x.shape[-1] + 2 * padding[1]) % right)
     x = functional.pad(x, (padding[1], padding[1] + behind, padding[0], padding[0] + below))
-    parts = x.unflatten(-1, (-1, right)).unflatten(-3, (-1, down)).permute(0, 3, 5, 1, 2, 4).contiguous()
+    images, channels, rows, columns = x.shape
+    parts = x.reshape(images, channels, rows // down, down, columns // right, right)
+    parts = parts.permute(0, 3, 5, 1, 2, 4).contiguous()
     return parts.flatten(1, 2), parts.shape[-1]
 
 

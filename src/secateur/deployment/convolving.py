@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -78,11 +79,7 @@ def _ratio(layer: nn.Conv2d, shape: torch.Size, contest: Contest) -> float:
 def _measure(layer: nn.Conv2d, shape: torch.Size, contest: Contest) -> float:
     """Time over that of the better one of PyTorch's two layouts of images."""
     x, last, packed = torch.randn(shape), torch.channels_last, SparseConv2d(layer)
-    other = nn.utils.skip_init(
-        nn.Conv2d, layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-        bias=layer.bias is not None,
-    )  # fmt: skip
-    other.load_state_dict(layer.state_dict())
+    other = copy.deepcopy(layer)
     calls: dict[str, Callable[[], object]] = {
         "dense": partial(layer, x), "last": partial(other.to(memory_format=last), x.to(memory_format=last)),
         "packed": partial(packed, x),
