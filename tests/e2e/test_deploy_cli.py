@@ -57,3 +57,28 @@ def test_the_folder_loads_again(
     assert torch.allclose(again(x), cut(x), atol=1e-5)
     assert cli(*argv, "--out", "fast").code == 3  # it is there already
     assert cli(*argv, "--out", "fast", "--force").code == 0
+
+
+@pytest.mark.parametrize("weights", ["same", "int8"])
+def test_an_estimate_says_what_deploying_would_bring(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    if native.why_not():
+        pytest.skip(native.why_not())
+    dtypes: set[torch.dtype] = set()
+
+    def told(self: Contest, layer: object, found: list, rows: int) -> dict[str, float]:
+        dtypes.update(one.dtype for one in found)
+        return {each.name: 0.5 for each in found}
+
+    monkeypatch.setattr(Contest, "ratios", told)
+    one = Latency(1.0, 1.0, 1.0, 9)
+    other = Latency(0.5, 0.5, 0.5, 9, ratio=(0.5, 0.5, 0.5))
+    monkeypatch.setattr(planner, "latency", lambda *_, **__: {"dense": one, "deployed": other})
+    argv = ("estimate", MODEL, "--data", "npz:d.npz", "--granularity", "element", "--sparsity", "0.5")
+    done = cli(*argv, "--set", "measure.latency=false", "--deploy", weights, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["deployed"]
+    assert found["size_bytes"][1] < found["size_bytes"][0]
+    assert abs(found["layers"][0]["zeros"] - 0.5) < 0.3
+    assert (torch.int8 in dtypes) == (weights == "int8")

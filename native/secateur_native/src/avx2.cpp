@@ -116,4 +116,5 @@ static inline F16 pick32(const float* from, I16 at) {
 }  // namespace avx2
 
 Run avx2_kernels() { return avx2::run; }
+RunPlanes avx2_planes() { return avx2::run_planes; }
 #endif

@@ -63,4 +63,5 @@ static inline F16 pick32(const float* from, I16 at) {
 }  // namespace avx512
 
 Run avx512_kernels() { return avx512::run; }
+RunPlanes avx512_planes() { return avx512::run_planes; }
 #endif

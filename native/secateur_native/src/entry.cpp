@@ -20,6 +20,14 @@ Run kernels(int isa) {
   return scalar_kernels();
 }
 
+RunPlanes planes_of(int isa) {
+#if defined(__x86_64__)
+  if (isa == AVX512) return avx512_planes();
+  if (isa == AVX2) return avx2_planes();
+#endif
+  return scalar_planes();
+}
+
 float* room(int64_t floats) {
   return static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(sizeof(float) * ((floats + ROOM - 1) / ROOM) * ROOM)));
 }
@@ -193,5 +201,22 @@ EXPORT void secateur_unpack(int format, int dtype, const void* const* parts, int
     if (dtype == FLOAT32) unpack_panel<float>(job, panel, mine);
     else if (dtype == BFLOAT16) unpack_panel<Bf16>(job, panel, mine);
     else unpack_panel<int8_t>(job, panel, mine);
+  }
+}
+
+// A convolution whose inputs lie in planes (see Planes); every part of the work writes numbers of its own.
+EXPORT void secateur_convolution(int isa, const float* values, const int32_t* columns, const int64_t* starts,
+                                 const int64_t* table, const float* bias, const float* x, float* y, int64_t images,
+                                 int64_t x_image, int64_t outputs, int64_t y_image, int64_t y_output, int64_t pixels,
+                                 int threads) {
+  const Planes job{values, columns, starts, table, bias, x, y, images, x_image, outputs, y_image, y_output, pixels};
+  const RunPlanes run = planes_of(isa);
+  // Overlapping vectors belong to one block only if no other thread has it: a last block of a few pixels joins the one
+  // before it through the same outputs, which one thread works off.
+  const int64_t blocks = (pixels + 127) / 128, shares = (outputs + 31) / 32;
+#pragma omp parallel for num_threads(threads < 1 ? 1 : threads) if (threads > 1)
+  for (int64_t part = 0; part < images * shares; ++part) {
+    const int64_t image = part / shares, first = part % shares * 32, end = first + 32 < outputs ? first + 32 : outputs;
+    for (int64_t block = 0; block < blocks; ++block) run(job, image, block, first, end);
   }
 }

@@ -36,10 +36,26 @@ struct Job {
   int y_dtype;
 };
 
+// A convolution as sums over shifted planes: y[image][output][pixel] = sum of values[i] x[image][table[columns[i]] + pixel].
+struct Planes {
+  const float* values;
+  const int32_t* columns;
+  const int64_t *starts, *table;
+  const float* bias;  // per output, or null
+  const float* x;
+  float* y;
+  int64_t images, x_image, outputs, y_image, y_output, pixels;
+};
+
 using Run = void (*)(const Job&, int64_t first, int64_t last, float* scratch);
 
+using RunPlanes = void (*)(const Planes&, int64_t image, int64_t block, int64_t first, int64_t end);
+
 Run scalar_kernels();
+RunPlanes scalar_planes();
 #if defined(__x86_64__)
 Run avx2_kernels();
+RunPlanes avx2_planes();
 Run avx512_kernels();
+RunPlanes avx512_planes();
 #endif

@@ -205,6 +205,53 @@ static void panels_of(const Job& job, int64_t first, int64_t last, float* scratc
   }
 }
 
+// One output over V vectors of pixels. The last vector may overlap the one before it, so that nothing behind the last
+// pixel is read.
+template <int V>
+static void planes(const Planes& job, const float* x, float* y, int64_t output, int64_t last) {
+  F16 sums[V];
+  for (auto& sum : sums) sum = F16::all(job.bias ? job.bias[output] : 0.0f);
+  for (int64_t i = job.starts[output]; i < job.starts[output + 1]; ++i) {
+    const F16 weight = F16::all(job.values[i]);
+    const float* in = x + job.table[job.columns[i]];
+#pragma GCC unroll 8
+    for (int v = 0; v + 1 < V; ++v) sums[v] = fma(weight, F16::load(in + 16 * v), sums[v]);
+    sums[V - 1] = fma(weight, F16::load(in + last), sums[V - 1]);
+  }
+  for (int v = 0; v + 1 < V; ++v) sums[v].store(y + 16 * v);
+  sums[V - 1].store(y + last);
+}
+
+static void few_pixels(const Planes& job, const float* x, float* y, int64_t output) {
+  for (int64_t pixel = 0; pixel < job.pixels; ++pixel) {
+    float sum = job.bias ? job.bias[output] : 0.0f;
+    for (int64_t i = job.starts[output]; i < job.starts[output + 1]; ++i)
+      sum += job.values[i] * x[job.table[job.columns[i]] + pixel];
+    y[pixel] = sum;
+  }
+}
+
+// Up to 128 pixels of one image, for the outputs from `first` to `end`: their planes stay in the caches for all outputs.
+static void run_planes(const Planes& job, int64_t image, int64_t block, int64_t first, int64_t end) {
+  const int64_t from = 128 * block, count = job.pixels - from < 128 ? job.pixels - from : 128;
+  const int vectors = static_cast<int>((count + 15) / 16);
+  // Blocks that are shorter than a vector reach back into the block before them, where there is one.
+  const int64_t last = from + count >= 16 ? count - 16 : 0;
+  const float* x = job.x + image * job.x_image + from;
+  for (int64_t output = first; output < end; ++output) {
+    float* y = job.y + image * job.y_image + output * job.y_output + from;
+    if (job.pixels < 16) few_pixels(job, x, y, output);
+    else if (vectors == 8) planes<8>(job, x, y, output, last);
+    else if (vectors == 7) planes<7>(job, x, y, output, last);
+    else if (vectors == 6) planes<6>(job, x, y, output, last);
+    else if (vectors == 5) planes<5>(job, x, y, output, last);
+    else if (vectors == 4) planes<4>(job, x, y, output, last);
+    else if (vectors == 3) planes<3>(job, x, y, output, last);
+    else if (vectors == 2) planes<2>(job, x, y, output, last);
+    else planes<1>(job, x, y, output, last);
+  }
+}
+
 static void run(const Job& job, int64_t first, int64_t last, float* scratch) {
   if (job.dtype == FLOAT32) panels_of<float>(job, first, last, scratch);
   else if (job.dtype == BFLOAT16) panels_of<Bf16>(job, first, last, scratch);

@@ -91,3 +91,4 @@ static inline F16 pick32(const float* from, I16 at) {
 }  // namespace scalar
 
 Run scalar_kernels() { return scalar::run; }
+RunPlanes scalar_planes() { return scalar::run_planes; }

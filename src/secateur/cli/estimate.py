@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, table, write
 from secateur.cli.decisions import Decisions, decides
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.deployment import Deployment
     from secateur.report import Report
     from secateur.result import Estimate
+    from secateur.types import Example
 
 
-EXAMPLES = ("estimate mynet.py:build --macs 0.5", "estimate demo:lenet --params 0.6 --criterion l1")
+EXAMPLES = (
+    "estimate mynet.py:build --macs 0.5",
+    "estimate demo:lenet --params 0.6 --criterion l1",
+    "estimate mynet.py:build --granularity element --sparsity 0.7 --deploy bfloat16",
+)
+
+
+class Rounding(StrEnum):
+    """How far `deploy` may round weights."""
+
+    same = "same"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 @decides(without=("recover",))
@@ -25,6 +44,10 @@ def estimate(
     set_: options.Sets = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
+    deploy: Annotated[
+        Optional[Rounding],  # noqa: UP045
+        typer.Option("--deploy", help="Also say what `deploy` would bring with weights rounded as far as that."),
+    ] = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> int:
@@ -44,11 +67,28 @@ def estimate(
         example, scoring = work.needed_example(), None if work.data is None else work.data.calibration
         with Stages() as stages:
             told = predict(work.model, example, data=scoring, recipe=settings, progress=stages, title=work.source.name)
+        brought = None if deploy is None else deployed(told, work.model, example, deploy)
     if json:
-        emit(as_data(told))
+        emit(as_data(told) | ({} if brought is None else {"deployed": _deployed_data(brought)}))
     else:
         _print(told)
+        if brought is not None:
+            write(f"deployed ({deploy}):\n" + "\n".join(str(brought).splitlines()[len(brought.decisions) :]) + "\n")
     return told.report.exit_code
+
+
+def deployed(told: Estimate, model: nn.Module, example: Example, weights: Rounding) -> Deployment:
+    """What `deploy` makes of a copy with the same zeros: its speed depends on where they are, not on their quality."""
+    from secateur.deployment import deploy
+
+    # A plan for a model in training mode is deployed as it would be after it.
+    return deploy(told.plan.apply(model).eval(), example, weights=weights.value, inplace=True)
+
+
+def _deployed_data(brought: Deployment) -> dict[str, object]:
+    from secateur.cli.deploy import facts
+
+    return facts(brought)
 
 
 def as_data(told: Estimate) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -68,6 +68,11 @@ def zero_share(weight: Tensor) -> float:
     return 1 - int(weight.count_nonzero()) / max(1, weight.numel())
 
 
+def clock() -> Callable[[], float]:
+    """What to measure with: with one thread the processor's time, which others on the machine cannot lengthen."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def block_share(weight: Tensor) -> float:
     """Share of blocks of 16 rows and one column with a number in them: tells masks of blocks from scattered ones."""
     there = padded(weight.detach(), 16, 1) != 0
@@ -82,13 +87,13 @@ class Contest:
         cold: bytes of the other weights of the model, which pass through the caches between two calls of a layer.
         rounds: timed rounds.
         bfloat16: the dense layer may also be run in bfloat16, and the faster of both is the one to beat.
-        timer: a clock.
+        timer: a clock; by default what `clock` says.
     """
 
     def __init__(
-        self, table: Table, *, cold: int, rounds: int, bfloat16: bool, timer: Callable[[], float] = time.perf_counter
+        self, table: Table, *, cold: int, rounds: int, bfloat16: bool, timer: Callable[[], float] | None = None
     ) -> None:
-        self.table, self.rounds, self.bfloat16, self.timer = table, rounds, bfloat16, timer
+        self.table, self.rounds, self.bfloat16, self.timer = table, rounds, bfloat16, timer or clock()
         self.measured = 0
         self._other = torch.ones(max(1, min(cold, MOST_BYTES) // 4))
 
@@ -98,9 +103,10 @@ class Contest:
         known = {name: self.table.get(each) for name, each in keys.items()}
         if any(ratio is None for ratio in known.values()):
             fit = [one for one in found if not one.too_large()]
-            known = {one.name: TOO_LARGE for one in found} | (self._measure(layer, fit, rows) if fit else {})
-            for name, ratio in known.items():
+            told = {one.name: TOO_LARGE for one in found} | (self._measure(layer, fit, rows) if fit else {})
+            for name, ratio in told.items():
                 self.table.put(keys[name], ratio or 1.0)
+            return told
         return {name: ratio for name, ratio in known.items() if ratio is not None}
 
     def _key(self, layer: nn.Linear, one: Contender, rows: int) -> str:
@@ -116,13 +122,23 @@ class Contest:
             half, narrow = layer.weight.detach().bfloat16(), x.bfloat16()
             calls["torch bfloat16"] = lambda: torch.nn.functional.linear(narrow, half)
         calls |= {one.name: partial(one.layer, x) for one in found}
-        taken = self._times(calls)
+        small, little = nn.Linear(16, 16, dtype=layer.weight.dtype), torch.ones(1, 16, dtype=layer.weight.dtype)
+        twins = {one.name: partial(SparseLinear.of(small, one.format, one.dtype), little) for one in found}
+        taken = self.times(calls, {name: twins.get(name, partial(small, little)) for name in calls})
         bar = taken[""]
         if "torch bfloat16" in taken and np.median(taken["torch bfloat16"]) < np.median(bar):
             bar = taken["torch bfloat16"]
         return {one.name: float(np.median(taken[one.name] / bar)) for one in found}
 
-    def _times(self, calls: dict[str, Callable[[], object]]) -> dict[str, np.ndarray]:
+    def times(
+        self, calls: Mapping[str, Callable[[], object]], twins: Mapping[str, Callable[[], object]]
+    ) -> dict[str, np.ndarray]:
+        """Seconds of every call in every round, in random order, with weights that come from memory.
+
+        Args:
+            calls: what is compared.
+            twins: small calls of the same code: in a model the layer before has just run it.
+        """
         taken: dict[str, list[float]] = {name: [] for name in calls}
         order, chance = list(calls), random.Random(0)  # noqa: S311 - an order of measurement, and no secret
         with torch.inference_mode():
@@ -130,6 +146,7 @@ class Contest:
                 chance.shuffle(order)
                 for name in order:
                     self._other.sum()
+                    twins[name]()
                     start = self.timer()
                     calls[name]()
                     if number >= WARMUP:

@@ -14,10 +14,12 @@ from typing import Literal, TypedDict, get_args
 from torch import Tensor, nn
 
 from secateur.deployment.archive import load_archive, save_archive
+from secateur.deployment.convolution import SparseConv2d
+from secateur.deployment.decisions import Deployment
 from secateur.deployment.formats import format_of
 from secateur.deployment.linear import SparseLinear
-from secateur.deployment.planner import Deployment, install
-from secateur.errors import FileRefusedError, InputError, PlanMismatchError, RecipeError
+from secateur.deployment.planner import install
+from secateur.errors import FileRefusedError, InputError, PlanMismatchError, RecipeError, UnsupportedError
 from secateur.files import canonical_json, load_json, load_tensors, publish_dir, save_tensors
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.files.mapped import map_file
@@ -71,6 +73,7 @@ def save_deployed(
         force: replace an output folder that is there.
 
     Raises:
+        UnsupportedError: the model has packed convolutions.
         FileRefusedError: the folder exists, or is no output folder of secateur.
         ResourceError: the disk is full; nothing is left behind.
         RecipeError: an unknown profile.
@@ -82,6 +85,13 @@ def save_deployed(
         model, plan = deployment, plan or origin_of(deployment)
     else:
         model, plan = deployment.model, plan or deployment.plan
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, SparseConv2d)]
+    if convolutions:
+        raise UnsupportedError(
+            "packed convolutions are not written yet",
+            why=f"{convolutions[0]!a} is one",
+            hint="deploy without convolutions=True, or make the model dense by secateur.deployment.densify",
+        )
     layers = packed_layers(model)
     listed = {name: _record(layer) for name, layer in layers.items()}
     texts = {LAYERS: canonical_json({"schema": SCHEMA, "profile": profile, "layers": listed})}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.formats import format_of
 from secateur.deployment.operators import packed_linear, unpacked
 from secateur.errors import InputError, RecipeError
@@ -156,6 +157,6 @@ def densify(model: nn.Module) -> nn.Module:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, SparseLinear):
+            if isinstance(child, SparseLinear | SparseConv2d):
                 setattr(parent, name, child.densify())
-    return model.densify() if isinstance(model, SparseLinear) else model
+    return model.densify() if isinstance(model, SparseLinear | SparseConv2d) else model

@@ -59,7 +59,16 @@ def default_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur" / FILE
 
 
-def key(shape: tuple[int, int], dtype: torch.dtype, contender: str, *, zeros: float, blocks: float, rows: int) -> str:
+def key(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    contender: str,
+    *,
+    zeros: float,
+    blocks: float,
+    rows: int | str,
+    operation: str = "linear",
+) -> str:
     """Everything that a ratio depends on.
 
     Args:
@@ -69,11 +78,12 @@ def key(shape: tuple[int, int], dtype: torch.dtype, contender: str, *, zeros: fl
         zeros: share of zeros, in steps of a twentieth.
         blocks: share of the blocks of 16 rows and one column that hold a number, in steps of a twentieth: it tells
             patterns apart.
-        rows: inputs at once.
+        rows: inputs at once, or whatever else says what comes in.
+        operation: "linear", "conv".
     """
     shares = [f"{round(each * 20) / 20:.2f}" for each in (zeros, blocks)]
     parts = (
-        "linear", f"{shape[0]}x{shape[1]}", str(dtype).removeprefix("torch."), contender, *shares, f"rows{rows}",
+        operation, "x".join(map(str, shape)), str(dtype).removeprefix("torch."), contender, *shares, f"rows{rows}",
         f"threads{torch.get_num_threads()}", native.isa(), f"torch{torch.__version__}", processor(),
     )  # fmt: skip
     return "|".join(parts)

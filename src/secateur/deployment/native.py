@@ -111,10 +111,39 @@ def unpacked(parts: Sequence[Tensor], scale: Tensor | None, layout: Format, rows
     compiled = library()
     assert compiled is not None, "takes() was not asked"
     compiled.secateur_unpack(
-        layout.kernel, _WEIGHTS[keep[0].dtype], pointers, ctypes.c_int64(rows), ctypes.c_int64(columns), _pointer(factor),
-        _pointer(dense), torch.get_num_threads(),
+        layout.kernel, _WEIGHTS[keep[0].dtype], pointers, ctypes.c_int64(rows), ctypes.c_int64(columns),
+        _pointer(factor), _pointer(dense), torch.get_num_threads(),
     )  # fmt: skip
     return dense
+
+
+def convolution(
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    starts: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    pixels: int,
+    y: Tensor,
+) -> None:
+    """Sums over shifted planes: ``y[n, o, p] = bias[o] + sum of values[i] * x[n, table[columns[i]] + p]``.
+
+    Args:
+        x: (images, numbers per image), float32 and contiguous.
+        values: of all outputs in turn.
+        columns: which entry of the table every value goes with.
+        starts: where each output's values start, and where the last one's end.
+        table: int64, where in an image the plane of every column starts.
+        bias: per output, or None.
+        pixels: of an output plane, and at most as many as lie behind every start.
+        y: (images, outputs, ...) to fill; each output has room for the pixels.
+    """
+    compiled = library()
+    assert compiled is not None, "isa() was not asked"
+    numbers = [ctypes.c_int64(each) for each in (len(x), x.stride(0), y.shape[1], y.stride(0), y.stride(1), pixels)]
+    tensors = [_pointer(each) for each in (values, columns, starts, table, bias, x, y)]
+    compiled.secateur_convolution(LEVELS.index(isa()), *tensors, *numbers, torch.get_num_threads())
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -48,6 +48,7 @@ def packed_linear(
     Returns:
         (..., rows), of the dtype of x.
     """
+    _require(x, columns)  # here, because an error cannot keep its class on its way through compiled code
     grows = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     call = torch.ops.secateur.packed_linear if grows else torch.ops.secateur.packed_product
     found: Tensor = call(x, list(parts), scale, bias, format, rows, columns)

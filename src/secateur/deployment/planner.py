@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from secateur import shown
 from secateur.deployment import native
-from secateur.deployment.contest import TOO_LARGE, Contender, Contest, contenders, zero_share
+from secateur.deployment.contest import TOO_LARGE, Contender, Contest, clock, contenders, zero_share
+from secateur.deployment.convolving import decide_convolutions
+from secateur.deployment.decisions import Deployment, LayerDecision
 from secateur.deployment.decoding import step_of
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment.lookup import Table, default_path
@@ -22,93 +22,12 @@ from secateur.measure import latency
 from secateur.model.call import call, outputs
 from secateur.model.guard import evaluating
 from secateur.model.samples import batch_size_of, with_batch_size
-from secateur.planning.decision import PlanData
 from secateur.planning.history import origin_of
 from secateur.registry import one_of
 from secateur.types import Example, Latency, Progress
 
 WEIGHTS = ("same", "bfloat16", "int8")
 _SMALL = 4 << 20  # bytes: about what the second-level caches of a few cores hold
-
-
-@dataclass(frozen=True)
-class LayerDecision:
-    """What became of one layer, and why.
-
-    Args:
-        name: of the module.
-        shape: outputs and inputs.
-        zeros: share of zeros in its weight.
-        format: name of the format it has now; "" = left as it was.
-        dtype: of its weights now.
-        ratio: time over that of the best dense form, for each number of inputs at once; of the best contender where
-            the layer was left.
-        why: in words.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    zeros: float
-    format: str
-    dtype: str
-    ratio: Mapping[int, float]
-    why: str
-
-
-@dataclass(repr=False)
-class Deployment:
-    """A model whose layers have the forms that were fastest.
-
-    Args:
-        model: ready to run; not for training.
-        decisions: one per linear layer.
-        latency: of the whole model, by batch size: the original ("dense") and this one ("deployed"), interleaved.
-        size_bytes: of all tensors before and after.
-        largest_difference: between the outputs of both on the example, relative to the largest output.
-        isa: instruction set of the kernels.
-        note: what was undone, and why; "" where nothing was.
-        plan: the cut that leads to the original from the first model, where it was pruned or loaded in this process.
-    """
-
-    model: nn.Module
-    decisions: tuple[LayerDecision, ...]
-    latency: dict[int, dict[str, Latency]]
-    size_bytes: tuple[int, int]
-    largest_difference: float
-    isa: str
-    note: str = ""
-    plan: PlanData | None = None
-    swapped: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.swapped = tuple(each.name for each in self.decisions if each.format)
-
-    def __repr__(self) -> str:
-        return shown.line(
-            "Deployment", f"{len(self.swapped)} of {len(self.decisions)} linear layers swapped", self.isa, self.note
-        )
-
-    def _repr_html_(self) -> str:
-        rows = [(each.name, each.format or "as it was", each.dtype, each.why) for each in self.decisions]
-        return shown.table(repr(self)[1:-1], ("layer", "format", "weights", "why"), rows)
-
-    def __str__(self) -> str:
-        lines = [_line(each) for each in self.decisions]
-        before, after = self.size_bytes
-        lines.append(
-            f"{len(self.swapped)} of {len(self.decisions)} linear layers swapped, {self.isa}; "
-            f"size {after / before:.2f}x"
-        )
-        for batch, both in self.latency.items():
-            ratio = both["deployed"].ratio
-            said = "" if ratio is None else f", {ratio[0]:.2f}x (p10-p90 {ratio[1]:.2f}-{ratio[2]:.2f})"
-            lines.append(f"batch {batch}: {both['dense'].median:.3g} -> {both['deployed'].median:.3g} ms{said}")
-        return "\n".join([*lines, *([self.note] if self.note else [])])
-
-
-def _line(each: LayerDecision) -> str:
-    what = f"{each.name} ({each.shape[0]} x {each.shape[1]}, {each.zeros:.0%} zeros)"
-    return f"{what}: {f'{each.format} {each.dtype}' if each.format else 'left'}: {each.why}"
 
 
 def deploy(
@@ -122,6 +41,7 @@ def deploy(
     rounds: int = 9,
     table: Path | bool = True,
     untie: bool = True,
+    convolutions: bool = False,
     inplace: bool = False,
     progress: Progress | None = None,
 ) -> Deployment:
@@ -144,8 +64,10 @@ def deploy(
         margin: how much faster a layer must be, as a fraction.
         rounds: timed rounds per layer and batch size.
         table: where measurements are kept for the next time; True = the user's cache folder, False = nowhere.
-        untie: a layer whose weight an embedding looks rows up in may get a packed copy, which then takes at most half of
-            the bytes besides; False = such layers stay.
+        untie: a layer whose weight an embedding looks rows up in may get a packed copy, which then takes at most half
+            of the bytes besides; False = such layers stay.
+        convolutions: try `secateur.deployment.SparseConv2d` in the place of convolutions too. Such a model runs and is
+            copied, and is not written by `save_deployed` yet.
         inplace: change the model itself.
         progress: told (stage, number, of how many).
 
@@ -172,7 +94,11 @@ def deploy(
     planner = _Planner(contest, weights, formats, margin, inputs, _ties(model, untie))
     # Of exactly this class: a subclass may have a forward of its own, which a packed layer would not repeat.
     layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
-    decided = [planner.decide(name, layer, progress, at, len(layers)) for at, (name, layer) in enumerate(layers)]
+    decided: list[tuple[LayerDecision, nn.Module | None]] = [
+        planner.decide(name, layer, progress, at, len(layers)) for at, (name, layer) in enumerate(layers)
+    ]
+    if convolutions:
+        decided += decide_convolutions(model, list(examples.values()), contest, margin)
     known.save()
     plan = origin_of(model)  # asked before layers change: it knows the model by its parameters
     done = _swap(model, example, examples, decided, inplace=inplace)
@@ -316,7 +242,7 @@ def _swap(
     model: nn.Module,
     example: Example,
     examples: Mapping[int, Example],
-    decided: list[tuple[LayerDecision, SparseLinear | None]],
+    decided: Sequence[tuple[LayerDecision, nn.Module | None]],
     *,
     inplace: bool,
 ) -> Deployment:
@@ -338,17 +264,17 @@ def _swap(
             for d in decisions
         )
         return Deployment(own, left, times, (before, before), 0.0, native.isa(), note)
-    install(own, packed if inplace else copy.deepcopy(packed))
+    install(own, dict(packed) if inplace else copy.deepcopy(packed))
     return Deployment(own, decisions, times, (before, after), error, native.isa())
 
 
 def _race(
-    model: nn.Module, packed: Mapping[str, SparseLinear], examples: Mapping[int, Example]
+    model: nn.Module, packed: Mapping[str, nn.Module], examples: Mapping[int, Example]
 ) -> dict[int, dict[str, Latency]]:
     rival = _shallow(model)
     install(rival, packed)
     return {
-        size: latency({"dense": model, "deployed": rival}, example, seconds=6.0, spread=0.1)
+        size: latency({"dense": model, "deployed": rival}, example, seconds=6.0, spread=0.1, timer=clock())
         for size, example in examples.items()
     }
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from secateur.deployment import native
+from secateur.deployment import direct, native, operators
 from secateur.deployment.formats import FORMATS, format_of
 from secateur.deployment.linear import SparseLinear
 from secateur.errors import InputError, RecipeError
@@ -90,6 +90,47 @@ def test_wide_gaps_many_inputs_and_more_dimensions(isa: str, name: str) -> None:
     assert SparseLinear.of(wide, name)(torch.randn(0, 1500)).shape == (0, 35)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_compiled_code_unpacks_what_was_packed(name: str, dtype: torch.dtype) -> None:
+    if native.why_not():
+        pytest.skip(native.why_not())
+    for rows, columns, zeros in ((1, 1, 0.0), (37, 75, 0.7), (16, 300, 0.99), (64, 32, 1.0)):
+        packed = SparseLinear.of(layer(rows, columns, zeros, torch.float32, 3), name, dtype)
+        found = native.unpacked(packed.parts, packed.scale, format_of(name), rows, columns)
+        assert torch.equal(found, packed.weight.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_inputs_at_once_take_a_dense_product(
+    isa: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    packed = SparseLinear.of(layer(20, 70, 0.5, dtype, 2), "slide16")
+    calls: list[int] = []
+    unpack = native.unpacked
+    monkeypatch.setattr(native, "unpacked", lambda *given: calls.append(1) or unpack(*given))
+    for count, dense in ((operators.MANY - 1, 0), (operators.MANY, 1)):
+        calls.clear()
+        agrees(packed, torch.randn(count, 70, dtype=dtype))
+        assert len(calls) == (0 if isa == "torch" else dense)
+
+
+def test_the_compiled_operator_gives_what_the_one_of_python_gives(isa: str) -> None:
+    """Bit for bit, whatever comes: usual inputs, and those that it hands on."""
+    if isa != "torch" and (problem := direct.connect(operators.MANY)):
+        pytest.skip(problem)
+    packed = SparseLinear.of(layer(20, 70, 0.5, torch.float32, 2), "slide32", torch.int8)
+    x = torch.randn(3, 140)
+    half = packed.bias.bfloat16()
+    for came in (x[:, :70], x[:, ::2].contiguous(), x[:, :70].bfloat16(), x[:0, :70], x.view(3, 2, 70), x[0, :70]):
+        for bias in (packed.bias, half, None):
+            arguments = (packed.parts, packed.scale, bias, "slide32", 20, 70)
+            found = torch.ops.secateur.packed_product(came, *arguments)
+            assert torch.equal(found, torch.ops.secateur.packed_linear(came, *arguments))
+    with pytest.raises(InputError, match="70 numbers"):
+        packed(torch.randn(2, 69))
+
+
 def test_what_numbers_of_eight_bits_lose_is_half_a_step() -> None:
     dense = layer(20, 70, 0.5, torch.float32, 1)
     packed = SparseLinear.of(dense, "bitmask", torch.int8)
@@ -144,6 +185,7 @@ FUZZ = """
 import os, torch
 from torch import nn
 from secateur.deployment.formats import FORMATS, format_of
+from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment import native
 torch.manual_seed(0)
@@ -160,6 +202,13 @@ for name in FORMATS:
                 for level in native.LEVELS:
                     os.environ[native.VARIABLE] = level
                     packed(torch.randn(batch, columns))
+                native.unpacked(packed.parts, packed.scale, format_of(name), rows, columns)
+for kernel, stride, padding, image in ((1, 1, 0, 5), (3, 1, 1, 7), (3, 2, 1, 40), (7, 2, 3, 33), (2, 2, 0, 3)):
+    dense = nn.Conv2d(3, 40, kernel, stride=stride, padding=padding)
+    dense.weight.data.masked_fill_(torch.rand_like(dense.weight) < 0.6, 0)
+    for level in native.LEVELS:
+        os.environ[native.VARIABLE] = level
+        SparseConv2d(dense)(torch.randn(2, 3, image, image))
 print("clean")
 """
 

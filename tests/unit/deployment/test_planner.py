@@ -112,6 +112,45 @@ def test_layers_that_must_not_be_touched_say_why(monkeypatch: pytest.MonkeyPatch
     assert "hooks" in why["hooked"]
 
 
+class Tied(nn.Module):
+    def __init__(self, places: str) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+        self.head.weight = self.table.weight
+        if places == "another layer":
+            self.more = nn.Linear(32, 64, bias=False)
+            self.more.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.head(self.table(x))
+        return found + self.more(self.table(x)) if hasattr(self, "more") else found
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("places", "options", "swapped"),
+    [
+        ("a table", {"weights": "bfloat16"}, ("head",)), ("a table", {"weights": "int8"}, ("head",)),
+        ("a table", {"weights": "same"}, ()), ("a table", {"weights": "int8", "untie": False}, ()),
+        ("another layer", {"weights": "int8"}, ()),
+    ],
+)  # fmt: skip
+def test_only_a_table_is_parted_from_its_layer_and_only_by_a_copy_of_half_its_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, places: str, options: dict, swapped: tuple[str, ...]
+) -> None:
+    ruled(monkeypatch, {"dense": 0.5})
+    model, x = Tied(places).eval(), torch.randint(64, (2, 3))
+    done = sc.deploy(model, x, table=False, **options)
+    assert done.swapped == swapped
+    assert model.head.weight is model.table.weight
+    if swapped:
+        assert torch.equal(done.model.table.weight, model.table.weight)
+        assert done.model.head.size_bytes() <= model.head.weight.numel() * 2
+        again = sc.load_deployed(sc.save_deployed(done, tmp_path / "out"), Tied(places)).eval()
+        assert torch.equal(again(x), done.model(x))
+        assert torch.allclose(again(x), model(x), atol=0.1)
+
+
 def test_without_kernels_nothing_is_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.VARIABLE, native.WITHOUT)
     done = sc.deploy(net(), torch.randn(2, 64), table=False)
@@ -164,8 +203,8 @@ def test_a_table_that_cannot_be_read_is_empty(tmp_path) -> None:
 
 
 def test_the_key_tells_everything_apart() -> None:
-    base = dict(shape=(4, 8), dtype=torch.float32, contender="bitmask float32", zeros=0.5, share=0.5, rows=1)
-    other = dict(shape=(8, 4), dtype=torch.bfloat16, contender="delta float32", zeros=0.6, share=0.6, rows=2)
+    base = dict(shape=(4, 8), dtype=torch.float32, contender="bitmask float32", zeros=0.5, blocks=0.5, rows=1)
+    other = dict(shape=(8, 4), dtype=torch.bfloat16, contender="delta float32", zeros=0.6, blocks=0.6, rows=2)
     keys = {key(**{**base, name: value}) for name, value in other.items()} | {key(**base)}  # type: ignore[arg-type]
     assert len(keys) == 7
     assert torch.__version__ in key(**base)  # type: ignore[arg-type]

@@ -78,6 +78,7 @@ def test_the_operator_keeps_the_rules_of_operators(name: str, way: str) -> None:
     arguments = (packed.parts, None, packed.bias, name, 24, 72)
     x = torch.randn(3, 72, requires_grad=True)
     torch.library.opcheck(torch.ops.secateur.packed_linear.default, (x, *arguments))
+    torch.library.opcheck(torch.ops.secateur.packed_product.default, (x.detach(), *arguments))
     torch.library.opcheck(torch.ops.secateur.unpacked.default, (packed.parts, None, name, 24, 72))
 
 

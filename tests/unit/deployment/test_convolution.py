@@ -1,0 +1,120 @@
+"""A packed convolution equals the dense one, by every kernel; the planner takes it only where it wins."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.deployment import convolving, native, planner
+from secateur.deployment.convolution import SparseConv2d
+from secateur.deployment.linear import densify
+from secateur.errors import InputError, UnsupportedError
+from secateur.types import Latency
+
+# channels in and out, kernel, stride, padding, image, zeros
+KINDS = [
+    (6, 40, 1, 1, 0, (13, 17), 0.9), (3, 8, 3, 1, 1, (16, 16), 0.8), (4, 33, 3, 2, 1, (15, 14), 0.8),
+    (6, 8, 1, 2, 0, (9, 9), 0.5), (3, 8, 7, 2, 3, (33, 30), 0.5), (5, 6, (3, 2), (2, 3), (1, 0), (12, 17), 0.5),
+    (2, 3, 1, 1, 0, (3, 3), 0.1), (4, 9, 3, 1, 1, (1, 1), 0.5), (4, 5, 3, 1, 1, (5, 30), 1.0),
+    (4, 4, 1, 1, 1, (5, 6), 0.0), (2, 3, 2, 2, 0, (64, 9), 0.3), (2, 3, 1, 1, 0, (4, 37), 0.5),
+]  # fmt: skip
+
+
+def layer(inputs, outputs, kernel, stride, padding, zeros: float, bias: bool = True) -> nn.Conv2d:
+    torch.manual_seed(0)
+    found = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+    found.weight.data.masked_fill_(torch.rand_like(found.weight) < zeros, 0)
+    return found.eval().requires_grad_(False)
+
+
+@pytest.fixture(params=["scalar", "avx2", "avx512", "torch"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(native.VARIABLE, request.param)
+    if native.isa() != request.param:
+        pytest.skip(f"{native.why_not() or 'this processor'} has no {request.param}")
+    return request.param
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_convolutions_equal_the_dense_ones(isa: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for at, (inputs, outputs, kernel, stride, padding, image, zeros) in enumerate(KINDS):
+            dense = layer(inputs, outputs, kernel, stride, padding, zeros, bias=at % 2 == 0)
+            x = torch.randn(1 + at % 3, inputs, *image)
+            found, wanted = SparseConv2d(dense)(x), dense(x)
+            assert found.shape == wanted.shape
+            assert found.is_contiguous()
+            assert torch.allclose(found, wanted, atol=1e-5), KINDS[at]
+            again = SparseConv2d(dense)(x.to(memory_format=torch.channels_last))
+            assert torch.allclose(again, wanted, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_it_is_copied_taken_back_and_compiled_in_one_graph() -> None:
+    dense = layer(4, 6, 3, 2, 1, 0.7)
+    packed, x = SparseConv2d(dense), torch.randn(2, 4, 9, 9)
+    back = densify(nn.Sequential(copy.deepcopy(packed)))[0]
+    assert type(back) is nn.Conv2d
+    assert torch.equal(back.weight, dense.weight)
+    assert torch.equal(back(x), dense(x))
+    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), packed(x))
+    torch.library.opcheck(
+        torch.ops.secateur.packed_convolution.default,
+        (x, packed.values, packed.columns, packed.starts, packed.bias, packed.shape, packed.stride, packed.padding),
+    )
+
+
+@pytest.mark.parametrize(
+    "dense",
+    [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2),
+     nn.Conv2d(4, 4, 3, padding_mode="reflect", padding=1),
+     nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3).double()],
+    ids=["groups", "dilation", "reflect", "same", "float64"],
+)  # fmt: skip
+def test_other_kinds_are_refused(dense: nn.Conv2d) -> None:
+    with pytest.raises(UnsupportedError, match="convolution"):
+        SparseConv2d(dense)
+
+
+def test_wrong_images_are_named() -> None:
+    packed = SparseConv2d(layer(4, 6, 3, 1, 0, 0.7))
+    for wrong in (torch.randn(1, 3, 9, 9), torch.randn(4, 9, 9), torch.randn(1, 4, 2, 9)):
+        with pytest.raises(InputError):
+            packed(wrong)
+
+
+@pytest.mark.parametrize(("part", "wild"), [("columns", 36), ("columns", -1), ("starts", 1_000), ("starts", -1)])
+def test_damaged_tensors_are_refused_before_a_kernel_follows_them(part: str, wild: int) -> None:
+    packed = SparseConv2d(layer(4, 6, 3, 1, 0, 0.7))
+    state = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
+    state[part][2] = wild
+    with pytest.raises(InputError, match="damaged"):
+        packed.load_state_dict(state)
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason=native.why_not())
+def test_only_winners_are_swapped_and_files_refuse_them(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    model = nn.Sequential(layer(3, 8, 3, 1, 1, 0.9), layer(8, 8, 1, 1, 0, 0.9), layer(8, 8, 1, 1, 0, 0.1)).eval()
+    model.append(nn.Conv2d(8, 8, 3, groups=2)).requires_grad_(False)
+    told = {3: 0.5, 8: 0.97}
+    monkeypatch.setattr(convolving, "_measure", lambda dense, *_: told[dense.in_channels])
+    both = {"dense": Latency(1.0, 1.0, 1.0, 9), "deployed": Latency(0.5, 0.5, 0.5, 9, ratio=(0.5, 0.5, 0.5))}
+    monkeypatch.setattr(planner, "latency", lambda *_, **__: both)
+    x = torch.randn(1, 3, 8, 8)
+    done = sc.deploy(model, x, convolutions=True, table=False)
+    assert done.swapped == ("0",)
+    why = {each.name: each.why for each in done.decisions}
+    assert "0.97x" in why["1"]
+    assert "few" in why["2"]
+    assert torch.allclose(done.model(x), model(x), atol=1e-5)
+    assert not sc.deploy(model, x, table=False).decisions
+    with pytest.raises(UnsupportedError, match="not written"):
+        sc.save_deployed(done, tmp_path / "out")
