@@ -22,13 +22,16 @@ DECIDE = {
 FLAGS = {
     "demo": COMMON
     | (DECIDE - {"--expressible"})
-    | {"--device", "--out", "--epochs", "--set", "--seed", "--threads", "--force", "--dry-run"},
-    "inspect": COMMON | {"--data", "--html", "--protect", "--device", "--seed"},
+    | {"--device", "--out", "--epochs", "--max-drop", "--set", "--seed", "--threads", "--force", "--dry-run"},
+    "inspect": COMMON
+    | {"--data", "--html", "--protect", "--device", "--seed"}
+    | {"--sensitivity", "--picture", "--granularity", "--criterion", "--cache"},
     "estimate": COMMON | DECIDE | {"--device"} | {"--data", "--recipe", "--set", "--seed", "--threads"},
     "prune": COMMON
     | DECIDE
     | {"--device", "--recover"}
-    | {"--data", "--recipe", "--set", "--out", "--seed", "--track", "--threads", "--force", "--dry-run"},
+    | {"--data", "--recipe", "--set", "--out", "--seed", "--track", "--threads", "--force", "--dry-run"}
+    | {"--max-drop", "--smallest", "--confidence"},
     "measure": COMMON
     | {"--model", "--data", "--rounds", "--batch-size", "--device", "--seed", "--threads"}
     | {"--task", "--tokens", "--sequences", "--dtype"},
@@ -53,6 +56,9 @@ FLAGS = {
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
     | {"--recover-levels", "--epochs", "--probes", "--preset", "--threads", "--protect", "--device"},
     "resume": COMMON,
+    "search": COMMON
+    | {"--data", "--space", "--out", "--objectives", "--minutes", "--trials", "--sampler", "--to", "--storage"}
+    | {"--device", "--seed", "--threads"},
     "lottery": COMMON
     | {"--data", "--out", "--recipe", "--set", "--rate", "--rewind", "--seeds", "--controls", "--threads"},
     "doctor": COMMON,
