@@ -7,7 +7,8 @@ a plain grid of ten amounts with the same recovery, samples and bounds, of which
 limit. Time is that of the processor. With `--halves` one half of the test digits chooses and the other one confirms:
 500 are too few for bounds that count six looks, and mostly nothing is promised.
 
-    python benchmarks/max_drop.py --out runs/max_drop.json [--seeds 10] [--max-drop 1.0] [--epochs 1] [--grid-seeds 10] [--halves]
+    python benchmarks/max_drop.py --out runs/max_drop.json [--seeds 10] [--max-drop 1.0] [--epochs 1]
+        [--grid-seeds 10] [--halves]
 
 Rows that lie in the file are not done again.
 """
@@ -30,7 +31,9 @@ from secateur.errors import TargetError
 from secateur.files.atomic import atomic_write
 from secateur.measure import accuracy
 from secateur.model.door import enter
+from secateur.objective.at_most import LOOKS
 from secateur.objective.evaluate import Objective, with_target
+from secateur.objective.limits import AtMost
 from secateur.recipe import Recipe, load_recipe
 from secateur.sources import TensorData, resolve_data
 from secateur.sources.demo import build_convnet, train_demo
@@ -92,7 +95,7 @@ def by_grid(net: nn.Module, data: dict[str, Data], recipe: Recipe, max_drop: flo
     """The smallest of ten amounts whose bound keeps the limit."""
     given = enter(data)
     asked = Asked(net, given.example(), (), given, recipe, None, {}, None, None, None, "", "")
-    objective, kept = Objective(asked), []
+    objective, kept = Objective(asked, confidence=AtMost(max_drop).each(LOOKS)), []
     for amount in GRID:
         try:
             found = objective.evaluate(with_target(recipe, {"macs": amount}))

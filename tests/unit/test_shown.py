@@ -101,7 +101,7 @@ def test_a_deployment_shows_its_layers() -> None:
     deployed = Deployment(
         net, (LayerDecision(EVIL, (8, 8), 0.5, "", "float32", {}, "dense is faster"),), {}, (1, 1), 0.0, "none"
     )
-    assert repr(deployed) == "<Deployment: 0 of 1 linear layers swapped, none>"
+    assert repr(deployed) == "<Deployment: 0 of 1 layers swapped, none>"
     parser = Tags()
     parser.feed(deployed._repr_html_())
     assert parser.seen == {"b", "table", "tr", "th", "td"}

@@ -21,7 +21,7 @@ EXAMPLES = (
 )
 
 
-Space = Annotated[Path, typer.Option("--space", metavar="FILE", help="What may be chosen: keys of a recipe.")]
+SpaceFile = Annotated[Path, typer.Option("--space", metavar="FILE", help="What may be chosen: keys of a recipe.")]
 LabelledData = Annotated[str, typer.Option("--data", metavar="DATA", help=f"{options.DATA_WORDS}; with labels.")]
 SearchOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Results; a search that lies there goes on.")]
 Objectives = Annotated[
@@ -52,7 +52,7 @@ Storage = Annotated[
 def search(
     model: options.Model,
     data: LabelledData,
-    space: Space,
+    space: SpaceFile,
     out: SearchOut,
     objectives: Objectives = "quality,macs",
     minutes: Minutes = None,
@@ -85,7 +85,6 @@ def search(
         work = jobs.resolve(model, data, seed=seed or 0, text=text, device=device)
         jobs.warn_untrained(work)
         assert work.data is not None
-        out.mkdir(parents=True, exist_ok=True)
         with Stages() as stages:
             results = run(
                 work.model, work.needed_example(), data=work.data, space=found,

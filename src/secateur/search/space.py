@@ -62,7 +62,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Range:
+class NumberRange:
     """A number between two.
 
     Args:
@@ -104,7 +104,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Space:
+class RecipeSpace:
     """What a search may choose from.
 
     Args:
@@ -113,7 +113,7 @@ class Space:
     """
 
     base: Recipe
-    keys: Mapping[str, Options | Range]
+    keys: Mapping[str, Options | NumberRange]
 
     @property
     def spreads_by_curves(self) -> bool:
@@ -166,7 +166,7 @@ class Space:
         return {"base": self.base.model_dump(mode="json", by_alias=True, exclude_none=True), "keys": keys}
 
 
-def load_space(source: str | Path | Mapping[str, object]) -> Space:
+def load_space(source: str | Path | Mapping[str, object]) -> RecipeSpace:
     """Read a space: a YAML file, or a mapping.
 
     The key ``base`` is a recipe: the name of a bundled one, a file beside this one, or written out; every other key is
@@ -187,7 +187,7 @@ def load_space(source: str | Path | Mapping[str, object]) -> Space:
     recipe = load_recipe(beside if isinstance(base, str) and beside is not None and beside.is_file() else base)
     if not given or len(given) > MOST_KEYS:
         raise RecipeError(f"{origin}: there are {len(given)} keys to choose, not 1 to {MOST_KEYS}", hint=HINT)
-    space = Space(recipe, {str(key): _choice(origin, str(key), value) for key, value in given.items()})
+    space = RecipeSpace(recipe, {str(key): _choice(origin, str(key), value) for key, value in given.items()})
     _try_every(origin, space)
     return space
 
@@ -201,7 +201,7 @@ def _read(path: Path) -> object:
         raise FileRefusedError(f"{path} is no text", hint=HINT) from error
 
 
-def _choice(origin: str, key: str, value: object) -> Options | Range:
+def _choice(origin: str, key: str, value: object) -> Options | NumberRange:
     if isinstance(value, list) and value:
         return Options(tuple(value))
     if not isinstance(value, Mapping) or not {"low", "high"} <= set(value) <= {"low", "high", "log"}:
@@ -210,10 +210,10 @@ def _choice(origin: str, key: str, value: object) -> Options | Range:
     numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (low, high))
     if not numbers or not low < high or not isinstance(log, bool) or (log and low <= 0):
         raise RecipeError(f"{origin}: {key}: {dict(value)} is no range", hint="low is below high, and above 0 with log")
-    return Range(float(low), float(high), log, isinstance(low, int) and isinstance(high, int))
+    return NumberRange(float(low), float(high), log, isinstance(low, int) and isinstance(high, int))
 
 
-def _try_every(origin: str, space: Space) -> None:
+def _try_every(origin: str, space: RecipeSpace) -> None:
     """Refuse values that no recipe may have now, and not in the middle of a night."""
     first = {key: _ends(choice)[0] for key, choice in space.keys.items()}
     curves: Json = {"name": SENSITIVITY, "curves": [{"group": "any", "ratios": [0.5], "falls": [1.0]}]}
@@ -225,7 +225,7 @@ def _try_every(origin: str, space: Space) -> None:
                 raise RecipeError(f"{origin}: {error.what}", why=error.why, hint=error.hint) from error
 
 
-def _ends(choice: Options | Range) -> Sequence[object]:
+def _ends(choice: Options | NumberRange) -> Sequence[object]:
     return choice.words if isinstance(choice, Options) else (choice.low, choice.high)
 
 

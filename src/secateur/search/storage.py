@@ -65,6 +65,8 @@ def _storage(storage: str | Path) -> BaseStorage | None:
     if not str(storage):
         return None
     optuna = import_module("optuna")
+    if "://" not in str(storage):
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
     url = str(storage) if "://" in str(storage) else f"sqlite:///{Path(storage).absolute()}"
     # Without waiting a second worker would fail on the first one's write.
     more = {"connect_args": {"timeout": WAIT}} if url.startswith("sqlite") else {}

@@ -30,7 +30,7 @@ from secateur.registry import suggestion
 from secateur.search.descent import Bound, Descent
 from secateur.search.front import Goals, Values, front, recommended
 from secateur.search.sensitivity import sensitivity
-from secateur.search.space import SENSITIVITY, Params, Space, load_space
+from secateur.search.space import SENSITIVITY, Params, RecipeSpace, load_space
 from secateur.search.storage import Samplers, opened, quiet, require_optuna, sampler_of
 from secateur.types import Advance, Data, Example, Json, Judge, Loss
 
@@ -83,7 +83,7 @@ def search(
     example: Example = None,
     *,
     data: Given,
-    space: Space | str | Path | dict[str, object],
+    space: RecipeSpace | str | Path | dict[str, object],
     objectives: Sequence[str] = ("accuracy", "macs"),
     minutes: float | None = None,
     trials: int | None = None,
@@ -133,7 +133,7 @@ def search(
         TargetError: no trial ended well.
     """
     require_optuna()
-    found = space if isinstance(space, Space) else load_space(space)
+    found = space if isinstance(space, RecipeSpace) else load_space(space)
     bound = bound_of(sampler, to)
     _check(sampler, minutes, trials, bound)
     model, given = admit(model, copied=True), enter(data, calibration=calibration, test=test)
@@ -160,7 +160,7 @@ class _Worker:
     """Takes trials from a study until its time is over."""
 
     def __init__(
-        self, objective: Objective, space: Space, goals: Goals, study: Study, given: Given, example: Example
+        self, objective: Objective, space: RecipeSpace, goals: Goals, study: Study, given: Given, example: Example
     ) -> None:
         self.objective, self.space, self.goals, self.study = objective, space, goals, study
         self._given, self._example = given, example

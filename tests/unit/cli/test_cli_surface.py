@@ -26,7 +26,7 @@ FLAGS = {
     "inspect": COMMON
     | {"--data", "--html", "--protect", "--device", "--seed"}
     | {"--sensitivity", "--picture", "--granularity", "--criterion", "--cache"},
-    "estimate": COMMON | DECIDE | {"--device"} | {"--data", "--recipe", "--set", "--seed", "--threads"},
+    "estimate": COMMON | DECIDE | {"--device", "--deploy"} | {"--data", "--recipe", "--set", "--seed", "--threads"},
     "prune": COMMON
     | DECIDE
     | {"--device", "--recover", "--max-drop", "--smallest", "--confidence"}
@@ -56,6 +56,9 @@ FLAGS = {
     | {"--data", "--out", "--criteria", "--levels", "--granularity", "--match", "--scope", "--seeds", "--recover"}
     | {"--metric", "--recover-levels", "--epochs", "--probes", "--preset", "--threads", "--protect", "--device"},
     "resume": COMMON,
+    "search": COMMON
+    | {"--data", "--space", "--out", "--objectives", "--minutes", "--trials", "--sampler", "--to", "--storage"}
+    | {"--device", "--seed", "--threads"},
     "lottery": COMMON
     | {"--data", "--out", "--recipe", "--set", "--rate", "--rewind", "--seeds", "--controls", "--threads"},
     "doctor": COMMON,
