@@ -53,7 +53,7 @@ def pruned(tensors: Mapping[str, Tensor], zeros: float, dtype: torch.dtype, *, e
 
 
 def bound(tensor: Tensor) -> float:
-    """Bytes: entropy of the places and of the exponents of what is there (whole numbers: of themselves), and the rest."""
+    """Bytes: entropy of places and of the exponents of what is there (whole numbers: of themselves), and the rest."""
     there = tensor[tensor != 0]
     share = there.numel() / tensor.numel()
     symbols = torch.frexp(there.float()).exponent if there.is_floating_point() else there

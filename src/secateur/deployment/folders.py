@@ -38,7 +38,7 @@ PACKED_WEIGHT = "weight"  # what a packed layer's dense weight is called in an a
 LAYERS, SCHEMA = "deployed.json", 1
 
 
-class LayerRecord(TypedDict):
+class PackedRecord(TypedDict):
     """What deployed.json says of a packed layer."""
 
     format: str
@@ -48,7 +48,7 @@ class LayerRecord(TypedDict):
     bias: bool
 
 
-_FIELDS = set(LayerRecord.__annotations__)
+_FIELDS = set(PackedRecord.__annotations__)
 
 
 def save_deployed(
@@ -129,7 +129,7 @@ def _at(name: str, part: str) -> str:
     return f"{name}.{part}" if name else part
 
 
-def _record(layer: SparseLinear) -> LayerRecord:
+def _record(layer: SparseLinear) -> PackedRecord:
     return {
         "format": layer.format, "rows": layer.out_features, "columns": layer.in_features,
         "scale": layer.scale is not None, "bias": layer.bias is not None,
@@ -190,7 +190,7 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], 
     return fresh
 
 
-def _packed(tensors: dict[str, Tensor], records: dict[str, LayerRecord]) -> dict[str, Tensor]:
+def _packed(tensors: dict[str, Tensor], records: dict[str, PackedRecord]) -> dict[str, Tensor]:
     """Matrices of an archive in the formats that its layers run in."""
     found = dict(tensors)
     for name, record in records.items():
@@ -201,7 +201,7 @@ def _packed(tensors: dict[str, Tensor], records: dict[str, LayerRecord]) -> dict
     return found
 
 
-def _records(said: object, origin: Path) -> tuple[str, dict[str, LayerRecord]]:
+def _records(said: object, origin: Path) -> tuple[str, dict[str, PackedRecord]]:
     """The profile, and what stands of every packed layer."""
     layers = said.get("layers") if isinstance(said, dict) and said.get("schema") == SCHEMA else None
     if not isinstance(said, dict) or not isinstance(layers, dict):
@@ -224,7 +224,7 @@ def _require_record(name: str, record: object, origin: Path) -> None:
         raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has no name of a format")
 
 
-def _layer(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> SparseLinear:
+def _layer(model: nn.Module, name: str, record: PackedRecord, tensors: dict[str, Tensor]) -> SparseLinear:
     try:
         place = model.get_submodule(name)
     except AttributeError as error:

@@ -10,7 +10,7 @@ from typing import TypedDict
 import torch
 
 
-class Machine(TypedDict):
+class Surroundings(TypedDict):
     """What stands beside a measured time."""
 
     cpu: str
@@ -20,7 +20,7 @@ class Machine(TypedDict):
     torch: str
 
 
-def machine() -> Machine:
+def machine() -> Surroundings:
     """Name the processor, the instruction set that PyTorch uses on it, its cores and threads, and PyTorch.
 
     Example:

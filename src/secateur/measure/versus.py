@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from secateur.measure.latency import FEWEST_ROUNDS, Timer, timed
-from secateur.measure.machine import Machine, machine, ticks
+from secateur.measure.machine import Surroundings, machine, ticks
 from secateur.types import Example
 
 Verdict = Literal["faster", "slower", "no difference", "cannot be told"]
@@ -60,7 +60,7 @@ class Versus:
     rounds: int
     batch_size: int
     stolen: float
-    machine: Machine
+    machine: Surroundings
 
 
 def versus(
