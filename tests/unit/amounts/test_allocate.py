@@ -118,7 +118,7 @@ def test_global_changes_nothing():
 
 def test_requests_are_checked():
     scores = {"a": torch.rand(10)}
-    assert names() == ["erk", "global", "lamp", "uniform"]
+    assert names() == ["erk", "global", "lamp", "sensitivity", "uniform"]
     with pytest.raises(RecipeError, match="did you mean 'uniform'"):
         allocate(scores, name="unifrom", count=1)
     with pytest.raises(RecipeError, match="either sparsity or count"):
