@@ -60,7 +60,7 @@ def resnet(depths: tuple[int, ...], width: int) -> nn.Module:
 def plain_cnn(width: int) -> nn.Module:
     sizes = ((3, width), (width, 2 * width), (2 * width, 4 * width))
     layers = [nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)) for i, o in sizes]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * width, 10))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * width, 10))
 
 
 def mlp(*widths: int) -> nn.Module:
