@@ -21,14 +21,6 @@ EXAMPLES = (
 )
 
 
-class Rounding(StrEnum):
-    """How far weights may be rounded."""
-
-    same = "same"
-    bfloat16 = "bfloat16"
-    int8 = "int8"
-
-
 class Profile(StrEnum):
     """How the folder is written."""
 
@@ -44,8 +36,8 @@ def deploy(
     out: options.Out,
     data: options.Data = None,
     weights: Annotated[
-        Rounding, typer.Option("--weights", help="How far weights may be rounded; same = not at all.")
-    ] = Rounding.same,
+        options.Rounding, typer.Option("--weights", help="How far weights may be rounded; same = not at all.")
+    ] = options.Rounding.same,
     batch_size: Annotated[
         Optional[list[int]],  # noqa: UP045
         typer.Option("--batch-size", min=1, help="A batch size to be fast at; may be repeated."),

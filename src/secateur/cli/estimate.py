@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -27,14 +26,6 @@ EXAMPLES = (
 )
 
 
-class Rounding(StrEnum):
-    """How far `deploy` may round weights."""
-
-    same = "same"
-    bfloat16 = "bfloat16"
-    int8 = "int8"
-
-
 @decides(without=("recover",))
 def estimate(
     model: options.Model,
@@ -45,7 +36,7 @@ def estimate(
     seed: options.Seed = None,
     threads: options.Threads = None,
     deploy: Annotated[
-        Optional[Rounding],  # noqa: UP045
+        Optional[options.Rounding],  # noqa: UP045
         typer.Option("--deploy", help="Also say what `deploy` would bring with weights rounded as far as that."),
     ] = None,
     json: options.Json = False,
@@ -77,7 +68,7 @@ def estimate(
     return told.report.exit_code
 
 
-def deployed(told: Estimate, model: nn.Module, example: Example, weights: Rounding) -> Deployment:
+def deployed(told: Estimate, model: nn.Module, example: Example, weights: options.Rounding) -> Deployment:
     """What `deploy` makes of a copy with the same zeros: its speed depends on where they are, not on their quality."""
     from secateur.deployment import deploy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -17,6 +18,14 @@ DATA_WORDS = (
 GRANULARITIES = (
     "channel", "head", "neuron", "layer", "expert", "structured", "element", "2:4", "block", "vector", "kernel",
 )  # fmt: skip
+
+
+class Rounding(StrEnum):
+    """How far weights may be rounded."""
+
+    same = "same"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 def complete(*words: str) -> Callable[[str], list[str]]:

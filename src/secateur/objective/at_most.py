@@ -18,7 +18,7 @@ from secateur.objective.gauge import gauge_of
 from secateur.objective.limits import AtMost, Smallest
 from secateur.planning.build import implied_target, is_structured
 from secateur.recipe import Recipe
-from secateur.report.record import Attempt, Limit, Measured
+from secateur.report.bound import Attempt, Limit, Measured
 from secateur.stages import RunStages
 from secateur.types import Advance
 

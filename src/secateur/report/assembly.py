@@ -10,6 +10,7 @@ from importlib import metadata
 from pydantic import JsonValue
 
 from secateur.measure.machine import processor
+from secateur.report.bound import Limit
 from secateur.report.record import (
     ZEROS_ONLY,
     Applied,
@@ -17,7 +18,6 @@ from secateur.report.record import (
     Control,
     Environment,
     Layer,
-    Limit,
     Locked,
     NetworkPart,
     Report,

@@ -17,10 +17,11 @@ from secateur.planning.decision import fingerprint
 from secateur.recipe import Recipe
 from secateur.registry import listed
 from secateur.report.assembly import Effect, Events, Goal, Method, Origin, build, environment
+from secateur.report.bound import Limit
 from secateur.report.journal import Journal
 from secateur.report.layers import locked_parts, pruned_layers
 from secateur.report.network import network_parts
-from secateur.report.record import Choice, Control, Limit, Report, UnitCount
+from secateur.report.record import Choice, Control, Report, UnitCount
 from secateur.request import Named, Request
 from secateur.types import Degradation, Snapshot
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from secateur.report.record import Limit, Measured
+from secateur.report.bound import Limit, Measured
 from secateur.report.safe_text import clean, percent, seconds, significant
 
 _VERDICTS = {

@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NoReturn, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 from pydantic import model_validator as check
 
 from secateur import shown
 from secateur.errors import EXIT_DEGRADED, EXIT_OK, FileRefusedError, TargetError
+from secateur.report.bound import Limit
+from secateur.report.part import ReportPart, Share
 from secateur.types import Amount, Certificate, Condition, Count, Degradation, LeftOut, Lock, Snapshot, Text
 
 MAX_BYTES = 64 * 1024 * 1024  # many times the largest report; JSON takes ten times that in memory
@@ -31,25 +33,7 @@ def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Options = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
-
-
-class ReportPart(BaseModel):
-    """Base of every part of a report: strict, frozen, without unknown keys and without NaN.
-
-    The records of `secateur.types` carry no settings of their own, so these hold for them too, and a record that a
-    stage made unchecked is checked here (``revalidate_instances``).
-    """
-
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        serialize_by_alias=True,
-        revalidate_instances="always",
-    )
 
 
 class UnitCount(ReportPart):
@@ -166,52 +150,6 @@ class Control(ReportPart):
 
     steps: tuple[Text, ...]
     quality: dict[Text, float]
-
-
-class Measured(ReportPart):
-    """How much a model lost on some samples, with one-sided bounds where anything is known of chance."""
-
-    drop: float
-    low: float | None = None
-    high: float | None = None
-    method: Text = ""
-
-
-class Attempt(ReportPart):
-    """One amount that was tried; ``drop`` is null where it could not be reached, with the reason in ``why``."""
-
-    amount: float
-    removed: Share
-    params: Amount | None
-    macs: Amount | None
-    nonzero: Amount | None
-    drop: float | None
-    low: float | None
-    high: float | None
-    method: Text
-    kept: bool
-    why: Text
-    seconds: Amount
-
-
-class Limit(ReportPart):
-    """The amount that was found for "at most this loss", what was tried, and whether the test part confirms it.
-
-    ``verdict`` is "sure" (the bound keeps the limit too), "held" (the figure keeps it, chance may have helped),
-    "missed", or "unconfirmed" (there is no test part).
-    """
-
-    max_drop: Amount
-    unit: Literal["points", "percent"]
-    figure: Text
-    smallest: Text
-    confidence: Share
-    amount: float
-    chosen_by: Text
-    chosen: Measured
-    attempts: tuple[Attempt, ...]
-    test: Measured | None = None
-    verdict: Literal["sure", "held", "missed", "unconfirmed"] = "unconfirmed"
 
 
 class TrainingPoint(ReportPart):

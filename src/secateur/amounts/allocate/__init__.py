@@ -4,13 +4,13 @@ from secateur.amounts.allocate.base import Allotment, Amounts, allocate, apporti
 from secateur.amounts.allocate.erk import erk
 from secateur.amounts.allocate.global_ import global_
 from secateur.amounts.allocate.lamp import lamp, lamp_scores
-from secateur.amounts.allocate.sensitivity import Curve, Curves, Spread, sensitivity, spread_of
+from secateur.amounts.allocate.sensitivity import Curves, LossCurve, Spread, sensitivity, spread_of
 from secateur.amounts.allocate.uniform import uniform
 
 __all__ = [
     "Amounts",
     "Allotment",
-    "Curve",
+    "LossCurve",
     "Curves",
     "Spread",
     "allocate",

@@ -49,7 +49,7 @@ def no_curves() -> RecipeError:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """What is lost of one group's units.
 
     Args:
@@ -88,7 +88,7 @@ class Curves:
     of quantizers", 1988); falls of single layers stand for those of all together, which they are not exactly.
     """
 
-    by_group: Mapping[str, Curve]
+    by_group: Mapping[str, LossCurve]
 
     def worth(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What removing each unit costs by the curve of its group, in the order of its scores.
@@ -158,7 +158,7 @@ def word_of(allocation: Spread) -> str:
     return name
 
 
-def _curve(given: object) -> tuple[str, Curve]:
+def _curve(given: object) -> tuple[str, LossCurve]:
     found = given if isinstance(given, Mapping) else {}
     group, ratios, falls = found.get("group"), found.get("ratios"), found.get("falls")
     right = isinstance(group, str) and _numbers(ratios) and _numbers(falls)
@@ -171,7 +171,7 @@ def _curve(given: object) -> tuple[str, Curve]:
             f"allocation {NAME!r}: the curve of {group} has the ratios {list(x)} and {len(y)} falls",
             hint="ratios rise, in (0, 1], and each has one fall",
         )
-    return str(group), Curve(x, y)
+    return str(group), LossCurve(x, y)
 
 
 def _numbers(value: object) -> bool:

@@ -29,7 +29,7 @@ ROUNDING = 1e-5  # of what went in: what is left of a difference of two numbers 
 
 
 @dataclass(frozen=True, eq=False)
-class Experts:
+class EqualBlocks:
     """Blocks of one number of experts.
 
     Args:
@@ -52,7 +52,7 @@ class Values:
         experts: one entry for each number of experts that shrinks.
     """
 
-    experts: Sequence[Experts]
+    experts: Sequence[EqualBlocks]
 
     def part(self, name: str, result: Tensor, operands: Sequence[Tensor]) -> Tensor | None:
         """What is kept of a result: nothing of what was moved or is a position."""
@@ -103,7 +103,7 @@ class Values:
 
 def values_of(stay: Mapping[int, Sequence[Tensor]]) -> Values:
     """Of blocks by their number of experts: which of them stay in each block."""
-    return Values([Experts(each) for each in stay.values()])
+    return Values([EqualBlocks(each) for each in stay.values()])
 
 
 def _is_same(a: Tensor, b: Tensor, size_in: float) -> bool:
