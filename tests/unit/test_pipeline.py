@@ -26,9 +26,12 @@ def batches(seed=0, count=4, size=16):
     return list(zip(x, y, strict=True))
 
 
+FOR_TRANSFORMERS = ("transformer", "language-model-")
+
+
 @pytest.mark.sampled(3)
-# Those for transformers run on one: tests/unit/integrations/test_hugging_face_at_home.py.
-@pytest.mark.parametrize("name", [name for name in bundled() if not name.startswith("transformer")])
+# Those for transformers run on one: test_hugging_face_at_home.py, cli/test_cli_language_models.py.
+@pytest.mark.parametrize("name", [name for name in bundled() if not name.startswith(FOR_TRANSFORMERS)])
 def test_every_bundled_recipe_runs_saves_and_loads(name, tmp_path):
     model, data = net(), batches()
     before = copy.deepcopy(model.state_dict())

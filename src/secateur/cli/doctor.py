@@ -22,6 +22,7 @@ EXTRAS = {
     "gguf": ("transformers", "gguf", "accelerate"),
     "eval": ("lm-eval",),
     "search": ("scipy",),
+    "tune": ("optuna",),
     "train": ("accelerate", "lightning"),
     "track": ("accelerate", "tensorboard"),
     "data": ("pyarrow", "pillow"),

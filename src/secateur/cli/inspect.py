@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "inspect mynet.py:build",
     "inspect demo:lenet --protect 'classify.*' --html lenet.html",
-    "inspect mynet.py:build --data npz:mine.npz --sensitivity --picture s.svg",
+    "inspect net.py:build --data npz:my.npz --sensitivity --picture s.svg",
 )
 
 

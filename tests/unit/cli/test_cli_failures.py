@@ -101,7 +101,7 @@ def test_words_of_others_do_not_drive_the_terminal(
         (["prune", "demo:lenet", "--out", "x", "--nope"], "--nope"),
         (["prune", "demo:lenet", "--out", "x", "--threads", "0"], "threads"),
         (["prune", "demo:lenet", "--out", "x", "--seed", "one"], "seed"),
-        (["export", "d", "--model", "m", "--out", "x", "--format", "gguf"], "gguf"),
+        (["export", "d", "--model", "m", "--format", "onnx"], "Missing option '--out'"),
         (["criteria"], "Missing command"),
     ],
 )
