@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "estimate mynet.py:build --macs 0.5",
     "estimate demo:lenet --params 0.6 --criterion l1",
-    "estimate mynet.py:build --granularity element --sparsity 0.7 --deploy bfloat16",
+    "estimate mynet.py:build --granularity 2:4 --deploy bfloat16",
 )
 
 
