@@ -10,7 +10,7 @@ from .harness import GOOD, judge
 CASES = all_cases()
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize("name", CASES)
 def test_right_or_refused(name: str) -> None:
     verdict, _ = judge(CASES[name])

@@ -20,7 +20,7 @@ from secateur.testing import CHECKS, check_criterion
 BY_NAME = {check.name: check for check in CHECKS}
 
 
-@pytest.mark.sampled(11)
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @pytest.mark.parametrize("name", names())
 def test_contract(name, check):

@@ -29,7 +29,6 @@ QUICK = {
     "docs/how-to/lottery-tickets.md",
     "docs/how-to/distil.md",
     "docs/how-to/resume-a-run.md",
-    "docs/how-to/hugging-face.md",
     "docs/migrate/torch-nn-utils-prune.md",
     "docs/reference/report.md",
     "docs/how-to/prune-your-own-model.md",

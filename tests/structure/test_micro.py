@@ -8,7 +8,7 @@ from harness import check, enliven
 from micro import CASES
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_author_expects(name: str) -> None:

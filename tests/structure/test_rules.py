@@ -31,7 +31,7 @@ def live_cut(row: Row, at: int) -> Cut:
 NAMES = [f"{i}-{row.name}" for i, row in enumerate(ROWS)]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(14)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
 def test_what_a_rule_says_holds_on_other_inputs(row: Row) -> None:
@@ -45,7 +45,7 @@ def test_what_a_rule_says_holds_on_other_inputs(row: Row) -> None:
     assert set(row.ops.split()) <= seen
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(14)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
 def test_what_it_says_of_an_empty_example_holds_on_live_inputs(row: Row) -> None:
@@ -78,7 +78,7 @@ def test_what_has_no_rule_of_its_own_is_right_or_locked(row: Row) -> None:
                 assert differs(made, row, live) == "", f"units along {at}"
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(14)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", [row for row in ROWS if row.free], ids=[row.name for row in ROWS if row.free])
 def test_both_proofs_accept_what_is_right(row: Row) -> None:

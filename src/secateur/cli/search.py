@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from secateur.search.storage import Samplers
     from secateur.search.study import SearchResult
 
-EXAMPLES = (
-    "search net.py:build --data npz:mine.npz --space space.yaml --minutes 20 --out runs/search",
-    "search net.py:build --data npz:my.npz --space s.yaml --objectives accuracy,latency_ms,size --trials 40 --out s",
-)
+EXAMPLES = ("search demo:lenet --data demo:mnist --space s.yaml --trials 9 --out s",)
 
 
 SpaceFile = Annotated[Path, typer.Option("--space", metavar="FILE", help="What may be chosen: keys of a recipe.")]

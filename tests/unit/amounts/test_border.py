@@ -147,7 +147,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("options", [{}, {"min_keep": 10}, {"scope": "local"}, {"scope": "row"}], ids=str)
 @pytest.mark.parametrize("case", ["plain", "turned", "equal"])
 def test_a_selection_copies_no_scores(chunk, options, case):

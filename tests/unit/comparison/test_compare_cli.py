@@ -109,6 +109,7 @@ def test_quick_preset(tmp_path: Path) -> None:
     assert all(point["latency_share"] > 0 for point in summary["curves"]["none"]["magnitude"])
 
 
+@pytest.mark.slow
 def test_a_small_study_of_a_residual_network(tmp_path: Path) -> None:
     steps = ({"method": "bn_refresh", "batches": 1}, {"method": "finetune", "steps": 1})
     study = Study(

@@ -124,6 +124,7 @@ def test_a_comparison_says_who_knows_the_loss(tmp_path: Path) -> None:
     assert lines["oracle"]["seeds"] == 2
 
 
+@pytest.mark.slow
 def test_leaving_a_block_out_is_what_loss_increase_measures(tmp_path: Path) -> None:
     lines = compared(tiny_scene("layer"), "layer", tmp_path, ["loss-increase"])
     assert next(one for one in lines if one["criterion"] == "loss-increase")["all"] == 1.0
@@ -168,6 +169,7 @@ def test_layers_are_left_out_and_locked_ones_are_not_tried() -> None:
     assert found["blocks"].tolist() == pytest.approx([value - whole for value in less], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_without_a_loss_or_about_experts(tmp_path: Path) -> None:
     scene = tiny_scene("channel")
     assert compared(scene, "channel", tmp_path / "a", ["magnitude"], data=[x for x, _ in scene.data]) == []

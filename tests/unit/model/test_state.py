@@ -342,7 +342,7 @@ def _in_guard(model, x, times):
             model(x)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("fails", [False, True], ids=["ends well", "fails"])
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("kind", STATES)
