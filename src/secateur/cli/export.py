@@ -14,8 +14,8 @@ from secateur.cli.console import emit, write
 FORMATS = ("safetensors", "archive", "onnx", "pt2", "hf", "gguf")
 EXAMPLES = (
     "export runs/mine --model mynet.py:build --format onnx --out mine.onnx",
-    "export runs/lm --model hf:SmolLM2 --format gguf --dtype q8_0 --out lm.gguf",
-    "export runs/mine --model mynet.py:build --format archive --weights bfloat16 --out small",
+    "export runs/lm --model hf:lm --format gguf --dtype q8_0 --out q.gguf",
+    "export runs/m --model n.py:f --format archive --weights int8 --out small",
 )
 
 
