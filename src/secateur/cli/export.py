@@ -15,7 +15,7 @@ FORMATS = ("safetensors", "archive", "onnx", "pt2", "hf", "gguf")
 EXAMPLES = (
     "export runs/mine --model mynet.py:build --format onnx --out mine.onnx",
     "export runs/lm --model hf:lm --format gguf --dtype q8_0 --out q.gguf",
-    "export runs/m --model n.py:f --format archive --weights int8 --out small",
+    "export runs/m --model n.py:f --format archive --weights int8 --out a",
 )
 
 
