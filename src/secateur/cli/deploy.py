@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "deploy runs/mine --model mynet.py:build --out runs/fast",
-    "deploy runs/m --model n.py:build --weights int8 --profile archive --out q",
+    "deploy runs/m --model n.py:f --weights int8 --profile archive --out q",
 )
 
 
