@@ -82,7 +82,7 @@ def fall_between(before: Outcomes, after: Outcomes, *, confidence: float = 0.95,
         >>> fell = Outcomes(np.arange(400) >= 4.0, np.ones(400), hits=True)
         >>> found = fall_between(right, fell)
         >>> round(found.amount, 2), round(found.high, 2)
-        (1.0, 1.97)
+        (1.0, 1.91)
     """
     if len(before.values) != len(after.values) or not np.array_equal(before.weights, after.weights):
         raise InputError(
