@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.amounts.allocate.sensitivity import Curve, Curves, spread_of
+from secateur.amounts.allocate.sensitivity import Curves, LossCurve, spread_of
 from secateur.errors import RecipeError
 
 
@@ -26,7 +26,10 @@ def test_no_other_amounts_cost_less(seed: int) -> None:
     # Convex curves: those are what an exchange between two groups cannot improve.
     falls = {name: np.cumsum(np.sort(rng.gamma(1.0, 1.0, size))) for name, size in sizes.items()}
     curves = Curves(
-        {name: Curve(tuple((np.arange(size) + 1) / size), tuple(falls[name].tolist())) for name, size in sizes.items()}
+        {
+            name: LossCurve(tuple((np.arange(size) + 1) / size), tuple(falls[name].tolist()))
+            for name, size in sizes.items()
+        }
     )
     worth = curves.worth({name: torch.from_numpy(rng.random(size)) for name, size in sizes.items()})
     for count in range(1, sum(sizes.values())):
@@ -43,7 +46,7 @@ def test_no_other_amounts_cost_less(seed: int) -> None:
 
 
 def test_scores_order_the_units_and_curves_the_groups() -> None:
-    curves = Curves({"a": Curve((0.5, 1.0), (1.0, 4.0)), "b": Curve((0.5, 1.0), (0.0, 0.1))})
+    curves = Curves({"a": LossCurve((0.5, 1.0), (1.0, 4.0)), "b": LossCurve((0.5, 1.0), (0.0, 0.1))})
     scores = {"a": torch.tensor([3.0, 1.0, 2.0, 4.0]), "b": torch.tensor([9.0, 8.0]), "c": torch.ones(2)}
     worth = curves.worth(scores)
     assert worth["a"].argsort().tolist() == scores["a"].argsort().tolist()
@@ -52,7 +55,7 @@ def test_scores_order_the_units_and_curves_the_groups() -> None:
 
 
 def test_a_curve_that_falls_or_bends_downwards_is_made_to_rise() -> None:
-    places, slopes = Curve((0.25, 0.5, 1.0), (2.0, 1.0, 3.0)).slopes()
+    places, slopes = LossCurve((0.25, 0.5, 1.0), (2.0, 1.0, 3.0)).slopes()
     assert list(slopes) == sorted(slopes)
     assert slopes[0] >= 0
     assert len(places) == len(slopes)
