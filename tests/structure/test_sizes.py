@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers_cut import cut_and_prove
 
+import secateur as sc
+from secateur.errors import CertificateError, UnsupportedError
 from secateur.structure.attributes import Sizes, edits
 from secateur.structure.axes import leaves
 from secateur.structure.capture import capture
@@ -244,3 +248,35 @@ def test_every_atom_has_its_uses_and_all_that_hang_together_with_them() -> None:
         assert {atom: set(uses) for atom, uses in sizes.by_atom.items()} == wanted, name
         farther += sum(len(uses) > len({id(use) for use in direct[atom]}) for atom, uses in wanted.items())
     assert farther, "no case in which anything hangs together"
+
+
+class OfItsType(nn.Module):
+    """Makes numbers of the type of a size, as `statistics` does, and a width of one of them."""
+
+    def __init__(self, made: Callable[[int], int]) -> None:
+        super().__init__()
+        self.made, self.a, self.b = made, nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.b(h) * self.made(h.shape[-1])
+
+
+@pytest.mark.parametrize(("made", "free"), [
+    (lambda n: type(n)(3), True),
+    (lambda n: type(n / 2)(3.0), True),
+    (lambda n: type(n)(n), False),
+    (lambda n: type(n / 2)(n / 2), False),
+    (lambda n: statistics.mean([n, n]), False),
+], ids=["another integer", "another fraction", "the size", "a half of it", "a mean"])  # fmt: skip
+def test_a_number_of_the_type_of_a_size_is_plain_and_a_size_stays_one(made: Callable[[int], int], free: bool) -> None:
+    model, x = OfItsType(made).eval(), torch.randn(4, 6)
+
+    def cut() -> nn.Module:
+        return sc.plan(model, x, granularity="neuron", remove={"a": [1, 5]}).apply(model)
+
+    if free:
+        assert cut().a.out_features == 14
+    else:
+        with pytest.raises((CertificateError, UnsupportedError)):  # of what is cut, and not of a forward that fails
+            cut()

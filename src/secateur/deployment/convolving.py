@@ -8,15 +8,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.deployment import native
 from secateur.deployment.contest import Contest, zero_share
 from secateur.deployment.convolution import SparseConv2d, why_not
 from secateur.deployment.decisions import LayerDecision
 from secateur.deployment.lookup import key
-from secateur.model.call import call
-from secateur.model.guard import evaluating
+from secateur.deployment.reaching import shapes_reaching
 from secateur.types import Example
 
 LEAST_ZEROS = 0.6  # below it there is as much to do as in a dense convolution, which has the better order
@@ -36,7 +35,7 @@ def decide_convolutions(
         margin: how much faster a convolution must be, as a fraction.
     """
     layers = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Conv2d}
-    inputs = _inputs(model, layers, examples)
+    inputs = shapes_reaching(model, layers, examples)
     return [_decide(name, layer, inputs[name], contest, margin) for name, layer in layers.items()]
 
 
@@ -44,7 +43,9 @@ def _decide(name: str, layer: nn.Conv2d, inputs: Sequence[torch.Size], contest: 
     problem = _problem(layer, inputs)
     if problem:
         return _decision(name, layer, "", problem), None
-    ratios = {shape[0]: _ratio(layer, shape, contest) for shape in dict.fromkeys(inputs)}
+    ratios: dict[int, float] = {}
+    for shape in dict.fromkeys(inputs):  # of several sizes of images the slowest counts
+        ratios[shape[0]] = max(ratios.get(shape[0], 0.0), _ratio(layer, shape, contest))
     said = ", ".join(f"{ratio:.2f}x of dense at {images} images" for images, ratio in ratios.items())
     if max(ratios.values()) > 1 - margin:
         return _decision(name, layer, "", f"packed it takes {said}", ratios), None
@@ -56,6 +57,8 @@ def _problem(layer: nn.Conv2d, inputs: Sequence[torch.Size]) -> str:
         return f"there are no compiled kernels ({native.why_not() or 'not wanted'})"
     if not inputs:
         return "the example does not call it"
+    if any(len(shape) != 4 for shape in inputs):
+        return "it is called on an image without a batch"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "hooks are registered on it"
     if zero_share(layer.weight) < LEAST_ZEROS:
@@ -103,25 +106,3 @@ def _decision(
     return LayerDecision(
         name, shape, zero_share(weight), format, str(weight.dtype).removeprefix("torch."), ratio or {}, why
     )
-
-
-def _inputs(model: nn.Module, layers: dict[str, nn.Conv2d], examples: Sequence[Example]) -> dict[str, list[torch.Size]]:
-    """Shapes of the images that reach every convolution."""
-    found: dict[str, list[torch.Size]] = {name: [] for name in layers}
-
-    def recorder(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
-        def record(layer: nn.Module, args: tuple[object, ...]) -> None:
-            if args and isinstance(args[0], Tensor) and args[0].dim() == 4 and args[0].numel():
-                found[name].append(args[0].shape)
-
-        return record
-
-    handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
-    try:
-        for example in examples:
-            with evaluating(model, example=example):
-                call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found

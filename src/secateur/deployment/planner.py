@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from secateur.deployment.decisions import Deployment, LayerDecision
 from secateur.deployment.decoding import step_of
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment.lookup import Table, default_path
+from secateur.deployment.reaching import shapes_reaching
 from secateur.errors import RecipeError
 from secateur.measure import latency
 from secateur.model.call import call, outputs
@@ -88,7 +89,8 @@ def deploy(
     sizes = list(batch_sizes or [batch_size_of(example)])
     step = step_of(model, example)
     examples = {size: with_batch_size(step, size) if batch_sizes else step for size in sizes}
-    inputs = _inputs(model, list(examples.values()))
+    linear = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
+    inputs = shapes_reaching(model, linear, list(examples.values()))
     cold = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     contest = Contest(known, cold=cold, rounds=rounds, bfloat16=weights != "same")
     planner = _Planner(contest, weights, formats, margin, inputs, _ties(model, untie))
@@ -113,7 +115,7 @@ class _Planner:
         weights: str,
         formats: Sequence[str] | None,
         margin: float,
-        inputs: Mapping[str, list[Tensor]],
+        inputs: Mapping[str, list[torch.Size]],
         ties: Mapping[str, bool],
     ) -> None:
         self.contest, self.weights, self.formats, self.margin = contest, weights, formats, margin
@@ -150,7 +152,7 @@ class _Planner:
         return _decision(name, layer, best.format, best.name.split()[1], mine, said), best.layer
 
     def _rows(self, name: str) -> list[int]:
-        return [x.numel() // x.shape[-1] for x in self.inputs[name]]
+        return [shape.numel() // shape[-1] for shape in self.inputs[name]]
 
     def _problem(self, name: str, layer: nn.Linear) -> str:
         if native.isa() == native.WITHOUT:
@@ -210,32 +212,6 @@ def _ties(model: nn.Module, untie: bool) -> dict[str, bool]:
         if len(places) > 1
         for name, _ in places
     }
-
-
-def _inputs(model: nn.Module, examples: Sequence[Example]) -> dict[str, list[Tensor]]:
-    """What reaches every linear layer."""
-    found: dict[str, list[Tensor]] = {}
-    handles = []
-    for name, layer in model.named_modules():
-        if type(layer) is nn.Linear:
-            handles.append(layer.register_forward_pre_hook(_recorder(found.setdefault(name, []))))
-    try:
-        for example in examples:
-            with evaluating(model, example=example):
-                call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[object, ...]], None]:
-    def record(layer: nn.Module, args: tuple[object, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].numel():
-            # The shape alone is asked for, and the inputs of all layers together may be larger than the model.
-            kept.append(torch.empty(args[0].shape, device="meta"))
-
-    return record
 
 
 def _swap(

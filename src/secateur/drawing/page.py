@@ -20,11 +20,12 @@ def environment_of_pages(folder: Path, filters: Mapping[str, Callable[..., str]]
     """Where templates come from, and what they may do to a text.
 
     Args:
-        folder: of the templates; they are read from the package, never looked up by a name from outside.
+        folder: of the templates; they are read from the package, never looked up by a name from outside. Pages extend
+            ``frame.html``, which has the policy, the style and the script of `page_parts`.
         filters: by name, besides ``clean``, which makes control characters visible.
     """
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([folder, _HERE]),
         autoescape=True,
         # A misspelt name in a template would otherwise render as nothing, which in a report reads as "none".
         undefined=StrictUndefined,

@@ -28,7 +28,10 @@ class TrackedInt(int):
     expr: Expr
     watch: Watcher | None
 
-    def __new__(cls, value: int, expr: Expr, watch: Watcher | None = None) -> TrackedInt:  # noqa: D102
+    def __new__(cls, value: int, expr: Expr | None = None, watch: Watcher | None = None) -> TrackedInt:
+        """Without an expression a plain integer, for code that makes numbers of the type of another: `type(n)(3)`."""
+        if expr is None:
+            return value if isinstance(value, TrackedInt) else int(value)  # type: ignore[return-value]
         self = super().__new__(cls, value)
         self.expr = expr
         self.watch = watch
@@ -103,7 +106,11 @@ class TrackedFloat(float):
 
     sizes: tuple[TrackedInt, ...]
 
-    def __new__(cls, value: float, sizes: tuple[TrackedInt, ...]) -> TrackedFloat:  # noqa: D102
+    def __new__(cls, value: float, sizes: tuple[TrackedInt, ...] = ()) -> TrackedFloat:
+        """Without sizes a plain number, as `TrackedInt` is without an expression."""
+        sizes = sizes or _sizes_of(value)
+        if not sizes:
+            return float(value)  # type: ignore[return-value]
         self = super().__new__(cls, value)
         self.sizes = sizes
         return self

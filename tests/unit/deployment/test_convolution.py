@@ -118,3 +118,28 @@ def test_only_winners_are_swapped_and_files_refuse_them(monkeypatch: pytest.Monk
     assert not sc.deploy(model, x, table=False).decisions
     with pytest.raises(UnsupportedError, match="not written"):
         sc.save_deployed(done, tmp_path / "out")
+
+
+def test_of_several_sizes_of_images_the_slowest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(nn.Module):
+        def __init__(self, sizes: tuple[int, int]) -> None:
+            super().__init__()
+            self.conv, self.sizes = layer(3, 8, 3, 1, 1, 0.9), sizes
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sum(self.conv(x[..., :size, :size]).mean() for size in self.sizes)
+
+    monkeypatch.setattr(native, "isa", lambda: "scalar")
+    monkeypatch.setattr(convolving, "_ratio", lambda layer, shape, contest: {8: 1.4, 12: 0.5}[shape[-1]])
+    for sizes in ((8, 12), (12, 8)):
+        [(decided, packed)] = convolving.decide_convolutions(Twice(sizes), [torch.randn(2, 3, 12, 12)], None, 0.05)
+        assert packed is None
+        assert decided.ratio == {2: 1.4}
+
+
+def test_an_image_without_a_batch_leaves_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "isa", lambda: "scalar")
+    model = nn.Sequential(layer(3, 8, 3, 1, 1, 0.9))
+    [(decided, packed)] = convolving.decide_convolutions(model, [torch.randn(3, 12, 12)], None, 0.05)
+    assert packed is None
+    assert "without a batch" in decided.why
