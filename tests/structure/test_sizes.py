@@ -19,6 +19,7 @@ from secateur.structure.attributes import Sizes, edits
 from secateur.structure.axes import leaves
 from secateur.structure.capture import capture
 from secateur.structure.groups import Structure, structure
+from secateur.structure.numbers import TrackedInt
 from secateur.structure.provenance import Attribute, attributes_in, dims_in
 from secateur.structure.trace import SizeUse
 
@@ -280,3 +281,12 @@ def test_a_number_of_the_type_of_a_size_is_plain_and_a_size_stays_one(made: Call
     else:
         with pytest.raises((CertificateError, UnsupportedError)):  # of what is cut, and not of a forward that fails
             cut()
+
+
+def test_numbers_of_the_type_of_a_size_keep_what_they_are_made_of() -> None:
+    size = TrackedInt(16, Attribute("", "width"))
+    half = size / 2
+    assert type(size)(size).expr == size.expr
+    assert type(half)(half).sizes == (size,)
+    assert type(type(size)(5)) is int
+    assert type(type(half)(2.5)) is float
