@@ -134,6 +134,10 @@ class Candidates(ABC):
     def write(self, keep: Keep) -> Edit:
         """The choice as an edit of the model: slices, layers, masks, and the integers that follow."""
 
+    def about(self, keep: Keep, edit: Edit) -> Sequence[Condition]:
+        """Conditions of this very choice, beside those of the model."""
+        return ()
+
     @abstractmethod
     def prove(
         self,

@@ -89,6 +89,7 @@ def plan_of(
         conditions=(
             *(() if candidates.trace is None else candidates.trace.conditions),
             *candidates.conditions,
+            *candidates.about(keep, edit),
             *left_behind(model, edit.cuts, edit.attributes),
             *untied(model, edit.cuts),
             *(own_backwards(model) if candidates.physical else ()),

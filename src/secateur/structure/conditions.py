@@ -112,6 +112,17 @@ class Watch:
         place = here.place()
         self.recorder.trace.size_uses.append(SizeUse(expr, value, Place(how, place.module, place.where)))
 
+    def made(self, expr: Apply, value: int) -> None:
+        """The code made a whole number of sizes, which may become a size itself, or a bound that nobody sees."""
+        here = self.recorder.here
+        if here.function or is_literal(expr) or here.caller() is None:
+            return
+        self.recorder.trace.reckoned.append(SizeUse(expr, value, here.place()))
+
+    def divided(self, expr: Expr) -> None:
+        """A size went into a fraction, which is tried as a scale."""
+        self.recorder.trace.scales.append(expr)
+
     def asked_mode(self, training: bool) -> bool:
         """The code branched on `training`."""
         frame = self.recorder.here.caller()

@@ -10,13 +10,19 @@ from secateur.structure.expressions import COMPARISONS, OPERATORS, Apply, Const,
 
 
 class Watcher(Protocol):
-    """Who is told what the code does with its integers, other than arithmetic."""
+    """Who is told what the code does with its integers."""
 
     def compared(self, expr: Apply, result: bool) -> bool:
         """Two integers were compared; returns what the code is told."""
 
     def left(self, expr: Expr, value: int, how: str) -> None:
         """An integer became something that carries no provenance."""
+
+    def made(self, expr: Apply, value: int) -> None:
+        """The code made a whole number of sizes."""
+
+    def divided(self, expr: Expr) -> None:
+        """A size went into a fraction."""
 
     def asked_mode(self, training: bool) -> bool:
         """The code branched on `training`; returns what it is told."""
@@ -70,7 +76,7 @@ class TrackedInt(int):
         return int.__round__(self, *digits)
 
     def __neg__(self) -> TrackedInt:
-        return TrackedInt(-int.__int__(self), Apply("sub", Const(0), self.expr), self.watch)
+        return cast(TrackedInt, 0 - self)
 
     def __deepcopy__(self, memo: object) -> int:
         return int.__int__(self)
@@ -162,7 +168,11 @@ def _binary(name: str, *, swapped: bool) -> Method:
         if type(other) is not int and not isinstance(other, TrackedInt):
             return NotImplemented
         a, b = (other, self) if swapped else (self, other)
-        return TrackedInt(function(_bare(a), _bare(b)), Apply(name, expr_of(a), expr_of(b)), self.watch)
+        made = Apply(name, expr_of(a), expr_of(b))
+        value = function(_bare(a), _bare(b))
+        if self.watch is not None:
+            self.watch.made(made, value)
+        return TrackedInt(value, made, self.watch)
 
     return method
 
@@ -170,6 +180,9 @@ def _binary(name: str, *, swapped: bool) -> Method:
 def _fraction(function: Callable[..., object], self: float, other: float, *, swapped: bool) -> object:
     a, b = (other, self) if swapped else (self, other)
     value = function(_bare(a), _bare(b))
+    for size in (*_sizes_of(a), *_sizes_of(b)):
+        if size.watch is not None:
+            size.watch.divided(size.expr)
     return TrackedFloat(value, (*_sizes_of(a), *_sizes_of(b))) if isinstance(value, float) else value
 
 

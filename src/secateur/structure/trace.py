@@ -111,6 +111,8 @@ class Trace:
         values: attributes as they were during the run.
         conditions: what the run depended on.
         rounded: lines that round numbers in which sizes meet: conditions where one of these sizes is cut.
+        reckoned: whole numbers that the code made of sizes.
+        scales: expressions of sizes that went into fractions: those are tried as scales.
         further: runs on further examples, which the plan has to hold for as well.
         beside: runs that were made to see what else constrains the model: in train mode, or along another branch.
             They share atoms and uses of sizes with this run, but are replayed by nobody.
@@ -138,13 +140,15 @@ class Trace:
     values: dict[Attribute, int] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
     rounded: list[Condition] = field(default_factory=list)
+    reckoned: list[SizeUse] = field(default_factory=list)
+    scales: list[Expr] = field(default_factory=list)
     further: list[Trace] = field(default_factory=list)
     beside: list[Trace] = field(default_factory=list)
 
     def another(self) -> Trace:
         """A trace of another run of the same model: what holds for one holds for both."""
         shared: tuple[str, ...] = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "rows")
-        shared += ("summed", "made", "consumed", "competing", "aliases", "values")
+        shared += ("summed", "made", "consumed", "competing", "aliases", "values", "reckoned", "scales")
         return Trace(**{name: getattr(self, name) for name in shared})
 
     def tensors(self) -> dict[str, Axes]:

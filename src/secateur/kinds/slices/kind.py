@@ -39,8 +39,9 @@ from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
 from secateur.structure.provenance import Attribute
+from secateur.structure.reckoned import reckoned
 from secateur.structure.trace import Trace
-from secateur.types import Certificate, Example, Group
+from secateur.types import Certificate, Condition, Example, Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,11 @@ class Slices(Candidates):
     def write(self, keep: Keep) -> Edit:
         """Kept indices per tensor dimension, and the integers that follow."""
         return self._edit(self.decision(keep))
+
+    def about(self, keep: Keep, edit: Edit) -> Sequence[Condition]:
+        """Numbers made of sizes that are cut."""
+        cut = {name: self.ids[name] for name, mask in keep.items() if not bool(mask.all())}
+        return tuple(reckoned(self.trace, cut, edit.attributes))
 
     def _edit(self, choice: Decision) -> Edit:
         config = {} if self.native is None else self.native.attributes(choice.counts)
