@@ -58,6 +58,25 @@ class Fall:
     high: float | None = None
     method: str = "one figure, of which nothing is known but its value"
 
+    def words(self, unit: str, confidence: float) -> str:
+        """The fall and its upper bound, as a loss or a gain.
+
+        Args:
+            unit: "points" or "percent".
+            confidence: of the bound.
+
+        Example:
+            >>> Fall(0.2, -0.3, 0.7).words("points", 0.95)
+            'lost 0.20 points, 0.70 lost at most with 95% confidence'
+            >>> Fall(-3.0, -4.0, -2.0).words("points", 0.95)
+            'gained 3.00 points, 2.00 gained at least with 95% confidence'
+        """
+        moved = f"lost {self.amount:.2f} {unit}" if self.amount >= 0 else f"gained {-self.amount:.2f} {unit}"
+        if self.high is None:
+            return moved
+        bound = f"{self.high:.2f} lost at most" if self.high >= 0 else f"{-self.high:.2f} gained at least"
+        return f"{moved}, {bound} with {confidence:.0%} confidence"
+
 
 def fall_between(before: Outcomes, after: Outcomes, *, confidence: float = 0.95, seed: int = 0) -> Fall:
     """The fall of the quality from one model to another on the same units, with one-sided bounds.

@@ -320,10 +320,8 @@ def value_of(found: Evaluation, name: str) -> float:
 
 
 def fall_words(found: Evaluation, objective: Objective) -> str:
-    """What a recipe lost, with its bound."""
-    unit, high = objective.gauge.unit(objective.before), found.fall.high
-    bound = "" if high is None else f", {high:.2f} at most with {objective.confidence:.0%} confidence"
-    return f"lost {found.fall.amount:.2f} {unit}{bound}"
+    """What a recipe lost or gained, with the bound on it."""
+    return found.fall.words(objective.gauge.unit(objective.before), objective.confidence)
 
 
 class _OutOfTimeError(Exception):
