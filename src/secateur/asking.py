@@ -245,9 +245,9 @@ def check_asked(model: nn.Module, given: Parts, recipe: Recipe) -> None:
     """
     require_finite_weights(model)
     if recipe.recover and given.train is None:
-        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data, or set recover to [].")
+        raise RecipeError("The recipe recovers, which needs data.", hint="Pass data (--data), or set recover to [].")
     if recipe.training is not None:
         if given.train is None:
-            raise RecipeError("The recipe trains, which needs data.", hint="Pass data, or leave training out.")
+            raise RecipeError("The recipe trains, which needs data.", hint="Pass data (--data), or leave training out.")
         check_lessons(recipe.training)
     check_training(recipe.recover)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from secateur.deployment.planes import DEFLATE, MOST_RATIO, RAW, Coded, Plane, decode, encode
 from secateur.errors import FileRefusedError, InputError
-from secateur.files import canonical_json, load_metadata, save_tensors, stable_hash
+from secateur.files import canonical_json, save_tensors, stable_hash
 from secateur.files.header import corrupt
 from secateur.files.parse import parse_json
 from secateur.files.safe import check_tensor, dtype_names, load_with_metadata, memory, split_aliases
@@ -106,15 +106,6 @@ def load_archive(
 
     found = dict(zip(records, _beside(one, records), strict=True))
     return dict(sorted({**found, **{alias: found[name] for alias, name in ties.items()}}.items()))
-
-
-def is_archive(path: str | Path) -> bool:
-    """Whether a safetensors file is an archive; its header is read and nothing else.
-
-    Raises:
-        FileRefusedError: no safetensors file.
-    """
-    return FIELD in load_metadata(path)
 
 
 def _beside(work: Callable[[A], B], things: Iterable[A]) -> list[B]:

@@ -18,7 +18,6 @@ from secateur.shown import written
 
 LOOKS = 10  # colours of the style sheet; more curves than that come again with other dashes
 DASHES = (None, "7 4", "12 4 3 4")
-ROW = 26  # pixels of a bar with its name
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,10 @@ def read_manifest(folder: Path) -> dict[str, str]:
         relative name -> SHA-256 in hex; only names that stay inside the folder.
 
     Raises:
-        FileRefusedError: there is no manifest, or it is not one mapping of harmless names to hashes, each once.
+        FileRefusedError: no folder, no manifest, or not one mapping of harmless names to hashes, each once.
     """
+    if not folder.is_dir():
+        raise FileRefusedError(f"there is no folder {folder}", hint="give an output folder of prune, demo or deploy")
     with open_inside(folder, MANIFEST) as stream:
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -17,6 +17,7 @@ from secateur.errors import InputError
 
 RESAMPLES = 2000
 MOST_NUMBERS = 1_000_000  # that are drawn at a time: a test part may be large
+HALVINGS = 40  # of the interval in which a bound lies: to the last digit of a percentage and beyond
 FEWEST = 8  # units that a bootstrap needs: of fewer the resamples are too much alike to say anything
 
 
@@ -82,7 +83,7 @@ def fall_between(before: Outcomes, after: Outcomes, *, confidence: float = 0.95,
     """The fall of the quality from one model to another on the same units, with one-sided bounds.
 
     Single targets that are hit or missed are paired counts: only the samples on which the models disagree count, and
-    the bounds are right down to a handful of these. All else is resampled, both models on the same units.
+    the bounds are right down to none of these (score intervals). All else is resampled, both models on the same units.
 
     Args:
         before: of the first model.
@@ -93,15 +94,15 @@ def fall_between(before: Outcomes, after: Outcomes, *, confidence: float = 0.95,
     Raises:
         InputError: not the same units, or losses that are not above 0, of which there are no percent.
 
-    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", 2005 (half a
-    sample added to every cell); Efron, "Bootstrap methods: another look at the jackknife", 1979 (percentiles).
+    Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", 1998 (score interval); Efron, "Bootstrap methods: another look at the jackknife", 1979 (percentiles).
 
     Example:
         >>> right = Outcomes(np.ones(400), np.ones(400), hits=True)
         >>> fell = Outcomes(np.arange(400) >= 4.0, np.ones(400), hits=True)
         >>> found = fall_between(right, fell)
         >>> round(found.amount, 2), round(found.high, 2)
-        (1.0, 1.91)
+        (1.0, 2.21)
     """
     if len(before.values) != len(after.values) or not np.array_equal(before.weights, after.weights):
         raise InputError(
@@ -129,12 +130,29 @@ def fall_between(before: Outcomes, after: Outcomes, *, confidence: float = 0.95,
 def _paired_counts(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], confidence: float) -> Fall:
     first, second, count = before > 0.5, after > 0.5, len(before)
     lost, won = int((first & ~second).sum()), int((~first & second).sum())
-    # Half a sample in each of the four cells: without it no disagreement at all would pass for certainty.
-    middle = (lost - won) / (count + 2)
-    spread = math.sqrt(max(lost + won + 1 - (lost - won) ** 2 / (count + 2), 0.0)) / (count + 2)
-    reach = NormalDist().inv_cdf(confidence) * spread
     said = f"{lost} samples lost and {won} won of {count}, paired counts"
-    return Fall(100 * (lost - won) / count, 100 * (middle - reach), 100 * (middle + reach), said)
+    reach = NormalDist().inv_cdf(confidence)
+    low, high = -_most(won, lost, count, reach), _most(lost, won, count, reach)
+    return Fall(100 * (lost - won) / count, 100 * low, 100 * high, said)
+
+
+def _most(lost: int, won: int, count: int, reach: float) -> float:
+    """The largest fall that the counts do not speak against, by bisection."""
+    low, high = (lost - won) / count, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _distance(lost, won, count, middle) < reach else (low, middle)
+    return low
+
+
+def _distance(lost: int, won: int, count: int, fall: float) -> float:
+    """How many standard errors the counts lie below a fall, with the error that there is if this fall is the truth."""
+    # The likeliest share of samples that are won, given the fall: the error of the counts themselves would be far too
+    # small where few of them are lost, as none at all would then pass for certainty.
+    half = (2 * count - lost + won) * fall - lost - won
+    share = (math.sqrt(max(half**2 + 8 * count * won * fall * (1 - fall), 0.0)) - half) / (4 * count)
+    error = math.sqrt(max(count * (2 * share + fall * (1 - fall)), 0.0))
+    return (count * fall - lost + won) / error if error else 0.0
 
 
 def _resampled(before: Outcomes, after: Outcomes, confidence: float, seed: int) -> tuple[float, float]:

@@ -164,8 +164,9 @@ class Bisection:
         return TargetError(what, why=why, hint=hint)
 
     def _fewest(self) -> int:
-        """Samples of which the limit can be known at all: if no two answers differ, the bound is z / (samples + 2)."""
-        return ceil(100 * NormalDist().inv_cdf(self.wanted.each(LOOKS)) / self.wanted.max_drop)
+        """Samples of which the limit can be known at all: if all answers agree, the bound is z² / (samples + z²)."""
+        limit = self.wanted.max_drop / 100
+        return ceil(NormalDist().inv_cdf(self.wanted.each(LOOKS)) ** 2 * (1 - limit) / limit)
 
 
 def usual_word(recipe: Recipe) -> Smallest:

@@ -14,6 +14,7 @@ from secateur.errors import InputError, RecipeError
 from secateur.registry import suggestion
 
 PYTHON = ".py"
+MOST_NAMES = 20  # of a module that are listed in an error
 
 
 def call_factory(target: str) -> object:
@@ -136,7 +137,8 @@ def _find(module_name: str, attribute: str) -> object:
         if not hasattr(found, part):
             names = [name for name in dir(found) if not name.startswith("_")]
             near = suggestion(attribute, names, otherwise="")
-            listed = f"it has: {', '.join(names)}"
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            listed = f"it has: {', '.join(names[:MOST_NAMES])}{more}"
             raise RecipeError(f"{module_name} has no {attribute!r}", hint=f"{near} {listed}".strip())
         found = getattr(found, part)
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,22 @@ def test_the_bounds_of_hits_hold_as_often_as_they_say(lost: float, won: float) -
     assert np.mean([one.low <= truth for one in found]) >= least
     # And they are no wider than they need be: a bound that always holds would say nothing.
     assert np.mean([one.high - one.amount for one in found]) < 4 * 100 * ((lost + won + 1 / SAMPLES) / SAMPLES) ** 0.5
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 1 - 0.05 / 6])
+@pytest.mark.parametrize("count", [240, 400, 600, 1000, 2000])
+def test_a_limit_that_is_broken_is_promised_as_seldom_as_is_said(count: int, confidence: float) -> None:
+    # Summed up over all that can be lost, so that promises of one in a hundred are held too: nothing is won, and just
+    # as much is lost as is allowed.
+    limit, wrong = 0.01, 0.0
+    right = Outcomes(np.ones(count), np.ones(count), hits=True)
+    for lost in range(int(count * limit) + 1):
+        fell = Outcomes(np.arange(count) >= float(lost), np.ones(count), hits=True)
+        if fall_between(right, fell, confidence=confidence).high > 100 * limit:
+            break
+        wrong += comb(count, lost) * limit**lost * (1 - limit) ** (count - lost)
+    # Counts are whole, so that no interval meets its share exactly.
+    assert wrong <= 1.06 * (1 - confidence)
 
 
 @pytest.mark.slow

@@ -74,5 +74,5 @@ def _card(model: nn.Module, tokenizer: list[str]) -> str:
     lines += [f"from transformers import {kind}" + (", AutoTokenizer" if tokenizer else ""), ""]
     lines += [f'model = {kind}.from_pretrained("THIS_FOLDER")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")'] if tokenizer else []
-    lines += ["```", "", "Smaller shapes are faster in every runtime that loads this folder; zeros are stored and"]
+    lines += ["```", "", "Smaller shapes are less work for every runtime that loads this folder; zeros are stored and"]
     return "\n".join([*lines, "multiplied like other numbers (`secateur deploy` makes them fast on a CPU).", ""])

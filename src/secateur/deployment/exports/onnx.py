@@ -42,7 +42,7 @@ class OnnxExporter(Exporter):
 
     name = "onnx"
     needs_example = True
-    uses = "smaller shapes: cut channels, neurons, heads and layers make the file smaller and every runtime faster"
+    uses = "smaller shapes: cut channels, neurons, heads and layers make the file and the work of every runtime smaller"
     loses = "zeros: they are stored and multiplied like other numbers (sparse initializers are expanded on loading)"
 
     def __init__(self, *, dynamic_batch: bool = True, tolerance: float = TOLERANCE) -> None:
