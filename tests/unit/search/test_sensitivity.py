@@ -12,6 +12,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import InputError, RecipeError
 from secateur.measure import accuracy
+from secateur.search.sensitivity import Sensitivity, SensitivityPoint
 from secateur.sources import TensorData
 
 
@@ -54,6 +55,16 @@ def test_patterns_lose_alike_and_become_one_curve(models: Sequence[nn.Module], t
     assert [(one.group, one.removed, one.total) for one in found.points] == [("conv*", 12, 24)]
     names = [one["group"] for one in found.allocation()["curves"]]
     assert names == ["conv1", "conv2"]
+
+
+def test_members_of_a_pattern_share_its_loss_by_their_units_and_equal_counts_are_one_point() -> None:
+    measured = [(0.1, 2, 1.0), (0.12, 2, 1.0), (0.5, 12, 6.0)]  # asked ratio, units that went, percent of the loss
+    points = tuple(SensitivityPoint("c*", ratio, gone, 24, 0.9, 0.0, loss) for ratio, gone, loss in measured)
+    found = Sensitivity("accuracy", "points", 0.9, points, {"c*": {"c1": 8, "c2": 16}})
+    assert found.allocation()["curves"] == [
+        {"group": "c1", "ratios": [2 / 24, 0.5], "falls": [pytest.approx(1 / 3), pytest.approx(2.0)]},
+        {"group": "c2", "ratios": [2 / 24, 0.5], "falls": [pytest.approx(2 / 3), pytest.approx(4.0)]},
+    ]
 
 
 def test_it_is_data_text_picture_and_allocation(models: Sequence[nn.Module], train: TensorData) -> None:

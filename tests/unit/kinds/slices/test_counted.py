@@ -55,6 +55,7 @@ COUNTS: dict[str, Callable[[Tensor], Tensor]] = {
     "times zero": lambda h: (h * 0 + 1).sum(-1, True),
     "to the power of zero": lambda h: (h**0).sum(-1, True),
     "length of ones": lambda h: (h * 0 + 1).norm(dim=-1, keepdim=True),
+    "length of signs": lambda h: ((h * 0 + 1) * (2 * (h > 0).float() - 1)).norm(dim=-1, keepdim=True),
     "not zero": lambda h: (h * 0 + 1).count_nonzero(-1)[:, None],
     "a product with ones": lambda h: (h * 0 + 1) @ h.new_ones(h.shape[-1], 1),
     "a product of two": lambda h: ((h * 0 + 1) @ (h * 0 + 1).t())[:, :1],
@@ -93,6 +94,8 @@ def test_a_mean_over_heads_counts_nothing() -> None:
         (lambda h: (h > 0).sum(-1, True), "sums up what is true of units"),
         (lambda h: h.abs().sum(-1, True), ""),
         (lambda h: h @ h.t()[:, :1], ""),
+        (lambda h: ((h * 0 + 1) @ h.t())[:, :1], ""),
+        (lambda h: (h * 0 + 1).prod(-1, True), "sums up what is true of units"),
     ],
 )
 def test_a_mean_and_a_number_of_active_units_are_said_and_sums_are_sums(
@@ -105,6 +108,12 @@ def test_a_mean_and_a_number_of_active_units_are_said_and_sums_are_sums(
     notes = [note for note in plan.certificate.notes if "test_counted.py" in note]
     assert [said in note for note in notes] == [True] * len(notes)
     assert bool(notes) == bool(said)
+
+
+def test_one_unit_that_is_left_is_like_itself_and_counts_nothing() -> None:
+    model = Net(lambda h: h @ h.t()[:, :1] + h.sum(-1, True))
+    plan = sc.plan(model, X, granularity="neuron", remove={"up": list(range(1, SIZE))})
+    assert plan.apply(model).up.out_features == 1
 
 
 def test_a_scale_that_follows_by_consent_says_what_is_counted() -> None:
