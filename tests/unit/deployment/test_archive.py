@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.deployment import SparseLinear, folders, load_archive, planes, save_archive
+from secateur.deployment import SparseLinear, archive, folders, load_archive, planes, save_archive
 from secateur.deployment.formats import FORMATS
 from secateur.deployment.formats.base import same_bits
 from secateur.errors import FileRefusedError, InputError, RecipeError
@@ -178,7 +178,6 @@ LIES = {
     "no planes": lambda said: said["tensors"]["wide"].update(planes=[]),
     "a plane too large": lambda said: said["tensors"]["wide"]["planes"][1].__setitem__(1, 1 << 40),
     "a plane of less than nothing": lambda said: said["tensors"]["wide"]["planes"].append(["raw", 0, -1]),
-    "a plane without an end": lambda said: said["tensors"]["wide"]["planes"][1].__setitem__(1, -1),
     "an unknown coder": lambda said: said["tensors"]["wide"]["planes"][0].__setitem__(0, "pickle"),
     "no hash": lambda said: said["tensors"]["wide"].update(sha256=""),
     "a field too many": lambda said: said["tensors"]["wide"].update(code="1"),
@@ -199,6 +198,17 @@ def test_metadata_that_lie_are_refused_whatever_hash_they_bring(lie: str, tmp_pa
         assert load_archive(tmp_path / "a")["wide"].shape == ((24, 40) if lie == "nothing" else (40, 24))
         return
     with pytest.raises(FileRefusedError):
+        load_archive(tmp_path / "a")
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 40])
+def test_sizes_that_no_plane_can_have_are_refused_before_anything_is_decoded(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To zlib a size below nothing is no bound at all."""
+    forged(tmp_path / "a", lambda said: said["tensors"]["wide"]["planes"][1].__setitem__(1, size))
+    monkeypatch.setattr(archive, "decode", lambda *_: pytest.fail("something was decoded"))
+    with pytest.raises(FileRefusedError, match="other planes"):
         load_archive(tmp_path / "a")
 
 

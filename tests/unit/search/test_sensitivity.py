@@ -67,6 +67,37 @@ def test_members_of_a_pattern_share_its_loss_by_their_units_and_equal_counts_are
     ]
 
 
+def test_blocks_that_are_protected_stay_whatever_their_scores() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.part(x).relu()
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(*(Block() for _ in range(4))), nn.Linear(4, 3)).eval()
+    net[0][1].part.weight.data *= 1e-3  # the lowest by magnitude
+    batches = [(torch.randn(64, 4), torch.randint(0, 3, (64,)))]
+    (x, y), loss = batches[0], nn.functional.cross_entropy
+    with torch.no_grad():
+        whole = float(loss(net(x), y))
+        left = [nn.Sequential(*(b for n, b in enumerate(net[0]) if n != gone), net[1]) for gone in range(4)]
+        falls = [100 * (float(loss(one(x), y)) - whole) / whole for one in left]
+    found = {}
+    for protect in ((), ("0.1", "0.1.*")):
+        (one,) = sc.sensitivity(
+            net, data=batches, granularity="layer", criterion="magnitude", levels=[0.25], protect=protect
+        ).points
+        assert one.removed == 1
+        found[protect] = min(range(4), key=lambda number: abs(falls[number] - one.loss))
+        assert one.loss == pytest.approx(falls[found[protect]], abs=1e-3)
+    first, second = found.values()
+    assert first == 1
+    assert second != 1
+
+
 def test_it_is_data_text_picture_and_allocation(models: Sequence[nn.Module], train: TensorData) -> None:
     found = sc.sensitivity(models[0], data=train)
     assert found.to_dict()["points"][0]["ratio"] == 0.25
