@@ -103,12 +103,16 @@ class Inner(Net):
 
 
 class Held(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.act = helper
+    act: Callable[[Tensor], Tensor]
 
     def between(self, h: Tensor) -> Tensor:
         return self.act(h)
+
+
+def held() -> nn.Module:
+    model = Held()
+    model.act = helper
+    return model
 
 
 space: Any = ModuleType("space")
@@ -130,7 +134,7 @@ def closed() -> nn.Module:
     return Closed()
 
 
-WAYS = [Named, Alias, Helped, OfTensor, OfModule, OfPre, OfVjp, Inner, Held, OfSpace, closed]
+WAYS = [Named, Alias, Helped, OfTensor, OfModule, OfPre, OfVjp, Inner, held, OfSpace, closed]
 
 
 def said(model: nn.Module) -> list[str]:
