@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -72,12 +73,76 @@ class OfModule(Net):
         self.down.register_full_backward_hook(lambda m, i, o: (i[0] * 10 / i[0].shape[-1],))
 
 
+class OfPre(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down.register_full_backward_pre_hook(lambda m, g: (g[0] * 10 / m.in_features,))
+
+
+class Vjp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def vjp(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g * 10 / g.shape[-1]
+
+
+class OfVjp(Net):
+    def between(self, h: Tensor) -> Tensor:
+        return Vjp.apply(h)  # type: ignore[no-any-return]
+
+
+class Inner(Net):
+    def between(self, h: Tensor) -> Tensor:
+        def inner(t: Tensor) -> Tensor:
+            return Scale.apply(t)  # type: ignore[no-any-return]
+
+        return inner(h)
+
+
+class Held(Net):
+    act: Any
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.act.apply(h)  # type: ignore[no-any-return]
+
+
+def held() -> nn.Module:
+    model = Held()
+    model.act = Scale
+    return model
+
+
+space: Any = ModuleType("space")
+space.Other = Scale
+
+
+class OfSpace(Net):
+    def between(self, h: Tensor) -> Tensor:
+        return space.Other.apply(h)  # type: ignore[no-any-return]
+
+
+def closed() -> nn.Module:
+    own = Scale
+
+    class Closed(Net):
+        def between(self, h: Tensor) -> Tensor:
+            return own.apply(h)  # type: ignore[no-any-return]
+
+    return Closed()
+
+
+WAYS = [Named, Alias, Helped, OfTensor, OfModule, OfPre, OfVjp, Inner, held, OfSpace, closed]
+
+
 def said(model: nn.Module) -> list[str]:
     plan = sc.plan(model, X, granularity="neuron", remove={"up": [0, 3]})
     return [c.where for c in plan.conditions if "gradients were not compared" in c.text]
 
 
-@pytest.mark.parametrize("make", [Named, Alias, Helped, OfTensor, OfModule])
+@pytest.mark.parametrize("make", WAYS)
 def test_a_backward_pass_of_its_own_is_a_condition(make: Callable[[], nn.Module]) -> None:
     (where,) = said(make())
     assert where.startswith("structure/test_backwards.py:")

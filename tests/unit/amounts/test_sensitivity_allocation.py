@@ -61,6 +61,23 @@ def test_a_curve_that_falls_or_bends_downwards_is_made_to_rise() -> None:
     assert len(places) == len(slopes)
 
 
+def test_what_makes_a_model_better_costs_nothing_and_is_no_reason_to_lose_more() -> None:
+    places, slopes = LossCurve((0.25, 0.5, 1.0), (-1.0, 2.0, 4.0)).slopes()
+    # Nothing up to a quarter, and from there to the end by the straight way: 4 over 0.75.
+    assert places.tolist() == pytest.approx([0.125, 0.625])
+    assert slopes.tolist() == pytest.approx([0.0, 4 / 0.75])
+
+
+def test_groups_whose_curves_are_flat_lose_alike() -> None:
+    flat = LossCurve((1.0,), (0.0,))
+    worth = Curves({"a": flat, "b": flat, "c": LossCurve((1.0,), (1.0,))}).worth(
+        {name: torch.rand(10) for name in "abc"}
+    )
+    ranked = sorted((float(value), name) for name in "abc" for value in worth[name])
+    for count in range(2, 20, 2):
+        assert [sum(name == group for _, name in ranked[:count]) for group in "ab"] == [count // 2] * 2
+
+
 @pytest.mark.parametrize("granularity", ["channel", "element", "vector"])
 def test_a_plan_takes_them_and_meets_its_target(granularity: str) -> None:
     torch.manual_seed(0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.deployment import SparseLinear, folders, load_archive, planes, save_archive
+from secateur.deployment import SparseLinear, archive, folders, load_archive, planes, save_archive
 from secateur.deployment.formats import FORMATS
 from secateur.deployment.formats.base import same_bits
 from secateur.errors import FileRefusedError, InputError, RecipeError
@@ -197,6 +199,52 @@ def test_metadata_that_lie_are_refused_whatever_hash_they_bring(lie: str, tmp_pa
         return
     with pytest.raises(FileRefusedError):
         load_archive(tmp_path / "a")
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 40])
+def test_sizes_that_no_plane_can_have_are_refused_before_anything_is_decoded(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To zlib a size below nothing is no bound at all."""
+    forged(tmp_path / "a", lambda said: said["tensors"]["wide"]["planes"][1].__setitem__(1, size))
+    monkeypatch.setattr(archive, "decode", lambda *_: pytest.fail("something was decoded"))
+    with pytest.raises(FileRefusedError, match="other planes"):
+        load_archive(tmp_path / "a")
+
+
+def test_other_fields_beside_the_metadata_are_refused(tmp_path: Path) -> None:
+    save_archive(tmp_path / "a", weights())
+    said = load_metadata(tmp_path / "a")["archive"]
+    save_tensors(tmp_path / "b", load_tensors(tmp_path / "a"), {"archive": said})
+    assert load_archive(tmp_path / "b").keys() == weights().keys()
+    save_tensors(tmp_path / "b", load_tensors(tmp_path / "a"), {"archive": said, "note": "run me"})
+    with pytest.raises(FileRefusedError, match="header"):
+        load_archive(tmp_path / "b")
+
+
+def test_bits_that_fill_up_a_byte_are_told_apart_too() -> None:
+    coded, data = planes.encode(torch.tensor([1.0, 0.0, 0.0, 2.0, 0.0]))
+    assert (coded.planes[0].coder, coded.planes[0].stored) == ("raw", 1)
+    for bit in (5, 6, 7):
+        with pytest.raises(InputError, match="another tensor"):
+            planes.decode(coded, bytes([data[0] ^ 1 << bit]) + data[1:])
+
+
+def test_bytes_behind_the_end_of_a_plane_are_refused_whatever_hash_they_bring() -> None:
+    tensor = torch.zeros(40_000)
+    coded, data = planes.encode(tensor)
+    first = coded.planes[0]
+    assert first.coder == "deflate"
+    for more in (b"", b"\0"):
+        longer = data[: first.stored] + more + data[first.stored :]
+        said = replace(first, stored=first.stored + len(more))
+        digest = hashlib.sha256(bytes(4 * 40_000) + longer).hexdigest()
+        told = replace(coded, planes=(said, *coded.planes[1:]), sha256=digest)
+        if not more:
+            assert torch.equal(planes.decode(told, longer), tensor)
+            continue
+        with pytest.raises(InputError, match="does not end"):
+            planes.decode(told, longer)
 
 
 class Net(nn.Module):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import secateur as sc
 from secateur.deployment import convolving, native, planner
+from secateur.deployment.contest import Contest
 from secateur.deployment.convolution import SparseConv2d
+from secateur.deployment.convolving import decide_convolutions
 from secateur.deployment.linear import densify
+from secateur.deployment.lookup import Table
 from secateur.errors import InputError, UnsupportedError
 from secateur.types import Latency
 
@@ -143,3 +147,40 @@ def test_an_image_without_a_batch_leaves_the_layer(monkeypatch: pytest.MonkeyPat
     [(decided, packed)] = convolving.decide_convolutions(model, [torch.randn(3, 12, 12)], None, 0.05)
     assert packed is None
     assert "without a batch" in decided.why
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason=native.why_not())
+@pytest.mark.parametrize("times", [(2.0, 1.0), (1.0, 2.0)])
+def test_the_better_layout_of_images_is_the_one_to_beat(times: tuple[float, float]) -> None:
+    class Told:
+        def times(self, calls: dict, twins: dict) -> dict[str, np.ndarray]:
+            assert calls.keys() == twins.keys() == {"dense", "last", "packed"}
+            return {
+                name: np.full(3, time) for name, time in zip(("dense", "last", "packed"), (*times, 0.8), strict=True)
+            }
+
+    ratio = convolving._measure(layer(3, 8, 3, 1, 1, 0.9), torch.Size((1, 3, 8, 8)), Told())  # type: ignore[arg-type]
+    assert ratio == pytest.approx(0.8)
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason=native.why_not())
+def test_every_batch_size_has_to_win_and_other_strides_are_other_measurements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def told(dense: nn.Conv2d, shape: torch.Size, *_: object) -> float:
+        asked.append((dense.stride, dense.padding, *shape))
+        return 0.5 if shape[0] == 1 else 1.1
+
+    monkeypatch.setattr(convolving, "_measure", told)
+    same = [layer(4, 4, 3, stride, padding, 0.9) for stride, padding in ((1, 1), (2, 1), (1, 2), (1, 1))]
+    contest = Contest(Table(None), cold=1000, rounds=2, bfloat16=False)
+    examples = [torch.randn(size, 4, 8, 8) for size in (1, 3)]
+    for dense in same:
+        found = decide_convolutions(nn.Sequential(dense), examples, contest, 0.05)
+        ((decision, packed),) = found
+        assert (decision.format, packed) == ("", None)
+        assert decision.ratio == {1: 0.5, 3: 1.1}
+    # Three kinds at two sizes; the fourth layer is like the first.
+    assert len(asked) == len(set(asked)) == 6

@@ -73,6 +73,8 @@ def test_a_step_holds_one_token_of_models_that_write_and_of_no_others(llama: nn.
     assert step_of(llama, (tokens,)).shape == (3, 1)
     embedded = {"inputs_embeds": torch.zeros(3, 7, 32)}
     assert step_of(llama, embedded) is embedded
+    rows = torch.zeros(3, 7)
+    assert step_of(llama, rows) is rows, "numbers are no tokens"
     plain = nn.Linear(7, 2)
     x = torch.ones(3, 7)
     assert not writes(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.cli.export import FORMATS
 from secateur.deployment import EXPORTERS, SparseLinear, export
+from secateur.deployment.exports import gguf as gguf_files
+from secateur.deployment.exports.base import publish
+from secateur.deployment.exports.checks import compare
 from secateur.deployment.folders import packed_layers
 from secateur.errors import CertificateError, FileRefusedError, InputError, RecipeError, UnsupportedError
 from secateur.files import load_tensors
@@ -133,6 +137,36 @@ def test_programs_that_give_something_else_or_cannot_be_made_leave_no_file(
     with pytest.raises(CertificateError, match="differs"):
         export(nn.Linear(2, 2), tmp_path / "m.pt2", format="pt2", example=torch.ones(2, 2))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("found", [[float("nan"), 4.0], [1.0, 4.0005], [float("inf"), 4.0], [[1.0, 4.0]]], ids=str)
+def test_outputs_of_another_runtime_that_differ_or_are_no_numbers_are_refused(found: list[float]) -> None:
+    wanted = torch.tensor([1.0, 4.0])
+    assert compare([wanted + 3e-4], [wanted], 1e-4, runtime="there") == pytest.approx((3e-4, 4e-4), rel=0.01)
+    with pytest.raises(CertificateError, match="there"):
+        compare([torch.tensor(found)], [wanted], 1e-4, runtime="there")
+
+
+def test_a_file_appears_after_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "draft").mkdir()
+    for name in ("a.data", "m.onnx", "z.data"):
+        (tmp_path / "draft" / name).write_bytes(b"123")
+    order, move = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append(self.name), move(self, to))[1])
+    assert publish(tmp_path / "draft" / "m.onnx", tmp_path / "m.onnx") == 9
+    assert order == ["a.data", "z.data", "m.onnx"]
+
+
+def test_a_weight_that_two_layers_have_is_not_packed_twice(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 64))
+        net[2].weight = net[0].weight
+        return net
+
+    export(tied(), tmp_path / "a", format="archive", weights="int8")
+    again = sc.load_deployed(tmp_path / "a", tied)
+    assert list(packed_layers(again)) == ["3"]
+    assert again[0].weight is again[2].weight
 
 
 @pytest.mark.parametrize("weights", ["same", "bfloat16", "int8"])
@@ -264,6 +298,38 @@ def test_what_gguf_has_no_key_for_is_refused_by_name(name: str, tmp_path: Path) 
     make, said = REFUSED[name]
     with pytest.raises(UnsupportedError, match=said):
         export(make(), tmp_path / "m.gguf", format="gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "one too few", "one too many"])
+def test_a_gguf_file_that_reads_back_otherwise_is_not_published(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    write = gguf_files._write
+
+    def damaged(*given: object) -> None:
+        *before, written, dtype = given
+        first, *rest = written  # type: ignore[misc]
+        wrong = {
+            "other bytes": [replace(first, data=first.data + 1), *rest],
+            "one too few": rest,
+            "one too many": [*written, replace(first, name="more")],  # type: ignore[misc]
+        }
+        write(*before, wrong[damage], dtype)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gguf_files, "_write", damaged)
+    with pytest.raises(CertificateError):
+        export(language_model(), tmp_path / "m.gguf", format="gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    model = language_model()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = -1e6
+    with pytest.raises(UnsupportedError, match="float16"):
+        export(model, tmp_path / "m.gguf", format="gguf", dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,6 +54,8 @@ def test_winners_are_swapped_and_the_rest_is_left(monkeypatch: pytest.MonkeyPatc
     assert torch.allclose(done.model(x), model(x), atol=1e-5)
     assert done.largest_difference < 1e-5
     assert done.size_bytes[1] < done.size_bytes[0]
+    assert f"size {done.size_bytes[1] / done.size_bytes[0]:.2f}x" in str(done)
+    assert not any(module.training for module in done.model.modules()), "in the mode of the place"
     assert "80 x 96" in str(done)
     assert "0.50x of dense" in str(done)
 
@@ -85,6 +87,51 @@ def test_a_whole_that_is_slower_is_undone(monkeypatch: pytest.MonkeyPatch) -> No
     assert done.model is model
     assert {type(module) for module in model} == {nn.Linear, nn.ReLU}
     assert "undone" in str(done)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("rounds", "swapped"),
+    [((0.8, 0.7, 0.99), ("0", "2")), ((0.8, 0.7, 1.0), ()), ((0.8, 0.7, 1.3), ()), (None, ())],
+    ids=["nine of ten are faster", "a tenth is not", "a tenth is slower", "rounds are not told"],
+)
+def test_a_whole_that_is_not_faster_in_nine_of_ten_rounds_is_undone(
+    monkeypatch: pytest.MonkeyPatch, rounds: tuple[float, float, float] | None, swapped: tuple[str, ...]
+) -> None:
+    """The medians say faster in all cases, and at the other batch size all rounds do."""
+    ruled(monkeypatch, {"bitmask": 0.5})
+
+    def told(models: object, example: Tensor, **_: object) -> dict[str, Latency]:
+        ratio = rounds if len(example) == 3 else (0.5, 0.4, 0.6)
+        return {"dense": Latency(1.0, 1.0, 1.0, 9), "deployed": Latency(0.8, 0.8, 0.8, 9, ratio=ratio)}
+
+    monkeypatch.setattr(planner, "latency", told)
+    model = net()
+    done = sc.deploy(model, torch.randn(2, 64), batch_sizes=[1, 3], table=False)
+    assert done.swapped == swapped
+    packed = [name for name, module in done.model.named_modules() if isinstance(module, SparseLinear)]
+    assert tuple(packed) == swapped
+    assert done.note == ("" if swapped else "undone: the whole model is not faster at batch size 3")
+    assert (done.size_bytes[0] == done.size_bytes[1]) == (not swapped)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(32, 32)
+        self.two = self.one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu())
+
+
+@needs_kernels
+def test_a_layer_that_stands_in_two_places_stays_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    ruled(monkeypatch, {"dense": 0.5})
+    done = sc.deploy(Twice(), torch.randn(2, 32), weights="int8", table=False)
+    assert done.swapped == ()
+    assert "shared" in done.decisions[0].why
+    assert done.model.one is done.model.two
 
 
 class Odd(nn.Module):

@@ -141,5 +141,28 @@ def test_a_row_says_what_happens_to_its_part(part, word):
     assert re.search(rf'class="state [a-z]+">{re.escape(word.replace("<", "&lt;"))}<', picture([part]))
 
 
+@pytest.mark.parametrize("kept", [0.25, 0.5, 1.0])
+def test_what_stays_fills_the_middle_of_its_outline_by_its_share(kept):
+    drawn = parsed(picture([DrawnPart("a", "L", 64, kept, int(64 * kept)), DrawnPart("wide", "L", 256)]))
+    (outline, inner), *_ = ([r for r in svg.iter("rect")] for svg in drawn.iter("svg") if svg.get("class") == "bar")
+    place = [[float(rect.get(name).rstrip("%")) for name in ("x", "width")] for rect in (outline, inner)]
+    assert place[1][1] == pytest.approx(kept * place[0][1], abs=0.01)
+    assert place[0][1] == pytest.approx(100 * math.sqrt(64 / 256), abs=0.01)
+    assert place[0][0] + place[0][1] / 2 == pytest.approx(place[1][0] + place[1][1] / 2, abs=0.02)
+
+
+def test_a_row_of_several_says_what_they_lose_on_average_and_the_ends_of_their_widths():
+    parts = [DrawnPart(f"h.{i}.up", "L", 10, 0.5 + 0.4 * (i % 2), 5 + 4 * (i % 2)) for i in range(60)]
+    drawn = picture(parts)
+    assert 'class="state smaller">-30 %<' in drawn
+    assert "10 → 5-9" in drawn
+
+
+def test_no_axis_leaves_the_ends_that_its_values_can_have():
+    scale = Axis.over([0.2, 1.0], within=(0.0, 1.0))
+    assert (scale.low, scale.high) == (pytest.approx(0.16), 1.0)
+    assert Axis.over([0.0, 0.5], within=(0.0, 1.0)).low == 0.0
+
+
 def test_nothing_is_drawn_of_nothing():
     assert picture([]) == ""

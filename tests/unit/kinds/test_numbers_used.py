@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import CertificateError, UnsupportedError
 from secateur.kinds.experts.numbers import same_numbers
+from secateur.kinds.experts.values import FEW, values_of
 from secateur.kinds.numbers_used import NumbersUsed, Used, require_same
 
 
@@ -252,3 +253,57 @@ def test_a_count_of_experts_follows_among_numbers_of_experts_and_not_as_a_factor
     assert "net.py:7" in said
     with pytest.raises(CertificateError, match="would change"):
         found(whole=False)
+
+
+def results(*given: tuple[Tensor, float]) -> NumbersUsed:
+    found = NumbersUsed()
+    found.calls[LINE] = [Used((), result=result, size_in=size) for result, size in given]
+    return found
+
+
+INF, ONE, TWO = torch.tensor([1.0, math.inf]), torch.ones(3), torch.full((3,), 2.0)
+STAY = torch.tensor([True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ([(ONE, 1.0)], [(ONE * 1.00001, 1.0)], True),
+        ([(ONE, 1.0)], [(ONE * 1.1, 1.0)], False),
+        ([(INF, 1.0)], [(INF, 1.0)], True),
+        ([(INF, 1.0)], [(torch.tensor([1.0, 1.0]), 1.0)], False),
+        ([(torch.tensor([1.0, 1.0]), 1.0)], [(INF, 1.0)], False),
+        # What is left of a difference of two numbers that are alike is rounding beside these numbers.
+        ([(ONE * 1e-7, 1.0)], [(ONE * 3e-7, 1.0)], True),
+        ([(ONE * 1e-7, 1e-7)], [(ONE * 3e-7, 1e-7)], False),
+        # As many calls as before are compared one by one; of a loop that runs less often any may be meant.
+        ([(ONE, 1.0), (TWO, 1.0)], [(TWO, 1.0), (ONE, 1.0)], False),
+        ([(ONE, 1.0), (TWO, 1.0)], [(TWO, 1.0)], True),
+        ([(ONE, 1.0), (TWO, 1.0)], [(ONE * 3, 1.0)], False),
+        # One position for each expert: those that stay.
+        ([(torch.tensor([1.0, 2.0, 3.0]), 3.0)], [(torch.tensor([1.0, 3.0]), 3.0)], True),
+        ([(torch.tensor([1.0, 2.0, 3.0]), 3.0)], [(torch.tensor([1.0, 2.0]), 3.0)], False),
+    ],
+)
+def test_results_are_held_against_those_of_the_reference(
+    before: list[tuple[Tensor, float]], after: list[tuple[Tensor, float]], same: bool
+) -> None:
+    values = values_of({3: [STAY]})
+    if same:
+        values.require_same(results(*before), results(*after))
+        return
+    with pytest.raises(CertificateError, match=r"net\.py:7 comes to another number"):
+        values.require_same(results(*before), results(*after))
+
+
+def test_of_large_results_some_positions_are_kept_and_all_of_experts() -> None:
+    values = values_of({32: [torch.arange(32) % 2 == 0]})
+    large = torch.rand(32, 1024)
+    assert large.numel() > FEW
+    kept = values.part("mul", large, [large])
+    assert kept is not None
+    assert torch.equal(kept, large[:, ::64])
+    small = torch.rand(5, 7)
+    assert torch.equal(values.part("mul", small, [small]), small)
+    assert values.part("empty", small, []) is None
+    assert values.part("argsort", torch.arange(3), [small]) is None, "positions are no results"

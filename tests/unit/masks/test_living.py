@@ -72,6 +72,42 @@ def test_masks_of_weights_that_the_plan_leaves_whole_go_on():
     assert bool((model[4].weight[~handle.masks["4.weight"]] == 0).all())
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.part(x).relu()
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks, self.head = nn.ModuleList([Block() for _ in range(4)]), nn.Linear(6, 2)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("blocks.3.part.weight", True), ("head.weight", False)])
+def test_blocks_that_change_their_places_under_held_masks_are_refused(name, refused):
+    model = Deep()
+    _handle, _hold, optimizer = held(model, name)
+    plan = sc.plan(model, X, granularity="layer", criterion="random", target={"count": 1})
+    if refused:
+        with pytest.raises(UnsupportedError, match=rf"'{name}' is masked"):
+            plan.apply(model, inplace=True, optimizer=optimizer)
+        assert len(model.blocks) == 4
+    else:
+        plan.apply(model, inplace=True, optimizer=optimizer)
+        assert len(model.blocks) == 3
+    step(model, optimizer)
+
+
 def test_a_copy_is_cut_whatever_is_held():
     model = network()
     _handle, _hold, optimizer = held(model, "0.weight")

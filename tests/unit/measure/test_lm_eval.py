@@ -17,7 +17,9 @@ def harness(monkeypatch):
 
     class Wrapped:
         def __init__(self, *, pretrained, tokenizer, batch_size, device):
-            seen.update(model=pretrained, tokenizer=tokenizer, device=device, training=pretrained.training)
+            seen.update(
+                model=pretrained, tokenizer=tokenizer, device=device, training=pretrained.training, batch=batch_size
+            )
 
     def simple_evaluate(*, model, tasks, limit, log_samples):
         assert isinstance(model, Wrapped)
@@ -38,6 +40,8 @@ def test_figures_come_back_by_task_and_the_model_as_it_was(harness):
     assert found == {name: {"acc": 0.5, "acc_stderr": 0.1} for name in ("a", "b")}
     assert harness["model"] is model
     assert harness["tokenizer"] is tokenizer
+    assert harness["batch"] == 1, "nothing is padded"
+    assert harness["device"] == "cpu"
     assert not harness["training"]
     assert model.training
 

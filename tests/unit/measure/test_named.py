@@ -47,6 +47,13 @@ def test_top_k_and_distances_against_loops() -> None:
     assert of("mae", LOGITS, truth) == pytest.approx(float(nn.functional.l1_loss(LOGITS, truth)))
 
 
+@pytest.mark.parametrize("name", ["precision", "recall", "f1"])
+def test_a_class_that_is_said_and_never_true_counts_and_one_that_is_neither_does_not(name: str) -> None:
+    said, true = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 3, 3, 0])
+    # Class 0 has a half of each figure. Classes 1 and 2 are said in vain, 3 is missed; of 4 to 8 there is nothing.
+    assert of(name, nn.functional.one_hot(said, 9).float(), true) == pytest.approx(0.5 / 4)
+
+
 @pytest.mark.parametrize("name", ["accuracy", "f1", "precision", "recall", "top2"])
 def test_targets_that_mean_nothing_do_not_count(name: str) -> None:
     hidden = TARGETS.clone()
@@ -106,5 +113,14 @@ def test_metrics_of_the_library_evaluate(monkeypatch: pytest.MonkeyPatch) -> Non
         judge.reset()
         judge.update(LOGITS, TARGETS)
         assert judge.compute() == {"accuracy": pytest.approx(plain)}
+        hidden = TARGETS.clone()
+        hidden[::3] = -100
+        judge.update(LOGITS, hidden)
+        kept = hidden >= 0
+        right = float((LOGITS.argmax(1) == TARGETS)[kept].float().mean())
+        assert judge.compute() == {"accuracy": pytest.approx(right)}, "targets that mean nothing do not count"
+        numbers = torch.tensor([1.0, 2.0, float("nan")])
+        judge.update(torch.tensor([1.0, 3.0, 5.0]), numbers)
+        assert judge.compute() == {"accuracy": 0.5}
     with pytest.raises(RecipeError, match="no 'gluee'"):
         metric_named("gluee")

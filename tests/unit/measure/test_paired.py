@@ -85,6 +85,22 @@ def test_samples_of_several_targets_are_resampled_whole() -> None:
     assert (fell.amount, fell.low, fell.high) == pytest.approx((25, 25, 25))
 
 
+def test_losses_fall_in_percent_of_the_first_model_in_every_resample() -> None:
+    base = np.random.default_rng(4).gamma(4.0, 0.25, 60)
+    weights = np.random.default_rng(5).integers(1, 9, 60).astype(float)
+    fell = fall_between(Outcomes(base, weights, hits=False), Outcomes(base * 1.25, weights, hits=False))
+    # A quarter more on every unit is a quarter more on any choice of them, if both models have the same choice.
+    assert (fell.amount, fell.low, fell.high) == pytest.approx((25, 25, 25))
+
+
+def test_each_bound_of_a_bootstrap_has_the_confidence_that_was_asked_for() -> None:
+    ones, noise = np.ones(400), np.random.default_rng(6).normal(0.2, 0.3, 400)
+    fell = fall_between(Outcomes(ones, ones, hits=False), Outcomes(ones + noise, ones, hits=False), confidence=0.9)
+    reach = 1.2816 * 100 * noise.std() / 20  # nine tenths of a normal distribution lie below so many deviations
+    assert fell.high - fell.amount == pytest.approx(reach, rel=0.1)
+    assert fell.amount - fell.low == pytest.approx(reach, rel=0.1)
+
+
 def test_a_few_batches_have_no_bounds() -> None:
     few = Outcomes(np.ones(FEWEST - 1), np.ones(FEWEST - 1), hits=False, what="batches")
     found = fall_between(few, few)

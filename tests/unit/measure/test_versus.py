@@ -107,6 +107,18 @@ def test_intervals_are_those_of_resampled_medians() -> None:
     assert (found.null.low, found.null.high) == (1.0, 1.0)
 
 
+def test_the_first_model_counts_by_the_mean_of_both_of_its_runs() -> None:
+    turns = iter([1.0, 3.0] * 1000)
+    found = compared(lambda: next(turns), lambda: 2.0)
+    assert (found.ratio.low, found.ratio.median, found.ratio.high) == pytest.approx((1, 1, 1))
+
+
+def test_time_that_was_stolen_is_a_share_of_what_passed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([(1000, 100), (1400, 200)])
+    monkeypatch.setattr("secateur.measure.versus.ticks", lambda: next(looks))
+    assert compared(lambda: 1.0, lambda: 1.0).stolen == 0.25
+
+
 def test_too_few_rounds_are_made_enough_and_bad_options_are_refused() -> None:
     assert compared(lambda: 1.0, lambda: 1.0, rounds=2).rounds == 6
     with pytest.raises(RecipeError, match="threads"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,16 @@ from pattern_problem import patterns
 from torch import nn
 
 import secateur as sc
+from secateur.asking import Asked
 from secateur.errors import RecipeError, TargetError
-from secateur.objective import at_most
+from secateur.measure.paired import Fall
+from secateur.model.call import as_loss
+from secateur.model.door import enter
+from secateur.objective import at_most, evaluate
 from secateur.objective.evaluate import Objective
 from secateur.objective.limits import AtMost
 from secateur.report import Report, plain_lines, render_html
+from secateur.report.bound import Limit, Measured
 from secateur.sources import TensorData
 
 QUICK = {"measure": {"latency": False}, "verify": {"proof": "example"}}
@@ -181,6 +187,48 @@ def test_an_interrupted_search_does_no_attempt_twice(
     assert plain[0] == plain[1]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("drop", "high", "verdict"),
+    [(0.5, 0.9, "sure"), (1.0, 1.0, "sure"), (0.5, 1.5, "held"), (0.5, None, "held"), (1.5, 2.0, "missed")],
+)
+def test_a_limit_is_sure_only_where_its_bound_keeps_it_too(
+    drop: float, high: float | None, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = SimpleNamespace(read=lambda model: None, fall=lambda *_, confidence: Fall(drop, None, high))
+    monkeypatch.setattr(at_most, "gauge_of", lambda *_: told)
+    limit = Limit(
+        max_drop=1.0, unit="points", figure="accuracy", smallest="macs", confidence=0.95, amount=0.5, chosen_by="them",
+        chosen=Measured(drop=0.0, low=None, high=None, method="told"), attempts=(),
+    )  # fmt: skip
+    asked = SimpleNamespace(given=SimpleNamespace(test=[1]), model=None, evaluate=None, loss=None)
+    assert at_most.confirmed(limit, asked, nn.Identity()).verdict == verdict  # type: ignore[arg-type]
+
+
+def objective_of(model: nn.Module, train: TensorData) -> Objective:
+    given, recipe = enter({"train": train, "calibration": CHOICE}), sc.load_recipe(RECIPE)
+    return Objective(Asked(model, given.example(), (), given, recipe, None, {}, as_loss(None), None, None, "", ""))
+
+
+def test_every_criterion_has_an_order_of_its_own(models: Sequence[nn.Module], train: TensorData) -> None:
+    objective = objective_of(models[0], train)
+    for criterion in ("magnitude", "random", "magnitude"):
+        asked = {"criterion": criterion, "target": {"sparsity": 0.4}}
+        found = objective.plan(sc.load_recipe({**RECIPE, **asked})).groups
+        wanted = sc.plan(models[0], next(iter(CHOICE))[0], proof="example", **asked).groups
+        assert {name: one["removed"] for name, one in found.items()} == {
+            name: one["removed"] for name, one in wanted.items()
+        }
+
+
+def test_a_trial_recovers_with_the_seed_of_its_recipe(
+    models: Sequence[nn.Module], train: TensorData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    monkeypatch.setattr(evaluate, "run_step", lambda *_, seed, **__: seeds.append(seed))
+    objective_of(models[0], train).evaluate(sc.load_recipe({**RECIPE, "seed": 5}))
+    assert seeds == [5]
 
 
 def test_several_looks_share_one_confidence() -> None:

@@ -48,6 +48,15 @@ def test_the_same_text_is_known_whatever_it_is_padded_to() -> None:
     assert "fifth" in selection_of(given).on
 
 
+def test_looking_for_samples_draws_nothing() -> None:
+    rows = torch.arange(40.0).view(-1, 1).repeat(1, 3)
+    loader = DataLoader(TensorDataset(rows, torch.zeros(40).long()), batch_size=4, shuffle=True)
+    given = enter(loader, calibration=part(40, 52))
+    before = torch.get_rng_state()
+    assert selection_of(given).batches is given.calibration
+    assert torch.equal(torch.get_rng_state(), before), "whoever draws next must not notice"
+
+
 class Stream(IterableDataset):
     """Samples that have no numbers."""
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 
 import pytest
 import torch
@@ -377,9 +378,29 @@ def test_a_loader_is_divided_by_its_samples(kind):
     assert len(result.report.training) in (4, 6)  # two batches a pass; patience may end it
 
 
+def test_what_is_judged_by_is_whole_and_spread_evenly_and_batches_are_made_as_before():
+    def doubled(rows):
+        return tuple(2 * torch.stack(part) for part in zip(*rows, strict=True))
+
+    numbers = torch.arange(24.0).view(-1, 1)
+    loader = DataLoader(TensorDataset(numbers, numbers), batch_size=8, drop_last=True, collate_fn=doubled)
+    train, held = divided(loader, 0.25)
+    found = [[row[0] / 2 for row in rows(part)] for part in (train, held)]
+    # Six of 24 make no whole batch of eight; samples that are sorted must not all come from one end.
+    assert len(found[1]) == 6
+    assert {b - a for a, b in itertools.pairwise(found[1])} == {4}
+    assert len(found[0]) == 16, "training goes on without its last, smaller batch"
+
+
+class OwnLoader(DataLoader):
+    pass
+
+
 UNDIVIDED = {
     "own batches": lambda: samples(batch_size=1, batch_sampler=[[0, 1], [2, 3]]),
     "with replacement": lambda: samples(sampler=RandomSampler(range(24), replacement=True)),
+    "a part of them": lambda: samples(sampler=RandomSampler(range(24), num_samples=12)),
+    "a loader of another class": lambda: OwnLoader(TensorDataset(*problem()), batch_size=8),
     "weighted": lambda: samples(sampler=WeightedRandomSampler([1.0] * 24, 24)),
     "one sample": lambda: DataLoader(TensorDataset(*(part[:1] for part in problem()))),
 }

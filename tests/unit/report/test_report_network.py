@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.report.bound import Attempt, Limit, Measured
 from secateur.report.intervals import share_interval
-from secateur.report.network import network_parts
+from secateur.report.limit import limit_lines
+from secateur.report.network import MOST_NAMED, drawn_parts, network_parts
 from secateur.report.next_steps import loading, next_steps
 
 
@@ -75,9 +77,9 @@ class Block(nn.Module):
 
 
 class Deep(nn.Module):
-    def __init__(self):
+    def __init__(self, blocks=4):
         super().__init__()
-        self.blocks, self.head = nn.ModuleList([Block() for _ in range(4)]), nn.Linear(4, 2)
+        self.blocks, self.head = nn.ModuleList([Block() for _ in range(blocks)]), nn.Linear(4, 2)
 
     def forward(self, x):
         for block in self.blocks:
@@ -91,6 +93,46 @@ def test_blocks_that_went_are_gone():
     gone = [part.name for part in network_parts(model, plan) if part.width_after == 0]
     ((path, stack),) = plan.layers.items()
     assert gone == [f"{path}.{stack['removed'][0]}.part"]
+
+
+def test_block_one_is_not_block_ten():
+    model = Deep(12)
+    plan = sc.plan(model, torch.randn(2, 4), remove={"blocks": [1]}, granularity="layer")
+    assert [part.name for part in network_parts(model, plan) if part.width_after == 0] == ["blocks.1.part"]
+
+
+def test_a_row_says_what_else_hangs_together_with_it():
+    model = Residual()
+    plan = sc.plan(model, X, target={"sparsity": 0.4})
+    said = {part.name: "\n".join(part.said) for part in drawn_parts(network_parts(model, plan), [])}
+    assert "outputs hang together with those of b\n" in said["stem"]
+    assert "outputs hang together with those of stem\n" in said["b"]
+    assert "hang together" not in said["a"], "nothing hangs together with itself"
+    assert "outputs are read by b" in said["a"]
+    deep = nn.Sequential(nn.Linear(3, 4), Deep(MOST_NAMED))
+    parts = network_parts(deep, sc.plan(deep, torch.randn(2, 3), target={"sparsity": 0.25}))
+    (text,) = (line for line in drawn_parts(parts, [])[-1].said if line.startswith("reads what"))
+    assert text.endswith(f"1.blocks.{MOST_NAMED - 2}.part and 1 more make")
+    assert f"1.blocks.{MOST_NAMED - 1}.part" not in text
+
+
+def test_every_attempt_is_a_line_with_its_bound_and_its_zeros_where_there_are_more():
+    none = {"macs": None, "low": None, "method": "", "why": "", "seconds": 1.0, "removed": 0.5, "params": 1.0}
+    limit = Limit(
+        max_drop=1.0, unit="points", figure="accuracy", smallest="sparsity", confidence=0.95, amount=0.5,
+        chosen_by="them", chosen=Measured(drop=0.25, low=-0.5, high=0.75), attempts=(
+            Attempt(amount=0.5, nonzero=0.5, drop=0.25, high=0.75, kept=True, **none),
+            Attempt(amount=0.9, nonzero=1.0, drop=3.0, high=None, kept=False, **none),
+            Attempt(amount=0.99, nonzero=None, drop=None, high=None, kept=False, **{**none, "why": "diverged"}),
+        ),
+    )  # fmt: skip
+    first, second, third = list(limit_lines(limit))[-3:]
+    assert "non-zero 50" in first
+    assert "lost 0.25, at most 0.75: kept" in first
+    assert "non-zero" not in second
+    assert "lost 3.00: not kept" in second
+    assert "diverged: not kept" in third
+    assert "at least -0.50 and at most 0.75" in list(limit_lines(limit))[1]
 
 
 def test_a_plan_from_a_file_is_drawn_without_couplings(tmp_path):
@@ -154,6 +196,13 @@ def test_the_next_steps_name_the_folder_the_model_and_the_data(tmp_path):
     exec(load.code, found)
     assert torch.equal(found["model"](torch.ones(1, 4)), result.model(torch.ones(1, 4)))
     assert load.code.splitlines()[0] in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_words_with_blanks_stay_one_word(make):
+    command = "secateur prune net.py:build --data 'npz:my file.npz' --out o"
+    steps = next_steps(make(command=command), "my out")
+    for step in steps[1:]:
+        assert " 'my out' --model net.py:build --data 'npz:my file.npz'" in step.code
 
 
 @pytest.mark.parametrize("command", ["", "python x.py", "secateur prune 'open", "secateur prune"])

@@ -36,6 +36,15 @@ def test_the_front_is_what_nothing_beats(seed: int) -> None:
     assert (f"nearest of {len(places)}" if len(places) > 1 else "no other result") in why
 
 
+def test_the_unit_of_an_objective_does_not_move_the_recommendation() -> None:
+    goals = Goals(("accuracy", "macs"), frozenset({"accuracy"}))
+    points = [(0.9, 1.0), (0.88, 0.5), (0.5, 0.4)]
+    for unit in (1.0, 1e-6, 1e6):
+        found = [{"accuracy": a, "macs": unit * m} for a, m in points]
+        assert recommended(found, goals)[0] == 1, "nearly the best in both"
+        assert recommended(found[::-1], goals)[0] == 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_volume_is_that_of_a_count(seed: int) -> None:
     found = results(seed, 8)

@@ -12,6 +12,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import InputError, RecipeError
 from secateur.measure import accuracy
+from secateur.search.sensitivity import Sensitivity, SensitivityPoint
 from secateur.sources import TensorData
 
 
@@ -54,6 +55,47 @@ def test_patterns_lose_alike_and_become_one_curve(models: Sequence[nn.Module], t
     assert [(one.group, one.removed, one.total) for one in found.points] == [("conv*", 12, 24)]
     names = [one["group"] for one in found.allocation()["curves"]]
     assert names == ["conv1", "conv2"]
+
+
+def test_members_of_a_pattern_share_its_loss_by_their_units_and_equal_counts_are_one_point() -> None:
+    measured = [(0.1, 2, 1.0), (0.12, 2, 1.0), (0.5, 12, 6.0)]  # asked ratio, units that went, percent of the loss
+    points = tuple(SensitivityPoint("c*", ratio, gone, 24, 0.9, 0.0, loss) for ratio, gone, loss in measured)
+    found = Sensitivity("accuracy", "points", 0.9, points, {"c*": {"c1": 8, "c2": 16}})
+    assert found.allocation()["curves"] == [
+        {"group": "c1", "ratios": [2 / 24, 0.5], "falls": [pytest.approx(1 / 3), pytest.approx(2.0)]},
+        {"group": "c2", "ratios": [2 / 24, 0.5], "falls": [pytest.approx(2 / 3), pytest.approx(4.0)]},
+    ]
+
+
+def test_blocks_that_are_protected_stay_whatever_their_scores() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.part(x).relu()
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(*(Block() for _ in range(4))), nn.Linear(4, 3)).eval()
+    net[0][1].part.weight.data *= 1e-3  # the lowest by magnitude
+    batches = [(torch.randn(64, 4), torch.randint(0, 3, (64,)))]
+    (x, y), loss = batches[0], nn.functional.cross_entropy
+    with torch.no_grad():
+        whole = float(loss(net(x), y))
+        left = [nn.Sequential(*(b for n, b in enumerate(net[0]) if n != gone), net[1]) for gone in range(4)]
+        falls = [100 * (float(loss(one(x), y)) - whole) / whole for one in left]
+    found = {}
+    for protect in ((), ("0.1", "0.1.*")):
+        (one,) = sc.sensitivity(
+            net, data=batches, granularity="layer", criterion="magnitude", levels=[0.25], protect=protect
+        ).points
+        assert one.removed == 1
+        found[protect] = min(range(4), key=lambda number: abs(falls[number] - one.loss))
+        assert one.loss == pytest.approx(falls[found[protect]], abs=1e-3)
+    first, second = found.values()
+    assert first == 1
+    assert second != 1
 
 
 def test_it_is_data_text_picture_and_allocation(models: Sequence[nn.Module], train: TensorData) -> None:

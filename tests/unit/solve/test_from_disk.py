@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import secateur as sc
+from secateur import from_disk
 from secateur.errors import InputError, RecipeError, ResourceError, UnsupportedError
 from secateur.files import load_tensors
 from secateur.from_disk import prune_folder
@@ -67,6 +69,30 @@ def test_the_folder_is_the_one_that_memory_would_have_given(tied, tmp_path):
     assert report.after.nonzero == sum(int(p.count_nonzero()) for p in plan.apply(model).parameters())
     assert report.after.quality["perplexity"] != report.before.quality["perplexity"]
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+
+
+def test_matrices_of_a_stack_add_up_to_one_row():
+    model = torch.nn.Module()
+    model.stack, model.plain = torch.nn.Parameter(torch.ones(2, 4, 4)), torch.nn.Parameter(torch.ones(3, 5))
+    records = [SimpleNamespace(name=n, removed=r) for n, r in (("stack[0]", 3), ("stack[1]", 5), ("plain", 6))]
+    stack, plain = from_disk._layers(model, records)
+    assert (stack.name, stack.shape, stack.removed, stack.total, stack.sparsity) == ("stack", (2, 4, 4), 8, 32, 0.25)
+    assert (plain.name, plain.removed, plain.total, plain.sparsity) == ("plain", 6, 15, 0.4)
+
+
+def test_what_the_largest_block_needs_is_not_given_to_activations(tmp_path, monkeypatch):
+    told, given = [], []
+
+    def looked(*_, settings, **__):
+        given.append(settings.memory_bytes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(from_disk, "prune_blocks", looked)
+    with pytest.raises(KeyboardInterrupt):
+        prune_folder(
+            written(tmp_path / "in"), tmp_path / "out", text(), recipe("blocks.memory_bytes=60000000"), tell=told.append
+        )
+    assert given == [60_000_000 - told[0].least_bytes]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from secateur.errors import FileRefusedError, InputError, UnsupportedError
 from secateur.files.gguf import check_gguf
 from secateur.sources import resolve_model, smollm2
+from secateur.sources.gguf import gguf_file
 
 HEAD = b"GGUF" + struct.pack("<I", 3)
 
@@ -109,6 +110,23 @@ def test_of_two_files_one_has_to_be_named(folder, tmp_path):
     with pytest.raises(InputError, match="2 GGUF files"):
         resolve_model(f"hf:{tmp_path}")
     assert resolve_model(f"hf:{tmp_path / 'b.gguf'}").model is not None
+
+
+def test_a_model_keeps_no_trace_of_how_it_was_packed(folder, tmp_path):
+    model = resolve_model(f"hf:{folder}").model
+    model.save_pretrained(tmp_path)
+    assert "quantization" not in (tmp_path / "config.json").read_text()
+    assert not any(hasattr(model.config, name) for name in ("quantization_config", "_pre_quantization_dtype"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_folder_with_other_weights_is_no_gguf_file(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert gguf_file(tmp_path) == gguf_file(tmp_path / "a.gguf") == tmp_path / "a.gguf"
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert gguf_file(tmp_path) is None
+    assert gguf_file(tmp_path / "a.gguf") == tmp_path / "a.gguf"
+    assert gguf_file(tmp_path / "none.gguf") is None
 
 
 def test_what_is_missing_is_named(folder, monkeypatch):

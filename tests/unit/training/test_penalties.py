@@ -299,6 +299,20 @@ def test_a_penalty_follows_cuts(name, method):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_the_very_first_step_after_a_cut_is_paid_for():
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty("l1", model, X[:2], strength=0.5, method="subgradient", optimizer=optimizer)
+    sc.plan(model, X[:2], target={"count": 3}).apply(model, inplace=True, optimizer=optimizer)
+    before = weights(model)
+    assert before[0].shape[0] < 12
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, new in zip(before, weights(model), strict=True):
+        np.testing.assert_allclose(new, old - 0.05 * np.sign(old), atol=1e-6)
+
+
 def test_a_penalty_of_chosen_units_says_that_they_were_cut():
     model = plain()
     growing = Growing(model, X[:2], sparsity=0.5, strength=0.5)

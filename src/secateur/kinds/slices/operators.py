@@ -204,6 +204,22 @@ def _question(mode: Gaps, call: GapCall) -> object:
     return result
 
 
+def _by_truth(place: int) -> Handler:
+    """What is chosen by a truth value of something missing is missing too, whichever number was chosen."""
+
+    def run(mode: Gaps, call: GapCall) -> object:
+        result, truth = call.run(), call.args[place]
+        absent = mode.noted(truth) if truth.shape == result.shape else {}
+        if absent and not can_be_nan(result):
+            mode.note(result, absent)
+            return result
+        for d, gone in absent.items():
+            result = result.index_fill(d, gone, NAN)
+        return result
+
+    return run
+
+
 def _as_number(mode: Gaps, call: GapCall) -> object:
     """What was missing as a truth value is NaN again as a number."""
     result: Tensor = call.run()
@@ -232,7 +248,7 @@ def _repaired(mode: Gaps, call: GapCall) -> object:
 
 
 def _swallowed(mode: Gaps, call: GapCall) -> object:
-    """Some of these give a number also for NaN (`x ** 0` is one): what is missing stays so."""
+    """Some of these give a number also for NaN (`x ** 0` is one, its sign 0): what is missing stays so."""
     result: Tensor = call.run()
     for tensor in call.args[:2]:
         if isinstance(tensor, Tensor) and can_be_nan(result):
@@ -283,8 +299,13 @@ HANDLERS = _table(
     ("native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm", _batch_norm),
     ("native_group_norm", _group_norm),
     ("_weight_norm_interface", _weight_norm),
-    ("eq ne lt le gt ge isnan isfinite isinf logical_not logical_and logical_or bitwise_and bitwise_or", _question),
+    (
+        "eq ne lt le gt ge isnan isfinite isinf signbit logical_not logical_and logical_or bitwise_and bitwise_or",
+        _question,
+    ),
     ("_to_copy", _as_number),
     ("nan_to_num", _repaired),
-    ("pow fmax fmin", _swallowed),
+    ("pow fmax fmin sign sgn heaviside softshrink", _swallowed),
+    ("where", _by_truth(0)),
+    ("masked_fill", _by_truth(1)),
 )

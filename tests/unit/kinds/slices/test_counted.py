@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.kinds.slices.counted import Counted
 from secateur.kinds.slices.missing import Missing
 
 SIZE, GONE = 12, [0, 3, 4, 8, 9]
@@ -55,6 +56,13 @@ COUNTS: dict[str, Callable[[Tensor], Tensor]] = {
     "times zero": lambda h: (h * 0 + 1).sum(-1, True),
     "to the power of zero": lambda h: (h**0).sum(-1, True),
     "length of ones": lambda h: (h * 0 + 1).norm(dim=-1, keepdim=True),
+    "length of signs": lambda h: ((h * 0 + 1) * (2 * (h > 0).float() - 1)).norm(dim=-1, keepdim=True),
+    "chosen by truth": lambda h: torch.where(h > 0, 1.0, -1.0).norm(dim=-1, keepdim=True),
+    "chosen whole numbers": lambda h: torch.where(h >= 0, 2, 3).sum(-1, True),
+    "filled by truth": lambda h: (h * 0 + 1).masked_fill(~(h > 0), -1.0).norm(dim=-1, keepdim=True),
+    "signs": lambda h: (h + 1).sign().sum(-1, True),
+    "steps": lambda h: torch.heaviside(h + 1, h.new_ones(())).sum(-1, True),
+    "bits of signs": lambda h: (~(h + 1).signbit()).sum(-1, True),
     "not zero": lambda h: (h * 0 + 1).count_nonzero(-1)[:, None],
     "a product with ones": lambda h: (h * 0 + 1) @ h.new_ones(h.shape[-1], 1),
     "a product of two": lambda h: ((h * 0 + 1) @ (h * 0 + 1).t())[:, :1],
@@ -93,6 +101,8 @@ def test_a_mean_over_heads_counts_nothing() -> None:
         (lambda h: (h > 0).sum(-1, True), "sums up what is true of units"),
         (lambda h: h.abs().sum(-1, True), ""),
         (lambda h: h @ h.t()[:, :1], ""),
+        (lambda h: ((h * 0 + 1) @ h.t())[:, :1], ""),
+        (lambda h: (h * 0 + 1).prod(-1, True), "sums up what is true of units"),
     ],
 )
 def test_a_mean_and_a_number_of_active_units_are_said_and_sums_are_sums(
@@ -105,6 +115,15 @@ def test_a_mean_and_a_number_of_active_units_are_said_and_sums_are_sums(
     notes = [note for note in plan.certificate.notes if "test_counted.py" in note]
     assert [said in note for note in notes] == [True] * len(notes)
     assert bool(notes) == bool(said)
+
+
+def test_one_unit_that_is_left_is_like_itself_and_counts_nothing() -> None:
+    model = Net(lambda h: h @ h.t()[:, :1] + h.sum(-1, True))
+    plan = sc.plan(model, X, granularity="neuron", remove={"up": list(range(1, SIZE))})
+    assert plan.apply(model).up.out_features == 1
+    counted = Counted()
+    counted.multiplied(torch.ones(3, 1), torch.ones(1, 3), 1, 0, SIZE)
+    assert counted.found({}, excused=False) == []
 
 
 def test_a_scale_that_follows_by_consent_says_what_is_counted() -> None:
