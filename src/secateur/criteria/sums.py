@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -130,12 +131,20 @@ def _along(value: Tensor, dims: list[int], how: Reduction, *, squared: bool) -> 
     if squared:
         wide = value if value.dtype in (torch.float32, torch.float64) else value.to(torch.float32)
         found = _squares(wide, dims)
-        if dims and not bool(torch.isfinite(found).all() & (found > TINY**2).all()):  # squares that leave float32
+        if dims and not _in_range(found):  # squares that leave float32
             found = _squares(wide.to(torch.float64), dims)
         return found
     if not dims:
         return value
     return value.amax(dims, True) if how == "max" else value.sum(dims, True, dtype=torch.float64)
+
+
+def _in_range(found: Tensor) -> bool:
+    """Whether no sum of squares is NaN or infinite, or so small that float32 may have lost some of it."""
+    if not found.numel():
+        return True
+    least, most = found.aminmax()  # both are NaN where one of the sums is
+    return bool((least > TINY**2) & (most < math.inf))
 
 
 def _squares(value: Tensor, dims: list[int]) -> Tensor:

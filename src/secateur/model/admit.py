@@ -41,6 +41,8 @@ PREPARE_AFTER = (
 )
 PLAIN = frozenset([bool, int, float, str, type(None)])  # values that no copy can fail at
 SERIES = frozenset([tuple, list, set, dict, OrderedDict])  # nor at these, where such values are all that is in them
+COPIED_BY = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__", "__getnewargs__",
+             "__getnewargs_ex__", "__getattribute__")  # fmt: skip
 PRUNE_FIRST = "prune the float model first, then quantise the result"
 
 
@@ -323,8 +325,10 @@ def require_copyable(model: nn.Module) -> None:
 
     Cost: a deep copy of everything but parameters and buffers.
     """
+    memo = _shared(model)
     try:
-        copy.deepcopy(model, _shared(model))
+        for module in [m for m in model.modules() if id(m) not in memo]:
+            copy.deepcopy(module, memo)
     except SecateurError:
         raise
     except Exception as error:
@@ -347,20 +351,26 @@ def not_copyable(model: nn.Module, error: Exception) -> UnsupportedError:
 def _shared(model: nn.Module) -> dict[int, object]:
     """A memo for deepcopy of what stays where it is: tensors, of which no second one is made, and what is plain.
 
-    Layers of torch's own that hold nothing but tensors and plain values are most of a model, and copying them (each
+    Modules that hold nothing but tensors, plain values and other modules are most of a model, and copying them (each
     has a dozen tables for hooks) takes longer than all else that is asked at the door.
     """
     modules = list(model.modules())
     held = (value for module in modules for value in vars(module).values() if isinstance(value, Tensor))
-    plain = (module for module in modules if _is_plain_layer(module))
+    usual = {kind for kind in {type(module) for module in modules} if _is_copied_as_usual(kind)}
+    plain = (module for module in modules if type(module) in usual and _is_plain(module))
     return {id(value): value for value in (*model.parameters(), *model.buffers(), *held, *plain)}
 
 
-def _is_plain_layer(module: nn.Module) -> bool:
-    """Whether a module of torch's own holds neither modules nor hooks, only tensors and plain values."""
-    if not type(module).__module__.startswith("torch.nn."):
-        return False
-    values = (value for name, value in vars(module).items() if name not in ("_parameters", "_buffers"))
+def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
+    """Whether nothing but torch has a say in how the modules of a class are copied."""
+    return kind.__module__.startswith("torch.nn.") or all(
+        getattr(kind, name, None) is getattr(nn.Module, name, None) for name in COPIED_BY
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module holds no hooks, and nothing but tensors, plain values and modules that are looked at too."""
+    values = (value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules"))
     return all(type(v) in PLAIN or isinstance(v, Tensor) or (type(v) in SERIES and _is_plain_series(v)) for v in values)
 
 

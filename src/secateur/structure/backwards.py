@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.function import Function
 
 from secateur.model.place import is_users, short
+from secateur.structure.provenance import PLAIN
 from secateur.structure.switches import run_by_forward
 from secateur.types import Condition
 
@@ -34,7 +35,8 @@ def own_backwards(model: nn.Module) -> Iterator[Condition]:
             looked.add(type(module))
             seen: set[int] = set()
             functions += [each for method in run_by_forward(module) for each in _of(method, seen, DEPTH)]
-        functions += [(name, each) for value in vars(module).values() for name, each in _of(value, set(), DEPTH)]
+        held = [value for value in vars(module).values() if type(value) not in PLAIN]
+        functions += [(name, each) for value in held for name, each in _of(value, set(), DEPTH)]
         for name, function in functions:
             code = getattr(inspect.unwrap(function), "__code__", None)
             if isinstance(code, CodeType) and code not in said and is_users(code.co_filename):
