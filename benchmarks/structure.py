@@ -4,9 +4,10 @@
 
 Models are built from transformers configurations with random weights (ResNet-50, ViT-B/16, BERT-base with 128 tokens,
 ConvNeXt-T). One round runs secateur (capture, groups, scores and plan; then the cut; then the proof) and Torch-Pruning
-(graph, importance, step) on fresh copies of the same model, both in place, in alternating order; the first round is
-not counted. Printed are medians of the processor time of this process, which a busy machine changes less than the
-clock, and the ratios. The depth series are Llama-like models of a hidden width of 256; each time is the least of three.
+(graph, importance, step) on fresh copies of the same model, both in place, in alternating order and each on a
+collected heap; the first round is not counted. Printed are medians of the processor time of this process, which a busy
+machine changes less than the clock, and the ratios. The depth series are Llama-like models of a hidden width of 256;
+each time is the least of three.
 Unless --no-big is given, a Llama of 32 blocks and a hidden width of 4096 (6.7 billion weights) is planned on the meta
 device.
 Needs: pip install secateur[hf] torch-pruning==1.6.1
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import resource
 import statistics
 import time
@@ -146,6 +148,7 @@ def beside(names: list[str], rounds: int) -> None:
         for number in range(rounds + 1):  # the first round warms up and is not counted
             for tool in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
                 fresh = copy.deepcopy(model)
+                gc.collect()  # neither tool pays for the other's garbage
                 timed = ours(fresh, x, {"sparsity": RATIO}) if tool == "ours" else theirs(fresh, x)
                 for key, value in timed.items():
                     found.setdefault(key, []).append(value)
