@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from secateur.sources.bundled import load_mnist
 from secateur.sources.demo import build_convnet
-from secateur.training.adapters.lightning import PruningCallback
+from secateur.training.adapters.lightning import LightningPruningCallback
 
 
 class Digits(LightningModule):
@@ -36,7 +36,7 @@ def main(epochs: int = 4) -> float:
     """Train, shrink on the way, and return the share of the channels that is gone."""
     torch.manual_seed(0)
     data, module = load_mnist(), Digits()
-    pruning = PruningCallback(
+    pruning = LightningPruningCallback(
         sparsity=0.5, granularity="channel", example=torch.zeros(2, 1, 28, 28), begin=0.2, end=0.7, every=0.1
     )
     runner = Trainer(

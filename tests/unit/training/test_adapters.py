@@ -105,10 +105,10 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trainer_prunes_and_resumes_to_the_same_bytes(kind, tmp_path):
     pytest.importorskip("accelerate")
-    from secateur.training.adapters.transformers import PruningCallback
+    from secateur.training.adapters.transformers import TrainerPruningCallback
 
     def callback():
-        return PruningCallback(begin=2, end=0.8, every=2, **KINDS[kind])
+        return TrainerPruningCallback(begin=2, end=0.8, every=2, **KINDS[kind])
 
     first = callback()
     whole = trainer(Classifier(), tmp_path / "a", first, 10, gradient_accumulation_steps=2)
@@ -132,10 +132,10 @@ def test_a_trainer_prunes_and_resumes_to_the_same_bytes(kind, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_without_a_pruner_is_refused(tmp_path):
     pytest.importorskip("accelerate")
-    from secateur.training.adapters.transformers import PruningCallback
+    from secateur.training.adapters.transformers import TrainerPruningCallback
 
     with pytest.raises(InputError, match="no state"):
-        PruningCallback(sparsity=0.5, end=2).restore(net(), tmp_path)
+        TrainerPruningCallback(sparsity=0.5, end=2).restore(net(), tmp_path)
 
 
 # -- accelerate ------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_accelerate_counts_real_steps_and_its_checkpoints_hold_the_pruner(tmp_pa
 @pytest.mark.parametrize("kind", ["element", "channel"])
 def test_lightning_prunes_and_resumes_to_the_same_bytes(kind, tmp_path):
     lightning = pytest.importorskip("lightning.pytorch")
-    from secateur.training.adapters.lightning import PruningCallback
+    from secateur.training.adapters.lightning import LightningPruningCallback
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -203,7 +203,7 @@ def test_lightning_prunes_and_resumes_to_the_same_bytes(kind, tmp_path):
         "sparsity": 0.5, "granularity": "channel", "example": X[:2]}}[kind]  # fmt: skip
 
     def fit(module, steps, checkpoint=None):
-        callback = PruningCallback(begin=1, end=13, every=3, **settings)
+        callback = LightningPruningCallback(begin=1, end=13, every=3, **settings)
         saver = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=8, save_top_k=-1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
