@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
+from secateur.kinds.absorbed import Absorbed, absorbed
 from secateur.kinds.answers import Answer, Lent, answer, first_difference, real_values
 from secateur.kinds.reference import CHANGES, THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import PassedBlocks, passing
@@ -117,6 +118,7 @@ class _Trials:
         self.left = False  # whether the example is left to others
         self.first = Input(THE_EXAMPLE, None)  # on which all blocks run
         self.others: Iterator[tuple[Input, Answer]] = iter(())
+        self.looked: set[Mode] = set()  # in which the lines of both runs were held against each other
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
     def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
@@ -298,6 +300,10 @@ class _Trials:
         if follow is not None and expected.numbers is not None and found.numbers is not None:
             said = follow(expected.numbers, found.numbers)
             self.found.notes += [note for note in said if note not in self.found.notes]
+        if expected.lines is not None and found.lines is not None:
+            self.looked.add(mode)
+            said = absorbed(expected.lines, found.lines)
+            self.found.notes += [note for note in said if note not in self.found.notes]
         if self.reference.objection():
             what = "The function of what is left would change with the cut."
             raise CertificateError(what, why=self.reference.objection(), hint=CHANGES)
@@ -311,6 +317,7 @@ class _Trials:
             return answer(
                 reference.model, given.example, mode, reference.around,
                 draws=draws, state=state, twice=twice, numbers=reference.counting(mode, reference.apart),
+                lines=self._lines(mode),
             )  # fmt: skip
 
     def _answer_of_cut(
@@ -328,6 +335,7 @@ class _Trials:
                 return answer(
                     self.cut, given.example, mode, around,
                     draws=draws, state=state, twice=twice, numbers=self.reference.counting(mode),
+                    lines=self._lines(mode),
                 )  # fmt: skip
         except ForwardError as error:
             raise UnsupportedError(
@@ -336,6 +344,10 @@ class _Trials:
                 hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named "
                 "above. Nothing was changed or saved.",
             ) from error
+
+    def _lines(self, mode: Mode) -> Absorbed | None:
+        """What writes down what lines are given: once in each mode, as a line does the same on every input."""
+        return None if mode in self.looked else Absorbed()
 
     def _in_double(self, given: Input, mode: Mode, rounded: CertificateError, *, calls: bool) -> None:
         """An error may be rounding; in double precision a mistake stays as large as it was."""
