@@ -29,6 +29,7 @@ from secateur.structure.sides import position_of_code
 from secateur.structure.source import source_of
 from secateur.structure.worked_out import (
     NUMBERS,
+    OPEN,
     SEQUENCES,
     UNKNOWN,
     Made,
@@ -36,7 +37,7 @@ from secateur.structure.worked_out import (
     Reader,
     absorbing,
     bare,
-    is_pure,
+    is_of_library,
     len_of,
     names_in,
 )
@@ -48,16 +49,6 @@ ALL: Key = "all there is"  # a bound that is as large as what it bounds
 OFTEN = 40  # times that a line is looked at in one run
 MOST = 6  # lines that are said in full
 LONGEST = 60  # letters of an expression
-# Libraries whose functions take a number for something that may not show.
-PLAIN = ("builtins", "itertools", "collections", "heapq", "bisect", "math", "random", "statistics", "fractions",
-         "decimal", "functools", "numpy", "array", "operator")  # fmt: skip
-# What these do with a number shows in what they give, or is nobody's business.
-OPEN = frozenset([
-    "len", "enumerate", "reversed", "iter", "print", "isinstance", "issubclass", "getattr", "setattr", "hasattr",
-    "type", "super", "str", "repr", "format", "id", "hash", "any", "all", "dict", "set", "frozenset", "next", "map",
-    "callable", "vars", "object", "OrderedDict", "defaultdict", "partial", "append", "extend", "add", "update", "join",
-    "property", "Size", "ValueError", "array", "asarray", "arange", "zeros", "ones",
-])  # fmt: skip
 # Functions of torch in which a number may be too large to matter: only beyond the sizes of what it is applied to ...
 BEYOND = ("tril", "triu", "diagonal", "split", "chunk", "tensor_split", "tril_", "triu_")
 # ... or whatever it is.
@@ -278,7 +269,7 @@ def _of_call(reader: Reader, node: ast.Call) -> Seen | None:
     called = reader.value(function)
     if isinstance(base, (*SEQUENCES, deque)):
         name = function.attr if isinstance(function, ast.Attribute) else ""
-    elif called is UNKNOWN or isinstance(called, tuple) or not _is_of_library(called):
+    elif called is UNKNOWN or isinstance(called, str) or not is_of_library(called):
         return None
     else:
         name = getattr(called, "__name__", "")
@@ -292,11 +283,6 @@ def _of_call(reader: Reader, node: ast.Call) -> Seen | None:
 _SEEN: dict[type[ast.AST], Callable[[Reader, Any], Seen | None]] = {
     ast.BinOp: _of_parts, ast.Compare: _of_parts, ast.Subscript: _of_slice, ast.Call: _of_call,
 }  # fmt: skip
-
-
-def _is_of_library(function: object) -> bool:
-    home = getattr(function, "__module__", None)
-    return is_pure(function) or (isinstance(home, str) and home.split(".")[0].lstrip("_") in PLAIN)
 
 
 # -- two runs beside each other --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
-from secateur.kinds.absorbed import Absorbed, absorbed
+from secateur.kinds.absorbed import Absorbed
 from secateur.kinds.answers import Answer, Lent, answer, first_difference, real_values
 from secateur.kinds.reference import CHANGES, THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import PassedBlocks, passing
@@ -296,14 +296,9 @@ class _Trials:
         if mode == "eval":
             held = (f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held))
             self.found.notes += [note for note in held if note not in self.found.notes]
-        follow = self.reference.numbers
-        if follow is not None and expected.numbers is not None and found.numbers is not None:
-            said = follow(expected.numbers, found.numbers)
-            self.found.notes += [note for note in said if note not in self.found.notes]
-        if expected.lines is not None and found.lines is not None:
-            self.looked.add(mode)
-            said = absorbed(expected.lines, found.lines)
-            self.found.notes += [note for note in said if note not in self.found.notes]
+        said = self.reference.said(expected, found)
+        self.found.notes += [note for note in said if note not in self.found.notes]
+        self.looked.add(mode)
         if self.reference.objection():
             what = "The function of what is left would change with the cut."
             raise CertificateError(what, why=self.reference.objection(), hint=CHANGES)
@@ -346,8 +341,7 @@ class _Trials:
             ) from error
 
     def _lines(self, mode: Mode) -> Absorbed | None:
-        """What writes down what lines are given: once in each mode, as a line does the same on every input."""
-        return None if mode in self.looked else Absorbed()
+        return None if mode in self.looked else Absorbed()  # a line does the same on every input
 
     def _in_double(self, given: Input, mode: Mode, rounded: CertificateError, *, calls: bool) -> None:
         """An error may be rounding; in double precision a mistake stays as large as it was."""

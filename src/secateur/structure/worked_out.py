@@ -40,6 +40,16 @@ COMPARED: dict[type[ast.cmpop], Callable[[Made, Made], Made]] = {
 }  # fmt: skip
 # What these give depends on what they are given, and they do nothing else.
 PURE = frozenset([int, float, complex, bool, abs, min, max, round, pow, divmod, range, list, tuple, sum, sorted, slice])
+# Libraries whose functions take a number for something that may not show.
+PLAIN = ("builtins", "itertools", "collections", "heapq", "bisect", "math", "random", "statistics", "fractions",
+         "decimal", "functools", "numpy", "array", "operator")  # fmt: skip
+# What these do with a number shows in what they give, or is nobody's business.
+OPEN = frozenset([
+    "len", "enumerate", "reversed", "iter", "print", "isinstance", "issubclass", "getattr", "setattr", "hasattr",
+    "type", "super", "str", "repr", "format", "id", "hash", "any", "all", "dict", "set", "frozenset", "next", "map",
+    "callable", "vars", "object", "OrderedDict", "defaultdict", "partial", "append", "extend", "add", "update", "join",
+    "property", "Size", "ValueError", "array", "asarray", "arange", "zeros", "ones",
+])  # fmt: skip
 SEQUENCES = (list, tuple, str, bytes, range)
 NUMBERS = (int, float, complex, np.generic)
 
@@ -186,7 +196,7 @@ def attribute(base: Made, name: str) -> Made:
     if isinstance(base, Tensor):
         return _of_tensor(base, name, []) if name in ("shape", "ndim") else UNKNOWN
     if isinstance(base, NUMBERS):
-        return ("of a number", bare(base), name)  # a method that the number is bound to
+        return f"{name} of {bare(base)}"  # a method that is bound to the number
     if base is UNKNOWN or isinstance(base, SEQUENCES):
         return UNKNOWN
     if isinstance(base, (nn.Module, ModuleType)) or hasattr(base, "__dict__"):
@@ -235,6 +245,12 @@ def is_pure(function: Made) -> bool:
         return function in PURE
     except TypeError:  # what cannot be hashed
         return False
+
+
+def is_of_library(function: Made) -> bool:
+    """Whether a function is one of a library that holds no models, and may take a number for what does not show."""
+    home = getattr(function, "__module__", None)
+    return is_pure(function) or (isinstance(home, str) and home.split(".")[0].lstrip("_") in PLAIN)
 
 
 def _is_plain(value: Made) -> bool:
