@@ -141,7 +141,7 @@ class Deep(nn.Module):
         y = x
         for block in self.blocks:
             y = block(y)
-        return y + sum(deque(x.unbind(1), maxlen=4 * len(self.blocks))).unsqueeze(1)
+        return y + sum(deque(x.unbind(1), maxlen=20 * len(self.blocks))).unsqueeze(1)
 
 
 @pytest.mark.parametrize(("make", "asked", "bound"), [

@@ -293,10 +293,9 @@ class _Trials:
                 self.found.notes.append(f"on {given.what} the original itself answers differently each time")
                 return
             self._in_double(given, mode, error, calls=expected.twice)
+        said = list(self.reference.said(expected, found))
         if mode == "eval":
-            held = (f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held))
-            self.found.notes += [note for note in held if note not in self.found.notes]
-        said = self.reference.said(expected, found)
+            said += [f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held)]
         self.found.notes += [note for note in said if note not in self.found.notes]
         self.looked.add(mode)
         if self.reference.objection():
@@ -310,9 +309,8 @@ class _Trials:
         with passing(reference.model, given.passed):
             state = self.lent.state(reference.model, given.passed)
             return answer(
-                reference.model, given.example, mode, reference.around,
+                reference.model, given.example, mode, reference.around, lines=self._lines(mode),
                 draws=draws, state=state, twice=twice, numbers=reference.counting(mode, reference.apart),
-                lines=self._lines(mode),
             )  # fmt: skip
 
     def _answer_of_cut(
@@ -328,9 +326,8 @@ class _Trials:
             with passing(self.cut, given.passed):
                 state = self.lent.state(self.cut, given.passed)
                 return answer(
-                    self.cut, given.example, mode, around,
+                    self.cut, given.example, mode, around, lines=self._lines(mode),
                     draws=draws, state=state, twice=twice, numbers=self.reference.counting(mode),
-                    lines=self._lines(mode),
                 )  # fmt: skip
         except ForwardError as error:
             raise UnsupportedError(
