@@ -156,10 +156,10 @@ class Absorbed(TorchFunctionMode):
 
     # -- lines of the user's code --------------------------------------------------------------------------------
 
-    def _enter(self, frame: FrameType, event: str, arg: object) -> Callable[..., object] | None:
+    def _enter(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
         return None if _lines(frame.f_code) is None else self._follow
 
-    def _follow(self, frame: FrameType, event: str, arg: object) -> Callable[..., object]:
+    def _follow(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
         known = _lines(frame.f_code) if event == "line" else None
         nodes = known[1].get(frame.f_lineno) if known is not None else None
         if nodes and known is not None:

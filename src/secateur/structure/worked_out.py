@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType, ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from secateur.structure.source import COMPREHENSIONS, Position, SourcePart, is_inside
 
-Made = object  # whatever an expression comes to
+Made = Any  # whatever an expression comes to
 UNKNOWN: Made = object()  # a call that may do something, a name without a value yet
 LONGEST = 4096  # items of what is made of numbers
 DEEPEST = 4  # names behind names
@@ -113,7 +114,7 @@ class Reader:
         base, key = self.value(node.value), self.value(node.slice)
         if key is UNKNOWN or not isinstance(base, (*SEQUENCES, dict, nn.ModuleList)):
             return UNKNOWN
-        return base[key]  # type: ignore[index]
+        return base[key]
 
     def _slice(self, node: ast.Slice) -> Made:
         parts = [self.value(part) for part in (node.lower, node.upper, node.step)]
@@ -165,7 +166,7 @@ class Reader:
             return UNKNOWN
         if sum(len(value) for value in given if isinstance(value, SEQUENCES)) > LONGEST:
             return UNKNOWN
-        return function(*map(bare, given))  # type: ignore[operator]
+        return function(*map(bare, given))
 
 
 _VALUES: dict[type[ast.AST], Callable[[Reader, ast.AST], Made]] = {
@@ -222,7 +223,7 @@ def _of_tensor(tensor: Tensor, name: str, given: Sequence[Made]) -> Made:
     with torch._C.DisableTorchFunction():
         sizes = tuple(tensor.shape)
     if name in ("shape", "size"):
-        return sizes[given[0]] if given else sizes  # type: ignore[call-overload,no-any-return]
+        return sizes[given[0]] if given else sizes
     return len(sizes) if name in ("ndim", "dim") else math.prod(sizes)
 
 
