@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from secateur.kinds.absorbed import Absorbed
 from secateur.kinds.numbers_used import NumbersUsed
 from secateur.model.call import call, fresh
 from secateur.model.guard import Mode, enter, guard
@@ -34,6 +35,7 @@ class Answer:
         beside: what stood around the run.
         twice: whether it is the answer of two calls.
         numbers: the plain numbers that the run used, where somebody asked for them.
+        lines: what the lines of the run were given and gave, likewise.
     """
 
     tensors: list[Tensor]
@@ -44,6 +46,7 @@ class Answer:
     beside: object = None
     twice: bool = False
     numbers: NumbersUsed | None = None
+    lines: Absorbed | None = None
 
 
 class Lent:
@@ -90,6 +93,7 @@ def answer(
     twice: bool = False,
     state: State | None = None,
     numbers: NumbersUsed | None = None,
+    lines: Absorbed | None = None,
 ) -> Answer:
     """Run a model with its randomness held, and leave it as it was.
 
@@ -105,6 +109,7 @@ def answer(
         twice: it is run twice in any case, as what it is compared with was.
         state: of the model in eval mode, where the caller keeps it, and the random generators, for many runs.
         numbers: is told which plain numbers the run uses.
+        lines: is told what the lines of the run are given and give.
 
     Raises:
         ForwardError: its forward fails.
@@ -120,7 +125,10 @@ def answer(
             # By what stands around the run; a mode changes nothing in a model.
             before = State([model], example, copies=True, weights=False)
         following = None if train else fresh(example)
-        with nullcontext() if numbers is None else numbers.watching(model):
+        with (
+            nullcontext() if numbers is None else numbers.watching(model),
+            nullcontext() if lines is None else lines.watching(),
+        ):
             once = call(model, example)
         result = once
         twice = not train and (twice or _moved(before))
@@ -128,7 +136,8 @@ def answer(
             result, once = (once, call(model, following)), None
         tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
-    return Answer([t.detach() for t in tensors], words, taking_part, frozenset(held.seen), once, beside, twice, numbers)
+    held_lines = frozenset(held.seen)
+    return Answer([t.detach() for t in tensors], words, taking_part, held_lines, once, beside, twice, numbers, lines)
 
 
 @contextmanager

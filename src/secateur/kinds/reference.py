@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, SecateurError
+from secateur.kinds.absorbed import absorbed
 from secateur.kinds.answers import Answer, answer
 from secateur.kinds.numbers_used import NumbersUsed, Results
 from secateur.model.agreement import agreement
@@ -62,6 +63,13 @@ class Reference:
     def counting(self, mode: Mode, apart: Sequence[str] = ()) -> NumbersUsed | None:
         """What writes down the numbers of a run; in training they are rates of what is drawn at random."""
         return NumbersUsed(apart, self.results) if self.numbers is not None and mode == "eval" else None
+
+    def said(self, expected: Answer, found: Answer) -> Iterator[str]:
+        """What the numbers of both runs say: notes for the certificate; those that mean something else are refused."""
+        if self.numbers is not None and expected.numbers is not None and found.numbers is not None:
+            yield from self.numbers(expected.numbers, found.numbers)
+        if expected.lines is not None and found.lines is not None:
+            yield from absorbed(expected.lines, found.lines)
 
     def require_same_parameters(self, expected: Answer, found: Answer, cut: nn.Module, what: str) -> None:
         """Refuse a cut model of which other parameters take part in an answer than of the original."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, ForwardError, SecateurError, UnsupportedError
+from secateur.kinds.absorbed import Absorbed
 from secateur.kinds.answers import Answer, Lent, answer, first_difference, real_values
 from secateur.kinds.reference import CHANGES, THE_EXAMPLE, Reference, Tried
 from secateur.kinds.shallow import PassedBlocks, passing
@@ -117,6 +118,7 @@ class _Trials:
         self.left = False  # whether the example is left to others
         self.first = Input(THE_EXAMPLE, None)  # on which all blocks run
         self.others: Iterator[tuple[Input, Answer]] = iter(())
+        self.looked: set[Mode] = set()  # in which the lines of both runs were held against each other
         self.live: set[float] = set()  # different numbers in outputs, as far as they show that something is seen
 
     def choose(self, alternatives: Sequence[Callable[[nn.Module], Reference]], example: Example) -> bool:
@@ -291,13 +293,11 @@ class _Trials:
                 self.found.notes.append(f"on {given.what} the original itself answers differently each time")
                 return
             self._in_double(given, mode, error, calls=expected.twice)
+        said = list(self.reference.said(expected, found))
         if mode == "eval":
-            held = (f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held))
-            self.found.notes += [note for note in held if note not in self.found.notes]
-        follow = self.reference.numbers
-        if follow is not None and expected.numbers is not None and found.numbers is not None:
-            said = follow(expected.numbers, found.numbers)
-            self.found.notes += [note for note in said if note not in self.found.notes]
+            said += [f"numbers drawn at random were held at fixed values: {name}" for name in sorted(expected.held)]
+        self.found.notes += [note for note in said if note not in self.found.notes]
+        self.looked.add(mode)
         if self.reference.objection():
             what = "The function of what is left would change with the cut."
             raise CertificateError(what, why=self.reference.objection(), hint=CHANGES)
@@ -309,7 +309,7 @@ class _Trials:
         with passing(reference.model, given.passed):
             state = self.lent.state(reference.model, given.passed)
             return answer(
-                reference.model, given.example, mode, reference.around,
+                reference.model, given.example, mode, reference.around, lines=self._lines(mode),
                 draws=draws, state=state, twice=twice, numbers=reference.counting(mode, reference.apart),
             )  # fmt: skip
 
@@ -326,7 +326,7 @@ class _Trials:
             with passing(self.cut, given.passed):
                 state = self.lent.state(self.cut, given.passed)
                 return answer(
-                    self.cut, given.example, mode, around,
+                    self.cut, given.example, mode, around, lines=self._lines(mode),
                     draws=draws, state=state, twice=twice, numbers=self.reference.counting(mode),
                 )  # fmt: skip
         except ForwardError as error:
@@ -336,6 +336,9 @@ class _Trials:
                 hint="Kept counts that are multiples of 8 often help (round_to: 8); else protect the module named "
                 "above. Nothing was changed or saved.",
             ) from error
+
+    def _lines(self, mode: Mode) -> Absorbed | None:
+        return None if mode in self.looked else Absorbed()  # a line does the same on every input
 
     def _in_double(self, given: Input, mode: Mode, rounded: CertificateError, *, calls: bool) -> None:
         """An error may be rounding; in double precision a mistake stays as large as it was."""

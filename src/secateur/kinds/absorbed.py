@@ -1,0 +1,390 @@
+"""Numbers that a cut changes and that made no difference: each hidden by something that came to the same.
+
+`list(frames)[:width]`, `tokens // experts`, `deque(maxlen=10 * len(blocks))`: where the inputs that were tried are
+short, original and cut model give the same, and on longer ones they do not. Both models run the same lines. So the
+numbers that each line reckons with are written down in a run of the reference and in one of the cut model, wherever
+they came from, and a line that was given another one, and gave the same, is named.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from secateur.model.place import short, users_line
+from secateur.structure.ran import is_watched
+from secateur.structure.read import kept
+from secateur.structure.sides import position_of_code
+from secateur.structure.source import source_of
+from secateur.structure.worked_out import (
+    NUMBERS,
+    OPEN,
+    SEQUENCES,
+    UNKNOWN,
+    Made,
+    Names,
+    Reader,
+    absorbing,
+    bare,
+    is_of_library,
+    len_of,
+    names_in,
+)
+
+Key = object  # of a value: plain, and comparable with that of another run
+OTHER: Key = "something else"  # tensors and objects: the proof compares what comes of them
+NONE: Key = "not known"
+ALL: Key = "all there is"  # a bound that is as large as what it bounds
+OFTEN = 40  # times that a line is looked at in one run
+MOST = 6  # lines that are said in full
+LONGEST = 60  # letters of an expression
+# Functions of torch in which a number may be too large to matter: only beyond the sizes of what it is applied to ...
+BEYOND = ("tril", "triu", "diagonal", "split", "chunk", "tensor_split", "tril_", "triu_")
+# ... or whatever it is.
+WINDOWS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "unfold", "arange",
+           "lp_pool1d", "lp_pool2d", "tril_indices", "triu_indices")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a line was given once, and what it gave.
+
+    Args:
+        given: the parts of the expression, or the numbers of the call.
+        gave: what came of them; `NONE` where that cannot be told.
+        sizes: of the tensor that a call was about.
+    """
+
+    given: tuple[Key, ...]
+    gave: Key
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """An expression of the user's code, or a call of torch in a line of it.
+
+    Args:
+        where: "file:line".
+        node: the expression, or the name of the function.
+        kind: "bounds" (of slices of a tensor), "beyond", "window", or the class of the expression or of its operator.
+        number: tells several slices of one call apart.
+    """
+
+    where: str
+    node: ast.expr | str
+    kind: str
+    number: int = 0
+
+    @property
+    def text(self) -> str:
+        """The expression as it may be printed."""
+        text = self.node if isinstance(self.node, str) else ast.unparse(self.node)
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+Lines = Mapping[int, Mapping[ast.expr, Site]]  # line -> what is worked out when it runs
+
+
+class Absorbed(TorchFunctionMode):
+    """Writes down what the lines of a run are given and give, as far as that is plain numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[Site, dict[Seen, None]] = {}
+        self.sliced: set[str] = set()  # lines that slice tensors: what those bounds do is seen there
+        self._often: dict[tuple[CodeType, int], int] = {}
+        self._silent: set[ast.expr] = set()  # of tensors, or what only running it would tell: so it will be again
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while the body runs."""
+        before = sys.gettrace()
+        with self:
+            sys.settrace(self._enter)
+            try:
+                yield
+            finally:
+                sys.settrace(before)
+
+    def _note(self, site: Site, seen: Seen) -> None:
+        known = self.seen.setdefault(site, {})
+        if len(known) < OFTEN:
+            known.setdefault(seen)
+
+    # -- calls of torch ------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__"):
+            self._slices(args[0], args[1])
+        elif name in BEYOND or name in WINDOWS:
+            self._number(name, args, kwargs, result)
+        return result
+
+    def _slices(self, tensor: Tensor, key: object) -> None:
+        items = key if isinstance(key, tuple) else (key,)
+        if not any(isinstance(item, slice) for item in items):
+            return
+        where = users_line()
+        self.sliced.add(where)
+        for n, (bounds, size) in enumerate(_bounds(items, _sizes(tensor))):
+            self._note(Site(where, "a slice of a tensor", "bounds", n), Seen(bounds, NONE, (size,)))
+
+    def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
+        numbers = tuple(_whole((*args, *kwargs.values())))
+        if numbers:
+            sizes = next((_sizes(part) for part in args if isinstance(part, Tensor)), ())
+            gave = tuple(_sizes(t) for t in (result if isinstance(result, (tuple, list)) else (result,)))
+            kind = "beyond" if name in BEYOND else "window"
+            self._note(Site(users_line(), name, kind), Seen(numbers, gave, sizes))
+
+    # -- lines of the user's code --------------------------------------------------------------------------------
+
+    def _enter(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
+        return None if _lines(frame.f_code) is None else self._follow
+
+    def _follow(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
+        known = _lines(frame.f_code) if event == "line" else None
+        nodes = known[1].get(frame.f_lineno) if known is not None else None
+        if nodes and known is not None:
+            place = frame.f_code, frame.f_lineno
+            self._often[place] = self._often.get(place, 0) + 1
+            if self._often[place] <= OFTEN:
+                self._work_out(Reader(known[0], frame), nodes)
+        return self._follow
+
+    def _work_out(self, reader: Reader, nodes: Mapping[ast.expr, Site]) -> None:
+        for node, site in nodes.items():
+            if node in self._silent:
+                continue
+            try:
+                seen = _SEEN[type(node)](reader, node)
+            except Exception:  # the code itself says so where it runs
+                seen = None
+            if seen is None:
+                self._silent.add(node)
+            else:
+                self._note(site, seen)
+
+
+def _sizes(tensor: object) -> tuple[int, ...]:
+    if not isinstance(tensor, Tensor):
+        return ()
+    with torch._C.DisableTorchFunction():
+        return tuple(tensor.shape)
+
+
+def _bounds(items: Sequence[object], sizes: Sequence[int]) -> Iterator[tuple[tuple[Key, ...], int]]:
+    """Start, end and step of each slice, and the size of the dimension that it is taken of."""
+    d, given = 0, sum(1 for item in items if item is not None and item is not Ellipsis)
+    for item in items:
+        if item is Ellipsis:
+            d += len(sizes) - given
+        elif isinstance(item, slice):
+            yield tuple(key_of(part) for part in (item.start, item.stop, item.step)), sizes[d]
+            d += 1
+        elif isinstance(item, Tensor) and item.dim() > 1 and item.dtype in (torch.bool, torch.uint8):
+            d += item.dim()
+        elif item is not None:
+            d += 1
+
+
+def _whole(values: Sequence[object]) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield int.__int__(value)
+        elif isinstance(value, (list, tuple)):
+            yield from _whole(value)
+
+
+@kept
+def _lines(code: CodeType) -> tuple[Names, Lines] | None:
+    """What is worth working out in a piece of code, by lines; None where it is nobody's model, or nothing is."""
+    if not is_watched(code.co_filename):
+        return None
+    source, inside = source_of(code), position_of_code(code)
+    if source is None or inside is None:
+        return None
+    lines: dict[int, dict[ast.expr, Site]] = {}
+    for node in absorbing(source, code, inside):
+        kind = type(node.op).__name__ if isinstance(node, ast.BinOp) else type(node).__name__
+        site = Site(f"{short(code.co_filename)}:{node.lineno}", node, kind)
+        lines.setdefault(node.lineno, {})[node] = site
+    return (names_in(source), lines) if lines else None
+
+
+def key_of(value: Made) -> Key:
+    """A value that two runs can be compared by."""
+    if value is UNKNOWN:
+        return NONE
+    if isinstance(value, NUMBERS):
+        return bare(value)
+    if value is None or isinstance(value, (str, bytes)):
+        return value
+    if isinstance(value, slice):
+        return ("slice", key_of(value.start), key_of(value.stop), key_of(value.step))
+    if isinstance(value, (list, tuple, range)):
+        return (len(value), *(key_of(item) for item in value[:OFTEN]))
+    return OTHER
+
+
+def _of_parts(reader: Reader, node: ast.BinOp | ast.Compare) -> Seen | None:
+    parts = [node.left, node.right] if isinstance(node, ast.BinOp) else [node.left, *node.comparators]
+    given = tuple(key_of(reader.value(part)) for part in parts)
+    return None if OTHER in given or all(key == NONE for key in given) else Seen(given, key_of(reader.value(node)))
+
+
+def _of_slice(reader: Reader, node: ast.Subscript) -> Seen | None:
+    assert isinstance(node.slice, ast.Slice)
+    base = reader.value(node.value)
+    bounds = [reader.value(part) for part in (node.slice.lower, node.slice.upper, node.slice.step)]
+    if isinstance(base, Tensor) or all(part is UNKNOWN or part is None for part in bounds):
+        return None
+    size = len_of(base)
+    given = tuple(ALL if isinstance(size, int) and part == size else key_of(part) for part in bounds)
+    if not isinstance(size, int) or NONE in given:
+        return Seen(given, NONE)
+    return Seen(given, slice(*(bare(part) for part in bounds)).indices(size))
+
+
+def _of_call(reader: Reader, node: ast.Call) -> Seen | None:
+    function = node.func
+    base = reader.value(function.value) if isinstance(function, ast.Attribute) else UNKNOWN
+    called = reader.value(function)
+    if isinstance(base, (*SEQUENCES, deque)):
+        name = function.attr if isinstance(function, ast.Attribute) else ""
+    elif called is UNKNOWN or isinstance(called, str) or not is_of_library(called):
+        return None
+    else:
+        name = getattr(called, "__name__", "")
+    if name in OPEN:
+        return None
+    parts = [*node.args, *(keyword.value for keyword in node.keywords)]
+    given = tuple(key_of(reader.value(part)) for part in parts)
+    return Seen(given, key_of(reader.value(node)))
+
+
+_SEEN: dict[type[ast.AST], Callable[[Reader, Any], Seen | None]] = {
+    ast.BinOp: _of_parts, ast.Compare: _of_parts, ast.Subscript: _of_slice, ast.Call: _of_call,
+}  # fmt: skip
+
+
+# -- two runs beside each other --------------------------------------------------------------------------------------
+
+
+def absorbed(before: Absorbed, after: Absorbed) -> Iterator[str]:
+    """Lines that were given another number than in the reference, and gave the same.
+
+    Args:
+        before: of the reference.
+        after: of the cut model.
+    """
+    found: dict[str, str] = {}
+    for site, now in after.seen.items():
+        then = list(before.seen.get(site, {}))
+        new = [each for each in now if each not in then]
+        for n, seen in enumerate(new):
+            old = _beside(then, seen, list(now), n)
+            change = None if old is None else _hidden(site, old, seen, before.sliced | after.sliced)
+            if change is not None:
+                found.setdefault(site.where, f"{site.where} reckons with another number than before ({change})")
+    lines = list(found.values())
+    end = "; on the inputs that were tried it makes no difference"
+    yield from (line + end for line in lines[:MOST])
+    if len(lines) > MOST:
+        yield f"{len(lines) - MOST} more such lines: {', '.join(list(found)[MOST:])}"
+
+
+def _beside(then: Sequence[Seen], seen: Seen, now: Sequence[Seen], n: int) -> Seen | None:
+    """Which of what the reference saw belongs to this: by turns where there are as many, else what has gone."""
+    if len(then) == len(now):
+        return then[now.index(seen)]
+    gone = [each for each in then if each not in now] or list(then)
+    return gone[min(n, len(gone) - 1)] if gone else None
+
+
+def _hidden(site: Site, old: Seen, new: Seen, sliced: set[str]) -> str | None:
+    """How a number changed without a difference; None where none did, or what came of it differs as well."""
+    if len(old.given) != len(new.given):
+        return None
+    differ = [not (_same(a, b) or _are_words(a)) for a, b in zip(old.given, new.given, strict=True)]
+    if not any(differ):
+        return None
+    pairs = [(a, b) for a, b, other in zip(old.given, new.given, differ, strict=True) if other]
+    hides = _HIDES.get(site.kind, _comes_to_the_same)
+    if not hides(site, old, new, pairs) or (site.kind == "Subscript" and new.gave == NONE and site.where in sliced):
+        return None
+    a, b = pairs[0]
+    return f"{_short(a)} becomes {_short(b)}, in `{site.text}`"
+
+
+def _same(a: Key, b: Key) -> bool:
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a == b or math.isclose(a, b, rel_tol=1e-9) or (a != a and b != b)
+    return type(a) is type(b) and a == b
+
+
+def _are_words(key: Key) -> bool:
+    """Whether it is a list of words, one for each block say: data, and no number."""
+    return isinstance(key, tuple) and any(isinstance(item, str) for item in key)
+
+
+Pairs = Sequence[tuple[Key, Key]]
+
+
+def _comes_to_the_same(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+    if NONE in (old.gave, new.gave):
+        return site.kind in ("FloorDiv", "Mod", "Compare", "Call", "Subscript")
+    # A ratio or a difference of two sizes that shrink alike is what it is meant to be.
+    alike = len(pairs) == len(old.given) > 1 and site.kind in ("FloorDiv", "Div", "Sub", "Mod", "Compare")
+    return not alike and _same(old.gave, new.gave)
+
+
+def _bounds_nothing(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+    """Whether all bounds that differ lie outside of what they bound, other than at its very end, in both runs."""
+    (one,), (other,) = old.sizes, new.sizes
+    for a, b in pairs:
+        if not (isinstance(a, int) and isinstance(b, int)):
+            return False
+        if abs(a) < one or abs(b) < other or (abs(a) == one and abs(b) == other):
+            return False
+    return True
+
+
+def _is_beyond(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+    one, other = max(old.sizes, default=0), max(new.sizes, default=0)
+    return all(
+        isinstance(a, int) and isinstance(b, int) and abs(a) >= one and abs(b) >= other and (a, b) != (one, other)
+        for a, b in pairs
+    )
+
+
+def _is_window(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+    follows = all(a in old.sizes and b in new.sizes for a, b in pairs)
+    return not follows and old.gave == new.gave
+
+
+_HIDES: dict[str, Callable[[Site, Seen, Seen, Pairs], bool]] = {
+    "bounds": _bounds_nothing, "beyond": _is_beyond, "window": _is_window,
+}  # fmt: skip
+
+
+def _short(value: Key) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
