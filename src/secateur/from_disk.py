@@ -81,7 +81,11 @@ class FolderTask:
         plain = recipe.model_dump(by_alias=True)
         solver = solver_of(plain["criterion"], plain["blocks"])
         if solver is None:
-            raise RecipeError("blocks.from_disk is for solvers.", hint="--recipe language-model, or criterion=admm")
+            raise RecipeError(
+                f"blocks.from_disk is for solvers, and criterion {recipe.criterion!r} is none.",
+                why="a solver decides block by block; scores rank the whole model at once",
+                hint="--recipe language-model, or --criterion admm",
+            )
         if recipe.recover or recipe.training is not None:
             raise RecipeError("A model on disk cannot be trained.", hint="--recover none")
         settings = settings_of(plain["blocks"])

@@ -24,7 +24,7 @@ from secateur.model.door import Given, enter
 from secateur.model.protect import patterns_of
 from secateur.model.tensors import require_finite_weights
 from secateur.objective.at_most import confirmed, found_at_most
-from secateur.objective.limits import CONFIDENCE, AtMost, Smallest, at_most_asked
+from secateur.objective.limits import CONFIDENCE, AtMost, Smallest, at_most_asked, require_data
 from secateur.planning import Plan, make_plan
 from secateur.recipe import Recipe
 from secateur.recover.during import Trained, as_asked
@@ -146,6 +146,7 @@ def prune(
     given = enter(data, calibration=calibration, test=test)
     if "protect" in decision:
         decision["protect"] = patterns_of(model, decision["protect"])
+    require_data(max_drop, given.train, given.calibration)
     loss = as_loss(loss)
     if train is not None:
         require_loop(train)

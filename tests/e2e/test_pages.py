@@ -103,6 +103,12 @@ def test_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             logging.getLogger("lightning.pytorch").setLevel(level)
 
 
+@pytest.mark.parametrize("page", [page for page in WITH_CODE if page not in QUICK])
+def test_all_code_of_the_page_is_python(page: str) -> None:
+    """What runs in the slow suite only is at least no nonsense in the fast one."""
+    compile(code(page), page, "exec", dont_inherit=True)
+
+
 def test_the_tables_above_name_pages_with_code() -> None:
     assert {*QUICK, *NEEDS, *LOUD, *ELSEWHERE} <= set(WITH_CODE)
     for page, test in ELSEWHERE.items():

@@ -48,11 +48,18 @@ def demo(
         typer.Option("--granularity", help="channel (element with --llm), element, 2:4, vector, kernel, block."),
     ] = None,
     sparsity: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--sparsity", help="Fraction removed, in [0, 1); channels go to half of the MACs without it."),
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--sparsity",
+            metavar="FRACTION",
+            help="Fraction removed, in [0, 1); channels go to half of the MACs without it.",
+        ),
     ] = None,
     out: options.Out = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data, first and again after.")] = 3,
+    epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--epochs", min=1, help="Passes over the data, first and again after; default 3."),
+    ] = None,
     max_drop: options.MaxDrop = None,
     set_: options.Sets = None,
     seed: options.Seed = None,
@@ -73,12 +80,14 @@ def demo(
 
     granularity = str(field.translated(granularity or ("element" if llm else "channel"), field.GRANULARITIES))
     if llm:
-        from secateur.cli.demo_llm import demo_llm
+        from secateur.cli.demo_llm import demo_llm, refuse_training
 
+        refuse_training({"--max-drop": max_drop, "--epochs": epochs})
         return demo_llm(decided, granularity=granularity, sparsity=sparsity, out=out, changes=set_ or [], seed=seed,
                         threads=threads, force=force, dry_run=dry_run, json=json)  # fmt: skip
+    epochs = epochs or 3
     settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed, decided)
-    limit = limit_of(max_drop, None, None, decided, dry_run=dry_run)
+    limit = limit_of(max_drop, None, None, decided, set_ or (), amount=sparsity, dry_run=dry_run)
     jobs.require_free(out, force=force)
     jobs.use_threads(threads or 1)
     with seed_everything(settings.seed):
@@ -101,7 +110,7 @@ def demo(
     return code
 
 
-def recipe_for(granularity: str, sparsity: float | None, epochs: int, more: list[str]) -> tuple[str, list[str]]:
+def recipe_for(granularity: str, sparsity: str | None, epochs: int, more: list[str]) -> tuple[str, list[str]]:
     """The bundled recipe behind a granularity, and what the demo changes in it."""
     shared = [f"granularity={granularity}", *TIMED]
     if granularity in SLICES:
@@ -157,11 +166,11 @@ def reload(work: Job, network: Any, folder: Path) -> dict[str, Any]:
 
 
 def _command(
-    granularity: str, sparsity: float | None, epochs: int, more: list[str], seed: int, decided: Sequence[str] = ()
+    granularity: str, sparsity: str | None, epochs: int, more: list[str], seed: int, decided: Sequence[str] = ()
 ) -> str:
     import shlex
 
     words = ["secateur", "demo", "--granularity", granularity, "--epochs", str(epochs), "--seed", str(seed)]
-    words += [] if sparsity is None else ["--sparsity", str(sparsity)]
+    words += [] if sparsity is None else ["--sparsity", sparsity]
     words += decided
     return shlex.join([*words, *(word for change in more for word in ("--set", change)), "--force"])

@@ -7,11 +7,12 @@ import math
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.cli.console import say, write
-from secateur.errors import CertificateError, SecateurError
+from secateur.errors import CertificateError, RecipeError, SecateurError
 
 if TYPE_CHECKING:
     from secateur.cli.decisions import Decisions
@@ -32,7 +33,7 @@ def demo_llm(
     decided: Decisions,
     *,
     granularity: str | None,
-    sparsity: float | None,
+    sparsity: str | None,
     out: Path,
     changes: list[str],
     seed: int | None,
@@ -46,9 +47,15 @@ def demo_llm(
     from secateur.cli.prune import finish, run, save, say_forecast, show_plan
     from secateur.cli.sample import with_sample
     from secateur.files import seed_everything
+    from secateur.planning.build import is_structured
 
     asked = settings_for(granularity, sparsity)
     settings = jobs.read_recipe(RECIPE, [*asked, *changes], seed, decided)
+    if is_structured(settings.model_dump(by_alias=True)["granularity"]):
+        raise RecipeError(
+            f"--llm writes zeros, and granularity {granularity!r} is cut.",
+            hint="element or 2:4; narrower language models: secateur prune demo:smollm2 --recipe language-model-width",
+        )
     jobs.require_free(out, force=force)
     jobs.use_threads(threads)
     with seed_everything(settings.seed):
@@ -72,7 +79,22 @@ def demo_llm(
     return code
 
 
-def settings_for(granularity: str | None, sparsity: float | None) -> list[str]:
+def refuse_training(asked: Mapping[str, object]) -> None:
+    """Refuse options of the other demo, which trains.
+
+    Raises:
+        RecipeError: names the first that was given.
+    """
+    for option, value in asked.items():
+        if value is not None:
+            raise RecipeError(
+                f"--llm and {option} do not go together.",
+                why="with --llm half of the weights go in one shot, and nothing is trained or tried several times",
+                hint="Leave one of them out; --sparsity or --granularity 2:4 say how much goes.",
+            )
+
+
+def settings_for(granularity: str | None, sparsity: str | None) -> list[str]:
     """What the demo changes in the recipe."""
     return [
         *SHORT,

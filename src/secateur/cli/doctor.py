@@ -26,6 +26,8 @@ EXTRAS = {
     "train": ("accelerate", "lightning"),
     "track": ("accelerate", "tensorboard"),
     "data": ("pyarrow", "pillow"),
+    "docs": ("mkdocs-material", "mkdocstrings"),
+    "notebooks": ("nbclient", "nbformat", "ipykernel"),
 }
 LITTLE_DISK = 500_000_000
 EXAMPLES = ("doctor",)

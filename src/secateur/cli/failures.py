@@ -107,6 +107,7 @@ def _known(error: Exception, args: Sequence[str]) -> SecateurError | None:
         text = (
             re.sub(r"[.?]+$", lambda end: end[0][0] if "?" in end[0] else "", str(message()).strip()) or "wrong usage"
         )
+        text = text.replace("Value error, ", "")  # pydantic's own words, which name nothing of the user's
         meant = _right_option(text)
         see = f"See: {' '.join(['secateur', *(words if _is_command(text) else []), '--help'])}"
         return RecipeError(text if text.endswith("?") else text + ".", hint=f"{meant}. {see}" if meant else see)

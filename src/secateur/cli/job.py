@@ -69,6 +69,7 @@ def read_recipe(
 ) -> Recipe:
     """The recipe with what the command line decides; names are looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
+    from secateur.kinds.weights.kind import COUNTED, not_of_masks
     from secateur.planning.build import criterion_of, implied_target, is_structured
     from secateur.planning.solved import solver_of
     from secateur.recipe import load_recipe
@@ -86,7 +87,10 @@ def read_recipe(
     if solver_of(plain["criterion"], plain["blocks"]) is None:
         criterion_of(plain["criterion"])
     if not is_structured(plain["granularity"]):
-        parse(plain["granularity"])
+        unit = parse(plain["granularity"])
+        for what in found.target.given():
+            if what not in COUNTED:
+                raise not_of_masks(what, unit.name)
     return found
 
 

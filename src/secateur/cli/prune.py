@@ -11,7 +11,7 @@ from secateur.cli.decisions import Decisions, decides
 from secateur.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from secateur.cli.job import Job
@@ -56,9 +56,11 @@ def prune(
     from secateur.cli.sample import with_sample
     from secateur.files import seed_everything
     from secateur.model.tensors import require_storable
+    from secateur.objective.limits import require_data
 
     settings = jobs.read_recipe(recipe, set_, seed, decided)
-    limit = limit_of(max_drop, smallest, confidence, decided, dry_run=dry_run)
+    limit = limit_of(max_drop, smallest, confidence, decided, set_ or (), dry_run=dry_run)
+    require_data(max_drop, data)
     if track:
         from secateur.run_training import with_trackers
 
@@ -70,9 +72,11 @@ def prune(
     place = None if dry_run else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     if settings.blocks.from_disk:
-        if decided.device not in (None, "cpu") or track:
-            raise RecipeError("A model on disk is pruned on the CPU, and not tracked.", hint="no --device, no --track")
-        return prune_on_disk(model, data, settings, out, force=force, dry_run=dry_run, as_json=json)
+        _refuse_beside_disk({
+            "--device": decided.device not in (None, "cpu"), "--track": track, "--metric": metric,
+            "--max-drop": limit, "--dry-run": dry_run,
+        })  # fmt: skip
+        return prune_on_disk(model, data, settings, out, force=force, as_json=json)
     with seed_everything(settings.seed):
         text = settings.calibration.model_dump()
         work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device, metric=metric)
@@ -88,9 +92,23 @@ def prune(
     return finish(result, out, as_json=json)
 
 
-def prune_on_disk(
-    model: str, data: str | None, settings: Recipe, folder: Path, *, force: bool, dry_run: bool, as_json: bool
-) -> int:
+def _refuse_beside_disk(asked: Mapping[str, object]) -> None:
+    """Refuse options that need the whole model in memory.
+
+    Raises:
+        RecipeError: names the first that was given.
+    """
+    for option, value in asked.items():
+        if value:
+            raise RecipeError(
+                f"{option} and blocks.from_disk do not go together.",
+                why="the model is never in memory as a whole: its blocks are read, solved and written one by one, "
+                "on the CPU",
+                hint="Leave one of them out.",
+            )
+
+
+def prune_on_disk(model: str, data: str | None, settings: Recipe, folder: Path, *, force: bool, as_json: bool) -> int:
     """Prune a folder of transformers whose weights are never in memory together."""
     import shutil
     from pathlib import Path
@@ -105,9 +123,11 @@ def prune_on_disk(
 
     kind, _, name = model.partition(":")
     if kind != "hf" or data is None:
-        raise InputError("blocks.from_disk is for hf:FOLDER and text.", hint="hf:FOLDER --data text:FILE")
-    if dry_run:
-        raise RecipeError("--dry-run makes a plan, which from_disk does not.", hint="leave one of them out")
+        raise InputError(
+            f"blocks.from_disk prunes a folder of transformers on text, not {model} on {data or 'no data'}.",
+            why="weights stay in the folder's safetensors files, and its tokenizer reads the text",
+            hint="Write hf:FOLDER --data text:FILE, or leave blocks.from_disk out: then the model is in memory.",
+        )
     source, begun = Path(name).expanduser(), folder.with_name(f"{folder.name}.blocks")
     if force:
         shutil.rmtree(begun, ignore_errors=True)
@@ -208,10 +228,12 @@ def limit_of(
     smallest: str | None,
     confidence: float | None,
     decided: Decisions,
+    changes: Sequence[str] = (),
     *,
+    amount: str | None = None,
     dry_run: bool = False,
 ) -> AtMostWords | None:
-    """What --max-drop and its words ask for, checked before anything is loaded.
+    """What --max-drop and its words ask for, checked before anything is loaded; `amount` is the demo's own target.
 
     Raises:
         RecipeError: a target beside it, a word of it alone, a number out of range, or a dry run.
@@ -221,10 +243,12 @@ def limit_of(
     from secateur.objective.limits import limit_words_of
 
     asked = [f"--{name}" for name in TARGETS if getattr(decided, name) is not None]
-    if max_drop is not None and asked:
+    # A target that only the recipe holds is what the limit takes the place of; one that was typed was meant.
+    asked += [f"--set {one}" for one in changes if one.partition("=")[0].split(".")[0].strip() == "target"]
+    if max_drop is not None and (asked or amount is not None):
         raise RecipeError(
-            f"--max-drop and {asked[0]} both say how much goes.",
-            hint=f"Leave one of them out; --smallest {TARGETS[asked[0][2:]]} says what is to be small.",
+            f"--max-drop and {asked[0] if asked else '--sparsity'} both say how much goes.",
+            hint="Leave one of them out; --smallest of prune says what is to be small.",
         )
     if max_drop is not None and dry_run:
         raise RecipeError(

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from secateur.errors import RecipeError
 from secateur.measure.latency import FEWEST_ROUNDS, Timer, timed
 from secateur.measure.machine import Surroundings, machine, ticks
 from secateur.types import Example
@@ -81,7 +82,7 @@ def versus(
         first: what is compared with.
         second: what is compared; may be the first.
         example: what both take.
-        rounds: at most; at least six, below which no difference can be told from chance.
+        rounds: at most; not below six, which cannot tell a difference from chance.
         seconds: time budget for all rounds, or None.
         threads: CPU threads, put back afterwards; None leaves the setting alone.
         batch_size: repeat or trim the example to this size.
@@ -95,10 +96,16 @@ def versus(
 
     Cost: three forward passes a round.
     """
+    if rounds < FEWEST_ROUNDS:
+        raise RecipeError(
+            f"rounds={rounds} is too few to compare two models.",
+            why=f"below {FEWEST_ROUNDS} rounds a difference cannot be told from chance",
+            hint=f"{FEWEST_ROUNDS} or more; one model alone may be timed in a single round",
+        )
     names = ("first", "again", "second")
     before, chance = ticks(), random.Random(seed)  # noqa: S311
     taken, used, size, _ = timed(
-        dict(zip(names, (first, first, second), strict=True)), example, rounds=max(rounds, FEWEST_ROUNDS),
+        dict(zip(names, (first, first, second), strict=True)), example, rounds=rounds,
         seconds=seconds, threads=threads, batch_size=batch_size, timer=timer, chance=chance,
     )  # fmt: skip
     after = ticks()

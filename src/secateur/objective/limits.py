@@ -90,6 +90,24 @@ def at_most_asked(
     return AtMost(max_drop, smallest, confidence)
 
 
+def require_data(max_drop: float | None, *parts: object) -> None:
+    """Refuse a limit where there is nothing to choose an amount by.
+
+    Args:
+        max_drop: the limit, or None.
+        parts: the data to choose by, each None where there are none.
+
+    Raises:
+        RecipeError: a limit, and no part.
+    """
+    if max_drop is not None and all(part is None for part in parts):
+        raise RecipeError(
+            f"max_drop={max_drop!r} needs data with labels.",
+            why="amounts are recovered, and chosen by what they lose on samples that nothing trains on",
+            hint="Pass data= (training batches) and test=; on the command line --data DATA.",
+        )
+
+
 def limit_words_of(max_drop: float | None, smallest: str | None, confidence: float | None) -> AtMostWords | None:
     """The same from the command line.
 

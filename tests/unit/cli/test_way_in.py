@@ -316,7 +316,7 @@ def test_one_criterion_is_told_whole(capsys: pytest.CaptureFixture[str]) -> None
 def test_doctor_lists_every_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra, needs in extras.items():
-        if extra not in ("dev", "docs", "notebooks"):  # what only this project itself needs
+        if extra != "dev":  # what only this project itself needs
             names = {re.split(r"[<>=\[ ]", need)[0] for need in needs}
             assert names <= set(doctor.EXTRAS[extra]), extra
 

@@ -119,8 +119,15 @@ def test_time_that_was_stolen_is_a_share_of_what_passed_meanwhile(monkeypatch: p
     assert compared(lambda: 1.0, lambda: 1.0).stolen == 0.25
 
 
-def test_too_few_rounds_are_made_enough_and_bad_options_are_refused() -> None:
-    assert compared(lambda: 1.0, lambda: 1.0, rounds=2).rounds == 6
+@pytest.mark.parametrize("rounds", [0, 1, 5])
+def test_too_few_rounds_are_refused_and_not_made_more_in_silence(rounds: int) -> None:
+    with pytest.raises(RecipeError, match=f"rounds={rounds} is too few") as refused:
+        compared(lambda: 1.0, lambda: 1.0, rounds=rounds)
+    assert "6 or more" in refused.value.hint
+    assert compared(lambda: 1.0, lambda: 1.0, rounds=6).rounds == 6
+
+
+def test_bad_options_are_refused() -> None:
     with pytest.raises(RecipeError, match="threads"):
         versus(nn.Identity(), nn.Identity(), torch.zeros(1), threads=0)
 

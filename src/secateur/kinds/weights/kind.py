@@ -12,6 +12,17 @@ from secateur.masks import expand
 from secateur.request import PROOF, Efforts, Request
 from secateur.types import Certificate, Example
 
+COUNTED = ("sparsity", "count", "threshold")  # targets in units, which masks know
+
+
+def not_of_masks(what: str, granularity: str) -> RecipeError:
+    """What is said where a target asks masks for what zeros do not save."""
+    return RecipeError(
+        f"target {what!r} does not apply to masks.",
+        why=f"granularity {granularity!r} writes zeros; it does not remove {what}",
+        hint="Use sparsity, count or threshold, or a granularity that is cut: channel, neuron, head.",
+    )
+
 
 class Weights(Candidates):
     """Units of the prunable weights, by one granularity."""
@@ -39,11 +50,7 @@ class Weights(Candidates):
         Raises:
             RecipeError: always; says which targets apply.
         """
-        raise RecipeError(
-            f"target {what!r} does not apply to masks.",
-            why=f"granularity {self.unit.name!r} writes zeros; it does not remove {what}",
-            hint="Use sparsity, count or threshold, or a granularity that is cut: channel, neuron, head.",
-        )
+        raise not_of_masks(what, self.unit.name)
 
     def write(self, keep: Keep) -> Edit:
         """Masks of the parameters."""
