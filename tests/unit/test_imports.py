@@ -16,7 +16,7 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
-    "version", "errors", "shown", "drawing", "types", "registry", "words", "request", "model", "files", "recipe",
+    "version", "errors", "shown", "drawing", "types", "registry", "words", "request", "processes", "model", "files", "recipe",
     "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
     "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "objective", "pipeline",

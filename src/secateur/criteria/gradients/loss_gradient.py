@@ -21,7 +21,8 @@ from secateur.model.call import default_loss, describe
 from secateur.model.kernels import exact_derivatives
 from secateur.registry import listed, one_of
 from secateur.statistics.gradients.functional import batches, require_finite_loss
-from secateur.types import Batch, Group, Loss
+from secateur.statistics.share import everywhere, over_processes
+from secateur.types import Batch, Data, Group, Loss
 
 WEIGHTS = frozenset({"out", "in", "self"})
 ROLES = {
@@ -97,6 +98,7 @@ class LossCriterion(Criterion):
             samples += size
             for name, value in gradient.items():
                 total[name] = total[name].add_(value, alpha=size) if name in total else value * size
+        total, samples = over_processes(context.data, total, samples)
         return self.complete({n: t / samples for n, t in total.items()}, parameters)
 
     def batch_gradients(
@@ -267,6 +269,15 @@ def refuse_unused(names: Sequence[str]) -> None:
             why="no batch gave these parameters a gradient",
             hint="protect them, do not detach the loss, or set unused='zero' if that is what they are worth",
         )
+
+
+def everywhere_reached(
+    data: Data | None, found: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What was found, with zeros for parameters that only other processes' batches have reached."""
+    unreached = everywhere(data, [name for name in parameters if name not in found])
+    missing = [name for name in parameters if name not in found and name not in unreached]
+    return {**found, **{name: torch.zeros_like(parameters[name]) for name in missing}}
 
 
 def warn_if_stationary(gradient: Mapping[str, Tensor], weights: Mapping[str, Tensor], groups: Sequence[Group]) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from secateur.errors import ResourceError, UnsupportedError
 from secateur.statistics.activations.input_norms import CONVOLUTIONS
 from secateur.statistics.activations.observe import Flow, Site, argument, consumer_sites
-from secateur.statistics.activations.streams import Statistic, finite, gather
+from secateur.statistics.activations.streams import Statistic, Total, finite, gather, whole
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Step, Trace
 from secateur.types import Data, Group
@@ -198,6 +198,14 @@ class Gram(Statistic):
         rows_gNk = self.geometry.rows(value, where)
         self.total = self.total.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ rows_gNk
         self.rows += rows_gNk.shape[1]
+
+    def join(self, total: Total) -> None:
+        """Add up products and rows."""
+        self.total, self.rows = total(self.total), whole(total, self.rows)
+
+    def passed(self, samples: int) -> None:
+        """The places of a sample go by its number in the whole data, whoever takes it."""
+        self._sampler.samples += samples
 
 
 @dataclass(frozen=True, eq=False)

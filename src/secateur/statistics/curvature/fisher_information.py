@@ -16,6 +16,7 @@ from secateur.statistics.curvature.output_curvature import output_and_loss
 from secateur.statistics.gradients.functional import Tensors, batches, parameters
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.statistics.notes import note
+from secateur.statistics.share import Share, over_processes
 from secateur.types import Advance, Batch, Data, Loss
 
 Labels = Literal["data", "model"]
@@ -70,6 +71,7 @@ def fisher_diagonal(
     count = each_sample(
         model, loss, data, list(total), squares, labels=labels, draws=draws, seed=seed, progress=progress
     )
+    total, count = over_processes(data, total, count)
     values = {name: tensor / count for name, tensor in total.items()}
     return Diagonal(values, dict.fromkeys(values, "fisher"), samples=count)
 
@@ -104,6 +106,10 @@ def each_sample(
         Number of samples.
     """
     names = list(names)
+    if labels == "model" and isinstance(data, Share):
+        raise UnsupportedError(
+            "labels='model' draws one stream of labels, which processes cannot share", hint="use labels='data'"
+        )
     generator = torch.Generator().manual_seed(seed)
     count, right, judged, largest = 0, 0, 0, 0.0
     for number, (batch, size) in enumerate(batches(model, data)):

@@ -24,6 +24,7 @@ from secateur.statistics.curvature.output_curvature import Pick, output_and_loss
 from secateur.statistics.gradients.functional import Tensors, batches, parameters, samples_of
 from secateur.statistics.gradients.layer_tape import LayerTape, unfolded
 from secateur.statistics.gradients.per_sample import disagreeing, per_sample_gradients
+from secateur.statistics.share import Share, over_processes
 from secateur.types import Advance, Batch, Data, Loss
 
 Slopes = Literal["exact", "sampled", "data"]
@@ -102,6 +103,10 @@ def kronecker_factors(
         George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018.
     """
     names = list(names)
+    if slopes == "sampled" and isinstance(data, Share):
+        raise UnsupportedError(
+            "slopes='sampled' draws one stream of signs, which processes cannot share", hint="use 'exact' or 'data'"
+        )
     held = parameters(model, names)
     owner = LayerTape(model, names).owner
     weights = [n for n, (module, slot) in owner.items() if slot == "weight" and isinstance(module, LAYERS)]
@@ -122,6 +127,7 @@ def kronecker_factors(
         count += size
         if progress:
             progress(number + 1, 0)
+    sums, positions, count = _of_all(data, sums, positions, count)
     found = {n: Factors(n, bias_of[n], a / positions[n], s / count) for n, (a, s) in sums.items()}
     if not spectrum:
         return found
@@ -133,7 +139,19 @@ def kronecker_factors(
         for name, a_GJP, slope in _layers(pulled, bias_of):
             part = _rotated_squares(a_GJP, slope, pulled.sign, *bases[name])
             squares[name] = squares[name] + part if name in squares else part
+    squares, _ = over_processes(data, squares, 0)
     return {n: Factors(n, f.bias, f.a_GJJ, f.s_GOO, squares[n] / count) for n, f in found.items()}
+
+
+def _of_all(
+    data: Data, sums: dict[str, tuple[Tensor, Tensor]], positions: dict[str, int], count: int
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, int], int]:
+    """Sums, positions and samples of all processes that share the data."""
+    counts = {name: torch.tensor(number) for name, number in positions.items()}
+    inputs, total = over_processes(data, {name: a for name, (a, _) in sums.items()}, count)
+    slopes, _ = over_processes(data, {name: s for name, (_, s) in sums.items()}, 0)
+    counts, _ = over_processes(data, counts, 0)
+    return {n: (inputs[n], slopes[n]) for n in inputs}, {n: int(number) for n, number in counts.items()}, total
 
 
 def _pulls(
