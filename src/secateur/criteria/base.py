@@ -26,7 +26,7 @@ from secateur.model.carried import refuse_carried_masks
 from secateur.model.guard import guard
 from secateur.model.tensors import has_values, named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
-from secateur.statistics.share import Share
+from secateur.model.share import Share
 from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group, Json, Loss
 
@@ -75,7 +75,7 @@ class Criterion(ABC):
     with them), "batch_split" (the same samples in other batches score the same), "zero_lowest" (no unit
     scores below one whose weights and activations are all zero). `live` names constructor arguments that no recipe
     can write and no plan can hold, for example an `Accumulator`; they are no options. `shares` says that all it takes
-    from the data are sums that `secateur.statistics.share` adds up over processes, so that each may read a part.
+    from the data are sums that `secateur.model.share` adds up over processes, so that each may read a part.
 
     `reads` says what it does with the values of the weights. "values": anything, so that NaN and Inf are looked for
     beforehand; "sums": it adds up functions of single weights that are NaN or Inf where the weight is, so that each

@@ -44,7 +44,7 @@ from secateur.request import (
     granularities,
 )
 from secateur.solve.base import Solver
-from secateur.statistics.share import Share
+from secateur.model.share import Share
 from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group, Loss, Protect
 from secateur.words import spoken

@@ -19,7 +19,7 @@ import secateur as sc
 from secateur.criteria.base import CRITERIA
 from secateur.errors import RecipeError
 from secateur.statistics.activations.gram import readings
-from secateur.statistics.share import Share, shared
+from secateur.model.share import Share, shared
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 

@@ -16,7 +16,7 @@ from secateur.registry import one_of
 from secateur.statistics.curvature.fisher_information import each_sample, fisher_diagonal
 from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.gradients.functional import Tensors
-from secateur.statistics.share import over_processes
+from secateur.model.share import over_processes
 
 
 @register

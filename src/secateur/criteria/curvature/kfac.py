@@ -19,7 +19,7 @@ from secateur.statistics.curvature.inverse import damped_cholesky
 from secateur.statistics.curvature.kronecker import Factors, kronecker_factors
 from secateur.statistics.gradients.functional import CountedBatch, mean_loss, set_aside
 from secateur.statistics.notes import note
-from secateur.statistics.share import Share
+from secateur.model.share import Share
 from secateur.types import Group, Loss
 
 HELD_OUT = 128  # samples that automatic damping is judged on

@@ -19,7 +19,7 @@ from secateur.criteria.gradients.loss_gradient import (
 )
 from secateur.registry import one_of
 from secateur.statistics.gradients.per_sample import hessian_vector_product
-from secateur.statistics.share import over_processes
+from secateur.model.share import over_processes
 
 
 @register

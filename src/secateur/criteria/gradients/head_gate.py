@@ -13,7 +13,7 @@ from secateur.criteria.gradients.loss_gradient import LossCriterion, accumulable
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.errors import RecipeError
 from secateur.registry import one_of
-from secateur.statistics.share import over_processes
+from secateur.model.share import over_processes
 
 
 @register

@@ -21,7 +21,7 @@ from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.criteria.sums import Reduction, reduce_spans
 from secateur.model.guard import guard
 from secateur.registry import one_of
-from secateur.statistics.share import over_processes
+from secateur.model.share import over_processes
 from secateur.types import Group
 
 REDUCTIONS = ("auto", "signed", "abs", "mean", "squared", "per-sample", "per-batch")

@@ -16,7 +16,7 @@ from secateur.statistics.curvature.output_curvature import output_and_loss
 from secateur.statistics.gradients.functional import Tensors, batches, parameters
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.statistics.notes import note
-from secateur.statistics.share import Share, over_processes
+from secateur.model.share import Share, over_processes
 from secateur.types import Advance, Batch, Data, Loss
 
 Labels = Literal["data", "model"]

@@ -24,7 +24,7 @@ from secateur.statistics.curvature.output_curvature import Pick, output_and_loss
 from secateur.statistics.gradients.functional import Tensors, batches, parameters, samples_of
 from secateur.statistics.gradients.layer_tape import LayerTape, unfolded
 from secateur.statistics.gradients.per_sample import disagreeing, per_sample_gradients
-from secateur.statistics.share import Share, over_processes
+from secateur.model.share import Share, over_processes
 from secateur.types import Advance, Batch, Data, Loss
 
 Slopes = Literal["exact", "sampled", "data"]

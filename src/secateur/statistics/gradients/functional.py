@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from secateur.errors import InputError, NonFiniteError
 from secateur.model import call, samples
-from secateur.statistics.share import walk
+from secateur.model.share import walk
 from secateur.types import Batch, Data, Loss
 
 Tensors = dict[str, Tensor]
