@@ -19,7 +19,7 @@ ORDER = (
     "version", "errors", "shown", "drawing", "types", "registry", "words", "request", "processes", "model", "files", "recipe",
     "measure",
     "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
-    "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "objective", "pipeline",
+    "training", "recover", "report", "loading", "result", "stages", "asking", "sharded", "run_training", "objective", "pipeline",
     "api", "sources", "from_disk", "interrupted", "advice", "comparison", "tickets", "search", "deployment", "testing",
     "cli",
     "__main__",

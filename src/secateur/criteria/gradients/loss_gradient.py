@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Context, Criterion
 from secateur.criteria.sums import counts
-from secateur.errors import InputError, NonFiniteError
+from secateur.errors import InputError, NonFiniteError, UnsupportedError
 from secateur.model.call import default_loss, describe
 from secateur.model.kernels import exact_derivatives
 from secateur.registry import listed, one_of
@@ -34,6 +34,28 @@ ROLES = {
 
 class StationaryWarning(UserWarning):
     """The mean gradient is -lambda w: first-order scores rank as magnitude."""
+
+
+class MeanGradients:
+    """Stands for data of which nothing is known but the gradient of the mean loss.
+
+    Args:
+        by_name: parameter name -> gradient.
+    """
+
+    def __init__(self, by_name: Mapping[str, Tensor]) -> None:
+        self.by_name = by_name
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Refuse to be read.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            "of a sharded model's data only the mean gradient is known, and the criterion asks for more",
+            hint="gradient, snip and taylor with reduce signed, abs, mean or squared need no more; or weights alone",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +114,9 @@ class LossCriterion(Criterion):
     def mean_gradient(self, context: Context) -> dict[str, Tensor]:
         """Gradient of the mean loss over the data, by parameter name, in float32 or the wider dtype."""
         parameters = self.trainable(context)
+        if isinstance(context.data, MeanGradients):
+            known = context.data.by_name
+            return self.complete({name: known[name] for name in parameters if name in known}, parameters)
         total: dict[str, Tensor] = {}
         samples = 0
         for gradient, size in self.batch_gradients(context, parameters):
