@@ -1,4 +1,4 @@
-"""Several processes that decide as one: sums over all of them, the word of the first, and the end of all where one ends."""
+"""Several processes that decide as one: sums over all, the word of the first, and the end of all where one ends."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Forward and backward passes run as the model was sharded, each process on its share of the batches. Weights and mean
 gradients are then gathered onto the first process, one parameter at a time, into the memory of its CPU, where an
-unsharded model of the same names is planned for as always. Masks go back to the shards; what is cut for real is cut from
-the gathered model, since a shard has no rows to take out that the others do not have as well.
+unsharded model of the same names is planned for as always. Masks go back to the shards; what is cut for real is cut
+from the gathered model, since a shard has no rows to take out that the others do not have as well.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def plan_sharded(
             raise RecipeError(f"criterion {rule.name!r} needs data", hint="pass data=, an iterable of batches")
         known = MeanGradients(_mean_gradients(model, data, as_loss(loss) or default_loss, processes))
     gather(model, whole, processes)
-    return None if processes.rank else make_plan(whole, example, data=known, **{**decision, "criterion": rule})
+    decision["criterion"] = rule
+    return None if processes.rank else make_plan(whole, example, data=known, **decision)
 
 
 def gather(model: nn.Module, whole: nn.Module, processes: Processes) -> None:
@@ -130,7 +131,7 @@ def mask_shards(model: nn.Module, plan: Plan | None) -> dict[str, Tensor]:
         mask = mask.to(device_of(model), torch.uint8)
         if isinstance(tensor, DTensor):
             sent = distribute_tensor(mask, tensor.device_mesh, tensor.placements)
-            local, mask = tensor.detach().to_local(), sent.to_local()
+            local, mask = cast(DTensor, tensor.detach()).to_local(), sent.to_local()
         with torch.no_grad():
             local.mul_(mask)
         found[name] = mask.bool()
@@ -151,7 +152,7 @@ def require_sharded(model: nn.Module) -> None:
 
 
 def _full(tensor: Tensor) -> Tensor:
-    return cast(Tensor, tensor.detach().full_tensor()) if isinstance(tensor, DTensor) else tensor.detach()
+    return cast(DTensor, tensor.detach()).full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -170,7 +171,7 @@ def _mean_gradients(model: nn.Module, data: Data, loss: Loss, processes: Process
             mine = processes.rank < len(batches)
             batch = to_device(batches[processes.rank if mine else 0], device_of(model))
             value = loss(model, batch) * (batch_size_of(batch) if mine else 0.0)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             samples += sum(batch_size_of(one) for one in batches)
         found = {}
         for name, parameter in model.named_parameters():

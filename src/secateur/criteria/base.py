@@ -24,9 +24,9 @@ from secateur.errors import InputError, NonFiniteError, RecipeError, Unsupported
 from secateur.model.call import default_loss
 from secateur.model.carried import refuse_carried_masks
 from secateur.model.guard import guard
+from secateur.model.share import Share
 from secateur.model.tensors import has_values, named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
-from secateur.model.share import Share
 from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group, Json, Loss
 

@@ -23,6 +23,7 @@ from secateur.model.admit import admit
 from secateur.model.behaviour import weights_kept
 from secateur.model.call import as_loss, device_of, several
 from secateur.model.protect import patterns_of
+from secateur.model.share import Share
 from secateur.planning.by_hand import given_keep, given_scores
 from secateur.planning.decide import decide
 from secateur.planning.plan import Plan
@@ -44,7 +45,6 @@ from secateur.request import (
     granularities,
 )
 from secateur.solve.base import Solver
-from secateur.model.share import Share
 from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group, Loss, Protect
 from secateur.words import spoken

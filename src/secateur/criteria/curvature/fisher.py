@@ -12,11 +12,11 @@ from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss
 from secateur.criteria.sums import reduce_spans
 from secateur.errors import RecipeError
+from secateur.model.share import over_processes
 from secateur.registry import one_of
 from secateur.statistics.curvature.fisher_information import each_sample, fisher_diagonal
 from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.gradients.functional import Tensors
-from secateur.model.share import over_processes
 
 
 @register

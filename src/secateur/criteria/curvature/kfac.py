@@ -13,13 +13,13 @@ from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.curvature.diagonal import data_and_loss
 from secateur.criteria.sums import counts
 from secateur.errors import RecipeError, UnsupportedError
+from secateur.model.share import Share
 from secateur.registry import one_of
 from secateur.statistics.curvature.damping import FRACTIONS, GRID
 from secateur.statistics.curvature.inverse import damped_cholesky
 from secateur.statistics.curvature.kronecker import Factors, kronecker_factors
 from secateur.statistics.gradients.functional import CountedBatch, mean_loss, set_aside
 from secateur.statistics.notes import note
-from secateur.model.share import Share
 from secateur.types import Group, Loss
 
 HELD_OUT = 128  # samples that automatic damping is judged on

@@ -17,9 +17,9 @@ from secateur.criteria.gradients.loss_gradient import (
     unit_values,
     walk,
 )
+from secateur.model.share import over_processes
 from secateur.registry import one_of
 from secateur.statistics.gradients.per_sample import hessian_vector_product
-from secateur.model.share import over_processes
 
 
 @register

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.base import Context, register
-from secateur.criteria.gradients.loss_gradient import LossCriterion, accumulable, unit_values, everywhere_reached
+from secateur.criteria.gradients.loss_gradient import LossCriterion, accumulable, everywhere_reached, unit_values
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.errors import RecipeError
-from secateur.registry import one_of
 from secateur.model.share import over_processes
+from secateur.registry import one_of
 
 
 @register

@@ -19,9 +19,9 @@ from secateur.criteria.sums import counts
 from secateur.errors import InputError, NonFiniteError, UnsupportedError
 from secateur.model.call import default_loss, describe
 from secateur.model.kernels import exact_derivatives
+from secateur.model.share import everywhere, over_processes
 from secateur.registry import listed, one_of
 from secateur.statistics.gradients.functional import batches, require_finite_loss
-from secateur.model.share import everywhere, over_processes
 from secateur.types import Batch, Data, Group, Loss
 
 WEIGHTS = frozenset({"out", "in", "self"})

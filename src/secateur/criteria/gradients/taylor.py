@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import (
-    everywhere_reached,
     CoupledCriterion,
     accumulable,
+    everywhere_reached,
     unit_values,
     warn_if_stationary,
 )
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.criteria.sums import Reduction, reduce_spans
 from secateur.model.guard import guard
-from secateur.registry import one_of
 from secateur.model.share import over_processes
+from secateur.registry import one_of
 from secateur.types import Group
 
 REDUCTIONS = ("auto", "signed", "abs", "mean", "squared", "per-sample", "per-batch")

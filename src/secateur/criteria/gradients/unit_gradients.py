@@ -26,9 +26,9 @@ from secateur.criteria.gradients.loss_gradient import (
 )
 from secateur.criteria.gradients.taps import Listener, Tap, find_taps
 from secateur.criteria.sums import counts
+from secateur.model.share import everywhere, over_processes
 from secateur.statistics.gradients.functional import samples_of
 from secateur.statistics.gradients.per_sample import Way, iterate_per_sample_gradients
-from secateur.model.share import everywhere, over_processes
 from secateur.types import Batch, Group
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from secateur.errors import NonFiniteError
 from secateur.model.call import to_example
 from secateur.model.samples import map_rows
+from secateur.model.share import Share
 from secateur.statistics.activations.observe import Observer, Site
 from secateur.statistics.gradients.functional import batches
-from secateur.model.share import Share
 from secateur.structure.capture import capture, quiet
 from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group

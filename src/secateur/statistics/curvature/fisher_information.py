@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from secateur.errors import UnsupportedError
 from secateur.model import call
 from secateur.model.kernels import exact_derivatives
+from secateur.model.share import Share, over_processes
 from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.curvature.output_curvature import output_and_loss
 from secateur.statistics.gradients.functional import Tensors, batches, parameters
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.statistics.notes import note
-from secateur.model.share import Share, over_processes
 from secateur.types import Advance, Batch, Data, Loss
 
 Labels = Literal["data", "model"]

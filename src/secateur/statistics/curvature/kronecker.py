@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
 from secateur.model.kernels import exact_derivatives
+from secateur.model.share import Share, over_processes
 from secateur.statistics.curvature.gauss_newton_matrix import TAPED, Pulled, pull_back
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker
 from secateur.statistics.gradients.functional import Tensors, batches, parameters, samples_of
 from secateur.statistics.gradients.layer_tape import LayerTape, unfolded
 from secateur.statistics.gradients.per_sample import disagreeing, per_sample_gradients
-from secateur.model.share import Share, over_processes
 from secateur.types import Advance, Batch, Data, Loss
 
 Slopes = Literal["exact", "sampled", "data"]

@@ -81,9 +81,7 @@ def require_finite_loss(value: Tensor, number: int) -> None:
         )
 
 
-def batches(
-    model: nn.Module, data: Data, passed: Callable[[int], None] | None = None
-) -> Iterator[tuple[Batch, int]]:
+def batches(model: nn.Module, data: Data, passed: Callable[[int], None] | None = None) -> Iterator[tuple[Batch, int]]:
     """The batches of the data on the model's device, each with its number of samples.
 
     Args:
