@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 STUDY, ABOUT = "secateur", "about"
 BEAT, GRACE = 15, 60  # seconds between two signs of life of a worker, and without one until its trial is given up
+LOCK = 0x5EC47E  # number of the lock under which tables are made
 SOON = 0.5  # seconds until a worker looks again for what another one is making
 WAIT = 60  # seconds that a worker waits for another one's write
 Samplers = Literal["tpe", "nsga2", "random", "descent"]
@@ -70,7 +70,7 @@ def opened_first(storage: str | Path, goals: Goals, about: str) -> tuple[Study, 
     return study, first
 
 
-def _storage(storage: str | Path, tries: int = 5) -> BaseStorage | None:
+def _storage(storage: str | Path) -> BaseStorage | None:
     if not str(storage):
         return None
     optuna = import_module("optuna")
@@ -80,20 +80,35 @@ def _storage(storage: str | Path, tries: int = 5) -> BaseStorage | None:
     # Without waiting a second worker would fail on the first one's write.
     more = {"connect_args": {"timeout": WAIT}} if url.startswith("sqlite") else {}
     try:
-        made: BaseStorage = optuna.storages.RDBStorage(
-            url, engine_kwargs=more, heartbeat_interval=BEAT, grace_period=GRACE
-        )
+        with _one_at_a_time(url):
+            made: BaseStorage = optuna.storages.RDBStorage(
+                url, engine_kwargs=more, heartbeat_interval=BEAT, grace_period=GRACE
+            )
     except Exception as error:
-        # Workers that come to an empty database at once all make its tables; whoever is second finds them there.
-        if "already exists" in str(error) and tries:
-            time.sleep(SOON)
-            return _storage(storage, tries - 1)
         # Drivers raise what they like; none of it says what to do.
         hint = "Is the server there, and its driver installed? For PostgreSQL: pip install 'secateur[postgres]'"
         raise UnsupportedError(
             f"the storage {url.split('@')[-1]} cannot be opened", why=str(error)[:300], hint=hint
         ) from error
     return made
+
+
+@contextlib.contextmanager
+def _one_at_a_time(url: str) -> Iterator[None]:
+    """Workers that come to an empty database at once would all make its tables, and all but one fail."""
+    if not url.startswith("postgresql"):
+        yield
+        return
+    sqlalchemy = import_module("sqlalchemy")
+    engine = sqlalchemy.create_engine(url)
+    try:
+        # Outside of any transaction: the lock belongs to the connection and goes with it.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as line:
+            line.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({LOCK})"))
+            yield
+            line.execute(sqlalchemy.text(f"SELECT pg_advisory_unlock({LOCK})"))
+    finally:
+        engine.dispose()
 
 
 def url_of(storage: str | Path) -> str:
