@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol, cast
@@ -120,12 +122,14 @@ class RayCrew:
         shares = [self._share(number, count) for number in range(count)]
         tasks = [task.remote(self.work, words, begun) for words in shares if words.trials != 0]
         made, lost = 0, []
-        for one in tasks:
-            try:
-                made += ray.get(one)
-            except Exception as error:  # a worker that failed for good: what the others do is not touched
-                lost.append(str(error).strip().splitlines()[-1][:300])
-        ray.shutdown()
+        # Ray tells of dead workers on standard output, which belongs to the result.
+        with redirect_stdout(sys.stderr):
+            for one in tasks:
+                try:
+                    made += ray.get(one)
+                except Exception as error:  # a worker that failed for good: what the others do is not touched
+                    lost.append(str(error).strip().splitlines()[-1][:300])
+            ray.shutdown()
         if len(lost) == len(tasks):
             raise ResourceError("no worker of the Ray cluster came to an end", why=lost[0])
         return made
