@@ -71,7 +71,8 @@ def torchrun(folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if out == "two" else []
     return subprocess.Popen(
         [sys.executable, *start, "-m", "secateur", *words, "--recover", "none", "--out", out, *more],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
