@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secateur.interrupted import resume
     from secateur.loading import load
     from secateur.masks import import_masks, mask_model
+    from secateur.model.share import shared
     from secateur.pipeline import estimate, prune
     from secateur.planning import Plan
     from secateur.planning import make_plan as plan
@@ -54,6 +55,7 @@ _HOME = {
     "save_deployed": "secateur.deployment:save_deployed",
     "score": "secateur.api:score",
     "sensitivity": "secateur.search.sensitivity:sensitivity",
+    "shared": "secateur.model.share:shared",
     "select": "secateur.amounts:select",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "score",
     "select",
     "sensitivity",
+    "shared",
 ]
 
 

@@ -11,6 +11,7 @@ SecateurError (exit 1)
         CertificateError   the cut model does not equal its replayed plan
     TargetError        5  the target cannot be reached
     ResourceError      6  memory or disk ran out
+        ProcessError       another process of the same run ended
 """
 
 from __future__ import annotations
@@ -134,6 +135,12 @@ class ResourceError(SecateurError):
     """Memory or disk ran out."""
 
     code, exit_code = "SEC600", 6
+
+
+class ProcessError(ResourceError):
+    """Another process of the same run failed, ended or was killed."""
+
+    code = "SEC610"
 
 
 EXIT_OK, EXIT_BUG, EXIT_DEGRADED, EXIT_INTERRUPTED = 0, 1, 7, 130

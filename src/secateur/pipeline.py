@@ -260,7 +260,7 @@ def _decide(asked: Asked, model: nn.Module, run: Journal, kept: RunStages) -> Pl
         return plan_by(model, example, settings, examples=examples, by_hand=asked.by_hand)
     return kept.plan(
         asked.planned or (lambda: plan_by(
-            model, example, settings, asked.given.scoring, asked.loss, asked.criterion, examples, asked.by_hand,
+            model, example, settings, asked.given.deciding, asked.loss, asked.criterion, examples, asked.by_hand,
             progress=run.step("solve"), finished=kept.blocks,
         )),
         lambda keep: plan_by(model, example, settings, examples=examples, by_hand={"keep": keep}),
@@ -354,7 +354,7 @@ def estimate(
         samples = samples_in(model, example)
         before = snapshot(model, example, samples=samples)
         plan = plan_by(
-            model, example, settings, given.scoring, loss, decision.get("criterion"), examples, by_hand=units
+            model, example, settings, given.deciding, loss, decision.get("criterion"), examples, by_hand=units
         )
     run.doubts += plan.notes
     with run.stage("apply to a copy"):

@@ -16,13 +16,11 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 # A stage imports those before it; docs/explanation/architecture.md says why the order is this one.
 ORDER = (
-    "version", "errors", "shown", "drawing", "types", "registry", "words", "request", "model", "files", "recipe",
-    "measure",
-    "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve", "planning",
-    "training", "recover", "report", "loading", "result", "stages", "asking", "run_training", "objective", "pipeline",
-    "api", "sources", "from_disk", "interrupted", "advice", "comparison", "tickets", "search", "deployment", "testing",
-    "cli",
-    "__main__",
+    "version", "errors", "shown", "drawing", "types", "registry", "words", "request", "processes", "model", "files",
+    "recipe", "measure", "structure", "statistics", "criteria", "integrations", "masks", "kinds", "amounts", "solve",
+    "planning", "training", "recover", "report", "loading", "result", "stages", "asking", "sharded", "run_training",
+    "objective", "pipeline", "api", "sources", "from_disk", "interrupted", "advice", "comparison", "tickets",
+    "search", "deployment", "testing", "cli", "__main__",
 )  # fmt: skip
 RANK = {stage: number for number, stage in enumerate(ORDER)}
 # The package itself only names where its public names live, and imports them when they are asked for.

@@ -23,6 +23,8 @@ EXTRAS = {
     "eval": ("lm-eval",),
     "search": ("scipy",),
     "tune": ("optuna",),
+    "postgres": ("optuna", "psycopg"),
+    "ray": ("optuna", "ray"),
     "train": ("accelerate", "lightning"),
     "track": ("accelerate", "tensorboard"),
     "data": ("pyarrow", "pillow"),

@@ -13,6 +13,7 @@ import secateur
 from secateur.cli import (
     advise,
     compare,
+    crew,
     criteria,
     demo,
     deploy,
@@ -71,11 +72,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    called: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Prune any PyTorch model, prove that the result is right, and measure what it brings."""
+    crew.require_alone(called.invoked_subcommand or "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,6 +53,7 @@ def prune(
 ) -> int:
     """Prune MODEL by a recipe, prove the result, recover, measure, and write an output folder."""
     from secateur.cli import job as jobs
+    from secateur.cli.crew import Crew
     from secateur.cli.sample import with_sample
     from secateur.files import seed_everything
     from secateur.model.tensors import require_storable
@@ -61,6 +62,7 @@ def prune(
     settings = jobs.read_recipe(recipe, set_, seed, decided)
     limit = limit_of(max_drop, smallest, confidence, decided, set_ or (), dry_run=dry_run)
     require_data(max_drop, data)
+    crew = Crew.of(settings, limit)
     if track:
         from secateur.run_training import with_trackers
 
@@ -69,7 +71,7 @@ def prune(
     jobs.require_free(out, force=force)
     words: CommandWords = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
     words["metric"] = list(metric or ())
-    place = None if dry_run else jobs.unfinished(out, words, force=force)
+    place = None if dry_run or crew.several else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     if settings.blocks.from_disk:
         _refuse_beside_disk({
@@ -77,9 +79,12 @@ def prune(
             "--max-drop": limit, "--dry-run": dry_run,
         })  # fmt: skip
         return prune_on_disk(model, data, settings, out, force=force, as_json=json)
-    with seed_everything(settings.seed):
+    with crew.joined(), seed_everything(settings.seed):
         text = settings.calibration.model_dump()
-        work = jobs.resolve(model, data, seed=settings.seed, text=text, device=decided.device, metric=metric)
+        device = crew.device(decided.device)
+        work = crew.sharing(jobs.resolve(model, data, seed=settings.seed, text=text, device=device, metric=metric))
+        if crew.helps:
+            return crew.help(work, settings)
         jobs.warn_untrained(work)
         # Nor at a model that cannot be written down.
         require_storable(work.model)

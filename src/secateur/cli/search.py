@@ -12,6 +12,7 @@ from secateur.cli.console import emit, say, write
 from secateur.errors import FileRefusedError, RecipeError
 
 if TYPE_CHECKING:
+    from secateur.search.on_ray import SearchWords
     from secateur.search.storage import Samplers
     from secateur.search.study import SearchResult
 
@@ -44,6 +45,19 @@ To = Annotated[
 Storage = Annotated[
     str, typer.Option("--storage", metavar="URL", help="Of Optuna, for several workers; default DIR/study.db.")
 ]
+Ray = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Workers on a Ray cluster: local, auto (one that runs here) or its address.",
+        autocompletion=options.complete("local", "auto"),
+    ),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--workers", min=1, help="With --ray; default one for each CPU of the cluster."),
+]
 
 
 def search(
@@ -57,6 +71,8 @@ def search(
     sampler: Sampler = "tpe",
     to: To = None,
     storage: Storage = "",
+    ray: Ray = None,
+    workers: Workers = None,
     device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
@@ -76,6 +92,18 @@ def search(
     found = load_space(space)
     if out.exists() and not out.is_dir():
         raise FileRefusedError(f"{out} exists, and is no folder", hint="choose another --out")
+    if ray is None and workers is not None:
+        raise RecipeError("--workers says how many --ray starts.", hint="--ray local, or start this command again")
+    where = str(storage or (out / "study.db").absolute())
+    crew = None
+    if ray is not None:
+        from secateur.search.on_ray import RayCrew, SearchWords
+
+        words = SearchWords(
+            str(Path.cwd()), model, data, str(space.absolute()), _listed(objectives), sampler, where, minutes, trials,
+            seed or 0, device, threads or 1,
+        )  # fmt: skip
+        crew = RayCrew(ray, workers, words, work_of).start()
     jobs.use_threads(threads)
     with seed_everything(seed or 0):
         text = found.base.calibration.model_dump()
@@ -85,9 +113,8 @@ def search(
         with Stages() as stages:
             results = run(
                 work.model, work.needed_example(), data=work.data, space=found,
-                objectives=tuple(word.strip() for word in objectives.split(",") if word.strip()), minutes=minutes,
-                trials=trials, storage=storage or out / "study.db", sampler=_sampler(sampler), to=_bound(to),
-                seed=seed or 0, progress=stages.of("search"),
+                objectives=_listed(objectives), minutes=minutes, trials=trials, storage=where,
+                sampler=_sampler(sampler), to=_bound(to), seed=seed or 0, progress=stages.of("search"), crew=crew,
             )  # fmt: skip
     return show_front(results, write_search(results, out, model=model, data=data), as_json=json)
 
@@ -111,6 +138,30 @@ def show_front(results: SearchResult, files: dict[str, str], *, as_json: bool) -
     write("\n".join(lines) + "\n")
     say("chosen on samples that nothing trains on; the test part was not read")
     return 0
+
+
+def work_of(words: SearchWords) -> int:
+    """What every worker does, wherever it runs: find model and data by their words, and search in the storage."""
+    from secateur.cli import job as jobs
+    from secateur.files import seed_everything
+    from secateur.search.space import load_space
+    from secateur.search.study import search as run
+
+    jobs.use_threads(words.threads)
+    found = load_space(Path(words.space))
+    with seed_everything(words.seed):
+        text = found.base.calibration.model_dump()
+        work = jobs.resolve(words.model, words.data, seed=words.seed, text=text, device=words.device)
+        assert work.data is not None
+        return run(
+            work.model, work.needed_example(), data=work.data, space=found, objectives=words.objectives,
+            minutes=words.minutes, trials=words.trials, storage=words.storage, sampler=_sampler(words.sampler),
+            seed=words.seed,
+        ).made  # fmt: skip
+
+
+def _listed(objectives: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in objectives.split(",") if word.strip())
 
 
 def _sampler(word: str) -> Samplers:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from secateur import words
 from secateur.criteria.docstrings import section
 from secateur.criteria.sums import Reduction, Sums, counts
-from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.model.call import default_loss
 from secateur.model.carried import refuse_carried_masks
 from secateur.model.guard import guard
+from secateur.model.share import Share
 from secateur.model.tensors import has_values, named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
 from secateur.structure.trace import Trace
@@ -73,7 +74,8 @@ class Criterion(ABC):
     properties that the contract suite then tests: "permutation" (units that are reordered take their scores
     with them), "batch_split" (the same samples in other batches score the same), "zero_lowest" (no unit
     scores below one whose weights and activations are all zero). `live` names constructor arguments that no recipe
-    can write and no plan can hold, for example an `Accumulator`; they are no options.
+    can write and no plan can hold, for example an `Accumulator`; they are no options. `shares` says that all it takes
+    from the data are sums that `secateur.model.share` adds up over processes, so that each may read a part.
 
     `reads` says what it does with the values of the weights. "values": anything, so that NaN and Inf are looked for
     beforehand; "sums": it adds up functions of single weights that are NaN or Inf where the weight is, so that each
@@ -91,6 +93,7 @@ class Criterion(ABC):
     comparable: ClassVar[bool] = False  # scores of different layers share one scale, for example a loss change
     promises: ClassVar[frozenset[str]] = frozenset({"permutation"})
     reads: ClassVar[Reads] = "values"
+    shares: ClassVar[bool] = False  # whether its sums over the data may be those of several processes
     live: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that are objects of a running program
 
     @property
@@ -136,6 +139,12 @@ class Criterion(ABC):
             RecipeError: a granularity that the criterion cannot score, or data is missing.
             NonFiniteError: NaN or Inf in a weight or in a score; names the tensor and the first index.
         """
+        if isinstance(context.data, Share):
+            with context.data.processes.working():
+                return self._all_scores(context)
+        return self._all_scores(context)
+
+    def _all_scores(self, context: Context) -> dict[str, Tensor]:
         context = self._admitted(context)
         if not context.groups:
             return {}
@@ -190,6 +199,8 @@ class Criterion(ABC):
                 )
         if self.needs & {"data", "labels"} and context.data is None:
             raise RecipeError(f"criterion {self.name!r} needs data", hint="pass data=, an iterable of batches")
+        if isinstance(context.data, Share):
+            self._check_share(context.model, context.data)
         known = named_tensors(context.model)
         # These show in the sums over them, and a second reading would cost as much as the criterion itself.
         summed = set(self.weights(context, known)) if self.reads == "sums" else set()
@@ -205,6 +216,16 @@ class Criterion(ABC):
                     why=f"criterion {self.name!r} reads them",
                     hint="load the weights, run one forward pass, or choose criterion 'random', which reads nothing",
                 )
+
+    def _check_share(self, model: nn.Module, data: Share) -> None:
+        if self.needs & {"data", "labels"} and not self.shares:
+            able = [name for name in CRITERIA.names() if CRITERIA.find(name).shares]
+            raise UnsupportedError(
+                f"criterion {self.name!r} cannot share its data among processes",
+                why="what it gathers is no plain sum over the batches",
+                hint=f"run it in one process, or choose one that can: {', '.join(able)}",
+            )
+        data.require_same_model(model)
 
     def _require_finite(self, context: Context) -> None:
         for name, weight in self.weights(context).items():

@@ -295,7 +295,8 @@ def _sharded(name: str, kind: str) -> UnsupportedError:
     return UnsupportedError(
         f"{name!r} is sharded over processes ({kind})",
         why="no process holds the whole of its weights, so none can rank, cut or prove them",
-        hint="gather the full state dict, load it into the plain model in one process, prune that, and shard it again",
+        hint="secateur.sharded.plan_sharded gathers weights and gradients onto one process and decides there; "
+        "or load the full state dict into the plain model yourself, prune that, and shard it again",
     )
 
 

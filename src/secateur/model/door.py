@@ -17,6 +17,7 @@ from secateur.errors import InputError, RecipeError, SecateurError
 from secateur.model.call import call, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.guard import evaluating
 from secateur.model.labels import own_loss, takes_labels, with_labels
+from secateur.model.share import Share
 from secateur.types import Batch, Data, Example
 
 NAMES = ("train", "calibration", "test")
@@ -57,18 +58,25 @@ class Parts:
         calibration: batches for statistics and scores, where others than those of `train` were given.
         test: batches for quality, which neither training nor scoring reads.
         notes: sentences for the report, for example on how the test part came about.
+        share: of several processes, what this one takes of `scoring`; all else is read whole.
     """
 
     train: Data | None = None
     calibration: Data | None = None
     test: Data | None = None
     notes: tuple[str, ...] = ()
+    share: Share | None = None
 
     @property
     def scoring(self) -> Data | None:
         """The batches for statistics and scores: calibration, or the training data where there is none."""
         # By identity: a loader whose length is 0 until it is read is falsy, and given all the same.
         return self.train if self.calibration is None else self.calibration
+
+    @property
+    def deciding(self) -> Data | None:
+        """The batches by which it is decided what goes: those of `scoring`, or this process's share of them."""
+        return self.scoring if self.share is None else self.share
 
     @property
     def judging(self) -> tuple[Data | None, str]:
@@ -143,7 +151,11 @@ def enter(data: Given | None, *, calibration: Data | None = None, test: Data | N
     for name, part in named.items():
         if part is not None:
             _require_batches(part, "the data" if name == "train" else f"the {name} data")
-    return Parts(named.get("train"), named["calibration"], named["test"], notes)
+    plain = {name: part.data if isinstance(part, Share) else part for name, part in named.items()}
+    shares = {name: part for name, part in named.items() if isinstance(part, Share)}
+    # Only what scores is shared: whoever trains or measures reads all of it.
+    share = shares.get("train" if named["calibration"] is None else "calibration")
+    return Parts(plain.get("train"), plain["calibration"], plain["test"], notes, share)
 
 
 def _named(data: Given | None) -> tuple[dict[str, Data | None], tuple[str, ...]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from secateur import criteria
-from secateur.amounts.allocate.sensitivity import Spread, spread_of
+from secateur.amounts.allocate.sensitivity import Curves, Spread, spread_of
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError
-from secateur.kinds.base import Candidates
+from secateur.kinds.base import Candidates, Keep
 from secateur.kinds.find import find, is_physical, spelt_out
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.kinds.weights.kind import Weights
@@ -22,6 +23,7 @@ from secateur.model.admit import admit
 from secateur.model.behaviour import weights_kept
 from secateur.model.call import as_loss, device_of, several
 from secateur.model.protect import patterns_of
+from secateur.model.share import Share
 from secateur.planning.by_hand import given_keep, given_scores
 from secateur.planning.decide import decide
 from secateur.planning.plan import Plan
@@ -172,8 +174,22 @@ def make_plan(
         return plan_of(candidates, request, {}, given_keep(candidates, keep, remove), dtype=dtype, tolerance=tolerance)
     values = _scores(candidates, by.rule, scores, data=data, loss=as_loss(loss), seed=seed)
     same_scale = comparable if by.rule is None else by.rule.comparable
-    chosen = decide(candidates, values, request, comparable=same_scale, curves=curves)
+    chosen = _chosen(candidates, values, request, data, comparable=same_scale, curves=curves)
     return plan_of(candidates, request, values, chosen, dtype=dtype, tolerance=tolerance)
+
+
+def _chosen(
+    candidates: Candidates,
+    values: Mapping[str, Tensor],
+    request: Request,
+    data: Data | None,
+    *,
+    comparable: bool,
+    curves: Curves | None,
+) -> Keep:
+    """The decision; of several processes that of the first, which alone measures where a latency is asked for."""
+    decision = partial(decide, candidates, values, request, comparable=comparable, curves=curves)
+    return data.processes.decided(decision, values) if isinstance(data, Share) else decision()
 
 
 class _Decider(NamedTuple):

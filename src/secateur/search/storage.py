@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 STUDY, ABOUT = "secateur", "about"
 BEAT, GRACE = 15, 60  # seconds between two signs of life of a worker, and without one until its trial is given up
+LOCK = 0x5EC47E  # number of the lock under which tables are made
+SOON = 0.5  # seconds until a worker looks again for what another one is making
 WAIT = 60  # seconds that a worker waits for another one's write
 Samplers = Literal["tpe", "nsga2", "random", "descent"]
 
@@ -36,7 +38,12 @@ def require_optuna() -> None:
 
 
 def opened(storage: str | Path, goals: Goals, about: str) -> Study:
-    """The study of a search, made where it is missing.
+    """The study of a search, made where it is missing; see `opened_first`."""
+    return opened_first(storage, goals, about)[0]
+
+
+def opened_first(storage: str | Path, goals: Goals, about: str) -> tuple[Study, bool]:
+    """The study of a search, and whether it was made here: of workers that begin at once, by one of them.
 
     Raises:
         RecipeError: the storage holds a search for something else.
@@ -46,10 +53,12 @@ def opened(storage: str | Path, goals: Goals, about: str) -> Study:
     directions = ["maximize" if name in goals.higher else "minimize" for name in goals.names]
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study: Study = optuna.create_study(
-            study_name=STUDY, storage=_storage(storage), directions=directions,
-            load_if_exists=True,
-        )  # fmt: skip
+        place, first = _storage(storage), True
+        try:
+            study: Study = optuna.create_study(study_name=STUDY, storage=place, directions=directions)
+        except optuna.exceptions.DuplicatedStudyError:
+            assert place is not None  # a study in memory is always a new one
+            study, first = optuna.load_study(study_name=STUDY, storage=place), False
     # Two that begin at once write the same; whoever comes with something else is refused.
     if study.user_attrs.get(ABOUT, about) != about:
         raise RecipeError(
@@ -58,7 +67,7 @@ def opened(storage: str | Path, goals: Goals, about: str) -> Study:
             hint="Use another --out or storage, or the same as before.",
         )
     study.set_user_attr(ABOUT, about)
-    return study
+    return study, first
 
 
 def _storage(storage: str | Path) -> BaseStorage | None:
@@ -67,20 +76,52 @@ def _storage(storage: str | Path) -> BaseStorage | None:
     optuna = import_module("optuna")
     if "://" not in str(storage):
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    url = str(storage) if "://" in str(storage) else f"sqlite:///{Path(storage).absolute()}"
+    url = url_of(storage)
     # Without waiting a second worker would fail on the first one's write.
     more = {"connect_args": {"timeout": WAIT}} if url.startswith("sqlite") else {}
     try:
-        made: BaseStorage = optuna.storages.RDBStorage(
-            url, engine_kwargs=more, heartbeat_interval=BEAT, grace_period=GRACE
-        )
+        with _one_at_a_time(url):
+            made: BaseStorage = optuna.storages.RDBStorage(
+                url, engine_kwargs=more, heartbeat_interval=BEAT, grace_period=GRACE
+            )
     except Exception as error:
         # Drivers raise what they like; none of it says what to do.
-        hint = "Is the server there, and its driver installed (psycopg for PostgreSQL)?"
+        hint = "Is the server there, and its driver installed? For PostgreSQL: pip install 'secateur[postgres]'"
         raise UnsupportedError(
             f"the storage {url.split('@')[-1]} cannot be opened", why=str(error)[:300], hint=hint
         ) from error
     return made
+
+
+@contextlib.contextmanager
+def _one_at_a_time(url: str) -> Iterator[None]:
+    """Workers that come to an empty database at once would all make its tables, and all but one fail."""
+    if not url.startswith("postgresql"):
+        yield
+        return
+    sqlalchemy = import_module("sqlalchemy")
+    engine = sqlalchemy.create_engine(url)
+    try:
+        # Outside of any transaction: the lock belongs to the connection and goes with it.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as line:
+            line.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({LOCK})"))
+            yield
+            line.execute(sqlalchemy.text(f"SELECT pg_advisory_unlock({LOCK})"))
+    finally:
+        engine.dispose()
+
+
+def url_of(storage: str | Path) -> str:
+    """The storage as Optuna names it; PostgreSQL by psycopg, unless the URL names another driver.
+
+    Example:
+        >>> url_of("postgresql://me@host/study")
+        'postgresql+psycopg://me@host/study'
+    """
+    url = str(storage) if "://" in str(storage) else f"sqlite:///{Path(storage).absolute()}"
+    kind, _, rest = url.partition("://")
+    # The driver that SQLAlchemy would take is an older one, which is not the one of our extra.
+    return f"postgresql+psycopg://{rest}" if kind in ("postgresql", "postgres") else url
 
 
 def sampler_of(name: Samplers, seed: int) -> BaseSampler:

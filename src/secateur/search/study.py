@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +31,7 @@ from secateur.search.descent import Bound, Descent
 from secateur.search.front import Goals, Values, front, recommended
 from secateur.search.sensitivity import sensitivity
 from secateur.search.space import SENSITIVITY, Params, RecipeSpace, load_space
-from secateur.search.storage import Samplers, opened, quiet, require_optuna, sampler_of
+from secateur.search.storage import SOON, Samplers, opened_first, quiet, require_optuna, sampler_of
 from secateur.types import Advance, Data, Example, Json, Judge, Loss
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 RECIPE, FALL = "recipe", "fall"  # what a trial keeps beside Optuna's own
+LONGEST = 10.0  # seconds that a worker waits for the start of a study that another one has made
 COSTS = ("macs", "params", "nonzero", "size", "latency_ms")
 
 
@@ -96,6 +97,7 @@ def search(
     loss: Loss | None = None,
     seed: int = 0,
     progress: Advance | None = None,
+    crew: Callable[[], int] | None = None,
 ) -> SearchResult:
     """Search for recipes that trade quality for cost best on the user's own model and data.
 
@@ -123,6 +125,8 @@ def search(
         loss: as for `prune`.
         seed: of the sampler; recipes have their own.
         progress: called as ``progress(done, total)``.
+        crew: evaluates in the place of this process, once the study is there: has others search in the same storage,
+            and returns how many trials they have made.
 
     Returns:
         All results of the study, the front and the recommended one.
@@ -145,14 +149,14 @@ def search(
     about = stable_hash(
         [hash_model(model), hash_batches(objective.selection.batches), found.to_data(), list(goals.names)]
     )
-    study = opened(storage, goals, about)
+    study, first = opened_first(storage, goals, about)
     worker = _Worker(objective, found, goals, study, given, example)
     if bound is not None:
         made = worker.descend(bound, minutes, trials, progress)
         return _result(study, goals, made, str(storage))
     # The first worker draws by the seed; with one seed for all, they would propose the same recipes at the same time.
-    study.sampler = sampler_of(sampler, seed if worker.begins() else seed + os.getpid())
-    made = worker.run(minutes, trials, progress)
+    study.sampler = sampler_of(sampler, seed if worker.begins(first=first) else seed + os.getpid())
+    made = worker.run(minutes, trials, progress) if crew is None else crew()
     return _result(study, goals, made, str(storage))
 
 
@@ -166,15 +170,24 @@ class _Worker:
         self._given, self._example = given, example
         self._curves: dict[str, Json] = {}
 
-    def begins(self) -> bool:
-        """Whether the study begins here; then what is known to be sound comes first, for all workers."""
-        if self.study.user_attrs.get("begun"):
+    def begins(self, *, first: bool) -> bool:
+        """Whether the study begins here; then what is known to be sound comes first, for all workers.
+
+        Args:
+            first: whether this worker has made the study.
+        """
+        # Whoever comes second waits for the start; if the first died before it, it is made by those who waited.
+        waits = 0 if first else LONGEST
+        while not (begun := bool(self.study.user_attrs.get("begun"))) and waits > 0:
+            time.sleep(SOON)
+            waits -= SOON
+        if begun:
             return False
-        self.study.set_user_attr("begun", True)
         for params in self.space.starts():
             self.study.enqueue_trial(params, skip_if_exists=True)
             if self.space.spreads_by_curves:
                 self.study.enqueue_trial({**params, "allocation": SENSITIVITY}, skip_if_exists=True)
+        self.study.set_user_attr("begun", True)
         return True
 
     def run(self, minutes: float | None, trials: int | None, progress: Advance | None) -> int:

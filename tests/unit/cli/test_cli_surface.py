@@ -58,7 +58,7 @@ FLAGS = {
     "resume": COMMON,
     "search": COMMON
     | {"--data", "--space", "--out", "--objectives", "--minutes", "--trials", "--sampler", "--to", "--storage"}
-    | {"--device", "--seed", "--threads"},
+    | {"--ray", "--workers", "--device", "--seed", "--threads"},
     "lottery": COMMON
     | {"--data", "--out", "--recipe", "--set", "--rate", "--rewind", "--seeds", "--controls", "--threads"},
     "doctor": COMMON,

@@ -56,6 +56,7 @@ class ActivationVariance(Criterion):
     best_for: ClassVar[str] = "cuts that are followed by constant folding, least squares or fine-tuning"
     granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     def _score(self, context: Context) -> dict[str, Tensor]:
         assert context.data is not None

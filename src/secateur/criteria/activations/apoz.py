@@ -63,6 +63,7 @@ class APoZ(Criterion):
     granularities: ClassVar[tuple[str, ...]] = SLICES
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     epsilon: float = 0.0
 

@@ -81,6 +81,7 @@ class Lasso(Criterion):
     best_for: ClassVar[str] = "channels of convolutional networks that are refitted instead of retrained"
     granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     positions: int | None = 16
     stages: int = 4

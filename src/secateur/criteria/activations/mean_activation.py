@@ -67,6 +67,7 @@ class MeanActivation(Criterion):
     best_for: ClassVar[str] = "networks with ReLU or GELU, and data without labels"
     granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     norm: Literal["l1", "l2"] = "l1"
 

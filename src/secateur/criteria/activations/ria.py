@@ -58,6 +58,7 @@ class RIA(Criterion):
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "weights and n:m patterns of language models, without fine-tuning"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     power: float = 0.5
 

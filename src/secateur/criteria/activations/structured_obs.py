@@ -58,6 +58,7 @@ class StructuredOBS(Criterion):
     best_for: ClassVar[str] = "neurons, heads and channels that are refitted instead of retrained"
     granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     positions: int | None = 16
     damping: float = 1e-4

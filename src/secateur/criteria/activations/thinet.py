@@ -50,6 +50,7 @@ class ThiNet(Criterion):
     best_for: ClassVar[str] = "channels of convolutional networks that are refitted or fine-tuned"
     granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     positions: int | None = 16
 

@@ -73,6 +73,7 @@ class Wanda(Criterion):
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "weights and n:m patterns of language models, scope row, without fine-tuning"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     def contributions(self, context: Context) -> dict[str, Tensor]:
         """|w_ij| ||x_j||, float64 on the weights' device."""

@@ -12,6 +12,7 @@ from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss
 from secateur.criteria.sums import reduce_spans
 from secateur.errors import RecipeError
+from secateur.model.share import over_processes
 from secateur.registry import one_of
 from secateur.statistics.curvature.fisher_information import each_sample, fisher_diagonal
 from secateur.statistics.curvature.hessian import Diagonal
@@ -70,6 +71,7 @@ class Fisher(DiagonalCriterion):
     best_for: ClassVar[str] = "networks that do not fit their data fully; a cheap second-order score"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     labels: Literal["data", "model"] = "data"
     draws: int = 1
@@ -120,4 +122,5 @@ class Fisher(DiagonalCriterion):
             seed=context.seed,
             progress=context.progress,
         )
+        total, count = over_processes(data, total, count)
         return {name: tensor / (2 * count) for name, tensor in total.items()}

@@ -12,7 +12,8 @@ from torch import Tensor
 from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.curvature.diagonal import data_and_loss
 from secateur.criteria.sums import counts
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, UnsupportedError
+from secateur.model.share import Share
 from secateur.registry import one_of
 from secateur.statistics.curvature.damping import FRACTIONS, GRID
 from secateur.statistics.curvature.inverse import damped_cholesky
@@ -87,6 +88,7 @@ class KroneckerCurvature(Criterion):
     speed: ClassVar[str] = "slow: about one epoch per output; slopes='sampled' or 'data': five"
     best_for: ClassVar[str] = "filters, neurons and heads, whose weights act together"
     comparable: ClassVar[bool] = True
+    shares: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     form: Literal["obd", "obs", "ekfac"] = "obd"
@@ -133,6 +135,10 @@ class KroneckerCurvature(Criterion):
         if self.form != "obs" or self.damping != "auto":
             return self._scores(context, self.factors(context), 1.0 if self.damping == "auto" else self.damping)
         data, loss = data_and_loss(context, "K-FAC")
+        if isinstance(data, Share):
+            raise UnsupportedError(
+                "damping='auto' tries its choice on samples of one process", hint="give a number, for example 1e-3"
+            )
         rest, kept = set_aside(context.model, data, HELD_OUT)
         factors = self.factors(replace(context, data=rest))
         if not kept:

@@ -59,6 +59,7 @@ class Gradient(CoupledCriterion):
     speed: ClassVar[str] = "medium: one epoch over the scoring data"
     best_for: ClassVar[str] = "growing weights back; as a control of taylor"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
+    shares: ClassVar[bool] = True
 
     norm: Literal["l1", "l2"] = "l1"
     reduce: Literal["sum", "mean"] = "sum"

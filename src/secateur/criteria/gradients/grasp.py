@@ -17,6 +17,7 @@ from secateur.criteria.gradients.loss_gradient import (
     unit_values,
     walk,
 )
+from secateur.model.share import over_processes
 from secateur.registry import one_of
 from secateur.statistics.gradients.per_sample import hessian_vector_product
 
@@ -74,6 +75,7 @@ class Grasp(CoupledCriterion):
     speed: ClassVar[str] = "medium: three to five epochs over the scoring data"
     best_for: ClassVar[str] = "pruning before training"
     comparable: ClassVar[bool] = True
+    shares: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
 
     keep: Literal["published", "largest"] = "published"
@@ -103,6 +105,7 @@ class Grasp(CoupledCriterion):
             found = hessian_vector_product(context.model, loss_of(context), batch, list(vector), vector)
             for name, value in found.items():
                 total[name].add_(accumulable(value), alpha=size)
+        total, samples = over_processes(context.data, total, samples)
         for name, value in total.items():
             require_finite_gradient(value, name)
         return {name: value / samples for name, value in total.items()}

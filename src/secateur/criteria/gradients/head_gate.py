@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.base import Context, register
-from secateur.criteria.gradients.loss_gradient import LossCriterion, accumulable, unit_values
+from secateur.criteria.gradients.loss_gradient import LossCriterion, accumulable, everywhere_reached, unit_values
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.errors import RecipeError
+from secateur.model.share import over_processes
 from secateur.registry import one_of
 
 
@@ -66,6 +67,7 @@ class HeadImportance(LossCriterion):
     speed: ClassVar[str] = "medium: less than one epoch over the scoring data"
     best_for: ClassVar[str] = "attention heads"
     comparable: ClassVar[bool] = True
+    shares: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
     granularities: ClassVar[tuple[str, ...]] = ("head", "head_dim", "neuron", "channel")
 
@@ -110,5 +112,6 @@ class HeadImportance(LossCriterion):
             for group in context.groups:
                 unit = unit_values(product, group, self.roles)
                 total[group.name] += size * (unit.abs() if self.reduce == "per-batch" else unit)
-        self.complete(reached, parameters)
+        self.complete(everywhere_reached(context.data, reached, parameters), parameters)
+        total, samples = over_processes(context.data, total, samples)
         return {name: value.abs() / samples for name, value in total.items()}

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Context, Criterion
 from secateur.criteria.sums import counts
-from secateur.errors import InputError, NonFiniteError
+from secateur.errors import InputError, NonFiniteError, UnsupportedError
 from secateur.model.call import default_loss, describe
 from secateur.model.kernels import exact_derivatives
+from secateur.model.share import everywhere, over_processes
 from secateur.registry import listed, one_of
 from secateur.statistics.gradients.functional import batches, require_finite_loss
-from secateur.types import Batch, Group, Loss
+from secateur.types import Batch, Data, Group, Loss
 
 WEIGHTS = frozenset({"out", "in", "self"})
 ROLES = {
@@ -33,6 +34,28 @@ ROLES = {
 
 class StationaryWarning(UserWarning):
     """The mean gradient is -lambda w: first-order scores rank as magnitude."""
+
+
+class MeanGradients:
+    """Stands for data of which nothing is known but the gradient of the mean loss.
+
+    Args:
+        by_name: parameter name -> gradient.
+    """
+
+    def __init__(self, by_name: Mapping[str, Tensor]) -> None:
+        self.by_name = by_name
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Refuse to be read.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            "of a sharded model's data only the mean gradient is known, and the criterion asks for more",
+            hint="gradient, snip and taylor with reduce signed, abs, mean or squared need no more; or weights alone",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +114,16 @@ class LossCriterion(Criterion):
     def mean_gradient(self, context: Context) -> dict[str, Tensor]:
         """Gradient of the mean loss over the data, by parameter name, in float32 or the wider dtype."""
         parameters = self.trainable(context)
+        if isinstance(context.data, MeanGradients):
+            known = context.data.by_name
+            return self.complete({name: known[name] for name in parameters if name in known}, parameters)
         total: dict[str, Tensor] = {}
         samples = 0
         for gradient, size in self.batch_gradients(context, parameters):
             samples += size
             for name, value in gradient.items():
                 total[name] = total[name].add_(value, alpha=size) if name in total else value * size
+        total, samples = over_processes(context.data, total, samples)
         return self.complete({n: t / samples for n, t in total.items()}, parameters)
 
     def batch_gradients(
@@ -267,6 +294,15 @@ def refuse_unused(names: Sequence[str]) -> None:
             why="no batch gave these parameters a gradient",
             hint="protect them, do not detach the loss, or set unused='zero' if that is what they are worth",
         )
+
+
+def everywhere_reached(
+    data: Data | None, found: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What was found, with zeros for parameters that only other processes' batches have reached."""
+    unreached = everywhere(data, [name for name in parameters if name not in found])
+    missing = [name for name in parameters if name not in found and name not in unreached]
+    return {**found, **{name: torch.zeros_like(parameters[name]) for name in missing}}
 
 
 def warn_if_stationary(gradient: Mapping[str, Tensor], weights: Mapping[str, Tensor], groups: Sequence[Group]) -> None:

@@ -62,6 +62,7 @@ class Snip(CoupledCriterion):
     best_for: ClassVar[str] = "pruning before training, at moderate sparsity"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     reduce: Literal["abs", "signed"] = "abs"
     share: bool = False

@@ -13,12 +13,14 @@ from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
+    everywhere_reached,
     unit_values,
     warn_if_stationary,
 )
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.criteria.sums import Reduction, reduce_spans
 from secateur.model.guard import guard
+from secateur.model.share import over_processes
 from secateur.registry import one_of
 from secateur.types import Group
 
@@ -96,6 +98,7 @@ class Taylor(CoupledCriterion):
     best_for: ClassVar[str] = "channels, heads and neurons of a trained network, across layers"
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "zero_lowest"})
+    shares: ClassVar[bool] = True
 
     reduce: Literal["auto", "signed", "abs", "mean", "squared", "per-sample", "per-batch"] = "auto"
     coupled: Literal["all", "out", "in"] = "in"
@@ -156,5 +159,6 @@ class Taylor(CoupledCriterion):
             for group in context.groups:
                 square = unit_values(product, group, None).square() * size
                 total[group.name] = total[group.name] + square if group.name in total else square
-        self.complete(reached, parameters)
+        self.complete(everywhere_reached(context.data, reached, parameters), parameters)
+        total, samples = over_processes(context.data, total, samples)
         return {name: value / samples for name, value in total.items()}

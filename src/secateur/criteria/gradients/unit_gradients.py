@@ -26,6 +26,7 @@ from secateur.criteria.gradients.loss_gradient import (
 )
 from secateur.criteria.gradients.taps import Listener, Tap, find_taps
 from secateur.criteria.sums import counts
+from secateur.model.share import everywhere, over_processes
 from secateur.statistics.gradients.functional import samples_of
 from secateur.statistics.gradients.per_sample import Way, iterate_per_sample_gradients
 from secateur.types import Batch, Group
@@ -70,6 +71,7 @@ def mean_over_samples(
             for name, value in rows.items():
                 more = power(value).sum(0)
                 found[name] = found[name] + more if name in found else more
+        found, samples = over_processes(context.data, found, samples)
         total |= {name: value / samples for name, value in found.items()}
     return total
 
@@ -88,7 +90,7 @@ def _single_weights(
             for name, value in products.items():
                 require_finite_gradient(value, name)
             yield {g.name: unit_values(products, g, roles, batch=True) for g in context.groups}
-    refuse_unused(unreached)
+    refuse_unused(everywhere(context.data, unreached))
 
 
 def per_sample_units(
@@ -133,7 +135,7 @@ def per_sample_units(
         for name, value in total.items():
             require_finite_gradient(value, name)
         yield total
-    refuse_unused(unreached)
+    refuse_unused(everywhere(context.data, unreached))
 
 
 def _counted(group: Group, roles: frozenset[str] | None, names: Sequence[str]) -> Group:

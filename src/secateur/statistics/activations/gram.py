@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import ResourceError, UnsupportedError
+from secateur.model.memory import require_room
 from secateur.statistics.activations.input_norms import CONVOLUTIONS
 from secateur.statistics.activations.observe import Flow, Site, argument, consumer_sites
-from secateur.statistics.activations.streams import Statistic, finite, gather
+from secateur.statistics.activations.streams import Statistic, Total, finite, gather, whole
 from secateur.structure.rules.base import base_name
 from secateur.structure.trace import Step, Trace
 from secateur.types import Data, Group
@@ -199,6 +200,14 @@ class Gram(Statistic):
         self.total = self.total.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ rows_gNk
         self.rows += rows_gNk.shape[1]
 
+    def join(self, total: Total) -> None:
+        """Add up products and rows."""
+        self.total, self.rows = total(self.total), whole(total, self.rows)
+
+    def passed(self, samples: int) -> None:
+        """The places of a sample go by its number in the whole data, whoever takes it."""
+        self._sampler.samples += samples
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -243,10 +252,10 @@ def readings(
 
     Raises:
         UnsupportedError: a consumer that is no linear layer or plain convolution.
-        ResourceError: a consumer with more than 8192 columns.
+        ResourceError: a consumer with more than 8192 columns, or more memory than is free.
 
     Cost:
-        One forward pass over the data and N k^2 multiplications per consumer; k^2 numbers of 8 bytes each.
+        One forward pass over the data and N k^2 multiplications per consumer; twice k^2 numbers of 8 bytes each.
     """
     groups = list(groups)
     where: dict[Site, Geometry] = {}
@@ -263,6 +272,11 @@ def readings(
                     f"the Gram matrix of {site.weight!r} would have {columns} columns, the most is {MAX_COLUMNS}",
                     hint=f"protect group {site.group!r}, or score it with another criterion",
                 )
+        shapes = [where[site].columns(site.unit).shape for site in sites]
+        # The sum, and its mean on the CPU, which is what the criterion works on.
+        wanted = 2 * 8 * sum(groups_of * columns**2 for groups_of, columns in shapes)
+        hint = "score fewer groups at a time (protect), or take a criterion that needs no such matrices, as 'taylor'"
+        require_room(f"{len(sites)} Gram matrices", wanted, torch.device("cpu"), hint=hint)
         return sites
 
     def make(site: Site) -> Statistic:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from secateur.errors import NonFiniteError
 from secateur.model.call import to_example
 from secateur.model.samples import map_rows
+from secateur.model.share import Share
 from secateur.statistics.activations.observe import Observer, Site
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
@@ -23,6 +24,7 @@ from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group
 
 Find = Callable[[Trace], Sequence[Site]]
+Total = Callable[[Tensor], Tensor]
 LEARN = 2  # samples of the first batch on which the calls are learned
 
 
@@ -32,6 +34,13 @@ class Statistic(ABC):
     @abstractmethod
     def add(self, value: Tensor, dim: int) -> None:
         """Take in the activations of one batch; `dim` holds the positions."""
+
+    @abstractmethod
+    def join(self, total: Total) -> None:
+        """Become the statistic of all processes; `total` adds up a tensor of theirs."""
+
+    def passed(self, samples: int) -> None:  # noqa: B027 - most statistics do not count samples
+        """Hear of samples that another process takes in."""
 
 
 def gather(
@@ -70,9 +79,17 @@ def gather(
         found[site].add(value, site.dim)
 
     total = len(data) if isinstance(data, Sized) else 0
+    before = 0  # samples of others, ahead of the first batch of this process
+
+    def passed(samples: int) -> None:
+        nonlocal before
+        before += samples if observer is None else 0
+        for statistic in found.values():
+            statistic.passed(samples)
+
     # Around all batches, so that what a forward leaves behind is put back once and not per batch.
     with quiet(model):
-        for number, (batch, size) in enumerate(batches(model, data), start=1):
+        for number, (batch, size) in enumerate(batches(model, data, passed), start=1):
             example = to_example(batch)
             if observer is None:
                 if trace is None:
@@ -80,6 +97,8 @@ def gather(
                     trace = capture(model, few_samples(example, size))
                 sites = list(find(trace))
                 found.update({site: make(site) for site in sites})
+                for statistic in found.values():
+                    statistic.passed(before)
                 observer = Observer(
                     model, trace, sites, last=True
                 )  # the forward ends behind the last site: heads and losses are never run
@@ -87,6 +106,9 @@ def gather(
             if progress is not None:
                 progress(number, max(total, number))
     assert trace is not None
+    if isinstance(data, Share):
+        for statistic in found.values():
+            statistic.join(data.summed)
     return trace, found
 
 
@@ -128,6 +150,11 @@ class Norms(Statistic):
         self.total = norm if self.total is None else self.total + norm
         self.count += value.numel() // max(value.shape[dim], 1)
 
+    def join(self, total: Total) -> None:
+        """Add up sums and counts."""
+        assert self.total is not None
+        self.total, self.count = total(self.total), whole(total, self.count)
+
     def sums(self) -> Tensor:
         """Float64 [p].
 
@@ -159,6 +186,11 @@ class Zeros(Statistic):
         self.zeros = zeros if self.zeros is None else self.zeros + zeros
         self.count += count
 
+    def join(self, total: Total) -> None:
+        """Add up counts."""
+        assert self.zeros is not None
+        self.zeros, self.count = total(self.zeros), whole(total, self.count)
+
 
 class Moments(Statistic):
     """Per position mean and sum of squared deviations, merged without cancellation."""
@@ -182,6 +214,18 @@ class Moments(Statistic):
         self.squares = self.squares.to(mean.device) + spread.square() + delta.square() * (self.count * n / total)
         self.mean = self.mean.to(mean.device) + delta * (n / total)
         self.count = total
+
+    def join(self, total: Total) -> None:
+        """The mean of all first: deviations are then taken from it, and nothing cancels."""
+        count = whole(total, self.count)
+        mean = total(self.mean * self.count) / count
+        self.squares = total(self.squares + self.count * (self.mean - mean).square())
+        self.mean, self.count = mean, count
+
+
+def whole(total: Total, count: int) -> int:
+    """A count, added up over processes."""
+    return int(total(torch.tensor(count)))
 
 
 def finite(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import UnsupportedError
 from secateur.model import call
 from secateur.model.kernels import exact_derivatives
+from secateur.model.share import Share, over_processes
 from secateur.statistics.curvature.hessian import Diagonal
 from secateur.statistics.curvature.output_curvature import output_and_loss
 from secateur.statistics.gradients.functional import Tensors, batches, parameters
@@ -70,6 +71,7 @@ def fisher_diagonal(
     count = each_sample(
         model, loss, data, list(total), squares, labels=labels, draws=draws, seed=seed, progress=progress
     )
+    total, count = over_processes(data, total, count)
     values = {name: tensor / count for name, tensor in total.items()}
     return Diagonal(values, dict.fromkeys(values, "fisher"), samples=count)
 
@@ -104,6 +106,10 @@ def each_sample(
         Number of samples.
     """
     names = list(names)
+    if labels == "model" and isinstance(data, Share):
+        raise UnsupportedError(
+            "labels='model' draws one stream of labels, which processes cannot share", hint="use labels='data'"
+        )
     generator = torch.Generator().manual_seed(seed)
     count, right, judged, largest = 0, 0, 0, 0.0
     for number, (batch, size) in enumerate(batches(model, data)):

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
 from secateur.model.kernels import exact_derivatives
+from secateur.model.memory import require_room
+from secateur.model.share import Share, over_processes
 from secateur.statistics.curvature.gauss_newton_matrix import TAPED, Pulled, pull_back
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker
 from secateur.statistics.gradients.functional import Tensors, batches, parameters, samples_of
@@ -91,6 +93,7 @@ def kronecker_factors(
 
     Raises:
         UnsupportedError: a layer is called more than once, or not with the samples first.
+        ResourceError: the factors need more memory than is free.
 
     Cost:
         As many backward passes as outputs ("exact") or one, and J^2 + O^2 numbers per layer; twice that with
@@ -102,6 +105,10 @@ def kronecker_factors(
         George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018.
     """
     names = list(names)
+    if slopes == "sampled" and isinstance(data, Share):
+        raise UnsupportedError(
+            "slopes='sampled' draws one stream of signs, which processes cannot share", hint="use 'exact' or 'data'"
+        )
     held = parameters(model, names)
     owner = LayerTape(model, names).owner
     weights = [n for n, (module, slot) in owner.items() if slot == "weight" and isinstance(module, LAYERS)]
@@ -110,6 +117,7 @@ def kronecker_factors(
     held = {name: held[name] for name in weights}
     if not held:
         return {}
+    _require_room(held, bias_of, {name: owner[name][0] for name in weights})
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     count, positions = 0, dict.fromkeys(weights, 0)
     picks = root_picker(1 if slopes == "sampled" else None, torch.Generator().manual_seed(seed))
@@ -122,6 +130,7 @@ def kronecker_factors(
         count += size
         if progress:
             progress(number + 1, 0)
+    sums, positions, count = _of_all(data, sums, positions, count)
     found = {n: Factors(n, bias_of[n], a / positions[n], s / count) for n, (a, s) in sums.items()}
     if not spectrum:
         return found
@@ -133,7 +142,30 @@ def kronecker_factors(
         for name, a_GJP, slope in _layers(pulled, bias_of):
             part = _rotated_squares(a_GJP, slope, pulled.sign, *bases[name])
             squares[name] = squares[name] + part if name in squares else part
+    squares, _ = over_processes(data, squares, 0)
     return {n: Factors(n, f.bias, f.a_GJJ, f.s_GOO, squares[n] / count) for n, f in found.items()}
+
+
+def _require_room(held: Tensors, bias_of: dict[str, str], modules: dict[str, nn.Module]) -> None:
+    """Both factors of every layer, and those of the batch that is added to them."""
+    wanted = 0
+    for name, weight in held.items():
+        groups = int(getattr(modules[name], "groups", 1))
+        wide, rows = weight[0].numel() + bool(bias_of[name]), len(weight) // groups
+        wanted += 2 * 8 * groups * (wide**2 + rows**2)
+    hint = "score fewer layers at a time (protect), or take criterion fisher, whose memory is that of the weights"
+    require_room("Kronecker factors", wanted, next(iter(held.values())).device, hint=hint)
+
+
+def _of_all(
+    data: Data, sums: dict[str, tuple[Tensor, Tensor]], positions: dict[str, int], count: int
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, int], int]:
+    """Sums, positions and samples of all processes that share the data."""
+    counts = {name: torch.tensor(number) for name, number in positions.items()}
+    inputs, total = over_processes(data, {name: a for name, (a, _) in sums.items()}, count)
+    slopes, _ = over_processes(data, {name: s for name, (_, s) in sums.items()}, 0)
+    counts, _ = over_processes(data, counts, 0)
+    return {n: (inputs[n], slopes[n]) for n in inputs}, {n: int(number) for n, number in counts.items()}, total
 
 
 def _pulls(

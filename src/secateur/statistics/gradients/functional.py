@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from secateur.errors import InputError, NonFiniteError
 from secateur.model import call, samples
+from secateur.model.share import walk
 from secateur.types import Batch, Data, Loss
 
 Tensors = dict[str, Tensor]
@@ -80,16 +81,24 @@ def require_finite_loss(value: Tensor, number: int) -> None:
         )
 
 
-def batches(model: nn.Module, data: Data) -> Iterator[tuple[Batch, int]]:
+def batches(model: nn.Module, data: Data, passed: Callable[[int], None] | None = None) -> Iterator[tuple[Batch, int]]:
     """The batches of the data on the model's device, each with its number of samples.
+
+    Args:
+        model: says the device.
+        data: batches; of a `Share` only those of this process come.
+        passed: called with the number of samples of every batch that another process takes.
 
     Raises:
         InputError: the data holds no batch.
     """
     device, empty = call.device_of(model), True
-    for batch in data:
+    for batch, mine in walk(data):
         empty = False
-        yield call.to_device(batch, device), samples.batch_size_of(batch)
+        if mine:
+            yield call.to_device(batch, device), samples.batch_size_of(batch)
+        elif passed is not None:
+            passed(samples.batch_size_of(batch))
     if empty:
         raise InputError("the data holds no batch", hint="give an iterable of at least one batch")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model import call
+from secateur.model.memory import require_room
 from secateur.statistics.gradients.functional import CountedBatch, batches, parameters, samples_of
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.types import Data, Loss
@@ -45,6 +46,7 @@ def gradient_rows(
 
     Raises:
         InputError: the data cannot be read twice or is empty.
+        ResourceError: the rows need more memory than is free.
 
     Cost:
         One backward pass per row; rows x weights numbers.
@@ -52,6 +54,11 @@ def gradient_rows(
     call.require_reiterable(data, "choosing samples evenly")
     total = sum(size for _, size in batches(model, data))
     wanted = min(rows + held, total)
+    like = parameters(model, names).values()
+    # Twice: the rows of the samples, and all of them as one matrix.
+    hint = "take fewer gradients (gradients=), score fewer layers (protect), or take criterion fisher"
+    room = 2 * min(rows, wanted) * sum(tensor.numel() * tensor.element_size() for tensor in like)
+    require_room(f"{min(rows, wanted)} gradients of single samples", room, call.device_of(model), hint=hint)
     chosen = torch.linspace(0, total - 1, wanted, dtype=torch.float64).round().long()
     apart = min(held, wanted // 5)
     aside = torch.zeros(wanted, dtype=torch.bool)
