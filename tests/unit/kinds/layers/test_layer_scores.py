@@ -148,6 +148,7 @@ def test_greedy_order_is_the_brute_force_one(turns):
     assert found.argsort().tolist() == gone + sorted(rest, key=losses.__getitem__)
 
 
+@pytest.mark.slow
 def test_greedy_removal_from_a_language_model_is_that_by_perplexity():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(3)
