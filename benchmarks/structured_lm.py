@@ -2,11 +2,16 @@
 
     python benchmarks/structured_lm.py MODEL_FOLDER VALID_TXT TEST_TXT --out FILE [--cases NAME...] [--share 0.25]
                                        [--sequences 8] [--tokens 256] [--test-sequences 12] [--threads 1]
+                                       [--recover STEPS --recover-cases NAME... --rate 3e-4]
 
 A quarter of the parameters inside the blocks goes (--share); embeddings stay. Every case is one line of JSON:
 perplexity on the test file, share of the decoder that really went (widths come in steps), parameters that are left, and
 seconds of the processor. Lines are appended at once, and cases that stand in the file are skipped, so a run that was
-interrupted goes on. Nothing is trained. Every result is saved, and loaded by from_pretrained before it is measured.
+interrupted goes on. Every result is saved, and loaded by from_pretrained before it is measured.
+
+With --recover STEPS every case is then trained for that many steps of two sequences each, which the calibration did
+not see, by the dense model and the labels alike: the same sequences, rate and steps for all cases, behind the lines
+without. Cut models stay beside the file of results, and are trained from there.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.measure.perplexity import perplexity
+from secateur.recover import finetune
+from secateur.recover.distil import Distil
 
 DEPTH = {"granularity": "layer"}
 WIDTH = {"granularity": ["head", "neuron"]}
@@ -46,16 +53,28 @@ def main() -> None:
     text, test = (blocks_of(asked.folder, path, asked.tokens) for path in (asked.valid, asked.test))
     learn = [{"input_ids": part, "labels": part} for part in text[: asked.sequences].split(2)]
     judge = [{"input_ids": row[None]} for row in test[: asked.test_sequences]]
-    done = finished(asked.out)
-    for case in ["dense", *asked.cases]:
+    kept = asked.out.parent / f"{asked.out.stem}-models"
+    work = [(case, 0) for case in ["dense", *asked.cases]]
+    if asked.recover:
+        work += [(case, asked.recover) for case in asked.recover_cases or asked.cases]
+    for case, steps in work:
         setting = {"case": case, "share": asked.share, "tokens": asked.tokens, "sequences": asked.sequences,
-                   "test_sequences": asked.test_sequences}  # fmt: skip
-        if json.dumps(setting, sort_keys=True) in done:
+                   "test_sequences": asked.test_sequences, "steps": steps,
+                   "rate": asked.rate if steps else 0.0}  # fmt: skip
+        if json.dumps(setting, sort_keys=True) in finished(asked.out):
             continue
         model, started = load(asked.folder), time.process_time()
-        found: dict[str, object] = {}
+        folder, found = kept / slug(setting), {}
+        whole = decoder = 0
         if case != "dense":
-            model, found = pruned(model, CASES[case], asked.share, learn)
+            whole, decoder = count(model), sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
+            if steps and folder.exists():
+                model = load(str(folder))
+            else:
+                model = pruned(model, CASES[case], asked.share, learn, folder)
+            found["gone_of_decoder"] = round((whole - count(model)) / decoder, 4)
+        if steps:
+            found["loss_of_training"] = recovered(model, load(asked.folder), text[asked.sequences :], steps, asked.rate)
         seconds = time.process_time() - started
         line = {**setting, **found, "perplexity": round(perplexity(model, judge)["perplexity"], 2),
                 "params": count(model), "cpu_seconds": round(seconds, 1)}  # fmt: skip
@@ -64,11 +83,32 @@ def main() -> None:
             sink.write(json.dumps(line) + "\n")
 
 
+def slug(setting: dict[str, object]) -> str:
+    """A folder name for the cut model of a case: it is trained from there, and not cut again."""
+    found = "-".join(str(setting[name]) for name in ("case", "share", "tokens", "sequences"))
+    return found.replace(":", "").replace(" ", "_")
+
+
+def recovered(model: nn.Module, dense: nn.Module, text: Tensor, steps: int, rate: float) -> list[float]:
+    """Train by the dense model and the labels; the mean loss of the first and of the last quarter of the steps."""
+    data = [{"input_ids": part, "labels": part} for part in text[: 2 * steps].split(2)]
+    history = finetune(
+        model, data, steps=steps, optimizer={"name": "adamw", "lr": rate, "weight_decay": 0.0}, schedule="cosine",
+        warmup_steps=min(4, steps // 4), teacher=dense, distil=Distil(temperature=1.0, weight=0.5),
+    )  # fmt: skip
+    quarter = max(steps // 4, 1)
+    return [round(sum(part) / len(part), 3) for part in (history.losses[:quarter], history.losses[-quarter:])]
+
+
 def pruned(
-    model: nn.Module, steps: list[tuple[dict[str, object], float, bool]], share: float, data: list[dict[str, Tensor]]
-) -> tuple[nn.Module, dict[str, object]]:
+    model: nn.Module,
+    steps: list[tuple[dict[str, object], float, bool]],
+    share: float,
+    data: list[dict[str, Tensor]],
+    folder: Path,
+) -> nn.Module:
     """What the steps leave, by way of a folder that transformers loads alone."""
-    whole, decoder = count(model), sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
+    decoder = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
     example = {"input_ids": data[0]["input_ids"][:1, :16]}
     for decided, part, refit in steps:
         left = count(model) - share * part * decoder
@@ -77,10 +117,11 @@ def pruned(
             overrides=["measure.latency=false", "measure.quality=false"], target={"params": left / count(model)},
             expressible=True, recipe={"target": {"params": 0.5}}, **decided,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            result.save(Path(folder) / "out")
-            model = load(str(Path(folder) / "out"))
-    return model, {"gone_of_decoder": round((whole - count(model)) / decoder, 4)}
+        with tempfile.TemporaryDirectory() as temporary:
+            result.save(Path(temporary) / "out")
+            model = load(str(Path(temporary) / "out"))
+    model.save_pretrained(folder)
+    return model
 
 
 def count(model: nn.Module) -> int:
@@ -103,13 +144,13 @@ def blocks_of(folder: str, path: str, tokens: int) -> Tensor:
 def finished(path: Path) -> set[str]:
     """The settings of the cases that a file holds; a last line that a kill cut short is none."""
     found = set()
-    names = ("case", "share", "tokens", "sequences", "test_sequences")
+    names = ("case", "share", "tokens", "sequences", "test_sequences", "steps", "rate")
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found.add(json.dumps({name: row[name] for name in names}, sort_keys=True))
+        found.add(json.dumps({name: row.get(name) for name in names}, sort_keys=True))
     return found
 
 
@@ -125,6 +166,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--test-sequences", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--recover", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--recover-cases", nargs="+", default=None, choices=list(CASES), metavar="CASE")
+    parser.add_argument("--rate", type=float, default=3e-4)
     return parser.parse_args()
 
 

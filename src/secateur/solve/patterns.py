@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.errors import RecipeError
 from secateur.kinds.weights.nm import keep_pattern
+
+Scores = NDArray[np.generic]
+WORTH_THREADS = 1 << 17  # numbers below which starting threads takes longer than they save
 
 
 class Pattern(ABC):
@@ -207,12 +212,24 @@ def _sorted(score: Tensor, drop: Tensor) -> Tensor:
 
 def _selected(score: Tensor, drop: Tensor, least: int) -> Tensor:
     """As `_order_statistic`, where rows drop `least` or one more: by selection, where torch sorts."""
-    found = score.detach().numpy()
+    found, more = score.detach().numpy(), (drop > least).numpy()
+    threads = min(torch.get_num_threads(), len(found)) if found.size >= WORTH_THREADS else 1
+    if threads < 2:
+        return torch.from_numpy(_selected_rows(found, more, least))
+    # NumPy selects on one core, but lets others work meanwhile. Rows do not depend on each other.
+    parts = zip(np.array_split(found, threads), np.array_split(more, threads), strict=True)
+    with ThreadPoolExecutor(threads) as pool:
+        done = list(pool.map(lambda part: _selected_rows(*part, least), parts))
+    return torch.from_numpy(np.concatenate(done))
+
+
+def _selected_rows(found: Scores, more: Scores, least: int) -> Scores:
+    """The `least`-th lowest entry of each row, or the next one where `more` says so."""
     lower = np.full(len(found), -np.inf, dtype=found.dtype)
     if least:
         found = np.partition(found, least - 1, axis=1)
         lower = found[:, least - 1]
-    if not bool((drop > least).any()):
-        return torch.from_numpy(lower.copy())
+    if not more.any():
+        return lower.copy()
     # What lies behind the place of a selection is not sorted, but none of it is smaller.
-    return torch.from_numpy(np.where((drop > least).numpy(), found[:, least:].min(axis=1), lower))
+    return np.where(more, found[:, least:].min(axis=1), lower)

@@ -408,6 +408,17 @@ def test_every_way_to_an_order_statistic_finds_the_same(dtype):
         assert torch.equal(keep[row].nonzero().flatten(), score[row].sort(stable=True).indices[n:].sort().values)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("least", [0, 4])
+def test_an_order_statistic_does_not_depend_on_threads(monkeypatch, threads, least):
+    g = torch.Generator().manual_seed(1)
+    score = torch.randint(0, 9, (7, 12), generator=g).float()
+    drop = least + torch.randint(0, 2, (7,), generator=g)
+    monkeypatch.setattr(patterns, "WORTH_THREADS", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(patterns._selected(score, drop, least), patterns._sorted(score, drop))
+
+
 def test_hidden_states_come_back_to_the_device_they_came_from():
     from secateur.solve.blocks.hidden import HiddenStates
 

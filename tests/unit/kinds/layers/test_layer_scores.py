@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -130,17 +132,56 @@ def test_loss_increase_is_the_measured_difference():
             assert float(found[i]) == pytest.approx(loss(one) - whole, abs=1e-6)
 
 
-def test_greedy_order_is_the_brute_force_one():
+@pytest.mark.parametrize("turns", [None, 1, 2, 9])
+def test_greedy_order_is_the_brute_force_one(turns):
     model, x = deep(4), example()
     data = [(x, torch.randn(3, 5, 3))]
-    found = score(LossIncrease(greedy=True), model, x, data)["layers"]
-    gone = []
-    for turn in range(4):
+    found = score(LossIncrease(greedy=True, turns=turns), model, x, data)["layers"]
+    gone, losses = [], {}
+    for turn in range(min(turns or 4, 4)):
         rest = [i for i in range(4) if i not in gone]
         losses = {i: loss_without(model, data, None, without=[f"layers.{j}" for j in (*gone, i)]) for i in rest}
         best = min(rest, key=losses.__getitem__)
         assert int(found[best]) == turn
         gone.append(best)
+    rest = [i for i in range(4) if i not in gone]
+    assert found.argsort().tolist() == gone + sorted(rest, key=losses.__getitem__)
+
+
+@pytest.mark.slow
+def test_greedy_removal_from_a_language_model_is_that_by_perplexity():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=32, num_hidden_layers=4, initializer_range=0.3, **sizes)
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(0, 32, (4, 12))
+    data = [{"input_ids": part, "labels": part} for part in ids.split(2)]
+    (found,) = sc.score(
+        model, {"input_ids": ids[:1, :6]}, granularity="layer", criterion=LossIncrease(greedy=True, turns=2), data=data
+    ).values()
+    # By models that were built without the blocks, and a loss that is written out here.
+    gone = []
+    for _ in range(2):
+        without = {i: perplexity_without(model, ids, [*gone, i]) for i in range(4) if i not in gone}
+        gone.append(min(without, key=without.__getitem__))
+    assert found.argsort().tolist()[:2] == gone
+
+
+def perplexity_without(model, ids, gone):
+    smaller = copy.deepcopy(model)
+    smaller.model.layers = nn.ModuleList(b for i, b in enumerate(smaller.model.layers) if i not in gone)
+    smaller.config.num_hidden_layers = len(smaller.model.layers)
+    with torch.no_grad():
+        logits = smaller(input_ids=ids, use_cache=False).logits.double()
+    told = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
+    return float((-told.mean()).exp())
+
+
+def test_turns_that_mean_nothing_are_refused():
+    for options in ({"turns": 2}, {"greedy": True, "turns": 0}, {"greedy": True, "turns": 1.0}):
+        with pytest.raises(RecipeError, match="turns"):
+            LossIncrease(**options)
 
 
 @pytest.mark.parametrize(("k", "removed"), [(2, [1, 3, 5]), (3, [2, 5]), (1, list(range(1, 6)))])
