@@ -217,9 +217,9 @@ def _selected(score: Tensor, drop: Tensor, least: int) -> Tensor:
     if threads < 2:
         return torch.from_numpy(_selected_rows(found, more, least))
     # NumPy selects on one core, but lets others work meanwhile. Rows do not depend on each other.
-    parts = zip(np.array_split(found, threads), np.array_split(more, threads), strict=True)
+    parts = np.array_split(found, threads), np.array_split(more, threads)
     with ThreadPoolExecutor(threads) as pool:
-        done = list(pool.map(lambda part: _selected_rows(*part, least), parts))
+        done = list(pool.map(_selected_rows, *parts, [least] * threads))
     return torch.from_numpy(np.concatenate(done))
 
 
