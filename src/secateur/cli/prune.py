@@ -74,10 +74,8 @@ def prune(
     place = None if dry_run or crew.several else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     if settings.blocks.from_disk:
-        _refuse_beside_disk({
-            "--device": decided.device not in (None, "cpu"), "--track": track, "--metric": metric,
-            "--max-drop": limit, "--dry-run": dry_run,
-        })  # fmt: skip
+        beside = {"--device": decided.device not in (None, "cpu"), "--track": track, "--metric": metric}
+        _refuse_beside_disk({**beside, "--max-drop": limit, "--dry-run": dry_run})
         return prune_on_disk(model, data, settings, out, force=force, as_json=json)
     with crew.joined(), seed_everything(settings.seed):
         text = settings.calibration.model_dump()

@@ -32,9 +32,9 @@ from secateur.structure.worked_out import (
     OPEN,
     SEQUENCES,
     UNKNOWN,
+    Evaluator,
     Made,
     Names,
-    Reader,
     absorbing,
     bare,
     is_of_library,
@@ -57,7 +57,7 @@ WINDOWS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d",
 
 
 @dataclass(frozen=True)
-class Seen:
+class Taken:
     """What a line was given once, and what it gave.
 
     Args:
@@ -72,7 +72,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Site:
+class Spot:
     """An expression of the user's code, or a call of torch in a line of it.
 
     Args:
@@ -94,7 +94,7 @@ class Site:
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-Lines = Mapping[int, Mapping[ast.expr, Site]]  # line -> what is worked out when it runs
+Lines = Mapping[int, Mapping[ast.expr, Spot]]  # line -> what is worked out when it runs
 
 
 class Absorbed(TorchFunctionMode):
@@ -102,7 +102,7 @@ class Absorbed(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: dict[Site, dict[Seen, None]] = {}
+        self.seen: dict[Spot, dict[Taken, None]] = {}
         self.sliced: set[str] = set()  # lines that slice tensors: what those bounds do is seen there
         self._often: dict[tuple[CodeType, int], int] = {}
         self._silent: set[ast.expr] = set()  # of tensors, or what only running it would tell: so it will be again
@@ -118,7 +118,7 @@ class Absorbed(TorchFunctionMode):
             finally:
                 sys.settrace(before)
 
-    def _note(self, site: Site, seen: Seen) -> None:
+    def _note(self, site: Spot, seen: Taken) -> None:
         known = self.seen.setdefault(site, {})
         if len(known) < OFTEN:
             known.setdefault(seen)
@@ -144,7 +144,7 @@ class Absorbed(TorchFunctionMode):
         where = users_line()
         self.sliced.add(where)
         for n, (bounds, size) in enumerate(_bounds(items, _sizes(tensor))):
-            self._note(Site(where, "a slice of a tensor", "bounds", n), Seen(bounds, NONE, (size,)))
+            self._note(Spot(where, "a slice of a tensor", "bounds", n), Taken(bounds, NONE, (size,)))
 
     def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
         numbers = tuple(_whole((*args, *kwargs.values())))
@@ -152,7 +152,7 @@ class Absorbed(TorchFunctionMode):
             sizes = next((_sizes(part) for part in args if isinstance(part, Tensor)), ())
             gave = tuple(_sizes(t) for t in (result if isinstance(result, (tuple, list)) else (result,)))
             kind = "beyond" if name in BEYOND else "window"
-            self._note(Site(users_line(), name, kind), Seen(numbers, gave, sizes))
+            self._note(Spot(users_line(), name, kind), Taken(numbers, gave, sizes))
 
     # -- lines of the user's code --------------------------------------------------------------------------------
 
@@ -166,10 +166,10 @@ class Absorbed(TorchFunctionMode):
             place = frame.f_code, frame.f_lineno
             self._often[place] = self._often.get(place, 0) + 1
             if self._often[place] <= OFTEN:
-                self._work_out(Reader(known[0], frame), nodes)
+                self._work_out(Evaluator(known[0], frame), nodes)
         return self._follow
 
-    def _work_out(self, reader: Reader, nodes: Mapping[ast.expr, Site]) -> None:
+    def _work_out(self, reader: Evaluator, nodes: Mapping[ast.expr, Spot]) -> None:
         for node, site in nodes.items():
             if node in self._silent:
                 continue
@@ -221,10 +221,10 @@ def _lines(code: CodeType) -> tuple[Names, Lines] | None:
     source, inside = source_of(code), position_of_code(code)
     if source is None or inside is None:
         return None
-    lines: dict[int, dict[ast.expr, Site]] = {}
+    lines: dict[int, dict[ast.expr, Spot]] = {}
     for node in absorbing(source, code, inside):
         kind = type(node.op).__name__ if isinstance(node, ast.BinOp) else type(node).__name__
-        site = Site(f"{short(code.co_filename)}:{node.lineno}", node, kind)
+        site = Spot(f"{short(code.co_filename)}:{node.lineno}", node, kind)
         lines.setdefault(node.lineno, {})[node] = site
     return (names_in(source), lines) if lines else None
 
@@ -244,13 +244,13 @@ def key_of(value: Made) -> Key:
     return OTHER
 
 
-def _of_parts(reader: Reader, node: ast.BinOp | ast.Compare) -> Seen | None:
+def _of_parts(reader: Evaluator, node: ast.BinOp | ast.Compare) -> Taken | None:
     parts = [node.left, node.right] if isinstance(node, ast.BinOp) else [node.left, *node.comparators]
     given = tuple(key_of(reader.value(part)) for part in parts)
-    return None if OTHER in given or all(key == NONE for key in given) else Seen(given, key_of(reader.value(node)))
+    return None if OTHER in given or all(key == NONE for key in given) else Taken(given, key_of(reader.value(node)))
 
 
-def _of_slice(reader: Reader, node: ast.Subscript) -> Seen | None:
+def _of_slice(reader: Evaluator, node: ast.Subscript) -> Taken | None:
     assert isinstance(node.slice, ast.Slice)
     base = reader.value(node.value)
     bounds = [reader.value(part) for part in (node.slice.lower, node.slice.upper, node.slice.step)]
@@ -259,11 +259,11 @@ def _of_slice(reader: Reader, node: ast.Subscript) -> Seen | None:
     size = len_of(base)
     given = tuple(ALL if isinstance(size, int) and part == size else key_of(part) for part in bounds)
     if not isinstance(size, int) or NONE in given:
-        return Seen(given, NONE)
-    return Seen(given, slice(*(bare(part) for part in bounds)).indices(size))
+        return Taken(given, NONE)
+    return Taken(given, slice(*(bare(part) for part in bounds)).indices(size))
 
 
-def _of_call(reader: Reader, node: ast.Call) -> Seen | None:
+def _of_call(reader: Evaluator, node: ast.Call) -> Taken | None:
     function = node.func
     base = reader.value(function.value) if isinstance(function, ast.Attribute) else UNKNOWN
     called = reader.value(function)
@@ -277,10 +277,10 @@ def _of_call(reader: Reader, node: ast.Call) -> Seen | None:
         return None
     parts = [*node.args, *(keyword.value for keyword in node.keywords)]
     given = tuple(key_of(reader.value(part)) for part in parts)
-    return Seen(given, key_of(reader.value(node)))
+    return Taken(given, key_of(reader.value(node)))
 
 
-_SEEN: dict[type[ast.AST], Callable[[Reader, Any], Seen | None]] = {
+_SEEN: dict[type[ast.AST], Callable[[Evaluator, Any], Taken | None]] = {
     ast.BinOp: _of_parts, ast.Compare: _of_parts, ast.Subscript: _of_slice, ast.Call: _of_call,
 }  # fmt: skip
 
@@ -311,7 +311,7 @@ def absorbed(before: Absorbed, after: Absorbed) -> Iterator[str]:
         yield f"{len(lines) - MOST} more such lines: {', '.join(list(found)[MOST:])}"
 
 
-def _beside(then: Sequence[Seen], seen: Seen, now: Sequence[Seen], n: int) -> Seen | None:
+def _beside(then: Sequence[Taken], seen: Taken, now: Sequence[Taken], n: int) -> Taken | None:
     """Which of what the reference saw belongs to this: by turns where there are as many, else what has gone."""
     if len(then) == len(now):
         return then[now.index(seen)]
@@ -319,7 +319,7 @@ def _beside(then: Sequence[Seen], seen: Seen, now: Sequence[Seen], n: int) -> Se
     return gone[min(n, len(gone) - 1)] if gone else None
 
 
-def _hidden(site: Site, old: Seen, new: Seen, sliced: set[str]) -> str | None:
+def _hidden(site: Spot, old: Taken, new: Taken, sliced: set[str]) -> str | None:
     """How a number changed without a difference; None where none did, or what came of it differs as well."""
     if len(old.given) != len(new.given):
         return None
@@ -348,7 +348,7 @@ def _are_words(key: Key) -> bool:
 Pairs = Sequence[tuple[Key, Key]]
 
 
-def _comes_to_the_same(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+def _comes_to_the_same(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
     if NONE in (old.gave, new.gave):
         return site.kind in ("FloorDiv", "Mod", "Compare", "Call", "Subscript")
     # A ratio or a difference of two sizes that shrink alike is what it is meant to be.
@@ -356,7 +356,7 @@ def _comes_to_the_same(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
     return not alike and _same(old.gave, new.gave)
 
 
-def _bounds_nothing(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+def _bounds_nothing(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
     """Whether all bounds that differ lie outside of what they bound, other than at its very end, in both runs."""
     (one,), (other,) = old.sizes, new.sizes
     for a, b in pairs:
@@ -367,7 +367,7 @@ def _bounds_nothing(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
     return True
 
 
-def _is_beyond(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+def _is_beyond(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
     one, other = max(old.sizes, default=0), max(new.sizes, default=0)
     return all(
         isinstance(a, int) and isinstance(b, int) and abs(a) >= one and abs(b) >= other and (a, b) != (one, other)
@@ -375,12 +375,12 @@ def _is_beyond(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
     )
 
 
-def _is_window(site: Site, old: Seen, new: Seen, pairs: Pairs) -> bool:
+def _is_window(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
     follows = all(a in old.sizes and b in new.sizes for a, b in pairs)
     return not follows and old.gave == new.gave
 
 
-_HIDES: dict[str, Callable[[Site, Seen, Seen, Pairs], bool]] = {
+_HIDES: dict[str, Callable[[Spot, Taken, Taken, Pairs], bool]] = {
     "bounds": _bounds_nothing, "beyond": _is_beyond, "window": _is_window,
 }  # fmt: skip
 

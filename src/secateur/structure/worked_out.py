@@ -68,7 +68,7 @@ class Names:
     imported: Mapping[str, str]
 
 
-class Reader:
+class Evaluator:
     """Works out expressions with the values that names have in a frame.
 
     Args:
@@ -169,19 +169,19 @@ class Reader:
         return function(*map(bare, given))
 
 
-_VALUES: dict[type[ast.AST], Callable[[Reader, ast.AST], Made]] = {
+_VALUES: dict[type[ast.AST], Callable[[Evaluator, ast.AST], Made]] = {
     ast.Constant: lambda reader, node: node.value,  # type: ignore[attr-defined]
-    ast.Name: Reader._name,  # type: ignore[dict-item]
-    ast.Attribute: Reader._attribute,  # type: ignore[dict-item]
-    ast.Subscript: Reader._subscript,  # type: ignore[dict-item]
-    ast.Slice: Reader._slice,  # type: ignore[dict-item]
-    ast.BinOp: Reader._binary,  # type: ignore[dict-item]
-    ast.UnaryOp: Reader._unary,  # type: ignore[dict-item]
-    ast.Compare: Reader._compare,  # type: ignore[dict-item]
-    ast.IfExp: Reader._if,  # type: ignore[dict-item]
-    ast.Tuple: Reader._items,  # type: ignore[dict-item]
-    ast.List: Reader._items,  # type: ignore[dict-item]
-    ast.Call: Reader._call,  # type: ignore[dict-item]
+    ast.Name: Evaluator._name,  # type: ignore[dict-item]
+    ast.Attribute: Evaluator._attribute,  # type: ignore[dict-item]
+    ast.Subscript: Evaluator._subscript,  # type: ignore[dict-item]
+    ast.Slice: Evaluator._slice,  # type: ignore[dict-item]
+    ast.BinOp: Evaluator._binary,  # type: ignore[dict-item]
+    ast.UnaryOp: Evaluator._unary,  # type: ignore[dict-item]
+    ast.Compare: Evaluator._compare,  # type: ignore[dict-item]
+    ast.IfExp: Evaluator._if,  # type: ignore[dict-item]
+    ast.Tuple: Evaluator._items,  # type: ignore[dict-item]
+    ast.List: Evaluator._items,  # type: ignore[dict-item]
+    ast.Call: Evaluator._call,  # type: ignore[dict-item]
 }
 
 
