@@ -126,7 +126,7 @@ def test_what_the_demo_asks_for(granularity: str, sparsity: float | None, target
 
 @pytest.mark.parametrize("name", [*STRUCTURAL, *granularity.names(), "2:4"])
 def test_every_granularity_can_be_asked_for(name: str) -> None:
-    assert read_recipe(None, [f"granularity={name}"], None).granularity == name
+    assert read_recipe(None, [f"granularity={name}", "target={sparsity: 0.5}"], None).granularity == name
 
 
 @pytest.mark.parametrize("criterion", criteria.names())
