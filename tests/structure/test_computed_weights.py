@@ -80,8 +80,14 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 SAME = {"nothing", "tanh"}
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("product", PRODUCTS)
+def _pairs() -> list[object]:
+    """Every product in two ways and every way after one product at once; the others are slow."""
+    pairs = [(product, way) for product in PRODUCTS for way in WAYS]
+    quick = [product == "matmul" or way in ("nothing", "norm") for product, way in pairs]
+    return [pytest.param(*p, marks=[] if q else pytest.mark.slow) for p, q in zip(pairs, quick, strict=True)]
+
+
+@pytest.mark.parametrize(("product", "way"), _pairs())
 def test_the_ablated_original_objects_to_every_weight_with_another_value(product: str, way: str) -> None:
     model = Parts(lambda m, h: F.linear(h, WAYS[way](PRODUCTS[product](m, h, m.w)))).double().eval()
     h = torch.rand(3, 8, dtype=torch.float64)
