@@ -121,10 +121,10 @@ RIGHT: dict[str, Forward] = {
     "merged factors": lambda m, h: F.linear(h, m.w + m.low @ m.rank),
     "products of weights": lambda m, h: F.linear(h, m.u @ m.w),
     "generated gates": lambda m, h: F.linear(h * m.hyper(m.z).sigmoid(), m.w),
-    "generated gates through a hidden layer": lambda m, h: F.linear(h, m.w) * F.linear(m.hyper(m.z).relu(), m.u[:, :1] @ m.z.new_ones(1, 8)).tanh(),
+    "gates through a hidden layer": lambda m, h: F.linear(h, m.w) * (m.hyper(m.z).relu() @ m.z.new_ones(8, 1)).tanh(),
     "a norm of other dimensions": lambda m, h: F.linear(h, F.normalize(m.u @ m.w, dim=0)),
     "softmax of another product": lambda m, h: F.linear(h, (m.u @ m.u.t()).softmax(-1) @ m.w),
-}  # fmt: skip
+}
 QUICK = {"a norm of merged factors", "softmax of generated gates", "merged factors", "generated gates"}
 
 
