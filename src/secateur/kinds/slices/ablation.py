@@ -134,6 +134,7 @@ def _without(model: nn.Module, cuts: Cuts, same: SameSlices | None) -> tuple[nn.
     rebind(twin, memo)
     # By name, as buffers that the plan leaves whole were copied with the model.
     pairs = [(t, tensors[n] if n in poisoned else t) for n, t in named_tensors(twin).items()]
+    pairs += [(t, t) for module in twin.modules() for t in vars(module).values() if isinstance(t, Tensor)]
     shared = same if same is not None and same.model is model else None
     unmade = [
         Unmade(

@@ -38,15 +38,13 @@ from secateur.kinds.slices.gaps import (
     writes,
 )
 from secateur.kinds.slices.operators import HANDLERS
+from secateur.kinds.slices.origins import ATTENDS, GROUPS, PRODUCTS, Origins
 from secateur.kinds.slices.unmade import LEAN, VIEWS, Unmade
 from secateur.model.place import users_line
 from secateur.model.state import memory_of
 from secateur.model.tensors import can_be_nan
 from secateur.structure.rules.base import MOVED, base_name
 
-# These make an activation, also of constants: an embedding of a fixed time goes through layers like any other.
-PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "addmv"])
-GROUPS = 8  # place of this argument of a convolution
 SERVES = {  # where a weight or a bias stands among the arguments
     "mm": (1,), "addmm": (0, 2), "linear": (1, 2), "convolution": (1, 2), "embedding": (0,), "mul": (0, 1), "div": (1,),
     "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (0, 1), "baddbmm": (0,), "native_layer_norm": (2, 3),
@@ -54,6 +52,10 @@ SERVES = {  # where a weight or a bias stands among the arguments
     "_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2), "batch_norm": (1, 2),
     "layer_norm": (2, 3), "group_norm": (2, 3),
 }  # fmt: skip
+# What the code makes of no data: of a tensor these take the form alone.
+FORMS = frozenset([
+    "ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full", "lift_fresh", "lift_fresh_copy", "lift"
+])  # fmt: skip
 FILLS = ("masked_fill", "index_fill", "fill", "index_put", "scatter", "where", "copy")
 # What these make of a parameter is an activation, as of a learned token; other reductions make another parameter of it.
 NORMS = frozenset(name for name in SERVES if name.endswith("_norm") or "batch_norm" in name)
@@ -102,6 +104,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.reduced: dict[tuple[int, int], set[CodeType]] = {}
         self.counted = Counted()
         self.changed: set[str] = set()
+        self.origins = Origins(self.poisoned)
         self.activations: dict[int, Tensor] = {}  # of what was computed from weights alone
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         # Weights are the same in every run, so what was seen of them once holds.
@@ -131,6 +134,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._depth == 0:
             self.whole = dict(self.given)
             self.activations.clear()
+            self.origins.clear()
             self._absent.clear()
 
     def __torch_dispatch__(
@@ -144,8 +148,12 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self.is_weight(tensor):
                 self._forget(tensor)
         whole = self.whole
-        if name not in PRODUCTS and all(id(t) in whole for t in operands):
+        if name in FORMS and any(id(t) not in whole for t in operands):
+            return self._constant(self._run(name, func, args, kwargs, operands))
+        if all(id(t) in whole for t in operands) and not self._is_a_layer(name, operands):
             return self._of_weights(func, args, kwargs, {id(t) for t in written})
+        if name in PRODUCTS:
+            self.origins.met.update(memory_of(t) for t in operands if id(t) in whole)
         for place in SERVES.get(name, ()):
             self._require_same(args[place] if place < len(args) else None)
         if name not in SERVES and (name in FILLS or torch.Tag.pointwise in func.tags):
@@ -167,33 +175,56 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if memory_of(weight) in self.unmade:
             self.unmade[memory_of(weight)].written = True
 
+    def _constant(self, made: object) -> object:
+        """What the code makes of no data is as good as a weight of which nothing is missing."""
+        if isinstance(made, Tensor):
+            self.whole[id(made)] = (made, made)
+        return made
+
+    def _is_a_layer(self, name: str, operands: Sequence[Tensor]) -> bool:
+        """Whether a product is that of a layer with a learned token, which went through a norm as data would."""
+        if name.startswith(ATTENDS):
+            return any(self.origins.of(t).by_product for t in operands)
+        return name in PRODUCTS and any(id(t) in self.activations for t in operands)
+
     def _of_weights(self, func: Op, args: Sequence[object], kwargs: Arguments, written: set[int]) -> object:
         """A weight or a constant, with and without what is missing."""
-        known = self.whole
-        if all(known[id(t)][1] is t for t in tensors(args, kwargs)):
+        known, (name, _) = self.whole, name_of(func)
+        operands = tensors(args, kwargs)
+        if all(known[id(t)][1] is t for t in operands):
             result = full = func(*args, **kwargs)
+        elif name not in HANDLERS and is_composite(func):  # each of its parts is such an operator
+            with self:
+                return func.decompose(*args, **kwargs)
         else:
-
-            def whole(value: object) -> object:
-                if not isinstance(value, Tensor):
-                    return value
-                found = known[id(value)][1]
-                return found.clone() if id(value) in written else found
-
-            instead = pytree.tree_map(whole, (list(args), kwargs))
-            full = func(*instead[0], **instead[1])
-            result = self._run(name_of(func)[0], func, args, kwargs)
+            full = self._masked(func, args, kwargs, written)
+            result = self._run(name, func, args, kwargs)
         if not isinstance(result, (Tensor, tuple, list)):
             return full  # a number for Python: that of the original
-        name = name_of(func)[0]
-        inherits = [t for t in tensors(args, kwargs) if id(t) in self.activations]
+        inherits = [t for t in operands if id(t) in self.activations]
+        token = name in PRODUCTS and self.origins.is_token(name, args)
         for mine, other in zip(tensors((result,)), tensors((full,)), strict=True):
             known[id(mine)] = (mine, other)
+            self.origins.made(mine, self, name, args, operands)
             # What was summed up to one number (a penalty, say) is that of the weights without what is removed.
-            one = mine.numel() == 1 and (name == "sum" or bool(inherits))
-            if name in NORMS or one or any(t.numel() > 1 for t in inherits):
+            one = mine.numel() == 1 and (name == "sum" or bool(inherits) or self.origins.of(mine).by_product)
+            if name in NORMS or token or one or any(t.numel() > 1 for t in inherits):
                 self.activations[id(mine)] = mine
         return result
+
+    def _masked(self, func: Op, args: Sequence[object], kwargs: Arguments, written: set[int]) -> object:
+        """What the masked original computes: with weights that are whole, and without units that bring nothing."""
+
+        def whole(value: object) -> object:
+            if not isinstance(value, Tensor):
+                return value
+            found = self.whole[id(value)][1]
+            return found.clone() if id(value) in written else found
+
+        instead, named = pytree.tree_map(whole, (list(args), kwargs))
+        for place, (d, gone) in self.origins.left_out(self, name_of(func)[0], args).items():
+            instead[place] = instead[place].index_fill(d, gone, 0)
+        return func(*instead, **named)
 
     def _require_same(self, weight: object) -> None:
         """Note where a computed weight is not, as far as it is there, what it is in the original."""

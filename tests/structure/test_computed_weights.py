@@ -1,0 +1,159 @@
+"""Weights computed from weights: whatever operators make them, the cut keeps their value or is refused.
+
+The truth is the original whose hidden units are set to zero where they are given: its weights stay whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import secateur as sc
+from secateur.kinds.slices.ablation import ablated
+
+GONE = [1, 2, 5]
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+KEPT = torch.tensor([0, 3, 4, 6, 7])
+Forward = Callable[["Parts", Tensor], Tensor]
+Make = Callable[["Parts", Tensor, Tensor], Tensor]
+
+
+class Parts(nn.Module):
+    """Hidden units `a`, then whatever a case does with them and with weights."""
+
+    def __init__(self, use: Forward, *, masked: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.a, self.hyper = nn.Linear(4, 8), nn.Linear(3, 8)
+        sizes = {"w": (6, 8), "u": (6, 6), "v": (8,), "z": (3,), "low": (6, 2), "rank": (2, 8), "g": (6,)}
+        for name, size in sizes.items():
+            setattr(self, name, nn.Parameter(torch.randn(size, generator=generator)))
+        self.held = torch.zeros(())  # a constant that is no buffer
+        for parameter in (*self.a.parameters(), *self.hyper.parameters()):
+            nn.init.normal_(parameter, generator=generator)
+        self.o, self.use, self.masked = nn.Linear(6, 2), use, masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.o(self.use(self, h.index_fill(1, torch.tensor(GONE), 0) if self.masked else h))
+
+
+PRODUCTS: dict[str, Make] = {
+    "itself": lambda m, h, w: w,
+    "new zeros": lambda m, h, w: w + h.new_zeros(()),
+    "ones like": lambda m, h, w: w * torch.ones_like(h[:1, :1]),
+    "a tensor of a number": lambda m, h, w: w + torch.tensor(0.0, dtype=w.dtype),
+    "a constant of the module": lambda m, h, w: w + m.held,
+    "matmul": lambda m, h, w: m.u @ w,
+    "einsum": lambda m, h, w: torch.einsum("ij,jk->ik", m.u, w),
+    "eye": lambda m, h, w: torch.eye(6, dtype=w.dtype) @ w,
+    "diag": lambda m, h, w: torch.diag(m.g) @ w,
+    "bmm": lambda m, h, w: torch.bmm(m.u[None], w[None])[0],
+    "addmm": lambda m, h, w: torch.addmm(w, m.u, w),
+    "low rank": lambda m, h, w: w + 2 * m.low @ m.rank,
+    "convolution": lambda m, h, w: F.conv1d(w[:, None], torch.ones(1, 1, 1, dtype=w.dtype))[:, 0],
+    "convolution over rows": lambda m, h, w: F.conv1d(w[None], m.u[:, :, None])[0],
+    "twice": lambda m, h, w: m.u @ (torch.diag(m.g) @ w),
+}
+WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nothing": lambda w: w,
+    "tanh": torch.tanh,
+    "norm": lambda w: w / w.norm(dim=1, keepdim=True),
+    "norm of all": lambda w: w / w.norm(),
+    "mean": lambda w: w - w.mean(1, keepdim=True),
+    "largest": lambda w: w / w.abs().amax(1, keepdim=True),
+    "sum of sizes": lambda w: w / w.abs().sum(1, keepdim=True),
+    "deviation": lambda w: w / w.std(1, keepdim=True),
+    "layer norm": lambda w: F.layer_norm(w, (w.shape[1],)),
+    "normalize": lambda w: F.normalize(w, dim=1),
+    "orthogonal": lambda w: 1.5 * w - 0.5 * w @ w.t() @ w,
+    "products of rows": lambda w: w * torch.einsum("oi,oi->o", w, w).rsqrt()[:, None],
+    "power iteration": lambda w: w / (F.normalize(w @ F.normalize(w.t() @ w[:, 0], dim=0), dim=0) @ w).norm(),
+    "its own softmax": lambda w: (w @ w.t()).softmax(-1) @ w,
+    "sums by ones": lambda w: w / (w.square() @ w.new_ones(w.shape[1], 1)).sqrt(),
+}
+# Element by element or row by row: nothing is computed of several inputs.
+SAME = {"nothing", "tanh"}
+
+
+def _pairs() -> list[object]:
+    """Every product in two ways and every way after one product at once; the others are slow."""
+    pairs = [(product, way) for product in PRODUCTS for way in WAYS]
+    quick = [product == "matmul" or way in ("nothing", "norm") for product, way in pairs]
+    return [pytest.param(*p, marks=[] if q else pytest.mark.slow) for p, q in zip(pairs, quick, strict=True)]
+
+
+@pytest.mark.parametrize(("product", "way"), _pairs())
+def test_the_ablated_original_objects_to_every_weight_with_another_value(product: str, way: str) -> None:
+    model = Parts(lambda m, h: F.linear(h, WAYS[way](PRODUCTS[product](m, h, m.w)))).double().eval()
+    h = torch.rand(3, 8, dtype=torch.float64)
+    value, rest = (WAYS[way](PRODUCTS[product](m, h, m.w)) for m in (model, _cut(model)))
+    assert torch.allclose(value[:, KEPT], rest) == (way in SAME)
+    reference = ablated(model, {"a.weight": {0: KEPT}, "a.bias": {0: KEPT}, "w": {1: KEPT}, "rank": {1: KEPT}})
+    with torch.no_grad(), reference.around():
+        reference.model(X)
+    assert ("computed anew" in reference.objection()) == (way not in SAME)
+
+
+def _cut(model: Parts) -> Parts:
+    small = Parts(model.use).double()
+    for name in ("w", "rank"):
+        setattr(small, name, nn.Parameter(getattr(model, name)[:, KEPT]))
+    return small
+
+
+REFUSED: dict[str, Forward] = {
+    "a norm of merged factors": lambda m, h: F.linear(h, F.normalize(m.w + m.low @ m.rank, dim=1)),
+    "a sum as an offset": lambda m, h: F.linear(h, m.w) - m.w @ h.new_ones(8),
+    "softmax of generated gates": lambda m, h: F.linear(h * m.hyper(m.z).softmax(0), m.w),
+    "generated gates over their norm": lambda m, h: F.linear(h * F.normalize(m.hyper(m.z), dim=0), m.w),
+    "gates of a constant": lambda m, h: F.linear(h * F.normalize(m.hyper(h.new_ones(3)), dim=0), m.w),
+    "products of rows beside": lambda m, h: F.linear(h, m.w) * (m.w @ m.w.t()).diagonal().rsqrt(),
+    "a scale of a product": lambda m, h: F.linear(h, m.w) / (m.w @ m.w.t()).trace().sqrt(),
+    "products of rows added": lambda m, h: F.linear(h, m.w) + (m.w @ m.w.t()).sum(1),
+    "gates of a token by the layer itself": lambda m, h: F.linear(h, m.w) * F.linear(m.v[None], m.w).sigmoid(),
+}
+RIGHT: dict[str, Forward] = {
+    "merged factors": lambda m, h: F.linear(h, m.w + m.low @ m.rank),
+    "products of weights": lambda m, h: F.linear(h, m.u @ m.w),
+    "generated gates": lambda m, h: F.linear(h * m.hyper(m.z).sigmoid(), m.w),
+    "gates through a hidden layer": lambda m, h: F.linear(h, m.w) * (m.hyper(m.z).relu() @ m.z.new_ones(8, 1)).tanh(),
+    "a norm of other dimensions": lambda m, h: F.linear(h, F.normalize(m.u @ m.w, dim=0)),
+    "softmax of another product": lambda m, h: F.linear(h, (m.u @ m.u.t()).softmax(-1) @ m.w),
+}
+QUICK = {"a norm of merged factors", "softmax of generated gates", "merged factors", "generated gates"}
+
+
+def _tried(use: Forward) -> str:
+    """What becomes of the cut: "refused", "right" or "wrong"."""
+    model = Parts(use).double().eval()
+    truth = Parts(use, masked=True).double().eval()
+    truth.load_state_dict(model.state_dict())
+    try:
+        cut = sc.plan(model, X, remove={"a": GONE}).apply(model)
+    except sc.SecateurError:
+        return "refused"
+    return "right" if torch.allclose(cut(X), truth(X), atol=1e-9) else "wrong"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in REFUSED])
+def test_values_of_weights_that_would_change_are_refused(name: str) -> None:
+    assert _tried(REFUSED[name]) == "refused"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in RIGHT])
+def test_values_of_weights_that_stay_are_cut(name: str) -> None:
+    assert _tried(RIGHT[name]) == "right"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_no_weight_computed_anew_is_cut_wrongly(product: str, way: str) -> None:
+    found = _tried(lambda m, h: F.linear(h, WAYS[way](PRODUCTS[product](m, h, m.w))))
+    assert found != "wrong"
+    assert found == "refused" or way in SAME
