@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from secateur.errors import SecateurError
-from secateur.model.behaviour import weights_kept
+from secateur.model.written import weights_kept
 from secateur.model.call import call, device_of, outputs, to_device
 from secateur.model.guard import evaluating
 from secateur.model.kernels import unfused_attention

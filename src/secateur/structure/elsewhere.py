@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.place import short
-from secateur.model.state import memory_of
+from secateur.model.memory import memory_of
 from secateur.model.tensors import named_tensors
 from secateur.structure.asked import TORCH, definition
 from secateur.structure.provenance import Attribute, is_users
