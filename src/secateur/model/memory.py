@@ -6,7 +6,7 @@ are other objects. What is written is therefore found by the memory that it lies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -150,9 +150,7 @@ def written(func: OpOverload[..., object], args: Sequence[object], kwargs: Mappi
     if not names:
         return ()
     return [
-        tensor
-        for place, name in names
-        for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name))
+        tensor for place, name in names for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name))
     ]
 
 

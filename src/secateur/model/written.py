@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ def _openings(opened: Callable[[Tensor], None]) -> Iterator[None]:
     """Hear of the calls by which code of the user gets at the memory of a tensor."""
 
     def told(method: Callable[..., object]) -> Callable[..., object]:
+        @wraps(method)  # modes are handed what stands on the class, and go by its name
         def call(tensor: Tensor, *args: object, **kwargs: object) -> object:
             if not engine_writes():
                 opened(tensor)

@@ -157,22 +157,15 @@ def comes_back(alias, write, place, entry, *, fails):
         assert refused
 
 
-def mixed(step):
-    """Every alias with some write, and every write with some alias."""
-    size = max(len(ALIASES), len(WRITES))
-    aliases, writes = itertools.cycle(ALIASES), itertools.cycle([*WRITES][step % len(WRITES) :] + [*WRITES][:step])
-    return [(next(aliases), next(writes)) for _ in range(size)]
+def few():
+    """Every alias with some write, every write with some alias, at places and entries that shift against both."""
+    aliases, writes, places, entries = [*ALIASES], [*WRITES], [*PLACES], ["inspect", "inspect", "score", "macs", "plan"]
+    for i, alias in enumerate(aliases):
+        turn = i // len(places)
+        yield alias, writes[i % len(writes)], places[(i + 3 * turn) % len(places)], entries[i % len(entries)]
 
 
-FEW = [
-    (alias, write, place, entry)
-    for (alias, write), place, entry in zip(
-        mixed(3), itertools.cycle(PLACES), itertools.cycle(["inspect", "inspect", "score", "macs", "plan"]), strict=False
-    )
-]
-
-
-@pytest.mark.parametrize(("alias", "write", "place", "entry"), FEW)
+@pytest.mark.parametrize(("alias", "write", "place", "entry"), [*few()])
 def test_memory_comes_back(alias, write, place, entry):
     comes_back(alias, write, place, entry, fails=False)
     if entry != "plan":
@@ -271,6 +264,7 @@ def test_only_what_is_written_to_is_copied():
 FAULTS = {
     "only the tensor itself is noticed": (memory, "memory_of", id, ("rows", "add", "buffer", "inspect")),
     "openings are not noticed": (memory, "_overlap", lambda a, b: False, ("itself", "numpy", "example", "inspect")),
+    "openings are not watched": (written, "_METHODS", (), ("itself", "numpy", "weight", "macs")),
     "nothing is said to be written": (memory, "_written_names", lambda func: (), ("rows", "fill", "weight", "score")),
 }
 
