@@ -10,10 +10,10 @@ from torch import nn
 from secateur import criteria
 from secateur.criteria.base import Context
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
-from secateur.model.behaviour import weights_kept
 from secateur.model.call import as_loss, several
 from secateur.model.carried import refuse_carried_masks
 from secateur.model.protect import patterns_of
+from secateur.model.written import weights_kept
 from secateur.planning.build import CriterionLike, GranularityLike, criterion_of, grouped
 from secateur.request import CRITERION
 from secateur.structure.view import View, look
@@ -104,7 +104,8 @@ def score(
     model = admit(model)
     groups, record = grouped(model, example, granularity, protect)
     context = Context(model, groups, data=data, loss=as_loss(loss), example=example, seed=seed, capture=record)
-    return Scores(criterion_of(criterion).score(context), groups)
+    with weights_kept(model):
+        return Scores(criterion_of(criterion).score(context), groups)
 
 
 __all__ = ["Group", "criteria", "inspect", "score"]

@@ -7,8 +7,7 @@ cut, and this is the place that finds out and says so.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -22,9 +21,9 @@ from secateur.errors import CertificateError, SecateurError, UnsupportedError
 from secateur.model.call import call, fresh, tensors_in
 from secateur.model.guard import guard
 from secateur.model.held import draws
-from secateur.model.place import engine_writes, users_line
-from secateur.model.state import State, memory_of
-from secateur.model.tensors import dense, has_values
+from secateur.model.place import users_line
+from secateur.model.state import State
+from secateur.model.tensors import dense
 from secateur.types import Example
 
 Operator: TypeAlias = OpOverload[..., object]
@@ -131,59 +130,6 @@ def _by_chance(model: nn.Module, found: Behaviour) -> UnsupportedError:
         hint="switch it off in eval mode (training=self.training for functional.dropout), or hand the noise in as an "
         "input; switch it on again on what comes back",
     )
-
-
-# -- weights -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def weights_kept(model: nn.Module) -> Iterator[None]:
-    """Put back weights that a forward writes to, and refuse the model: a guard copies none of that size.
-
-    Raises:
-        UnsupportedError: names the weight and the line. The weights are as before.
-
-    Cost: a look at every operator that writes; a copy of what is written to.
-    """
-    watch = _Writes(model)
-    try:
-        with watch:
-            yield
-    finally:
-        with torch.no_grad():
-            for weight, before, _ in watch.written.values():
-                weight.copy_(before)
-    for name, (_, _, line) in watch.written.items():
-        raise UnsupportedError(
-            f"the forward of {type(model).__name__} writes to its own weight {name!r}{line}",
-            why="every run changes the model, so none of them could be compared with another",
-            hint="change weights outside of the forward, or run it once first where it only sets them up",
-        )
-
-
-class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Copies weights before they are written to."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.weights = {memory_of(p): (name, p) for name, p in model.named_parameters() if has_values(p)}
-        self.written: dict[str, tuple[Tensor, Tensor, str]] = {}
-
-    def __torch_dispatch__(
-        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
-    ) -> object:
-        if func._schema.is_mutable and not engine_writes():
-            given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **(kwargs or {})}
-            for argument in func._schema.arguments:
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    for tensor in tensors_in(given.get(argument.name)):
-                        self._keep(tensor)
-        return func(*args, **(kwargs or {}))
-
-    def _keep(self, tensor: Tensor) -> None:
-        name, weight = self.weights.get(memory_of(tensor), ("", tensor))
-        if name and name not in self.written:
-            self.written[name] = (weight, weight.detach().clone(), _at_line())
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------

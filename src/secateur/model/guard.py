@@ -40,11 +40,12 @@ def guard(
     registered anew or deleted), the values of buffers, and attributes, with the lists, mappings, sets, arrays, objects,
     generators and tensors in them; what closures and defaults of hooks and methods hold, attributes of the model's own
     classes, and variables of modules that its methods use; of every tensor: requires_grad, hooks and the gradient,
-    which is put aside meanwhile so that no backward pass adds to it; the grad mode; the generators of Python, NumPy,
-    torch and CUDA; and the example, its containers and tensors.
+    which is put aside meanwhile so that no backward pass adds to it; the grad mode, the default dtype and the number of
+    threads; the generators of Python, NumPy, torch and CUDA; and the example, its containers and tensors.
 
-    Not put back: weights that the block writes to (see `rollback`), iterators, what objects of Python, torch and NumPy
-    hold beside the kinds above, and what the first forward makes of lazy modules.
+    Not put back: the values of weights that the block writes to (see `rollback`, and `secateur.model.written`), how far
+    iterators and files have been read, what objects of Python, torch and NumPy hold beside the kinds above, and what
+    the first forward makes of lazy modules.
 
     Args:
         models: what is lent; modules that they share count once.
@@ -80,7 +81,7 @@ def guard(
         state = State(models, example, copies=copies or rollback, weights=rollback)
     if not chance and seed is not None:
         _seed(seed)
-    with generators(seed) if chance else nullcontext(), _grad_mode(gradients):
+    with generators(seed) if chance else nullcontext(), _switches(gradients):
         failed = True
         try:
             state.put_aside()
@@ -138,14 +139,19 @@ def _cuda_started() -> bool:
 
 
 @contextmanager
-def _grad_mode(gradients: bool | None) -> Iterator[None]:
-    before = torch.is_grad_enabled()
+def _switches(gradients: bool | None) -> Iterator[None]:
+    """Switches of the process that a forward may turn: the grad mode, which is set, the default dtype, the threads."""
+    before, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     try:
         if gradients is not None:
             torch.set_grad_enabled(gradients)
         yield
     finally:
         torch.set_grad_enabled(before)
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def enter(models: Iterable[nn.Module], mode: Mode | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -15,6 +16,7 @@ _NETWORKS = str(_HERE / "sources")  # bundled networks are models like a user's
 _CALL = str(_HERE / "model" / "call.py")  # runs the model: what stands above it has only called secateur
 _CAPTURE = str(_HERE / "structure" / "capture.py")  # runs the model's own operators
 _OURS = (_TORCH, str(_HERE), "<")
+_BETWEEN = (_TORCH, copy.__file__)  # what works for whoever called it: a copy of a tensor asks for its storage
 _KNOWN: dict[CodeType, bool] = {}  # while a model is captured, a few hundred functions are asked about per operation
 
 
@@ -74,7 +76,7 @@ def _users_frame(frame: FrameType | None) -> FrameType | None:
 def engine_writes() -> bool:
     """Whether this package calls torch, and not the model: the engine puts back what a captured call has changed."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and is_torchs(frame.f_code.co_filename):
+    while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back
     path = "" if frame is None else frame.f_code.co_filename
     return path.startswith(str(_HERE)) and not path.startswith((_NETWORKS, _CAPTURE))

@@ -16,6 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from secateur.model.call import tensors_in
 from secateur.model.containers import Containers, refill
+from secateur.model.memory import Contents, memory_of
 from secateur.model.reach import (
     CONTAINERS,
     Kind,
@@ -37,38 +38,6 @@ _hooks_of = itemgetter(*(name for name in _OWN if "hooks" in name))
 _contents_of = itemgetter(*(name for name in _OWN if "hooks" not in name))
 _NAMES = frozenset(vars(nn.Module()))
 _MISSING = object()
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True, eq=False)
-class _Values:
-    """What a tensor held."""
-
-    tensor: Tensor
-    memory: Tensor  # another handle on the same memory, for the case that the tensor is given other memory
-    copy: Tensor | None
-
-    @staticmethod
-    def of(tensor: Tensor, *, copied: bool) -> _Values:
-        memory = tensor.detach()
-        return _Values(tensor, memory, _without_repeats(memory).clone() if copied else None)
-
-    def changed(self) -> bool:
-        """Whether it holds other values than it did."""
-        with torch.no_grad():
-            return self.copy is not None and not _same_bits(_without_repeats(self.tensor.detach()), self.copy)
-
-    def put_back(self) -> None:
-        with torch.no_grad():
-            if self.tensor.layout == torch.strided and not self.tensor.is_set_to(self.memory):
-                self.tensor.data = self.memory
-            if self.copy is None:
-                return
-            now = _without_repeats(self.memory)
-            # Compared by value: batch norm writes its statistics without counting up their version. Written only
-            # where something differs: a tensor in memory that may not be written is left alone.
-            if not _same_bits(now, self.copy):
-                now.copy_(self.copy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +102,12 @@ class State:
         self.tensors.update((id(tensor), tensor) for tensor in tensors_in(example))
         leaves = [t for t in (*self.parameters.values(), *self.tensors.values()) if t.is_leaf]
         self.flags = [_Flags.of(tensor) for tensor in leaves]
-        self.values = [_Values.of(tensor, copied=copies) for tensor in self._copied(weights)]
+        kept = list(self._copied(weights))
+        self.values = [Contents(tensor, copied=copies) for tensor in kept]
+        # Of weights that are not copied too: which memory they lie in, as a forward may give them other.
+        rest = {id(tensor) for tensor in kept} if weights else set()
+        own = filter(has_values, self.parameters.values())
+        self.values += [Contents(tensor, copied=False) for tensor in own if id(tensor) not in rest]
 
     def put_aside(self) -> None:
         """Take the gradients off the tensors."""
@@ -334,30 +308,3 @@ def _refill_slot(owner: object, name: str, value: object) -> None:
 
 def _hooks(tensor: Tensor) -> tuple[_TensorHooks, _TensorHooks]:
     return cast(_TensorHooks, tensor._backward_hooks), tensor._post_accumulate_grad_hooks
-
-
-def memory_of(tensor: Tensor) -> int:
-    """A number for the memory that a tensor lies in: views of one tensor share it."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):  # layouts without one storage
-        return id(tensor)
-
-
-def _without_repeats(tensor: Tensor) -> Tensor:
-    """One of each: expanded dimensions say the same many times, and can be neither copied cheaply nor written."""
-    if tensor.layout == torch.strided:
-        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-            if size > 1 and stride == 0:
-                tensor = tensor.narrow(dim, 0, 1)
-    return tensor
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same bits: NaN equals itself, and 0.0 is not -0.0."""
-    if a.layout != torch.strided or a.is_quantized:
-        return False
-    if a.is_complex():
-        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-    bits = _BITS.get(a.element_size())
-    return torch.equal(a, b) if bits is None else torch.equal(a.view(bits), b.view(bits))

@@ -20,10 +20,10 @@ from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
 from secateur.measure.staircase import width_grid
 from secateur.model.admit import admit
-from secateur.model.behaviour import weights_kept
 from secateur.model.call import as_loss, device_of, several
 from secateur.model.protect import patterns_of
 from secateur.model.share import Share
+from secateur.model.written import weights_kept
 from secateur.planning.by_hand import given_keep, given_scores
 from secateur.planning.decide import decide
 from secateur.planning.plan import Plan

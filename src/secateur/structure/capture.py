@@ -25,6 +25,7 @@ from secateur.errors import ForwardError, SecateurError
 from secateur.model.call import call
 from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
+from secateur.model.memory import OPENINGS, written
 from secateur.model.state import State
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.around import surroundings
@@ -48,10 +49,6 @@ SCALAR = "aten._local_scalar_dense.default"  # how torch takes the value of a te
 BRANCHES = ("size", "value", "mode", "argument")  # conditions whose other side can be taken
 COUNTED = ("one_hot", "bincount", "histc")  # results whose size is a number of the code, not of a tensor
 PICKLING = torch.Tensor._reduce_ex_internal.__code__  # torch's own; the storage that it asks for is a door
-# These write their running statistics in training mode, and their signatures do not say so.
-UNDECLARED = frozenset(
-    getattr(torch.ops.aten, name).default for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
-)
 
 
 def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] = ()) -> Trace:
@@ -257,12 +254,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors_in = tensors_of((args, kwargs))
         # Numbered before the call: a new constant must be known as it was before an in-place operator writes into it.
         numbers = {id(t): recorder.number(t) for t in tensors_in}
-        if _mutates(func):
-            for tensor in tensors_in:
-                recorder.before_mutation(tensor)
-        elif func in UNDECLARED:
-            for tensor in tensors_of(args[3:5]):  # the running statistics
-                recorder.before_mutation(tensor)
+        for tensor in written(func, args, kwargs):
+            recorder.kept.before(tensor)
         if name == SCALAR:
             doors.scalar(recorder, tensors_in[0])
         result = func(*args, **kwargs)
@@ -303,11 +296,6 @@ def _name(func: Op) -> str:
     return str(func)
 
 
-@cache
-def _mutates(func: Op) -> bool:
-    return bool(func._schema.is_mutable)
-
-
 class _Functions(TorchFunctionMode):
     """Sees Python-level calls: gives sizes a provenance and reports integers that fix a dimension."""
 
@@ -341,6 +329,8 @@ class _Functions(TorchFunctionMode):
         try:
             result = func(*_without_flags(args), **_without_flags(kwargs))
             if name in doors.READS:
+                if name in OPENINGS:  # what is written from there on no mode sees
+                    recorder.kept.before(cast(Tensor, args[0]))
                 return doors.read(recorder, name, args, result)
             if name in doors.FACT_METHODS:
                 doors.told(recorder, name, args, result)

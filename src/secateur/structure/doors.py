@@ -125,6 +125,7 @@ def told(recorder: Recorder, name: str, args: Args, result: object) -> None:
 
 def exported(recorder: Recorder, tensor: Tensor) -> None:
     """A tensor became a capsule by a function that no mode sees."""
+    recorder.kept.before(tensor)
     read(recorder, "to_dlpack", (tensor,), None)
 
 

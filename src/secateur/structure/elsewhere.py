@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.model.memory import memory_of
 from secateur.model.place import short
-from secateur.model.state import memory_of
 from secateur.model.tensors import named_tensors
 from secateur.structure.asked import TORCH, definition
 from secateur.structure.provenance import Attribute, is_users

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.call import inputs, outputs, tensors_in
+from secateur.model.memory import Saved
 from secateur.model.state import State
 from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
@@ -125,8 +126,8 @@ class Recorder:
         self.made: list[Axes] = []
         # Dimensions that the present call has cut between two seams, until a handler says where.
         self.opened: list[Axis] = []
-        # (tensor, its values before) of everything outside the run that an in-place call changed.
-        self.changed: dict[int, tuple[Tensor, Tensor]] = {}
+        # What the run met from outside, and the values of those that it is about to write to.
+        self.kept = Saved()
 
     # -- tensors and their axes -------------------------------------------------------------------------
 
@@ -147,6 +148,7 @@ class Recorder:
             return known
         axes = self.known.get(name) or tuple(self.space.fresh(n) for n in tensor.shape)
         number = self.named[name] = self.assign(tensor, axes)
+        self.kept.add(tensor)
         self.trace.names[number] = name
         self.sources[number] = (name, tuple(range(tensor.dim())))
         if name in self.own.parameters:
@@ -158,6 +160,7 @@ class Recorder:
         reason = Lock("a tensor that is neither parameter nor buffer has this size", module=self.here.module, hint=hint)
         number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
         self.trace.constants[number] = tensor
+        self.kept.add(tensor)
         return number
 
     def assign(self, tensor: Tensor, axes: Axes) -> int:
@@ -179,6 +182,7 @@ class Recorder:
             reason = Lock("a dimension of the model's input")
             number = self.assign(tensor, tuple(self.space.fresh(n, reason) for n in tensor.shape))
             self.trace.constants[number] = tensor
+            self.kept.add(tensor)
             self.data.add(number)
             for d, axis in enumerate(self.trace.axes[number]):
                 place = f" {len(self.trace.inputs)}" if self.trace.inputs else ""
@@ -213,23 +217,11 @@ class Recorder:
 
     @contextmanager
     def buffers_kept(self) -> Iterator[None]:
-        """Undo in-place changes of parameters, buffers and inputs."""
+        """Undo what the run writes to parameters, buffers, inputs and other tensors from outside."""
         try:
             yield
         finally:
-            with torch.no_grad():
-                for tensor, before in self.changed.values():
-                    if tensor.shape != before.shape:
-                        tensor.data = before  # given other memory
-                    else:
-                        tensor.copy_(before)
-
-    def before_mutation(self, tensor: Tensor) -> None:
-        """Keep a copy of an external tensor that an in-place call is about to change."""
-        number = self.number(tensor)
-        external = number in self.trace.names or number in self.trace.constants
-        if external and number not in self.changed and not tensor.is_meta:
-            self.changed[number] = (tensor, tensor.clone())
+            self.kept.put_back()
 
     # -- what rules and handlers use ---------------------------------------------------------------------
 

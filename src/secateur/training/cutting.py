@@ -14,7 +14,7 @@ from secateur.amounts import round_half_up
 from secateur.errors import InputError, RecipeError
 from secateur.kinds.base import Candidates, Left
 from secateur.kinds.find import find
-from secateur.model.behaviour import weights_kept
+from secateur.model.written import weights_kept
 from secateur.planning.averages import Averages, require_averages
 from secateur.planning.compose import composed_certificate
 from secateur.planning.decide import decide

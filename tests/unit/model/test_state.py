@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import secateur as sc
 from secateur.measure import latency, macs
-from secateur.model import containers, state
+from secateur.model import containers, memory, state
 from secateur.model.guard import evaluating, guard
 
 TOTAL, LOG, SEEN = 0, [], torch.zeros(2)
@@ -432,7 +432,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_guard_that_forgets_is_seen(fault, monkeypatch):
     name, wrong, kind = FAULTS[fault]
-    for module in (state, containers):
+    for module in (state, containers, memory):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError):

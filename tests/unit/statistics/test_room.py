@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import ResourceError
-from secateur.model import memory
+from secateur.model import room
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_too_large_statistics_are_refused_before_the_work(
     sc.score(model, data[0][0], criterion=criterion, data=data, granularity="channel")
     losses: list[int] = []
     # Of all that is to be gathered the least: of the second layer alone, and less than that is free.
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 700)
+    monkeypatch.setattr(room, "free_bytes", lambda device: 700)
     with pytest.raises(ResourceError, match=words) as caught:
         sc.score(
             model, data[0][0], criterion=criterion, data=data, granularity="channel",
@@ -44,8 +44,8 @@ def test_too_large_statistics_are_refused_before_the_work(
 
 def test_free_memory_is_what_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemFree: 10 kB\nMemAvailable:  500 kB\n")
-    monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
-    assert memory.free_bytes(torch.device("cpu")) == 512_000
-    memory.require_room("this", 512_000, torch.device("cpu"), hint="")
+    monkeypatch.setattr(room, "MEMORY", tmp_path / "meminfo")
+    assert room.free_bytes(torch.device("cpu")) == 512_000
+    room.require_room("this", 512_000, torch.device("cpu"), hint="")
     with pytest.raises(ResourceError, match=r"this would take at least 2\.0 GB"):
-        memory.require_room("this", 2_000_000_000, torch.device("cpu"), hint="less")
+        room.require_room("this", 2_000_000_000, torch.device("cpu"), hint="less")

@@ -40,8 +40,8 @@ from secateur.kinds.slices.gaps import (
 from secateur.kinds.slices.operators import HANDLERS
 from secateur.kinds.slices.origins import ATTENDS, GROUPS, PRODUCTS, Origins
 from secateur.kinds.slices.unmade import LEAN, VIEWS, Unmade
+from secateur.model.memory import memory_of
 from secateur.model.place import users_line
-from secateur.model.state import memory_of
 from secateur.model.tensors import can_be_nan
 from secateur.structure.rules.base import MOVED, base_name
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from secateur.kinds.slices.gaps import Gaps
-from secateur.model.state import memory_of
+from secateur.model.memory import memory_of
 
 # Sums of products: the places of the two factors, and the dimension of each that is summed over.
 FACTORS = {
@@ -28,7 +28,7 @@ TRANSPOSED, GROUPS = 6, 8  # places of these arguments of a convolution
 NOTHING: frozenset[int] = frozenset()
 
 
-class Origin(NamedTuple):
+class Lineage(NamedTuple):
     """What a value is made of.
 
     Args:
@@ -53,14 +53,14 @@ class Origins:
     def __init__(self, poisoned: set[int]) -> None:
         self.poisoned = poisoned
         self.met: set[int] = set()
-        self._made: dict[int, Origin] = {}  # by id: whoever calls holds the values for as long as this is asked
+        self._made: dict[int, Lineage] = {}  # by id: whoever calls holds the values for as long as this is asked
 
-    def of(self, tensor: Tensor) -> Origin:
+    def of(self, tensor: Tensor) -> Lineage:
         """What a value is made of; a weight, or a view of it, of itself."""
         found = self._made.get(id(tensor))
         if found is None:
             memory = memory_of(tensor)
-            found = Origin(frozenset([memory]) if memory in self.poisoned else NOTHING)
+            found = Lineage(frozenset([memory]) if memory in self.poisoned else NOTHING)
         return found
 
     def made(self, result: Tensor, gaps: Gaps, name: str, args: Sequence[object], operands: Sequence[Tensor]) -> None:
@@ -69,7 +69,7 @@ class Origins:
         # A factor of which only the summed positions were missing leaves nothing missing behind.
         spent = {id(t) for t, dim in factors if self.of(t).memory and not _misses_others(gaps, t, dim)}
         memory = frozenset[int]().union(*(self.of(t).memory for t in operands if id(t) not in spent))
-        self._made[id(result)] = Origin(memory, bool(factors) or any(self.of(t).by_product for t in operands))
+        self._made[id(result)] = Lineage(memory, bool(factors) or any(self.of(t).by_product for t in operands))
 
     def left_out(self, gaps: Gaps, name: str, args: Sequence[object]) -> Mapping[int, tuple[int, Tensor]]:
         """Place of a factor -> (dimension, positions) that the masked original leaves out of a sum of products too."""

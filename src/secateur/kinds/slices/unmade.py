@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CertificateError
 from secateur.model.agreement import require_kept
-from secateur.model.state import memory_of
+from secateur.model.memory import memory_of
 from secateur.model.tensors import has_values, named_tensors
 
 Dims = Mapping[int, Tensor]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import ResourceError, UnsupportedError
-from secateur.model.memory import require_room
+from secateur.model.room import require_room
 from secateur.statistics.activations.input_norms import CONVOLUTIONS
 from secateur.statistics.activations.observe import Flow, Site, argument, consumer_sites
 from secateur.statistics.activations.streams import Statistic, Total, finite, gather, whole

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
 from secateur.model.kernels import exact_derivatives
-from secateur.model.memory import require_room
+from secateur.model.room import require_room
 from secateur.model.share import Share, over_processes
 from secateur.statistics.curvature.gauss_newton_matrix import TAPED, Pulled, pull_back
 from secateur.statistics.curvature.output_curvature import Pick, output_and_loss, root_picker

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model import call
-from secateur.model.memory import require_room
+from secateur.model.room import require_room
 from secateur.statistics.gradients.functional import CountedBatch, batches, parameters, samples_of
 from secateur.statistics.gradients.per_sample import iterate_per_sample_gradients
 from secateur.types import Data, Loss
