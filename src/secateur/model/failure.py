@@ -16,6 +16,7 @@ from secateur.model.place import is_engines, is_torchs, is_users
 RECORDING = ("rules", "recorder.py", "size_uses.py", "function_call.py", "axes.py", "groups.py")
 TRANSFORMS = f"{Path(torch.__file__).parent}/_functorch"
 CALLS = "functional_call.py"  # transforms nothing
+HANDS_ON = str(Path(__file__).with_name("written.py"))
 
 
 def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:
@@ -64,7 +65,8 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
 def _is_ours(error: BaseException) -> bool:
     """Whether the innermost Python frame of an error is in the rules of the engine, and not where it runs the model."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    inner = next((path for path in reversed(frames) if not is_torchs(path)), "")
+    # The watch on what opens a tensor's memory only hands such a call on.
+    inner = next((path for path in reversed(frames) if not is_torchs(path) and path != HANDS_ON), "")
     return is_engines(inner, RECORDING)
 
 
