@@ -101,7 +101,7 @@ class Saved:
     Example:
         >>> x, kept = torch.zeros(3), Saved()
         >>> kept.add(x)
-        >>> kept.before(x[:2])
+        >>> _ = kept.before(x[:2])
         >>> _ = x[:2].fill_(1)
         >>> kept.put_back()
         >>> x

@@ -83,8 +83,9 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         changed: lines of the user's code where a weight is used that is not what it was.
 
     Example:
+        >>> weight = torch.tensor([1.0, float("nan"), 5.0])
         >>> with Missing():
-        ...     torch.tensor([1.0, float("nan"), 5.0]).mean().item()
+        ...     weight.mean().item()
         3.0
     """
 
