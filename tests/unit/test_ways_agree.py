@@ -89,11 +89,15 @@ def test_the_command_line_takes_a_pattern_without_a_target() -> None:
         ):
             assert found.target.given() == {"sparsity": sparsity}
             assert sc.plan(net(), granularity=word).request.target == Target.of(found.target.given())
-    # A target that somebody asked for stands, and so does that of a recipe that was named.
+    # A target that somebody asked for is not replaced, nor that of a recipe that was named: one of cuts is refused.
     for changes in (["target.sparsity=0.5"], ["target={sparsity: 0.5}"], [" target.sparsity = 0.5"]):
         assert read_recipe(None, ['granularity="1:4"', *changes], None).target.given() == {"sparsity": 0.5}
-    assert read_recipe(None, None, None, Decisions(granularity="2:4", macs="0.3")).target.given() == {"macs": 0.3}
-    assert read_recipe("channel-half-macs", ['granularity="2:4"'], None).target.given() == {"macs": 0.5}
+    for asked in (
+        lambda: read_recipe(None, None, None, Decisions(granularity="2:4", macs="0.3")),
+        lambda: read_recipe("channel-half-macs", ['granularity="2:4"'], None),
+    ):
+        with pytest.raises(RecipeError, match="'macs' does not apply to masks"):
+            asked()
 
 
 # -- masks, as a plan and as zeros at once -------------------------------------------------------------------------

@@ -80,7 +80,8 @@ def read_recipe(
     changes: list[str | Setting] = [*asked, *(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
     found = load_recipe(recipe or _default(changes), changes)
     implied = implied_target(found.model_dump(by_alias=True)["granularity"])
-    if recipe is None and implied is not None and not any(_about_target(change) for change in changes):
+    chosen = recipe is not None or any(_about_target(change) for change in changes)
+    if implied is not None and not chosen:
         # Nobody asked for the default recipe's target, and the pattern says what goes.
         found = load_recipe(found, [Setting(("target",), implied.given(), "the pattern's own target")])
     plain = found.model_dump(by_alias=True)
@@ -88,7 +89,7 @@ def read_recipe(
         criterion_of(plain["criterion"])
     if not is_structured(plain["granularity"]):
         unit = parse(plain["granularity"])
-        for what in found.target.given():
+        for what in found.target.given() if chosen else ():
             if what not in COUNTED:
                 raise not_of_masks(what, unit.name)
     return found

@@ -82,7 +82,7 @@ class Contents:
                     part.put_back()
                 self.tensor.data = self.memory  # an operator may have given it other parts
                 return
-            if self.tensor.layout == torch.strided and not self.tensor.is_set_to(self.memory):
+            if self.bytes >= 0 and self.tensor.layout == torch.strided and _place(self.tensor) != _place(self.memory):
                 self.tensor.data = self.memory
             if self.bytes >= 0 and _bytes(self.memory) != self.bytes:
                 self.memory.untyped_storage().resize_(self.bytes)
@@ -182,6 +182,11 @@ def _bytes(tensor: Tensor) -> int:
         return int(tensor.untyped_storage().nbytes())
     except (RuntimeError, NotImplementedError):
         return -1
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """What a strided tensor covers of which memory; asked of the tensor itself, so that no mode hears of it."""
+    return memory_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
