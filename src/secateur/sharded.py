@@ -56,6 +56,7 @@ def plan_sharded(
         InputError: nothing of the model is sharded, or the two models have other parameters.
         RecipeError: no group of processes, or no data where the criterion needs them.
         UnsupportedError: a criterion that needs more of the data than the mean gradient.
+        ProcessError: the first process could not plan; it says why.
 
     Cost:
         A forward and backward pass over the data, shared; on the first process the memory of the weights, and of the
@@ -71,7 +72,12 @@ def plan_sharded(
         known = MeanGradients(_mean_gradients(model, data, as_loss(loss) or default_loss, processes))
     gather(model, whole, processes)
     decision["criterion"] = rule
-    return None if processes.rank else make_plan(whole, example, data=known, **decision)
+    plan = None
+    with processes.working():
+        if processes.rank == 0:
+            plan = make_plan(whole, example, data=known, **decision)
+    processes.gathered(None)  # none goes on where the first has failed
+    return plan
 
 
 def gather(model: nn.Module, whole: nn.Module, processes: Processes) -> None:
@@ -126,15 +132,12 @@ def mask_shards(model: nn.Module, plan: Plan | None) -> dict[str, Tensor]:
     parameters, found = dict(model.named_parameters()), {}
     for name in processes.gathered(sorted(masks))[0]:
         tensor = parameters[name]
-        local, mask = tensor.detach(), masks.get(name, torch.zeros(tensor.shape, dtype=torch.bool))
-        # Sent by the first process, whatever the others hold.
-        mask = mask.to(device_of(model), torch.uint8)
+        local, keep = tensor.detach(), processes.decided(lambda: masks, {name: tensor})[name].to(device_of(model))
         if isinstance(tensor, DTensor):
-            sent = distribute_tensor(mask, tensor.device_mesh, tensor.placements)
-            local, mask = cast(DTensor, tensor.detach()).to_local(), sent.to_local()
-        with torch.no_grad():
-            local.mul_(mask)
-        found[name] = mask.bool()
+            sent = distribute_tensor(keep.to(torch.uint8), tensor.device_mesh, tensor.placements)
+            local, keep = cast(DTensor, local).to_local(), sent.to_local().bool()
+        local.masked_fill_(~keep, 0)  # a product would leave -0.0, and NaN
+        found[name] = keep
     return found
 
 
@@ -177,8 +180,10 @@ def _mean_gradients(model: nn.Module, data: Data, loss: Loss, processes: Process
         for name, parameter in model.named_parameters():
             if parameter.grad is None:
                 continue
-            # Shards hold the mean over the processes of what each has added up.
-            total = _full(parameter.grad) * (processes.world / samples)
+            if isinstance(parameter.grad, DTensor):  # the mean over the processes of what each has added up
+                total = _full(parameter.grad) * (processes.world / samples)
+            else:  # a parameter that is not sharded: what this process has added up
+                total = processes.summed(parameter.grad) / samples
             if processes.rank == 0:
                 found[name] = total.to("cpu", torch.promote_types(total.dtype, torch.float32))
             parameter.grad = None

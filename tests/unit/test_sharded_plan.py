@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, object]] = {
     "snip": {"criterion": "snip"},
     "gradient": {"criterion": "gradient"},
     "taylor": {"criterion": {"name": "taylor", "reduce": "abs"}},
+    "partly sharded": {"criterion": "snip"},
     "rows": {
         "criterion": {"name": "taylor", "reduce": "signed"}, "granularity": {"name": "vector", "axis": "row"},
     },
@@ -54,10 +55,13 @@ from secateur.errors import SecateurError
 from secateur.sharded import mask_shards, plan_sharded
 mesh, found = init_device_mesh("cpu", (2,)), {}
 
-def sharded():
+def sharded(partly=False):
     model = net().train()
     fully_shard(model[0], mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    return model if partly else fully_shard(model, mesh=mesh)
+
+def full(parameter):
+    return (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach()
 
 def whole():
     with torch.device("meta"):
@@ -71,14 +75,14 @@ def refusal(act):
     return ""
 
 for name, asked in CASES.items():
-    model, plain = sharded(), whole()
+    model, plain = sharded(name.startswith("partly")), whole()
     given = {"granularity": "element", "target": {"sparsity": 0.4}, **asked}
     plan = plan_sharded(model, plain, data=batches(), **given)
     assert model.training and all(p.grad is None for p in model.parameters())
     mask_shards(model, plan)
     found[name] = (
         {} if plan is None else dict(plan.masks), {} if plan is None else dict(plan.evidence.scores),
-        {n: p.full_tensor().detach() for n, p in model.named_parameters()},
+        {n: full(p) for n, p in model.named_parameters()},
     )
 model, plain = sharded(), whole()
 plan = plan_sharded(model, plain, torch.randn(2, 6), data=batches(), **CUT)
@@ -118,6 +122,7 @@ def test_scores_and_masks_of_shards_are_those_of_the_whole(tmp_path: Path) -> No
             assert worst <= 1e-5 * float(plan.evidence.scores[tensor].abs().max()), (name, tensor)
             # Every shard has its zeros, and nothing else has moved.
             assert torch.equal(weights[tensor], net().get_parameter(tensor) * mask)
+            assert not weights[tensor][~mask].signbit().any()  # zeros, and no -0.0
             assert torch.equal(two[name][2][tensor], weights[tensor])
     smaller = sc.plan(net().eval(), torch.randn(2, 6), data=batches(), **CUT).apply(net())
     for name, weight in smaller.named_parameters():
@@ -129,3 +134,4 @@ def test_scores_and_masks_of_shards_are_those_of_the_whole(tmp_path: Path) -> No
         assert "another one" in rank["other"]
         assert "needs data" in rank["no data"]
     assert "only the mean gradient is known" in one["more"]
+    assert "process 0 of 2 failed" in two["more"]
