@@ -164,20 +164,15 @@ class RunStages:
 
         Args:
             work: does it, with a keeper of its state.
-            done: called with the result of this process, before the journal is kept.
+            done: called with the result of this process, before the journal is kept with it.
         """
         found = self._found("trained")
         if found is not None:
             return Trained(found["tensors"], found["keep"], found["masks"], (), found["scores"])
         result = work(self.keeper("training"))
         done(result)
-        if self._checkpoint is not None:
-            self.stage_ended()
-            # In this order: killed in between, the training is found as done, and at worst its states lie there in
-            # vain.
-            told = {"tensors": result.tensors, "keep": result.keep, "masks": result.masks, "scores": result.scores}
-            self._keep("trained", told)
-            self._checkpoint.drop("training")
+        told = {"tensors": result.tensors, "keep": result.keep, "masks": result.masks, "scores": result.scores}
+        self._keep("trained", told, drop=["training"])
         return result
 
     def training(self, name: str, model: nn.Module, work: Callable[[Keeper | None], None]) -> None:
@@ -198,11 +193,7 @@ class RunStages:
                 self._set_drawn(found)
             return
         work(KeptState(self._checkpoint, "training"))
-        state = {"stages": [*done, name], "tensors": named_tensors(model), **self._drawn()}
-        # The journal first: killed in between, the stage is done again and writes the same.
-        self._checkpoint.put("journal", self._run.state_dict())
-        self._checkpoint.put("weights", state)
-        self._checkpoint.drop("training")
+        self._keep("weights", {"stages": [*done, name], "tensors": named_tensors(model)}, drop=["training"])
 
     def keeper(self, name: str) -> Keeper | None:
         """A keeper under a name of its own, for what is trained beside the pruned model."""
@@ -230,9 +221,15 @@ class RunStages:
             self._set_drawn(found)
         return found
 
-    def _keep(self, name: str, state: StateDict) -> None:
+    def _keep(self, name: str, state: StateDict, drop: Iterable[str] = ()) -> None:
+        """Keep the end of a stage and what the journal says of it, and forget the states within it, in one step.
+
+        Apart, a kill between them would lose losses and warnings of the stage, or have them twice, or the next stage
+        would go on from states of this one.
+        """
         if self._checkpoint is not None:
-            self._checkpoint.put(name, {**state, **self._drawn()})
+            put = {name: {**state, **self._drawn()}, "journal": self._run.state_dict()}
+            self._checkpoint.exchange(put, drop)
 
     def _drawn(self) -> StateDict:
         return {"generators": drawn(), "held": [one.get_state() for one in self._held]}

@@ -18,11 +18,14 @@ from killed_fork import killed_fork
 from torch import nn
 
 import secateur as sc
+from secateur.criteria import StationaryWarning
 from secateur.errors import FileRefusedError, InputError, RecipeError
-from secateur.files import disk
+from secateur.files import checkpoint, disk
 from secateur.files.checkpoint import INDEX
 from secateur.model.hashing import hash_model
+from secateur.report.journal import Journal
 from secateur.sources import TensorData
+from secateur.statistics.notes import CurvatureWarning
 
 QUICK = {"measure": {"rounds": 2, "warmup": 0, "latency": False}}
 
@@ -184,13 +187,13 @@ def seeded():
     random.seed(3)
 
 
-def run(name, folder=None, after=None):
+def run(name, folder=None, after=None, every=0):
     data, recipe = RUNS[name]
     progress = stopping(after)
     seeded()
     result = sc.prune(
         net(), torch.zeros(2, 6), data=data(), recipe={**recipe, **QUICK}, progress=progress,
-        **({} if folder is None else {"checkpoint": folder, "every": 0}),
+        **({} if folder is None else {"checkpoint": folder, "every": every}),
     )  # fmt: skip
     return result, progress.calls
 
@@ -238,6 +241,53 @@ def test_interrupted_anywhere_the_result_is_the_same(name, tmp_path):
     assert facts(again) == facts(whole)
     again.save(tmp_path / "out")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", ["cut", "gradual"])
+def test_stopped_around_each_exchange_of_the_index_the_result_is_the_same(name, when, tmp_path, monkeypatch):
+    """What belongs together goes to the disk in one step: no kill lies between a stage's end and what it told."""
+    write, left = checkpoint.atomic_write, 0
+
+    def stopped(path, data):
+        nonlocal left
+        left -= 1
+        if left == 0 and when == "before":
+            raise Stop
+        write(path, data)
+        if left == 0:
+            raise Stop
+
+    whole, _ = run(name)
+    monkeypatch.setattr(checkpoint, "atomic_write", stopped)
+    for number in range(2, 40):  # the first makes the folder
+        left = number
+        try:
+            run(name, tmp_path / str(number), every=1000)
+        except Stop:
+            left = 0
+            again, _ = run(name, tmp_path / str(number))
+            assert facts(again) == facts(whole), f"stopped {when} exchange {number}"
+        else:
+            break
+    assert 5 < number < 39
+
+
+def test_a_warning_is_kept_with_what_was_found_under_it():
+    """The stage may be found as done by a process that never hears the warning."""
+    journal = Journal()
+
+    def stage():
+        with journal.noticed():
+            warnings.warn("a direction was given up", CurvatureWarning, stacklevel=1)
+            warnings.warn("of nobody here", UserWarning, stacklevel=1)
+            warnings.warn("scores stand still", StationaryWarning, stacklevel=1)
+            return journal.state_dict()
+
+    with pytest.warns(UserWarning, match="of nobody here"):
+        kept = stage()
+    assert [one["what"] for one in kept["degradations"]] == ["a direction was given up"]
+    assert kept["doubts"] == ["scores stand still"]
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4])

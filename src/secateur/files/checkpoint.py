@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,30 @@ class Checkpoint:
 
     def put(self, name: str, state: object) -> None:
         """Keep a state under a name, in the place of the one before; on the disk as a whole when this returns."""
-        began = self._clock()
-        tree, tensors = encode(state)
-        self._number += 1
-        file = f"state-{self._number}.safetensors"
-        digest = save_tensors(self.folder / file, tensors, {TREE: canonical_json(tree)})
-        before = self._entries.get(name)
-        self._entries[name] = {"file": file, "sha256": digest}
+        self.exchange({name: state})
+
+    def exchange(self, put: Mapping[str, object], drop: Iterable[str] = ()) -> None:
+        """Keep several states and forget others, in one step: whoever comes later finds all of it done, or nothing."""
+        began, before = self._clock(), self._entries
+        entries = dict(before)
+        for name, state in put.items():
+            tree, tensors = encode(state)
+            self._number += 1
+            file = f"state-{self._number}.safetensors"
+            digest = save_tensors(self.folder / file, tensors, {TREE: canonical_json(tree)})
+            entries[name] = {"file": file, "sha256": digest}
+        for name in drop:
+            entries.pop(name, None)
+        if entries == before:
+            return
+        self._entries = entries
         self._write_index()
-        if before is not None:
-            self._unlink(before["file"])
-        self._last = self._clock()
-        self._spent = self._last - began
+        for name, entry in before.items():
+            if entries.get(name) != entry:
+                self._unlink(entry["file"])
+        if put:
+            self._last = self._clock()
+            self._spent = self._last - began
 
     def get(self, name: str) -> Any:
         """The state of that name, or None; the file is checked against its hash.
@@ -120,10 +132,7 @@ class Checkpoint:
 
     def drop(self, name: str) -> None:
         """Forget a state."""
-        entry = self._entries.pop(name, None)
-        if entry is not None:
-            self._write_index()
-            self._unlink(entry["file"])
+        self.exchange({}, [name])
 
     def close(self) -> None:
         """Let other processes have the folder; the states stay."""

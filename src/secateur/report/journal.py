@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TypedDict
+from typing import TextIO, TypedDict
 
 from torch import nn
 
@@ -73,18 +73,32 @@ class Journal:
     @contextmanager
     def noticed(self) -> Iterator[None]:
         """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
-        with warnings.catch_warnings(record=True) as caught:
+        others: list[warnings.WarningMessage] = []
+
+        def notice(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            # At once: what the stage has found may be kept before it ends, and these words with it.
+            if issubclass(category, CurvatureWarning):
+                self.degradations.append(Degradation("score", str(message)))
+            elif issubclass(category, StationaryWarning):
+                self.doubts.append(str(message))
+            else:
+                others.append(warnings.WarningMessage(message, category, filename, lineno, file, line))
+
+        with warnings.catch_warnings():
             # A filter of the caller's must not decide whether a run counts as degraded.
             warnings.simplefilter("always")
+            warnings.showwarning = notice
             yield
-        for one in caught:
-            if issubclass(one.category, CurvatureWarning):
-                self.degradations.append(Degradation("score", str(one.message)))
-            elif issubclass(one.category, StationaryWarning):
-                self.doubts.append(str(one.message))
-            else:
-                # Nobody here knows it, so it goes on to the caller, from the line that it came from.
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        for one in others:
+            # Nobody here knows it, so it goes on to the caller, from the line that it came from.
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
     def step(self, name: str) -> Advance:
         """A ``step(done, total)`` that tells of progress inside the stage `name`."""
