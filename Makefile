@@ -39,18 +39,18 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Types and doctests take one core each, so they run side by side.
-checks: lint
-	$(MAKE) -j2 --output-sync=target types doctests
+# Each takes one core, so they run side by side.
+checks: $(STAMP)
+	$(MAKE) -j4 --output-sync=target lint types doctests kernels
 
-test: checks kernels
+test: checks
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 # By themselves: conftest files of several folders would clash as modules.
 doctests: $(STAMP)
 	$(BIN)/python -m pytest --doctest-modules src/secateur
 
-test-all: checks kernels $(PAGES)
+test-all: checks $(PAGES)
 	$(BIN)/python -m pytest -n 2
 
 clean:

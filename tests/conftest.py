@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+BETWEEN = 100
+_ran = 0
+
+
+def pytest_runtest_teardown() -> None:
+    """Modules come in one by one, a million objects in the end; no full collection goes through them again."""
+    global _ran
+    _ran += 1
+    if _ran % BETWEEN == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

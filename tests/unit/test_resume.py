@@ -243,8 +243,15 @@ def test_interrupted_anywhere_the_result_is_the_same(name, tmp_path):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", ["cut", "gradual"])
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        ("cut", "before"),
+        ("gradual", "after"),
+        pytest.param("cut", "after", marks=pytest.mark.slow),
+        pytest.param("gradual", "before", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_around_each_exchange_of_the_index_the_result_is_the_same(name, when, tmp_path, monkeypatch):
     """What belongs together goes to the disk in one step: no kill lies between a stage's end and what it told."""
     write, left = checkpoint.atomic_write, 0

@@ -200,9 +200,14 @@ def require_unwatched(model: nn.Module) -> None:
 def _holder(model: nn.Module) -> str:
     """The class of a living distributed wrapper that holds parameters of a model; "" where there is none."""
     own = {id(parameter) for parameter in model.parameters()}
-    # By type, as isinstance asks objects that stand for others, and may wake them.
-    wrappers = [one for one in gc.get_objects() if issubclass(type(one), nn.parallel.DistributedDataParallel)]
+    # By type, as isinstance asks objects that stand for others, and may wake them; by a set, as there are a million.
+    kinds = _with_subclasses(nn.parallel.DistributedDataParallel)
+    wrappers = [one for one in gc.get_objects() if type(one) in kinds]
     return next((type(w).__name__ for w in wrappers if any(id(p) in own for p in w.parameters())), "")
+
+
+def _with_subclasses(kind: type) -> set[type]:
+    return {kind}.union(*map(_with_subclasses, kind.__subclasses__()))
 
 
 # -- kinds of modules ----------------------------------------------------------------------------------------------
