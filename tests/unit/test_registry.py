@@ -98,6 +98,7 @@ def test_there_is_one_did_you_mean():
     users = [
         str(path.relative_to(root))
         for path in root.rglob("*.py")
+        if "difflib" in path.read_text("utf-8")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if (isinstance(node, ast.Import) and any(alias.name == "difflib" for alias in node.names))
         or (isinstance(node, ast.ImportFrom) and node.module == "difflib")
