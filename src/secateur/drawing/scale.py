@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+TINY = 1e-300  # below it numbers lose their digits, and halves of them are none
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -38,7 +40,7 @@ class Axis:
             >>> Axis.over([2.0, 4.0], margin=0.5)
             Axis(low=1.0, high=5.0, log=False)
         """
-        known = [value for value in values if not log or value > 0]
+        known = [value for value in values if not log or value > TINY]
         if not known:
             return cls(0.1, 1.0, log=True) if log else cls(0.0, 1.0)
         low, high = min(known), max(known)
@@ -49,7 +51,7 @@ class Axis:
         room = margin * (high - low) if high > low else abs(high) / 2 or 0.5
         ends = max(low - room, within[0]), min(high + room, within[1])
         low, high = (low, ends[1]) if zero and low == 0 else ends
-        return cls(low, high if high > low else low + 1.0)
+        return cls(low, high if high - low > TINY else low + 1.0)
 
     def place(self, value: float) -> float:
         """Where a value stands: 0 at the low end, 1 at the high one."""

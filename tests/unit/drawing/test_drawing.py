@@ -8,7 +8,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from secateur.drawing import Bar, Curve, DrawnPart, bars, curves, heat, histogram, picture
@@ -25,6 +25,8 @@ def parsed(markup: str) -> ElementTree.Element:
 
 
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=9), st.booleans())
+@example([5e-324], True)
+@example([0.0, 1e-310], False)
 def test_an_axis_holds_every_value_and_its_ticks_in_order(values, zero):
     scale = Axis.over(values, zero=zero)
     assert all(-1e-9 <= scale.place(value) <= 1 + 1e-9 for value in values)
