@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PAGES  := $(VENV)/.installed-docs
+# Fixtures of a file are made once, and the longest tests, which come early, do not end up last.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all docs docs-serve kernels checks doctests lint types clean
 
@@ -44,14 +46,14 @@ checks: $(STAMP)
 	$(MAKE) -j4 --output-sync=target lint types doctests kernels
 
 test: checks
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) -m "not slow"
 
 # By themselves: conftest files of several folders would clash as modules.
 doctests: $(STAMP)
 	$(BIN)/python -m pytest --doctest-modules src/secateur
 
 test-all: checks $(PAGES)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(BY_FILE)
 
 clean:
 	rm -rf $(VENV) runs build dist site .pytest_cache .mypy_cache .ruff_cache
