@@ -80,7 +80,7 @@ class Criterion(ABC):
     `reads` says what it does with the values of the weights. "values": anything, so that NaN and Inf are looked for
     beforehand; "sums": it adds up functions of single weights that are NaN or Inf where the weight is, so that each
     weight is read once, and looked at again only where a sum is not finite; "nothing": it works for a model on the
-    meta device too.
+    meta device too. Those two run no forward, and so the model is not walked through to give it back as it was.
     """
 
     name: ClassVar[str]
@@ -168,6 +168,8 @@ class Criterion(ABC):
 
     def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[object]:
         """The model as it is scored, and given back as it was."""
+        if self.reads != "values" and not self.needs:
+            return guard(gradients=gradients, seed=context.seed)
         return guard(context.model, mode=self.mode, gradients=gradients, seed=context.seed, example=context.example)
 
     def weights(self, context: Context, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
