@@ -3,8 +3,9 @@
     python benchmarks/deploy.py [--shape 4096 4096] [--batch 1] [--threads 2] [--rounds 15] [--zeros 0.5 0.7 0.9]
                                 [--formats bitmask slide16 slide32 delta] [--processor-time] [--json FILE]
 
-Every contender has several copies of its weights, together larger than the caches (--megabytes), and takes the next one
-at each call, so weights come from memory. A round runs each contender once, in a new random order; ratios are medians
+Every contender has several copies of its weights, together larger than the caches (--megabytes), so that they come from
+memory. A round runs each contender through all of its copies, in a new random order, and takes the mean of a call: so
+does a model with many layers of one size, whose code stays in the caches while its weights pass by. Ratios are medians
 over the rounds of (contender / reference) within a round, so that a busy machine slows both. The second "torch float32"
 is the same product once more: its ratio to the first is the null, and no difference smaller than its interval counts.
 --processor-time (with one thread) counts the processor's time instead of the clock's: what is left to say on a machine
@@ -17,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 
 @dataclass
 class Contender:
-    call: Callable[[], object]
+    calls: list[Callable[[], object]]
     megabytes: float
 
 
-def rotating(make: Callable[[], Callable[[], object]], size: float, megabytes: float, shared: bool) -> Contender:
-    copies = max(2, -(-int(megabytes) // max(1, int(size))))
-    calls = cycle([make() for _ in range(1 if shared else copies)])
-    return Contender(lambda: next(calls)(), size)
+def copied(make: Callable[[], Callable[[], object]], size: float, megabytes: float) -> Contender:
+    return Contender([make() for _ in range(max(2, math.ceil(megabytes / size)))], size)
 
 
 def dense(weight: Tensor, x: Tensor) -> Callable[[], object]:
@@ -77,13 +76,13 @@ def contenders(options: argparse.Namespace) -> dict[str, Contender]:
     found = {}
 
     def add(name: str, make: Callable[[], Callable[[], object]], megabytes: float) -> None:
-        found[name] = rotating(make, megabytes, options.megabytes, False)
+        found[name] = copied(make, megabytes, options.megabytes)
 
     add("torch float32", lambda: dense(whole.weight.detach(), x), size)
     add("torch float32, again", lambda: dense(whole.weight.detach(), x), size)
     add("torch bfloat16", lambda: dense(whole.weight.detach().bfloat16(), half), size / 2)
     buffer = torch.ones(int(options.megabytes * 250_000))
-    found["read memory"] = Contender(lambda: buffer.sum(), options.megabytes)
+    found["read memory"] = Contender([buffer.sum], options.megabytes)
     for word, dtype in DTYPES.items():
         own = SparseLinear.of(whole, "dense", dtype)
         inputs = half if word == "bfloat16" else x
@@ -105,9 +104,10 @@ def measure(found: dict[str, Contender], rounds: int, clock: Callable[[], float]
         chance.shuffle(order)
         for name in order:
             start = clock()
-            found[name].call()
+            for call in found[name].calls:
+                call()
             if number >= 2:
-                taken[name].append(clock() - start)
+                taken[name].append((clock() - start) / len(found[name].calls))
     return {name: np.array(values) * 1e3 for name, values in taken.items()}
 
 
