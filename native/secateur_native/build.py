@@ -15,13 +15,15 @@ SOURCES = Path(__file__).parent / "src"
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra")
 # GCC takes the undefined operands of its own AVX-512 intrinsics for mistakes.
 QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mfma", "-mpopcnt", *QUIET)
 UNITS: dict[str, tuple[str, ...]] = {
     "scalar": (),
     "avx2": ("-mavx2", "-mfma", "-mpopcnt"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mfma", "-mpopcnt", *QUIET),
+    "avx512": AVX512,
+    "avx512vbmi2": (*AVX512, "-mavx512vbmi2"),
     "entry": ("-fopenmp",),
 }
-X86_ONLY = ("avx2", "avx512")
+X86_ONLY = ("avx2", "avx512", "avx512vbmi2")
 # The operator throws what PyTorch throws, and is written against the interface of PyTorch 2.10.
 OPERATOR = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000")
 

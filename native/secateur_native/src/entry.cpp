@@ -10,10 +10,11 @@
 namespace {
 constexpr int64_t ROOM = 64;  // floats: one cache line times four, and what a kernel may read behind the last column
 
-enum { SCALAR = 0, AVX2 = 1, AVX512 = 2 };
+enum { SCALAR = 0, AVX2 = 1, AVX512 = 2, AVX512VBMI2 = 3 };
 
 Run kernels(int isa) {
 #if defined(__x86_64__)
+  if (isa == AVX512VBMI2) return avx512vbmi2_kernels();
   if (isa == AVX512) return avx512_kernels();
   if (isa == AVX2) return avx2_kernels();
 #endif
@@ -22,6 +23,7 @@ Run kernels(int isa) {
 
 RunPlanes planes_of(int isa) {
 #if defined(__x86_64__)
+  if (isa == AVX512VBMI2) return avx512vbmi2_planes();
   if (isa == AVX512) return avx512_planes();
   if (isa == AVX2) return avx2_planes();
 #endif
@@ -152,7 +154,7 @@ EXPORT int secateur_best_isa() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("popcnt"))
-    return AVX512;
+    return __builtin_cpu_supports("avx512vbmi2") ? AVX512VBMI2 : AVX512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt")) return AVX2;
 #endif
   return SCALAR;

@@ -58,4 +58,6 @@ Run avx2_kernels();
 RunPlanes avx2_planes();
 Run avx512_kernels();
 RunPlanes avx512_planes();
+Run avx512vbmi2_kernels();
+RunPlanes avx512vbmi2_planes();
 #endif

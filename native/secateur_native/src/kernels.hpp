@@ -22,14 +22,12 @@ static void dense_panel(const Job& job, int64_t panel, const float* x, float* y)
   for (int row = 0; row < 8; ++row) y[row] = total(sums[row]);
 }
 
+// Adds the steps from `step` on to the sums of a panel; numbers and masks are those of that step.
 template <class T>
-static void bitmask_panel(const Job& job, int64_t panel, const float* x, float* y) {
-  const int64_t steps = (job.columns + 15) / 16;
-  const T* values = static_cast<const T*>(job.parts[0]) + offset(job.parts[2], panel);
-  const uint8_t* masks = static_cast<const uint8_t*>(job.parts[1]) + panel * steps * 16;
+static void bitmask_steps(const T* values, const uint8_t* masks, const float* x, int64_t step, int64_t steps, float* y) {
   F16 sums[8];
   for (auto& sum : sums) sum = F16::zero();
-  for (int64_t step = 0; step < steps; ++step, masks += 16) {
+  for (; step < steps; ++step, masks += 16) {
     const F16 in = F16::load(x + 16 * step);
     uint16_t bits[8];
     std::memcpy(bits, masks, 16);
@@ -42,8 +40,20 @@ static void bitmask_panel(const Job& job, int64_t panel, const float* x, float* 
       values += __builtin_popcount(bits[row]);
     }
   }
-  for (int row = 0; row < 8; ++row) y[row] = total(sums[row]);
+  for (int row = 0; row < 8; ++row) y[row] += total(sums[row]);
 }
+
+template <class T>
+static void bitmask_panel(const Job& job, int64_t panel, const float* x, float* y) {
+  const int64_t steps = (job.columns + 15) / 16;
+  const T* values = static_cast<const T*>(job.parts[0]) + offset(job.parts[2], panel);
+  for (int row = 0; row < 8; ++row) y[row] = 0;
+  bitmask_steps(values, static_cast<const uint8_t*>(job.parts[1]) + panel * steps * 16, x, 0, steps, y);
+}
+
+#ifdef SPREADS_SMALL_NUMBERS
+#include "spread.hpp"
+#endif
 
 // The rows of a panel as floats, for batches: what is unpacked once serves every input.
 template <class T>

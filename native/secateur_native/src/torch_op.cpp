@@ -35,8 +35,8 @@ std::vector<Known> formats;
 int level() {
   const char* asked = std::getenv("SECATEUR_ISA");
   if (!asked || !*asked) return best;
-  static const char* const names[] = {"scalar", "avx2", "avx512"};
-  for (int at = 0; at < 3; ++at)
+  static const char* const names[] = {"scalar", "avx2", "avx512", "avx512vbmi2"};
+  for (int at = 0; at < 4; ++at)
     if (!std::strcmp(asked, names[at])) return at < best ? at : best;
   return -1;
 }

@@ -1,6 +1,6 @@
 """The compiled kernels: found, built where a compiler is there, called; or a clear word on why they are not.
 
-``SECATEUR_ISA`` chooses: ``avx512``, ``avx2`` or ``scalar``; ``torch`` does without compiled code. A processor that
+``SECATEUR_ISA`` chooses: ``avx512vbmi2``, ``avx512``, ``avx2`` or ``scalar``; ``torch`` does without compiled code. A processor that
 lacks what was chosen takes the best that it has.
 """
 
@@ -25,7 +25,7 @@ from secateur.errors import RecipeError, ResourceError
 from secateur.registry import suggestion
 
 VERSION = 2  # of the arguments and the layouts; a library of another one is not called
-LEVELS = ("scalar", "avx2", "avx512")
+LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi2")
 WITHOUT = "torch"
 VARIABLE = "SECATEUR_ISA"
 _WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -33,7 +33,7 @@ _INPUTS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def isa() -> str:
-    """The instruction set in use: "avx512", "avx2", "scalar", or "torch" where there is no compiled code.
+    """The instruction set in use: "avx512vbmi2", "avx512", "avx2", "scalar", or "torch" where there is no compiled code.
 
     Raises:
         RecipeError: ``SECATEUR_ISA`` is no known word.

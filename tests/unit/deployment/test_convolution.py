@@ -35,7 +35,7 @@ def layer(inputs, outputs, kernel, stride, padding, zeros: float, bias: bool = T
     return found.eval().requires_grad_(False)
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "torch"])
+@pytest.fixture(params=[*native.LEVELS, native.WITHOUT])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(native.VARIABLE, request.param)
     if native.isa() != request.param:

@@ -22,7 +22,7 @@ KERNELS = [name for name in FORMATS.names() if format_of(name).kernel is not Non
 PLAIN = 2.0**-24  # half a unit in the last place of float32
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "torch"])
+@pytest.fixture(params=[*native.LEVELS, native.WITHOUT])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(native.VARIABLE, request.param)
     if native.isa() != request.param:
@@ -72,13 +72,22 @@ def test_products_equal_the_dense_ones(
     x = torch.randn(batch, columns * step, dtype=dtypes[0])[:, ::step]
     try:
         torch.set_num_threads(threads)
-        for level in ("scalar", "avx2", "avx512", "torch"):
+        for level in (*native.LEVELS, native.WITHOUT):
             os.environ[native.VARIABLE] = level
             if native.isa() == level and (level != "torch" or dtypes[0] == torch.float32):
                 agrees(packed, x)
     finally:
         torch.set_num_threads(before)
         os.environ.pop(native.VARIABLE) if asked is None else os.environ.update({native.VARIABLE: asked})
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_single_input_meets_every_row_and_column(isa: str, name: str) -> None:
+    """Kernels of single inputs are others than those of batches, and their last steps others than those before."""
+    for rows, columns, zeros in ((37, 500, 0.5), (64, 300, 0.0), (8, 40, 0.9), (24, 1000, 0.8)):
+        for dtype in (torch.float32, torch.bfloat16, torch.int8):
+            packed = SparseLinear.of(layer(rows, columns, zeros, torch.float32, rows), name, dtype)
+            agrees(packed, torch.randn(1, columns))
 
 
 @pytest.mark.sampled(3)
