@@ -1,7 +1,7 @@
 """The compiled kernels: found, built where a compiler is there, called; or a clear word on why they are not.
 
-``SECATEUR_ISA`` chooses: ``avx512vbmi2``, ``avx512``, ``avx2`` or ``scalar``; ``torch`` does without compiled code. A processor that
-lacks what was chosen takes the best that it has.
+``SECATEUR_ISA`` chooses: ``avx512vbmi2``, ``avx512``, ``avx2`` or ``scalar``; ``torch`` does without compiled code. A
+processor that lacks what was chosen takes the best that it has.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INPUTS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def isa() -> str:
-    """The instruction set in use: "avx512vbmi2", "avx512", "avx2", "scalar", or "torch" where there is no compiled code.
+    """The instruction set in use: one of `LEVELS`, or "torch" where there is no compiled code.
 
     Raises:
         RecipeError: ``SECATEUR_ISA`` is no known word.
