@@ -278,7 +278,11 @@ def _monitored(ways: Ways) -> Iterator[None]:
             piece.edges.add((place, place))
 
     armed: set[int] = set()
-    calls = {events.PY_START: start, events.PY_RESUME: start, events.EXCEPTION_HANDLED: handled}
+    calls: dict[int, Callable[..., object]] = {
+        events.PY_START: start,
+        events.PY_RESUME: start,
+        events.EXCEPTION_HANDLED: handled,
+    }
     calls.update(dict.fromkeys(branches, branch))
     with _calling(monitoring, tool, calls, events.PY_START | events.PY_RESUME | events.EXCEPTION_HANDLED, told):
         yield
