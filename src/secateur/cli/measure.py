@@ -72,9 +72,6 @@ def measure(
 ) -> int:
     """Count parameters, MACs and bytes, time the forward pass, and evaluate on --data (its test part, if any)."""
     from secateur.cli import job as jobs
-    from secateur.cli.progress import Stages
-    from secateur.files import seed_everything
-    from secateur.measure import latency
 
     jobs.use_threads(1 if processor_time else threads)
     if task is not None:
@@ -82,15 +79,35 @@ def measure(
     if against is not None:
         asked = ((what, against), model, data, seed or 0, device, metric)
         return measure_two(*asked, rounds, batch_size, processor_time=processor_time, as_json=json)
-    with seed_everything(seed or 0), Stages() as stages:
-        work, network = load(what, model, data, seed=seed or 0, device=device, metric=metric)
+    return measure_one(what, model, data, seed or 0, device, metric, rounds, batch_size, as_json=json)
+
+
+def measure_one(
+    what: str,
+    model: str | None,
+    data: str | None,
+    seed: int,
+    device: str | None,
+    metric: Sequence[str] | None,
+    rounds: int,
+    batch_size: int | None,
+    *,
+    as_json: bool,
+) -> int:
+    """One model: what it is."""
+    from secateur.cli.progress import Stages
+    from secateur.files import seed_everything
+    from secateur.measure import latency
+
+    with seed_everything(seed), Stages() as stages:
+        work, network = load(what, model, data, seed=seed, device=device, metric=metric)
         example = work.needed_example()
         stages("latency", 0, 0)
         timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
         stages("quality", 0, 0)
         judged = work.judged
         found = _counted(network, example, judged, timed)
-    return _tell({"what": what, "model": work.source.name, "data": data or ""}, found, judged, as_json=json)
+    return _tell({"what": what, "model": work.source.name, "data": data or ""}, found, judged, as_json=as_json)
 
 
 def _counted(network: nn.Module, example: Example, judged: Yardstick, timed: Latency | None = None) -> Snapshot:

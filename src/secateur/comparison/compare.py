@@ -104,7 +104,7 @@ def compare(
         progress: called as ``progress("compare", done, total)`` after every run.
         **options: the protocol in parts, each of which may be left out:
 
-            - granularity: as in a recipe; default "channel".
+            - granularity: one, as in a recipe; default "channel".
             - levels: fractions removed; default six: geometric in what is left for masks, 20 to 85 % of the
               multiply-accumulates for cuts.
             - match: what levels count: "units" (exact counts), "macs" or "params"; default "auto" is macs for cuts,

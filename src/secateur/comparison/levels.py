@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.kinds.weights.nm import NM
-from secateur.planning.build import is_structured
+from secateur.planning.build import is_structured, units_of, what_it_saves
 from secateur.types import Json
 
 ELEMENT_LEVELS = (0.5, 0.67, 0.8, 0.9, 0.95, 0.98)  # geometric in what is left
@@ -73,7 +73,7 @@ def middle_of(levels: Sequence[float]) -> float:
 
 
 def make_match(match: str, granularity: GranularityChoice) -> str:
-    """What levels count: "auto" is macs for cuts (params for experts, which leave the work as it is), units for masks.
+    """What levels count: "auto" is what units of the granularity take with them, or for masks the units.
 
     Raises:
         RecipeError: an unknown word, or costs that masks do not change.
@@ -82,7 +82,7 @@ def make_match(match: str, granularity: GranularityChoice) -> str:
     if not cuts:
         parse(granularity)  # refuses an unknown granularity here, and not in the middle of a run
     if match == "auto":
-        return "params" if granularity == "expert" else "macs" if cuts else "units"
+        return what_it_saves(granularity) or "units"
     if match not in MATCHES:
         raise RecipeError(f"match={match!r} is not known", hint=f"known: auto, {', '.join(MATCHES)}")
     if match != "units" and not cuts:
@@ -91,7 +91,20 @@ def make_match(match: str, granularity: GranularityChoice) -> str:
 
 
 def plain_granularity(granularity: GranularityChoice) -> str | dict[str, Json]:
-    """As a recipe writes it."""
-    if isinstance(granularity, str):
-        return granularity
-    return dict(granularity) if isinstance(granularity, Mapping) else granularity.options()
+    """As a recipe writes it, by the name that it has here: other words for it would be other cells.
+
+    Raises:
+        RecipeError: several.
+
+    Example:
+        >>> plain_granularity("filters"), plain_granularity(NM(n=2, m=4))
+        ('channel', '2:4')
+    """
+    _, choices = units_of(granularity, None)
+    if len(choices) > 1:
+        raise RecipeError(
+            "A comparison is of one granularity.",
+            why=f"{len(choices)} were given: {', '.join(choice.name for choice in choices)}",
+            hint='"structured" ranks slices of all kinds together',
+        )
+    return choices[0].spec()

@@ -141,7 +141,7 @@ class Protocol:
         unknown = sorted(set(options) - set(ProtocolOptions.__annotations__))
         if unknown:
             raise TypeError(f"a comparison has no option {unknown[0]!r}")
-        granularity = options.get("granularity", "channel")
+        granularity = plain_granularity(options.get("granularity", "channel"))
         match = make_match(options.get("match", "auto"), granularity)
         levels = make_levels(options.get("levels"), match, granularity)
         recoveries, scratch = make_recoveries(options.get("recover")), options.get("scratch") or ()
@@ -150,7 +150,7 @@ class Protocol:
         ablated = options.get("ablation_levels")
         seeds = options.get("seeds", 3)
         return cls(
-            granularity=plain_granularity(granularity),
+            granularity=granularity,
             match=match,
             levels=levels,
             recoveries=recoveries,

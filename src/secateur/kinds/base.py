@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -95,6 +95,7 @@ class Candidates(ABC):
     """
 
     physical: ClassVar[bool] = True  # whether units are removed for real; else zeros are written
+    saves: ClassVar[Literal["macs", "params"]] = "macs"  # the cost that its units take with them
     scope: ClassVar[str | None] = None  # fixed by the kind, where its units cannot compete freely
 
     def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:

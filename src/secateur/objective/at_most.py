@@ -16,7 +16,7 @@ from secateur.errors import NonFiniteError, RecipeError, TargetError
 from secateur.objective.evaluate import Objective, with_target
 from secateur.objective.gauge import gauge_of
 from secateur.objective.limits import AtMost, Smallest
-from secateur.planning.build import implied_target, is_structured
+from secateur.planning.build import implied_target, is_structured, what_it_saves
 from secateur.recipe import Recipe
 from secateur.report.bound import Attempt, Limit, Measured
 from secateur.stages import RunStages
@@ -171,11 +171,7 @@ class Bisection:
 
 def usual_word(recipe: Recipe) -> Smallest:
     """The target whose amount is found where none is named."""
-    kinds = recipe.model_dump(by_alias=True)["granularity"]
-    if not is_structured(kinds):
-        return "sparsity"
-    # Experts that go leave the work of every token as it is.
-    return "params" if "expert" in str(kinds) else "macs"
+    return what_it_saves(recipe.model_dump(by_alias=True)["granularity"]) or "sparsity"
 
 
 def check(wanted: AtMost, asked: Asked, word: str) -> None:

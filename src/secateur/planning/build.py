@@ -14,7 +14,7 @@ from secateur.amounts.allocate.sensitivity import Curves, Spread, spread_of
 from secateur.criteria.base import Context, Criterion
 from secateur.errors import RecipeError
 from secateur.kinds.base import Candidates, Keep
-from secateur.kinds.find import find, is_physical, spelt_out
+from secateur.kinds.find import find, is_physical, kind_of, spelt_out
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
@@ -300,6 +300,22 @@ def implied_target(granularity: GranularityLike | None) -> Target | None:
 def is_structured(granularity: GranularityLike) -> bool:
     """Whether units of this granularity are removed physically."""
     return not isinstance(granularity, Granularity) and is_physical(granularities(granularity))
+
+
+def what_it_saves(granularity: GranularityLike) -> Literal["macs", "params"] | None:
+    """The cost that units of this granularity take with them; None for masks, which leave all costs as they are.
+
+    Raises:
+        RecipeError: granularities that cannot be ranked in one plan.
+
+    Example:
+        >>> what_it_saves("channel"), what_it_saves("experts"), what_it_saves("element")
+        ('macs', 'params', None)
+    """
+    if isinstance(granularity, Granularity):
+        return None
+    kind = kind_of(granularities(granularity))
+    return kind.saves if kind.physical else None
 
 
 def grouped(

@@ -280,6 +280,7 @@ class Plan(PlanData):
             scales=edit.scales,
             conditions=tuple(dict.fromkeys((*self.conditions, *following.conditions))),
             weights=edit.weights,
+            notes=tuple(dict.fromkeys((*self.notes, *following.notes))),
         )
         _compose_proofs(whole, (self, following))
         return whole

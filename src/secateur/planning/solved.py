@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,8 @@ from secateur import criteria
 from secateur.errors import RecipeError
 from secateur.kinds.weights.granularity import Granularity, parse
 from secateur.model.call import require_reiterable
-from secateur.planning.decision import Evidence, counted, fingerprint
 from secateur.planning.plan import Plan
+from secateur.planning.written import masked_plan
 from secateur.registry import build, suggestion
 from secateur.request import Named, Plain, Request
 from secateur.solve import SOLVERS, Solver
@@ -145,18 +145,9 @@ def solved_plan(
         progress=progress,
     )
     masks = {name: mask.cpu() for name, mask in out.masks.items()}
-    return Plan(
-        fingerprint=fingerprint(model),
-        model=type(model).__name__,
-        request=request,
-        groups={},
-        cuts={},
-        attributes={},
-        masks=masks,
+    return replace(
+        masked_plan(model, request, masks, example=example),
         weights={name: value.cpu() for name, value in out.weights.items()},
-        units=counted(request.what, masks),
-        cost={},
-        evidence=Evidence(model, [], {}, masks, example=example),
         left_out=tuple(out.left_out),
         notes=(*_notes(out.records), *_told(out, settings)),
     )

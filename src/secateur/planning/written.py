@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from secateur.request import Efforts, Named, Request, Target, effort_of
 from secateur.structure.backwards import own_backwards
 from secateur.structure.elsewhere import left_behind, untied
 from secateur.structure.provenance import read
-from secateur.types import Certificate
+from secateur.types import Certificate, Example
 
 GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
@@ -45,21 +45,7 @@ def plan_of(
     """
     model, edit = candidates.model, candidates.write(keep)
     groups = [group for group in candidates.groups if group.name in keep]
-
-    def prove(original: nn.Module, cut: nn.Module, effort: Efforts | None = None) -> Certificate:
-        example, effort = candidates.example, effort or effort_of(request.proof)
-        try:
-            with guard(original, cut, example=example):
-                proof = candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance, effort=effort)
-                return replace(proof, effort=effort)
-        # A model that answers by chance, or an operator that cannot take NaN, may raise anything: what it was is
-        # found out afterwards.
-        except Exception as error:
-            other = unprovable(error, original, example)
-            if other is error:
-                raise
-            raise other from error
-
+    prove = _prover(candidates, request, keep, dtype, tolerance)
     return Plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
@@ -97,6 +83,28 @@ def plan_of(
     )
 
 
+def _prover(
+    candidates: Candidates, request: Request, keep: Keep, dtype: str, tolerance: float | None
+) -> Callable[[nn.Module, nn.Module, Efforts | None], Certificate]:
+    """What certifies a cut model against its original, whenever the plan is applied."""
+
+    def prove(original: nn.Module, cut: nn.Module, effort: Efforts | None = None) -> Certificate:
+        example, effort = candidates.example, effort or effort_of(request.proof)
+        try:
+            with guard(original, cut, example=example):
+                proof = candidates.prove(original, cut, keep, dtype=dtype, tolerance=tolerance, effort=effort)
+                return replace(proof, effort=effort)
+        # A model that answers by chance, or an operator that cannot take NaN, may raise anything: what it was is
+        # found out afterwards.
+        except Exception as error:
+            other = unprovable(error, original, example)
+            if other is error:
+                raise
+            raise other from error
+
+    return prove
+
+
 def _cost(candidates: Candidates, keep: Keep) -> dict[str, list[int]]:
     """What the whole costs, and what stays."""
     whole, left = Left.of({name: torch.ones_like(mask) for name, mask in keep.items()}), Left.of(keep)
@@ -115,6 +123,11 @@ def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mappin
     # A plan does not change when its caller writes into the mask later.
     full = {name: mask.expand_as(own).clone() for name, (own, mask) in resolve(model, masks).items()}
     request = Request(target=None, criterion=Named(GIVEN), granularity=(Named("element"),))
+    return masked_plan(model, request, full)
+
+
+def masked_plan(model: nn.Module, request: Request, masks: Mapping[str, Tensor], *, example: Example = None) -> Plan:
+    """A plan of masks that were not chosen from candidates: nothing is cut, so nothing is priced or proved."""
     return Plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
@@ -122,8 +135,8 @@ def plan_of_masks(model: nn.Module, masks: Mapping[str, Tensor], *others: Mappin
         groups={},
         cuts={},
         attributes={},
-        masks=full,
-        units=counted("element", full),
+        masks=masks,
+        units=counted(request.what, masks),
         cost={},
-        evidence=Evidence(model, [], {}, full),
+        evidence=Evidence(model, [], {}, masks, example=example),
     )

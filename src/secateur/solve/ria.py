@@ -13,7 +13,7 @@ from secateur.solve.scored import ScoredSolver
 
 @SOLVERS.register("ria")
 @dataclass(frozen=True, kw_only=True)
-class Ria(ScoredSolver):
+class RiaSolver(ScoredSolver):
     """Score (|W_ij| / column sum + |W_ij| / row sum) * input norm ** power.
 
     Args:

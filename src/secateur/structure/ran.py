@@ -278,13 +278,34 @@ def _monitored(ways: Ways) -> Iterator[None]:
             piece.edges.add((place, place))
 
     armed: set[int] = set()
-    calls = {events.PY_START: start, events.PY_RESUME: start, events.EXCEPTION_HANDLED: handled}
+    calls: dict[int, Callable[..., object]] = {
+        events.PY_START: start,
+        events.PY_RESUME: start,
+        events.EXCEPTION_HANDLED: handled,
+    }
     calls.update(dict.fromkeys(branches, branch))
+    with _calling(monitoring, tool, calls, events.PY_START | events.PY_RESUME | events.EXCEPTION_HANDLED, told):
+        yield
+
+
+@contextmanager
+def _calling(
+    monitoring: Any, tool: int, calls: dict[int, Callable[..., object]], everywhere: int, told: list[CodeType]
+) -> Iterator[None]:
+    """Have functions called at events while the body runs; the number of the tool is free again afterwards.
+
+    Args:
+        monitoring: `sys.monitoring`.
+        tool: number.
+        calls: event -> what it calls.
+        everywhere: events of all code, as one set.
+        told: code with events of its own by the end of the body, which end as well.
+    """
     monitoring.use_tool_id(tool, "secateur")
     try:
         for event, function in calls.items():
             monitoring.register_callback(tool, event, function)
-        monitoring.set_events(tool, events.PY_START | events.PY_RESUME | events.EXCEPTION_HANDLED)
+        monitoring.set_events(tool, everywhere)
         monitoring.restart_events()
         yield
     finally:

@@ -31,7 +31,6 @@ FACTORS = frozenset(["mul", "multiply", "div", "divide", "true_divide", "truediv
                      "addcdiv"])  # fmt: skip
 # A fraction that becomes a tensor is judged where that tensor is used.
 MADE = frozenset(["tensor", "as_tensor", "scalar_tensor", "asarray", "new_tensor", "full", "new_full"])
-HINT = "keep the number in an attribute that is a float, which no cut changes, or protect the layer"
 
 
 def watch_values(recorder: Recorder, name: str, args: Args, kwargs: Kwargs) -> None:

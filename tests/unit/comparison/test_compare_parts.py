@@ -22,6 +22,9 @@ from secateur.comparison.store import Scored, Store
 from secateur.comparison.study import Limited, parse_criterion, sample
 from secateur.criteria import Magnitude
 from secateur.errors import FileRefusedError, RecipeError, UnsupportedError
+from secateur.kinds.weights.block import Block
+from secateur.kinds.weights.nm import NM
+from secateur.planning.build import units_of
 from secateur.sources import TensorData
 
 
@@ -52,6 +55,32 @@ def test_levels_are_fractions_and_default_to_six() -> None:
 
 def test_what_levels_match() -> None:
     assert (make_match("auto", "channel"), make_match("auto", "element")) == ("macs", "units")
+    # Experts that go leave the work of every token as it is, whatever they are called.
+    assert [make_match("auto", word) for word in ("expert", "experts", {"name": "expert"})] == ["params"] * 3
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("filters", "channel"),
+        ("experts", "expert"),
+        (["neuron"], "neuron"),
+        ({"name": "block", "shape": [4, 4]}, {"name": "block", "shape": [4, 4]}),
+        (Block(shape=(4, 4)), {"name": "block", "shape": (4, 4)}),
+        (NM(n=1, m=4), "1:4"),
+    ],
+)
+def test_a_protocol_knows_a_granularity_by_one_name(written: Any, name: object) -> None:
+    protocol = Protocol.of(granularity=written)
+    assert protocol.granularity == name
+    assert units_of(protocol.granularity, None)[1] == units_of(written, None)[1]
+
+
+def test_a_protocol_is_of_one_granularity() -> None:
+    several: Any = ["channel", "head"]
+    with pytest.raises(RecipeError, match="of one granularity") as caught:
+        Protocol.of(granularity=several)
+    assert "structured" in str(caught.value)
     with pytest.raises(RecipeError, match="is cut"):
         make_match("macs", "element")
     with pytest.raises(RecipeError):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from nets import example, net
@@ -40,6 +42,15 @@ def test_indices_count_what_was_kept():
     direct, stepwise = whole.apply(model), second.apply(cut)
     for name, tensor in direct.state_dict().items():
         assert torch.equal(tensor, stepwise.state_dict()[name])
+
+
+def test_what_the_making_of_either_plan_has_said_is_said_of_both():
+    model, x = net(), example()
+    first = replace(sc.plan(model, x, target={"count": 9}), notes=("one matrix saw no token", "of both"))
+    second = replace(sc.plan(first.apply(model), x, target={"count": 5}), notes=("of both", "one was refused"))
+    whole = first.then(second, model)
+    assert whole.notes == ("one matrix saw no token", "of both", "one was refused")
+    assert "  one matrix saw no token" in whole.explain()
 
 
 def test_a_mask_is_cut_by_the_cut_that_follows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.base import Context, register
-from secateur.criteria.gradients.loss_gradient import LossCriterion, accumulable, everywhere_reached, unit_values
+from secateur.criteria.gradients.loss_gradient import LossCriterion, unit_values
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.errors import RecipeError
-from secateur.model.share import over_processes
 from secateur.registry import one_of
+from secateur.types import Group
 
 
 @register
@@ -100,18 +101,9 @@ class HeadImportance(LossCriterion):
         return {g.name: self.finish(values[g.name]).view(g.shape) for g in context.groups}
 
     def _from_gradients(self, context: Context) -> dict[str, Tensor]:
-        parameters = self.trainable(context)
-        weights = {name: accumulable(parameter) for name, parameter in parameters.items()}
-        total = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in context.groups}
-        reached: dict[str, Tensor] = {}
-        samples = 0
-        for gradient, size in self.batch_gradients(context, parameters):
-            samples += size
-            reached |= gradient
-            product = {name: value * weights[name] for name, value in gradient.items()}
-            for group in context.groups:
-                unit = unit_values(product, group, self.roles)
-                total[group.name] += size * (unit.abs() if self.reduce == "per-batch" else unit)
-        self.complete(everywhere_reached(context.data, reached, parameters), parameters)
-        total, samples = over_processes(context.data, total, samples)
-        return {name: value.abs() / samples for name, value in total.items()}
+        def of_batch(product: Mapping[str, Tensor], group: Group) -> Tensor:
+            unit = unit_values(product, group, self.roles)
+            return unit.abs() if self.reduce == "per-batch" else unit
+
+        means = self.mean_over_batches(context, self.trainable(context), of_batch)
+        return {name: value.abs() for name, value in means.items()}

@@ -7,7 +7,7 @@ short last batch counts for what it holds. It is exact for every loss that avera
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -142,6 +142,37 @@ class LossCriterion(Criterion):
             for name, value in gradient.items():
                 require_finite_gradient(value, name)
             yield gradient, size
+
+    def mean_over_batches(
+        self,
+        context: Context,
+        parameters: Mapping[str, nn.Parameter],
+        value: Callable[[Mapping[str, Tensor], Group], Tensor],
+    ) -> dict[str, Tensor]:
+        """Mean over the batches, weighted by their samples, of what their products of gradient and weight give.
+
+        Args:
+            context: with data.
+            parameters: those that count, as `trainable` gives them.
+            value: (parameter name -> gradient times weight, group) -> [units].
+
+        Returns:
+            group name -> [units].
+        """
+        weights = {name: accumulable(parameter) for name, parameter in parameters.items()}
+        total: dict[str, Tensor] = {}
+        reached: dict[str, Tensor] = {}
+        samples = 0
+        for gradient, size in self.batch_gradients(context, parameters):
+            samples += size
+            reached |= gradient
+            product = {name: own * weights[name] for name, own in gradient.items()}
+            for group in context.groups:
+                part = value(product, group) * size
+                total[group.name] = total[group.name] + part if group.name in total else part
+        self.complete(everywhere_reached(context.data, reached, parameters), parameters)
+        total, samples = over_processes(context.data, total, samples)
+        return {name: one / samples for name, one in total.items()}
 
     def complete(self, found: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Zeros for parameters that the loss never reached, if unused="zero".

@@ -13,14 +13,12 @@ from secateur.criteria.base import Context, register
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
-    everywhere_reached,
     unit_values,
     warn_if_stationary,
 )
 from secateur.criteria.gradients.unit_gradients import mean_over_samples
 from secateur.criteria.sums import Reduction, reduce_spans
 from secateur.model.guard import guard
-from secateur.model.share import over_processes
 from secateur.registry import one_of
 from secateur.types import Group
 
@@ -123,7 +121,9 @@ class Taylor(CoupledCriterion):
         if kind == "per-sample":
             return mean_over_samples(context, None, list(parameters), torch.square, unused=self.unused)
         if kind == "per-batch":
-            return self._per_batch(context, parameters)
+            return self.mean_over_batches(
+                context, parameters, lambda product, group: unit_values(product, group, None).square()
+            )
         return self._of_mean_gradient(context, parameters)
 
     def _kind(self, group: Group) -> str:
@@ -146,19 +146,3 @@ class Taylor(CoupledCriterion):
         parts = {name: value.abs().pow(power) for name, value in product.items()}
         how: Reduction = "mean" if self.reduce == "mean" else "sum"
         return {g.name: reduce_spans(parts, g, how).flatten() for g in context.groups}
-
-    def _per_batch(self, context: Context, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        weights = {name: accumulable(parameter) for name, parameter in parameters.items()}
-        total: dict[str, Tensor] = {}
-        reached: dict[str, Tensor] = {}
-        samples = 0
-        for gradient, size in self.batch_gradients(context, parameters):
-            samples += size
-            reached |= gradient
-            product = {name: value * weights[name] for name, value in gradient.items()}
-            for group in context.groups:
-                square = unit_values(product, group, None).square() * size
-                total[group.name] = total[group.name] + square if group.name in total else square
-        self.complete(everywhere_reached(context.data, reached, parameters), parameters)
-        total, samples = over_processes(context.data, total, samples)
-        return {name: value / samples for name, value in total.items()}

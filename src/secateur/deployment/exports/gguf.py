@@ -62,20 +62,18 @@ class Architecture:
         name: in the file.
         interleaved: whether queries and keys lie there with the two numbers that are rotated together side by side;
             transformers keeps them half a head apart.
-        biased: whether queries, keys and values have biases.
         free_heads: whether the heads together may be narrower than the hidden size.
     """
 
     name: str
     interleaved: bool
-    biased: bool
     free_heads: bool
 
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture("llama", interleaved=True, biased=False, free_heads=True),
-    "MistralForCausalLM": Architecture("llama", interleaved=True, biased=False, free_heads=True),
-    "Qwen2ForCausalLM": Architecture("qwen2", interleaved=False, biased=True, free_heads=False),
+    "LlamaForCausalLM": Architecture("llama", interleaved=True, free_heads=True),
+    "MistralForCausalLM": Architecture("llama", interleaved=True, free_heads=True),
+    "Qwen2ForCausalLM": Architecture("qwen2", interleaved=False, free_heads=False),
 }
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _INNER = {
