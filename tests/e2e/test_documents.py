@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 from e2e_tools import QUICK, ROOT, Cli
 
@@ -84,3 +86,32 @@ def test_the_reference_lists_every_target() -> None:
     text = (ROOT / "docs/reference/python.md").read_text("utf-8")
     table = text[text.index("| target |") :].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) == set(TARGETS)
+
+
+def commands(page: str) -> list[str]:
+    """Lines of the page's blocks that one types into a shell, without what only shows their form."""
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in found if language in ("", "sh", "bash", "console")]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.match(r"(torchrun .*-m )?secateur ", line.removeprefix("$ "))]
+
+
+PAGES = ("README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_every_command_of_the_page_is_one(page: str) -> None:
+    root: Any = typer.main.get_command(app)
+    for line in commands(page):
+        typed = shlex.split(re.split(r" [|>] | && ", line)[0], comments=True)
+        command, name, rest = root, "", typed[typed.index("secateur") + 1 :]
+        while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
+            name, rest = rest[0], rest[1:]
+            assert name in command.commands, line
+            command = command.commands[name]
+        try:
+            command.make_context(name, list(rest), resilient_parsing="--help" in rest or command is root)
+        except typer.Exit:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{line}: {error}") from error

@@ -159,6 +159,10 @@ def test_what_is_always_locked_is_called_normal() -> None:
         net(), X, target={"sparsity": 0.5}, recipe={"target": {"macs": 0.5}, "measure": {"latency": False}}
     )
     assert any("normal: inputs, outputs and positions" in line for line in plain_lines(result.report))
+    assert "locked (normal: inputs, outputs and positions" in str(sc.inspect(net(), X))
+    unusual = sc.inspect(net(), X, protect=["0"])
+    assert "protected" in str(unusual)
+    assert "normal" not in str(unusual)
 
 
 def test_unknown_granularity_is_what_is_wrong_also_with_other_options() -> None:

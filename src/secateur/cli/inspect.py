@@ -126,6 +126,7 @@ def _page(view: View, path: Path) -> None:
 
 def _tables(view: View) -> None:
     from secateur.report.safe_text import count
+    from secateur.structure.usual import aside
 
     title = f"{view.model}: {count(view.params)} parameters, {count(view.macs)} MACs per {view.macs_per}"
     free = [
@@ -151,4 +152,5 @@ def _tables(view: View) -> None:
         for g in view.locked
     ]
     if locked:
-        table(("locked", "units", "parameters", "why", "where", "do"), locked)
+        usual = aside(g.locks[0] for g in view.locked)
+        table(("locked", "units", "parameters", "why", "where", "do"), locked, title=usual)

@@ -97,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = typer.main.get_command(app).main(args=args, prog_name="secateur", standalone_mode=False)
     except KeyboardInterrupt:
         result = EXIT_INTERRUPTED
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        result = EXIT_OK  # rich ends the process where a reader, like `head`, has seen enough: that is no error
     except Exception as error:
         return told(error, args, as_json=as_json, verbose=verbose)
     code = result if isinstance(result, int) else EXIT_OK

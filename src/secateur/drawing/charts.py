@@ -66,7 +66,7 @@ class Level:
 
     Args:
         at: its value.
-        said: of it, beside the line.
+        said: of it, in the legend: in the chart the words would lie over what is drawn there.
     """
 
     at: float
@@ -107,7 +107,7 @@ def curves(
         label: what a screen reader says of the chart.
         height: in pixels.
         lines: levels across the whole.
-        legend: names below; by default where there are several.
+        legend: names below; by default where there are several, levels counted.
     """
     points = [point for curve in drawn for point in curve.points]
     x = Axis.over([*(p[0] for p in points), *axes.across], margin=0.04, log=axes.log_x, within=axes.ends)
@@ -118,13 +118,13 @@ def curves(
     # Beside each other by three pixels: whiskers at one strength would hide each other.
     body += [_curve(curve, x, y, height, 3 * (n - (len(drawn) - 1) / 2)) for n, curve in enumerate(drawn)]
     svg = element("svg", *body, class_="plot", width="100%", height=height, role="img", aria_label=label)
-    shown = len(drawn) > 1 if legend is None else legend
+    shown = len(drawn) + len(lines) > 1 if legend is None else legend
     return element(
         "div",
         element("div", axes.y, class_="axis-y", aria_hidden="true"),
         svg,
         element("div", axes.x, class_="axis-x", aria_hidden="true"),
-        _legend(drawn) if shown else Markup(""),
+        _legend(drawn, lines) if shown else Markup(""),
         class_="chart",
     )
 
@@ -240,9 +240,7 @@ def _tick(value: float) -> str:
 
 def _level(line: Level, y: Axis, height: float) -> Markup:
     top = height * (1 - y.place(line.at))
-    drawn = element("line", x1=0, x2="100%", y1=top, y2=top, class_="level")
-    # Above the line where there is room, or the words would leave the chart.
-    return joined([drawn, element("text", line.said, x="100%", y=top - 5 if top > 18 else top + 14, class_="tick end")])
+    return element("line", x1=0, x2="100%", y1=top, y2=top, class_="level")
 
 
 def _post(place: float, height: float, kind: str) -> Markup:
@@ -277,14 +275,16 @@ def _curve(curve: Curve, x: Axis, y: Axis, height: float, aside: float) -> Marku
     return joined(found)
 
 
-def _legend(drawn: Sequence[Curve]) -> Markup:
-    rows = []
+def _legend(drawn: Sequence[Curve], lines: Sequence[Level]) -> Markup:
+    samples: list[tuple[str, str, str | None]] = []
     for curve in drawn:
         colour, dashes = _look(curve.look)
-        dash = "2 4" if curve.dotted else dashes
-        line = element("line", x1=0, x2=26, y1=6, y2=6, class_=f"curve c{colour}", stroke_dasharray=dash)
-        sample = element("svg", line, width=26, height=12, aria_hidden="true")
-        rows.append(element("li", sample, " ", curve.name))
+        samples.append((curve.name, f"curve c{colour}", "2 4" if curve.dotted else dashes))
+    samples += [(line.said, "level", None) for line in lines]
+    rows = []
+    for name, kind, dash in samples:
+        line = element("line", x1=0, x2=26, y1=6, y2=6, class_=kind, stroke_dasharray=dash)
+        rows.append(element("li", element("svg", line, width=26, height=12, aria_hidden="true"), " ", name))
     return element("ul", *rows, class_="legend")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Protocol, cast
 
 import torch
@@ -135,6 +136,7 @@ class Module:
 
     def __init__(self, held: LibraryMetric) -> None:
         self.held = held
+        self.name = str(getattr(held, "name", ""))
 
     def reset(self) -> None:
         """Nothing to forget: `compute` of the library empties it."""
@@ -150,7 +152,7 @@ class Module:
         """What the library computes: a mapping of figures, of which those that are numbers count."""
         found = self.held.compute()
         if isinstance(found, Mapping):
-            return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+            return {name: value for name, value in found.items() if isinstance(value, Real)}
         return found
 
 

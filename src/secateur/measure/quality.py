@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, NonFiniteError
-from secateur.measure.named import NAMES, Hits, adapted
+from secateur.measure.named import NAMES, Hits, Module, adapted
 from secateur.measure.perplexity import perplexity, predicts_next
 from secateur.model.call import call, default_loss, describe, device_of, prediction, to_device, to_example, to_target
 from secateur.model.door import Parts, first_batch, task_of
@@ -140,7 +140,7 @@ def _asked(judge: Judge, batches: Data | None, on: str) -> Yardstick:
                 f"({', '.join(NAMES)}), or a mapping of names to such",
             )
     # One pass over the data serves all metrics; each function reads what it reads.
-    metrics = {name or _snake(type(one).__name__): one for name, one in named.items() if isinstance(one, Metric)}
+    metrics = {name or _name_of(one): one for name, one in named.items() if isinstance(one, Metric)}
     functions = {name: one for name, one in named.items() if not isinstance(one, Metric)}
     if metrics and (batches is None or to_target(first_batch(batches)) is None):
         raise InputError(
@@ -191,13 +191,15 @@ def _under(name: str, figures: Mapping[str, object]) -> dict[str, float]:
     """Figures with the name that the user gave in front: ``{"top": evaluate}`` gives "top", or "top_a" and "top_b"."""
     if not name:
         return _numbers(figures, figures)
-    bare = len(figures) == 1 and set(figures) <= {"", "quality"}
+    bare = len(figures) == 1 and set(figures) <= {"", "quality", name}
     return _numbers({name if bare else f"{name}_{key}": value for key, value in figures.items()}, figures)
 
 
-def _snake(name: str) -> str:
-    """``MulticlassAccuracy`` -> ``multiclass_accuracy``: reports know a share by the words of its name."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+def _name_of(metric: Metric) -> str:
+    """``MulticlassAccuracy()`` -> ``multiclass_accuracy``: reports know a share by the words of its name."""
+    if isinstance(metric, Module):
+        return metric.name
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
 
 
 def _loss_on(batches: Data, loss: Loss, name: str) -> Callable[[nn.Module], dict[str, float]]:

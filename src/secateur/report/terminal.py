@@ -16,10 +16,9 @@ from secateur.report.record import Locked, Report, Sample
 from secateur.report.safe_text import clean, count, percent, seconds, significant, writable
 from secateur.report.verdict import rows, verdict
 from secateur.structure.grouped import grouped
+from secateur.structure.usual import aside
 from secateur.types import Certificate
 
-# Every model has dimensions about which others decide: nothing is wrong with it where only these are locked.
-USUAL = ("model's output", "model's input", "spatial dimension")
 MOST_LOCKED = 8  # lines; a language model has hundreds, and the report holds them all
 _STYLES = {"ok": "bold green", "degraded": "bold yellow", "target_missed": "bold red"}
 _HEADS = ("", "before", "after", "change")
@@ -116,9 +115,7 @@ def _sections(report: Report, files: Mapping[str, str]) -> Iterator[tuple[str, l
         body = [_locked_line(one) for one in largest[:MOST_LOCKED]]
         if len(largest) > MOST_LOCKED:
             body.append(f"and {len(largest) - MOST_LOCKED} more, see the report")
-        usual = all(any(word in one.reason for word in USUAL) for one in report.locked)
-        aside = "; normal: inputs, outputs and positions of a model stay" if usual else ""
-        yield f"locked, not cut ({count(total)} parameters{aside})", body
+        yield f"locked, not cut ({'; '.join(filter(None, (f'{count(total)} parameters', aside(report.locked))))})", body
     if report.seconds:
         yield (
             "time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,7 +113,17 @@ def _made(one: Any, title: str) -> Any:
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:
         options.setdefault("logging_dir", "runs")
-    return kind(title, **options)
+    return kind(options.pop("project", project_of(title)), **options)
+
+
+def project_of(title: str) -> str:
+    """The title of a run as every tracker takes it: W&B refuses `:` and `/`, and TensorBoard makes a folder of it.
+
+    Example:
+        >>> project_of("nets/mine.py:build")
+        'nets-mine.py-build'
+    """
+    return re.sub(r"[^\w.-]+", "-", title)[-100:].strip("-.") or "secateur"
 
 
 def _ready(name: str = "") -> bool:

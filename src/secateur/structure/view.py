@@ -16,6 +16,7 @@ from secateur.structure.grouped import grouped
 from secateur.structure.groups import structure
 from secateur.structure.page import structure_page
 from secateur.structure.parts import ModulePart, module_parts
+from secateur.structure.usual import aside
 from secateur.types import Condition, Example, Group, MacsPer
 
 
@@ -115,7 +116,8 @@ class View:
             f" {len({s.tensor for s in g.spans})} tensors"
             for g in self.groups
         ] or ["  nothing"]
-        lines.append("locked:")
+        usual = aside(g.locks[0] for g in self.locked)
+        lines.append(f"locked ({usual}):" if self.locked and usual else "locked:")
         for g in self.locked:
             reason = g.locks[0]
             where = " ".join(part for part in (reason.op, reason.where and f"at {reason.where}") if part)

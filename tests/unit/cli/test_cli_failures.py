@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -120,6 +121,18 @@ def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stdout", Closed())
     console.write("anything")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["prune", "--help"], ["--version"]], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
+    start = "import sys; from secateur.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        said = running.stderr.read()
+    assert (running.returncode, said) == (0, "")
 
 
 class Terminal(io.StringIO):

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from secateur.drawing import Bar, Curve, DrawnPart, bars, curves, heat, histogram, picture
-from secateur.drawing.charts import Axes
+from secateur.drawing.charts import Axes, Level
 from secateur.drawing.network import LANES, folded, lanes_of
 from secateur.drawing.scale import Axis
 
@@ -51,6 +51,19 @@ def test_a_point_stands_where_its_numbers_are():
     low, high = drawn.findall(".//circle")
     assert float(low.get("cx").rstrip("%")) < float(high.get("cx").rstrip("%"))
     assert float(low.get("cy")) > float(high.get("cy")), "up is more"
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=4), st.lists(st.floats(-1e3, 1e3), max_size=2))
+def test_no_words_lie_over_what_is_drawn(values, levels):
+    points = [Curve(f"curve {n}", [(n, value, "tip")], n, [(value - 1, value + 1)]) for n, value in enumerate(values)]
+    lines = [Level(at, f"level {n}") for n, at in enumerate(levels)]
+    drawn = parsed(curves(points, Axes("x", "y"), "said", height=260, lines=lines))
+    (plot,) = drawn.iterfind(".//svg[@class='plot']")
+    for text in plot.iter("text"):
+        assert float(text.get("x").rstrip("%")) < 0 or float(text.get("y")) > 260, "numbers stand outside of both axes"
+    names = ["".join(row.itertext()).strip() for row in drawn.iter("li")]
+    alone = len(points) + len(lines) == 1
+    assert names == ([] if alone else [*(one.name for one in points), *(one.said for one in lines)])
 
 
 def test_what_is_not_finite_interrupts_a_line_and_is_no_point():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import secateur as sc
+from secateur.cli.main import main
 from secateur.errors import SecateurError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -75,3 +79,96 @@ def test_adapters_of_peft_come_before_or_after_the_cut(when: str) -> None:
         trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
         assert trained
         assert all("lora_" in name for name in trained)
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def data():
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 4, generator=draws)
+    part = [(x[i : i + 16], (x[i : i + 16, 0] > 0).long()) for i in range(0, 64, 16)]
+    return {"train": part, "test": part}
+"""
+QUICK = ["--sparsity", "0.5", "--granularity", "neuron", "--recover", "finetune:epochs=1", "--out", "o"]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    Path("tracked_net.py").write_text(OWN)
+    return ["prune", "tracked_net.py:build", "--data", "tracked_net.py:data", *QUICK, "--set", "measure.latency=false"]
+
+
+def test_wandb_logs_a_run_of_the_command_line(own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main([*own, "--track", "wandb"]) == 0
+    (log,) = Path("wandb").glob("offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    assert all(name in content for name in (b"train/loss", b"before/accuracy", b"after/accuracy", b"target.sparsity"))
+
+
+def test_mlflow_logs_a_run_of_the_command_line(own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", minversion="3")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    assert main([*own, "--track", "mlflow"]) == 0
+    mlflow.set_tracking_uri("sqlite:///runs.db")
+    (run,) = mlflow.search_runs(experiment_names=["tracked_net.py-build"], output_format="list")
+    assert {"train/loss", "train/lr", "before/accuracy", "after/accuracy"} <= set(run.data.metrics)
+    assert run.data.params["target.sparsity"] == "0.5"
+
+
+METRIC = """
+import datasets
+import evaluate
+
+
+class Misses(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"misses": float(sum(a != b for a, b in zip(predictions, references)))}
+"""
+
+
+def test_a_metric_of_the_library_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = pytest.importorskip("evaluate")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (tmp_path / "misses").mkdir()
+    (tmp_path / "misses/misses.py").write_text(METRIC)
+    found = evaluate.load(str(tmp_path / "misses"))
+    random = torch.Generator().manual_seed(1)
+    data = [(torch.randn(16, 16, generator=random), torch.randint(0, 4, (16,), generator=random)) for _ in range(4)]
+    result = sc.prune(net(), data=data, test=data, granularity="neuron", target={"sparsity": 0.5}, evaluate=found)
+    model = net()
+    before = sum(int((model(x).argmax(1) != y).sum()) for x, y in data)
+    assert result.report.before.quality == {"misses": before}
+    assert set(result.report.after.quality) == {"misses"}
+
+
+def test_a_data_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    image = pytest.importorskip("PIL.Image")
+    from secateur.sources import resolve_data
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for part, name, level in [(p, n, v) for p in ("train", "test") for n, v in (("cat", 10), ("dog", 200))]:
+        folder = tmp_path / "pictures" / part / name
+        folder.mkdir(parents=True)
+        for number in range(5):
+            image.fromarray(np.full((6, 5, 3), level + number, np.uint8)).save(folder / f"{number}.png")
+    data = resolve_data(f"hf:{tmp_path / 'pictures'}")
+    (x, y), *_ = list(data.test)
+    assert x.shape == (10, 3, 6, 5)
+    assert sorted(y.tolist()) == [0] * 5 + [1] * 5
+    assert x[y == 0].mean() < 0 < x[y == 1].mean()

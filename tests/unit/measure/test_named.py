@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from torch import nn
 import secateur as sc
 from secateur.errors import InputError, RecipeError
 from secateur.measure.named import NAMES, Module, adapted, metric_named
+from secateur.measure.quality import yardstick
+from secateur.model.door import Parts
 
 TORCH = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(60, 5, generator=TORCH)
@@ -85,14 +88,15 @@ def test_prune_takes_names_and_mappings_of_them() -> None:
 class Library:
     """As the library `evaluate` hands metrics out."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.pairs: list[tuple[int, int]] = []
 
     def add_batch(self, *, predictions: list[int], references: list[int]) -> None:
         self.pairs += zip(predictions, references, strict=True)
 
     def compute(self) -> dict[str, object]:
-        found = sum(a == b for a, b in self.pairs) / len(self.pairs)
+        found = np.float32(sum(a == b for a, b in self.pairs) / len(self.pairs))
         self.pairs = []
         return {"accuracy": found, "note": "no number"}
 
@@ -103,7 +107,7 @@ def test_metrics_of_the_library_evaluate(monkeypatch: pytest.MonkeyPatch) -> Non
     def load(name: str) -> Library:
         if name != "glue":
             raise FileNotFoundError(f"no {name} here")
-        return Library()
+        return Library("glue")
 
     module.load = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "evaluate", module)
@@ -122,5 +126,10 @@ def test_metrics_of_the_library_evaluate(monkeypatch: pytest.MonkeyPatch) -> Non
         numbers = torch.tensor([1.0, 2.0, float("nan")])
         judge.update(torch.tensor([1.0, 3.0, 5.0]), numbers)
         assert judge.compute() == {"accuracy": 0.5}
+    data = Parts(test=[(LOGITS, TARGETS)])
+    for given, figure in (("glue", "glue_accuracy"), (Library(), "accuracy"), (Library("accuracy"), "accuracy")):
+        judged = yardstick(nn.Identity(), data, given).evaluate
+        assert judged is not None
+        assert judged(nn.Identity()) == {figure: pytest.approx(plain)}
     with pytest.raises(RecipeError, match="no 'gluee'"):
         metric_named("gluee")

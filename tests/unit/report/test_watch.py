@@ -16,6 +16,7 @@ from secateur.report import Live
 from secateur.report.charts import training
 from secateur.report.record import TrainingPoint
 from secateur.report.safe_text import significant
+from secateur.report.trackers import tracked
 from secateur.report.watch import MOST, LivePage
 
 GRADUAL = {
@@ -129,6 +130,19 @@ def test_tensorboard_holds_the_curves(tmp_path):
     found = reader.EventAccumulator(str(tmp_path / "mine")).Reload()
     losses = {event.step: event.value for event in found.Scalars("train/loss")}
     assert losses == pytest.approx({p.step: p.loss for p in seen.report.training})
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("a/b.py:build", "a-b.py-build"), ("hf:org/net", "hf-org-net"), ("..", "secateur")]
+)
+def test_words_of_the_command_line_are_names_that_trackers_take(title, name, tmp_path):
+    pytest.importorskip("accelerate")
+    pytest.importorskip("tensorboard")
+    (started,) = tracked([{"name": "tensorboard", "logging_dir": str(tmp_path)}], {}, title)
+    (named,) = tracked([{"name": "tensorboard", "logging_dir": str(tmp_path), "project": "mine"}], {}, title)
+    started.close()
+    named.close()
+    assert {path.name for path in tmp_path.iterdir()} == {name, "mine"}
 
 
 def said(page):
