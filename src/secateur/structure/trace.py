@@ -113,6 +113,7 @@ class Trace:
         rounded: lines that round numbers in which sizes meet: conditions where one of these sizes is cut.
         reckoned: whole numbers that the code made of sizes.
         scales: expressions of sizes that went into fractions: those are tried as scales.
+        factors: sizes, by themselves or in fractions, by which tensors were multiplied or divided.
         further: runs on further examples, which the plan has to hold for as well.
         beside: runs that were made to see what else constrains the model: in train mode, or along another branch.
             They share atoms and uses of sizes with this run, but are replayed by nobody.
@@ -142,6 +143,7 @@ class Trace:
     rounded: list[Condition] = field(default_factory=list)
     reckoned: list[SizeUse] = field(default_factory=list)
     scales: list[Expr] = field(default_factory=list)
+    factors: list[SizeUse] = field(default_factory=list)
     further: list[Trace] = field(default_factory=list)
     beside: list[Trace] = field(default_factory=list)
 
@@ -149,6 +151,7 @@ class Trace:
         """A trace of another run of the same model: what holds for one holds for both."""
         shared: tuple[str, ...] = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "rows")
         shared += ("summed", "made", "consumed", "competing", "aliases", "values", "reckoned", "scales")
+        shared += ("factors",)
         return Trace(**{name: getattr(self, name) for name in shared})
 
     def tensors(self) -> dict[str, Axes]:

@@ -40,6 +40,7 @@ from secateur.structure.cost import CostModel
 from secateur.structure.groups import Structure, structure
 from secateur.structure.provenance import Attribute
 from secateur.structure.reckoned import reckoned
+from secateur.structure.summaries import summarised
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Condition, Example, Group
 
@@ -135,9 +136,9 @@ class Slices(Candidates):
         return self._edit(self.decision(keep))
 
     def about(self, keep: Keep, edit: Edit) -> Sequence[Condition]:
-        """Numbers made of sizes that are cut."""
+        """Numbers made of sizes that are cut, and outputs that sum up units."""
         cut = {name: self.ids[name] for name, mask in keep.items() if not bool(mask.all())}
-        return tuple(reckoned(self.trace, cut, edit.attributes))
+        return (*reckoned(self.trace, cut, edit.attributes), *summarised(self.trace, cut, edit.attributes))
 
     def _edit(self, choice: Decision) -> Edit:
         config = {} if self.native is None else self.native.attributes(choice.counts)
