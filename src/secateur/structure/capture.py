@@ -29,7 +29,9 @@ from secateur.model.memory import OPENINGS, written
 from secateur.model.state import State
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.around import surroundings
+from secateur.structure.chosen import watch_choices
 from secateur.structure.conditions import Branch, unreached
+from secateur.structure.fronts import watch_fronts
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
@@ -342,6 +344,8 @@ class _Functions(TorchFunctionMode):
                 doors.watched_numbers(recorder, args[:1])
             if not outer:  # what torch's own functions reckon with is what they were given
                 watch_values(recorder, name, args, kwargs)
+                watch_choices(recorder, func, args, kwargs)
+                watch_fronts(recorder, name, args, kwargs)
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(FunctionCall(recorder, name, args, kwargs, result))

@@ -36,7 +36,9 @@ from secateur.request import PROOF, Efforts, Request
 from secateur.structure.attributes import edits, relied_on
 from secateur.structure.axes import kept, leaves, resolve
 from secateur.structure.capture import capture
+from secateur.structure.chosen import chosen
 from secateur.structure.cost import CostModel
+from secateur.structure.fronts import fronts
 from secateur.structure.groups import Structure, structure
 from secateur.structure.provenance import Attribute
 from secateur.structure.reckoned import reckoned
@@ -136,9 +138,14 @@ class Slices(Candidates):
         return self._edit(self.decision(keep))
 
     def about(self, keep: Keep, edit: Edit) -> Sequence[Condition]:
-        """Numbers made of sizes that are cut, and outputs that sum up units."""
+        """Numbers made of sizes that are cut or that choose what is done to units, and outputs that sum units up."""
         cut = {name: self.ids[name] for name, mask in keep.items() if not bool(mask.all())}
-        return (*reckoned(self.trace, cut, edit.attributes), *summarised(self.trace, cut, edit.attributes))
+        return (
+            *reckoned(self.trace, cut, edit.attributes),
+            *summarised(self.trace, cut, edit.attributes),
+            *chosen(self.trace.chosen, cut.values()),
+            *fronts(self.trace.fronts, cut.values(), self.model, self.example),
+        )
 
     def _edit(self, choice: Decision) -> Edit:
         config = {} if self.native is None else self.native.attributes(choice.counts)
