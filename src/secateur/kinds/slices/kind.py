@@ -222,7 +222,7 @@ class Slices(Candidates):
             certify, whole, cut, self.example, self.trace, choice.atoms,
             scales=scales, follow=self.request.scales == "follow", examples=self.examples, same=same,
         )  # fmt: skip
-        proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
+        proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance, alone=effort == "example")
         meta = device_of(whole).type == "meta"
         proof = with_padding(proof, whole, cut, [self.example, *self.examples], meta=meta)
         if self.request.expressible:
