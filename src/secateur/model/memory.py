@@ -94,7 +94,6 @@ class Contents:
             if not _same_bits(now, self.copy):
                 now.copy_(self.copy)
 
-
     def _shrink(self) -> None:
         """Give memory that a run has enlarged its size again; what NumPy has seen since keeps it, and is replaced."""
         storage = self.memory.untyped_storage()

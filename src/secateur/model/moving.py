@@ -21,7 +21,9 @@ HINT = "Keep a list and the number of the place in it, or make the iterator in t
 def is_moving(value: object) -> bool:
     """Whether a value is an iterator of Python's own, or a stream."""
     kind = type(value)
-    return isinstance(value, io.IOBase) or (hasattr(kind, "__next__") and kind.__module__.partition(".")[0] in sys.stdlib_module_names)
+    return isinstance(value, io.IOBase) or (
+        hasattr(kind, "__next__") and kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    )
 
 
 def undo_stream(stream: Any) -> Callable[[], None]:

@@ -183,10 +183,9 @@ def _collect(value: object, found: dict[tuple[int, str], Place], seen: set[int])
             _collect(held.__wrapped__, found, seen)
             if not _within_foreign(held.__wrapped__):
                 found[id(space), name] = (space, name)
-        elif (
-            isinstance(held, (ContextVar, threading.local, *CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor))
-            or kind_of(held) in ("object", "moving")
-        ):
+        elif isinstance(
+            held, (ContextVar, threading.local, *CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor)
+        ) or kind_of(held) in ("object", "moving"):
             found[id(space), name] = (space, name)
 
 
