@@ -21,9 +21,8 @@ HINT = "Keep a list and the number of the place in it, or make the iterator in t
 def is_moving(value: object) -> bool:
     """Whether a value is an iterator of Python's own, or a stream."""
     kind = type(value)
-    return isinstance(value, io.IOBase) or (
-        hasattr(kind, "__next__") and kind.__module__.partition(".")[0] in sys.stdlib_module_names
-    )
+    own = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    return isinstance(value, io.IOBase) or (own and hasattr(kind, "__next__"))
 
 
 def undo_stream(stream: Any) -> Callable[[], None]:

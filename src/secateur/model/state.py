@@ -300,9 +300,7 @@ class State:
                 self._seen.add(id(part))
                 self.undo.append(lambda part=part, held=held: _refill_cell(part, held))  # type: ignore[misc]
                 self._walk(held)
-                self.moving.claim(
-                    [("a variable of a function", held)], lambda _, other, cell=part: _refill_cell(cell, other)
-                )
+                self.moving.claim([(part, held)], _refill_cell)
         if isinstance(value, FunctionType):
             for space, name in globals_of(value):
                 self._keep_name(space, name)

@@ -132,11 +132,10 @@ def generator():
     yield from NUMBERS
 
 
-@pytest.mark.parametrize(
-    "make",
-    [generator, lambda: map(abs, generator()), lambda: csv.reader(io.StringIO("1\n2\n"))],
-    ids=["plain", "behind", "rows"],
-)
+ENDLESS = {"plain": generator, "behind": lambda: map(abs, generator()), "rows": lambda: csv.reader(io.StringIO("1\n2"))}
+
+
+@pytest.mark.parametrize("make", ENDLESS.values(), ids=ENDLESS)
 @pytest.mark.parametrize("entry", [sc.inspect, lambda model, x: sc.plan(model, x, target={"sparsity": 0.3})])
 def test_what_cannot_be_moved_back_is_refused_before_it_moves(make, entry):
     model = held(make)

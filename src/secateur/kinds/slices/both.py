@@ -11,7 +11,7 @@ from secateur.kinds.slices.certify import FunctionChangesError
 from secateur.types import Certificate
 
 ABLATION = "ablation"
-ALONE = 'Protect the layers around that line; or accept the replay alone with proof="example", as the certificate then says.'
+ALONE = 'Protect the layers around that line, or accept the replay alone: proof="example", and the certificate says so.'
 
 
 def with_replay(
