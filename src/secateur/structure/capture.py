@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import ForwardError, SecateurError
-from secateur.model.call import call
+from secateur.model.call import call, inputs
+from secateur.model.failure import nested
 from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.model.memory import OPENINGS, written
@@ -71,10 +72,14 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
 
     Raises:
         ForwardError: the forward fails on an example.
+        UnsupportedError: an example holds nested tensors, or the forward makes some and computes with them.
 
     Cost: per example one forward pass plus about 0.1 ms per operation; no copy of the weights.
     """
     renew()
+    for each in (example, *examples):
+        if any(tensor.is_nested for tensor in inputs(each)):
+            raise nested(f"the example of {type(model).__name__} holds a nested tensor")
     first = _first(model, example)
     trace, runs = first.trace, [(example, first)]
     for other in examples:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from secateur.errors import PlanMismatchError, UnsupportedError
 from secateur.kinds.slices.momenta import cut_states
 from secateur.model.call import tensors_in
+from secateur.model.copies import copied
 from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
@@ -50,7 +51,7 @@ def cut_copy(
         old = tensors[name]
         new = cut_tensor(old, dims)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    result = copy.deepcopy(model, memo)
+    result = copied(model, memo)
     rebind(result, memo)
     _carry_words(tensors, named_tensors(result), memo)
     finish(result, attributes)
