@@ -357,7 +357,7 @@ def guards_of(source: SourcePart, node: ast.AST) -> tuple[Guard, ...]:
         if isinstance(parent, ast.IfExp) and role in ("body", "orelse"):
             found.append((parent.test, role == "body"))
         elif isinstance(parent, ast.BoolOp) and inner in parent.values:
-            before = parent.values[: parent.values.index(inner)]  # type: ignore[arg-type]
+            before = parent.values[: parent.values.index(inner)]
             found += [(value, isinstance(parent.op, ast.And)) for value in before]
         elif isinstance(parent, (ast.If, ast.While)) and role == "body" and parent.lineno == _line_of(inner):
             found.append((parent.test, True))
