@@ -100,7 +100,8 @@ class Contents:
         if storage.resizable():
             storage.resize_(self.bytes)
             return
-        kept = torch.empty(0, dtype=torch.uint8, device=self.memory.device).set_(storage, 0, (self.bytes,), (1,)).clone()
+        every = torch.empty(0, dtype=torch.uint8, device=self.memory.device).set_(storage, 0, (self.bytes,), (1,))
+        kept = every.clone()
         place = self.memory.storage_offset(), self.memory.shape, self.memory.stride()
         self.memory = self.memory.new_empty(0).set_(kept.untyped_storage(), *place)
         self.tensor.data = self.memory
