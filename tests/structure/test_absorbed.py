@@ -72,6 +72,38 @@ OPEN: dict[str, Made] = {
 }
 
 
+# fmt: off
+def when_long(x: Tensor, n: int) -> Tensor:
+    if x.shape[1] > 1000: x = x * (x.shape[1] // n)  # noqa: E701 - both sides in one line
+    return x
+
+
+def when_short(x: Tensor, n: int) -> Tensor:
+    if x.shape[1] < 1000: x = x * (x.shape[1] // n)  # noqa: E701
+    return x
+# fmt: on
+
+
+# What stands in a line that runs, on a side that is not taken; and the same on one that is.
+UNTAKEN: dict[str, Made] = {
+    "a choice": lambda x, n: x * (x.shape[1] // n) if x.shape[1] > 1000 else x,
+    "the other choice": lambda x, n: x if x.shape[1] < 1000 else x * (x.shape[1] // n),
+    "a choice in a choice": lambda x, n: (x * (x.shape[1] // n) if n > 1000 else x) if x.shape[1] < 1000 else x,
+    "an end of and": lambda x, n: x.shape[1] > 1000 and x * (x.shape[1] // n),
+    "an end of or": lambda x, n: x.shape[1] < 1000 or x * (x.shape[1] // n),
+    "not": lambda x, n: x if not (x.shape[1] > 1000 and n > 1) else x * (x.shape[1] // n),
+    "nothing there": lambda x, n: x * (x.shape[1] // n) if x is None else x,
+    "an empty list": lambda x, n: x * (x.shape[1] // n) if [] else x,
+    "a statement": when_long,
+}
+TAKEN: dict[str, Made] = {
+    "a choice": lambda x, n: x * (x.shape[1] // n) if x.shape[1] < 1000 else x,
+    "an end of and": lambda x, n: x.shape[1] < 1000 and x * (x.shape[1] // n),
+    "a test of data": lambda x, n: x * (x.shape[1] // n) if bool((x == x).all()) else x,
+    "a statement": when_short,
+}
+
+
 def said(made: Made) -> list[str]:
     runs = []
     for n in (64, 40):
@@ -92,6 +124,16 @@ def test_a_number_that_is_hidden_is_named_with_its_line(name: str) -> None:
 @pytest.mark.parametrize("name", OPEN)
 def test_a_number_that_shows_or_follows_is_not(name: str) -> None:
     assert not said(OPEN[name])
+
+
+@pytest.mark.parametrize("name", UNTAKEN)
+def test_a_side_that_is_not_taken_is_not_named(name: str) -> None:
+    assert not said(UNTAKEN[name])
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_one_that_is_taken_is(name: str) -> None:
+    assert said(TAKEN[name])
 
 
 def test_a_function_that_is_handed_the_number_is_looked_at() -> None:

@@ -45,7 +45,7 @@ class Parts(nn.Module):
 PRODUCTS: dict[str, Make] = {
     "itself": lambda m, h, w: w,
     "new zeros": lambda m, h, w: w + h.new_zeros(()),
-    "ones like": lambda m, h, w: w * torch.ones_like(h[:1, :1]),
+    "ones like": lambda m, h, w: w * torch.ones_like(h.sum()),
     "a tensor of a number": lambda m, h, w: w + torch.tensor(0.0, dtype=w.dtype),
     "a constant of the module": lambda m, h, w: w + m.held,
     "matmul": lambda m, h, w: m.u @ w,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -144,3 +145,27 @@ def test_a_loss_between_hidden_layers_runs_over_what_is_kept(name: str, reductio
     for x in (X, torch.randn(2, 8)):
         a, b = (F.relu(layer(x))[:, kept] for layer in (model.a, model.b))
         torch.testing.assert_close(cut(x)[1], LOSSES[name](a, b, reduction=reduction), rtol=1e-4, atol=1e-5)
+
+
+class Ragged(nn.Module):
+    """Packs its rows into a nested tensor of its own."""
+
+    def __init__(self, layout: torch.layout) -> None:
+        super().__init__()
+        self.a, self.b, self.layout = nn.Linear(8, 16), nn.Linear(16, 4), layout
+
+    def forward(self, x: Any) -> Any:
+        packed = x if x.is_nested else torch.nested.as_nested_tensor([x[0], x[1][:3]], layout=self.layout)
+        return torch.nested.to_padded_tensor(self.b(self.a(packed).relu()), 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["made", "given"])
+def test_nested_tensors_are_refused_by_name(layout: torch.layout, given: bool) -> None:
+    x: Any = torch.randn(2, 5, 8)
+    if given:
+        x = torch.nested.nested_tensor([x[0], x[1][:3]], layout=layout)
+    for entry in (sc.inspect, lambda m, e: sc.plan(m, e, target={"sparsity": 0.3}, granularity="channel")):
+        with pytest.raises(sc.errors.UnsupportedError, match=r"torch\.nested is not supported"):
+            entry(Ragged(layout).eval(), x)

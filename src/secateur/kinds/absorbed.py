@@ -33,10 +33,12 @@ from secateur.structure.worked_out import (
     SEQUENCES,
     UNKNOWN,
     Evaluator,
+    Guard,
     Made,
     Names,
     absorbing,
     bare,
+    guards_of,
     is_of_library,
     len_of,
     names_in,
@@ -94,7 +96,8 @@ class Spot:
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-Lines = Mapping[int, Mapping[ast.expr, Spot]]  # line -> what is worked out when it runs
+# Line -> what is worked out when it runs, each with what has to hold for it to be reached.
+Lines = Mapping[int, Mapping[ast.expr, tuple[Spot, tuple[Guard, ...]]]]
 
 
 class Absorbed(TorchFunctionMode):
@@ -169,9 +172,9 @@ class Absorbed(TorchFunctionMode):
                 self._work_out(Evaluator(known[0], frame), nodes)
         return self._follow
 
-    def _work_out(self, reader: Evaluator, nodes: Mapping[ast.expr, Spot]) -> None:
-        for node, site in nodes.items():
-            if node in self._silent:
+    def _work_out(self, reader: Evaluator, nodes: Mapping[ast.expr, tuple[Spot, tuple[Guard, ...]]]) -> None:
+        for node, (site, guards) in nodes.items():
+            if node in self._silent or not reader.reaches(guards):
                 continue
             try:
                 seen = _SEEN[type(node)](reader, node)
@@ -221,11 +224,11 @@ def _lines(code: CodeType) -> tuple[Names, Lines] | None:
     source, inside = source_of(code), position_of_code(code)
     if source is None or inside is None:
         return None
-    lines: dict[int, dict[ast.expr, Spot]] = {}
+    lines: dict[int, dict[ast.expr, tuple[Spot, tuple[Guard, ...]]]] = {}
     for node in absorbing(source, code, inside):
         kind = type(node.op).__name__ if isinstance(node, ast.BinOp) else type(node).__name__
         site = Spot(f"{short(code.co_filename)}:{node.lineno}", node, kind)
-        lines.setdefault(node.lineno, {})[node] = site
+        lines.setdefault(node.lineno, {})[node] = site, guards_of(source, node)
     return (names_in(source), lines) if lines else None
 
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from secateur.model.tensors import named_tensors
+
 M = TypeVar("M", bound=nn.Module)
 _ALONE = frozenset([int, float, bool, str, bytes, complex, type(None), type, FunctionType])  # these are never copied
 _OWN_WAYS = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs_ex__")
@@ -32,7 +34,13 @@ def copied(module: M, memo: dict[int, Any]) -> M:
         return known
     kind: Any = type(module)
     if not _is_plain(kind) or "__deepcopy__" in vars(module):
-        return copy.deepcopy(module, memo)
+        before = dict(memo)
+        made: M = copy.deepcopy(module, memo)
+        if not _copies_by_building(kind) or _holds(module, made, before):
+            return made
+        # Its own way builds a whole model anew, whatever was to stand for its tensors.
+        memo.clear()
+        memo.update(before)
     result: M = object.__new__(kind)
     memo[id(module)] = result
     vars(result).update({key: _value(value, memo) for key, value in vars(module).items()})
@@ -53,6 +61,20 @@ def _value(value: Any, memo: dict[int, object]) -> object:
         result.update({_value(key, memo): _value(item, memo) for key, item in value.items()})
         return result
     return copy.deepcopy(value, memo)
+
+
+def _copies_by_building(kind: type[nn.Module]) -> bool:
+    """Whether only `__deepcopy__` is a way of its own, so that an instance is its attributes all the same."""
+    others = [name for name in _OWN_WAYS if name != "__deepcopy__"]
+    own = any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in others)
+    return hasattr(kind, "__deepcopy__") and not own and kind.__new__ is object.__new__
+
+
+def _holds(module: nn.Module, made: nn.Module, memo: dict[int, Any]) -> bool:
+    """Whether a copy holds what was to stand for tensors of the original."""
+    copies = named_tensors(made)
+    given = ((name, memo[id(tensor)]) for name, tensor in named_tensors(module).items() if id(tensor) in memo)
+    return all(copies.get(name) is tensor for name, tensor in given)
 
 
 @cache

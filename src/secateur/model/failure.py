@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,9 @@ RECORDING = ("rules", "recorder.py", "size_uses.py", "function_call.py", "axes.p
 TRANSFORMS = f"{Path(torch.__file__).parent}/_functorch"
 CALLS = "functional_call.py"  # transforms nothing
 HANDS_ON = str(Path(__file__).with_name("written.py"))
+
+# What torch says where a mode meets a tensor of torch.nested.
+NESTED = re.compile(r"sym_is_contiguous|NestedTensor|nested int|SymInt")
 
 
 def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:
@@ -43,6 +47,11 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
             hint="write that line without the transform (a loop or a batched call for vmap, torch.autograd.grad for "
             "grad); masks (secateur.mask_model) need no capture and take the model as it is",
         ) from error
+    if NESTED.search(text):
+        where, _ = _location(error, model)
+        raise nested(
+            f"{type(model).__name__} computes with nested tensors" + (f" at {where}" if where else "")
+        ) from error
     if _is_ours(error):
         where, _ = _location(error, model)
         raise UnsupportedError(
@@ -60,6 +69,16 @@ def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoRet
         text += f" at {where}"
     hint = hint or "check that model(input) runs with this input on its own"
     raise ForwardError(what, why=text, hint=hint) from error
+
+
+def nested(what: str) -> UnsupportedError:
+    """The error for tensors of `torch.nested`, strided or jagged, which no watch of torch can follow."""
+    return UnsupportedError(
+        f"{what}: torch.nested is not supported, neither strided nor jagged",
+        why="their rows have lengths of their own, so that they have no dimensions that could be followed",
+        hint="pad them and give a mask (torch.nested.to_padded_tensor); masks (secateur.mask_model) by criteria that "
+        "need no data take the model as it is",
+    )
 
 
 def _is_ours(error: BaseException) -> bool:

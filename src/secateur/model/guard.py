@@ -43,8 +43,10 @@ def guard(
     which is put aside meanwhile so that no backward pass adds to it; the grad mode, the default dtype and the number of
     threads; the generators of Python, NumPy, torch and CUDA; and the example, its containers and tensors.
 
-    Not put back: the values of weights that the block writes to (see `rollback`, and `secateur.model.written`), how far
-    iterators and files have been read, what objects of Python, torch and NumPy hold beside the kinds above, and what
+    Iterators of Python have twins in their places meanwhile, and streams are set back; with `rollback` they move on.
+
+    Not put back: the values of weights that the block writes to (see `rollback`, and `secateur.model.written`), what
+    was written to files, what objects of Python, torch and NumPy hold beside the kinds above, and what
     the first forward makes of lazy modules.
 
     Args:
@@ -61,6 +63,9 @@ def guard(
             passes; then the weights come back too.
         state: what a guard of the same models and example has kept before, for many runs in a row; it is what they are
             put back to, and they are not looked at anew.
+
+    Raises:
+        UnsupportedError: the models or the example hold an iterator that can be neither copied nor moved back.
 
     Yields:
         what is kept, which can say whether anything has changed.
@@ -84,7 +89,7 @@ def guard(
     with generators(seed) if chance else nullcontext(), _switches(gradients):
         failed = True
         try:
-            state.put_aside()
+            state.put_aside(iterators=not rollback)
             enter(models, mode)
             yield state
             failed = False

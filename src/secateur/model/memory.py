@@ -85,7 +85,7 @@ class Contents:
             if self.bytes >= 0 and self.tensor.layout == torch.strided and _place(self.tensor) != _place(self.memory):
                 self.tensor.data = self.memory
             if self.bytes >= 0 and _bytes(self.memory) != self.bytes:
-                self.memory.untyped_storage().resize_(self.bytes)
+                self._shrink()
             if self.copy is None:
                 return
             now = _without_repeats(self.memory)
@@ -93,6 +93,18 @@ class Contents:
             # where something differs: a tensor in memory that may not be written is left alone.
             if not _same_bits(now, self.copy):
                 now.copy_(self.copy)
+
+    def _shrink(self) -> None:
+        """Give memory that a run has enlarged its size again; what NumPy has seen since keeps it, and is replaced."""
+        storage = self.memory.untyped_storage()
+        if storage.resizable():
+            storage.resize_(self.bytes)
+            return
+        every = torch.empty(0, dtype=torch.uint8, device=self.memory.device).set_(storage, 0, (self.bytes,), (1,))
+        kept = every.clone()
+        place = self.memory.storage_offset(), self.memory.shape, self.memory.stride()
+        self.memory = self.memory.new_empty(0).set_(kept.untyped_storage(), *place)
+        self.tensor.data = self.memory
 
 
 class Saved:

@@ -23,9 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.model.moving import is_moving
+
 Kind = Literal[
     "plain", "module", "parameter", "tensor", "container", "array", "random", "function", "object", "answers",
-    "variable", "local",
+    "variable", "local", "moving",
 ]  # fmt: skip
 Place = tuple[dict[str, object], str]  # a namespace and a name in it
 
@@ -62,6 +64,8 @@ def kind_of(value: object) -> Kind:
         return "object"
     if isinstance(value, AMBIENT):
         return "answers" if isinstance(value, ANSWERS) else "variable" if isinstance(value, ContextVar) else "local"
+    if is_moving(value):
+        return "moving"
     if isinstance(value, (type, ModuleType, BuiltinFunctionType, *NUMBERS)) or is_foreign(type(value)):
         return "plain"
     return "object"
@@ -179,10 +183,9 @@ def _collect(value: object, found: dict[tuple[int, str], Place], seen: set[int])
             _collect(held.__wrapped__, found, seen)
             if not _within_foreign(held.__wrapped__):
                 found[id(space), name] = (space, name)
-        elif (
-            isinstance(held, (ContextVar, threading.local, *CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor))
-            or kind_of(held) == "object"
-        ):
+        elif isinstance(
+            held, (ContextVar, threading.local, *CONTAINERS, *ARRAYS, *RANDOM, *NUMBERS, Tensor)
+        ) or kind_of(held) in ("object", "moving"):
             found[id(space), name] = (space, name)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from io import IOBase
 from operator import itemgetter
 from types import CellType, FunctionType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +20,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from secateur.model.call import tensors_in
 from secateur.model.containers import Containers, refill
 from secateur.model.memory import Contents, memory_of
+from secateur.model.moving import Moving, undo_stream
 from secateur.model.reach import (
     CONTAINERS,
     Kind,
+    base_of,
     globals_of,
     inside,
     is_still,
@@ -84,6 +89,7 @@ class State:
         self.attributes = Containers()
         self.generators: list[object] = []  # that the model holds
         self.undo: list[Undo] = []  # of what is neither container nor tensor
+        self.moving = Moving()
         self.parameters: dict[int, Tensor] = {}
         self.tensors: dict[int, Tensor] = {}
         self._seen: set[int] = set()
@@ -109,9 +115,15 @@ class State:
         own = filter(has_values, self.parameters.values())
         self.values += [Contents(tensor, copied=False) for tensor in own if id(tensor) not in rest]
 
-    def put_aside(self) -> None:
-        """Take the gradients off the tensors."""
+    def put_aside(self, *, iterators: bool = True) -> None:
+        """Take the gradients off the tensors, and put twins in the place of iterators.
+
+        Raises:
+            UnsupportedError: an iterator can be neither copied nor moved back.
+        """
         self._still = False
+        if iterators:
+            self.moving.put_aside()
         for flags in self.flags:
             if flags.gradient is not None:
                 flags.tensor.grad = None
@@ -123,6 +135,7 @@ class State:
                 self.attributes.put_back()
             for undo in self.undo:
                 undo()
+            self.moving.put_back()
             for values in self.values:
                 if not self._still or id(values.tensor) not in self._own:
                     values.put_back()
@@ -186,6 +199,7 @@ class State:
         for name in rest:
             if self._kinds.get(type(attributes[name])) != "plain":  # asked here too: most are
                 self._walk(attributes[name])
+        self.moving.claim(attributes.items(), attributes.__setitem__)
         self._visit_class(type(module))
         if isinstance(module, torch.jit.ScriptModule):
             for child in module.children():
@@ -203,6 +217,7 @@ class State:
             for value in list(vars(base).values()):  # __call__ has a closure as well
                 if type(value) is not FunctionType or not is_still(value):
                     self._walk(value)
+            self.moving.claim(before.items(), partial(setattr, base))
 
     def _keep_name(self, space: dict[str, object], name: str) -> None:
         value = space.get(name, _MISSING)
@@ -210,6 +225,7 @@ class State:
             self._names.add((id(space), name))
             self.undo.append(lambda: space.__setitem__(name, value) if space.get(name) is not value else None)
             self._walk(value)
+            self.moving.claim([(name, value)], space.__setitem__)
 
     def _walk(self, value: object) -> None:
         """Keep a value and what is in it; modules that are held in plain lists are no submodules, but belong."""
@@ -221,6 +237,8 @@ class State:
             return
         if kind == "module":
             self._visit(cast(nn.Module, value))
+        elif kind == "moving" and not isinstance(value, IOBase):
+            self.moving.met(value)
         elif kind == "parameter":
             self.parameters[id(value)] = cast(Tensor, value)
         elif kind == "tensor":
@@ -238,6 +256,9 @@ class State:
             for item in self.attributes.add(value):
                 if self._kinds.get(type(item)) != "plain":
                     self._walk(item)
+            self._claim_items(value)
+        elif kind == "moving":
+            self.undo.append(undo_stream(value))
         elif kind == "array":
             self.undo.append(undo_array(value))
         elif kind == "random":
@@ -258,6 +279,14 @@ class State:
         if kind == "object" or (kind == "container" and type(value) not in CONTAINERS):
             self._walk_object(value)
 
+    def _claim_items(self, container: object) -> None:
+        base: Any = base_of(container)
+        if isinstance(container, dict):
+            self.moving.claim(base.items(container), lambda key, other: base.__setitem__(container, key, other))
+        elif isinstance(container, (list, deque)):
+            items = enumerate(base.__iter__(container))
+            self.moving.claim(items, lambda place, other: base.__setitem__(container, place, other))
+
     def _walk_function(self, value: object) -> None:
         for part in inside(value):
             if not isinstance(part, CellType):
@@ -271,6 +300,7 @@ class State:
                 self._seen.add(id(part))
                 self.undo.append(lambda part=part, held=held: _refill_cell(part, held))  # type: ignore[misc]
                 self._walk(held)
+                self.moving.claim([(part, held)], _refill_cell)
         if isinstance(value, FunctionType):
             for space, name in globals_of(value):
                 self._keep_name(space, name)
@@ -280,10 +310,12 @@ class State:
         if isinstance(attributes, dict):
             for item in self.attributes.add(attributes):
                 self._walk(item)
+            self.moving.claim(attributes.items(), attributes.__setitem__)
         for name in list(slots_of(value)):
             held = getattr(value, name)
             self.undo.append(lambda name=name, held=held: _refill_slot(value, name, held))  # type: ignore[misc]
             self._walk(held)
+            self.moving.claim([(name, held)], partial(_refill_slot, value))
         if not isinstance(value, type):
             self._visit_class(type(value))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from secateur.errors import InputError
 from secateur.kinds.base import Candidates, Family, Keep
 from secateur.model.call import describe
 from secateur.registry import suggestion
-from secateur.types import Group
+from secateur.types import Condition, Group
 
 
 def given_scores(candidates: Candidates, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -78,9 +78,22 @@ def given_keep(
     for name, mask in result.items():
         group = known[name]
         _allowed(candidates, group, mask)
+        if name in {**(keep or {}), **(remove or {})}:
+            candidates.conditions = (*candidates.conditions, *_begins_later(group))
     for family in candidates.families:
         _equal_counts(family, result)
     return result
+
+
+def _begins_later(group: Group) -> Iterator[Condition]:
+    """Where only a part of a dimension may go, its units have other numbers than the rows of the weight."""
+    for span in group.spans[:1]:
+        if span.index is None:
+            continue
+        there = (span.index.flatten() >= 0).nonzero().flatten()
+        if span.index.numel() == max(span.index.shape, default=0) and len(there) and int(there[0]) > 0:
+            text = f"unit 0 of {group.name!r} is position {int(there[0])} of {span.tensor!r}: those before it stay"
+            yield Condition(f"units were named by their numbers in the group, and {text}")
 
 
 def _equal_counts(family: Family, keep: Keep) -> None:

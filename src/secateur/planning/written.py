@@ -17,7 +17,7 @@ from secateur.planning.decision import Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
 from secateur.request import Efforts, Named, Request, Target, effort_of
 from secateur.structure.backwards import own_backwards
-from secateur.structure.elsewhere import left_behind, untied
+from secateur.structure.elsewhere import left_behind, unhooked, untied
 from secateur.structure.provenance import read
 from secateur.types import Certificate, Example
 
@@ -78,7 +78,7 @@ def plan_of(
             *candidates.about(keep, edit),
             *left_behind(model, edit.cuts, edit.attributes),
             *untied(model, edit.cuts),
-            *(own_backwards(model) if candidates.physical else ()),
+            *((*own_backwards(model), *unhooked(model)) if candidates.physical else ()),
         ),
     )
 

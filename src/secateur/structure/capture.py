@@ -22,14 +22,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import ForwardError, SecateurError
-from secateur.model.call import call
+from secateur.model.call import call, inputs
+from secateur.model.failure import nested
 from secateur.model.guard import Mode, guard
 from secateur.model.kernels import unfused
 from secateur.model.memory import OPENINGS, written
 from secateur.model.state import State
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.around import surroundings
+from secateur.structure.chosen import watch_choices
 from secateur.structure.conditions import Branch, unreached
+from secateur.structure.fronts import watch_fronts
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
@@ -69,10 +72,14 @@ def capture(model: nn.Module, example: Example, *, examples: Sequence[Example] =
 
     Raises:
         ForwardError: the forward fails on an example.
+        UnsupportedError: an example holds nested tensors, or the forward makes some and computes with them.
 
     Cost: per example one forward pass plus about 0.1 ms per operation; no copy of the weights.
     """
     renew()
+    for each in (example, *examples):
+        if any(tensor.is_nested for tensor in inputs(each)):
+            raise nested(f"the example of {type(model).__name__} holds a nested tensor")
     first = _first(model, example)
     trace, runs = first.trace, [(example, first)]
     for other in examples:
@@ -342,6 +349,8 @@ class _Functions(TorchFunctionMode):
                 doors.watched_numbers(recorder, args[:1])
             if not outer:  # what torch's own functions reckon with is what they were given
                 watch_values(recorder, name, args, kwargs)
+                watch_choices(recorder, func, args, kwargs)
+                watch_fronts(recorder, name, args, kwargs)
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(FunctionCall(recorder, name, args, kwargs, result))

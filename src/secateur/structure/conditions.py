@@ -78,7 +78,7 @@ class Watch:
     turned_in: str = ""  # the module that was told so
     compared_sizes: list[tuple[Apply, bool, Place]] = field(default_factory=list)
     others: list[Branch] = field(default_factory=list)
-    ranks: set[int] = field(default_factory=set)  # atoms that stand for the number of dimensions of a tensor
+    ranks: set[int] = field(default_factory=set)  # atoms that stand for numbers of dimensions and of bytes
 
     def compared(self, expr: Apply, result: bool) -> bool:
         """The code compared two integers: what it found has to stay so after a cut."""

@@ -136,7 +136,9 @@ def counted(recorder: Recorder, name: str, args: Args, result: object) -> object
         return result
     axes = recorder.axes(tensor)
     if name == "nbytes":
-        axes = (*axes, recorder.space.fresh(tensor.element_size(), Lock("bytes of an element")))
+        bytes_ = recorder.space.fresh(tensor.element_size(), Lock("bytes of an element"))
+        recorder.watch.ranks.update(atom.id for atom in leaves(bytes_))
+        axes = (*axes, bytes_)
     if name == "__len__":
         if axes:
             lock(axes[0], recorder.reason("counted by len(), which gives a plain number", "use the size from shape"))

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.model.call import tensors_in
 from secateur.model.memory import memory_of
 from secateur.model.place import short
 from secateur.model.tensors import named_tensors
 from secateur.structure.asked import TORCH, definition
+from secateur.structure.conditions import listed
 from secateur.structure.provenance import Attribute, is_users
 from secateur.structure.read import nodes_of
 from secateur.structure.switches import run_by_forward
@@ -67,6 +69,18 @@ def untied(model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]]) -> Iterat
             shared = f"{name} and {other} share their memory"
             text = f"holds until it is trained: {shared}, and the cut gives each its own"
             yield Condition(text, "", name.rpartition(".")[0])
+
+
+def unhooked(model: nn.Module) -> Iterator[Condition]:
+    """One condition that names the parameters whose hooks or tensors of their own a copy does not have.
+
+    Functions that run when a gradient is there mostly hold something of its form. In place they stay.
+    """
+    hooks = [name for name, p in model.named_parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]
+    held = [name for name, p in model.named_parameters() if any(True for _ in tensors_in(list(vars(p).values())))]
+    for what, names in (("hooks on", hooks), ("tensors that are attributes of", held)):
+        if names:
+            yield Condition(f"{what} parameters are not in a copy that is cut: {listed(names)}; set them anew there")
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 from torch import nn
@@ -44,10 +44,14 @@ class Here:
         """The operation, the module and the user's source line."""
         return Place(self.op or self.function, self.module, users_line())
 
-    def caller(self) -> FrameType | None:
-        """The frame of the code that did something to an integer or flag; None where that is torch's own."""
+    def caller(self, called: CodeType | None = None) -> FrameType | None:
+        """The frame of the code that did something to an integer or flag; None where that is torch's own.
+
+        Args:
+            called: code of a function of torch that counts for its caller.
+        """
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith((HERE, *METHODS)):
+        while frame is not None and (frame.f_code is called or frame.f_code.co_filename.startswith((HERE, *METHODS))):
             frame = frame.f_back
         return None if frame is None or frame.f_code.co_filename.startswith(TORCH) else frame
 

@@ -87,6 +87,36 @@ class SizeUse:
     place: Place
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A number that chooses what an operator does.
+
+    Args:
+        condition: what is said where a dimension of it is cut.
+        axes: of the tensors that the operator is applied to.
+    """
+
+    condition: Condition
+    axes: Sequence[Axis]
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """A call that counts dimensions of data from the front.
+
+    Args:
+        name: of the function.
+        place: where it stands.
+        dims: those that it names.
+        axes: of the tensor.
+    """
+
+    name: str
+    place: Place
+    dims: tuple[int, ...]
+    axes: Axes
+
+
 @dataclass(eq=False)
 class Trace:
     """Everything that one execution taught us about a model.
@@ -113,6 +143,9 @@ class Trace:
         rounded: lines that round numbers in which sizes meet: conditions where one of these sizes is cut.
         reckoned: whole numbers that the code made of sizes.
         scales: expressions of sizes that went into fractions: those are tried as scales.
+        chosen: numbers that choose what an operator does, and that another run may bring otherwise.
+        fronts: dimensions that the code counts from the front.
+        factors: sizes, by themselves or in fractions, by which tensors were multiplied or divided.
         further: runs on further examples, which the plan has to hold for as well.
         beside: runs that were made to see what else constrains the model: in train mode, or along another branch.
             They share atoms and uses of sizes with this run, but are replayed by nobody.
@@ -142,6 +175,9 @@ class Trace:
     rounded: list[Condition] = field(default_factory=list)
     reckoned: list[SizeUse] = field(default_factory=list)
     scales: list[Expr] = field(default_factory=list)
+    factors: list[SizeUse] = field(default_factory=list)
+    chosen: list[Chosen] = field(default_factory=list)
+    fronts: list[Front] = field(default_factory=list)
     further: list[Trace] = field(default_factory=list)
     beside: list[Trace] = field(default_factory=list)
 
@@ -149,6 +185,7 @@ class Trace:
         """A trace of another run of the same model: what holds for one holds for both."""
         shared: tuple[str, ...] = ("space", "roles", "size_uses", "heads", "inner", "widths", "parallel", "rows")
         shared += ("summed", "made", "consumed", "competing", "aliases", "values", "reckoned", "scales")
+        shared += ("factors", "chosen", "fronts")
         return Trace(**{name: getattr(self, name) for name in shared})
 
     def tensors(self) -> dict[str, Axes]:

@@ -38,9 +38,11 @@ def watch_values(recorder: Recorder, name: str, args: Args, kwargs: Kwargs) -> N
     bare = name.strip("_")
     if name.startswith("__") and bare[:1] in "ir" and bare[1:] in (*VALUES, *FACTORS):
         bare = bare[1:]
-    if bare in FACTORS or bare in MADE:
+    if bare in MADE or not any(isinstance(tensor, Tensor) for tensor in (*args, *kwargs.values())):
         return
-    if not any(isinstance(tensor, Tensor) for tensor in (*args, *kwargs.values())):
+    if bare in FACTORS:
+        for number in _numbers((*args, *kwargs.values())):
+            recorder.trace.factors.extend(_uses(recorder, bare, number))
         return
     whole = bare in VALUES
     for number in _numbers((*args, *kwargs.values())):
@@ -58,8 +60,11 @@ def _numbers(values: Iterable[object]) -> Iterator[TrackedInt | TrackedFloat]:
 
 def _stays(recorder: Recorder, name: str, number: TrackedInt | TrackedFloat) -> None:
     """What the number is made from has to stay, or the number itself where arithmetic of integers made it."""
+    recorder.trace.size_uses.extend(_uses(recorder, f"a value ({name})", number))
+
+
+def _uses(recorder: Recorder, op: str, number: TrackedInt | TrackedFloat) -> Iterator[SizeUse]:
     for size in number.sizes if isinstance(number, TrackedFloat) else (number,):
         if not is_literal(size.expr):
             here = recorder.here.place()
-            place = Place(f"a value ({name})", here.module, here.where)
-            recorder.trace.size_uses.append(SizeUse(size.expr, int.__int__(size), place))
+            yield SizeUse(size.expr, int.__int__(size), Place(op, here.module, here.where))

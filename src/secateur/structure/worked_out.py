@@ -93,6 +93,33 @@ class Evaluator:
         except Exception:  # the code itself says so where it runs
             return UNKNOWN
 
+    def reaches(self, guards: Sequence[Guard]) -> bool:
+        """Whether nothing is known that keeps the code from getting there."""
+        for test, side in guards:
+            found = self._truth(test)
+            if found is not None and found is not side:
+                return False
+        return True
+
+    def _truth(self, test: ast.expr) -> bool | None:
+        """Whether a test holds; None where only running it would tell."""
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            found = self._truth(test.operand)
+            return None if found is None else not found
+        if isinstance(test, ast.BoolOp):
+            every = isinstance(test.op, ast.And)
+            each = [self._truth(value) for value in test.values]
+            if (not every) in each:
+                return not every
+            return None if None in each else every
+        if isinstance(test, ast.Compare) and isinstance(test.ops[0], (ast.Is, ast.IsNot)) and len(test.ops) == 1:
+            one, other = self.value(test.left), self.value(test.comparators[0])
+            known = one is not UNKNOWN and other is not UNKNOWN
+            return (one is other) == isinstance(test.ops[0], ast.Is) if known else None
+        found = self.value(test)
+        plain = isinstance(found, (*NUMBERS, *SEQUENCES, dict, set, deque)) or found is None
+        return bool(bare(found)) if plain else None
+
     def _name(self, node: ast.Name) -> Made:
         for space in (self.local, self.space):
             if node.id in space:
@@ -316,6 +343,29 @@ def _scope(source: SourcePart, node: ast.AST) -> type[ast.AST]:
         elif isinstance(parent, COMPREHENSIONS):
             outside = False
     return ast.FunctionDef
+
+
+Guard = tuple[ast.expr, bool]  # a test, and whether it has to hold
+
+
+def guards_of(source: SourcePart, node: ast.AST) -> tuple[Guard, ...]:
+    """What has to hold for an expression to be reached once its line runs: several sides may stand in one line."""
+    found: list[Guard] = []
+    for inner, parent, role in source.climb(node):
+        if isinstance(parent, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            break
+        if isinstance(parent, ast.IfExp) and role in ("body", "orelse"):
+            found.append((parent.test, role == "body"))
+        elif isinstance(parent, ast.BoolOp) and inner in parent.values:
+            before = parent.values[: parent.values.index(inner)]
+            found += [(value, isinstance(parent.op, ast.And)) for value in before]
+        elif isinstance(parent, (ast.If, ast.While)) and role == "body" and parent.lineno == _line_of(inner):
+            found.append((parent.test, True))
+    return tuple(found)
+
+
+def _line_of(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)
 
 
 def names_in(source: SourcePart) -> Names:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import secateur as sc
 from secateur.model.copies import copied
 
 
@@ -57,3 +58,50 @@ def test_a_copy_is_what_deepcopy_makes(shared: bool) -> None:
     assert model.count.tolist() == [1, 1]
     x = torch.ones(1, 2)
     assert torch.equal(copied(model, {})(x), model(x))
+
+
+class Rebuilt(nn.Module):
+    """Copies itself by making a new model, whatever is to stand for its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def __deepcopy__(self, memo):
+        made = type(self)()
+        made.load_state_dict(self.state_dict())
+        return made
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = Rebuilt(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(self.inner(x))
+
+
+@pytest.mark.parametrize(("make", "path"), [(Rebuilt, "a"), (Around, "inner.a")])
+def test_a_class_that_copies_in_its_own_way_is_cut_all_the_same(make, path):
+    model, x = make().eval(), torch.randn(5, 8)
+    plan = sc.plan(model, x, granularity="channel", target={"sparsity": 0.3})
+    cut = plan.apply(model)
+    assert cut.get_submodule(path).out_features < 16
+    masked = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, dims in plan.cuts.items():
+        for d, kept in dims.items():
+            gone = torch.ones(masked[name].shape[d], dtype=torch.bool).index_fill(0, kept, False)
+            masked[name].index_fill_(d, gone.nonzero().flatten(), 0)
+    with torch.no_grad():
+        assert torch.allclose(torch.func.functional_call(model, masked, (x,)), cut(x), atol=1e-5)
+
+
+def test_its_own_way_is_taken_where_nothing_has_to_stand_for_anything():
+    model = Rebuilt()
+    assert copied(model, {}) is not model
+    held = {id(model.a.weight): nn.Parameter(model.a.weight[:3].detach())}
+    assert copied(model, held).a.weight.shape == (3, 8)

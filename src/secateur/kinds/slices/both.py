@@ -11,10 +11,16 @@ from secateur.kinds.slices.certify import FunctionChangesError
 from secateur.types import Certificate
 
 ABLATION = "ablation"
+ALONE = 'Protect the layers around that line, or accept the replay alone: proof="example", and the certificate says so.'
 
 
 def with_replay(
-    trials: Callable[[bool], Tried], replay: Callable[..., Certificate], *, dtype: str, tolerance: float | None
+    trials: Callable[[bool], Tried],
+    replay: Callable[..., Certificate],
+    *,
+    dtype: str,
+    tolerance: float | None,
+    alone: bool = False,
 ) -> Certificate:
     """The certificate of both proofs.
 
@@ -23,11 +29,19 @@ def with_replay(
         replay: makes the first proof, given a dtype, a tolerance, and runs of the cut model in single precision.
         dtype: in which outputs are compared.
         tolerance: as in `secateur.model.agreement.agreement`.
+        alone: whether the first proof suffices where the second could not be run, which the certificate then says.
 
     Raises:
-        CertificateError: the replay differs from the cut model, also in double precision; or neither could be run.
+        CertificateError: the replay differs from the cut model, also in double precision; or the second proof could not
+            be run: what the replay and the cut share would prove itself.
     """
     found = trials(True)
+    if found.proof is None and not found.trials and not alone:
+        raise CertificateError(
+            "Only one of the two proofs of this cut could be run, so it is not made.",
+            why="; ".join(found.notes) or "the original does not run without what is removed",
+            hint=ALONE,
+        )
     try:
         return with_trials(_replayed(partial(replay, draws=found.draws), found, dtype, tolerance), found)
     except FunctionChangesError:

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError, UnsupportedError
 from secateur.kinds.slices.momenta import cut_states
+from secateur.model.call import tensors_in
+from secateur.model.copies import copied
 from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
@@ -49,10 +51,23 @@ def cut_copy(
         old = tensors[name]
         new = cut_tensor(old, dims)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    result = copy.deepcopy(model, memo)
+    result = copied(model, memo)
     rebind(result, memo)
+    _carry_words(tensors, named_tensors(result), memo)
     finish(result, attributes)
     return result
+
+
+def _carry_words(before: Mapping[str, Tensor], after: Mapping[str, Tensor], memo: dict[int, object]) -> None:
+    """What a training loop has written on parameters (a tag, a group of an optimizer), which torch copies to none.
+
+    Tensors among it have the form of the parameter that was, and stay behind: `secateur.structure.elsewhere.unhooked`.
+    """
+    for name, old in before.items():
+        new = after.get(name)
+        if isinstance(old, nn.Parameter) and new is not None and new is not old:
+            words = {key: value for key, value in vars(old).items() if not any(True for _ in tensors_in(value))}
+            vars(new).update({key: copy.deepcopy(value, memo) for key, value in words.items() if key not in vars(new)})
 
 
 def refuse_scripted(model: nn.Module, cuts: Cuts) -> None:

@@ -36,10 +36,13 @@ from secateur.request import PROOF, Efforts, Request
 from secateur.structure.attributes import edits, relied_on
 from secateur.structure.axes import kept, leaves, resolve
 from secateur.structure.capture import capture
+from secateur.structure.chosen import chosen
 from secateur.structure.cost import CostModel
+from secateur.structure.fronts import fronts
 from secateur.structure.groups import Structure, structure
 from secateur.structure.provenance import Attribute
 from secateur.structure.reckoned import reckoned
+from secateur.structure.summaries import summarised
 from secateur.structure.trace import Trace
 from secateur.types import Certificate, Condition, Example, Group
 
@@ -135,9 +138,14 @@ class Slices(Candidates):
         return self._edit(self.decision(keep))
 
     def about(self, keep: Keep, edit: Edit) -> Sequence[Condition]:
-        """Numbers made of sizes that are cut."""
+        """Numbers made of sizes that are cut or that choose what is done to units, and outputs that sum units up."""
         cut = {name: self.ids[name] for name, mask in keep.items() if not bool(mask.all())}
-        return tuple(reckoned(self.trace, cut, edit.attributes))
+        return (
+            *reckoned(self.trace, cut, edit.attributes),
+            *summarised(self.trace, cut, edit.attributes),
+            *chosen(self.trace.chosen, cut.values()),
+            *fronts(self.trace.fronts, cut.values(), self.model, self.example),
+        )
 
     def _edit(self, choice: Decision) -> Edit:
         config = {} if self.native is None else self.native.attributes(choice.counts)
@@ -214,7 +222,7 @@ class Slices(Candidates):
             certify, whole, cut, self.example, self.trace, choice.atoms,
             scales=scales, follow=self.request.scales == "follow", examples=self.examples, same=same,
         )  # fmt: skip
-        proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance)
+        proof = with_replay(trials, replay, dtype=dtype, tolerance=tolerance, alone=effort == "example")
         meta = device_of(whole).type == "meta"
         proof = with_padding(proof, whole, cut, [self.example, *self.examples], meta=meta)
         if self.request.expressible:

@@ -7,10 +7,11 @@ where it shapes a tensor, kept where it becomes a value.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -141,10 +142,20 @@ class KeptWidths(TorchFunctionMode):
         if name in _RECKONS:
             args = tuple(a.value() if isinstance(a, Width) else a for a in args)
             kwargs = {key: a.value() if isinstance(a, Width) else a for key, a in kwargs.items()}
+        if name == "scaled_dot_product_attention" and kwargs.get("scale") is None and args:
+            width = self._shared_width(cast(Tensor, args[0]))
+            kwargs.update({} if width is None else {"scale": 1 / math.sqrt(width.value())})
         result = func(*args, **kwargs)
         if func is torch.Tensor.size or getattr(func, "__self__", None) is torch.Tensor.shape:
             return self._sizes(args[0], result, args, kwargs)
         return result
+
+    def _shared_width(self, query: Tensor) -> Width | None:
+        """The width by which fused attention scales of itself, where part of it is missing."""
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            gone = self.missing.anywhere(query).get(query.dim() - 1)
+            size = query.shape[-1]
+        return None if gone is None else Width(size, size - len(gone), self.note)
 
     def _sizes(self, tensor: Tensor, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
         with torch._C.DisableTorchFunction(), _disable_current_modes():  # looking is no part of the run

@@ -1,0 +1,120 @@
+"""Iterators and streams that a model holds: reading from them moves them on, and no iterator can be moved back.
+
+A run is therefore given a twin of each iterator, which stands in its place meanwhile. Streams in memory and files know
+where they are, and are set back.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from secateur.errors import UnsupportedError
+
+Put = Callable[[object], None]
+HINT = "Keep a list and the number of the place in it, or make the iterator in the forward."
+
+
+def is_moving(value: object) -> bool:
+    """Whether a value is an iterator of Python's own, or a stream."""
+    kind = type(value)
+    own = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    return isinstance(value, io.IOBase) or (own and hasattr(kind, "__next__"))
+
+
+def undo_stream(stream: Any) -> Callable[[], None]:
+    """How a stream becomes what it was; one that cannot be read again is nobody's data."""
+    if isinstance(stream, (io.StringIO, io.BytesIO)) and not stream.closed:
+        place, held = stream.tell(), stream.getvalue()
+
+        def put_back() -> None:
+            if not stream.closed and stream.getvalue() != held:
+                stream.seek(0)
+                stream.truncate()
+                stream.write(held)  # type: ignore[arg-type]
+            if not stream.closed:
+                stream.seek(place)
+
+        return put_back
+    if stream.closed or not (stream.readable() and stream.seekable()):
+        return lambda: None
+    at = stream.tell()
+    return lambda: None if stream.closed else stream.seek(at)
+
+
+class Moving:
+    """The iterators that models hold, each with what puts another object in its place."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Put, object, str]] = []
+        self._met: list[object] = []  # of which no place is known yet
+
+    def met(self, value: object) -> None:
+        """An iterator was found; who holds it claims it."""
+        self._met.append(value)
+
+    def claim(self, entries: Iterable[tuple[Any, object]], put: Callable[[Any, object], None]) -> None:
+        """Say where iterators stand that were met: `put` gives the entry of a key another value."""
+        if not self._met:
+            return
+        for key, value in list(entries):
+            if any(value is each for each in self._met):
+                self.held.append((lambda other, key=key: put(key, other), value, str(key)))  # type: ignore[misc]
+        claimed = {id(value) for _, value, _ in self.held}
+        self._met = [value for value in self._met if id(value) not in claimed]
+
+    def put_aside(self) -> None:
+        """Put a twin in the place of each.
+
+        Raises:
+            UnsupportedError: an iterator has none, or stands where nothing can be put in its place.
+        """
+        twins: dict[int, object] = {}
+        for value in self._met:
+            _refuse(value, "a place that cannot be changed")
+        made: list[tuple[Put, object]] = []
+        for put, value, name in self.held:
+            try:
+                made.append((put, _twin(value, twins)))
+            except (TypeError, ValueError, AttributeError, NotImplementedError):
+                _refuse(value, repr(name))
+        for put, twin in made:
+            put(twin)
+
+    def put_back(self) -> None:
+        """Put the iterators themselves in their places again."""
+        for put, value, _ in self.held:
+            put(value)
+
+
+def _refuse(value: object, place: str) -> None:
+    raise UnsupportedError(
+        f"The model or its example holds a {type(value).__name__} ({place}), which every run moves on.",
+        why="an iterator of this kind can be neither copied nor moved back, so the original would not stay as it is",
+        hint=HINT,
+    )
+
+
+def _twin(value: Any, known: dict[int, object]) -> object:
+    """Another iterator at the same place; what it goes through is shared."""
+    if id(value) not in known:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a later Python has no way for some, which are refused
+            make, parts, *state = value.__reduce__()
+        twin = make(*(_part(part, known) for part in parts))
+        if state and state[0] is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                twin.__setstate__(_part(state[0], known))
+        known[id(value)] = twin
+    return known[id(value)]
+
+
+def _part(part: Any, known: dict[int, object]) -> Any:
+    """What an iterator is made of: those behind it are twins as well, and what it fills itself is a copy."""
+    if type(part) is tuple:
+        return tuple(list(each) if type(each) is list else _part(each, known) for each in part)
+    return _twin(part, known) if is_moving(part) and not isinstance(part, io.IOBase) else part
