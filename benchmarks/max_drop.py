@@ -170,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="of the seeds, to share them out among processes")
     parser.add_argument("--max-drop", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--grid-seeds", type=int, default=10, help="the first so many get the grid too")
@@ -181,7 +182,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[MaxDropRow] = json.loads(asked.out.read_text()) if asked.out.exists() else []
-    for seed in range(asked.seeds):
+    for seed in range(asked.first, asked.seeds):
         if seed in [row["seed"] for row in rows]:
             continue
         rows.append(one_seed(seed, asked))

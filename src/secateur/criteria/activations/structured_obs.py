@@ -70,11 +70,11 @@ class StructuredOBS(Criterion):
             raise RecipeError(f"damping={self.damping!r} is not above 0", hint="1e-4 is the default")
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        found = read(context, self.positions)
         scores = {}
-        for group in context.groups:
-            order, errors = surgeon_order(found[group.name], group.size, self.damping)
+        for group, consumers in read(context, self.positions):
+            order, errors = surgeon_order(consumers, group.size, self.damping)
             scores[group.name] = ordered_scores(order, errors).view(group.shape)
+            del consumers  # before the next part of the groups is gathered
         return scores
 
 

@@ -59,13 +59,13 @@ class ThiNet(Criterion):
         check_positions(self.positions)
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        found = read(context, self.positions)
         scores = {}
-        for group in context.groups:
+        for group, consumers in read(context, self.positions):
             # Consumers of one group add up: the unit goes from all of them at once.
-            gram = sum((unit_gram(r, group.size)[0] for r in found[group.name]), torch.zeros(()))
+            gram = sum((unit_gram(reading, group.size)[0] for reading in consumers), torch.zeros(()))
             order, errors = greedy_order(gram)
             scores[group.name] = ordered_scores(order, errors / gram.sum().clamp(min=1e-300)).view(group.shape)
+            del consumers  # before the next part of the groups is gathered
         return scores
 
 
