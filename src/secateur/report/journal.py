@@ -11,7 +11,7 @@ from typing import TypedDict
 
 from torch import nn
 
-from secateur.criteria import StationaryWarning
+from secateur.criteria import CostWarning, StationaryWarning
 from secateur.errors import NonFiniteError
 from secateur.recover.loop import TrainStep
 from secateur.report.assembly import Events
@@ -54,12 +54,13 @@ class Journal:
         self.doubts: list[str] = list(doubts)
         self.training: list[TrainingPoint] = []
         self.watchers: list[RunWatcher] = []
+        self._stage = ""
         self.look: Callable[[nn.Module], Mapping[str, float]] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Run a stage, and keep its wall time under its name."""
-        started = time.perf_counter()
+        started, self._stage = time.perf_counter(), name
         if self.progress is not None:
             self.progress(name, 0, 0)
         yield
@@ -73,14 +74,22 @@ class Journal:
     @contextmanager
     def noticed(self) -> Iterator[None]:
         """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
-        with warnings.catch_warnings(record=True) as caught:
+        caught: list[warnings.WarningMessage] = []
+
+        def heard(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: object) -> None:
+            caught.append(warnings.WarningMessage(message, category, filename, lineno))
+            if issubclass(category, CostWarning):  # before what takes so long
+                self.step(self._stage)(0, 0, str(message))
+
+        with warnings.catch_warnings():
             # A filter of the caller's must not decide whether a run counts as degraded.
             warnings.simplefilter("always")
+            warnings.showwarning = heard
             yield
         for one in caught:
             if issubclass(one.category, CurvatureWarning):
                 self.degradations.append(Degradation("score", str(one.message)))
-            elif issubclass(one.category, StationaryWarning):
+            elif issubclass(one.category, (StationaryWarning, CostWarning)):
                 self.doubts.append(str(one.message))
             else:
                 # Nobody here knows it, so it goes on to the caller, from the line that it came from.

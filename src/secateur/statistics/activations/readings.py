@@ -1,4 +1,4 @@
-"""Moments of what the consumers of groups read, a part of the groups at a time: of all at once they may be too large."""
+"""Moments of what the consumers of groups read, a part of the groups at a time: all at once may be too large."""
 
 from __future__ import annotations
 
