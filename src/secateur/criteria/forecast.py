@@ -19,7 +19,7 @@ from secateur.statistics.gradients.functional import batches
 if TYPE_CHECKING:
     from secateur.criteria.base import Context
 
-EPOCHS = 5  # over the scoring data: what takes more says so
+EPOCHS, SECONDS = 5, 60  # over the scoring data, and on this machine: what takes more than both says so
 HOURS = 12  # on this machine: what would take more is refused
 
 
@@ -63,7 +63,7 @@ def announce(name: str, forecast: Forecast | None, context: Context) -> None:
         ResourceError: more than `HOURS` hours.
 
     Warns:
-        CostWarning: more than `EPOCHS` epochs.
+        CostWarning: more than `EPOCHS` epochs, and more than `SECONDS` where the data have a length to tell by.
 
     Cost: a forward and backward pass of the first batch, where there is something to say.
     """
@@ -81,7 +81,9 @@ def announce(name: str, forecast: Forecast | None, context: Context) -> None:
             f"{passes}, by the first batch {told} on this machine, and the most is {HOURS}",
             hint=f"{forecast.less}, or score with fewer samples (calibration=)",
         )
-    warnings.warn(f"{passes}, by the first batch {told} on this machine; {forecast.less}", CostWarning, stacklevel=4)
+    if 3600 * hours > SECONDS:
+        said = f"{passes}, by the first batch {told} on this machine; {forecast.less}"
+        warnings.warn(said, CostWarning, stacklevel=4)
 
 
 def _seconds(context: Context) -> float | None:
