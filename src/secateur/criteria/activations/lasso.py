@@ -69,8 +69,9 @@ class Lasso(Criterion):
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        One forward pass and N k^2 multiplications per consumer (N rows, k columns of its weight); then per
-        group about u^4 / 4 for u units, and k^3 per stage; no further data.
+        A forward pass for each part of the groups (parts whose moments take at most twice the weights, or 64 MiB) and
+        N k^2 multiplications per consumer (N rows, k columns of its weight); then per group about u^4 / 4 for u
+        units, and k^3 per stage; no further data.
 
     Source:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equations 1 to 4.

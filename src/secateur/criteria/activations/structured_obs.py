@@ -42,8 +42,9 @@ class StructuredOBS(Criterion):
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        One forward pass and N k^2 multiplications per consumer (N rows, k columns of its weight); then about
-        k^3 per consumer for the updates and u k q n / 2 for the costs (q columns per unit, n outputs).
+        A forward pass for each part of the groups (parts whose moments take at most twice the weights, or 64 MiB) and
+        N k^2 multiplications per consumer (N rows, k columns of its weight); then about k^3 per consumer for the
+        updates and u k q n / 2 for the costs (q columns per unit, n outputs).
 
     Source:
         Hassibi, Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", 1992, equation 5,

@@ -35,8 +35,9 @@ class ThiNet(Criterion):
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        One forward pass and N k^2 multiplications per consumer (N rows, k columns of its weight); then u^2 per
-        group. All outputs at the sampled places count; the paper samples one output per place.
+        A forward pass for each part of the groups (parts whose moments take at most twice the weights, or 64 MiB) and
+        N k^2 multiplications per consumer (N rows, k columns of its weight); then u^2 per group. All outputs
+        at the sampled places count; the paper samples one output per place.
 
     Source:
         Luo, Wu, Lin, "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression", 2017,
