@@ -10,8 +10,9 @@ from secateur.criteria.activations.structured_obs import StructuredOBS
 from secateur.criteria.activations.thinet import ThiNet
 from secateur.planning.build import grouped, make_plan
 from secateur.solve.refit import refit_consumers
-from secateur.statistics.activations.gram import readings, unit_gram
+from secateur.statistics.activations.gram import unit_gram
 from secateur.statistics.activations.lasso_path import drop_points, lasso_path
+from secateur.statistics.activations.readings import readings
 
 ALL = [Lasso(positions=None), Lasso(positions=None, stages=1), ThiNet(positions=None), StructuredOBS(positions=None)]
 
@@ -27,7 +28,7 @@ def passing(width, outputs=1):
 def moments(model, x, name="0"):
     groups, record = grouped(model, x, "channel")
     group = next(g for g in groups if g.name == name)
-    found = readings(model, [x], [group], positions=None, trace=record)[name]
+    [(_, found)] = readings(model, [x], [group], positions=None, trace=record)
     pairs = [unit_gram(reading, group.size) for reading in found]
     return sum(k for k, _ in pairs) * len(x), sum(b for _, b in pairs) * len(x)
 

@@ -294,10 +294,11 @@ def test_layers_are_removed_reported_saved_and_loaded(tmp_path):
 def test_a_latency_that_does_not_hold_at_the_end_is_a_missed_target(monkeypatch):
     """The plan met it; a machine that is slower when the report measures must be said to have missed it."""
     from secateur import pipeline
-    from secateur.planning import decide
+    from secateur.planning import timed
     from secateur.types import Latency
 
-    monkeypatch.setattr(decide, "latency", lambda models, x, **_: {name: Latency(1, 1, 1, 30) for name in models})
+    quick = Latency(1, 1, 1, 30, ratio=(1.0, 1.0, 1.0))
+    monkeypatch.setattr(timed, "latency", lambda models, x, **_: dict.fromkeys(models, quick))
     slow = Latency(5, 5, 5, 30), Latency(4, 4, 4, 30)
     monkeypatch.setattr(pipeline, "time_pair", lambda *_, **__: slow)
     recipe = {"target": {"latency_ms": 2.0, "macs": 0.9}}

@@ -106,7 +106,9 @@ def removal_order(
     )
 
 
-def removals_for(order: RemovalOrder, cost: Callable[[int], float], limit: float, what: str) -> int:
+def removals_for(
+    order: RemovalOrder, cost: Callable[[int], float], limit: float, what: str, *, margin: float = 0.0
+) -> int:
     """The shortest prefix of the list whose cost is at most `limit`.
 
     Args:
@@ -114,6 +116,7 @@ def removals_for(order: RemovalOrder, cost: Callable[[int], float], limit: float
         cost: length of the prefix -> cost; falls as units go.
         limit: the target.
         what: the target's name, for the error.
+        margin: share of the limit that is aimed below it, where a cost is measured and not counted.
 
     Raises:
         TargetError: even the whole list does not reach the limit; names the reachable range.
@@ -130,7 +133,7 @@ def removals_for(order: RemovalOrder, cost: Callable[[int], float], limit: float
         )
     while low < high:
         middle = (low + high) // 2
-        if cost(middle) <= limit:
+        if cost(middle) <= limit * (1 - margin):
             high = middle
         else:
             low = middle + 1

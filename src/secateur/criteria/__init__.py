@@ -20,6 +20,7 @@ from secateur.criteria.depth.angular_distance import AngularDistance
 from secateur.criteria.depth.block_influence import BlockInfluence
 from secateur.criteria.depth.every import Every
 from secateur.criteria.depth.loss_increase import LossIncrease
+from secateur.criteria.forecast import CostWarning
 from secateur.criteria.gradients.gates import GateScore
 from secateur.criteria.gradients.gradient import Gradient
 from secateur.criteria.gradients.grasp import Grasp
@@ -70,6 +71,7 @@ __all__ = [
     "Random",
     "Reap",
     "Snip",
+    "CostWarning",
     "StationaryWarning",
     "StructuredOBS",
     "SynFlow",

@@ -11,6 +11,11 @@ Made from the classes by `python -m secateur.criteria`. A criterion is named in 
 `criterion: {name: taylor, reduce: abs}`) or given as an object (`secateur.criteria.Taylor(reduce="abs")`); the
 docstring of the class has its formula, its pitfalls and its options. Higher scores are kept.
 
+An epoch is a forward and backward pass over the scoring data. What takes more than five epochs and more than a minute
+(`obd`, `kfac`, `gauss-newton`, `integrated`: their passes follow from outputs, probes, units or steps) says before it
+begins how many, and how long that is by the first batch; more than twelve hours are refused. What needs more memory
+than is free is refused as well, before the work.
+
 | name | idea | needs | scores | cost | speed | best for | source | options (default) |
 |---|---|---|---|---|---|---|---|---|
 """

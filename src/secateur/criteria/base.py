@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from secateur import words
 from secateur.criteria.docstrings import section
+from secateur.criteria.forecast import Forecast, announce
 from secateur.criteria.sums import Reduction, Sums, counts
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.model.call import default_loss
@@ -151,6 +152,8 @@ class Criterion(ABC):
         gradients = "gradients" in self.needs
         # Out of inference mode, whoever calls: what a criterion makes there could have no gradient.
         with torch.inference_mode(False), self._guard(context, gradients=gradients):
+            if not isinstance(context.data, Share):  # of which one process may have no batch to foretell by
+                announce(self.name, self.forecast(context), context)
             scores = self._score(context)
         try:
             return {group.name: self._checked(scores, group) for group in context.groups}
@@ -182,6 +185,14 @@ class Criterion(ABC):
         known = named_tensors(context.model) if known is None else known
         counted = (s.tensor for group in context.groups for s in group.spans if counts(s.role, self.roles))
         return {name: known[name].detach() for name in dict.fromkeys(counted) if name in known}
+
+    def forecast(self, context: Context) -> Forecast | None:
+        """How many epochs this will take, where it depends on model and options; None: about as many as `speed` says.
+
+        Args:
+            context: what is to be scored, with data and loss, in the mode in which it will be.
+        """
+        return None
 
     def _score(self, context: Context) -> dict[str, Tensor]:
         sums = Sums(self.contributions(context), self.reduction, squared=self.squared)

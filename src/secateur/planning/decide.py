@@ -24,12 +24,9 @@ from secateur.errors import RecipeError, TargetError
 from secateur.kinds.base import Candidates, Family, Keep, Left
 from secateur.kinds.weights.kind import Weights
 from secateur.kinds.weights.nm import NM
-from secateur.measure.latency import latency
+from secateur.planning.timed import Stopwatch, removals_for_latency
 from secateur.request import AMOUNTS, Amount, Request, Target
 from secateur.types import Group
-
-ROUNDS, WARMUP = 15, 3  # of every latency measurement while searching
-STEP = 0.02  # of the units: how far the list is walked on where the final measurement misses the target
 
 
 def decide(
@@ -143,7 +140,6 @@ class _Search:
         self.groups = {group.name: group for group in candidates.groups}
         self.families = {family.name: family for family in candidates.families}
         self.ranked = self._ranked(comparable=comparable) if curves is None else self._by_curves(curves)
-        self.timed: dict[tuple[int, ...], float] = {}
 
     def choose(self) -> Keep:
         """Kept units per group."""
@@ -290,27 +286,14 @@ class _Search:
         return int(below[-1]) + 1 if len(below) else 0
 
     def _for_latency(self, order: RemovalOrder, limit: float) -> int:
-        """Bisection over measured latencies, then a longer measurement of the result that must hold."""
-        step = removals_for(order, lambda n: self._latency(order, n, ROUNDS), limit, "latency_ms")
-        while self._latency(order, step, 2 * ROUNDS, fresh=True) > limit:
-            step += max(1, int(STEP * len(order.group)))
-            if step > len(order.group):
-                raise TargetError(
-                    f"The target latency_ms <= {limit:g} was reached once but does not hold.",
-                    why="the machine's latency varies more than the cut changes it",
-                    hint="Ask for a little more time, or measure on an idle machine.",
-                )
-        return step
-
-    def _latency(self, order: RemovalOrder, step: int, rounds: int, *, fresh: bool = False) -> float:
-        """Median latency of the model that a prefix of the list leaves."""
-        left = self._left(order, step)
-        key = tuple(left.counts.values())
-        if fresh or key not in self.timed:
-            model = self.candidates.write(left.keep).copy(self.candidates.model)
-            timed = latency({"cut": model}, self.candidates.example, rounds=rounds, warmup=WARMUP)
-            self.timed[key] = timed["cut"].median
-        return self.timed[key]
+        candidates = self.candidates
+        return removals_for_latency(
+            order,
+            lambda step: candidates.write(self._left(order, step).keep).copy(candidates.model),
+            lambda step: tuple(self._left(order, step).counts.values()),
+            limit,
+            Stopwatch(candidates.model, candidates.example),
+        )
 
 
 def _whole_counts(target: Target) -> dict[str, Amount]:

@@ -11,7 +11,7 @@ from typing import TextIO, TypedDict
 
 from torch import nn
 
-from secateur.criteria import StationaryWarning
+from secateur.criteria import CostWarning, StationaryWarning
 from secateur.errors import NonFiniteError
 from secateur.recover.loop import TrainStep
 from secateur.report.assembly import Events
@@ -54,12 +54,13 @@ class Journal:
         self.doubts: list[str] = list(doubts)
         self.training: list[TrainingPoint] = []
         self.watchers: list[RunWatcher] = []
+        self._stage = ""
         self.look: Callable[[nn.Module], Mapping[str, float]] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Run a stage, and keep its wall time under its name."""
-        started = time.perf_counter()
+        started, self._stage = time.perf_counter(), name
         if self.progress is not None:
             self.progress(name, 0, 0)
         yield
@@ -86,8 +87,10 @@ class Journal:
             # At once: what the stage has found may be kept before it ends, and these words with it.
             if issubclass(category, CurvatureWarning):
                 self.degradations.append(Degradation("score", str(message)))
-            elif issubclass(category, StationaryWarning):
+            elif issubclass(category, (StationaryWarning, CostWarning)):
                 self.doubts.append(str(message))
+                if issubclass(category, CostWarning):  # before what takes so long
+                    self.step(self._stage)(0, 0, str(message))
             else:
                 others.append(warnings.WarningMessage(message, category, filename, lineno, file, line))
 

@@ -98,10 +98,10 @@ class _Line:
 
     def step(self, done: int, total: int, note: str = "") -> None:
         now = self._clock()
-        if now - self._last < self._interval:
+        if now - self._last < self._interval and not _foretold(done, note):
             return
         self._last = now
-        self._write(_how_far(done, total, now - self._start) + (f", {note}" if note else ""))
+        self._write(_said(done, total, now - self._start, note))
 
     def finish(self) -> None:
         if self._width:
@@ -114,6 +114,17 @@ class _Line:
         sys.stderr.write(f"\r{text.ljust(self._width)}")
         sys.stderr.flush()
         self._width = len(text)
+
+
+def _foretold(done: int, note: str) -> bool:
+    """Whether this is a word on what is to come, which is worth nothing later."""
+    return bool(note) and not done
+
+
+def _said(done: int, total: int, spent: float, note: str) -> str:
+    if _foretold(done, note):
+        return note
+    return _how_far(done, total, spent) + (f", {note}" if note else "")
 
 
 def _how_far(done: int, total: int, spent: float) -> str:
@@ -133,10 +144,10 @@ class _Lines:
     def step(self, done: int, total: int, note: str = "") -> None:
         # Logs are kept: a line every few seconds at most, and none at all for a stage that is done before the first.
         now = self._clock()
-        if now - self._last < self._interval:
+        if now - self._last < self._interval and not _foretold(done, note):
             return
         self._last, self._printed = now, True
-        self._print(_how_far(done, total, now - self._start) + (f", {note}" if note else ""))
+        self._print(_said(done, total, now - self._start, note))
 
     def finish(self) -> None:
         if self._printed:

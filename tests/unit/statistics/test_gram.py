@@ -1,14 +1,19 @@
 """Windows times weights give the layer's output; second moments per unit equal those of the contributions."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import secateur as sc
 from secateur.errors import InputError, ResourceError, UnsupportedError
-from secateur.statistics.activations.gram import Geometry, Reading, Sampler, geometry, readings, unit_gram
+from secateur.statistics.activations import readings as gathering
+from secateur.statistics.activations.gram import Geometry, Reading, Sampler, geometry, unit_gram
 from secateur.statistics.activations.observe import Flow, weight_sites
+from secateur.statistics.activations.readings import readings
 from secateur.structure.capture import capture
 from secateur.structure.groups import structure
 
@@ -93,7 +98,7 @@ def test_unit_moments_are_those_of_the_contributions():
     model, x = Two().eval(), torch.randn(3, 2, 5, 5)
     record = capture(model, x)
     groups = [g for g in structure(model, record).groups if g.name == "a"]
-    found = readings(model, [x[:1], x[1:]], groups, positions=None)["a"]
+    [(_, found)] = readings(model, [x[:1], x[1:]], groups, positions=None)
     assert [r.weight for r in found] == ["b.weight", "c.weight"]
     model(x)
     h = model.h.detach().double()
@@ -119,14 +124,99 @@ def test_a_huge_gram_matrix_is_refused():
     x = torch.randn(2, 2)
     groups = [g for g in structure(model, capture(model, x)).groups if g.name == "0"]
     with pytest.raises(ResourceError, match="9000"):
-        readings(model, [x], groups)
+        list(readings(model, [x], groups))
+
+
+class Counted:
+    """Batches that count how often they are read."""
+
+    def __init__(self, *data):
+        self.data, self.passes = data, 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(self.data)
+
+
+def chain():
+    """Groups whose consumers have 4, 6 and 5 columns: 128, 288 and 200 bytes of moments."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(7, 2)
+    trace = capture(model, x)
+    return model, x, trace, [g for g in structure(model, trace).groups if g.name in ("0", "2", "4")]
+
+
+@pytest.mark.parametrize(
+    ("most", "passes"), [(None, 1), (616, 1), (615, 2), (488, 2), (487, 2), (416, 2), (415, 3), (1, 3)]
+)
+def test_groups_are_gathered_in_parts_that_fit_and_come_out_the_same(most, passes):
+    model, x, trace, groups = chain()
+    data = Counted(x[:3], x[3:])
+    found = list(readings(model, data, groups, trace=trace, most=most))
+    assert data.passes == passes
+    assert [group.name for group, _ in found] == ["0", "2", "4"]
+    inputs = dict(zip(("2.weight", "4.weight", "6.weight"), inner(model, x), strict=True))
+    for _, (reading,) in found:
+        rows = inputs[reading.weight]
+        torch.testing.assert_close(reading.gram[0], rows.T @ rows / len(rows), rtol=1e-6, atol=1e-12)
+
+
+def inner(model, x):
+    """What the last three linear layers read, in float64."""
+    with torch.no_grad():
+        return [model[:upto](x).double() for upto in (2, 4, 6)]
+
+
+def test_room_is_asked_for_one_part_before_the_data_are_read(monkeypatch):
+    from secateur.model import room
+
+    model, x, trace, groups = chain()
+    data = Counted(x)
+    monkeypatch.setattr(room, "free_bytes", lambda device: 288)
+    assert len(list(readings(model, data, groups, trace=trace, most=1))) == 3
+    monkeypatch.setattr(room, "free_bytes", lambda device: 287)
+    data = Counted(x)
+    with pytest.raises(ResourceError, match="memory"):
+        list(readings(model, data, groups, trace=trace, most=1))
+    assert data.passes == 0
+
+
+def test_data_of_one_reading_serve_one_pass():
+    model, x, trace, groups = chain()
+    assert len(list(readings(model, iter([x]), groups, trace=trace))) == 3
+    with pytest.raises(InputError, match="only once"):
+        list(readings(model, iter([x]), groups, trace=trace, most=1))
+    with pytest.raises(InputError, match="only once"):
+        list(readings(model, iter([x]), groups))
+
+
+def test_matrices_are_let_go_part_by_part(monkeypatch):
+    """Of criteria that score group by group no more is held than one part and what is made of it."""
+    model, x, _, _ = chain()
+    monkeypatch.setattr(gathering, "LEAST", 1)
+    monkeypatch.setattr(gathering, "TIMES", 0)
+    made, most = [], 0
+
+    def gram(*arguments):
+        nonlocal most
+        made.append(weakref.ref(one := Reading(*arguments)))
+        most = max(most, sum(ref() is not None for ref in made))
+        return one
+
+    monkeypatch.setattr(gathering, "Reading", gram)
+    for criterion in ("thinet", "lasso", "structured-obs"):
+        made.clear()
+        sc.score(model, x, criterion=criterion, granularity="channel", data=[x])
+        assert len(made) == 3
+    assert most == 1
 
 
 def test_no_data_is_refused():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     groups = structure(model, capture(model, torch.randn(2, 2))).groups
     with pytest.raises(InputError):
-        readings(model, [], groups[:1])
+        list(readings(model, [], groups[:1]))
 
 
 def test_padding_of_windows_is_zero():

@@ -20,7 +20,7 @@ import secateur as sc
 from secateur.criteria.base import CRITERIA
 from secateur.errors import RecipeError
 from secateur.model.share import Share, shared
-from secateur.statistics.activations.gram import readings
+from secateur.statistics.activations.readings import readings
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -86,8 +86,8 @@ def found(data: object) -> dict[str, object]:
             )
             told[f"kept {unit}"] = plan.masks or dict(plan.evidence.keep)
     groups = sc.inspect(Net(), example()).groups
-    for group, consumers in readings(Net().eval(), data, groups, positions=3).items():
-        told[f"gram {group}"] = {one.weight: one.gram for one in consumers}
+    for group, consumers in readings(Net().eval(), data, groups, positions=3):
+        told[f"gram {group.name}"] = {one.weight: one.gram for one in consumers}
     return told
 
 

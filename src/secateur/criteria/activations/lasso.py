@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import RecipeError
-from secateur.statistics.activations.gram import Reading, readings, unit_gram
+from secateur.statistics.activations.gram import Reading, unit_gram
 from secateur.statistics.activations.lasso_path import drop_points, ordered_scores
+from secateur.statistics.activations.readings import readings
+from secateur.types import Group
 from secateur.words import SLICES
 
 
-def read(context: Context, positions: int | None) -> Mapping[str, list[Reading]]:
-    """Second moments of what the consumers of the context's groups read."""
+def read(context: Context, positions: int | None) -> Iterator[tuple[Group, list[Reading]]]:
+    """Second moments of what the consumers of the context's groups read, group by group."""
     assert context.data is not None
     return readings(
         context.model,
@@ -67,8 +69,9 @@ class Lasso(Criterion):
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        One forward pass and N k^2 multiplications per consumer (N rows, k columns of its weight); then per
-        group about u^4 / 4 for u units, and k^3 per stage; no further data.
+        A forward pass for each part of the groups (parts whose moments take at most twice the weights, or 64 MiB) and
+        N k^2 multiplications per consumer (N rows, k columns of its weight); then per group about u^4 / 4 for u
+        units, and k^3 per stage; no further data.
 
     Source:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equations 1 to 4.
@@ -93,8 +96,11 @@ class Lasso(Criterion):
             raise RecipeError(f"stages={self.stages!r} is below 1", hint="1 follows one path to the end")
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        found = read(context, self.positions)
-        return {g.name: _score_group(found[g.name], g.size, self.stages).view(g.shape) for g in context.groups}
+        scores = {}
+        for group, consumers in read(context, self.positions):
+            scores[group.name] = _score_group(consumers, group.size, self.stages).view(group.shape)
+            del consumers  # before the next part of the groups is gathered
+        return scores
 
 
 def _score_group(consumers: Sequence[Reading], units: int, stages: int) -> Tensor:

@@ -42,8 +42,9 @@ class StructuredOBS(Criterion):
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        One forward pass and N k^2 multiplications per consumer (N rows, k columns of its weight); then about
-        k^3 per consumer for the updates and u k q n / 2 for the costs (q columns per unit, n outputs).
+        A forward pass for each part of the groups (parts whose moments take at most twice the weights, or 64 MiB) and
+        N k^2 multiplications per consumer (N rows, k columns of its weight); then about k^3 per consumer for the
+        updates and u k q n / 2 for the costs (q columns per unit, n outputs).
 
     Source:
         Hassibi, Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", 1992, equation 5,
@@ -70,11 +71,11 @@ class StructuredOBS(Criterion):
             raise RecipeError(f"damping={self.damping!r} is not above 0", hint="1e-4 is the default")
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        found = read(context, self.positions)
         scores = {}
-        for group in context.groups:
-            order, errors = surgeon_order(found[group.name], group.size, self.damping)
+        for group, consumers in read(context, self.positions):
+            order, errors = surgeon_order(consumers, group.size, self.damping)
             scores[group.name] = ordered_scores(order, errors).view(group.shape)
+            del consumers  # before the next part of the groups is gathered
         return scores
 
 

@@ -35,8 +35,9 @@ class ThiNet(Criterion):
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        One forward pass and N k^2 multiplications per consumer (N rows, k columns of its weight); then u^2 per
-        group. All outputs at the sampled places count; the paper samples one output per place.
+        A forward pass for each part of the groups (parts whose moments take at most twice the weights, or 64 MiB) and
+        N k^2 multiplications per consumer (N rows, k columns of its weight); then u^2 per group. All outputs
+        at the sampled places count; the paper samples one output per place.
 
     Source:
         Luo, Wu, Lin, "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression", 2017,
@@ -59,13 +60,13 @@ class ThiNet(Criterion):
         check_positions(self.positions)
 
     def _score(self, context: Context) -> dict[str, Tensor]:
-        found = read(context, self.positions)
         scores = {}
-        for group in context.groups:
+        for group, consumers in read(context, self.positions):
             # Consumers of one group add up: the unit goes from all of them at once.
-            gram = sum((unit_gram(r, group.size)[0] for r in found[group.name]), torch.zeros(()))
+            gram = sum((unit_gram(reading, group.size)[0] for reading in consumers), torch.zeros(()))
             order, errors = greedy_order(gram)
             scores[group.name] = ordered_scores(order, errors / gram.sum().clamp(min=1e-300)).view(group.shape)
+            del consumers  # before the next part of the groups is gathered
         return scores
 
 

@@ -7,9 +7,12 @@ from typing import ClassVar
 
 from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss
+from secateur.criteria.forecast import Forecast, outputs
 from secateur.errors import RecipeError
 from secateur.statistics.curvature.gauss_newton_matrix import gauss_newton_diagonal
 from secateur.statistics.curvature.hessian import Diagonal
+
+FEWER = "take draws=1, or criterion fisher"
 
 
 @register
@@ -67,6 +70,17 @@ class GaussNewton(DiagonalCriterion):
         super().__post_init__()
         if self.draws is not None and self.draws < 1:
             raise RecipeError(f"draws={self.draws} is too few", hint="give at least 1, or None for exact")
+
+    def forecast(self, context: Context) -> Forecast | None:
+        """Epochs by the number of outputs, or of draws."""
+        data_and_loss(context, "Gauss-Newton")
+        if self.draws is not None:
+            return Forecast(
+                1.6 + 1.4 * self.draws, f"one backward pass per sample and each of {self.draws} draws", FEWER
+            )
+        count = outputs(context)
+        why = f"one backward pass per sample and each of {count} outputs"
+        return None if count is None else Forecast(1.4 * count, why, FEWER)
 
     def _diagonal(self, context: Context, names: list[str]) -> Diagonal:
         data, loss = data_and_loss(context, "Gauss-Newton")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.curvature.diagonal import data_and_loss
+from secateur.criteria.forecast import Forecast, outputs
 from secateur.criteria.sums import counts
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.share import Share
@@ -108,6 +109,18 @@ class KroneckerCurvature(Criterion):
     def roles(self) -> frozenset[str] | None:
         """The producing weights, or all."""
         return frozenset({"out", "self"}) if self.coupled == "out" else None
+
+    def forecast(self, context: Context) -> Forecast | None:
+        """Epochs by the number of outputs."""
+        data_and_loss(context, "K-FAC")
+        count = outputs(context) if self.slopes == "exact" else 5
+        if count is None:
+            return None
+        twice = 2 if self.form == "ekfac" else 1
+        why = f"one backward pass for each of {count} outputs" if self.slopes == "exact" else f"slopes {self.slopes}"
+        return Forecast(
+            float(twice * count), why + (", twice" if twice == 2 else ""), 'take slopes="sampled" or "data"'
+        )
 
     def factors(self, context: Context) -> dict[str, Factors]:
         """Curvature factors of the layers: name of the weight -> factors (model in eval mode)."""

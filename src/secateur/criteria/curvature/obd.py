@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss, mean_gradient
+from secateur.criteria.forecast import Forecast, outputs
 from secateur.criteria.sums import counts, reduce_spans
 from secateur.errors import RecipeError
 from secateur.registry import one_of
@@ -105,6 +106,27 @@ class OptimalBrainDamage(DiagonalCriterion):
         one_of("negative", self.negative, ("keep", "clip", "abs"))
         if self.probes < 2:
             raise RecipeError(f"probes={self.probes} is too few", hint="error bars need at least 2")
+
+    def forecast(self, context: Context) -> Forecast | None:
+        """Epochs by what each tensor's curvature is found with."""
+        data_and_loss(context, "a second-order criterion")
+        if self.joint:
+            units = sum(group.size for group in context.groups)
+            return Forecast(3.0 * units, f"one product with the Hessian for each of {units} units", "take joint=False")
+        names = list(self.weights(context))
+        epochs, why = 0.0, []
+        for method, some in (self._ways(context, names) if self.method == "auto" else {self.method: names}).items():
+            if method == "hutchinson":
+                epochs, of = epochs + 2.5 * self.probes, f"{self.probes} probes"
+            elif method == "exact":
+                count = sum(tensor.numel() for tensor in parameters(context.model, some).values())
+                epochs, of = epochs + 3.0 * count, f"each of {count} weights"
+            else:
+                width = outputs(context)
+                epochs, of = epochs + 1.5 * (width or 0), f"each of {width} outputs"
+            why.append(f"{method}: passes for {of}")
+        less = 'take fewer probes, criterion gauss-newton with draws=1, kfac with slopes="sampled", or fisher'
+        return Forecast(epochs, ", ".join(why), less)
 
     def finish(self, values: Tensor) -> Tensor:
         """Treat negative scores as asked."""

@@ -7,26 +7,23 @@ are never stored. Everything in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.errors import ResourceError, UnsupportedError
-from secateur.model.room import require_room
+from secateur.errors import UnsupportedError
 from secateur.statistics.activations.input_norms import CONVOLUTIONS
-from secateur.statistics.activations.observe import Flow, Site, argument, consumer_sites
-from secateur.statistics.activations.streams import Statistic, Total, finite, gather, whole
+from secateur.statistics.activations.observe import Flow, argument
+from secateur.statistics.activations.streams import Statistic, Total, whole
 from secateur.structure.rules.base import base_name
-from secateur.structure.trace import Step, Trace
-from secateur.types import Data, Group
+from secateur.structure.trace import Step
 
-MAX_COLUMNS = 8192  # 512 MiB per matrix
+ROWS = 512  # of a matrix of moments that are weighted at a time: a second one as large is never made
 _PRODUCTS = ("mm", "addmm", "linear", "_addmm_activation", "mv", "addmv")
 _TURNS = ("t", "transpose", "permute", "alias", "detach", "numpy_T")
 
@@ -197,7 +194,11 @@ class Gram(Statistic):
         """Take in one batch."""
         where = self.geometry.places(value, self._sampler)
         rows_gNk = self.geometry.rows(value, where)
-        self.total = self.total.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ rows_gNk
+        if self.total.dim() == 0:
+            columns = rows_gNk.shape[2]
+            self.total = rows_gNk.new_zeros(len(rows_gNk), columns, columns)
+        # Added in place: of the largest matrix there is room for one.
+        self.total.baddbmm_(rows_gNk.transpose(1, 2), rows_gNk)
         self.rows += rows_gNk.shape[1]
 
     def join(self, total: Total) -> None:
@@ -226,75 +227,6 @@ class Reading:
     unit: Tensor
 
 
-def readings(
-    model: nn.Module,
-    data: Data,
-    groups: Iterable[Group],
-    *,
-    positions: int | None = 16,
-    seed: int = 0,
-    trace: Trace | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, list[Reading]]:
-    """Second moments of what the consumers of every group read.
-
-    Args:
-        model: in eval mode; left as it is.
-        data: batches.
-        groups: the groups.
-        positions: places in space taken per image and convolution, None for all.
-        seed: of the places.
-        trace: a whole trace of this model, where there is one.
-        progress: called as ``progress(done, total)``.
-
-    Returns:
-        Group name -> its consumers.
-
-    Raises:
-        UnsupportedError: a consumer that is no linear layer or plain convolution.
-        ResourceError: a consumer with more than 8192 columns, or more memory than is free.
-
-    Cost:
-        One forward pass over the data and N k^2 multiplications per consumer; twice k^2 numbers of 8 bytes each.
-    """
-    groups = list(groups)
-    where: dict[Site, Geometry] = {}
-
-    def find(trace: Trace) -> list[Site]:
-        flow = Flow(trace)
-        sites = consumer_sites(trace, groups)
-        for site in sites:
-            where[site] = geometry(flow, trace.steps[site.step])
-            columns = where[site].columns(site.unit).shape[1]
-            if columns > MAX_COLUMNS:
-                # Refused before the forward pass, not by the allocator in the middle of it.
-                raise ResourceError(
-                    f"the Gram matrix of {site.weight!r} would have {columns} columns, the most is {MAX_COLUMNS}",
-                    hint=f"protect group {site.group!r}, or score it with another criterion",
-                )
-        shapes = [where[site].columns(site.unit).shape for site in sites]
-        # The sum, and its mean on the CPU, which is what the criterion works on.
-        wanted = 2 * 8 * sum(groups_of * columns**2 for groups_of, columns in shapes)
-        hint = "score fewer groups at a time (protect), or take a criterion that needs no such matrices, as 'taylor'"
-        require_room(f"{len(sites)} Gram matrices", wanted, torch.device("cpu"), hint=hint)
-        return sites
-
-    def make(site: Site) -> Statistic:
-        return Gram(where[site], Sampler(positions, seed))
-
-    _, found = gather(model, data, find, make, trace=trace, progress=progress)
-    result: dict[str, list[Reading]] = {group.name: [] for group in groups}
-    for site, statistic in found.items():
-        gram = cast(Gram, statistic)
-        # Per row: consumers that see more positions weigh no more than others.
-        mean = (gram.total / max(gram.rows, 1)).cpu()
-        # A sum of squares shows every NaN and Inf of its column.
-        finite(mean.diagonal(dim1=-2, dim2=-1).flatten())
-        matrix = where[site].matrix(model.get_parameter(site.weight)).cpu()
-        result[site.group].append(Reading(site.weight, mean, matrix, where[site].columns(site.unit)))
-    return result
-
-
 def unit_gram(reading: Reading, units: int, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Second moments of what every unit contributes to the output, and their products with the whole.
 
@@ -313,13 +245,15 @@ def unit_gram(reading: Reading, units: int, matrix: Tensor | None = None) -> tup
     owned = (reading.unit >= 0).double()
     original = reading.matrix * owned[:, None, :]
     matrix = original if matrix is None else matrix * owned[:, None, :]
-    # <Z_i, Z_j> of columns: the moment of the inputs times the product of their weights.
-    products = reading.gram * (matrix.transpose(1, 2) @ matrix)
     with_output = (matrix * (original @ reading.gram)).sum(1)
     gram = torch.zeros(units, units, dtype=torch.float64)
     output = torch.zeros(units, dtype=torch.float64)
-    for part, row, unit in zip(products, with_output, reading.unit.clamp(min=0), strict=True):
-        half = torch.zeros(units, len(unit), dtype=torch.float64).index_add_(0, unit, part)
+    of_groups = zip(reading.gram, matrix, with_output, reading.unit.clamp(min=0), strict=True)
+    for moments, weights, row, unit in of_groups:
+        half = torch.zeros(units, len(unit), dtype=torch.float64)
+        for some in torch.arange(len(unit)).split(ROWS):
+            # <Z_i, Z_j> of columns: the moment of the inputs times the product of their weights.
+            half.index_add_(0, unit[some], moments[some] * (weights[:, some].T @ weights))
         gram.index_add_(1, unit, half)
         output.index_add_(0, unit, row)
     return gram, output
