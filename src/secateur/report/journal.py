@@ -90,7 +90,7 @@ class Journal:
             elif issubclass(category, (StationaryWarning, CostWarning)):
                 self.doubts.append(str(message))
                 if issubclass(category, CostWarning):  # before what takes so long
-                    self.step(self._stage)(0, 0, str(message))
+                    _Step(self.progress, self._stage)(0, 0, str(message))
             else:
                 others.append(warnings.WarningMessage(message, category, filename, lineno, file, line))
 
