@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TypedDict
+from typing import TextIO, TypedDict
 
 from torch import nn
 
@@ -76,10 +76,17 @@ class Journal:
         """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
         caught: list[warnings.WarningMessage] = []
 
-        def heard(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: object) -> None:
+        def heard(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             caught.append(warnings.WarningMessage(message, category, filename, lineno))
             if issubclass(category, CostWarning):  # before what takes so long
-                self.step(self._stage)(0, 0, str(message))
+                _Step(self.progress, self._stage)(0, 0, str(message))
 
         with warnings.catch_warnings():
             # A filter of the caller's must not decide whether a run counts as degraded.
