@@ -18,7 +18,7 @@ from secateur.model.share import Share
 from secateur.registry import one_of
 from secateur.statistics.curvature.damping import FRACTIONS, GRID
 from secateur.statistics.curvature.inverse import damped_cholesky
-from secateur.statistics.curvature.kronecker import Factors, kronecker_factors
+from secateur.statistics.curvature.kronecker import Factors, kronecker_factors, require_room_for_factors
 from secateur.statistics.gradients.functional import CountedBatch, mean_loss, set_aside
 from secateur.statistics.notes import note
 from secateur.types import Group, Loss
@@ -113,6 +113,7 @@ class KroneckerCurvature(Criterion):
     def forecast(self, context: Context) -> Forecast | None:
         """Epochs by the number of outputs."""
         data_and_loss(context, "K-FAC")
+        require_room_for_factors(context.model, self.weights(context))  # before the outputs, for which the model is run
         count = outputs(context) if self.slopes == "exact" else 5
         if count is None:
             return None

@@ -251,7 +251,8 @@ def unit_gram(reading: Reading, units: int, matrix: Tensor | None = None) -> tup
     of_groups = zip(reading.gram, matrix, with_output, reading.unit.clamp(min=0), strict=True)
     for moments, weights, row, unit in of_groups:
         half = torch.zeros(units, len(unit), dtype=torch.float64)
-        for some in torch.split(torch.arange(len(unit)), ROWS):
+        for start in range(0, len(unit), ROWS):
+            some = slice(start, start + ROWS)
             # <Z_i, Z_j> of columns: the moment of the inputs times the product of their weights.
             half.index_add_(0, unit[some], moments[some] * (weights[:, some].T @ weights))
         gram.index_add_(1, unit, half)

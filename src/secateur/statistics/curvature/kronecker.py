@@ -104,22 +104,17 @@ def kronecker_factors(
         Grosse, Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", 2016;
         George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018.
     """
-    names = list(names)
     if slopes == "sampled" and isinstance(data, Share):
         raise UnsupportedError(
             "slopes='sampled' draws one stream of signs, which processes cannot share", hint="use 'exact' or 'data'"
         )
-    held = parameters(model, names)
-    owner = LayerTape(model, names).owner
-    weights = [n for n, (module, slot) in owner.items() if slot == "weight" and isinstance(module, LAYERS)]
-    biases = {id(module): n for n, (module, slot) in owner.items() if slot == "bias"}
-    bias_of = {name: biases.get(id(owner[name][0]), "") for name in weights}
-    held = {name: held[name] for name in weights}
+    names = list(names)
+    held, bias_of, _ = _owned(model, names)
     if not held:
         return {}
-    _require_room(held, bias_of, {name: owner[name][0] for name in weights})
+    require_room_for_factors(model, names)
     sums: dict[str, tuple[Tensor, Tensor]] = {}
-    count, positions = 0, dict.fromkeys(weights, 0)
+    count, positions = 0, dict.fromkeys(held, 0)
     picks = root_picker(1 if slopes == "sampled" else None, torch.Generator().manual_seed(seed))
     for number, (pulled, size) in enumerate(_pulls(model, loss, data, held, slopes, picks)):
         for name, a_GJP, slope in _layers(pulled, bias_of):
@@ -146,8 +141,30 @@ def kronecker_factors(
     return {n: Factors(n, f.bias, f.a_GJJ, f.s_GOO, squares[n] / count) for n, f in found.items()}
 
 
-def _require_room(held: Tensors, bias_of: dict[str, str], modules: dict[str, nn.Module]) -> None:
-    """Both factors of every layer, and those of the batch that is added to them."""
+def _owned(model: nn.Module, names: Iterable[str]) -> tuple[Tensors, dict[str, str], dict[str, nn.Module]]:
+    """Weights of layers that have factors, the bias of each ("" for none), and their modules."""
+    names = list(names)
+    held = parameters(model, names)
+    owner = LayerTape(model, names).owner
+    weights = [n for n, (module, slot) in owner.items() if slot == "weight" and isinstance(module, LAYERS)]
+    biases = {id(module): n for n, (module, slot) in owner.items() if slot == "bias"}
+    bias_of = {name: biases.get(id(owner[name][0]), "") for name in weights}
+    return {name: held[name] for name in weights}, bias_of, {name: owner[name][0] for name in weights}
+
+
+def require_room_for_factors(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse factors that need more memory than is free: both of every layer, and those of the batch that is added.
+
+    Args:
+        model: any module; nothing is run.
+        names: as for `kronecker_factors`.
+
+    Raises:
+        ResourceError: they do; says both figures.
+    """
+    held, bias_of, modules = _owned(model, names)
+    if not held:
+        return
     wanted = 0
     for name, weight in held.items():
         groups = int(getattr(modules[name], "groups", 1))
