@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from secateur import words
 from secateur.criteria.docstrings import section
-from secateur.criteria.forecast import Forecast, announce
+from secateur.criteria.forecast import EpochForecast, announce
 from secateur.criteria.sums import Reduction, Sums, counts
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.model.call import default_loss
@@ -186,7 +186,7 @@ class Criterion(ABC):
         counted = (s.tensor for group in context.groups for s in group.spans if counts(s.role, self.roles))
         return {name: known[name].detach() for name in dict.fromkeys(counted) if name in known}
 
-    def forecast(self, context: Context) -> Forecast | None:
+    def forecast(self, context: Context) -> EpochForecast | None:
         """How many epochs this will take, where it depends on model and options; None: about as many as `speed` says.
 
         Args:

@@ -28,7 +28,7 @@ class CostWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Forecast:
+class EpochForecast:
     """What a criterion will take on the data and model at hand.
 
     Args:
@@ -51,7 +51,7 @@ def outputs(context: Context) -> int | None:
     return None if math.isinf(found) else int(found)
 
 
-def announce(name: str, forecast: Forecast | None, context: Context) -> None:
+def announce(name: str, forecast: EpochForecast | None, context: Context) -> None:
     """Say what will take long, with the time that the first batch makes of it, and refuse what will take very long.
 
     Args:

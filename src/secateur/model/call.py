@@ -49,7 +49,7 @@ def call(model: nn.Module, example: Example) -> object:
         >>> call(nn.Flatten(), torch.zeros(2, 3, 4)).shape
         torch.Size([2, 12])
     """
-    _require_input(example)
+    require_input(example)
     try:
         if isinstance(example, Mapping):
             return model(**example)
@@ -63,7 +63,7 @@ def call(model: nn.Module, example: Example) -> object:
         fail(error, model, f"{type(model).__name__} failed on the input {describe(example)}", _advice(model, example))
 
 
-def _require_input(example: Example) -> None:
+def require_input(example: Example) -> None:
     """Refuse what is taken for an input so often that a forward's own error about it would only mislead."""
     if isinstance(example, (Iterator, DataLoader)):
         raise InputError(
@@ -227,7 +227,7 @@ def inputs(example: Example) -> list[Tensor]:
         >>> [tensor.shape[0] for tensor in inputs((torch.zeros(2), {"mask": torch.ones(3)}))]
         [2, 3]
     """
-    _require_input(example)
+    require_input(example)
     found = list(tensors_in(example))
     if not found:
         raise InputError(

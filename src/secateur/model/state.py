@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from secateur.model.call import tensors_in
+from secateur.model.call import require_input, tensors_in
 from secateur.model.containers import Containers, refill
 from secateur.model.memory import Contents, memory_of
 from secateur.model.moving import Moving, undo_stream
@@ -104,6 +104,7 @@ class State:
                 self.tensors.update((id(tensor), tensor) for tensor in model.buffers())
                 self._buffers.update(id(tensor) for tensor in model.buffers())
         self._own = frozenset(self._buffers)  # without those of the example
+        require_input(example)
         self._walk(example)
         self.tensors.update((id(tensor), tensor) for tensor in tensors_in(example))
         leaves = [t for t in (*self.parameters.values(), *self.tensors.values()) if t.is_leaf]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss
-from secateur.criteria.forecast import Forecast, outputs
+from secateur.criteria.forecast import EpochForecast, outputs
 from secateur.errors import RecipeError
 from secateur.statistics.curvature.gauss_newton_matrix import gauss_newton_diagonal
 from secateur.statistics.curvature.hessian import Diagonal
@@ -71,16 +71,16 @@ class GaussNewton(DiagonalCriterion):
         if self.draws is not None and self.draws < 1:
             raise RecipeError(f"draws={self.draws} is too few", hint="give at least 1, or None for exact")
 
-    def forecast(self, context: Context) -> Forecast | None:
+    def forecast(self, context: Context) -> EpochForecast | None:
         """Epochs by the number of outputs, or of draws."""
         data_and_loss(context, "Gauss-Newton")
         if self.draws is not None:
-            return Forecast(
+            return EpochForecast(
                 1.6 + 1.4 * self.draws, f"one backward pass per sample and each of {self.draws} draws", FEWER
             )
         count = outputs(context)
         why = f"one backward pass per sample and each of {count} outputs"
-        return None if count is None else Forecast(1.4 * count, why, FEWER)
+        return None if count is None else EpochForecast(1.4 * count, why, FEWER)
 
     def _diagonal(self, context: Context, names: list[str]) -> Diagonal:
         data, loss = data_and_loss(context, "Gauss-Newton")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.curvature.diagonal import data_and_loss
-from secateur.criteria.forecast import Forecast, outputs
+from secateur.criteria.forecast import EpochForecast, outputs
 from secateur.criteria.sums import counts
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.share import Share
@@ -110,7 +110,7 @@ class KroneckerCurvature(Criterion):
         """The producing weights, or all."""
         return frozenset({"out", "self"}) if self.coupled == "out" else None
 
-    def forecast(self, context: Context) -> Forecast | None:
+    def forecast(self, context: Context) -> EpochForecast | None:
         """Epochs by the number of outputs."""
         data_and_loss(context, "K-FAC")
         require_room_for_factors(context.model, self.weights(context))  # before the outputs, for which the model is run
@@ -119,7 +119,7 @@ class KroneckerCurvature(Criterion):
             return None
         twice = 2 if self.form == "ekfac" else 1
         why = f"one backward pass for each of {count} outputs" if self.slopes == "exact" else f"slopes {self.slopes}"
-        return Forecast(
+        return EpochForecast(
             float(twice * count), why + (", twice" if twice == 2 else ""), 'take slopes="sampled" or "data"'
         )
 

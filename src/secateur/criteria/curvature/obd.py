@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, register
 from secateur.criteria.curvature.diagonal import DiagonalCriterion, data_and_loss, mean_gradient
-from secateur.criteria.forecast import Forecast, outputs
+from secateur.criteria.forecast import EpochForecast, outputs
 from secateur.criteria.sums import counts, reduce_spans
 from secateur.errors import RecipeError
 from secateur.registry import one_of
@@ -107,12 +107,14 @@ class OptimalBrainDamage(DiagonalCriterion):
         if self.probes < 2:
             raise RecipeError(f"probes={self.probes} is too few", hint="error bars need at least 2")
 
-    def forecast(self, context: Context) -> Forecast | None:
+    def forecast(self, context: Context) -> EpochForecast | None:
         """Epochs by what each tensor's curvature is found with."""
         data_and_loss(context, "a second-order criterion")
         if self.joint:
             units = sum(group.size for group in context.groups)
-            return Forecast(3.0 * units, f"one product with the Hessian for each of {units} units", "take joint=False")
+            return EpochForecast(
+                3.0 * units, f"one product with the Hessian for each of {units} units", "take joint=False"
+            )
         names = list(self.weights(context))
         epochs, why = 0.0, []
         for method, some in (self._ways(context, names) if self.method == "auto" else {self.method: names}).items():
@@ -126,7 +128,7 @@ class OptimalBrainDamage(DiagonalCriterion):
                 epochs, of = epochs + 1.5 * (width or 0), f"each of {width} outputs"
             why.append(f"{method}: passes for {of}")
         less = 'take fewer probes, criterion gauss-newton with draws=1, kfac with slopes="sampled", or fisher'
-        return Forecast(epochs, ", ".join(why), less)
+        return EpochForecast(epochs, ", ".join(why), less)
 
     def finish(self, values: Tensor) -> Tensor:
         """Treat negative scores as asked."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.base import Context, register
-from secateur.criteria.forecast import Forecast
+from secateur.criteria.forecast import EpochForecast
 from secateur.criteria.gradients.loss_gradient import (
     CoupledCriterion,
     accumulable,
@@ -103,12 +103,12 @@ class IntegratedGradients(CoupledCriterion):
         if self.steps < 1:
             raise RecipeError(f"steps={self.steps} of the integral", hint="use at least 1")
 
-    def forecast(self, context: Context) -> Forecast | None:
+    def forecast(self, context: Context) -> EpochForecast | None:
         """Epochs by the number of ways to zero."""
         units = sum(group.size for group in context.groups)
         ways = {"unit": units, "group": len(context.groups), "joint": 1}[self.path]
         why = f"{self.steps} steps on each of {ways} ways"
-        return Forecast(float(self.steps * ways), why, 'take fewer steps, path="joint", or criterion taylor')
+        return EpochForecast(float(self.steps * ways), why, 'take fewer steps, path="joint", or criterion taylor')
 
     def _score(self, context: Context) -> dict[str, Tensor]:
         self.mean_gradient(context)  # refuses frozen and unused parameters, and gradients that are not finite

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import CertificateError
+from secateur.structure.rules import base
 from secateur.structure.rules.base import Call, register
 from secateur.structure.rules.norm import mixed
 from secateur.structure.trace import Axes
@@ -21,11 +24,18 @@ def strict(x: Tensor) -> Tensor:
     return x * 2
 
 
-@register("secateur_tests::strict")
 def rule(call: Call) -> list[Axes]:
     """Mixes the last dimension: the replay gives it what is kept, and the original run eagerly has NaN there."""
     mixed(call, [-1])
     return [call.axes(call.first)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    """Other tests go through all rules that there are."""
+    register("secateur_tests::strict")(rule)
+    yield
+    del base._RULES["secateur_tests::strict"]
 
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
