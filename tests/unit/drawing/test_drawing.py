@@ -8,7 +8,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from secateur.drawing import Bar, Curve, DrawnPart, bars, curves, heat, histogram, picture
@@ -53,6 +53,7 @@ def test_a_point_stands_where_its_numbers_are():
     assert float(low.get("cy")) > float(high.get("cy")), "up is more"
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=4), st.lists(st.floats(-1e3, 1e3), max_size=2))
 def test_no_words_lie_over_what_is_drawn(values, levels):
     points = [Curve(f"curve {n}", [(n, value, "tip")], n, [(value - 1, value + 1)]) for n, value in enumerate(values)]
