@@ -10,7 +10,9 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from operator import length_hint
+from types import GeneratorType
+from typing import Any, NoReturn
 
 from secateur.errors import UnsupportedError
 
@@ -51,17 +53,29 @@ class Moving:
     def __init__(self) -> None:
         self.held: list[tuple[Put, object, str]] = []
         self._met: list[object] = []  # of which no place is known yet
+        self._apart: set[int] = set()  # held by other objects than modules
+        self._watched: list[tuple[GeneratorType[Any, Any, Any], object]] = []
 
     def met(self, value: object) -> None:
         """An iterator was found; who holds it claims it."""
         self._met.append(value)
 
-    def claim(self, entries: Iterable[tuple[Any, object]], put: Callable[[Any, object], None]) -> None:
-        """Say where iterators stand that were met: `put` gives the entry of a key another value."""
+    def claim(
+        self, entries: Iterable[tuple[Any, object]], put: Callable[[Any, object], None], *, apart: bool = False
+    ) -> None:
+        """Say where iterators stand that were met: `put` gives the entry of a key another value.
+
+        Args:
+            entries: keys and values of who holds them.
+            put: see above.
+            apart: the holder is no module, class or closure, but an object or a container.
+        """
         if not self._met:
             return
         for key, value in list(entries):
             if any(value is each for each in self._met):
+                if apart:
+                    self._apart.add(id(value))
                 self.held.append((lambda other, key=key: put(key, other), value, str(key)))  # type: ignore[misc]
         claimed = {id(value) for _, value, _ in self.held}
         self._met = [value for value in self._met if id(value) not in claimed]
@@ -69,18 +83,22 @@ class Moving:
     def put_aside(self) -> None:
         """Put a twin in the place of each.
 
+        A generator has none. Of those that the model reaches through other objects most belong to a training loop that
+        runs just now (a context that it has opened, its batches): they are let be, and looked at again in `check`.
+
         Raises:
             UnsupportedError: an iterator has none, or stands where nothing can be put in its place.
         """
         twins: dict[int, object] = {}
+        self._watched = []
         for value in self._met:
-            _refuse(value, "a place that cannot be changed")
+            self._watch_or_refuse(value, "a place that cannot be changed", apart=True)
         made: list[tuple[Put, object]] = []
         for put, value, name in self.held:
             try:
                 made.append((put, _twin(value, twins)))
             except (TypeError, ValueError, AttributeError, NotImplementedError):
-                _refuse(value, repr(name))
+                self._watch_or_refuse(value, repr(name), apart=id(value) in self._apart)
         for put, twin in made:
             put(twin)
 
@@ -89,8 +107,33 @@ class Moving:
         for put, value, _ in self.held:
             put(value)
 
+    def check(self) -> None:
+        """Whether the run has moved a generator that it could only be trusted with.
 
-def _refuse(value: object, place: str) -> None:
+        Raises:
+            UnsupportedError: it has.
+        """
+        watched, self._watched = self._watched, []
+        for generator, place in watched:
+            if _place(generator) != place:
+                _refuse(generator, "which the run has moved on")
+
+    def _watch_or_refuse(self, value: object, place: str, *, apart: bool) -> None:
+        if not (apart and isinstance(value, GeneratorType)):
+            _refuse(value, place)
+        self._watched.append((value, _place(value)))
+
+
+def _place(generator: GeneratorType[Any, Any, Any]) -> object:
+    """Where a generator is, as far as can be seen from outside: its line, its variables, what it hands on from."""
+    frame = generator.gi_frame
+    if frame is None:
+        return None
+    variables = tuple(map(id, frame.f_locals.values()))
+    return frame.f_lasti, variables, length_hint(generator.gi_yieldfrom, -1)
+
+
+def _refuse(value: object, place: str) -> NoReturn:
     raise UnsupportedError(
         f"The model or its example holds a {type(value).__name__} ({place}), which every run moves on.",
         why="an iterator of this kind can be neither copied nor moved back, so the original would not stay as it is",

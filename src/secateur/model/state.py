@@ -147,6 +147,7 @@ class State:
         for module, training in self.training:
             if module.training != training:
                 module.training = training
+        self.moving.check()
 
     def moved(self) -> bool:
         """Whether a forward has left something behind: an attribute, an entry of a container, a value of a buffer.
@@ -283,10 +284,12 @@ class State:
     def _claim_items(self, container: object) -> None:
         base: Any = base_of(container)
         if isinstance(container, dict):
-            self.moving.claim(base.items(container), lambda key, other: base.__setitem__(container, key, other))
+            self.moving.claim(
+                base.items(container), lambda key, other: base.__setitem__(container, key, other), apart=True
+            )
         elif isinstance(container, (list, deque)):
             items = enumerate(base.__iter__(container))
-            self.moving.claim(items, lambda place, other: base.__setitem__(container, place, other))
+            self.moving.claim(items, lambda place, other: base.__setitem__(container, place, other), apart=True)
 
     def _walk_function(self, value: object) -> None:
         for part in inside(value):
@@ -311,12 +314,12 @@ class State:
         if isinstance(attributes, dict):
             for item in self.attributes.add(attributes):
                 self._walk(item)
-            self.moving.claim(attributes.items(), attributes.__setitem__)
+            self.moving.claim(attributes.items(), attributes.__setitem__, apart=True)
         for name in list(slots_of(value)):
             held = getattr(value, name)
             self.undo.append(lambda name=name, held=held: _refill_slot(value, name, held))  # type: ignore[misc]
             self._walk(held)
-            self.moving.claim([(name, held)], partial(_refill_slot, value))
+            self.moving.claim([(name, held)], partial(_refill_slot, value), apart=True)
         if not isinstance(value, type):
             self._visit_class(type(value))
 

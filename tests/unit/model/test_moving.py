@@ -156,6 +156,39 @@ def test_where_nothing_can_be_put_in_its_place_it_is_refused():
     assert next(model.kept[0]) == NUMBERS[0]
 
 
+class Loop:
+    """A training loop that runs just now, and has opened a context."""
+
+    def __init__(self, made):
+        self.made = made
+
+
+@pytest.mark.parametrize("place", [lambda made: Loop(made), lambda made: Loop((made,))], ids=["attribute", "tuple"])
+def test_a_generator_of_the_loop_around_is_let_be(place):
+    model = held(lambda: 0)
+    model.loop = place(made := generator())
+    first = next(made)
+    before, Net.read = Net.read, lambda self: 1
+    try:
+        sc.inspect(model, X)
+    finally:
+        Net.read = before
+    assert (first, next(made)) == (NUMBERS[0], NUMBERS[1])
+
+
+@pytest.mark.parametrize("make", [generator, lambda: (n for n in NUMBERS)], ids=["handed on", "loop"])
+def test_a_generator_elsewhere_that_a_run_has_moved_is_said(make):
+    model = held(lambda: 0)
+    model.loop = Loop(make())
+    next(model.loop.made)
+    before, Net.read = Net.read, lambda self: next(self.loop.made)
+    try:
+        with pytest.raises(sc.SecateurError, match="which the run has moved on"):
+            sc.inspect(model, X)
+    finally:
+        Net.read = before
+
+
 STREAMS = {
     "text": lambda path: io.StringIO("1\n2\n3\n4\n5\n6\n7\n8\n9\n"),
     "bytes": lambda path: io.BytesIO(b"1\n2\n3\n4\n5\n6\n7\n8\n9\n"),
