@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -22,6 +22,26 @@ if TYPE_CHECKING:
     from secateur.types import Example, Latency, Snapshot
 
 STOLEN = 0.01  # share of processor time that other virtual machines took, above which it is said
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of one model and of two alike, in the words of the command line."""
+
+    model: str | None
+    data: str | None
+    seed: int
+    device: str | None
+    metric: Sequence[str] | None
+    rounds: int
+    batch_size: int | None
+    as_json: bool
+
+    def load(self, what: str, model: str | None) -> tuple[Job, nn.Module]:
+        """See `load`."""
+        return load(what, model, self.data, seed=self.seed, device=self.device, metric=self.metric)
+
+
 EXAMPLES = (
     "measure runs/mine --model mynet.py:build --data npz:mine.npz",
     "measure demo:lenet --data demo:mnist --metric top5",
@@ -76,38 +96,28 @@ def measure(
     jobs.use_threads(1 if processor_time else threads)
     if task is not None:
         return measure_task(task, (what, against, model, data), tokens, sequences, dtype, as_json=json)
+    asked = _Asked(model, data, seed or 0, device, metric, rounds, batch_size, json)
     if against is not None:
-        asked = ((what, against), model, data, seed or 0, device, metric)
-        return measure_two(*asked, rounds, batch_size, processor_time=processor_time, as_json=json)
-    return measure_one(what, model, data, seed or 0, device, metric, rounds, batch_size, as_json=json)
+        return measure_two((what, against), asked, processor_time=processor_time)
+    return measure_one(what, asked)
 
 
-def measure_one(
-    what: str,
-    model: str | None,
-    data: str | None,
-    seed: int,
-    device: str | None,
-    metric: Sequence[str] | None,
-    rounds: int,
-    batch_size: int | None,
-    *,
-    as_json: bool,
-) -> int:
+def measure_one(what: str, asked: _Asked) -> int:
     """One model: what it is."""
     from secateur.cli.progress import Stages
     from secateur.files import seed_everything
     from secateur.measure import latency
 
-    with seed_everything(seed), Stages() as stages:
-        work, network = load(what, model, data, seed=seed, device=device, metric=metric)
+    with seed_everything(asked.seed), Stages() as stages:
+        work, network = asked.load(what, asked.model)
         example = work.needed_example()
         stages("latency", 0, 0)
-        timed = latency({what: network}, example, rounds=rounds, batch_size=batch_size)[what]
+        timed = latency({what: network}, example, rounds=asked.rounds, batch_size=asked.batch_size)[what]
         stages("quality", 0, 0)
         judged = work.judged
         found = _counted(network, example, judged, timed)
-    return _tell({"what": what, "model": work.source.name, "data": data or ""}, found, judged, as_json=as_json)
+    head: dict[str, object] = {"what": what, "model": work.source.name, "data": asked.data or ""}
+    return _tell(head, found, judged, as_json=asked.as_json)
 
 
 def _counted(network: nn.Module, example: Example, judged: Yardstick, timed: Latency | None = None) -> Snapshot:
@@ -132,19 +142,7 @@ def _tell(head: dict[str, object], found: Snapshot, judged: Yardstick, *, as_jso
     return 0
 
 
-def measure_two(
-    both: tuple[str, str],
-    model: str | None,
-    data: str | None,
-    seed: int,
-    device: str | None,
-    metric: Sequence[str] | None,
-    rounds: int,
-    batch_size: int | None,
-    *,
-    processor_time: bool,
-    as_json: bool,
-) -> int:
+def measure_two(both: tuple[str, str], asked: _Asked, *, processor_time: bool) -> int:
     """Two models in the same rounds: what each is, and what may be said of their times."""
     import time
 
@@ -152,25 +150,23 @@ def measure_two(
     from secateur.files import seed_everything
     from secateur.measure.versus import versus
 
-    with seed_everything(seed), Stages() as stages:
-        loaded = [
-            load(each, None if _is_word(each) else model, data, seed=seed, device=device, metric=metric)
-            for each in both
-        ]
+    with seed_everything(asked.seed), Stages() as stages:
+        loaded = [asked.load(each, None if _is_word(each) else asked.model) for each in both]
         work = loaded[0][0]
         first, second = (network for _, network in loaded)
         stages("latency", 0, 0)
         timer = time.process_time if processor_time else time.perf_counter
         found = versus(
-            first, second, work.needed_example(), rounds=rounds, batch_size=batch_size, seed=seed, timer=timer
-        )
+            first, second, work.needed_example(),
+            rounds=asked.rounds, batch_size=asked.batch_size, seed=asked.seed, timer=timer,
+        )  # fmt: skip
         stages("quality", 0, 0)
         judged = [each.judged for each, _ in loaded]
         snapshots = [
             _counted(network, work.needed_example(), yard) for (_, network), yard in zip(loaded, judged, strict=True)
         ]
     clock = "processor" if processor_time else "wall"
-    if as_json:
+    if asked.as_json:
         each = [{"what": name, **asdict(one)} for name, one in zip(both, snapshots, strict=True)]
         emit({"schema": 1, "models": each, "versus": {**asdict(found), "clock": clock}})
     else:

@@ -9,7 +9,7 @@ from secateur.training.pruner import Pruner
 from secateur.types import StateDict
 
 
-class LightningPruningCallback(Callback):  # type: ignore[misc]  # of a library that is not followed
+class LightningPruningCallback(Callback):
     """Prunes a LightningModule while it trains; checkpoints of the trainer hold the state of the pruner as well.
 
     Unlike Lightning's own ModelPruning the amount is that of the whole run, and met exactly. Units that are cut change

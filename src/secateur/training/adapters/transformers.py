@@ -18,7 +18,7 @@ from secateur.types import StateDict
 FILE = "secateur.safetensors"
 
 
-class TrainerPruningCallback(TrainerCallback):  # type: ignore[misc]  # of a library that is not followed
+class TrainerPruningCallback(TrainerCallback):
     """Prunes the model of a Trainer while it trains.
 
     Checkpoints of the Trainer hold the state of the pruner as well, and ``trainer.train(resume_from_checkpoint=...)``

@@ -59,7 +59,7 @@ def test_removal_is_physical_and_equals_identity():
     assert not [m for m in model.modules() if "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sets(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 3))
 def test_any_choice_equals_the_forward_written_out(removed, seed):
     model, x = deep(seed=seed), example(seed)
