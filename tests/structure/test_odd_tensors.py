@@ -169,3 +169,20 @@ def test_nested_tensors_are_refused_by_name(layout: torch.layout, given: bool) -
     for entry in (sc.inspect, lambda m, e: sc.plan(m, e, target={"sparsity": 0.3}, granularity="channel")):
         with pytest.raises(sc.errors.UnsupportedError, match=r"torch\.nested is not supported"):
             entry(Ragged(layout).eval(), x)
+
+
+class Misused(nn.Module):
+    """Calls an operator wrongly, of whose signature torch then says that it takes SymInt[]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten.view(self.a(x), ["two", 4])
+
+
+def test_an_error_that_quotes_a_signature_is_not_one_of_nested_tensors() -> None:
+    with pytest.raises(sc.SecateurError, match="SymInt") as caught:
+        sc.inspect(Misused().eval(), torch.zeros(2, 4))
+    assert "torch.nested" not in str(caught.value)

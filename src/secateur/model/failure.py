@@ -20,7 +20,7 @@ CALLS = "functional_call.py"  # transforms nothing
 HANDS_ON = str(Path(__file__).with_name("written.py"))
 
 # What torch says where a mode meets a tensor of torch.nested.
-NESTED = re.compile(r"sym_is_contiguous|NestedTensor|nested int|SymInt")
+NESTED = re.compile("sym_is_contiguous|NestedTensor|nested int|SymIntArrayRef expected|operand type.*'SymInt'")
 
 
 def fail(error: Exception, model: nn.Module, what: str, hint: str = "") -> NoReturn:

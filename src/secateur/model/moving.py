@@ -116,7 +116,11 @@ class Moving:
         watched, self._watched = self._watched, []
         for generator, place in watched:
             if _place(generator) != place:
-                _refuse(generator, "which the run has moved on")
+                raise UnsupportedError(
+                    f"A run has moved on a generator that the model reaches ({generator.__qualname__}).",
+                    why="a generator can be neither copied nor moved back, so the model goes on from a later place",
+                    hint=HINT,
+                )
 
     def _watch_or_refuse(self, value: object, place: str, *, apart: bool) -> None:
         if not (apart and isinstance(value, GeneratorType)):
