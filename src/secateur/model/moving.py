@@ -81,7 +81,7 @@ class Moving:
         self._met = [value for value in self._met if id(value) not in claimed]
 
     def put_aside(self) -> None:
-        """Put a twin in the place of each.
+        """Put a twin in the place of each; who holds it is put back as anything that a run has changed.
 
         A generator has none. Of those that the model reaches through other objects most belong to a training loop that
         runs just now (a context that it has opened, its batches): they are let be, and looked at again in `check`.
@@ -101,11 +101,6 @@ class Moving:
                 self._watch_or_refuse(value, repr(name), apart=id(value) in self._apart)
         for put, twin in made:
             put(twin)
-
-    def put_back(self) -> None:
-        """Put the iterators themselves in their places again."""
-        for put, value, _ in self.held:
-            put(value)
 
     def check(self) -> None:
         """Whether the run has moved a generator that it could only be trusted with.

@@ -136,7 +136,6 @@ class State:
                 self.attributes.put_back()
             for undo in self.undo:
                 undo()
-            self.moving.put_back()
             for values in self.values:
                 if not self._still or id(values.tensor) not in self._own:
                     values.put_back()
