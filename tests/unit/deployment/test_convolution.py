@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.deployment import convolving, native, planner
+from secateur.deployment import convolution, convolving, native, planner
 from secateur.deployment.contest import Contest
 from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.convolving import decide_convolutions
@@ -59,6 +60,22 @@ def test_convolutions_equal_the_dense_ones(isa: str, threads: int) -> None:
             assert torch.allclose(again, wanted, atol=1e-5)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 5, 7])
+def test_a_few_images_at_a_time_are_what_all_at_once_are(
+    isa: str, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What PyTorch's own convolution rounds to depends on how many images come at once.
+    same = partial(torch.allclose, atol=1e-5) if isa == native.WITHOUT else torch.equal
+    for inputs, outputs, kernel, stride, padding, image, zeros in KINDS:
+        packed = SparseConv2d(layer(inputs, outputs, kernel, stride, padding, zeros))
+        x = torch.randn(images, inputs, *image)
+        each = [packed(one[None]) for one in x] or [packed(x)]
+        monkeypatch.setattr(convolution, "AT_ONCE", 2 * inputs * image[0] * image[1])
+        found = packed(x)
+        assert same(found, torch.cat(each))
+        assert found.is_contiguous()
 
 
 def test_it_is_copied_taken_back_and_compiled_in_one_graph() -> None:
