@@ -37,9 +37,8 @@ from secateur.errors import TargetError
 from secateur.files.atomic import atomic_write
 from secateur.measure import accuracy
 from secateur.model.door import enter
-from secateur.objective.at_most import LOOKS
 from secateur.objective.evaluate import Objective, with_target
-from secateur.objective.limits import AtMost
+from secateur.objective.limits import FIGURES_ALONE, AtMost
 from secateur.recipe import Recipe, load_recipe
 from secateur.sources import TensorData, resolve_data
 from secateur.sources.demo import build_convnet, train_demo
@@ -135,7 +134,8 @@ def by_grid(net: nn.Module, data: dict[str, Data], recipe: Recipe, wanted: AtMos
     """The smallest of ten amounts whose bound keeps the limit."""
     given = enter(data)
     asked = Asked(net, given.example(), (), given, recipe, None, {}, None, None, None, "", "")
-    objective, kept = Objective(asked, confidence=wanted.each(LOOKS)), []
+    each = 1 - (1 - wanted.confidence) / len(GRID) if wanted.confidence > FIGURES_ALONE else wanted.confidence
+    objective, kept = Objective(asked, confidence=each), []
     for amount in GRID:
         try:
             found = objective.evaluate(with_target(recipe, {"macs": amount}))

@@ -22,8 +22,8 @@ from secateur.report.bound import Attempt, Limit, Measured
 from secateur.stages import RunStages
 from secateur.types import Advance
 
-STEPS = 64  # from the whole model downwards; six of the amounts between are tried
-LOOKS = 6  # at the samples that an amount is chosen by: STEPS halved until one is left
+STEPS = 64  # from the whole model downwards; the smallest step and six amounts beyond it are tried
+LOOKS = 6  # beyond the smallest step: STEPS halved until one is left
 HALVING, HALVING_OF_MASKS = 16, 8  # steps that halve what is left: 4.2 % less at each, of masks 8.3 %
 
 
@@ -60,7 +60,7 @@ class Bisection:
         self.wanted, self.recipe = wanted, asked.settings
         self.word = wanted.smallest or usual_word(self.recipe)
         check(wanted, asked, self.word)
-        self.objective = Objective(asked, confidence=wanted.each(LOOKS)) if objective is None else objective
+        self.objective = Objective(asked) if objective is None else objective
         self._known: dict[int, AttemptData] = {}
 
     def at(self, step: int) -> Recipe:
@@ -78,6 +78,10 @@ class Bisection:
     def find(self, once: Once, progress: Advance | None = None) -> tuple[Recipe, Limit]:
         """The recipe with the amount that was found, and what was tried on the way.
 
+        The smallest step comes first, with all of the confidence, and without it nothing is promised. Is it one that
+        loses too much, no other promise can be wrong unless this one was; is it not, only the looks after it can be
+        wrong, which share the confidence out among them. So in both cases it holds.
+
         What is lost is taken to grow with what goes. A recovery makes it waver, so that of two close amounts the
         larger may seem to lose less: then one of them is found that keeps the limit, and not surely the last one.
 
@@ -88,21 +92,24 @@ class Bisection:
         Raises:
             TargetError: no amount is sure to keep the limit; says how far it is from one.
         """
-        low, high, tried = 0, STEPS, list[AttemptData]()
-        total = LOOKS
-        while high - low > 1:
+        tried = list[AttemptData]()
+
+        def keeps(step: int, confidence: float) -> bool:
             if progress is not None:
-                progress(len(tried), total)
-            middle = (low + high) // 2
-            found = once(f"attempt {middle}", partial(self._attempt, middle))
-            tried.append(found)
-            low, high = (middle, high) if found["kept"] else (low, middle)
-        if not low:
+                progress(len(tried), 1 + LOOKS)
+            tried.append(once(f"attempt {step}", partial(self._attempt, step, confidence)))
+            return tried[-1]["kept"]
+
+        if not keeps(1, self.wanted.confidence):
             raise self._none(tried)
+        low, high = 1, STEPS
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if keeps(middle, self.wanted.each(LOOKS)) else (low, middle)
         best = next(one for one in tried if one["amount"] == self.amount(low))
         return self.at(low), self._limit(tried, best)
 
-    def _attempt(self, step: int) -> AttemptData:
+    def _attempt(self, step: int, confidence: float) -> AttemptData:
         amount = self.amount(step)
         empty: AttemptData = {
             "amount": amount, "removed": 0.0, "params": None, "macs": None, "nonzero": None, "drop": None, "low": None,
@@ -114,7 +121,7 @@ class Bisection:
             # Along one order equal counts are equal plans: layers and heads have far fewer amounts than steps.
             if removed in self._known:
                 return {**self._known[removed], "amount": amount, "seconds": 0.0}
-            found = self.objective.evaluate(self.at(step), plan=plan)
+            found = self.objective.evaluate(self.at(step), plan=plan, confidence=confidence)
         except (TargetError, NonFiniteError) as error:
             return {**empty, "why": error.what}
         fall, shares = found.fall, found.shares
@@ -166,7 +173,7 @@ class Bisection:
     def _fewest(self) -> int:
         """Samples of which the limit can be known at all: if all answers agree, the bound is z² / (samples + z²)."""
         limit = self.wanted.max_drop / 100
-        return ceil(NormalDist().inv_cdf(self.wanted.each(LOOKS)) ** 2 * (1 - limit) / limit)
+        return ceil(NormalDist().inv_cdf(self.wanted.confidence) ** 2 * (1 - limit) / limit)
 
 
 def usual_word(recipe: Recipe) -> Smallest:

@@ -146,8 +146,9 @@ class Objective:
     # -- doing ------------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, recipe: Recipe, *, plan: Plan | None = None, timed: bool = False, partial: Partial | None = None
-    ) -> Evaluation:
+        self, recipe: Recipe, *, plan: Plan | None = None, timed: bool = False, partial: Partial | None = None,
+        confidence: float | None = None,
+    ) -> Evaluation:  # fmt: skip
         """Plan, cut or mask a copy, recover it, and read it.
 
         Args:
@@ -156,6 +157,7 @@ class Objective:
             timed: measure the latency too.
             partial: called as ``partial(step, figure)`` after the cut and after each recovery step but the last; what
                 it raises ends the evaluation.
+            confidence: of the bound of what is lost; None = that of this object.
 
         Raises:
             TargetError: the recipe's target cannot be reached.
@@ -172,7 +174,7 @@ class Objective:
         if timed:
             shares["latency"] = 1.0 if plan.masks else self._slower(model)
             milliseconds = shares["latency"] * self.dense_ms
-        fall = self.gauge.fall(self.before, reading, confidence=self.confidence)
+        fall = self.gauge.fall(self.before, reading, confidence=confidence or self.confidence)
         return Evaluation(
             recipe, plan, reading.figure, fall, after, shares, milliseconds, time.perf_counter() - started
         )

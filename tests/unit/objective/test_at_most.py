@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -63,7 +64,7 @@ def test_the_amount_that_is_found_keeps_the_limit(
     assert limit.amount in [one.amount for one in kept if one.removed == best.removed]
     assert limit.chosen.drop == best.drop
     assert all(one.removed >= best.removed or one.drop is None for one in lost)
-    assert len(limit.attempts) <= at_most.LOOKS
+    assert len(limit.attempts) <= 1 + at_most.LOOKS
     # Calibration data of their own: the run is the attempt, so its fall there is that of the attempt.
     before, after = right(models[0], CHOICE), right(result.model, CHOICE)
     assert limit.chosen.drop == pytest.approx(100 * float(before.float().mean() - after.float().mean()))
@@ -123,7 +124,7 @@ def test_too_few_samples_to_promise_anything(models: Sequence[nn.Module], train:
     few = TensorData(*patterns(40, 5), batch_size=40)
     with pytest.raises(TargetError, match="No macs is sure") as caught:
         sc.prune(models[0], data={"train": train, "calibration": few, "test": few}, recipe=RECIPE, max_drop=1.0)
-    assert "568 or more" in caught.value.hint  # 2.394 ** 2 * 0.99 / 0.01, the quantile of 1 - 0.05 / 6
+    assert "268 or more" in caught.value.hint  # 1.645 ** 2 * 0.99 / 0.01, the quantile of 0.95
 
 
 def test_a_loss_falls_in_percent(train: TensorData) -> None:
@@ -229,6 +230,46 @@ def test_a_trial_recovers_with_the_seed_of_its_recipe(
     monkeypatch.setattr(evaluate, "run_step", lambda *_, seed, **__: seeds.append(seed))
     objective_of(models[0], train).evaluate(sc.load_recipe({**RECIPE, "seed": 5}))
     assert seeds == [5]
+
+
+class Ask(Exception):
+    """What a search wants to know next."""
+
+
+@pytest.mark.parametrize("power", [1.0, 0.7, 0.0])
+def test_a_promise_is_wrong_no_more_often_than_was_said(power: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ways that a search can go, with the chance of each.
+
+    Up to a step all amounts keep the limit, and a bound says so with this chance; of those behind it a bound is wrong
+    as often as its confidence allows, each by itself.
+    """
+    search = object.__new__(at_most.Bisection)
+    search.wanted = AtMost(1.0, confidence=0.95)
+    monkeypatch.setattr(at_most.Bisection, "amount", lambda self, step: step)
+    monkeypatch.setattr(at_most.Bisection, "at", lambda self, step: step)
+    monkeypatch.setattr(at_most.Bisection, "_limit", lambda self, tried, best: None)
+    monkeypatch.setattr(at_most.Bisection, "_none", lambda self, tried: TargetError("none"))
+
+    def wrong(last: int, answers: tuple[bool, ...]) -> float:
+        left = list(answers)
+
+        def once(name: str, work: partial[object]) -> dict[str, object]:
+            if not left:
+                raise Ask(*work.args)
+            return {"amount": work.args[0], "kept": left.pop(0)}
+
+        try:
+            return float(search.find(once)[0] > last)  # type: ignore[arg-type, operator]
+        except TargetError:
+            return 0.0
+        except Ask as asked:
+            step, confidence = asked.args
+            kept = power if step <= last else 1 - confidence
+            chances = {True: kept, False: 1 - kept}
+            return sum(chance * wrong(last, (*answers, yes)) for yes, chance in chances.items() if chance)
+
+    # Where all of them lose too much nothing is given away either.
+    assert max(wrong(last, ()) for last in range(at_most.STEPS)) == pytest.approx(0.05, abs=1e-12)
 
 
 def test_several_looks_share_one_confidence() -> None:
