@@ -422,3 +422,34 @@ def test_examples_of_different_lengths_in_prune() -> None:
         torch.testing.assert_close(result.model.eval()(x), reference(x))
     texts = [c.text for c in result.plan.conditions]
     assert not any("never reached" in text for text in texts)
+
+
+class Emptiness(Net):
+    """As a cache asks whether it holds anything."""
+
+    def __init__(self, asks: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.asks = asks
+
+    def mid(self, h: Tensor) -> Tensor:
+        return h if self.asks(h) else 2 * h
+
+
+@pytest.mark.parametrize(
+    ("asks", "free"),
+    [
+        (lambda h: h.numel() > 0, True),
+        (lambda h: not h.numel() == 0, True),
+        (lambda h: h.shape[0] * h.shape[-1] != 0, True),
+        (lambda h: 0 < h.nelement(), True),
+        (lambda h: h.numel() > 40, False),
+        (lambda h: h.shape[0] - h.shape[-1] != 0, False),
+        (lambda h: h.shape[-1] // h.shape[0] > 0, False),
+    ],
+    ids=["more than none", "none", "product", "turned round", "more than some", "difference", "quotient"],
+)
+def test_whether_there_is_anything_is_no_question_of_the_width(asks: Callable[[Tensor], bool], free: bool) -> None:
+    model, x = Emptiness(asks).eval(), torch.randn(3, 8)
+    assert ("fc1" not in locked(model, x)) is free
+    if free:
+        assert holds(model, x, [torch.randn(1, 8), torch.randn(40, 8)])

@@ -64,6 +64,18 @@ class Run(Protocol):
         """The code found two sizes equal and went on accordingly."""
 
 
+def _asks_for_none(expr: Apply) -> bool:
+    """Whether a count of elements is compared with 0: what a cut leaves is none only where the original has none."""
+    sides = (expr.left, expr.right)
+    return any(side == Const(0) for side in sides) and any(_is_product(side) for side in sides)
+
+
+def _is_product(expr: Expr) -> bool:
+    if isinstance(expr, Apply):
+        return expr.op == "mul" and _is_product(expr.left) and _is_product(expr.right)
+    return isinstance(expr, (Dim, Attribute)) or (isinstance(expr, Const) and expr.value > 0)
+
+
 @dataclass(eq=False)
 class Watch:
     """Is told what the code does with integers and flags, and may tell it the opposite, once.
@@ -91,7 +103,7 @@ class Watch:
         if frame is None:
             return result
         place = recorder.here.place()
-        if expr.op not in ("eq", "ne"):
+        if expr.op not in ("eq", "ne") or _asks_for_none(expr):
             found = Place(SYMBOLS[expr.op], place.module, place.where)
             recorder.trace.size_uses.append(SizeUse(expr, int(result), found))
         self.compared_sizes.append((expr, result, place))
@@ -167,6 +179,8 @@ class Watch:
         """Where a size of the data was compared with one that could be cut, another input would decide otherwise."""
         weights = {atom.id for axes in self.recorder.trace.tensors().values() for axis in axes for atom in leaves(axis)}
         for expr, _, place in self.compared_sizes:
+            if _asks_for_none(expr):
+                continue
             dims = [resolve(axis) for axis in dims_in(expr)]
             if any(atom.id not in weights and is_of_input(atom) for axis in dims for atom in leaves(axis)):
                 reason = Lock(COMPARED, place.op, place.module, place.where, "compare sizes of the data alone")
