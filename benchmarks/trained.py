@@ -134,8 +134,12 @@ def minilm(folder: str, kept: Path, seed: int = 0, *, epochs: int = 2) -> Traine
     net = transformers.BertForSequenceClassification.from_pretrained(pretrained, num_labels=2)
     sentences, more = rows(Path(folder) / "train.tsv"), rows(Path(folder) / "dev.tsv")
     order = torch.randperm(len(sentences), generator=torch.Generator().manual_seed(0)).tolist()
-    train = batches(tokenizer, [sentences[i] for i in order[KEPT_SENTENCES:]], 32, seed)
-    unseen = [sentences[i] for i in order[:KEPT_SENTENCES]] + more
+    learned = [sentences[i] for i in order[KEPT_SENTENCES:]]
+    train = batches(tokenizer, learned, 32, seed)
+    # Some sentences stand twice in the files; what the network has learned judges nothing.
+    known = {text.strip().lower() for text, _ in learned}
+    kept_back = [sentences[i] for i in order[:KEPT_SENTENCES]] + more
+    unseen = [(text, label) for text, label in kept_back if text.strip().lower() not in known]
 
     def some(places: Tensor) -> list[dict[str, Tensor]]:
         return batches(tokenizer, [unseen[i] for i in places.tolist()], 64, None)
