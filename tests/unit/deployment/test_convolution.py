@@ -15,7 +15,7 @@ from secateur.deployment import convolution, convolving, native, planner
 from secateur.deployment.contest import Contest
 from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.convolving import decide_convolutions
-from secateur.deployment.linear import densify
+from secateur.deployment.packed import densify
 from secateur.deployment.lookup import Table
 from secateur.errors import InputError, UnsupportedError
 from secateur.types import Latency
@@ -52,11 +52,11 @@ def test_convolutions_equal_the_dense_ones(isa: str, threads: int) -> None:
         for at, (inputs, outputs, kernel, stride, padding, image, zeros) in enumerate(KINDS):
             dense = layer(inputs, outputs, kernel, stride, padding, zeros, bias=at % 2 == 0)
             x = torch.randn(1 + at % 3, inputs, *image)
-            found, wanted = SparseConv2d(dense)(x), dense(x)
+            found, wanted = SparseConv2d.of(dense)(x), dense(x)
             assert found.shape == wanted.shape
             assert found.is_contiguous()
             assert torch.allclose(found, wanted, atol=1e-5), KINDS[at]
-            again = SparseConv2d(dense)(x.to(memory_format=torch.channels_last))
+            again = SparseConv2d.of(dense)(x.to(memory_format=torch.channels_last))
             assert torch.allclose(again, wanted, atol=1e-5)
     finally:
         torch.set_num_threads(before)
@@ -69,7 +69,7 @@ def test_a_few_images_at_a_time_are_what_all_at_once_are(
     # What PyTorch's own convolution rounds to depends on how many images come at once.
     same = partial(torch.allclose, atol=1e-5) if isa == native.WITHOUT else torch.equal
     for inputs, outputs, kernel, stride, padding, image, zeros in KINDS:
-        packed = SparseConv2d(layer(inputs, outputs, kernel, stride, padding, zeros))
+        packed = SparseConv2d.of(layer(inputs, outputs, kernel, stride, padding, zeros))
         x = torch.randn(images, inputs, *image)
         each = [packed(one[None]) for one in x] or [packed(x)]
         monkeypatch.setattr(convolution, "AT_ONCE", 2 * inputs * image[0] * image[1])
@@ -80,7 +80,7 @@ def test_a_few_images_at_a_time_are_what_all_at_once_are(
 
 def test_it_is_copied_taken_back_and_compiled_in_one_graph() -> None:
     dense = layer(4, 6, 3, 2, 1, 0.7)
-    packed, x = SparseConv2d(dense), torch.randn(2, 4, 9, 9)
+    packed, x = SparseConv2d.of(dense), torch.randn(2, 4, 9, 9)
     back = densify(nn.Sequential(copy.deepcopy(packed)))[0]
     assert type(back) is nn.Conv2d
     assert torch.equal(back.weight, dense.weight)
@@ -102,11 +102,11 @@ def test_it_is_copied_taken_back_and_compiled_in_one_graph() -> None:
 )  # fmt: skip
 def test_other_kinds_are_refused(dense: nn.Conv2d) -> None:
     with pytest.raises(UnsupportedError, match="convolution"):
-        SparseConv2d(dense)
+        SparseConv2d.of(dense)
 
 
 def test_wrong_images_are_named() -> None:
-    packed = SparseConv2d(layer(4, 6, 3, 1, 0, 0.7))
+    packed = SparseConv2d.of(layer(4, 6, 3, 1, 0, 0.7))
     for wrong in (torch.randn(1, 3, 9, 9), torch.randn(4, 9, 9), torch.randn(1, 4, 2, 9)):
         with pytest.raises(InputError):
             packed(wrong)
@@ -114,7 +114,7 @@ def test_wrong_images_are_named() -> None:
 
 @pytest.mark.parametrize(("part", "wild"), [("columns", 36), ("columns", -1), ("starts", 1_000), ("starts", -1)])
 def test_damaged_tensors_are_refused_before_a_kernel_follows_them(part: str, wild: int) -> None:
-    packed = SparseConv2d(layer(4, 6, 3, 1, 0, 0.7))
+    packed = SparseConv2d.of(layer(4, 6, 3, 1, 0, 0.7))
     state = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
     state[part][2] = wild
     with pytest.raises(InputError, match="damaged"):
