@@ -72,9 +72,11 @@ class ConvolutionRecord(PackedRecord):
             raise PlanMismatchError(f"The layer {name!a} has {'no' if self.bias else 'a'} bias in the model.")
         norm, relu = (place_of(model, each) if each else None for each in (self.norm, self.relu))
         if self.norm and (type(norm) is not nn.BatchNorm2d or _width(norm) != self.shape[0]):
-            raise PlanMismatchError(f"{self.norm!a}, which {name!a} has taken in, is no norm of {self.shape[0]} channels.")
+            raise PlanMismatchError(
+                f"{self.norm!a}, a part of {name!a} now, is no norm of {self.shape[0]} channels."
+            )
         if self.relu and type(relu) is not nn.ReLU:
-            raise PlanMismatchError(f"{self.relu!a}, which {name!a} has taken in, is no ReLU.")
+            raise PlanMismatchError(f"{self.relu!a}, a part of {name!a} now, is no ReLU.")
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """The numbers that are not zero."""
@@ -189,7 +191,7 @@ class SparseConv2d(PackedLayer):
         return self.weight
 
     def densify(self) -> nn.Conv2d:
-        """An ordinary layer with the same weights, bit for bit, without the ReLU, which `densify` of a model puts back."""
+        """An ordinary layer with the same weights, bit for bit; the ReLU is put back by `densify` of the whole model."""
         outputs, inputs, *size = self.shape
         layer = nn.Conv2d(
             inputs, outputs, (size[0], size[1]), stride=(self.stride[0], self.stride[1]),
@@ -223,7 +225,8 @@ def folded(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     The norm gives ``(y - mean) / sqrt(var + eps) * gamma + beta``, channel by channel. All of it is worked out in
     float64 and rounded once.
     """
-    assert norm.running_mean is not None and norm.running_var is not None, "the norm has no statistics"
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale, shift = (norm.running_var.detach().double() + norm.eps).rsqrt(), -norm.running_mean.detach().double()
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()

@@ -48,12 +48,12 @@ def decide_convolutions(
         if problems[name]:
             decided.append((_decision(name, layer, "", problems[name]), None))
         else:
-            decided.append(_decide(name, _Stretch.of(model, layer, follows[name]), inputs[name], contest, margin))
+            decided.append(_decide(name, Stretch.of(model, layer, follows[name]), inputs[name], contest, margin))
     return decided
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class Stretch:
     """A convolution and what its packed form does besides.
 
     Args:
@@ -67,7 +67,7 @@ class _Stretch:
     behind: Behind
 
     @classmethod
-    def of(cls, model: nn.Module, layer: nn.Conv2d, behind: Behind) -> _Stretch:
+    def of(cls, model: nn.Module, layer: nn.Conv2d, behind: Behind) -> Stretch:
         norm = model.get_submodule(behind.norm) if behind.norm else None
         assert norm is None or isinstance(norm, nn.BatchNorm2d)
         return cls(layer, norm, behind)
@@ -87,7 +87,7 @@ class _Stretch:
         return said + (f"; its norm stays: {self.behind.stays}" if self.behind.stays else "")
 
 
-def _decide(name: str, stretch: _Stretch, inputs: Sequence[torch.Size], contest: Contest, margin: float) -> Decided:
+def _decide(name: str, stretch: Stretch, inputs: Sequence[torch.Size], contest: Contest, margin: float) -> Decided:
     ratios: dict[int, float] = {}
     for shape in dict.fromkeys(inputs):  # of several sizes of images the slowest counts
         ratios[shape[0]] = max(ratios.get(shape[0], 0.0), _ratio(stretch, shape, contest))
@@ -113,11 +113,12 @@ def _problem(layer: nn.Conv2d, inputs: Sequence[torch.Size], places: int) -> str
     return why_not(layer)
 
 
-def _ratio(stretch: _Stretch, shape: torch.Size, contest: Contest) -> float:
+def _ratio(stretch: Stretch, shape: torch.Size, contest: Contest) -> float:
     layer, zeros = stretch.layer, zero_share(stretch.layer.weight)
     come = f"{'x'.join(map(str, shape))}s{layer.stride}p{layer.padding}"
     does = f"{PLANES}{'+norm' * bool(stretch.behind.norm)}{'+relu' * bool(stretch.behind.relu)}"
-    name = key(tuple(layer.weight.shape), layer.weight.dtype, does, zeros=zeros, blocks=1.0, rows=come, operation="conv")
+    size, dtype = tuple(layer.weight.shape), layer.weight.dtype
+    name = key(size, dtype, does, zeros=zeros, blocks=1.0, rows=come, operation="conv")
     known = contest.table.get(name)
     if known is None:
         known = _measure(stretch, shape, contest)
@@ -125,7 +126,7 @@ def _ratio(stretch: _Stretch, shape: torch.Size, contest: Contest) -> float:
     return known
 
 
-def _measure(stretch: _Stretch, shape: torch.Size, contest: Contest) -> float:
+def _measure(stretch: Stretch, shape: torch.Size, contest: Contest) -> float:
     """Time over that of the better one of PyTorch's two layouts of images, with all that the packed form does."""
     x, last, dense = torch.randn(shape), torch.channels_last, stretch.dense()
     other = copy.deepcopy(dense).to(memory_format=last)

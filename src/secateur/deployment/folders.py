@@ -194,7 +194,7 @@ def _records(said: object, origin: Path) -> tuple[str, Mapping[str, PackedRecord
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(each)[:80] for each in first["loc"])
-        raise FileRefusedError(f"{origin} is refused: what it says of a layer is wrong ({where}: {first['msg']})") from error
+        raise FileRefusedError(f"{origin} is refused: a layer is not said as it must be ({where})") from error
 
 
 def _layer(model: nn.Module, name: str, record: PackedRecord, tensors: dict[str, Tensor]) -> PackedLayer:

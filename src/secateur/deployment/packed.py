@@ -1,4 +1,4 @@
-"""What every packed layer is, whatever it computes: a record of what it is, tensors that hold its weight, a way back."""
+"""What every packed layer has, whatever it computes: a record, tensors that hold its weight, a way back."""
 
 from __future__ import annotations
 
