@@ -72,9 +72,7 @@ class ConvolutionRecord(PackedRecord):
             raise PlanMismatchError(f"The layer {name!a} has {'no' if self.bias else 'a'} bias in the model.")
         norm, relu = (place_of(model, each) if each else None for each in (self.norm, self.relu))
         if self.norm and (type(norm) is not nn.BatchNorm2d or _width(norm) != self.shape[0]):
-            raise PlanMismatchError(
-                f"{self.norm!a}, a part of {name!a} now, is no norm of {self.shape[0]} channels."
-            )
+            raise PlanMismatchError(f"{self.norm!a}, a part of {name!a} now, is no norm of {self.shape[0]} channels.")
         if self.relu and type(relu) is not nn.ReLU:
             raise PlanMismatchError(f"{self.relu!a}, a part of {name!a} now, is no ReLU.")
 
