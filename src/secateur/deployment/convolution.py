@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from secateur.deployment import native
 from secateur.deployment.packed import PackedLayer, PackedRecord, place_of
 from secateur.errors import InputError, PlanMismatchError, UnsupportedError
 
-PLANES = "planes"  # the word for this format in files and decisions
+PLANES: Final = "planes"  # the word for this format in files and decisions
 AT_ONCE = 1 << 20  # numbers of the images worked off together: what one step writes, the next finds in the cache
 _ABOUT = "Tensor values, Tensor columns, Tensor starts, Tensor? bias, SymInt[] shape, SymInt[] stride, SymInt[] padding"
 _LIBRARY = torch.library.Library("secateur", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -189,7 +189,7 @@ class SparseConv2d(PackedLayer):
         return self.weight
 
     def densify(self) -> nn.Conv2d:
-        """An ordinary layer with the same weights, bit for bit; the ReLU is put back by `densify` of the whole model."""
+        """An ordinary layer with the same weights, bit for bit; a ReLU is put back by `densify` of the model."""
         outputs, inputs, *size = self.shape
         layer = nn.Conv2d(
             inputs, outputs, (size[0], size[1]), stride=(self.stride[0], self.stride[1]),
@@ -271,7 +271,7 @@ def _convolution(
     height, width = _output_size(x, shape, stride, padding)
     y = x.new_empty(x.shape[0], shape[0], height, width)
     some = max(1, AT_ONCE // max(1, x[:1].numel()))
-    for images, found in zip(x.split(some), y.split(some), strict=True):
+    for images, found in zip(torch.split(x, some), torch.split(y, some), strict=True):
         laid, across = _planes(images, shape, stride, padding)
         whole = found if across == width else x.new_empty(len(images), shape[0], height, across)
         # The last row of an output ends with its last pixel: nothing behind the planes is read.

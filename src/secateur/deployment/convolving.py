@@ -68,6 +68,7 @@ class Stretch:
 
     @classmethod
     def of(cls, model: nn.Module, layer: nn.Conv2d, behind: Behind) -> Stretch:
+        """With the modules that stand behind the names."""
         norm = model.get_submodule(behind.norm) if behind.norm else None
         assert norm is None or isinstance(norm, nn.BatchNorm2d)
         return cls(layer, norm, behind)
@@ -78,6 +79,7 @@ class Stretch:
         return nn.Sequential(self.layer, *([] if self.norm is None else [self.norm]), *relu)
 
     def packed(self) -> SparseConv2d:
+        """The same in one layer."""
         return SparseConv2d.of(self.layer, norm=self.norm, names=(self.behind.norm, self.behind.relu))
 
     def words(self) -> str:
@@ -129,7 +131,9 @@ def _ratio(stretch: Stretch, shape: torch.Size, contest: Contest) -> float:
 def _measure(stretch: Stretch, shape: torch.Size, contest: Contest) -> float:
     """Time over that of the better one of PyTorch's two layouts of images, with all that the packed form does."""
     x, last, dense = torch.randn(shape), torch.channels_last, stretch.dense()
-    other = copy.deepcopy(dense).to(memory_format=last)
+    other = copy.deepcopy(dense)
+    for weight in other.parameters():
+        weight.data = weight.data.to(memory_format=last if weight.dim() == 4 else torch.preserve_format)
     calls: dict[str, Callable[[], object]] = {
         "dense": partial(dense, x), "last": partial(other, x.to(memory_format=last)),
         "packed": partial(stretch.packed(), x),

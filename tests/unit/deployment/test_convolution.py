@@ -15,9 +15,9 @@ from secateur.deployment import convolution, convolving, native, planner
 from secateur.deployment.contest import Contest
 from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.convolving import decide_convolutions
-from secateur.deployment.packed import densify
 from secateur.deployment.following import Behind
 from secateur.deployment.lookup import Table
+from secateur.deployment.packed import densify
 from secateur.errors import InputError, UnsupportedError
 from secateur.types import Latency
 

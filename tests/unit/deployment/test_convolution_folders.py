@@ -1,4 +1,4 @@
-"""Packed convolutions on the disk: the same model again, bit for bit; what is damaged or of another model is refused."""
+"""Packed convolutions on the disk: the same model again, bit for bit; damage and other models are refused."""
 
 from __future__ import annotations
 
