@@ -21,12 +21,13 @@ from secateur.deployment.linear import LinearRecord
 from secateur.deployment.packed import (
     PackedLayer,
     PackedRecord,
+    in_places,
+    install,
     joined,
     packed_layers,
     place_of,
     require_absorbed,
 )
-from secateur.deployment.planner import in_places, install
 from secateur.errors import FileRefusedError, PlanMismatchError, RecipeError
 from secateur.files import canonical_json, load_json, load_tensors, publish_dir, save_tensors
 from secateur.files.manifest import MANIFEST, read_manifest, require_files

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.deployment.convolution import folded
+from secateur.deployment.packed import install
 from secateur.deployment.reaching import Places, is_hooked, places_of
 from secateur.errors import SecateurError
 from secateur.model.call import call
@@ -52,7 +53,7 @@ def behind(model: nn.Module, names: Collection[str], examples: Sequence[Example]
         names: of the convolutions.
         examples: what forwards take.
 
-    Cost: one capture on all examples, and one forward pass on the first.
+    Cost: one capture on all examples, and two forward passes on the first.
     """
     if not names:
         return {}
@@ -64,7 +65,11 @@ def behind(model: nn.Module, names: Collection[str], examples: Sequence[Example]
     graph = _Graph(trace, modules, places)
     chains = {name: graph.behind(name) for name in names}
     kept = _kept(model, {each for name, one in chains.items() for each in (name, one.norm) if each}, examples[0])
-    return {name: graph.without(name, one, kept) for name, one in chains.items()}
+    found = {name: graph.without(name, one, kept) for name, one in chains.items()}
+    problem = _missed(model, [each for one in found.values() for each in (one.norm, one.relu) if each], examples[0])
+    if problem:
+        return {name: Behind(stays=problem if one.norm else one.stays) for name, one in found.items()}
+    return found
 
 
 class _Graph:
@@ -206,6 +211,19 @@ def _kept(model: nn.Module, names: Collection[str], example: Example) -> set[str
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _missed(model: nn.Module, names: Collection[str], example: Example) -> str:
+    """Whether the forward asks modules for more than outputs (a dtype, a width), in words: identities have none."""
+    originals = install(model, {name: nn.Identity() for name in names})
+    try:
+        with evaluating(model, example=example):
+            call(model, example)
+    except Exception as error:
+        return f"the forward fails with identities in the places of norms and ReLUs ({type(error).__name__}: {error})"
+    finally:
+        install(model, originals)
+    return ""
 
 
 def _watcher(name: str, seen: list[tuple[str, weakref.ref[Tensor]]]) -> Callable[..., None]:

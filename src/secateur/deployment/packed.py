@@ -145,6 +145,28 @@ def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedLayer)}
 
 
+def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Put modules into their places.
+
+    Returns:
+        what stood there.
+    """
+    before = {}
+    for name, layer in layers.items():
+        parent, _, last = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        before[name] = getattr(holder, last)
+        # In the mode of the place, so that an eval model does not get a layer that trains.
+        setattr(holder, last, layer.train(before[name].training))
+    return before
+
+
+def in_places(layers: Mapping[str, PackedLayer]) -> dict[str, nn.Module]:
+    """Packed layers, and identities in the places of modules whose work they do: what `install` takes."""
+    gone: dict[str, nn.Module] = {name: nn.Identity() for layer in layers.values() for name in layer.absorbed()}
+    return {**layers, **gone}
+
+
 def require_absorbed(model: nn.Module) -> None:
     """Refuse a part of a model whose packed layers do the work of modules that stand elsewhere.
 

@@ -17,7 +17,7 @@ from secateur.deployment.decisions import Deployment, LayerDecision
 from secateur.deployment.decoding import step_of
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment.lookup import Table, default_path
-from secateur.deployment.packed import PackedLayer
+from secateur.deployment.packed import in_places, install
 from secateur.deployment.reaching import is_hooked, places_of, shapes_reaching
 from secateur.errors import RecipeError
 from secateur.measure import latency
@@ -266,28 +266,6 @@ def _swapped(model: nn.Module, packed: Mapping[str, nn.Module]) -> Iterator[None
         yield
     finally:
         install(model, originals)
-
-
-def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Put modules into their places.
-
-    Returns:
-        what stood there.
-    """
-    before = {}
-    for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        holder = model.get_submodule(parent)
-        before[name] = getattr(holder, last)
-        # In the mode of the place, so that an eval model does not get a layer that trains.
-        setattr(holder, last, layer.train(before[name].training))
-    return before
-
-
-def in_places(layers: Mapping[str, PackedLayer]) -> dict[str, nn.Module]:
-    """Packed layers, and identities in the places of modules whose work they do: what `install` takes."""
-    gone: dict[str, nn.Module] = {name: nn.Identity() for layer in layers.values() for name in layer.absorbed()}
-    return {**layers, **gone}
 
 
 def size_of(model: nn.Module) -> int:

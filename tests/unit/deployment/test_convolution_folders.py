@@ -16,8 +16,7 @@ import secateur as sc
 from secateur.deployment import densify
 from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.folders import PROFILES, Profile
-from secateur.deployment.packed import packed_layers
-from secateur.deployment.planner import in_places, install
+from secateur.deployment.packed import in_places, install, packed_layers
 from secateur.errors import FileRefusedError, InputError, PlanMismatchError, UnsupportedError
 from secateur.files import canonical_json
 

@@ -98,6 +98,11 @@ class Penalised(Part):
         return self.norm(self.conv(x)) + self.norm.weight.abs().sum()
 
 
+class AsksDtype(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.to(self.norm.weight.dtype)))
+
+
 class ByFunction(Part):
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
@@ -215,6 +220,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[str, str], str]] = {
     "listed": (Listed, NOTHING, "kept by the forward"),
     "kept behind the norm": (KeptBehindNorm, NORM, ""),
     "penalised": (Penalised, NOTHING, "its tensors"),
+    "asks for a dtype": (AsksDtype, NOTHING, "fails with identities"),
     "by function": (ByFunction, NOTHING, ""),
     "norm twice": (NormTwice, NOTHING, "more than once"),
     "convolution twice": (ConvTwice, NOTHING, ""),
