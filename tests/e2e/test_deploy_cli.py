@@ -106,7 +106,7 @@ def test_convolutions_are_deployed_where_that_is_asked_for(
     space: dict = {}
     exec(CONVOLUTIONS, space)
     build = space["build"]
-    recipe = {"target": {"sparsity": 0.8}, "granularity": "element", "measure": {"latency": False}}
+    recipe = {"target": {"sparsity": 0.8}, "granularity": "element", "scope": "local", "measure": {"latency": False}}
     sc.prune(*build(), recipe=recipe).save(work / "cut")
     monkeypatch.setattr(convolving, "_measure", lambda *_: 0.5)
     one, other = Latency(1.0, 1.0, 1.0, 9), Latency(0.5, 0.5, 0.5, 9, ratio=(0.5, 0.5, 0.5))
@@ -118,7 +118,7 @@ def test_convolutions_are_deployed_where_that_is_asked_for(
     done = cli(*argv, "--out", "fast", "--convolutions")
     assert done.code == 0, done.err
     packed = [each for each in json.loads(done.out)["layers"] if each["format"] == "planes"]
-    assert packed
+    assert packed, done.out
     again, cut = sc.load_deployed("fast", lambda: build()[0]).eval(), sc.load("cut", lambda: build()[0]).eval()
     found = {name for name, module in again.named_modules() if isinstance(module, SparseConv2d)}
     assert found == {each["name"] for each in packed}

@@ -67,7 +67,7 @@ def deploy(
     jobs.require_free(out, force=force)
     work = jobs.resolve(model, data)
     example = work.needed_example()
-    network = jobs.pruned(folder, work)
+    network = jobs.pruned(folder, work).eval()  # what is deployed is for inference, however it was built
     with Stages() as stages:
         done = sc.deploy(
             network, example, weights=weights.value, batch_sizes=batch_size, convolutions=convolutions, table=table,
