@@ -177,6 +177,39 @@ class OtherWayBySize(Part):
         return self.norm(found) if x.shape[-1] < 50 else found
 
 
+class OtherWayUnseen(Part):
+    """Decides by what no run can be told otherwise: values that left torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.conv(x)
+        if x.numpy().mean() > 100:
+            return found
+        return self.norm(found)
+
+
+class OptionalPart(Part):
+    skip: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.norm(self.conv(x))
+        return found if self.skip is None else self.skip(found)
+
+
+class ReluUnseen(Part):
+    """The same between the norm, which stands in a block of its own, and the ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(self.conv, self.norm)
+        del self.conv, self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.block(x)
+        if x.numpy().mean() > 100:
+            return found
+        return self.act(found)
+
+
 class OtherWayInTraining(Part):
     def forward(self, x: Tensor) -> Tensor:
         found = self.norm(self.conv(x))
@@ -232,6 +265,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[str, str], str]] = {
     "convolution of two names": (ConvTwoNames, NOTHING, ""),
     "other way": (OtherWay, NOTHING, ""),
     "other way by size": (OtherWayBySize, NOTHING, ""),
+    "other way unseen": (OtherWayUnseen, NOTHING, "another way"),
+    "optional part": (OptionalPart, NOTHING, "another way"),
     "other way in training": (OtherWayInTraining, NORM, ""),
     "read in training": (ReadInTraining, NOTHING, "something else reads"),
     "training": (changed(lambda part: part.norm.train()), NOTHING, "training mode"),
@@ -316,6 +351,13 @@ def test_where_the_graph_is_not_known_norms_stay() -> None:
     [found] = behind(Nested().eval(), ["conv"], [torch.randn(1, 3, 6, 6)]).values()
     assert found.norm == ""
     assert "not known" in found.stays
+
+
+@needs_kernels
+def test_a_relu_stays_where_the_code_around_it_could_go_another_way() -> None:
+    model = ReluUnseen().eval()
+    [found] = behind(model, ["block.0"], [torch.randn(2, 3, 6, 6)]).values()
+    assert found == Behind("block.1")
 
 
 def test_deep_names_and_several_examples() -> None:
