@@ -45,8 +45,6 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 RUNTIME, ARCHIVE = PROFILES
 PACKED_WEIGHT = "weight"  # what a packed layer's dense weight is called in an archive
 LAYERS, SCHEMA = "deployed.json", 1
-
-
 _RECORDS: TypeAdapter[dict[str, ConvolutionRecord | LinearRecord]] = TypeAdapter(
     dict[str, ConvolutionRecord | LinearRecord]
 )

@@ -137,7 +137,7 @@ class _Graph:
 
     def _relu_goes(self, name: str, relu: str) -> bool:
         module, steps = self.modules[relu], self.first.at[relu]
-        fits = len(steps) == 1 and steps[0].func in _RELUS and not is_hooked(module) and not self._elsewhere(module)
+        fits = all(each.func in _RELUS for each in steps) and not is_hooked(module) and not self._elsewhere(module)
         return fits and all(run.pair(name, relu) for run in self.runs) and not self._other_ways(name, relu)
 
     def _in_place(self, relu: str) -> bool:

@@ -187,6 +187,15 @@ class OtherWayUnseen(Part):
         return self.norm(found)
 
 
+class ReadByNumpy(Part):
+    largest = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.conv(x)
+        self.largest = float(found.numpy().max())
+        return self.norm(found)
+
+
 class OptionalPart(Part):
     skip: nn.Module | None = None
 
@@ -266,6 +275,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[str, str], str]] = {
     "other way": (OtherWay, NOTHING, ""),
     "other way by size": (OtherWayBySize, NOTHING, ""),
     "other way unseen": (OtherWayUnseen, NOTHING, "another way"),
+    "read by NumPy": (ReadByNumpy, NOTHING, "values are read"),
     "optional part": (OptionalPart, NOTHING, "another way"),
     "other way in training": (OtherWayInTraining, NORM, ""),
     "read in training": (ReadInTraining, NOTHING, "something else reads"),
