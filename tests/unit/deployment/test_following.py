@@ -275,7 +275,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[str, str], str]] = {
     "other way": (OtherWay, NOTHING, ""),
     "other way by size": (OtherWayBySize, NOTHING, ""),
     "other way unseen": (OtherWayUnseen, NOTHING, "another way"),
-    "read by NumPy": (ReadByNumpy, NOTHING, "values are read"),
+    "read by NumPy": (ReadByNumpy, NOTHING, ""),
     "optional part": (OptionalPart, NOTHING, "another way"),
     "other way in training": (OtherWayInTraining, NORM, ""),
     "read in training": (ReadInTraining, NOTHING, "something else reads"),
