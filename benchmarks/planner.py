@@ -129,6 +129,7 @@ def onnx(model: nn.Module, x: Tensor, threads: int) -> Callable[[], object]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or its threads take others' time
     with tempfile.TemporaryDirectory() as folder:
         torch.onnx.export(model, (x,), f"{folder}/model.onnx", dynamo=True, verbose=False)
         session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])

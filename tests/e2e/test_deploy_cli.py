@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from e2e_tools import Cli
+from torch import nn
 
 import secateur as sc
-from secateur.deployment import SparseLinear, native, planner
+from secateur.deployment import SparseConv2d, SparseLinear, convolving, native, planner
 from secateur.deployment.contest import Contest
 from secateur.types import Latency
 
@@ -82,3 +83,45 @@ def test_an_estimate_says_what_deploying_would_bring(
     assert found["size_bytes"][1] < found["size_bytes"][0]
     assert abs(found["layers"][0]["zeros"] - 0.5) < 0.3
     assert (torch.int8 in dtypes) == (weights == "int8")
+
+
+CONVOLUTIONS = """
+import torch
+from torch import nn
+
+
+def build():
+    parts = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(8 * 36, 3)), torch.zeros(2, 1, 8, 8)
+"""
+
+
+@pytest.mark.parametrize("profile", ["runtime", "archive"])
+def test_convolutions_are_deployed_where_that_is_asked_for(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    if native.why_not():
+        pytest.skip(native.why_not())
+    Path("convolutions.py").write_text(CONVOLUTIONS)
+    space: dict = {}
+    exec(CONVOLUTIONS, space)
+    build = space["build"]
+    recipe = {"target": {"sparsity": 0.8}, "granularity": "element", "scope": "local", "measure": {"latency": False}}
+    sc.prune(*build(), recipe=recipe).save(work / "cut")
+    monkeypatch.setattr(convolving, "_measure", lambda *_: 0.5)
+    one, other = Latency(1.0, 1.0, 1.0, 9), Latency(0.5, 0.5, 0.5, 9, ratio=(0.5, 0.5, 0.5))
+    monkeypatch.setattr(planner, "latency", lambda *_, **__: {"dense": one, "deployed": other})
+    argv = ("deploy", "cut", "--model", "py:convolutions:build", "--no-table", "--json", "--profile", profile)
+    left = cli(*argv, "--out", "left")
+    assert left.code == 0, left.err
+    assert not any(each["name"] in ("0", "3") for each in json.loads(left.out)["layers"])
+    done = cli(*argv, "--out", "fast", "--convolutions")
+    assert done.code == 0, done.err
+    packed = [each for each in json.loads(done.out)["layers"] if each["format"] == "planes"]
+    assert packed, done.out
+    again, cut = sc.load_deployed("fast", lambda: build()[0]).eval(), sc.load("cut", lambda: build()[0]).eval()
+    found = {name for name, module in again.named_modules() if isinstance(module, SparseConv2d)}
+    assert found == {each["name"] for each in packed}
+    assert [type(again[at]) is nn.Identity for at in (1, 4)] == [name in found for name in ("0", "3")]
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.allclose(again(x), cut(x), atol=1e-5)

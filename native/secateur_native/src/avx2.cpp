@@ -83,6 +83,10 @@ struct F16 {
 };
 
 static inline F16 fma(F16 x, F16 y, F16 sum) { return {_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)}; }
+// Of two numbers of which one is NaN the second is taken: NaN stays NaN.
+static inline F16 not_negative(F16 x) {
+  return {_mm256_max_ps(_mm256_setzero_ps(), x.a), _mm256_max_ps(_mm256_setzero_ps(), x.b)};
+}
 static inline F16 operator+(F16 x, F16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 static inline I16 operator+(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 static inline float total(F16 x) {

@@ -48,6 +48,8 @@ struct F16 {
 };
 
 static inline F16 fma(F16 a, F16 b, F16 sum) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
+// Of two numbers of which one is NaN the second is taken: NaN stays NaN.
+static inline F16 not_negative(F16 a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
 static inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline float total(F16 a) { return _mm512_reduce_add_ps(a.v); }

@@ -146,7 +146,7 @@ void unpack_panel(const Job& job, int64_t panel, float* to) {
 }  // namespace
 
 // Changes whenever the arguments or the layouts do.
-EXPORT int secateur_version() { return 2; }
+EXPORT int secateur_version() { return 3; }
 
 // The best instruction set that this processor and its operating system know.
 EXPORT int secateur_best_isa() {
@@ -210,8 +210,8 @@ EXPORT void secateur_unpack(int format, int dtype, const void* const* parts, int
 EXPORT void secateur_convolution(int isa, const float* values, const int32_t* columns, const int64_t* starts,
                                  const int64_t* table, const float* bias, const float* x, float* y, int64_t images,
                                  int64_t x_image, int64_t outputs, int64_t y_image, int64_t y_output, int64_t pixels,
-                                 int threads) {
-  const Planes job{values, columns, starts, table, bias, x, y, images, x_image, outputs, y_image, y_output, pixels};
+                                 int relu, int threads) {
+  const Planes job{values, columns, starts, table, bias, x, y, images, x_image, outputs, y_image, y_output, pixels, relu};
   const RunPlanes run = planes_of(isa);
   // Overlapping vectors belong to one block only if no other thread has it: a last block of a few pixels joins the one
   // before it through the same outputs, which one thread works off.

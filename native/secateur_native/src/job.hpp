@@ -45,6 +45,7 @@ struct Planes {
   const float* x;
   float* y;
   int64_t images, x_image, outputs, y_image, y_output, pixels;
+  int relu;  // whether negative sums become 0
 };
 
 using Run = void (*)(const Job&, int64_t first, int64_t last, float* scratch);

@@ -228,6 +228,8 @@ static void planes(const Planes& job, const float* x, float* y, int64_t output, 
     for (int v = 0; v + 1 < V; ++v) sums[v] = fma(weight, F16::load(in + 16 * v), sums[v]);
     sums[V - 1] = fma(weight, F16::load(in + last), sums[V - 1]);
   }
+  if (job.relu)
+    for (auto& sum : sums) sum = not_negative(sum);
   for (int v = 0; v + 1 < V; ++v) sums[v].store(y + 16 * v);
   sums[V - 1].store(y + last);
 }
@@ -237,7 +239,7 @@ static void few_pixels(const Planes& job, const float* x, float* y, int64_t outp
     float sum = job.bias ? job.bias[output] : 0.0f;
     for (int64_t i = job.starts[output]; i < job.starts[output + 1]; ++i)
       sum += job.values[i] * x[job.table[job.columns[i]] + pixel];
-    y[pixel] = sum;
+    y[pixel] = job.relu && sum < 0 ? 0 : sum;
   }
 }
 

@@ -55,6 +55,11 @@ static inline F16 fma(const F16& a, const F16& b, F16 sum) {
   for (int i = 0; i < 16; ++i) sum.v[i] += a.v[i] * b.v[i];
   return sum;
 }
+// NaN stays NaN.
+static inline F16 not_negative(F16 a) {
+  for (auto& each : a.v) each = each < 0 ? 0 : each;
+  return a;
+}
 static inline F16 operator+(F16 a, const F16& b) {
   for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
   return a;

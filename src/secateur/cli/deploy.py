@@ -46,6 +46,9 @@ def deploy(
         Profile,
         typer.Option("--profile", help="runtime: mapped as it runs; archive: the smallest file, decoded by loading."),
     ] = Profile.runtime,
+    convolutions: Annotated[
+        bool, typer.Option("--convolutions", help="Try convolutions too; a norm behind one may be folded into it.")
+    ] = False,
     table: Annotated[
         bool, typer.Option("--table/--no-table", help="Keep measurements in your cache folder for the next time.")
     ] = True,
@@ -55,7 +58,7 @@ def deploy(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Measure each linear layer of DIR in each format, swap in what is faster, and write what loads again."""
+    """Measure each layer of DIR in each format, swap in what is faster, and write what loads again."""
     import secateur as sc
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
@@ -64,10 +67,11 @@ def deploy(
     jobs.require_free(out, force=force)
     work = jobs.resolve(model, data)
     example = work.needed_example()
-    network = jobs.pruned(folder, work)
+    network = jobs.pruned(folder, work).eval()  # what is deployed is for inference, however it was built
     with Stages() as stages:
         done = sc.deploy(
-            network, example, weights=weights.value, batch_sizes=batch_size, table=table, progress=stages
+            network, example, weights=weights.value, batch_sizes=batch_size, convolutions=convolutions, table=table,
+            progress=stages,
         )  # fmt: skip
     if not dry_run:
         sc.save_deployed(done, out, profile=profile.value, force=force)

@@ -125,7 +125,7 @@ def _counted(network: nn.Module, example: Example, judged: Yardstick, timed: Lat
     import copy
 
     from secateur.deployment import densify
-    from secateur.deployment.folders import packed_layers
+    from secateur.deployment.packed import packed_layers
     from secateur.measure import size_bytes, snapshot
 
     # Packed weights are no parameters, and their product is one operator that no count knows.

@@ -5,7 +5,8 @@ from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.decisions import Deployment, LayerDecision
 from secateur.deployment.exports import EXPORTERS, Exported, OnnxExport, export, export_onnx
 from secateur.deployment.folders import load_deployed, save_deployed
-from secateur.deployment.linear import SparseLinear, densify
+from secateur.deployment.linear import SparseLinear
+from secateur.deployment.packed import densify
 from secateur.deployment.planner import deploy
 
 __all__ = [

@@ -6,20 +6,29 @@ coded (`archive.py`), and loading packs them anew. Both give the same model, bit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import Literal, get_args
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from secateur.deployment.archive import load_archive, save_archive
-from secateur.deployment.convolution import SparseConv2d
+from secateur.deployment.convolution import ConvolutionRecord
 from secateur.deployment.decisions import Deployment
-from secateur.deployment.formats import format_of
-from secateur.deployment.linear import SparseLinear
-from secateur.deployment.planner import install
-from secateur.errors import FileRefusedError, InputError, PlanMismatchError, RecipeError, UnsupportedError
+from secateur.deployment.linear import LinearRecord
+from secateur.deployment.packed import (
+    PackedLayer,
+    PackedRecord,
+    in_places,
+    install,
+    joined,
+    packed_layers,
+    place_of,
+    require_absorbed,
+)
+from secateur.errors import FileRefusedError, PlanMismatchError, RecipeError
 from secateur.files import canonical_json, load_json, load_tensors, publish_dir, save_tensors
 from secateur.files.manifest import MANIFEST, read_manifest, require_files
 from secateur.files.mapped import map_file
@@ -36,19 +45,9 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 RUNTIME, ARCHIVE = PROFILES
 PACKED_WEIGHT = "weight"  # what a packed layer's dense weight is called in an archive
 LAYERS, SCHEMA = "deployed.json", 1
-
-
-class PackedRecord(TypedDict):
-    """What deployed.json says of a packed layer."""
-
-    format: str
-    rows: int
-    columns: int
-    scale: bool
-    bias: bool
-
-
-_FIELDS = set(PackedRecord.__annotations__)
+_RECORDS: TypeAdapter[dict[str, ConvolutionRecord | LinearRecord]] = TypeAdapter(
+    dict[str, ConvolutionRecord | LinearRecord]
+)
 
 
 def save_deployed(
@@ -73,7 +72,8 @@ def save_deployed(
         force: replace an output folder that is there.
 
     Raises:
-        UnsupportedError: the model has packed convolutions.
+        UnsupportedError: the model is a part of one that was deployed, and lacks places of modules that its packed
+            layers have taken in.
         FileRefusedError: the folder exists, or is no output folder of secateur.
         ResourceError: the disk is full; nothing is left behind.
         RecipeError: an unknown profile.
@@ -85,15 +85,9 @@ def save_deployed(
         model, plan = deployment, plan or origin_of(deployment)
     else:
         model, plan = deployment.model, plan or deployment.plan
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, SparseConv2d)]
-    if convolutions:
-        raise UnsupportedError(
-            "packed convolutions are not written yet",
-            why=f"{convolutions[0]!a} is one",
-            hint="deploy without convolutions=True, or make the model dense by secateur.deployment.densify",
-        )
+    require_absorbed(model)
     layers = packed_layers(model)
-    listed = {name: _record(layer) for name, layer in layers.items()}
+    listed = {name: layer.record().model_dump() for name, layer in layers.items()}
     texts = {LAYERS: canonical_json({"schema": SCHEMA, "profile": profile, "layers": listed})}
     if plan is not None:
         texts[PLAN] = to_json(plan)
@@ -110,30 +104,14 @@ def save_deployed(
     return Path(path)
 
 
-def packed_layers(model: nn.Module) -> dict[str, SparseLinear]:
-    """The packed layers of a model by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-
-
-def _dense(tensors: dict[str, Tensor], layers: dict[str, SparseLinear]) -> dict[str, Tensor]:
-    """Packed parts back as matrices: offsets and padding say nothing that the matrix does not, and code badly."""
+def _dense(tensors: dict[str, Tensor], layers: dict[str, PackedLayer]) -> dict[str, Tensor]:
+    """Packed parts back as one tensor: offsets and padding say nothing that the weight does not, and code badly."""
     found = dict(tensors)
     for name, layer in layers.items():
-        layout = format_of(layer.format)
-        parts = [found.pop(_at(name, part)) for part in layout.parts]
-        found[_at(name, PACKED_WEIGHT)] = layout.unpack(parts, layer.out_features, layer.in_features)
+        for part in layer.record().parts:
+            del found[joined(name, part)]
+        found[joined(name, PACKED_WEIGHT)] = layer.unpacked
     return found
-
-
-def _at(name: str, part: str) -> str:
-    return f"{name}.{part}" if name else part
-
-
-def _record(layer: SparseLinear) -> PackedRecord:
-    return {
-        "format": layer.format, "rows": layer.out_features, "columns": layer.in_features,
-        "scale": layer.scale is not None, "bias": layer.bias is not None,
-    }  # fmt: skip
 
 
 def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], *, mapped: bool = True) -> nn.Module:
@@ -181,7 +159,9 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], 
     tensors = read(WEIGHTS, within=folder, sha256=hashes[WEIGHTS], max_bytes=room)
     if profile == ARCHIVE:
         tensors = _packed(tensors, records)
-    install(fresh, {name: _layer(fresh, name, record, tensors) for name, record in records.items()})
+    layers = {name: _layer(fresh, name, record, tensors) for name, record in records.items()}
+    _require_once(layers)
+    install(fresh, in_places(layers))
     fill(fresh, tensors)
     if plan is not None:
         # Last, as a model is known by its parameters: saved again, the folder is for the first architecture as well.
@@ -190,18 +170,17 @@ def load_deployed(path: str | Path, model: nn.Module | Callable[[], nn.Module], 
     return fresh
 
 
-def _packed(tensors: dict[str, Tensor], records: dict[str, PackedRecord]) -> dict[str, Tensor]:
-    """Matrices of an archive in the formats that its layers run in."""
+def _packed(tensors: dict[str, Tensor], records: Mapping[str, PackedRecord]) -> dict[str, Tensor]:
+    """Weights of an archive in the formats that its layers run in."""
     found = dict(tensors)
     for name, record in records.items():
-        weight = found.pop(_at(name, PACKED_WEIGHT), None)
+        weight = found.pop(joined(name, PACKED_WEIGHT), None)
         if weight is not None:
-            layout = format_of(record["format"])
-            found |= {_at(name, part): made for part, made in zip(layout.parts, layout.pack(weight), strict=True)}
+            found |= {joined(name, part): made for part, made in record.pack(weight).items()}
     return found
 
 
-def _records(said: object, origin: Path) -> tuple[str, dict[str, PackedRecord]]:
+def _records(said: object, origin: Path) -> tuple[str, Mapping[str, PackedRecord]]:
     """The profile, and what stands of every packed layer."""
     layers = said.get("layers") if isinstance(said, dict) and said.get("schema") == SCHEMA else None
     if not isinstance(said, dict) or not isinstance(layers, dict):
@@ -209,42 +188,24 @@ def _records(said: object, origin: Path) -> tuple[str, dict[str, PackedRecord]]:
     profile = said.get("profile", RUNTIME)
     if profile not in PROFILES:
         raise FileRefusedError(f"{origin} is refused: the profile {str(profile)[:80]!a} is not known")
-    for name, record in layers.items():
-        _require_record(name, record, origin)
-    return profile, layers
-
-
-def _require_record(name: str, record: object, origin: Path) -> None:
-    if not isinstance(record, dict) or set(record) != _FIELDS:
-        raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} does not have {sorted(_FIELDS)}")
-    numbers, flags = [record["rows"], record["columns"]], [record["scale"], record["bias"]]
-    if not all(type(each) is int for each in numbers) or not all(type(each) is bool for each in flags):
-        raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has values of other types")
-    if not isinstance(record["format"], str):
-        raise FileRefusedError(f"{origin} is refused: the layer {name[:80]!a} has no name of a format")
-
-
-def _layer(model: nn.Module, name: str, record: PackedRecord, tensors: dict[str, Tensor]) -> SparseLinear:
     try:
-        place = model.get_submodule(name)
-    except AttributeError as error:
-        raise PlanMismatchError(
-            f"The model has no layer {name!a}.", hint="Pass the architecture it was made from."
-        ) from error
-    shape = (record["rows"], record["columns"])
-    if type(place) is not nn.Linear or (place.out_features, place.in_features) != shape:
-        raise PlanMismatchError(f"The layer {name!a} is no linear layer of {shape[0]} x {shape[1]}.")
-    if (place.bias is not None) != record["bias"]:
-        raise PlanMismatchError(f"The layer {name!a} has {'no' if record['bias'] else 'a'} bias in the model.")
-    optional = [word for word in ("scale", "bias") if record[word]]
-    wanted = [_at(name, part) for part in (*format_of(record["format"]).parts, *optional)]
-    missing = [each for each in wanted if each not in tensors]
-    if missing:
-        raise InputError(
-            f"the file has no tensor {missing[0]!a}", why=f"the layer {name!a} is packed as {record['format']}"
-        )
-    parts = [tensors[_at(name, part)] for part in format_of(record["format"]).parts]
-    scale, bias = (tensors.get(_at(name, word)) if record[word] else None for word in ("scale", "bias"))
-    layer = SparseLinear(record["format"], *shape, parts, scale, bias)
-    layer.check()
-    return layer
+        return profile, _RECORDS.validate_python(layers)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(each)[:80] for each in first["loc"])
+        raise FileRefusedError(f"{origin} is refused: a layer is not said as it must be ({where})") from error
+
+
+def _layer(model: nn.Module, name: str, record: PackedRecord, tensors: dict[str, Tensor]) -> PackedLayer:
+    if place_of(model, name) is None:
+        raise PlanMismatchError(f"The model has no layer {name!a}.", hint="Pass the architecture it was made from.")
+    record.require(model, name)
+    return record.layer(name, tensors)
+
+
+def _require_once(layers: Mapping[str, PackedLayer]) -> None:
+    """Refuse a list of which two layers do the work of one module."""
+    taken = [name for layer in layers.values() for name in layer.absorbed()]
+    for name in taken:
+        if taken.count(name) > 1 or name in layers:
+            raise PlanMismatchError(f"The module {name!a} is taken in by two layers.")

@@ -2,24 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from secateur.deployment.convolution import SparseConv2d
 from secateur.deployment.formats import format_of
 from secateur.deployment.operators import packed_linear, unpacked
-from secateur.errors import InputError, RecipeError
+from secateur.deployment.packed import PackedLayer, PackedRecord
+from secateur.errors import InputError, PlanMismatchError, RecipeError
 
 MOST = 127  # the largest whole number of eight bits with a sign that has its negative
 
 
-class SparseLinear(nn.Module):
+class LinearRecord(PackedRecord):
+    """What a file says of a packed linear layer.
+
+    Args:
+        rows: outputs.
+        columns: inputs.
+        scale: whether its weights are whole numbers with a factor per row.
+        bias: whether it has one.
+    """
+
+    rows: int
+    columns: int
+    scale: bool
+    bias: bool
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of the format."""
+        return format_of(self.format).parts
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Scale and bias, where there are some."""
+        return tuple(word for word in ("scale", "bias") if getattr(self, word))
+
+    def require(self, model: nn.Module, name: str) -> None:
+        """Refuse a place without a linear layer of this shape."""
+        place = model.get_submodule(name)
+        if type(place) is not nn.Linear or (place.out_features, place.in_features) != (self.rows, self.columns):
+            raise PlanMismatchError(f"The layer {name!a} is no linear layer of {self.rows} x {self.columns}.")
+        if (place.bias is not None) != self.bias:
+            raise PlanMismatchError(f"The layer {name!a} has {'no' if self.bias else 'a'} bias in the model.")
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        """In the format that the layer runs in."""
+        layout = format_of(self.format)
+        return dict(zip(layout.parts, layout.pack(weight), strict=True))
+
+    def build(self, tensors: Mapping[str, Tensor]) -> SparseLinear:
+        """The layer."""
+        parts = [tensors[part] for part in self.parts]
+        return SparseLinear(self.format, self.rows, self.columns, parts, tensors.get("scale"), tensors.get("bias"))
+
+
+class SparseLinear(PackedLayer):
     """``y = x W^T + bias`` with W in one of the formats. Made by `SparseLinear.of`, not trained.
 
     What is stored are ordinary buffers, named as the format names its parts, with ``scale`` and ``bias`` where there
-    are some. So `state_dict`, `copy.deepcopy`, safetensors, `torch.compile` and `torch.export` treat it as any other.
+    are some.
 
     Args:
         format: name of the format.
@@ -55,7 +99,6 @@ class SparseLinear(nn.Module):
             self.register_buffer(name, part)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self.register_load_state_dict_post_hook(_check_loaded)  # type: ignore[no-untyped-call]
 
     @classmethod
     def of(cls, layer: nn.Linear, format: str, dtype: torch.dtype | None = None) -> SparseLinear:
@@ -95,6 +138,18 @@ class SparseLinear(nn.Module):
         """The matrix, unpacked anew each time: for code that looks at it."""
         return unpacked(self.parts, self.scale, self.format, self.out_features, self.in_features)
 
+    @property
+    def unpacked(self) -> Tensor:
+        """The matrix without its scale."""
+        return format_of(self.format).unpack(self.parts, self.out_features, self.in_features)
+
+    def record(self) -> LinearRecord:
+        """What a file says of it."""
+        return LinearRecord(
+            format=self.format, rows=self.out_features, columns=self.in_features, scale=self.scale is not None,
+            bias=self.bias is not None,
+        )  # fmt: skip
+
     def forward(self, x: Tensor) -> Tensor:
         """The product; sums are of float32, the output has the dtype of x."""
         own = self._buffers
@@ -121,20 +176,11 @@ class SparseLinear(nn.Module):
             if found is not None and found.shape != (self.out_features,):
                 raise InputError(f"the {name} has the shape {tuple(found.shape)}, not ({self.out_features},)")
 
-    def size_bytes(self) -> int:
-        """Bytes of everything that is stored."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
-
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}, format={self.format}, " + (
             f"dtype={str(self.parts[0].dtype).removeprefix('torch.')}"
         )
-
-
-def _check_loaded(module: nn.Module, keys: object) -> None:
-    assert isinstance(module, SparseLinear)
-    module.check()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,16 +193,3 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = weight.float().abs().amax(1) / MOST if weight.shape[1] else weight.new_ones(len(weight)).float()
     scale = torch.where(scale > 0, scale, 1.0)
     return (weight.float() / scale.unsqueeze(1)).round().clamp(-MOST, MOST).to(torch.int8), scale
-
-
-def densify(model: nn.Module) -> nn.Module:
-    """Make every packed layer of a model an ordinary one again, in place.
-
-    Returns:
-        the model.
-    """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, SparseLinear | SparseConv2d):
-                setattr(parent, name, child.densify())
-    return model.densify() if isinstance(model, SparseLinear | SparseConv2d) else model

@@ -24,7 +24,7 @@ from secateur.deployment.formats import Format
 from secateur.errors import RecipeError, ResourceError
 from secateur.registry import suggestion
 
-VERSION = 2  # of the arguments and the layouts; a library of another one is not called
+VERSION = 3  # of the arguments and the layouts; a library of another one is not called
 LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi2")
 WITHOUT = "torch"
 VARIABLE = "SECATEUR_ISA"
@@ -126,6 +126,8 @@ def convolution(
     bias: Tensor | None,
     pixels: int,
     y: Tensor,
+    *,
+    relu: bool = False,
 ) -> None:
     """Sums over shifted planes: ``y[n, o, p] = bias[o] + sum of values[i] * x[n, table[columns[i]] + p]``.
 
@@ -138,12 +140,13 @@ def convolution(
         bias: per output, or None.
         pixels: of an output plane, and at most as many as lie behind every start.
         y: (images, outputs, ...) to fill; each output has room for the pixels.
+        relu: negative outputs become 0; NaN stays NaN.
     """
     compiled = library()
     assert compiled is not None, "isa() was not asked"
     numbers = [ctypes.c_int64(each) for each in (len(x), x.stride(0), y.shape[1], y.stride(0), y.stride(1), pixels)]
     tensors = [_pointer(each) for each in (values, columns, starts, table, bias, x, y)]
-    compiled.secateur_convolution(LEVELS.index(isa()), *tensors, *numbers, torch.get_num_threads())
+    compiled.secateur_convolution(LEVELS.index(isa()), *tensors, *numbers, int(relu), torch.get_num_threads())
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

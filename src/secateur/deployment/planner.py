@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from secateur.deployment import native
 from secateur.deployment.contest import TOO_LARGE, Contender, Contest, clock, contenders, zero_share
-from secateur.deployment.convolving import decide_convolutions
+from secateur.deployment.convolving import Decided, decide_convolutions
 from secateur.deployment.decisions import Deployment, LayerDecision
 from secateur.deployment.decoding import step_of
 from secateur.deployment.linear import SparseLinear
 from secateur.deployment.lookup import Table, default_path
-from secateur.deployment.reaching import shapes_reaching
+from secateur.deployment.packed import in_places, install
+from secateur.deployment.reaching import is_hooked, places_of, shapes_reaching
 from secateur.errors import RecipeError
 from secateur.measure import latency
 from secateur.model.call import call, outputs
@@ -67,8 +68,9 @@ def deploy(
         table: where measurements are kept for the next time; True = the user's cache folder, False = nowhere.
         untie: a layer whose weight an embedding looks rows up in may get a packed copy, which then takes at most half
             of the bytes besides; False = such layers stay.
-        convolutions: try `secateur.deployment.SparseConv2d` in the place of convolutions too. Such a model runs and is
-            copied, and is not written by `save_deployed` yet.
+        convolutions: try `secateur.deployment.SparseConv2d` in the place of convolutions too. A norm that directly and
+            solely follows one goes into its numbers, rounded once, and a ReLU behind it is computed with it; where
+            that cannot be known of the model they stay.
         inplace: change the model itself.
         progress: told (stage, number, of how many).
 
@@ -96,7 +98,7 @@ def deploy(
     planner = _Planner(contest, weights, formats, margin, inputs, _ties(model, untie))
     # Of exactly this class: a subclass may have a forward of its own, which a packed layer would not repeat.
     layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
-    decided: list[tuple[LayerDecision, nn.Module | None]] = [
+    decided: list[Decided] = [
         planner.decide(name, layer, progress, at, len(layers)) for at, (name, layer) in enumerate(layers)
     ]
     if convolutions:
@@ -165,7 +167,7 @@ class _Planner:
             return "it is not on the CPU"
         if layer.weight.dtype not in (torch.float32, torch.bfloat16):
             return f"no kernel takes {str(layer.weight.dtype).removeprefix('torch.')}"
-        if layer._forward_hooks or layer._forward_pre_hooks:
+        if is_hooked(layer):
             return "hooks are registered on it"
         return ""
 
@@ -200,15 +202,9 @@ def _ties(model: nn.Module, untie: bool) -> dict[str, bool]:
 
     A table that only looks rows up goes on as it is when the layer has a copy of its own.
     """
-    seen: dict[int, list[tuple[str, nn.Module]]] = {}
-    # With duplicates: a module that stands in two places would be swapped in one of them only.
-    for name, module in model.named_modules(remove_duplicate=False):
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                seen.setdefault(id(parameter), []).append((name, module))
     return {
         name: untie and all(isinstance(each, nn.Embedding) for other, each in places if other != name)
-        for places in seen.values()
+        for places in places_of(model).values()
         if len(places) > 1
         for name, _ in places
     }
@@ -218,16 +214,17 @@ def _swap(
     model: nn.Module,
     example: Example,
     examples: Mapping[int, Example],
-    decided: Sequence[tuple[LayerDecision, nn.Module | None]],
+    decided: Sequence[Decided],
     *,
     inplace: bool,
 ) -> Deployment:
     decisions = tuple(decision for decision, _ in decided)
-    packed = {decision.name: layer for decision, layer in decided if layer is not None}
+    layers = {decision.name: layer for decision, layer in decided if layer is not None}
     before = size_of(model)
     own = model if inplace else copy.deepcopy(model)
-    if not packed:
+    if not layers:
         return Deployment(own, decisions, {}, (before, before), 0.0, native.isa(), "nothing was faster than it is")
+    packed = in_places(layers)
     with _swapped(model, packed):
         after, found = size_of(model), _outputs(model, example)
     times = _race(model, packed, examples)
@@ -269,22 +266,6 @@ def _swapped(model: nn.Module, packed: Mapping[str, nn.Module]) -> Iterator[None
         yield
     finally:
         install(model, originals)
-
-
-def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Put modules into their places.
-
-    Returns:
-        what stood there.
-    """
-    before = {}
-    for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        holder = model.get_submodule(parent)
-        before[name] = getattr(holder, last)
-        # In the mode of the place, so that an eval model does not get a layer that trains.
-        setattr(holder, last, layer.train(before[name].training))
-    return before
 
 
 def size_of(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What reaches the layers of a model: the shapes of their inputs."""
+"""What reaches the layers of a model, and what stands where in it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,28 @@ def shapes_reaching(
         for handle in handles:
             handle.remove()
     return found
+
+
+Places = dict[int, list[tuple[str, nn.Module]]]
+
+
+def places_of(model: nn.Module) -> Places:
+    """By id: in which modules a parameter or buffer is, and under which names a module stands.
+
+    A module that stands in two places would be exchanged in one of them only, and a tensor that two modules have is
+    theirs together.
+    """
+    found: Places = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for each in (module, *module._parameters.values(), *module._buffers.values()):
+            if each is not None:
+                found.setdefault(id(each), []).append((name, module))
+    return found
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether code of others runs before or after the forward of a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _recorder(kept: list[torch.Size]) -> Callable[[nn.Module, tuple[object, ...]], None]:

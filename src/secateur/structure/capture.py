@@ -31,7 +31,7 @@ from secateur.model.state import State
 from secateur.structure import doors, rules, size_uses
 from secateur.structure.around import surroundings
 from secateur.structure.chosen import watch_choices
-from secateur.structure.conditions import Branch, unreached
+from secateur.structure.conditions import SEEN, Branch, unreached
 from secateur.structure.fronts import watch_fronts
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
@@ -184,8 +184,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
         if name not in tried and (branch.kind == "mode" or len(tried.keys() - {"mode"}) < MAX_BRANCHES):
             other = _taken(model, example, recorder, branch)
             trace.beside.append(other.trace)
-            up_to = f" up to its {other.failed}" if other.failed else ", too"
-            tried[name] = f"the other branch was seen{up_to}"
+            tried[name] = f"the other branch was seen up to its {other.failed}" if other.failed else SEEN
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     own = forwards(model)
     trace.conditions.extend(branch.condition for branch in (*switches(own), *surroundings(own)))

@@ -30,6 +30,7 @@ OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "g
 SEEN_ONLY = ("__repr__", "__str__", "__format__", "data_ptr", "storage", "untyped_storage", "_typed_storage")
 OF_INPUT = ("a dimension of the model's input", "a number that the example gives", "a number that the data hold")
 COMPARED = "compared with a size of the data, so that another input would decide otherwise than in the original"
+SEEN = "the other branch was seen, too"  # ends what is said of a branch that a run beside has gone to its end
 MOST_NAMES = 6  # of arguments or parameters that one sentence lists
 
 

@@ -38,7 +38,7 @@ FLAGS = {
     | {"--model", "--out", "--format", "--data", "--force", "--dry-run", "--weights", "--dtype", "--fixed-batch"},
     "deploy": COMMON
     | {"--model", "--out", "--data", "--weights", "--batch-size", "--table", "--no-table", "--threads"}
-    | {"--force", "--dry-run", "--profile"},
+    | {"--force", "--dry-run", "--profile", "--convolutions"},
     "advise": COMMON
     | {
         "--data",

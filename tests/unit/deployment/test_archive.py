@@ -23,6 +23,7 @@ import secateur as sc
 from secateur.deployment import SparseLinear, archive, folders, load_archive, planes, save_archive
 from secateur.deployment.formats import FORMATS
 from secateur.deployment.formats.base import same_bits
+from secateur.deployment.packed import packed_layers
 from secateur.errors import FileRefusedError, InputError, RecipeError
 from secateur.files import canonical_json, load_metadata, load_tensors, save_tensors, stable_hash
 from secateur.files.mapped import map_file
@@ -287,7 +288,7 @@ def test_both_profiles_give_the_same_model_back(format: str, dtype: torch.dtype 
         assert found.keys() == wanted.keys()
         assert all(same_bits(found[name], wanted[name]) for name in wanted)
         assert again.head.weight is again.table.weight or again.head.weight.data_ptr() == again.table.weight.data_ptr()
-        assert {name: layer.format for name, layer in folders.packed_layers(again).items()} == dict.fromkeys(
+        assert {name: layer.format for name, layer in packed_layers(again).items()} == dict.fromkeys(
             ("inner.0", "inner.1", "inner.2"), format
         )
 

@@ -13,7 +13,7 @@ from secateur.deployment import native
 from secateur.deployment.contest import Contest
 from secateur.deployment.decoding import step_of, writes
 from secateur.deployment.linear import SparseLinear
-from secateur.deployment.planner import install
+from secateur.deployment.packed import install
 
 transformers = pytest.importorskip("transformers")
 

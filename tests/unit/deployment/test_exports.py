@@ -18,7 +18,7 @@ from secateur.deployment import EXPORTERS, SparseLinear, export
 from secateur.deployment.exports import gguf as gguf_files
 from secateur.deployment.exports.base import publish
 from secateur.deployment.exports.checks import compare
-from secateur.deployment.folders import packed_layers
+from secateur.deployment.packed import packed_layers
 from secateur.errors import CertificateError, FileRefusedError, InputError, RecipeError, UnsupportedError
 from secateur.files import load_tensors
 

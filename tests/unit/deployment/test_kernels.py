@@ -217,7 +217,8 @@ for kernel, stride, padding, image in ((1, 1, 0, 5), (3, 1, 1, 7), (3, 2, 1, 40)
     dense.weight.data.masked_fill_(torch.rand_like(dense.weight) < 0.6, 0)
     for level in native.LEVELS:
         os.environ[native.VARIABLE] = level
-        SparseConv2d(dense)(torch.randn(2, 3, image, image))
+        for relu in ("", "relu"):
+            SparseConv2d.of(dense, names=("", relu))(torch.randn(2, 3, image, image))
 print("clean")
 """
 

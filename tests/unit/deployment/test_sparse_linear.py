@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from secateur.deployment import native
 from secateur.deployment.formats import FORMATS, format_of
 from secateur.deployment.formats.base import same_bits
-from secateur.deployment.linear import SparseLinear, densify
+from secateur.deployment.linear import SparseLinear
+from secateur.deployment.packed import densify
 from secateur.errors import InputError
 from secateur.files import load_tensors, save_tensors
 

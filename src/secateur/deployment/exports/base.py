@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from secateur.deployment.linear import SparseLinear, densify
+from secateur.deployment.packed import densify, packed_layers
 from secateur.errors import FileRefusedError, InputError
 from secateur.registry import Registry
 from secateur.types import Example
@@ -114,7 +114,7 @@ def export(
         raise FileRefusedError(f"{target} exists already", hint="choose another name, or force=True")
     if target.exists() and target.is_dir() != (exporter.writes == "folder"):
         raise FileRefusedError(f"{target} is not replaced", why=f"{format} writes a {exporter.writes}")
-    if not exporter.packed and any(isinstance(module, SparseLinear) for module in model.modules()):
+    if not exporter.packed and packed_layers(model):
         model = densify(copy.deepcopy(model))
     return exporter.write(model, target, example, force=force)
 

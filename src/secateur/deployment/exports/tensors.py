@@ -11,8 +11,9 @@ from torch import nn
 from secateur.deployment.contest import zero_share
 from secateur.deployment.exports.base import EXPORTERS, Exported, Exporter, size_of_files
 from secateur.deployment.folders import ARCHIVE, save_deployed
-from secateur.deployment.linear import SparseLinear, densify
-from secateur.deployment.planner import install, size_of
+from secateur.deployment.linear import SparseLinear
+from secateur.deployment.packed import densify, install
+from secateur.deployment.planner import size_of
 from secateur.files import save_tensors
 from secateur.loading import WEIGHTS
 from secateur.planning.history import origin_of
