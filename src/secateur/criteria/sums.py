@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +93,7 @@ class Sums:
             dims = tuple(d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1)
             flats.append(self._along(span, dims))
             units.append(index.flatten())
-            times.append(float(np.prod([value.shape[d] for d in dims])))
+            times.append(float(math.prod(value.shape[d] for d in dims)))
         flat, unit = torch.cat(flats), torch.cat(units)
         here = unit >= 0  # an element that belongs to no unit has a number below
         if not bool(here.all()):

@@ -28,6 +28,10 @@ UNDECLARED = frozenset(
     for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm")
 )
 STATISTICS = ("running_mean", "running_var")
+# From the class below `Tensor`, whose own methods tell who opens a memory while a model is captured
+# (`secateur.model.written`): nobody is to be told that this package looks.
+storage_of = torch._C.TensorBase.untyped_storage
+address_of = torch._C.TensorBase.data_ptr
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # The parts of layouts that have more than one memory.
 _PARTS: dict[torch.layout, tuple[Callable[[Tensor], Tensor], ...]] = {
@@ -53,6 +57,7 @@ class Contents:
         self.copy: Tensor | None = None
         self.parts = [Contents(part, copied=copied) for part in parts_of(self.memory)]
         self.bytes = -1 if self.parts else _bytes(self.memory)
+        self.place = _place(self.memory) if self.bytes >= 0 and tensor.layout == torch.strided else None
         if copied:
             self.keep()
 
@@ -71,32 +76,30 @@ class Contents:
                 old.copy is not None and (old.copy.shape != new.shape or not _same_bits(new, old.copy))
                 for old, new in zip(self.parts, now, strict=True)
             )
-        with torch.no_grad():
-            return self.copy is not None and not _same_bits(_without_repeats(self.tensor.detach()), self.copy)
+        return self.copy is not None and not _same_bits(_without_repeats(self.tensor.detach()), self.copy)
 
     def put_back(self) -> None:
         """Give the tensor its memory and the memory its values."""
-        with torch.no_grad():
-            if self.parts:
-                for part in self.parts:
-                    part.put_back()
-                self.tensor.data = self.memory  # an operator may have given it other parts
-                return
-            if self.bytes >= 0 and self.tensor.layout == torch.strided and _place(self.tensor) != _place(self.memory):
-                self.tensor.data = self.memory
-            if self.bytes >= 0 and _bytes(self.memory) != self.bytes:
-                self._shrink()
-            if self.copy is None:
-                return
-            now = _without_repeats(self.memory)
-            # Compared by value: batch norm writes its statistics without counting up their version. Written only
-            # where something differs: a tensor in memory that may not be written is left alone.
-            if not _same_bits(now, self.copy):
-                now.copy_(self.copy)
+        if self.parts:
+            for part in self.parts:
+                part.put_back()
+            self.tensor.data = self.memory  # an operator may have given it other parts
+            return
+        if self.place is not None and self.tensor.layout == torch.strided and _place(self.tensor) != self.place:
+            self.tensor.data = self.memory
+        if self.bytes >= 0 and _bytes(self.memory) != self.bytes:
+            self._shrink()
+        if self.copy is None:
+            return
+        now = _without_repeats(self.memory)
+        # Compared by value: batch norm writes its statistics without counting up their version. Written only where
+        # something differs: a tensor in memory that may not be written is left alone.
+        if not _same_bits(now, self.copy):
+            now.copy_(self.copy)
 
     def _shrink(self) -> None:
         """Give memory that a run has enlarged its size again; what NumPy has seen since keeps it, and is replaced."""
-        storage = self.memory.untyped_storage()
+        storage = storage_of(self.memory)
         if storage.resizable():
             storage.resize_(self.bytes)
             return
@@ -104,6 +107,7 @@ class Contents:
         kept = every.clone()
         place = self.memory.storage_offset(), self.memory.shape, self.memory.stride()
         self.memory = self.memory.new_empty(0).set_(kept.untyped_storage(), *place)
+        self.place = _place(self.memory)
         self.tensor.data = self.memory
 
 
@@ -183,7 +187,7 @@ def parts_of(tensor: Tensor) -> list[Tensor]:
 def memory_of(tensor: Tensor) -> int:
     """A number for the memory that a tensor lies in: views of one tensor share it."""
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return int(storage_of(tensor)._cdata)
     except (RuntimeError, NotImplementedError):  # layouts without one storage
         return id(tensor)
 
@@ -191,7 +195,7 @@ def memory_of(tensor: Tensor) -> int:
 def _bytes(tensor: Tensor) -> int:
     """Size of the memory that a tensor lies in; -1 where it has none of its own."""
     try:
-        return int(tensor.untyped_storage().nbytes())
+        return int(storage_of(tensor).nbytes())
     except (RuntimeError, NotImplementedError):
         return -1
 
@@ -213,7 +217,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     """First byte and end of what a tensor covers of its memory."""
     first = tensor.storage_offset()
     if tensor.numel() == 0:  # may be made larger in place
-        return 0, int(tensor.untyped_storage().nbytes()) + 1
+        return 0, int(storage_of(tensor).nbytes()) + 1
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int(first * tensor.element_size()), int((last + 1) * tensor.element_size())
 

@@ -13,6 +13,7 @@ import torch
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), Path(__file__).parent.parent
 _NETWORKS = str(_HERE / "sources")  # bundled networks are models like a user's
+_STRUCTURE = str(_HERE / "structure") + "/"
 _CALL = str(_HERE / "model" / "call.py")  # runs the model: what stands above it has only called secateur
 _CAPTURE = str(_HERE / "structure" / "capture.py")  # runs the model's own operators
 _OURS = (_TORCH, str(_HERE), "<")
@@ -34,7 +35,7 @@ def is_users(path: str) -> bool:
 
 def is_engines(path: str, parts: Iterable[str]) -> bool:
     """Whether a file of code is one of these parts of `structure/`."""
-    return any(path.startswith(str(_HERE / "structure" / part)) for part in parts)
+    return path.startswith(tuple(_STRUCTURE + part for part in parts))
 
 
 def is_torchs(path: str) -> bool:

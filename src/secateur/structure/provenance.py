@@ -149,11 +149,13 @@ def tracked_attributes(
             if kind in CONTAINERS:
                 contents.append((value, value.copy() if value else ()))
             if kind is int:
-                values[Attribute(path, name)] = value
-                store[name] = TrackedInt(value, Attribute(path, name), watch)
+                attribute = Attribute(path, name)
+                values[attribute] = value
+                store[name] = TrackedInt(value, attribute, watch)
             elif kind in (tuple, list) and value and all(type(v) is int for v in value):
-                values.update({Attribute(path, name, i): v for i, v in enumerate(value)})
-                items = (TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
+                parts = {Attribute(path, name, i): v for i, v in enumerate(value)}
+                values.update(parts)
+                items = [TrackedInt(v, part, watch) for part, v in parts.items()]
                 store[name] = WatchedList(items) if kind is list else WatchedTuple(items)
             elif kind in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
                 store[name] = WatchedList(value) if kind is list else WatchedTuple(value)
@@ -163,11 +165,9 @@ def tracked_attributes(
         yield
     finally:
         for store, before in saved:
-            for name in [name for name in store if name not in before]:
+            for name in store.keys() - before.keys():
                 del store[name]
-            for name, value in before.items():
-                if store.get(name) is not value:
-                    store[name] = value
+            store.update(before)
         for container, content in contents:  # caches that a forward fills would outlive the cut
             if (container or content) and not _same(container, content):
                 _refill(container, content)
