@@ -22,7 +22,7 @@ OPENINGS = (
     "numpy", "__array__", "__dlpack__", "to_dlpack", "_to_dlpack", "data_ptr", "storage", "untyped_storage",
     "_typed_storage",
 )  # fmt: skip
-# These write their running statistics in training mode, and their signatures do not say so.
+# These write their running statistics where their `training` is true, and their signatures do not say so.
 UNDECLARED = frozenset(
     getattr(torch.ops.aten, name).default
     for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm")
@@ -32,6 +32,7 @@ STATISTICS = ("running_mean", "running_var")
 # (`secateur.model.written`): nobody is to be told that this package looks.
 storage_of = torch._C.TensorBase.untyped_storage
 address_of = torch._C.TensorBase.data_ptr
+Argument = tuple[int, str]  # of an operator: its place and its name
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # The parts of layouts that have more than one memory.
 _PARTS: dict[torch.layout, tuple[Callable[[Tensor], Tensor], ...]] = {
@@ -162,21 +163,26 @@ class Saved:
 
 def written(func: OpOverload[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> Iterable[Tensor]:
     """The tensors that a call of an operator is going to write to."""
-    names = _written_names(func)
-    if not names:
+    names, only_if = _written_names(func)
+    if not names or (only_if is not None and not _given(only_if, args, kwargs)):
         return ()
-    return [
-        tensor for place, name in names for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name))
-    ]
+    return [tensor for argument in names for tensor in tensors_in(_given(argument, args, kwargs))]
+
+
+def _given(argument: Argument, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+    place, name = argument
+    return args[place] if place < len(args) else kwargs.get(name)
 
 
 # Asked at every call; operators are few and live as long as the process.
 @cache
-def _written_names(func: OpOverload[..., object]) -> tuple[tuple[int, str], ...]:
-    given = enumerate(func._schema.arguments)
+def _written_names(func: OpOverload[..., object]) -> tuple[tuple[Argument, ...], Argument | None]:
+    """What a call writes to, and the flag without which it does not; None where it always does."""
+    given = tuple(enumerate(func._schema.arguments))
     if func in UNDECLARED:
-        return tuple((place, a.name) for place, a in given if a.name in STATISTICS)
-    return tuple((place, a.name) for place, a in given if a.alias_info is not None and a.alias_info.is_write)
+        places = {a.name: (place, a.name) for place, a in given}
+        return tuple(places[name] for name in STATISTICS), places["training"]
+    return tuple((place, a.name) for place, a in given if a.alias_info is not None and a.alias_info.is_write), None
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
