@@ -95,6 +95,8 @@ class Sums:
             units.append(index.flatten())
             times.append(float(math.prod(value.shape[d] for d in dims)))
         flat, unit = torch.cat(flats), torch.cat(units)
+        # Looked at before units are picked: an element that belongs to no unit must not be NaN either.
+        self.finite = self.finite and bool(torch.isfinite(flat).all())
         here = unit >= 0  # an element that belongs to no unit has a number below
         if not bool(here.all()):
             flat, unit = flat[here], unit[here]
@@ -118,8 +120,6 @@ class Sums:
             return self._known[key]
         value = self._values[span.tensor].detach()
         flat = _along(value, list(dims), self._how, squared=self._squared).cpu().to(torch.float64).flatten()
-        # Looked at before units are picked: an element that belongs to no unit must not be NaN either.
-        self.finite = self.finite and bool(torch.isfinite(flat).all())
         if span.role != "self":  # a weight that is itself the unit stands in one group only: keeping it is of no use
             self._known[key] = flat
         return flat

@@ -281,8 +281,12 @@ FAULTS = {
     "only the tensor itself is noticed": (memory, "memory_of", id, ("rows", "add", "buffer", "inspect")),
     "openings are not noticed": (memory, "_overlap", lambda a, b: False, ("itself", "numpy", "example", "inspect")),
     "openings are not watched": (written, "_METHODS", (), ("itself", "numpy", "weight", "macs")),
-    "nothing is said to be written": (memory, "_written_names", lambda func: ((), None),
-                                      ("rows", "fill", "weight", "score")),
+    "nothing is said to be written": (
+        memory,
+        "_written_names",
+        lambda func: ((), None),
+        ("rows", "fill", "weight", "score"),
+    ),
 }
 
 
