@@ -100,9 +100,9 @@ class Recorder:
         self.space: Space = self.trace.space
         # Where the run is, and the modules that it goes through.
         self.here = Here()
-        self.modules = dict(model.named_modules()) if after is None else after.modules
+        self.modules: dict[str, nn.Module] = dict(model.named_modules()) if after is None else after.modules
         # Which tensor is which: the model's own by name, all by number.
-        self.own = OwnTensors(model, self.trace.aliases) if after is None else after.own
+        self.own: OwnTensors = OwnTensors(model, self.trace.aliases) if after is None else after.own
         self.numbers = TensorNumbers()
         self.named: dict[str, int] = {}  # `trace.names` the other way round
         # What rules found out about tensors, by number: moved parameters are still parameters, and results of argmax
