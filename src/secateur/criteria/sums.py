@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,8 +93,10 @@ class Sums:
             dims = tuple(d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1)
             flats.append(self._along(span, dims))
             units.append(index.flatten())
-            times.append(float(np.prod([value.shape[d] for d in dims])))
+            times.append(float(math.prod(value.shape[d] for d in dims)))
         flat, unit = torch.cat(flats), torch.cat(units)
+        # Looked at before units are picked: an element that belongs to no unit must not be NaN either.
+        self.finite = self.finite and bool(torch.isfinite(flat).all())
         here = unit >= 0  # an element that belongs to no unit has a number below
         if not bool(here.all()):
             flat, unit = flat[here], unit[here]
@@ -119,8 +120,6 @@ class Sums:
             return self._known[key]
         value = self._values[span.tensor].detach()
         flat = _along(value, list(dims), self._how, squared=self._squared).cpu().to(torch.float64).flatten()
-        # Looked at before units are picked: an element that belongs to no unit must not be NaN either.
-        self.finite = self.finite and bool(torch.isfinite(flat).all())
         if span.role != "self":  # a weight that is itself the unit stands in one group only: keeping it is of no use
             self._known[key] = flat
         return flat

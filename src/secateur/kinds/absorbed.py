@@ -107,7 +107,9 @@ class Absorbed(TorchFunctionMode):
         super().__init__()
         self.seen: dict[Spot, dict[Taken, None]] = {}
         self.sliced: set[str] = set()  # lines that slice tensors: what those bounds do is seen there
-        self._often: dict[tuple[CodeType, int], int] = {}
+        self._often: dict[tuple[int, int], int] = {}
+        # By id, as asked at every call and every line: a piece of code is hashed anew each time, all of it.
+        self._known: dict[int, tuple[CodeType, tuple[Names, Lines] | None]] = {}
         self._silent: set[ast.expr] = set()  # of tensors, or what only running it would tell: so it will be again
 
     @contextmanager
@@ -160,13 +162,18 @@ class Absorbed(TorchFunctionMode):
     # -- lines of the user's code --------------------------------------------------------------------------------
 
     def _enter(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
-        return None if _lines(frame.f_code) is None else self._follow
+        return None if self._lines_of(frame.f_code) is None else self._follow
+
+    def _lines_of(self, code: CodeType) -> tuple[Names, Lines] | None:
+        if id(code) not in self._known:
+            self._known[id(code)] = code, _lines(code)
+        return self._known[id(code)][1]
 
     def _follow(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
-        known = _lines(frame.f_code) if event == "line" else None
+        known = self._lines_of(frame.f_code) if event == "line" else None
         nodes = known[1].get(frame.f_lineno) if known is not None else None
         if nodes and known is not None:
-            place = frame.f_code, frame.f_lineno
+            place = id(frame.f_code), frame.f_lineno
             self._often[place] = self._often.get(place, 0) + 1
             if self._often[place] <= OFTEN:
                 self._work_out(Evaluator(known[0], frame), nodes)

@@ -41,6 +41,7 @@ PREPARE_AFTER = (
 )
 PLAIN = frozenset([bool, int, float, str, type(None)])  # values that no copy can fail at
 SERIES = frozenset([tuple, list, set, dict, OrderedDict])  # nor at these, where such values are all that is in them
+USUAL = PLAIN | SERIES  # no tensors, which are slow to ask about
 COPIED_BY = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__", "__getnewargs__",
              "__getnewargs_ex__", "__getattribute__")  # fmt: skip
 PRUNE_FIRST = "prune the float model first, then quantise the result"
@@ -361,10 +362,11 @@ def _shared(model: nn.Module) -> dict[int, object]:
     has a dozen tables for hooks) takes longer than all else that is asked at the door.
     """
     modules = list(model.modules())
-    held = (value for module in modules for value in vars(module).values() if isinstance(value, Tensor))
+    every = (v for m in modules for v in (*vars(m).values(), *m._parameters.values(), *m._buffers.values()))
+    held = (value for value in every if type(value) not in USUAL and isinstance(value, Tensor))
     usual = {kind for kind in {type(module) for module in modules} if _is_copied_as_usual(kind)}
     plain = (module for module in modules if type(module) in usual and _is_plain(module))
-    return {id(value): value for value in (*model.parameters(), *model.buffers(), *held, *plain)}
+    return {id(value): value for value in (*held, *plain)}
 
 
 def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
@@ -377,12 +379,12 @@ def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module holds no hooks, and nothing but tensors, plain values and modules that are looked at too."""
     values = (value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules"))
-    return all(type(v) in PLAIN or isinstance(v, Tensor) or (type(v) in SERIES and _is_plain_series(v)) for v in values)
+    return all(type(v) in PLAIN or (type(v) in SERIES and _is_plain_series(v)) or isinstance(v, Tensor) for v in values)
 
 
 def _is_plain_series(values: Iterable[object]) -> bool:
     items = (*values, *values.values()) if isinstance(values, dict) else values
-    return all(type(item) in PLAIN for item in items)
+    return PLAIN.issuperset(map(type, items))
 
 
 def _culprits(model: nn.Module) -> Iterator[tuple[str, object]]:

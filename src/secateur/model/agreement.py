@@ -109,7 +109,7 @@ def _compare(i: int, expected: Tensor, found: Tensor, nan: str, hint: str) -> tu
     return float(difference.max()), float(finite.abs().max()) if finite.numel() else 0.0
 
 
-PART = 2**17  # elements that are compared at once
+PART = 2**19  # elements that are compared at once
 
 
 def require_slices(name: str, wanted: Tensor, found: Tensor | None) -> None:

@@ -85,6 +85,8 @@ class Containers:
 
 
 def _entries(mapping: dict[K, V]) -> dict[K, V]:
+    if type(mapping) is dict:
+        return mapping.copy()
     # An ordered mapping keeps its order beside the entries, where the methods of dict do not see it.
     return dict(OrderedDict.items(mapping) if isinstance(mapping, OrderedDict) else dict.items(mapping))
 

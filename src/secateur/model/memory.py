@@ -22,12 +22,17 @@ OPENINGS = (
     "numpy", "__array__", "__dlpack__", "to_dlpack", "_to_dlpack", "data_ptr", "storage", "untyped_storage",
     "_typed_storage",
 )  # fmt: skip
-# These write their running statistics in training mode, and their signatures do not say so.
+# These write their running statistics where their `training` is true, and their signatures do not say so.
 UNDECLARED = frozenset(
     getattr(torch.ops.aten, name).default
     for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm")
 )
 STATISTICS = ("running_mean", "running_var")
+# From the class below `Tensor`, whose own methods tell who opens a memory while a model is captured
+# (`secateur.model.written`): nobody is to be told that this package looks.
+storage_of = torch._C.TensorBase.untyped_storage
+address_of = torch._C.TensorBase.data_ptr
+Argument = tuple[int, str]  # of an operator: its place and its name
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # The parts of layouts that have more than one memory.
 _PARTS: dict[torch.layout, tuple[Callable[[Tensor], Tensor], ...]] = {
@@ -53,6 +58,7 @@ class Contents:
         self.copy: Tensor | None = None
         self.parts = [Contents(part, copied=copied) for part in parts_of(self.memory)]
         self.bytes = -1 if self.parts else _bytes(self.memory)
+        self.place = _place(self.memory) if self.bytes >= 0 and tensor.layout == torch.strided else None
         if copied:
             self.keep()
 
@@ -71,32 +77,30 @@ class Contents:
                 old.copy is not None and (old.copy.shape != new.shape or not _same_bits(new, old.copy))
                 for old, new in zip(self.parts, now, strict=True)
             )
-        with torch.no_grad():
-            return self.copy is not None and not _same_bits(_without_repeats(self.tensor.detach()), self.copy)
+        return self.copy is not None and not _same_bits(_without_repeats(self.tensor.detach()), self.copy)
 
     def put_back(self) -> None:
         """Give the tensor its memory and the memory its values."""
-        with torch.no_grad():
-            if self.parts:
-                for part in self.parts:
-                    part.put_back()
-                self.tensor.data = self.memory  # an operator may have given it other parts
-                return
-            if self.bytes >= 0 and self.tensor.layout == torch.strided and _place(self.tensor) != _place(self.memory):
-                self.tensor.data = self.memory
-            if self.bytes >= 0 and _bytes(self.memory) != self.bytes:
-                self._shrink()
-            if self.copy is None:
-                return
-            now = _without_repeats(self.memory)
-            # Compared by value: batch norm writes its statistics without counting up their version. Written only
-            # where something differs: a tensor in memory that may not be written is left alone.
-            if not _same_bits(now, self.copy):
-                now.copy_(self.copy)
+        if self.parts:
+            for part in self.parts:
+                part.put_back()
+            self.tensor.data = self.memory  # an operator may have given it other parts
+            return
+        if self.place is not None and self.tensor.layout == torch.strided and _place(self.tensor) != self.place:
+            self.tensor.data = self.memory
+        if self.bytes >= 0 and _bytes(self.memory) != self.bytes:
+            self._shrink()
+        if self.copy is None:
+            return
+        now = _without_repeats(self.memory)
+        # Compared by value: batch norm writes its statistics without counting up their version. Written only where
+        # something differs: a tensor in memory that may not be written is left alone.
+        if not _same_bits(now, self.copy):
+            now.copy_(self.copy)
 
     def _shrink(self) -> None:
         """Give memory that a run has enlarged its size again; what NumPy has seen since keeps it, and is replaced."""
-        storage = self.memory.untyped_storage()
+        storage = storage_of(self.memory)
         if storage.resizable():
             storage.resize_(self.bytes)
             return
@@ -104,6 +108,7 @@ class Contents:
         kept = every.clone()
         place = self.memory.storage_offset(), self.memory.shape, self.memory.stride()
         self.memory = self.memory.new_empty(0).set_(kept.untyped_storage(), *place)
+        self.place = _place(self.memory)
         self.tensor.data = self.memory
 
 
@@ -158,21 +163,26 @@ class Saved:
 
 def written(func: OpOverload[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> Iterable[Tensor]:
     """The tensors that a call of an operator is going to write to."""
-    names = _written_names(func)
-    if not names:
+    names, only_if = _written_names(func)
+    if not names or (only_if is not None and not _given(only_if, args, kwargs)):
         return ()
-    return [
-        tensor for place, name in names for tensor in tensors_in(args[place] if place < len(args) else kwargs.get(name))
-    ]
+    return [tensor for argument in names for tensor in tensors_in(_given(argument, args, kwargs))]
+
+
+def _given(argument: Argument, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+    place, name = argument
+    return args[place] if place < len(args) else kwargs.get(name)
 
 
 # Asked at every call; operators are few and live as long as the process.
 @cache
-def _written_names(func: OpOverload[..., object]) -> tuple[tuple[int, str], ...]:
-    given = enumerate(func._schema.arguments)
+def _written_names(func: OpOverload[..., object]) -> tuple[tuple[Argument, ...], Argument | None]:
+    """What a call writes to, and the flag without which it does not; None where it always does."""
+    given = tuple(enumerate(func._schema.arguments))
     if func in UNDECLARED:
-        return tuple((place, a.name) for place, a in given if a.name in STATISTICS)
-    return tuple((place, a.name) for place, a in given if a.alias_info is not None and a.alias_info.is_write)
+        places = {a.name: (place, a.name) for place, a in given}
+        return tuple(places[name] for name in STATISTICS), places["training"]
+    return tuple((place, a.name) for place, a in given if a.alias_info is not None and a.alias_info.is_write), None
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
@@ -183,7 +193,7 @@ def parts_of(tensor: Tensor) -> list[Tensor]:
 def memory_of(tensor: Tensor) -> int:
     """A number for the memory that a tensor lies in: views of one tensor share it."""
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return int(storage_of(tensor)._cdata)
     except (RuntimeError, NotImplementedError):  # layouts without one storage
         return id(tensor)
 
@@ -191,7 +201,7 @@ def memory_of(tensor: Tensor) -> int:
 def _bytes(tensor: Tensor) -> int:
     """Size of the memory that a tensor lies in; -1 where it has none of its own."""
     try:
-        return int(tensor.untyped_storage().nbytes())
+        return int(storage_of(tensor).nbytes())
     except (RuntimeError, NotImplementedError):
         return -1
 
@@ -213,7 +223,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     """First byte and end of what a tensor covers of its memory."""
     first = tensor.storage_offset()
     if tensor.numel() == 0:  # may be made larger in place
-        return 0, int(tensor.untyped_storage().nbytes()) + 1
+        return 0, int(storage_of(tensor).nbytes()) + 1
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int(first * tensor.element_size()), int((last + 1) * tensor.element_size())
 

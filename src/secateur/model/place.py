@@ -13,11 +13,12 @@ import torch
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), Path(__file__).parent.parent
 _NETWORKS = str(_HERE / "sources")  # bundled networks are models like a user's
+_STRUCTURE = str(_HERE / "structure") + "/"
 _CALL = str(_HERE / "model" / "call.py")  # runs the model: what stands above it has only called secateur
 _CAPTURE = str(_HERE / "structure" / "capture.py")  # runs the model's own operators
 _OURS = (_TORCH, str(_HERE), "<")
 _BETWEEN = (_TORCH, copy.__file__)  # what works for whoever called it: a copy of a tensor asks for its storage
-_KNOWN: dict[CodeType, bool] = {}  # while a model is captured, a few hundred functions are asked about per operation
+_KNOWN: dict[str, bool] = {}  # files: while a model is captured, a few hundred functions are asked about per operation
 
 
 @cache
@@ -34,7 +35,7 @@ def is_users(path: str) -> bool:
 
 def is_engines(path: str, parts: Iterable[str]) -> bool:
     """Whether a file of code is one of these parts of `structure/`."""
-    return any(path.startswith(str(_HERE / "structure" / part)) for part in parts)
+    return path.startswith(tuple(_STRUCTURE + part for part in parts))
 
 
 def is_torchs(path: str) -> bool:
@@ -63,10 +64,10 @@ def users_step() -> tuple[str, int]:
 
 def _users_frame(frame: FrameType | None) -> FrameType | None:
     while frame is not None and frame.f_code.co_filename != _CALL:
-        code = frame.f_code
-        known = _KNOWN.get(code)
+        path = frame.f_code.co_filename
+        known = _KNOWN.get(path)
         if known is None:
-            known = _KNOWN[code] = is_users(code.co_filename)
+            known = _KNOWN[path] = is_users(path)
         if known:
             return frame
         frame = frame.f_back

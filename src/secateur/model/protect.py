@@ -38,6 +38,8 @@ def protected(model: nn.Module, patterns: Collection[str]) -> dict[int, str]:
         True
     """
     require_patterns(patterns)
+    if not patterns:
+        return {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     found: dict[int, str] = {}
     for pattern in patterns:

@@ -10,6 +10,7 @@ import functools
 import random
 import sys
 import threading
+from argparse import Namespace
 from array import array
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ CONTAINERS = (dict, list, deque, set, tuple)
 ARRAYS = (np.ndarray, bytearray, array)
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 FUNCTIONS = (FunctionType, MethodType, partial, CellType, staticmethod, classmethod, property, cached_property)
-HOLDERS = (UserDict, UserList, SimpleNamespace)  # objects of Python that are made to hold what a user puts in
+# Objects of Python that are made to hold what a user puts in.
+HOLDERS = (UserDict, UserList, SimpleNamespace, Namespace)
 ANSWERS = type(functools.lru_cache(lambda: None))
 AMBIENT = (ANSWERS, ContextVar, threading.local)  # what outlives a call without standing in any object of the model
 NUMBERS = (int, float, complex, str, bytes, type(None))

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.model.call import require_input, tensors_in
 from secateur.model.containers import Containers, refill
@@ -110,11 +111,12 @@ class State:
         leaves = [t for t in (*self.parameters.values(), *self.tensors.values()) if t.is_leaf]
         self.flags = [_Flags.of(tensor) for tensor in leaves]
         kept = list(self._copied(weights))
-        self.values = [Contents(tensor, copied=copies) for tensor in kept]
         # Of weights that are not copied too: which memory they lie in, as a forward may give them other.
         rest = {id(tensor) for tensor in kept} if weights else set()
         own = filter(has_values, self.parameters.values())
-        self.values += [Contents(tensor, copied=False) for tensor in own if id(tensor) not in rest]
+        with _disable_current_modes():  # to look, and to copy, is no part of a run
+            self.values = [Contents(tensor, copied=copies) for tensor in kept]
+            self.values += [Contents(tensor, copied=False) for tensor in own if id(tensor) not in rest]
 
     def put_aside(self, *, iterators: bool = True) -> None:
         """Take the gradients off the tensors, and put twins in the place of iterators.

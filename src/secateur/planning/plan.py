@@ -132,7 +132,8 @@ class Plan(PlanData):
             # The certified copy goes before the model is cut: beside it stand its kept weights once, and not twice.
             result = model
             self.edit.apply(model, optimizer)
-        write_weights(result, weights)
+        if weights:
+            write_weights(result, weights)
         if masks:
             mask_model(result, masks, keep_originals=False)
         if follow is not None:

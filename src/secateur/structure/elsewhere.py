@@ -76,8 +76,9 @@ def unhooked(model: nn.Module) -> Iterator[Condition]:
 
     Functions that run when a gradient is there mostly hold something of its form. In place they stay.
     """
-    hooks = [name for name, p in model.named_parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]
-    held = [name for name, p in model.named_parameters() if any(True for _ in tensors_in(list(vars(p).values())))]
+    parameters = list(model.named_parameters())
+    hooks = [name for name, p in parameters if p._backward_hooks or p._post_accumulate_grad_hooks]
+    held = [name for name, p in parameters if any(True for _ in tensors_in(list(vars(p).values())))]
     for what, names in (("hooks on", hooks), ("tensors that are attributes of", held)):
         if names:
             yield Condition(f"{what} parameters are not in a copy that is cut: {listed(names)}; set them anew there")

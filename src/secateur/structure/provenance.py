@@ -50,11 +50,9 @@ __all__ = [
     "tracked_attributes",
     "write",
 ]
-CONTAINERS = (dict, OrderedDict, list, set)
-HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)  # a guard keeps them
 NUMBERS = (int, float, bool, str)
-FOLLOWED = frozenset([*CONTAINERS, tuple, int, bool])
-PLAIN = frozenset([*CONTAINERS, bool, int, float, str, tuple, type(None)])
+FOLLOWED = frozenset([list, tuple, int, bool])
+PLAIN = frozenset([dict, OrderedDict, list, set, bool, int, float, str, tuple, type(None)])
 
 
 def owners(model: nn.Module) -> Iterator[tuple[str, object]]:
@@ -125,7 +123,9 @@ def write(model: nn.Module, attribute: Attribute, value: int) -> None:
 def tracked_attributes(
     model: nn.Module, values: dict[Attribute, int], watch: Watcher, *, flags: bool = False
 ) -> Iterator[None]:
-    """Replace integer attributes by tracked ones and note their `values`; all is put back on exit.
+    """Replace integer attributes by tracked ones and note their `values`; the attributes are put back on exit.
+
+    What is in their containers a guard puts back, which stands around every run.
 
     Args:
         model: its modules and their configs get tracked integers.
@@ -134,7 +134,6 @@ def tracked_attributes(
         flags: also follow `training` of modules that are no classes of torch.
     """
     saved: list[tuple[dict[str, object], dict[str, object]]] = []
-    contents: list[tuple[object, object]] = []
     classes: dict[type, dict[str, int]] = {}
     for path, owner in owners(model):
         store = vars(owner)
@@ -144,16 +143,16 @@ def tracked_attributes(
             classes[type(owner)] = _of_class(owner)
         for name, value in {**classes[type(owner)], **before}.items():
             kind = type(value)
-            if kind not in FOLLOWED or name in HOOKS:  # most are
+            if kind not in FOLLOWED:  # most are not
                 continue
-            if kind in CONTAINERS:
-                contents.append((value, value.copy() if value else ()))
             if kind is int:
-                values[Attribute(path, name)] = value
-                store[name] = TrackedInt(value, Attribute(path, name), watch)
+                attribute = Attribute(path, name)
+                values[attribute] = value
+                store[name] = TrackedInt(value, attribute, watch)
             elif kind in (tuple, list) and value and all(type(v) is int for v in value):
-                values.update({Attribute(path, name, i): v for i, v in enumerate(value)})
-                items = (TrackedInt(v, Attribute(path, name, i), watch) for i, v in enumerate(value))
+                parts = {Attribute(path, name, i): v for i, v in enumerate(value)}
+                values.update(parts)
+                items = [TrackedInt(v, part, watch) for part, v in parts.items()]
                 store[name] = WatchedList(items) if kind is list else WatchedTuple(items)
             elif kind in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
                 store[name] = WatchedList(value) if kind is list else WatchedTuple(value)
@@ -163,32 +162,11 @@ def tracked_attributes(
         yield
     finally:
         for store, before in saved:
-            for name in [name for name in store if name not in before]:
+            for name in store.keys() - before.keys():
                 del store[name]
-            for name, value in before.items():
-                if store.get(name) is not value:
-                    store[name] = value
-        for container, content in contents:  # caches that a forward fills would outlive the cut
-            if (container or content) and not _same(container, content):
-                _refill(container, content)
+            store.update(before)
 
 
 def is_users(owner: object) -> bool:
     """Whether the code of a module is not torch's, which is known to keep its structure in both modes."""
     return isinstance(owner, nn.Module) and not type(owner).__module__.startswith("torch.")
-
-
-def _same(a: Any, b: Any) -> bool:
-    if len(a) != len(b):
-        return False
-    if isinstance(a, dict):
-        return all(key in b and b[key] is value for key, value in a.items())
-    return all(x is y for x, y in zip(a, b, strict=True))
-
-
-def _refill(container: Any, before: Any) -> None:
-    container.clear()
-    if isinstance(container, list):
-        container.extend(before)
-    else:
-        container.update(before)

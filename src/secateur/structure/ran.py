@@ -165,6 +165,7 @@ def _nothing() -> None:
     pass
 
 
+@cache
 def _is_capture(filename: str) -> bool:
     return is_engines(filename, ("capture.py",))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.call import inputs, outputs, tensors_in
-from secateur.model.memory import Saved
+from secateur.model.memory import Saved, address_of
 from secateur.model.state import State
 from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
@@ -100,9 +100,9 @@ class Recorder:
         self.space: Space = self.trace.space
         # Where the run is, and the modules that it goes through.
         self.here = Here()
-        self.modules = dict(model.named_modules())
+        self.modules: dict[str, nn.Module] = dict(model.named_modules()) if after is None else after.modules
         # Which tensor is which: the model's own by name, all by number.
-        self.own = OwnTensors(model, self.trace.aliases)
+        self.own: OwnTensors = OwnTensors(model, self.trace.aliases) if after is None else after.own
         self.numbers = TensorNumbers()
         self.named: dict[str, int] = {}  # `trace.names` the other way round
         # What rules found out about tensors, by number: moved parameters are still parameters, and results of argmax
@@ -268,4 +268,4 @@ def _alike(a: Sequence[Axes], b: Sequence[Axes]) -> bool:
 
 def _storage_key(tensor: Tensor) -> StorageKey:
     # Shape and strides too: two views of one storage are two tensors.
-    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
+    return address_of(tensor), tuple(tensor.shape), tuple(tensor.stride())

@@ -262,11 +262,31 @@ def test_only_what_is_written_to_is_copied():
     assert len(kept.before(whole)) == 9
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_norm_is_said_to_write_its_statistics_where_it_does(training, named):
+    statistics = [torch.zeros(3), torch.ones(3)]
+    given = (torch.randn(5, 3), None, None, *statistics, training, 0.1, 1e-5)
+    norm = torch.ops.aten.native_batch_norm.default
+    names = [argument.name for argument in norm._schema.arguments]
+    args, kwargs = (given[:3], dict(zip(names[3:], given[3:], strict=True))) if named else (given, {})
+    said = [id(tensor) for tensor in memory.written(norm, args, kwargs)]
+    before = [tensor.clone() for tensor in statistics]
+    norm(*args, **kwargs)
+    changed = [id(now) for now, old in zip(statistics, before, strict=True) if not torch.equal(now, old)]
+    assert said == changed
+
+
 FAULTS = {
     "only the tensor itself is noticed": (memory, "memory_of", id, ("rows", "add", "buffer", "inspect")),
     "openings are not noticed": (memory, "_overlap", lambda a, b: False, ("itself", "numpy", "example", "inspect")),
     "openings are not watched": (written, "_METHODS", (), ("itself", "numpy", "weight", "macs")),
-    "nothing is said to be written": (memory, "_written_names", lambda func: (), ("rows", "fill", "weight", "score")),
+    "nothing is said to be written": (
+        memory,
+        "_written_names",
+        lambda func: ((), None),
+        ("rows", "fill", "weight", "score"),
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import functools
 import random
 import sys
 import threading
+from argparse import Namespace
 from array import array
 from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 from contextvars import ContextVar
@@ -310,6 +311,8 @@ STATES = {
     "cache": attribute(lambda: None, lambda self, x: setattr(self, "kept", x.mean())),
     "object": attribute(Record, lambda self, x: (setattr(self.kept, "calls", self.kept.calls + 1),
                                                  self.kept.seen.append(1))),
+    "options": attribute(lambda: Namespace(calls=0, seen=[]), lambda self, x: (setattr(self.kept, "calls", 1),
+                                                                               self.kept.seen.append(1))),
     "slots": attribute(Slots, lambda self, x: (setattr(self.kept, "calls", 9), self.kept.deep["n"].append(1))),
     "generator of torch": attribute(torch.Generator, lambda self, x: torch.rand(2, generator=self.kept)),
     "generator of python": attribute(lambda: random.Random(1), call("random")),

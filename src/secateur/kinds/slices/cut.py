@@ -143,6 +143,7 @@ def check(tensors: Mapping[str, Tensor], cuts: Cuts) -> None:
     Raises:
         PlanMismatchError: names the tensor and what does not fit.
     """
+    highest: dict[int, int] = {}  # id of indices -> the largest: the same ones cut many tensors
     for name, dims in cuts.items():
         if name not in tensors:
             raise PlanMismatchError(
@@ -150,11 +151,13 @@ def check(tensors: Mapping[str, Tensor], cuts: Cuts) -> None:
                 hint="Load the plan onto the model that it was made for.",
             )
         for d, indices in dims.items():
-            shape = tuple(tensors[name].shape)
-            if not 0 <= d < len(shape) or (len(indices) and int(indices.max()) >= shape[d]):
+            if id(indices) not in highest:
+                highest[id(indices)] = int(indices.max()) if len(indices) else -1
+            most, shape = highest[id(indices)], tuple(tensors[name].shape)
+            if not 0 <= d < len(shape) or most >= shape[d]:
                 raise PlanMismatchError(
                     f"The plan does not fit {name!r} of shape {shape}.",
-                    why=f"dimension {d} is cut to indices up to {int(indices.max()) if len(indices) else '-'}",
+                    why=f"dimension {d} is cut to indices up to {most if len(indices) else '-'}",
                     hint="Load the plan onto the model that it was made for, before any other cut.",
                 )
 
