@@ -59,9 +59,9 @@ endef
 test: checks
 	$(call tests,-m "not slow")
 
-# By themselves: conftest files of several folders would clash as modules.
+# By themselves: conftest files of several folders would clash as modules. A file without a prompt has no example.
 doctests: $(STAMP)
-	$(BIN)/python -m pytest --doctest-modules src/secateur
+	$(BIN)/python -m pytest --doctest-modules $$(grep -rl --include='*.py' '>>>' src/secateur)
 
 test-all: checks $(PAGES)
 	$(call tests)
