@@ -6,6 +6,9 @@ STAMP  := $(VENV)/.installed
 PAGES  := $(VENV)/.installed-docs
 # Fixtures of a file are made once, and the longest tests, which come early, do not end up last.
 BY_FILE := --dist loadfile --no-loadscope-reorder
+SAID    := $(VENV)/.types
+# A tree of modules is compiled once, and not again in each of the processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all docs docs-serve kernels checks doctests lint types clean
 
@@ -41,19 +44,27 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Each takes one core, so they run side by side.
+# Kernels are there before the tests need them.
 checks: $(STAMP)
-	$(MAKE) -j4 --output-sync=target lint types doctests kernels
+	$(MAKE) -j3 --output-sync=target lint doctests kernels
+
+# Types take one core for longer than the other checks together: beside the tests, and what mypy says stands at the end.
+define tests
+	$(BIN)/mypy > $(SAID) 2>&1 & types=$$!; trap "kill $$types" INT TERM; \
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) $(1); tests=$$?; \
+	wait $$types; types=$$?; echo "mypy:"; cat $(SAID); \
+	test $$tests -eq 0 && test $$types -eq 0
+endef
 
 test: checks
-	$(BIN)/python -m pytest -n 2 $(BY_FILE) -m "not slow"
+	$(call tests,-m "not slow")
 
-# By themselves: conftest files of several folders would clash as modules.
+# By themselves: conftest files of several folders would clash as modules. A file without a prompt has no example.
 doctests: $(STAMP)
-	$(BIN)/python -m pytest --doctest-modules src/secateur
+	$(BIN)/python -m pytest --doctest-modules $$(grep -rl --include='*.py' '>>>' src/secateur)
 
 test-all: checks $(PAGES)
-	$(BIN)/python -m pytest -n 2 $(BY_FILE)
+	$(call tests)
 
 clean:
 	rm -rf $(VENV) runs build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -222,9 +222,16 @@ def forbidden(*_: object, **__: object) -> None:
     raise AssertionError("this was done already")
 
 
+@pytest.fixture(scope="module")
+def whole(models: list[nn.Module], train: TensorData, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return small(models[:2], train, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("calls", [1, 4, 9])
-def test_a_killed_comparison_goes_on(models: list[nn.Module], train: TensorData, tmp_path: Path, calls: int) -> None:
+def test_a_killed_comparison_goes_on(
+    models: list[nn.Module], train: TensorData, whole: Comparison, tmp_path: Path, calls: int
+) -> None:
     left = [calls]
 
     def interrupted(model: nn.Module) -> float:
@@ -235,11 +242,10 @@ def test_a_killed_comparison_goes_on(models: list[nn.Module], train: TensorData,
 
     interrupted.__qualname__ = kept_mass.__qualname__
     with pytest.raises(KeyboardInterrupt):
-        small(models[:2], train, tmp_path / "a", evaluate=interrupted)
-    assert not (tmp_path / "a" / "results.csv").exists()
-    finished = small(models[:2], train, tmp_path / "a")
+        small(models[:2], train, tmp_path, evaluate=interrupted)
+    assert not (tmp_path / "results.csv").exists()
+    finished = small(models[:2], train, tmp_path)
     assert finished.reused == calls - 1  # the first call only asks for the names of the qualities
-    whole = small(models[:2], train, tmp_path / "b")
     assert [row["quality"] for row in finished.rows] == [row["quality"] for row in whole.rows]
 
 
@@ -281,7 +287,15 @@ def test_what_cannot_be_scored_is_said_and_the_rest_goes_on(
 def test_experts_and_layers(scene: str, asked: list[str], match: str, tmp_path: Path) -> None:
     model, data = tiny_scene(scene).model, tiny_scene(scene).data
     found = compare(
-        model, data, criteria=asked, evaluate=kept_mass, out=tmp_path, granularity=scene, levels=[0.2], seeds=2
+        model,
+        data,
+        criteria=asked,
+        evaluate=kept_mass,
+        out=tmp_path,
+        granularity=scene,
+        levels=[0.2],
+        seeds=2,
+        rounds=2,
     )
     assert found.protocol.match == match
     assert {row["criterion"] for row in found.rows} == {*asked, "magnitude", "random", "dense"}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from secateur.comparison.significance import curve_mean, holm, kendall, paired, spearman
 
@@ -25,6 +24,8 @@ def test_paired_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None:
     if spread < 1e-6:
         assert found.p is None
         return
+    from scipy import stats  # half a thousand modules, in the worker alone that needs them
+
     wanted = stats.ttest_rel([a for a, _ in pairs], [b for _, b in pairs])
     low, high = wanted.confidence_interval(0.95)
     assert found.p == pytest.approx(wanted.pvalue, rel=1e-6, abs=1e-12)
@@ -95,6 +96,8 @@ def test_kendall_counts_pairs(pairs: list[tuple[int, int]]) -> None:
 
 @given(pairs_with_ties)
 def test_spearman_is_the_correlation_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
+    from scipy import stats
+
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     found = spearman(left, right)
     if len(set(left)) == 1 or len(set(right)) == 1:
