@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cases import Family, Make, both, fixed, floats
+from .cases import Family, Make, both, fixed, floats, ids
 from .nets import Mid
 
 family = Family("inputs")
@@ -206,3 +207,39 @@ mid("mean_of_the_wrong_axis", lambda m, h: h - h.mean(1, keepdim=True), SQUARE, 
 mid("position_by_units", lambda m, h: h + torch.arange(h.shape[1])[:, None] * 0.1, SQUARE, right="channel")
 mid("position_over_units", lambda m, h: h + torch.arange(h.shape[2]) * 0.1, SQUARE)
 mid("position_over_units_by_steps", lambda m, h: h + torch.arange(24) * 0.1, SQUARE)
+
+
+@dataclass(frozen=True)
+class Sentences:
+    tokens: Tensor
+    mask: Tensor | None = None
+    language: str = "en"
+
+
+class Answer(NamedTuple):
+    scores: Tensor
+    states: Tensor | None
+    counts: dict[str, Tensor]
+
+
+def sentences(*shapes: tuple[int, ...]) -> list[Make]:
+    return [lambda make=make: (Sentences(make()),) for make in ids(20, *shapes)]
+
+
+@case(sentences((2, 6), (1, 1), (3, 17)), kinds="channel neuron", right="channel neuron")
+class TokensInADataclass(nn.Module):
+    """All that comes in lies in a dataclass, and a table of embeddings is read by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.out = nn.Embedding(20, 12), nn.Linear(12, 18), nn.Linear(18, 3)
+
+    def forward(self, given: Sentences) -> Answer:
+        h = self.up(self.embed(given.tokens)).relu()
+        there = given.tokens.ne(0) if given.mask is None else given.mask
+        h = (h * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+        return Answer(self.out(h), None, {"words": there.sum(1)})
+
+
+mid("a_size_to_the_power_of_a_flag", lambda m, h: h * (h.shape[-1] / 24) ** (len(h) > 30), condition="(len(h) > 30)")
+mid("a_root_of_a_size_times_a_flag", lambda m, h: h * (1 + h.shape[-1] ** -0.5 * bool(h.dim() > 2)), right="channel")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import enum
+import operator
 import statistics
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from micro import CASES
@@ -290,3 +294,34 @@ def test_numbers_of_the_type_of_a_size_keep_what_they_are_made_of() -> None:
     assert type(half)(half).sizes == (size,)
     assert type(type(size)(5)) is int
     assert type(type(half)(2.5)) is float
+
+
+class Level(enum.IntEnum):
+    TWO = 2
+
+
+OTHERS = (True, False, 2, 2.5, Level.TWO, np.float64(2.5), np.int64(2), np.bool_(True), Fraction(5, 2), 1 + 2j)
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "truediv", "pow", "floordiv", "mod"])
+def test_arithmetic_with_a_size_takes_what_plain_numbers_take(name: str) -> None:
+    function = getattr(operator, name)
+    size = TrackedInt(16, Attribute("", "width"))
+    for tracked, plain in ((size, 16), (size / 3, 16 / 3)):
+        for other in OTHERS:
+            for swapped in (False, True):
+                told = result(function, *((other, tracked) if swapped else (tracked, other)))
+                assert told == result(function, *((other, plain) if swapped else (plain, other))), (plain, other)
+
+
+def result(function: Callable[..., object], *numbers: object) -> object:
+    try:
+        return function(*numbers)
+    except (TypeError, ZeroDivisionError, AttributeError) as error:
+        return type(error)
+
+
+def test_a_flag_hides_no_size() -> None:
+    size = TrackedInt(16, Attribute("", "width"))
+    assert list(attributes_in((size * True).expr)) == list(attributes_in(size.expr))
+    assert ((size / 3) * True).sizes == (True * (size / 3)).sizes == ((size / 3) ** Level.TWO).sizes == (size,)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from secateur.model.call import tensors_in
+from secateur.model.forms import map_tensors
 from secateur.types import Example
 
 SEED = 20  # of the values; any number
@@ -48,17 +49,16 @@ class Form:
         batch: size of the first dimension, where all tensors share it; else None.
         sizes: other sizes that occur, ascending, but for 1.
         ones: whether a dimension of size 1 occurs among them.
-        blank: places of integer tensors that hold one number only, which says nothing about the others.
+        blank: numbers of integer tensors that hold one number only, which says nothing about the others.
         drawn: those of them that are drawn anew from the whole table all the same.
     """
 
     def __init__(self, example: Example, model: nn.Module) -> None:
-        plain = dict(example) if isinstance(example, Mapping) else example
-        leaves, self.tree = pytree.tree_flatten(plain)
+        self.example = example
+        held = list(tensors_in(example))
         # Looked at without the graph that an example may hang on; whether they ask for gradients is part of the form.
-        self.gradients = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
-        self.leaves: list[object] = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.tensors = [t for t in self.leaves if isinstance(t, Tensor)]
+        self.gradients = [tensor.requires_grad for tensor in held]
+        self.tensors = [tensor.detach() for tensor in held]
         first = {t.shape[0] for t in self.tensors if t.dim() > 0}
         self.batch = first.pop() if len(first) == 1 else None
         start = 0 if self.batch is None else 1
@@ -67,7 +67,7 @@ class Form:
         self.ones = 1 in found
         tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
         self.vocabulary = max(tables, default=0)
-        self.blank = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and _is_blank(leaf)]
+        self.blank = [i for i, tensor in enumerate(self.tensors) if _is_blank(tensor)]
         self.drawn: frozenset[int] = frozenset()
         self._ranges: dict[int, tuple[Range, ...]] = {}  # of tensors, once they were asked about
 
@@ -87,17 +87,16 @@ class Form:
         """
         generator = torch.Generator().manual_seed(SEED)
 
-        def make(i: int, leaf: object) -> object:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            resized = self._resized(leaf, batch, sizes or {}, wide or {})
+        def make(i: int, tensor: Tensor) -> Tensor:
+            resized = self._resized(tensor, batch, sizes or {}, wide or {})
             if i in self.blank:
                 return _numbers(0, self.vocabulary - 1, resized, generator) if i in self.drawn else resized
             if i not in self._ranges:
-                self._ranges[i] = ranges_of(leaf)
+                self._ranges[i] = ranges_of(tensor)
             return _drawn(self._ranges[i], resized, generator).requires_grad_(self.gradients[i])
 
-        return pytree.tree_unflatten([make(i, leaf) for i, leaf in enumerate(self.leaves)], self.tree)
+        each = enumerate(self.tensors)  # in the order in which they are met again
+        return map_tensors(self.example, lambda _: make(*next(each)))
 
     def _resized(self, tensor: Tensor, batch: int | None, sizes: Mapping[int, int], wide: Mapping[int, int]) -> Tensor:
         square = _is_square(tensor)

@@ -11,10 +11,10 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from secateur.errors import SecateurError
-from secateur.model.call import call
+from secateur.model.call import call, tensors_in
+from secateur.model.forms import map_tensors
 from secateur.model.guard import evaluating
 from secateur.structure.axes import leaves
 from secateur.structure.recorder import Recorder
@@ -104,12 +104,10 @@ def takes(model: nn.Module, example: Example, more: int) -> bool:
 
     Cost: one forward pass of a single sample, or of the example, where it does.
     """
-    tensors, tree = pytree.tree_flatten(example)
-    known = [t for t in tensors if isinstance(t, Tensor)]
+    known = list(tensors_in(example))
     if more < 0 and (len({t.shape[:1] for t in known}) != 1 or any(t.dim() < 2 or t.shape[0] == 0 for t in known)):
         return False
-    other = [(t[0] if more < 0 else t[None]) if isinstance(t, Tensor) else t for t in tensors]
-    changed = pytree.tree_unflatten(other, tree)
+    changed = map_tensors(example, lambda tensor: tensor[0] if more < 0 else tensor[None])
     try:
         with evaluating(model, example=changed):
             call(model, changed)

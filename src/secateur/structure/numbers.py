@@ -165,7 +165,7 @@ def _binary(name: str, *, swapped: bool) -> Method:
     def method(self: TrackedInt, other: object) -> object:
         if isinstance(other, float):
             return _fraction(function, self, other, swapped=swapped)
-        if type(other) is not int and not isinstance(other, TrackedInt):
+        if type(other) is not int and type(other) is not bool and not isinstance(other, TrackedInt):
             return NotImplemented
         a, b = (other, self) if swapped else (self, other)
         made = Apply(name, expr_of(a), expr_of(b))
@@ -191,7 +191,7 @@ def _to_fraction(name: str, *, swapped: bool) -> Method:
     function: Callable[..., object] = getattr(operator, name)
 
     def method(self: float, other: float) -> object:
-        if type(other) not in (int, float, TrackedInt, TrackedFloat):
+        if not isinstance(other, int) and type(other) not in (float, TrackedFloat):
             return NotImplemented
         return _fraction(function, self, other, swapped=swapped)
 

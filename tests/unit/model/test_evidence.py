@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from secateur.model.call import tensors_in
 from secateur.model.evidence import Form, Input, each_alone, inputs_beside, longer, shorter
 from secateur.model.held import HeldRandomness
 
@@ -117,3 +124,55 @@ def test_each_change_alone() -> None:
     assert (2, 12, 5) in found.values()
     assert {(1, 12, 5), (3, 12, 5), (2, 4, 5), (2, 16, 5), (2, 24, 5)} <= set(found.values())
     assert all(sum(a != b for a, b in zip(shape, (2, 12, 5), strict=True)) <= 1 for shape in found.values())
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+@dataclass
+class Loose:
+    x: Tensor
+    y: Tensor
+    words: str = "as they are"
+
+
+@dataclass(frozen=True, slots=True)
+class Tight:
+    x: Tensor
+    y: Tensor
+
+
+HOLDERS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "tuple": lambda x, y: (x, y),
+    "list": lambda x, y: [x, [y]],
+    "dict": lambda x, y: {"x": x, "y": y},
+    "ordered": lambda x, y: OrderedDict(x=x, y=y),
+    "mapping of a class": lambda x, y: (UserDict(x=x, y=y),),
+    "mapping that is closed": lambda x, y: MappingProxyType({"x": x, "y": y}),
+    "named tuple": Pair,
+    "dataclass": Loose,
+    "frozen dataclass": Tight,
+    "one in another": lambda x, y: {"a": (Loose(x, y),), "b": Tight(y, x), "c": None},
+}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_what_is_said_to_have_other_values_has_them(kind: str) -> None:
+    x, y = torch.arange(12.0).view(3, 4), torch.arange(20, 32).view(3, 4)
+    example = HOLDERS[kind](x, y)
+    given = list(inputs_beside(example, nn.Embedding(50, 2), lambda _: True))
+    assert {input.what for input in given} == {
+        "other values, batch 4 for 3, size 1 for 4",
+        "other values, size 5 for 4",
+    }
+    for input, shape in zip(given, ((4, 1), (3, 5)), strict=True):
+        made = list(tensors_in(input.example))
+        assert [(t.shape, t.dtype) for t in made] == [(shape, t.dtype) for t in tensors_in(example)]
+        assert not any(torch.equal(t[:1, :1], old[:1, :1]) for t, old in zip(made, tensors_in(example), strict=True))
+        if "closed" not in kind:
+            assert type(input.example) is type(example)
+    if isinstance(example, Loose):
+        assert given[0].example.words == "as they are"
+    assert [torch.equal(t, old) for t, old in zip(tensors_in(example), tensors_in(HOLDERS[kind](x, y)), strict=True)]
