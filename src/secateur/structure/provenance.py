@@ -61,13 +61,13 @@ def owners(model: nn.Module) -> Iterator[tuple[str, object]]:
     for path, module in model.named_modules():
         yield path, module
         for name, value in vars(module).items():
-            if _is_config(value) and id(value) not in seen:
+            if type(value) not in PLAIN and _is_config(value) and id(value) not in seen:
                 seen.add(id(value))
                 yield f"{path}.{name}" if path else name, value
 
 
 def _is_config(value: object) -> bool:
-    if type(value) in PLAIN or isinstance(value, (nn.Module, type)) or not hasattr(value, "__dict__"):
+    if isinstance(value, (nn.Module, type)) or not hasattr(value, "__dict__"):
         return False
     name = type(value).__name__
     if name.endswith(("Config", "Args", "Arguments", "Namespace")):
