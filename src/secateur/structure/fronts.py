@@ -121,7 +121,7 @@ def fronts(found: Sequence[Front], cut: Collection[int], model: nn.Module, examp
             yield Condition(text, each.place.where, each.place.module)
 
 
-def _vanishing(each: Front, lost: Collection[int]) -> Iterator[int]:
+def _vanishing(each: Front, lost: set[int]) -> Iterator[int]:
     """Dimensions that a squeeze would have dropped, and without which the call means units that are cut."""
     count = len(each.axes)
     for gone, axis in enumerate(each.axes):
@@ -148,8 +148,7 @@ def takes(model: nn.Module, example: Example, more: int) -> bool:
     known = [t for t in tensors if isinstance(t, Tensor)]
     if more <= 0 and (len({t.shape[:1] for t in known}) != 1 or any(t.dim() < 2 or t.shape[0] == 0 for t in known)):
         return False
-    key = {-1: 0, 0: slice(1), 1: None}[more]
-    other = [t[key] if isinstance(t, Tensor) else t for t in tensors]
+    other = [_reshaped(t, more) if isinstance(t, Tensor) else t for t in tensors]
     changed = pytree.tree_unflatten(other, tree)
     try:
         with evaluating(model, example=changed):
@@ -157,3 +156,9 @@ def takes(model: nn.Module, example: Example, more: int) -> bool:
     except (SecateurError, RuntimeError, ValueError, IndexError, TypeError, AssertionError):
         return False
     return True
+
+
+def _reshaped(tensor: Tensor, more: int) -> Tensor:
+    if more == 0:
+        return tensor[:1]
+    return tensor[0] if more < 0 else tensor[None]
