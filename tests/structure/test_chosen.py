@@ -17,6 +17,7 @@ Made = Callable[["Net", Tensor, Tensor], Tensor]
 COUNTS, TURNS, AXIS = [0], 0, 1
 X = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
 CHOSEN, FRONT = "holds where `", "holds for inputs of as many dimensions as the example has"
+SQUEEZE = "holds where squeeze drops what it drops on the example"
 
 
 class Net(nn.Module):
@@ -209,3 +210,49 @@ def test_a_sample_without_a_batch(name: str) -> None:
 )
 def test_nothing_is_said_where_nothing_differs(of: Made) -> None:
     assert not [c for c in planned(of).conditions if c.text.startswith(FRONT)]
+
+
+# -- behind a squeeze ----------------------------------------------------------------------------------------------
+
+SQUEEZED: dict[str, Callable[[Tensor], Tensor]] = {
+    "all": lambda h: h.mean(1).squeeze().flip(0),
+    "of torch": lambda h: torch.squeeze(h.mean(1, keepdim=True)).flip(0),
+    "the first": lambda h: h.mean(1).squeeze(0).flip(0),
+    "by a name": lambda h: h.mean(1).squeeze(dim=0).roll(1, 0),
+    "several": lambda h: h.mean(1, keepdim=True).squeeze((0, 1)).sort(0).values,
+    "in place": lambda h: h.mean(1).squeeze_().flip(0),
+    "further on": lambda h: torch.tanh(h.mean(1).squeeze() * 2).flip(0),
+}
+
+
+@pytest.mark.parametrize("name", SQUEEZED)
+def test_a_squeeze_that_drops_more_of_another_batch(name: str) -> None:
+    """Where the cut model is another one on a batch of one, a condition says so."""
+    net = Net(lambda s, x, h: SQUEEZED[name](h)).eval()
+    plan = sc.plan(net, X, granularity="channel", target={"sparsity": 0.5}, criterion={"name": "random"})
+    cut = plan.apply(net)
+    with torch.no_grad():
+        x = X[:1]
+        wanted = torch.func.functional_call(net, masked(net, plan), (x,))
+        assert not torch.allclose(wanted, cut(x), atol=1e-5)
+    assert [c for c in plan.conditions if c.text.startswith(SQUEEZE)]
+
+
+def test_a_squeeze_before_what_is_counted_from_the_end() -> None:
+    """A width of one makes the last dimension the one before."""
+    plan = planned(lambda s, x, h: h + h.mT.squeeze().flip(-1).reshape(h.mT.shape).mT)
+    assert [c for c in plan.conditions if c.text.startswith(SQUEEZE)]
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda s, x, h: h.mean(1, keepdim=True).squeeze(1).flip(0),  # of which nothing else can be one
+        lambda s, x, h: h.mean(1).squeeze().view(-1, h.shape[-1]).flip(0),  # as many dimensions as before
+        lambda s, x, h: h + h.mean(1).squeeze().unsqueeze(-2).expand_as(h).flip(0),
+        lambda s, x, h: (h.mean(1).squeeze() + h[:, 0]).flip(0),  # added to what has a batch
+        lambda s, x, h: h.mean(1).squeeze() * 2,
+    ],
+)
+def test_a_squeeze_that_makes_no_difference(of: Made) -> None:
+    assert not [c for c in planned(of).conditions if c.text.startswith(SQUEEZE)]

@@ -278,6 +278,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rules.follow_source(matched, produced)
         if name in RANDOM or not recorder.data.isdisjoint(numbers.values()):
             recorder.data.update(produced)
+            recorder.follow_thin(tensors_in, produced)
         else:
             rules.follow_weights(matched, numbers.values(), produced)
         recorder.trace.steps.append(
@@ -331,6 +332,7 @@ class _Functions(TorchFunctionMode):
         if name in doors.RANKS or getattr(func, "__self__", None) is torch.Tensor.ndim:
             return doors.ranked(recorder, name, args, func(*args, **kwargs))
         outer, recorder.here.function = recorder.here.function, name
+        recorder.ways.called.add(name.strip("_"))
         recorder.ways.pause()
         try:
             result = func(*_without_flags(args), **_without_flags(kwargs))
@@ -349,7 +351,7 @@ class _Functions(TorchFunctionMode):
             if not outer:  # what torch's own functions reckon with is what they were given
                 watch_values(recorder, name, args, kwargs)
                 watch_choices(recorder, func, args, kwargs)
-                watch_fronts(recorder, name, args, kwargs)
+                watch_fronts(recorder, name, args, kwargs, result)
             handler = size_uses.HANDLERS.get(name)
             if handler is not None:
                 handler(FunctionCall(recorder, name, args, kwargs, result))

@@ -98,9 +98,13 @@ class Ways:
 
     Args:
         ran: id of a piece of code -> what was seen of it, in the order in which they first ran; None = not watched.
+        called: names of torch's functions that were called, without the underscores around them.
+        modules: qualified names of the modules that ran.
     """
 
     def __init__(self) -> None:
+        self.called: set[str] = set()
+        self.modules: set[str] = set()
         self.ran: dict[int, Ran | None] = {}
         self._others: dict[int, CodeType] = {}  # keeps the ids of what is not watched
         self._module: Callable[[], str] = str

@@ -22,6 +22,15 @@ from secateur.types import Example, Lock
 
 StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape, strides
 Source = tuple[str, tuple[int, ...]]  # a parameter's name, and which of its dimensions each dimension is (-1 = none)
+SHAPES = (
+    "view",
+    "reshape",
+    "unflatten",
+    "view_as",
+    "reshape_as",
+    "expand",
+    "expand_as",
+)  # say what dimensions there are
 
 
 class OwnTensors:
@@ -114,6 +123,8 @@ class Recorder:
         self.weights: set[int] = set()
         # Numbers of what depends on the input (or on chance), and atom -> which dimension of the input it is.
         self.data: set[int] = set()
+        # Number of data behind a squeeze -> dimensions that it would have dropped, were they of size one.
+        self.thin: dict[int, Axes] = {}
         self.input_names: dict[int, str] = {}
         self.lengths: set[int] = set()  # plain numbers that len() gave of what depends on the input
         self.watch = Watch(self, turned)
@@ -174,6 +185,16 @@ class Recorder:
         """Dimensions of a tensor."""
         return self.trace.axes[self.number(tensor)]
 
+    def follow_thin(self, given: Sequence[Tensor], produced: Sequence[int]) -> None:
+        """What a call makes of squeezed data alone has as many dimensions as they have, unless it says how many."""
+        if not self.thin or self.here.function in SHAPES:
+            return
+        data = [tensor for tensor in given if self.numbers.get(tensor) in self.data]
+        most = max((tensor.dim() for tensor in data), default=0)
+        found = [self.thin.get(self.number(tensor), ()) for tensor in data if tensor.dim() == most]
+        if found and all(found):
+            self.thin.update(dict.fromkeys(produced, found[0]))
+
     def add_inputs(self, example: Example) -> None:
         """Inputs are data: their dimensions are never cut."""
         for tensor in inputs(example):
@@ -203,6 +224,7 @@ class Recorder:
         Raises:
             Rejoined: from here on this run would be the earlier one.
         """
+        self.ways.modules.add(module)
         if module == "" or result is None:
             return
         here = [self.axes(tensor) for tensor in tensors_in(result)]

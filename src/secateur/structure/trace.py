@@ -109,12 +109,14 @@ class Front:
         place: where it stands.
         dims: those that it names.
         axes: of the tensor.
+        thin: those that a squeeze before would have dropped, were they of size one.
     """
 
     name: str
     place: Place
     dims: tuple[int, ...]
     axes: Axes
+    thin: Axes = ()
 
 
 @dataclass(eq=False)

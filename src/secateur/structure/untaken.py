@@ -19,6 +19,7 @@ from secateur.structure.ran import Ran, Ways, decides, is_installed
 from secateur.structure.remembered import remembering
 from secateur.structure.sides import OneSided, layout_of, one_way
 from secateur.structure.source import COMPREHENSIONS, LOOPS, fails, is_idle, is_truth
+from secateur.structure.uncalled import uncalled, unused
 from secateur.types import Condition
 
 MOST_LINES = 4  # of one file that are said in full; the lines of the others are listed
@@ -55,7 +56,7 @@ def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> It
     known = {condition.where for condition in named}
     files: dict[str, dict[int, Said]] = {}
     beside: set[str] = set()
-    for code, said in _all(ways.pieces):
+    for code, said in _all(model, ways):
         name = short(code.co_filename)
         # Of what a library does around its models (its decorators, outputs, configs) one line says where to look.
         if code.co_filename not in mine and is_installed(code.co_filename):
@@ -64,6 +65,7 @@ def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> It
             files.setdefault(name, {}).setdefault(said.line, said)
     for name, lines in files.items():
         yield from _shortened(name, [lines[line] for line in sorted(lines)], 0 if name in beside else MOST_LINES)
+    yield from unused(model, ways.modules)
 
 
 def _forward(module: nn.Module) -> CodeType | None:
@@ -86,11 +88,14 @@ def _shortened(name: str, found: Sequence[Said], most: int) -> Iterator[Conditio
         yield Condition(text, "" if nowhere else f"{name}:{rest[0].line}", rest[0].module)
 
 
-def _all(pieces: Sequence[Ran]) -> Iterator[tuple[CodeType, Said]]:
-    """What is said of all code that ran, and of what did not need to run again."""
-    for piece in pieces:
+def _all(model: nn.Module, ways: Ways) -> Iterator[tuple[CodeType, Said]]:
+    """What is said of all code that ran, of what did not need to run again, and of what was never called."""
+    modules = dict(model.named_modules())
+    for piece in ways.pieces:
         yield from ((piece.code, said) for said in _of(piece))
-    for piece in pieces:
+        for node, text in uncalled(piece, ways, modules):
+            yield piece.code, Said(text, node.lineno, node.end_lineno or node.lineno, piece.module)
+    for piece in ways.pieces:
         for code in remembering(piece.code, piece.space, decides):
             text = f"holds where {code.co_qualname}() answers as on the example: it remembers its answers"
             line = code.co_firstlineno

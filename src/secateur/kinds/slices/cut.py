@@ -19,6 +19,7 @@ from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
 from secateur.types import Cuts
 
+WEIGHTED = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm)
 SIZES: dict[str, dict[str, tuple[str, int]]] = {
     "Linear": {"out_features": ("weight", 0), "in_features": ("weight", 1)},
     "Bilinear": {"out_features": ("weight", 0), "in1_features": ("weight", 1), "in2_features": ("weight", 2)},
@@ -192,6 +193,8 @@ def _recompute(module: nn.Module) -> None:
 
 def _sync(module: nn.Module) -> None:
     _recompute(module)
+    if isinstance(module, WEIGHTED) and not hasattr(module, "weight"):
+        return  # a hook of the user's makes it in every run, of what was cut
     if isinstance(module, nn.modules.conv._ConvNd):
         rows, columns = module.weight.shape[:2]
         a, b = rows, columns * module.groups
