@@ -83,6 +83,8 @@ class Deployment:
             ratio = both["deployed"].ratio
             said = "" if ratio is None else f", {ratio[0]:.2f}x (p10-p90 {ratio[1]:.2f}-{ratio[2]:.2f})"
             lines.append(f"batch {batch}: {both['dense'].median:.3g} -> {both['deployed'].median:.3g} ms{said}")
+        if self.swapped:
+            lines.append(f"outputs on the example differ by {self.largest_difference:.1e} of the largest")
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
 

@@ -137,7 +137,7 @@ class _Graph:
 
     def _relu_goes(self, name: str, relu: str) -> bool:
         module, steps = self.modules[relu], self.first.at[relu]
-        fits = all(each.func in _RELUS for each in steps) and not is_hooked(module) and not self._elsewhere(module)
+        fits = len(steps) == 1 and steps[0].func in _RELUS and not is_hooked(module) and not self._elsewhere(module)
         return fits and all(run.pair(name, relu) for run in self.runs) and not self._other_ways(name, relu)
 
     def _in_place(self, relu: str) -> bool:
@@ -179,9 +179,13 @@ class _Run:
         made = {number for step in self.at.get(before, []) for number in step.outputs}
         if not all(self._goes_to(number, before, after) for number in made):
             return False
-        own = made | {number for step in self.at.get(after, []) for number in step.outputs}
-        taken = {n for step in self.at.get(after, []) for n in (*numbers_in(step.args), *numbers_in(step.kwargs))}
-        return all(number in own or self.names.get(number, "").startswith(f"{after}.") for number in taken)
+        known = set(made)
+        for step in self.at.get(after, []):
+            for number in (*numbers_in(step.args), *numbers_in(step.kwargs)):
+                if number not in known and not self.names.get(number, "").startswith(f"{after}."):
+                    return False
+            known.update(step.outputs)  # only now: what is written in place was somebody's before
+        return True
 
     def _goes_to(self, number: int, before: str, after: str) -> bool:
         if self.names.get(number, "").startswith(f"{before}."):

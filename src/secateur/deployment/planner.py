@@ -29,6 +29,7 @@ from secateur.registry import one_of
 from secateur.types import Example, Latency, Progress
 
 WEIGHTS = ("same", "bfloat16", "int8")
+ROUNDING = 1e-3  # of the largest output: float32 sums in another order, through many layers
 _SMALL = 4 << 20  # bytes: about what the second-level caches of a few cores hold
 
 
@@ -231,8 +232,11 @@ def _swap(
     error = _difference(_outputs(model, example), found)
     # The 90th percentile and not the median: a gain that many rounds do not show may be no gain tomorrow.
     slower = [size for size, both in times.items() if (both["deployed"].ratio or (1.0,))[-1] >= 1]
-    if slower:
-        note = f"undone: the whole model is not faster at batch size {', '.join(map(str, slower))}"
+    note = f"undone: the whole model is not faster at batch size {', '.join(map(str, slower))}" if slower else ""
+    exact = all(d.dtype == _dtype(model, d.name) == "float32" for d in decisions if d.format)
+    if exact and error > ROUNDING:
+        note = f"undone: outputs differ by {error:.1e} of the largest, which is more than rounding: please report it"
+    if note:
         left = tuple(
             LayerDecision(d.name, d.shape, d.zeros, "", d.dtype, d.ratio, note if d.format else d.why)
             for d in decisions
@@ -240,6 +244,10 @@ def _swap(
         return Deployment(own, left, times, (before, before), 0.0, native.isa(), note)
     install(own, dict(packed) if inplace else copy.deepcopy(packed))
     return Deployment(own, decisions, times, (before, after), error, native.isa())
+
+
+def _dtype(model: nn.Module, name: str) -> str:
+    return str(model.get_parameter(f"{name}.weight").dtype).removeprefix("torch.")
 
 
 def _race(
@@ -280,8 +288,14 @@ def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
 
 
 def _difference(wanted: list[Tensor], found: list[Tensor]) -> float:
+    """The largest gap between two lists of outputs, relative to the largest number; infinite where one alone is NaN."""
     worst = 0.0
     for mine, other in zip(wanted, found, strict=True):
-        if mine.numel():
-            worst = max(worst, float((mine - other).abs().max() / mine.abs().max().clamp(min=1e-30)))
+        same = (mine == other) | (mine.isnan() & other.isnan())
+        if not bool(same.all()):
+            largest = mine[mine.isfinite()].abs().max() if bool(mine.isfinite().any()) else torch.zeros(())
+            gap = ((mine - other)[~same].abs().max() / largest.clamp(min=1e-30)).nan_to_num(
+                nan=torch.inf, posinf=torch.inf
+            )
+            worst = max(worst, float(gap))
     return worst
