@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -45,6 +46,33 @@ mid("grad_of_input", X, lambda m, h: h.flip(1) if h.requires_grad and m.training
 mid("two_rows_alike", floats((5, 8), (1, 8)), lambda m, h: h.roll(1, 1) if torch.equal(h[0], h[-1]) else h,
     condition="torch.equal")  # fmt: skip
 mid("sum_of_sizes_in_a_set", X, lambda m, h: h.flip(1) if sum(h.shape) in {25, 33, 29} else h)
+
+
+MANY = floats((5, 8), (1, 8), (12, 8))
+mid(
+    "reduced_as_often_as_the_batch_is_large",
+    MANY,
+    lambda m, h: functools.reduce(lambda t, _: t.flip(1), range(len(h) // 10), h),
+    condition="range(len(h) // 10)",
+)
+mid(
+    "functions_of_a_slice",
+    MANY,
+    lambda m, h: functools.reduce(lambda t, f: f(t), [torch.relu, torch.fliplr][: 1 + len(h) // 10], h),
+    condition="torch.fliplr",
+)
+mid(
+    "mapped_over_nothing",
+    MANY,
+    lambda m, h: sum(map(torch.fliplr, [h] * (len(h) // 10)), h),
+    condition="map(torch.fliplr",
+)
+mid(
+    "squeezed_batch_of_one",
+    floats((5, 8), (9, 8), (1, 8)),
+    lambda m, h: (h + h.squeeze().flip(0)).view(-1, h.shape[1]),
+    condition="h.squeeze().flip(0)",
+)
 
 
 @family.case(X, right="channel", condition="self.training")

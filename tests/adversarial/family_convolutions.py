@@ -118,6 +118,17 @@ mid("inner_product_of_maps", lambda m, h: h * torch.einsum("bchw,bdhw->bcd", h, 
     truths=(over("middle", "a.weight", dim=(0, 1), out=1),))  # fmt: skip
 
 
+def equalised(layer: nn.Module) -> nn.Module:
+    """The learning rate of every weight is alike: a hook makes the weight, which is not there before the first run."""
+    scale = layer.weight[0].numel() ** -0.5 * 4
+    layer.register_parameter("weight_orig", layer._parameters.pop("weight"))
+    layer.register_forward_pre_hook(lambda module, _: setattr(module, "weight", module.weight_orig * scale))
+    return layer
+
+
+mid("equalised_rates", lambda m, h: m.c(h), extra=lambda: {"c": equalised(conv(16, 16))}, right="channel")
+
+
 @family.case(X, right="channel")
 class SqueezeExcite(nn.Module):
     """Channel gates by two 1x1 convolutions."""
