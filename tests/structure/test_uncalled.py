@@ -17,7 +17,7 @@ from secateur.planning.plan import Plan
 
 Made = Callable[["Net", Tensor, int], Tensor]
 FEW, MANY = (torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (3, 11))
-FUNCTION, MODULE = "is not called, as on the example", "modules that were not called"
+FUNCTION, MODULE = "is not called, as on the example", "what was not called on the example"
 
 
 class Flip(nn.Module):
@@ -178,12 +178,41 @@ def test_what_was_called_or_does_nothing_is_none(name: str) -> None:
     assert not found
 
 
+class Roller:
+    def __call__(self, h: Tensor) -> Tensor:
+        return h.roll(1, 1)
+
+
+HELD: dict[str, Any] = {
+    "of torch": torch.fliplr,
+    "of the user": flip,
+    "a lambda": lambda h: h.flip(1),
+    "a part": functools.partial(torch.roll, shifts=1, dims=1),
+    "an object": Roller(),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_function_in_a_list_that_a_module_holds(name: str) -> None:
+    def walk(s: Net, h: Tensor, n: int) -> Tensor:
+        for function in itertools.islice(s.held.values(), 1 + n):
+            h = function(h)
+        return h
+
+    net = Net(walk).eval()
+    net.held = {"a": torch.tanh, "b": HELD[name]}
+    plan = sc.plan(net, FEW, granularity="channel", target={"sparsity": 0.5}, criterion={"name": "random"})
+    differs_on_many(net, plan)
+    assert [c for c in plan.conditions if MODULE in c.text and "held (dict)" in c.text]
+    net.held.pop("b")
+    plan = sc.plan(net, FEW, granularity="channel", target={"sparsity": 0.5}, criterion={"name": "random"})
+    assert not [c for c in plan.conditions if MODULE in c.text]
+
+
 def test_modules_are_named_once_and_only_where_they_could_mix_units() -> None:
     plan = sc.plan(Spare(), FEW, granularity="channel", target={"sparsity": 0.5})
     said = [c.text for c in plan.conditions if MODULE in c.text]
-    assert said == [
-        "holds where modules that were not called on the example stay so: spare.0 (Flip), spare.1 (Softmax)"
-    ]
+    assert said == ["holds where what was not called on the example stays so: spare.0 (Flip), spare.1 (Softmax)"]
 
 
 class Spare(nn.Module):

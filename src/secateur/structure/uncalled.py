@@ -148,20 +148,46 @@ def _words(node: ast.expr | ast.FunctionDef) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def unused(model: nn.Module, entered: Collection[str]) -> Iterator[Condition]:
-    """Modules without weights that no run has called; of those with weights it is said that they stay whole.
+def unused(model: nn.Module, ways: Ways) -> Iterator[Condition]:
+    """Modules without weights that no run has called, and functions in lists that modules hold.
+
+    Of modules with weights it is said elsewhere that they stay whole.
 
     Args:
         model: what ran.
-        entered: qualified names of the modules that ran.
+        ways: all that ran.
     """
     found: list[str] = []
+    ran = {id(each.code) for each in ways.pieces}
     for name, module in model.named_modules():
-        known = name in entered or any(True for _ in module.parameters()) or _is_harmless(module)
+        known = name in ways.modules or any(True for _ in module.parameters()) or _is_harmless(module)
         if not known and not any(name.startswith(f"{outer.partition(' ')[0]}.") for outer in found):
             found.append(f"{name} ({type(module).__name__})")
+        for attribute, value in vars(module).items() if not type(module).__module__.startswith("torch.") else ():
+            if not attribute.startswith("_") and any(_is_held_back(each, ran, ways) for each in _items(value)):
+                found.append(f"{name}.{attribute} ({type(value).__name__})".lstrip("."))
     if found:
-        yield Condition(f"holds where modules that were not called on the example stay so: {listed(found)}")
+        yield Condition(f"holds where what was not called on the example stays so: {listed(found)}")
+
+
+def _items(value: object) -> Collection[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+
+
+def _is_held_back(value: object, ran: Collection[int], ways: Ways) -> bool:
+    """Whether something in a list is a function, or an object that is called like one, that no run has called."""
+    value = getattr(value, "func", value)  # of a function with some of its arguments
+    if isinstance(value, (type, nn.Module)) or not callable(value):
+        return False
+    function = (
+        value
+        if isinstance(value, (FunctionType, MethodType))
+        else inspect.getattr_static(type(value), "__call__", None)
+    )
+    plain = plain_function(function) if isinstance(function, (FunctionType, MethodType)) else None
+    if plain is not None and is_watched(plain.__code__.co_filename):
+        return id(plain.__code__) not in ran and not _does_nothing(plain.__code__)
+    return _is_operator(value) and getattr(value, "__name__", "").strip("_") not in ways.called
 
 
 def _is_harmless(module: nn.Module) -> bool:

@@ -65,7 +65,7 @@ def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> It
             files.setdefault(name, {}).setdefault(said.line, said)
     for name, lines in files.items():
         yield from _shortened(name, [lines[line] for line in sorted(lines)], 0 if name in beside else MOST_LINES)
-    yield from unused(model, ways.modules)
+    yield from unused(model, ways)
 
 
 def _forward(module: nn.Module) -> CodeType | None:
