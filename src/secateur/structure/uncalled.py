@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 
 import torch
@@ -176,7 +176,7 @@ def _items(value: object) -> Collection[object]:
 
 def _is_held_back(value: object, ran: Collection[int], ways: Ways) -> bool:
     """Whether something in a list is a function, or an object that is called like one, that no run has called."""
-    value = getattr(value, "func", value)  # of a function with some of its arguments
+    value = value.func if isinstance(value, partial) else value
     if isinstance(value, (type, nn.Module)) or not callable(value):
         return False
     function = (
