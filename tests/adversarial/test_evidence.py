@@ -6,9 +6,13 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import CertificateError
 
 from .references import Kept, zeroed
 from .usages import Former, applied, data, equal, planned, seeded, thirds
@@ -102,7 +106,7 @@ def test_traps_behind_a_gate(trap: str) -> None:
     model = seeded(lambda: Trap(TRAPS[trap]))
     with torch.no_grad():
         model.gate.fill_(0.0)
-    plan = planned(model, data(5, 8), granularity="channel", protect=["b"])
+    plan = planned(model, data(5, 8), granularity="channel")
     if "a.weight" not in plan.cuts:
         return
     cut, truth = applied(plan, model), zeroed(model, Kept(model, plan))
@@ -113,6 +117,39 @@ def test_traps_behind_a_gate(trap: str) -> None:
     except Exception:
         if "test_evidence.py" not in plan.explain():
             raise
+
+
+BESIDE: dict[str, Callable[[Tensor], Any]] = {
+    "whole number": lambda y: len(y),
+    "fraction": lambda y: 0.5 * len(y),
+    "flag": lambda y: len(y) > 2,
+    "array": lambda y: np.arange(len(y)),
+    "named": lambda y: {"loss": None, "steps": [len(y), "word"]},
+    "sparse": lambda y: torch.ones(len(y)).to_sparse(),
+}
+
+
+class Beside(Trap):
+    """The same, and something that is no tensor of the model's comes out beside it."""
+
+    def __init__(self, trap: Callable[[Tensor], Tensor], beside: Callable[[Tensor], Any]) -> None:
+        super().__init__(trap)
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y, self.beside(y)
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_comes_out_beside_tensors_hides_no_scale(beside: str) -> None:
+    """Looking at outputs is no call of the model: numbers of its code are followed all the same."""
+    model = seeded(lambda: Beside(TRAPS["root"], BESIDE[beside]))
+    with torch.no_grad():
+        model.gate.fill_(0.0)
+    options = {"granularity": "channel", "target": {"sparsity": 0.3}}
+    with pytest.raises(CertificateError, match=r"test_evidence\.py:\d+ reckons with the width"):
+        sc.plan(model, data(5, 8), **options).apply(model)
 
 
 class Rounded(Former):

@@ -134,7 +134,8 @@ def answer(
         twice = not train and (twice or _moved(before))
         if twice:
             result, once = (once, call(model, following)), None
-        tensors, words = _parts(result)
+        with _disable_current_modes():  # a number that comes out becomes a tensor here: no call of the model's
+            tensors, words = _parts(result)
         taking_part = _taking_part(model, tensors) if train else frozenset()
     held_lines = frozenset(held.seen)
     return Answer([t.detach() for t in tensors], words, taking_part, held_lines, once, beside, twice, numbers, lines)

@@ -149,8 +149,18 @@ class Candidates(ABC):
         dtype: str,
         tolerance: float | None,
         effort: Efforts = PROOF,
+        edit: Edit | None = None,
     ) -> Certificate:
         """The certificate that `cut` is `whole` without what was chosen.
+
+        Args:
+            whole: the original.
+            cut: the smaller model.
+            keep: what was chosen.
+            dtype: in which outputs are compared.
+            tolerance: as in `secateur.model.agreement.agreement`.
+            effort: on which inputs.
+            edit: what made `cut` of `whole`, where it is known; None: what `write` says.
 
         Raises:
             CertificateError: it is not.

@@ -37,6 +37,7 @@ class Refound(NamedTuple):
 
     candidates: Candidates
     keep: Keep
+    edit: Edit
     before: nn.Module
 
 
@@ -74,6 +75,7 @@ def prove_anew(
             dtype=dtype,
             tolerance=None if known is None else known.tolerance,
             effort=effort,
+            edit=step.edit,
         )
         for step, after in zip(steps, stages, strict=True)
     ]
@@ -116,11 +118,23 @@ def _steps(
             groups = {name: group for old, group in groups.items() if (name := _renamed(rename, old)) is not None}
         candidates = find(before, example, _request(plan, groups))
         keep = _keep(candidates, groups)
-        edit = candidates.write(keep)
+        edit = _as_the_plan_says(plan, candidates.write(keep), new_names(original, whole.layers))
         whole = composed_edit(whole, edit, before) if number else edit
-        yield Refound(candidates, keep, before)
+        yield Refound(candidates, keep, edit, before)
         before = edit.copy(before) if number < len(parts) - 1 else before
     _require_equal(plan, whole)
+
+
+def _as_the_plan_says(plan: PlanData, found: Edit, rename: Callable[[str], str | None]) -> Edit:
+    """An edit with the plan's own factors where they do the same: steps that follow each other round twice.
+
+    Args:
+        plan: says them under the names of the original.
+        found: what its units mean here.
+        rename: from these names to those of the model that `found` is for.
+    """
+    said = [replace(scale, tensor=name) for scale in plan.scales if (name := rename(scale.tensor)) is not None]
+    return replace(found, scales=said) if same_scales(said, found.scales, found.cuts) else found
 
 
 def _renamed(rename: Callable[[str], str | None], name: str) -> str | None:

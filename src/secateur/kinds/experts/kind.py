@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from secateur.kinds.base import Family, Keep, nothing
+from secateur.kinds.edit import Edit
 from secateur.kinds.experts.find import Mixture, expert_counts, find_mixtures, split_routers
 from secateur.kinds.experts.prove import certify_experts
 from secateur.kinds.expressible import require_native, require_transformers
@@ -72,6 +73,7 @@ class Experts(Slices):
         dtype: str,
         tolerance: float | None,
         effort: Efforts = PROOF,
+        edit: Edit | None = None,
     ) -> Certificate:
         """By the original whose routers cannot choose what is gone: a replay would choose it again."""
         choice = self.decision(keep)

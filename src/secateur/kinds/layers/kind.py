@@ -89,6 +89,7 @@ class LayerStacks(Candidates):
         dtype: str,
         tolerance: float | None,
         effort: Efforts = PROOF,
+        edit: Edit | None = None,
     ) -> Certificate:
         """By the original with identity in the place of what goes."""
         layers = {

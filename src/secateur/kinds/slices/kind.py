@@ -195,10 +195,11 @@ class Slices(Candidates):
         dtype: str,
         tolerance: float | None,
         effort: Efforts = PROOF,
+        edit: Edit | None = None,
     ) -> Certificate:
         """By replay of the original's calls with the removed parts poisoned, and by running it without them."""
         choice = self.decision(keep)
-        scales = self._edit(choice).scales
+        scales = (edit or self._edit(choice)).scales
         same = SameSlices(whole, cut, choice.cuts, frozenset(scale.tensor for scale in scales))
         references = [
             partial(ablated, cuts=choice.cuts, same=same),

@@ -127,6 +127,23 @@ def test_factors_are_saved_replayed_and_composed(kind: type[nn.Module], tmp_path
     torch.testing.assert_close(whole.apply(model)(X), twice(X), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_factors_of_two_steps_are_proved_anew(seed: int) -> None:
+    """Two factors round twice and one rounds once: the slices are still those of the plan, bit for bit."""
+    model, plan = RootAfter(), None
+    cut: nn.Module = model
+    for _ in range(2):
+        step = sc.plan(cut, X, granularity="head_dim", target={"count": 2}, criterion="random")
+        plan, cut = step if plan is None else plan.then(step, model), step.apply(cut)
+    again = sc.Plan.from_data(json.loads(plan.to_json()))
+    torch.manual_seed(seed)
+    for parameter in model.parameters():  # of the weights of one seed few would do
+        nn.init.normal_(parameter, std=0.3)
+    whole = again.apply(model, example=X)
+    assert again.certificate is not None
+    torch.testing.assert_close(whole(2 * X), zeroed(model, plan.cuts)(2 * X), rtol=1e-4, atol=1e-6)
+
+
 def test_a_factor_that_was_changed_in_the_file_is_refused() -> None:
     model = RootAfter()
     plan = sc.plan(model, X, granularity="head_dim", target={"count": 2}, criterion="random")
