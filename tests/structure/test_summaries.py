@@ -138,3 +138,62 @@ def test_behind_a_layer_it_is_a_feature(name: str) -> None:
     """A layer stands between: nothing is said, as of a norm."""
     net = Net(lambda h: OF_UNITS[name](h).flatten()[:1].expand(5), behind=True).eval()
     assert not said(plan_of(net, torch.randn(5, 8), "channel"))
+
+
+class Box:
+    loss: object = None
+
+
+SHELF: list[Tensor] = []
+LEFT: dict[str, Callable[[Keeps, Tensor], object]] = {  # who holds a number after the forward
+    "an attribute": lambda m, t: setattr(m, "loss", t),
+    "an attribute of a layer, detached": lambda m, t: setattr(m.b, "loss", t.detach()),
+    "a list": lambda m, t: m.log.append(t),
+    "a dictionary in one": lambda m, t: m.log.append({"loss": [t * 2]}),
+    "an object": lambda m, t: setattr(m.box, "loss", t),
+    "a list of the file": lambda m, t: SHELF.append(t),
+    "a buffer, written to": lambda m, t: m.seen.add_(t),
+}
+
+
+class Keeps(nn.Module):
+    """A loss is put aside, as mixtures and regularisers do."""
+
+    def __init__(self, of: Summary, put: Callable[[Keeps, Tensor], object] | None) -> None:
+        super().__init__()
+        self.a, self.b, self.of, self.put = nn.Linear(8, 32), nn.Linear(32, 4), of, put
+        self.log: list[object] = []
+        self.box = Box()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        found = self.of(h)
+        if self.put is not None:
+            self.put(self, found)
+        return self.b(F.relu(h))
+
+
+def kept(plan: Plan) -> list[str]:
+    return [c.where for c in plan.conditions if c.text.startswith("what is kept after the forward holds a ")]
+
+
+@pytest.mark.parametrize("place", LEFT)
+def test_what_is_put_aside_is_said_as_an_output_is(place: str) -> None:
+    for of, says in ((lambda h: h.pow(2).mean(), True), (lambda h: h.pow(2).sum(), False)):
+        plan = plan_of(Keeps(of, LEFT[place]).eval(), torch.randn(5, 8), "channel")
+        SHELF.clear()
+        assert bool(kept(plan)) is says
+        assert all("test_summaries.py:" in where for where in kept(plan))
+
+
+def test_what_a_hook_puts_aside_is_said() -> None:
+    net = Keeps(lambda h: h, None).eval()
+    net.a.register_forward_hook(lambda _, __, h: SHELF.append(h.abs().mean()))
+    assert kept(plan_of(net, torch.randn(5, 8), "channel"))
+    SHELF.clear()
+
+
+@pytest.mark.parametrize("name", OF_UNITS)
+def test_what_nobody_holds_is_not_said(name: str) -> None:
+    assert not kept(plan_of(Keeps(OF_UNITS[name], None).eval(), torch.randn(5, 8), "channel"))

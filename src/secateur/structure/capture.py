@@ -146,6 +146,7 @@ def _run(
             result = _forward(model, followed(recorder, model, _switched(model, example, switched)))
             doors.given_out(recorder, result)
             recorder.add_outputs(result)
+            recorder.add_left()
         except Rejoined:
             pass
         except (Exception, SystemExit) as error:

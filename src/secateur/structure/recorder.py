@@ -89,6 +89,10 @@ class TensorNumbers:
         """Number a tensor."""
         self._entries[id(tensor)] = (weakref.ref(tensor), number)
 
+    def alive(self) -> list[int]:
+        """Numbers of the tensors that somebody still holds."""
+        return [number for tensor, number in self._entries.values() if tensor() is not None]
+
 
 class Recorder:
     """Writes the trace while the run goes on; rules and handlers talk to it.
@@ -217,6 +221,11 @@ class Recorder:
             self.trace.outputs.append(number)
             for axis in (*self.trace.axes[number], *self.positions.get(number, ())):
                 lock(axis, Lock("a dimension of the model's output", hint="outputs are protected by default"))
+
+    def add_left(self) -> None:
+        """After a run: what it made and is still there is held by the model, a list or a hook, and read by somebody."""
+        known = {*self.trace.outputs, *self.trace.inputs, *self.trace.constants}
+        self.trace.left.extend(number for number in self.numbers.alive() if number not in known)
 
     def leave(self, module: str, result: object) -> None:
         """A module returned; where that ends a branch that leads to the same dimensions, the rest is known.

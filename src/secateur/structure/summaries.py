@@ -1,5 +1,6 @@
 """Outputs that sum units up, a mean over heads say: the cut model's are over the units that stay, and the plan says so.
 
+So does what is kept after the forward: a loss in an attribute or in a list, what a hook has put aside.
 Behind a layer such a number is a feature like any other, as in a norm. In an output it is what the user reads, and a
 masked model gives another one. A sum of what a removed unit leaves at zero is the same in both, and needs no words.
 """
@@ -38,11 +39,12 @@ RATIOS = ("div", "pow", "true_divide")  # zero where the first is
 JOINS = ("add", "sub", "lerp", "maximum", "minimum", "where")  # zero where all are
 ADDED = ("addmm", "baddbmm", "addmv")
 BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "batch_norm")
+OUTPUT, LEFT = "an output", "what is kept after the forward"
 STATED = 4  # names of groups that one sentence lists
 
 
 def summarised(trace: Trace, groups: Mapping[str, int], attributes: Collection[Attribute]) -> Iterator[Condition]:
-    """One condition for each line that sums up units that are cut, of which an output is made without a weight between.
+    """One condition for each line that sums up units that are cut, of which an output is made, or what is kept.
 
     Args:
         trace: of the original.
@@ -52,12 +54,12 @@ def summarised(trace: Trace, groups: Mapping[str, int], attributes: Collection[A
     names = {atom: name for name, atom in groups.items()}
     said: set[str] = set()
     for run in (trace, *trace.further, *trace.beside):
-        for step, atoms in _Summaries(run, frozenset(names), attributes).found():
+        for holder, step, atoms in _Summaries(run, frozenset(names), attributes).found():
             if step.place.where in said:
                 continue
             said.add(step.place.where)
             over = ", ".join(repr(names[atom]) for atom in sorted(atoms)[:STATED])
-            what = f"an output holds a {base_name(step.func)} over units of {over}"
+            what = f"{holder} holds a {base_name(step.func)} over units of {over}"
             text = f"{what}, in the cut model over those that stay: a masked model gives another one"
             yield Condition(text, step.place.where, step.place.module)
 
@@ -84,13 +86,14 @@ class _Summaries:
             follows = cut if any(each in attributes for each in attributes_in(use.expr)) else NONE
             self.sizes[use.place.where] = self.sizes.get(use.place.where, NONE) | by | follows
 
-    def found(self) -> Iterator[tuple[Step, Atoms]]:
-        """Steps that sum up units, of which an output is made."""
+    def found(self) -> Iterator[tuple[str, Step, Atoms]]:
+        """What holds it, and the step that sums up units, of which it is made."""
         for step in self.trace.steps:
             self._follow(step)
-        for number in self.trace.outputs:
-            if number in self.made:
-                yield self.made[number]
+        for holder, numbers in ((OUTPUT, self.trace.outputs), (LEFT, self.trace.left)):
+            for number in numbers:
+                if number in self.made:
+                    yield holder, *self.made[number]
 
     def _in(self, axes: Collection[Axis]) -> Atoms:
         return frozenset(atom.id for axis in axes for atom in leaves(axis)) & self.cut

@@ -132,6 +132,7 @@ class Trace:
         roles: (name, dimension) -> "in" or "out", from the contractions in which a parameter took part.
         size_uses: integers to watch.
         inputs, outputs: tensor numbers.
+        left: those of what else is still there after the run.
         heads, inner: ids of atoms seen as batch, and as inner, dimension of products of two activations.
         widths: dimensions of weights in products, and the widths of tables: what makes units of their atoms.
         parallel: dimensions over which products with weights run side by side (blocks, experts).
@@ -162,6 +163,7 @@ class Trace:
     size_uses: list[SizeUse] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
     inner: list[Axis] = field(default_factory=list)
     widths: list[Axis] = field(default_factory=list)
