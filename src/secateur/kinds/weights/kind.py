@@ -65,6 +65,7 @@ class Weights(Candidates):
         dtype: str,
         tolerance: float | None,
         effort: Efforts = PROOF,
+        edit: Edit | None = None,
     ) -> Certificate:
         """Nothing to prove: no slice moves.
 
