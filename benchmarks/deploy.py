@@ -17,6 +17,7 @@ rounds.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -55,8 +56,8 @@ def dense(weight: Tensor, x: Tensor) -> Callable[[], object]:
 
 
 def packed(layer: SparseLinear, x: Tensor) -> Callable[[], object]:
-    parts, shape = [part.clone() for part in layer.parts], (layer.out_features, layer.in_features)
-    return lambda: torch.ops.secateur.packed_linear(x, parts, layer.scale, None, layer.format, *shape)
+    own = copy.deepcopy(layer)  # called as a model calls it: what the way to the kernel costs belongs to its time
+    return lambda: own(x)
 
 
 def pruned(rows: int, columns: int, zeros: float) -> nn.Linear:

@@ -36,7 +36,7 @@ void bitmask_panel<Bf16>(const Job& job, int64_t panel, const float* x, float* y
     if (step % 4 == 0) ahead(masks);
 #pragma GCC unroll 4
     for (int pair = 0; pair < 4; ++pair) {
-      const __m512i words = _mm512_maskz_expand_epi16(bits[pair], in_register(_mm512_loadu_si512(values)));
+      const __m512i words = _mm512_mask_expand_epi16(cleared(), bits[pair], in_register(_mm512_loadu_si512(values)));
       values += __builtin_popcount(bits[pair]);
       low[pair] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)), even, low[pair]);
       const __m512i upper = _mm512_and_si512(words, _mm512_set1_epi32(-0x10000));
@@ -70,7 +70,7 @@ void bitmask_panel<int8_t>(const Job& job, int64_t panel, const float* x, float*
     if (step % 4 == 0) ahead(masks);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m512i words = _mm512_maskz_expand_epi8(bits[half], in_register(_mm512_loadu_si512(values)));
+      const __m512i words = _mm512_mask_expand_epi8(cleared(), bits[half], in_register(_mm512_loadu_si512(values)));
       values += __builtin_popcountll(bits[half]);
 #pragma GCC unroll 4
       for (int which = 0; which < 4; ++which) {
