@@ -88,6 +88,7 @@ def setting(asked: argparse.Namespace) -> dict[str, object]:
         "chosen": asked.choose,
         "set": dict(sorted(asked.set.items())),
         "dtype": asked.dtype,
+        "load": asked.load,
         "device": asked.device,
     }
 
@@ -197,7 +198,7 @@ def measured(model: nn.Module, sets: dict[str, Tensor], dtype: str) -> dict[str,
 def load(asked: argparse.Namespace) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(asked.folder, dtype=torch.float32).eval().to(asked.device)
+    return AutoModelForCausalLM.from_pretrained(asked.folder, dtype=getattr(torch, asked.load)).eval().to(asked.device)
 
 
 def token_blocks(folder: str, path: str, tokens: int = 1024) -> Tensor:
@@ -208,8 +209,8 @@ def token_blocks(folder: str, path: str, tokens: int = 1024) -> Tensor:
 
 
 def key(line: dict[str, Any]) -> str:
-    names = ("case", "seed", "sequences", "chosen", "set", "dtype", "device")
-    return json.dumps([line.get(name) for name in names], sort_keys=True)
+    names = ("case", "seed", "sequences", "chosen", "set", "dtype", "load", "device")
+    return json.dumps([line.get(name, "float32" if name == "load" else None) for name in names], sort_keys=True)
 
 
 def finished(path: Path | None) -> set[str]:
@@ -258,6 +259,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", type=pair, default=[], metavar="PATH=VALUE", help="reconstruct.lr=1e-3")
     # bfloat16 is slow on processors without instructions for it: float32 computes with weights rounded to bfloat16.
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--load", default="float32", choices=["bfloat16", "float32"], help="dtype that is pruned")
     asked = parser.parse_args()
     asked.set = dict(asked.set)
     if asked.list:
