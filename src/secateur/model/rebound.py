@@ -1,18 +1,20 @@
 """Functions that a copy shares with the original: those that hold a module or tensor of it get ones of the copy.
 
-`copy.deepcopy` does not copy functions, so a hook or a lambda in an attribute would go on reading the original. Cells,
-defaults and arguments of partials that lead to a module or tensor of the model lead to its copy here; whatever else a
-function holds (a log, a count) is shared as before.
+`copy.deepcopy` does not copy functions, so a hook or a lambda in an attribute would go on reading the original, be it
+only a size. Cells, defaults and arguments of partials that lead to a module or tensor of the model lead to its copy
+here, and a function that remembers its answers finds them anew; whatever else a function holds (a log, a count) is
+shared as before.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+import gc
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from types import CellType, FunctionType, MethodType
+from functools import lru_cache, partial
+from types import CellType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import torch
@@ -21,10 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import UnsupportedError
 from secateur.model.place import users_line
-from secateur.model.reach import FUNCTIONS, inside, kind_of, slots_of
+from secateur.model.reach import ANSWERS, FUNCTIONS, inside, kind_of, slots_of
 from secateur.model.tensors import named_tensors
 
+REBOUND = (FunctionType, partial, MethodType, ANSWERS)
 PLAIN = (list, dict, tuple, set, OrderedDict)
+WALKED = (*FUNCTIONS, ANSWERS, MappingProxyType, *PLAIN)
 DEEPEST = 8  # functions and containers that hold each other
 HOLDS = "copies share what such functions hold, so that the smaller model would read the original's"
 HINT = "Take the tensor from a module that is at hand when the code runs (self, or the module that a hook is given)."
@@ -36,6 +40,9 @@ def rebind(result: nn.Module, memo: dict[int, Any]) -> None:
     Args:
         result: the copy; attributes and hooks of its modules are changed in place.
         memo: of the copying: id of an object of the original -> its copy.
+
+    Raises:
+        UnsupportedError: a function hides the original where no other can be put into its place.
     """
     work = _Rebinding(memo)
     for module in result.modules():
@@ -47,18 +54,44 @@ class _Rebinding:
         self.memo = memo
         self.made: dict[int, Any] = {}  # id of a function -> the one that takes its place
         self.held: list[object] = []  # so that no id is given to another object meanwhile
+        self.copies = {id(made) for before, made in list(memo.items()) if id(made) != before}
+        self.filled: set[int] = set()
 
     def fill(self, store: dict[Any, Any]) -> None:
         """Replace functions among the values of a namespace that belongs to the copy."""
+        if id(store) in self.filled:
+            return
+        self.filled.add(id(store))
         for key, value in list(store.items()):
-            if key in ("_modules", "_parameters", "_buffers"):
-                continue
-            if type(value) in (dict, OrderedDict):
-                self.fill(value)
-            elif isinstance(value, (FunctionType, partial, MethodType)) or type(value) in (list, tuple):
-                own = self.own(value)
+            if key not in ("_modules", "_parameters", "_buffers"):
+                own = self._filled(value)
+                if isinstance(own, REBOUND) and self._hides_original(own):
+                    raise UnsupportedError(
+                        f"A copy of this model still reads the original, by the function {key!r} that it holds.",
+                        why=HOLDS,
+                        hint=HINT,
+                    )
                 if own is not value:
-                    store[key] = own
+                    dict.__setitem__(store, key, own)
+
+    def _filled(self, value: Any) -> Any:
+        """A value of the copy, whose functions are its own, too."""
+        if isinstance(value, (*REBOUND, list, tuple)):
+            return self.own(value)
+        if type(value) in (dict, OrderedDict):
+            self.fill(value)
+        elif id(value) not in self.copies or isinstance(value, (nn.Module, Tensor)):
+            return value  # shared with the original, as its class wants it
+        elif isinstance(value, dict):
+            self.fill(value)
+            if isinstance(value, defaultdict):
+                value.default_factory = self.own(value.default_factory)
+        elif isinstance(value, deque):
+            for place, item in enumerate(value):
+                value[place] = self.own(item)
+        if kind_of(value) in ("object", "container"):
+            self.fill(getattr(value, "__dict__", {}))
+        return value
 
     def own(self, value: Any) -> Any:
         """What stands for a value in the copy: itself, where it leads to nothing of the original."""
@@ -73,6 +106,8 @@ class _Rebinding:
             return self._function(value)
         if isinstance(value, MethodType):
             return MethodType(self.own(value.__func__), self.own(value.__self__))
+        if isinstance(value, ANSWERS):  # it forgets those of the original
+            return lru_cache(**value.cache_parameters())(self.own(value.__wrapped__))  # type: ignore[attr-defined]
         if isinstance(value, partial):
             return partial(self.own(value.func), *map(self.own, value.args), **self._named(value.keywords))
         if type(value) is dict:
@@ -99,6 +134,20 @@ class _Rebinding:
                 cell.cell_contents = self.own(held.cell_contents)
         return made
 
+    def _hides_original(self, function: Any) -> bool:
+        """Whether a module or tensor of the original lies in a function, also in the closures of libraries."""
+        todo, seen = [function], set[int]()
+        while todo:
+            part = todo.pop()
+            if isinstance(part, (nn.Module, Tensor)):
+                if self._leads_back(part, 0, set()):
+                    return True
+            elif id(part) not in seen and isinstance(part, WALKED):
+                seen.add(id(part))
+                aside = part.__globals__ if isinstance(part, FunctionType) else None
+                todo += [each for each in gc.get_referents(part) if each is not aside]
+        return False
+
     def _leads_back(self, value: Any, depth: int, seen: set[int]) -> bool:
         """Whether a value is, or holds, a module or tensor of the original."""
         if isinstance(value, (nn.Module, Tensor)):
@@ -120,6 +169,8 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (value.__self__, value.__func__)
     elif isinstance(value, FUNCTIONS):
         yield from inside(value)
+    elif isinstance(value, ANSWERS):
+        yield value.__wrapped__  # type: ignore[attr-defined]
     elif isinstance(value, dict):
         yield from list(value.values())
     elif isinstance(value, PLAIN):
