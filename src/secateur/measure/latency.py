@@ -137,7 +137,7 @@ def timed(
     with (
         _threads(threads) as used,
         evaluating(*models.values(), example=inputs),
-        torch.inference_mode(),
+        torch.inference_mode(all(_run_without_autograd(models[name], inputs[name]) for name in models)),
         _no_collection(),
     ):
         budget = _Budget(seconds, timer)

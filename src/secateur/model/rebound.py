@@ -9,12 +9,13 @@ shared as before.
 from __future__ import annotations
 
 import copy
-import gc
+import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from types import CellType, FunctionType, MappingProxyType, MethodType
+from pathlib import Path
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from secateur.model.tensors import named_tensors
 
 REBOUND = (FunctionType, partial, MethodType, ANSWERS)
 PLAIN = (list, dict, tuple, set, OrderedDict)
-WALKED = (*FUNCTIONS, ANSWERS, MappingProxyType, *PLAIN)
+PACKAGE = str(Path(__file__).parents[1])
 DEEPEST = 8  # functions and containers that hold each other
 HOLDS = "copies share what such functions hold, so that the smaller model would read the original's"
 HINT = "Take the tensor from a module that is at hand when the code runs (self, or the module that a hook is given)."
@@ -40,9 +41,6 @@ def rebind(result: nn.Module, memo: dict[int, Any]) -> None:
     Args:
         result: the copy; attributes and hooks of its modules are changed in place.
         memo: of the copying: id of an object of the original -> its copy.
-
-    Raises:
-        UnsupportedError: a function hides the original where no other can be put into its place.
     """
     work = _Rebinding(memo)
     for module in result.modules():
@@ -54,8 +52,11 @@ class _Rebinding:
         self.memo = memo
         self.made: dict[int, Any] = {}  # id of a function -> the one that takes its place
         self.held: list[object] = []  # so that no id is given to another object meanwhile
-        self.copies = {id(made) for before, made in list(memo.items()) if id(made) != before}
+        self.copies = self._made_by_copying()
         self.filled: set[int] = set()
+
+    def _made_by_copying(self) -> set[int]:
+        return {id(made) for before, made in list(self.memo.items()) if id(made) != before}
 
     def fill(self, store: dict[Any, Any]) -> None:
         """Replace functions among the values of a namespace that belongs to the copy."""
@@ -65,18 +66,12 @@ class _Rebinding:
         for key, value in list(store.items()):
             if key not in ("_modules", "_parameters", "_buffers"):
                 own = self._filled(value)
-                if isinstance(own, REBOUND) and self._hides_original(own):
-                    raise UnsupportedError(
-                        f"A copy of this model still reads the original, by the function {key!r} that it holds.",
-                        why=HOLDS,
-                        hint=HINT,
-                    )
                 if own is not value:
                     dict.__setitem__(store, key, own)
 
     def _filled(self, value: Any) -> Any:
         """A value of the copy, whose functions are its own, too."""
-        if isinstance(value, (*REBOUND, list, tuple)):
+        if isinstance(value, (*REBOUND, tuple)):
             return self.own(value)
         if type(value) in (dict, OrderedDict):
             self.fill(value)
@@ -86,9 +81,10 @@ class _Rebinding:
             self.fill(value)
             if isinstance(value, defaultdict):
                 value.default_factory = self.own(value.default_factory)
-        elif isinstance(value, deque):
+        elif isinstance(value, (list, deque)) and id(value) not in self.filled:
+            self.filled.add(id(value))
             for place, item in enumerate(value):
-                value[place] = self.own(item)
+                value[place] = self._filled(item)
         if kind_of(value) in ("object", "container"):
             self.fill(getattr(value, "__dict__", {}))
         return value
@@ -114,7 +110,9 @@ class _Rebinding:
             return self._named(value)
         if type(value) in (list, tuple):
             return type(value)(map(self.own, value))
-        return copy.deepcopy(value, self.memo)
+        made = copy.deepcopy(value, self.memo)
+        self.copies = self._made_by_copying()
+        return self._filled(made)
 
     def _named(self, values: dict[Any, Any]) -> dict[Any, Any]:
         return {key: self.own(value) for key, value in values.items()}
@@ -133,20 +131,6 @@ class _Rebinding:
             if cell is not held:
                 cell.cell_contents = self.own(held.cell_contents)
         return made
-
-    def _hides_original(self, function: Any) -> bool:
-        """Whether a module or tensor of the original lies in a function, also in the closures of libraries."""
-        todo, seen = [function], set[int]()
-        while todo:
-            part = todo.pop()
-            if isinstance(part, (nn.Module, Tensor)):
-                if self._leads_back(part, 0, set()):
-                    return True
-            elif id(part) not in seen and isinstance(part, WALKED):
-                seen.add(id(part))
-                aside = part.__globals__ if isinstance(part, FunctionType) else None
-                todo += [each for each in gc.get_referents(part) if each is not aside]
-        return False
 
     def _leads_back(self, value: Any, depth: int, seen: set[int]) -> bool:
         """Whether a value is, or holds, a module or tensor of the original."""
@@ -209,7 +193,7 @@ class OwnReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Refuse a copy that has read the original.
 
         Raises:
-            UnsupportedError: names the tensor and the line.
+            UnsupportedError: names the tensor or attribute, and the line.
         """
         for name, where in self.read.items():
             raise UnsupportedError(
@@ -218,12 +202,36 @@ class OwnReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
+def _asked(model: nn.Module, result: nn.Module) -> Iterator[dict[str, str]]:
+    """Inside, hears which modules of the original are asked for anything, a size or a flag: no operator reads those.
+
+    Yields:
+        "attribute of module" -> the line; what this package asks is left out.
+    """
+    own = set(map(id, result.modules()))
+    names = {id(module): path for path, module in model.named_modules() if id(module) not in own}
+    found: dict[str, str] = {}
+
+    def asked(self: nn.Module, name: str) -> Any:
+        if id(self) in names and not sys._getframe(1).f_code.co_filename.startswith(PACKAGE):
+            found.setdefault(f"{names[id(self)]}.{name}".lstrip("."), users_line())
+        return object.__getattribute__(self, name)
+
+    nn.Module.__getattribute__ = asked  # type: ignore[assignment]
+    try:
+        yield found
+    finally:
+        del nn.Module.__getattribute__
+
+
+@contextmanager
 def reading_its_own(
     beside: Callable[[], AbstractContextManager[object]], model: nn.Module, cut: nn.Module
 ) -> Iterator[object]:
     """What stands beside a run of a cut model, which is not to read the original."""
-    with OwnReads(model, cut) as reads, beside() as result:
+    with OwnReads(model, cut) as reads, beside() as result, _asked(model, cut) as asked:
         yield reads if result is None else result
+    reads.read = {**asked, **reads.read}
     reads.require_none()
 
 
