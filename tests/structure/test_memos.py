@@ -1,4 +1,4 @@
-"""What an earlier run has left on a module is a condition: a fresh model, into which weights are loaded, makes it anew."""
+"""What an earlier run has left on a module is a condition: a fresh model, with weights loaded, makes it anew."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class _Rebinding:
         if isinstance(value, MethodType):
             return MethodType(self.own(value.__func__), self.own(value.__self__))
         if isinstance(value, ANSWERS):  # it forgets those of the original
-            return lru_cache(**value.cache_parameters())(self.own(value.__wrapped__))  # type: ignore[attr-defined]
+            return lru_cache(**value.cache_parameters())(self.own(value.__wrapped__))
         if isinstance(value, partial):
             return partial(self.own(value.func), *map(self.own, value.args), **self._named(value.keywords))
         if type(value) is dict:
@@ -154,7 +154,7 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, FUNCTIONS):
         yield from inside(value)
     elif isinstance(value, ANSWERS):
-        yield value.__wrapped__  # type: ignore[attr-defined]
+        yield value.__wrapped__
     elif isinstance(value, dict):
         yield from list(value.values())
     elif isinstance(value, PLAIN):
