@@ -105,3 +105,16 @@ def test_its_own_way_is_taken_where_nothing_has_to_stand_for_anything():
     assert copied(model, {}) is not model
     held = {id(model.a.weight): nn.Parameter(model.a.weight[:3].detach())}
     assert copied(model, held).a.weight.shape == (3, 8)
+
+
+def test_a_copy_does_not_call_the_original_by_what_compile_has_made():
+    model = Around().eval()
+    model.inner.a.compile(backend="eager")
+    model.compile(backend="eager")
+    made = copied(model, {})
+    with torch.no_grad():
+        made.inner.a.weight.zero_()
+        model.last.bias.fill_(7.0)
+    x = torch.randn(5, 8)
+    assert not torch.allclose(made(x), model(x))
+    assert torch.equal(made.inner.a(x), made.inner.a.bias.expand(5, 16))
