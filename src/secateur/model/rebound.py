@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from secateur.model.tensors import named_tensors
 
 REBOUND = (FunctionType, partial, MethodType, ANSWERS)
 PLAIN = (list, dict, tuple, set, OrderedDict)
+_Watch: TypeAlias = tuple[dict[int, str], dict[str, str]]  # paths by id of a module; what was asked -> where
+WATCHES: list[_Watch] = []  # of copies that run now
 PACKAGE = str(Path(__file__).parents[1])
 DEEPEST = 8  # functions and containers that hold each other
 HOLDS = "copies share what such functions hold, so that the smaller model would read the original's"
@@ -210,18 +212,23 @@ def _asked(model: nn.Module, result: nn.Module) -> Iterator[dict[str, str]]:
     """
     own = set(map(id, result.modules()))
     names = {id(module): path for path, module in model.named_modules() if id(module) not in own}
-    found: dict[str, str] = {}
+    watch: _Watch = (names, {})
+    WATCHES.append(watch)
+    nn.Module.__getattribute__ = _heard  # type: ignore[assignment]
+    try:
+        yield watch[1]
+    finally:
+        WATCHES.remove(watch)
+        if not WATCHES:
+            del nn.Module.__getattribute__
 
-    def asked(self: nn.Module, name: str) -> Any:
+
+def _heard(self: nn.Module, name: str) -> Any:
+    """What `object` gives; stands in the class of all modules while a copy runs."""
+    for names, found in WATCHES:
         if id(self) in names and not sys._getframe(1).f_code.co_filename.startswith(PACKAGE):
             found.setdefault(f"{names[id(self)]}.{name}".lstrip("."), users_line())
-        return object.__getattribute__(self, name)
-
-    nn.Module.__getattribute__ = asked  # type: ignore[assignment]
-    try:
-        yield found
-    finally:
-        del nn.Module.__getattribute__
+    return object.__getattribute__(self, name)
 
 
 @contextmanager
