@@ -44,7 +44,8 @@ def uncompiled() -> AbstractContextManager[object]:
     """What `torch.compile` has made of parts of a model runs line by line: compiled code cannot be looked into."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager
