@@ -110,7 +110,8 @@ def test_its_own_way_is_taken_where_nothing_has_to_stand_for_anything():
 def test_a_copy_does_not_call_the_original_by_what_compile_has_made():
     model = Around().eval()
     for module in (model, model.inner.a):
-        module._compiled_call_impl = module._call_impl  # what `module.compile()` sets, without a compiler
+        # What `module.compile()` sets, without a compiler.
+        module._compiled_call_impl = lambda *args, call=module._call_impl: call(*args)
     made = copied(model, {})
     with torch.no_grad():
         made.inner.a.weight.zero_()
