@@ -296,3 +296,55 @@ class SuperResolution(nn.Module):
         for block in self.body:
             y = y + 0.2 * block(y)
         return self.tail(F.pixel_shuffle(self.up(y + h), 2)) + F.interpolate(x, scale_factor=2, mode="bicubic")
+
+
+@family.case(SIZES, kinds="channel")
+class Involution(nn.Module):
+    """Kernels that are generated for every pixel and shared in groups of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.reduce, self.norm = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4)
+        self.span, self.out, self.groups, self.kernel = nn.Conv2d(4, 36, 1), nn.Conv2d(16, 4, 1), 4, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        weights = self.span(self.norm(self.reduce(x)).relu())
+        b, _, h, w = weights.shape
+        weights = weights.view(b, self.groups, self.kernel**2, h, w).unsqueeze(2)
+        patches = F.unfold(x, self.kernel, padding=1).view(b, self.groups, -1, self.kernel**2, h, w)
+        return self.out((weights * patches).sum(3).view(b, -1, h, w))
+
+
+@family.case(SIZES, kinds="channel")
+class StereoVolume(nn.Module):
+    """Features of two views, side by side for every disparity, in a volume that is filled slice by slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.volume = nn.Conv2d(3, 6, 3, 1, 1), nn.Conv3d(12, 8, 3, 1, 1)
+        self.out, self.most = nn.Conv3d(8, 1, 3, 1, 1), 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.features(x).relu(), self.features(x.flip(-1)).relu()
+        b, c, h, w = left.shape
+        cost = left.new_zeros(b, c * 2, self.most, h, w)
+        for d in range(self.most):
+            cost[:, :c, d, :, d:] = left[:, :, :, d:]
+            cost[:, c:, d, :, d:] = right[:, :, :, : w - d]
+        return self.out(self.volume(cost.contiguous()).relu()).squeeze(1)
+
+
+@family.case(SIZES, kinds="channel")
+class ZeroPaddedShortcut(nn.Module):
+    """A shortcut without weights: channels that are missing in front of it are zeros, as in small residual networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.norm = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16)
+        self.conv, self.out, self.planes = nn.Conv2d(16, 16, 3, 1, 1), nn.Linear(16, 4), 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.planes // 4, self.planes // 4))
+        return self.out((self.conv(self.norm(self.down(x)).relu()) + shortcut).relu().mean((2, 3)))

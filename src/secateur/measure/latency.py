@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.errors import InputError, RecipeError
+from secateur.errors import ForwardError, InputError, RecipeError
 from secateur.model.call import call, device_of, to_device
 from secateur.model.guard import evaluating
 from secateur.model.samples import batch_size_of, with_batch_size
@@ -134,12 +134,7 @@ def timed(
         for name in order:
             taken[name].append(_time(models[name], inputs[name], timer))
 
-    with (
-        _threads(threads) as used,
-        evaluating(*models.values(), example=inputs),
-        torch.inference_mode(),
-        _no_collection(),
-    ):
+    def all_rounds() -> Stop:
         budget = _Budget(seconds, timer)
         for number in range(warmup):
             one_round(number - warmup)
@@ -148,7 +143,16 @@ def timed(
                 break
         for values in taken.values():
             values.clear()
-        stopped = _timed_rounds(one_round, taken, rounds, spread, budget)
+        return _timed_rounds(one_round, taken, rounds, spread, budget)
+
+    with _threads(threads) as used, evaluating(*models.values(), example=inputs), _no_collection():
+        try:
+            with torch.inference_mode():
+                stopped = all_rounds()
+        except ForwardError:
+            # A forward that asks for gradients itself (forces of an energy, an inner step of training) gets them in no
+            # inference mode: then all models are timed without it.
+            stopped = all_rounds()
     return taken, used, batch_size_of(example), stopped
 
 

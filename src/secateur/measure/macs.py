@@ -22,7 +22,7 @@ from torch.utils.module_tracker import ModuleTracker
 from secateur.errors import SecateurError
 from secateur.model.call import call, device_of, outputs, to_device
 from secateur.model.guard import evaluating
-from secateur.model.kernels import unfused_attention
+from secateur.model.kernels import uncompiled, unfused_attention
 from secateur.model.samples import batch_size_of, pick_sample
 from secateur.model.written import weights_kept
 from secateur.types import Example
@@ -196,6 +196,7 @@ def count(model: nn.Module, example: Example) -> Operations:
         evaluating(model, example=example),
         weights_kept(model),
         unfused_attention(),
+        uncompiled(),
         sdpa_kernel(SDPBackend.MATH),
         counter,
     ):

@@ -43,7 +43,9 @@ def copied(module: M, memo: dict[int, Any]) -> M:
         memo.update(before)
     result: M = object.__new__(kind)
     memo[id(module)] = result
-    vars(result).update({key: _value(value, memo) for key, value in vars(module).items()})
+    # As torch does: what `module.compile()` has made would go on calling the original.
+    held = {key: value for key, value in vars(module).items() if key != "_compiled_call_impl"}
+    vars(result).update({key: _value(value, memo) for key, value in held.items()})
     return result
 
 

@@ -6,9 +6,10 @@ stands for), and some have no second derivative.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -28,15 +29,23 @@ def unfused_attention() -> Iterator[None]:
 
 @contextmanager
 def unfused(*models: nn.Module) -> Iterator[None]:
-    """Slow path of attention, and no oneDNN kernels for models with recurrent layers."""
+    """Slow path of attention, no oneDNN kernels for models with recurrent layers, and nothing that is compiled."""
     onednn = torch._C._get_mkldnn_enabled()  # the public switch warns about TF32 on some machines
-    with unfused_attention():
+    with unfused_attention(), uncompiled():
         try:
             if has_recurrent(*models):
                 torch._C._set_mkldnn_enabled(False)
             yield
         finally:
             torch._C._set_mkldnn_enabled(onednn)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """What `torch.compile` has made of parts of a model runs line by line: compiled code cannot be looked into."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -1,19 +1,22 @@
 """Functions that a copy shares with the original: those that hold a module or tensor of it get ones of the copy.
 
-`copy.deepcopy` does not copy functions, so a hook or a lambda in an attribute would go on reading the original. Cells,
-defaults and arguments of partials that lead to a module or tensor of the model lead to its copy here; whatever else a
-function holds (a log, a count) is shared as before.
+`copy.deepcopy` does not copy functions, so a hook or a lambda in an attribute would go on reading the original, be it
+only a size. Cells, defaults and arguments of partials that lead to a module or tensor of the model lead to its copy
+here, and a function that remembers its answers finds them anew; whatever else a function holds (a log, a count) is
+shared as before.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import UnsupportedError
 from secateur.model.place import users_line
-from secateur.model.reach import FUNCTIONS, inside, kind_of, slots_of
+from secateur.model.reach import ANSWERS, FUNCTIONS, inside, kind_of, slots_of
 from secateur.model.tensors import named_tensors
 
+REBOUND = (FunctionType, partial, MethodType, ANSWERS)
 PLAIN = (list, dict, tuple, set, OrderedDict)
+_Watch: TypeAlias = tuple[dict[int, str], dict[str, str]]  # paths by id of a module; what was asked -> where
+WATCHES: list[_Watch] = []  # of copies that run now
+PACKAGE = str(Path(__file__).parents[1])
 DEEPEST = 8  # functions and containers that hold each other
 HOLDS = "copies share what such functions hold, so that the smaller model would read the original's"
 HINT = "Take the tensor from a module that is at hand when the code runs (self, or the module that a hook is given)."
@@ -47,18 +54,42 @@ class _Rebinding:
         self.memo = memo
         self.made: dict[int, Any] = {}  # id of a function -> the one that takes its place
         self.held: list[object] = []  # so that no id is given to another object meanwhile
+        self.copies = self._made_by_copying()
+        self.filled: set[int] = set()
+
+    def _made_by_copying(self) -> set[int]:
+        return {id(made) for before, made in list(self.memo.items()) if id(made) != before}
 
     def fill(self, store: dict[Any, Any]) -> None:
         """Replace functions among the values of a namespace that belongs to the copy."""
+        if id(store) in self.filled:
+            return
+        self.filled.add(id(store))
         for key, value in list(store.items()):
-            if key in ("_modules", "_parameters", "_buffers"):
-                continue
-            if type(value) in (dict, OrderedDict):
-                self.fill(value)
-            elif isinstance(value, (FunctionType, partial, MethodType)) or type(value) in (list, tuple):
-                own = self.own(value)
+            if key not in ("_modules", "_parameters", "_buffers"):
+                own = self._filled(value)
                 if own is not value:
-                    store[key] = own
+                    dict.__setitem__(store, key, own)
+
+    def _filled(self, value: Any) -> Any:
+        """A value of the copy, whose functions are its own, too."""
+        if isinstance(value, (*REBOUND, tuple)):
+            return self.own(value)
+        if type(value) in (dict, OrderedDict):
+            self.fill(value)
+        elif id(value) not in self.copies or isinstance(value, (nn.Module, Tensor)):
+            return value  # shared with the original, as its class wants it
+        elif isinstance(value, dict):
+            self.fill(value)
+            if isinstance(value, defaultdict):
+                value.default_factory = self.own(value.default_factory)
+        elif isinstance(value, (list, deque)) and id(value) not in self.filled:
+            self.filled.add(id(value))
+            for place, item in enumerate(value):
+                value[place] = self._filled(item)
+        if kind_of(value) in ("object", "container"):
+            self.fill(getattr(value, "__dict__", {}))
+        return value
 
     def own(self, value: Any) -> Any:
         """What stands for a value in the copy: itself, where it leads to nothing of the original."""
@@ -73,13 +104,17 @@ class _Rebinding:
             return self._function(value)
         if isinstance(value, MethodType):
             return MethodType(self.own(value.__func__), self.own(value.__self__))
+        if isinstance(value, ANSWERS):  # it forgets those of the original
+            return lru_cache(**value.cache_parameters())(self.own(value.__wrapped__))
         if isinstance(value, partial):
             return partial(self.own(value.func), *map(self.own, value.args), **self._named(value.keywords))
         if type(value) is dict:
             return self._named(value)
         if type(value) in (list, tuple):
             return type(value)(map(self.own, value))
-        return copy.deepcopy(value, self.memo)
+        made = copy.deepcopy(value, self.memo)
+        self.copies = self._made_by_copying()
+        return self._filled(made)
 
     def _named(self, values: dict[Any, Any]) -> dict[Any, Any]:
         return {key: self.own(value) for key, value in values.items()}
@@ -120,6 +155,8 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (value.__self__, value.__func__)
     elif isinstance(value, FUNCTIONS):
         yield from inside(value)
+    elif isinstance(value, ANSWERS):
+        yield value.__wrapped__
     elif isinstance(value, dict):
         yield from list(value.values())
     elif isinstance(value, PLAIN):
@@ -158,7 +195,7 @@ class OwnReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Refuse a copy that has read the original.
 
         Raises:
-            UnsupportedError: names the tensor and the line.
+            UnsupportedError: names the tensor or attribute, and the line.
         """
         for name, where in self.read.items():
             raise UnsupportedError(
@@ -167,12 +204,41 @@ class OwnReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
+def _asked(model: nn.Module, result: nn.Module) -> Iterator[dict[str, str]]:
+    """Inside, hears which modules of the original are asked for anything, a size or a flag: no operator reads those.
+
+    Yields:
+        "attribute of module" -> the line; what this package asks is left out.
+    """
+    own = set(map(id, result.modules()))
+    names = {id(module): path for path, module in model.named_modules() if id(module) not in own}
+    watch: _Watch = (names, {})
+    WATCHES.append(watch)
+    nn.Module.__getattribute__ = _heard  # type: ignore[assignment]
+    try:
+        yield watch[1]
+    finally:
+        WATCHES.remove(watch)
+        if not WATCHES:
+            del nn.Module.__getattribute__
+
+
+def _heard(self: nn.Module, name: str) -> Any:
+    """What `object` gives; stands in the class of all modules while a copy runs."""
+    for names, found in WATCHES:
+        if id(self) in names and not sys._getframe(1).f_code.co_filename.startswith(PACKAGE):
+            found.setdefault(f"{names[id(self)]}.{name}".lstrip("."), users_line())
+    return object.__getattribute__(self, name)
+
+
+@contextmanager
 def reading_its_own(
     beside: Callable[[], AbstractContextManager[object]], model: nn.Module, cut: nn.Module
 ) -> Iterator[object]:
     """What stands beside a run of a cut model, which is not to read the original."""
-    with OwnReads(model, cut) as reads, beside() as result:
+    with OwnReads(model, cut) as reads, beside() as result, _asked(model, cut) as asked:
         yield reads if result is None else result
+    reads.read = {**asked, **reads.read}
     reads.require_none()
 
 

@@ -220,14 +220,14 @@ def callees(
     """What a call may run: a method, a module, each module of a list that a loop goes through, a function."""
     of = call.func.value if isinstance(call.func, ast.Attribute) else None
     if isinstance(call.func, ast.Attribute) and isinstance(of, ast.Name) and of.id in receivers(function):
-        yield from _run_by(getattr(owner, call.func.attr, None), owner)
+        yield from _run_by(held_as(owner, call.func.attr), owner)
     elif isinstance(call.func, ast.Attribute) and _is_super(call.func.value):
         yield from _run_by(_inherited(owner, function, call.func.attr), owner)
     elif isinstance(call.func, ast.Name):
         for loop in (part for part in nodes_of(node) if isinstance(part, ast.For)):
             if call.func.id in {part.id for part in ast.walk(loop.target) if isinstance(part, ast.Name)}:
                 for part in ast.walk(loop.iter):
-                    held = getattr(owner, part.attr, None) if isinstance(part, ast.Attribute) else None
+                    held = held_as(owner, part.attr) if isinstance(part, ast.Attribute) else None
                     for module in {type(m): m for m in held}.values() if isinstance(held, nn.ModuleList) else ():
                         yield from _run_by(module, owner)
         yield from _run_by(held_by(function, call.func.id), owner)
@@ -263,8 +263,15 @@ def held_by(function: FunctionType, name: str, missing: object = None) -> object
 def _run_by(value: object, owner: nn.Module) -> Iterator[tuple[FunctionType | None, nn.Module]]:
     if isinstance(value, nn.Module):
         yield plain_function(value.forward), value
-    elif isinstance(value, (MethodType, FunctionType)):
+    elif isinstance(value, (MethodType, FunctionType, staticmethod, classmethod)):
         yield plain_function(value), owner
+
+
+def held_as(owner: nn.Module, name: str) -> object:
+    """What a module or its class has under a name; a property is not asked, as that would run code of the user's."""
+    spaces = (vars(owner), owner._modules)
+    found = next((space[name] for space in spaces if name in space), None)
+    return inspect.getattr_static(type(owner), name, None) if found is None else found
 
 
 def _parameter(function: FunctionType | None, position: int) -> str:

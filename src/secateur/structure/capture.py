@@ -35,6 +35,7 @@ from secateur.structure.conditions import SEEN, Branch, unreached
 from secateur.structure.fronts import watch_fronts
 from secateur.structure.function_call import FunctionCall
 from secateur.structure.given import arguments, followed
+from secateur.structure.memos import memos
 from secateur.structure.provenance import Dim, TrackedFlag, TrackedInt, tracked_attributes
 from secateur.structure.read import renew
 from secateur.structure.recorder import Recorder, Rejoined
@@ -189,6 +190,7 @@ def _look_beside(model: nn.Module, runs: Sequence[tuple[Example, Recorder]]) -> 
         trace.conditions.append(branch.told(tried.get(name, "the other branch was not seen")))
     own = forwards(model)
     trace.conditions.extend(branch.condition for branch in (*switches(own), *surroundings(own)))
+    trace.conditions.extend(memos(own))
     trace.conditions.extend(untaken(model, first.ways, trace.conditions))
     trace.rounded.extend(rounded(first.ways.pieces))
     trace.conditions.extend(unreached(model, trace.tensors(), trace.aliases))

@@ -48,7 +48,7 @@ def switches(own: Forwards) -> Iterator[Branch]:
     found: dict[str, tuple[str, str]] = {}
     for path, (module, functions) in own.items():
         for where, chains in _deciding(functions):
-            held = {".".join(chain): value for chain in chains if _is_switch(value := _value(module, chain))}
+            held = {".".join(chain): value for chain in chains if _is_switch(value := held_at(module, chain))}
             if held:
                 text = ", ".join(f"{name}={value!r}" for name, value in held.items())
                 found.setdefault(where, (f"holds with {text} of {type(module).__name__}, by which it decides", path))
@@ -75,7 +75,7 @@ def _is_switch(value: object) -> bool:
     return type(value) in (bool, str, float) or (type(value) is int and value in (0, 1))
 
 
-def _value(owner: object, chain: Chain) -> object:
+def held_at(owner: object, chain: Chain) -> object:
     """What stands at the end of a chain of names; None where a module, a tensor or a property is on the way."""
     for name in chain:
         if isinstance(owner, (Tensor, type)) or not hasattr(owner, "__dict__"):
@@ -132,19 +132,19 @@ def _lines(node: Function, filename: str) -> tuple[tuple[str, frozenset[Chain]],
     named: dict[str, set[Chain]] = {}
     for part in nodes_of(node):
         if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
-            chain = _chain(part.value, this)
+            chain = chain_of(part.value, this)
             for name in made_of(node, set(targets(part))) if chain else ():
                 named.setdefault(name, set()).add(chain)
     lines: dict[int, set[Chain]] = {}
     # What a method or a property hands back as it is, its caller may decide by.
-    for test in (*tests_in(node), *(value for value in handed_back(node) if _chain(value, this))):
-        chains = {chain for part in ast.walk(test) if (chain := _chain(part, this))}
+    for test in (*tests_in(node), *(value for value in handed_back(node) if chain_of(value, this))):
+        chains = {chain for part in ast.walk(test) if (chain := chain_of(part, this))}
         chains |= {chain for name, known in named.items() if mentions(test, {name}) for chain in known}
         lines.setdefault(test.lineno, set()).update(chains)
     return tuple((f"{short(filename)}:{line}", frozenset(chains)) for line, chains in sorted(lines.items()) if chains)
 
 
-def _chain(node: ast.AST, this: str) -> Chain:
+def chain_of(node: ast.AST, this: str) -> Chain:
     """The names of `self.config.flag`, and of `getattr(self, "flag", ...)`; () for anything else."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):

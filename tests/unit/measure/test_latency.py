@@ -187,3 +187,26 @@ def test_a_pair_is_not_timed_where_the_recipe_asks_for_no_latency():
     models, _, log = pair([], [])
     assert time_pair(models["a"], models["b"], torch.zeros(1), Measure(latency=False), zeros_only=False) == (None, None)
     assert log == []
+
+
+class Forces(nn.Module):
+    """A forward that differentiates something itself, as models of energies do."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Linear(3, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            return torch.autograd.grad(self.energy(x).tanh().sum(), x)[0]
+
+
+def test_models_that_ask_for_gradients_themselves_are_timed_like_all_others_beside_them():
+    x = torch.randn(2, 3)
+    forces, plain = Forces(), nn.Linear(3, 1)
+    wanted = forces(x)
+    found = latency({"forces": forces, "plain": plain}, x, rounds=4, warmup=1)
+    assert found["forces"].median > 0 < found["plain"].median
+    assert found["plain"].rounds == 4
+    assert torch.equal(forces(x), wanted)

@@ -105,3 +105,38 @@ def test_its_own_way_is_taken_where_nothing_has_to_stand_for_anything():
     assert copied(model, {}) is not model
     held = {id(model.a.weight): nn.Parameter(model.a.weight[:3].detach())}
     assert copied(model, held).a.weight.shape == (3, 8)
+
+
+def test_a_copy_does_not_call_the_original_by_what_compile_has_made():
+    model = Around().eval()
+    for module in (model, model.inner.a):
+        # What `module.compile()` sets, without a compiler.
+        module._compiled_call_impl = lambda *args, call=module._call_impl: call(*args)
+    made = copied(model, {})
+    with torch.no_grad():
+        made.inner.a.weight.zero_()
+        model.last.bias.fill_(7.0)
+    x = torch.randn(5, 8)
+    assert not torch.allclose(made(x), model(x))
+    assert torch.equal(made.inner.a(x), made.inner.a.bias.expand(5, 16))
+
+
+class Compiled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(4, 3)
+        self.inner = torch.compile(nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), fullgraph=True)
+
+    def forward(self, x):
+        return self.last(self.inner(self.first(x)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_parts_that_torch_compile_takes_whole_are_cut_line_by_line():
+    model, x = Compiled().eval(), torch.randn(5, 8)
+    plain = model.inner._orig_mod
+    hidden = plain[1](plain[0](model.first(x))).index_fill(1, torch.tensor([1, 2]), 0)
+    cut = sc.plan(model, x, remove={"inner._orig_mod.0": [1, 2]}, granularity="channel").apply(model)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.allclose(cut(x), model.last(plain[2](hidden)), atol=1e-5)

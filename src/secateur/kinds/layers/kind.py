@@ -20,6 +20,7 @@ from secateur.model.tensors import named_tensors, require_finite
 from secateur.request import PROOF, Efforts, Request
 from secateur.structure.around import surroundings
 from secateur.structure.given import arguments
+from secateur.structure.memos import memos
 from secateur.structure.provenance import Attribute
 from secateur.structure.stacks import Stack, find_stacks
 from secateur.structure.switches import forwards, switches
@@ -110,9 +111,10 @@ def asked(model: nn.Module, example: Example, said: Sequence[Condition]) -> Iter
     """What the code decides by beside what it was seen to: arguments, switches, surroundings; each line once."""
     known = {condition.where for condition in said}
     own = forwards(model)
-    for branch in (*arguments(model, example), *switches(own), *surroundings(own)):
-        if branch.condition.where not in known:
-            yield branch.condition
+    branches = (*arguments(model, example), *switches(own), *surroundings(own))
+    for condition in (*(branch.condition for branch in branches), *memos(own)):
+        if condition.where not in known:
+            yield condition
 
 
 def _group(model: nn.Module, stack: Stack) -> Group:
