@@ -66,6 +66,13 @@ HIDDEN: dict[str, Made] = {
     "parts of a large batch": lambda x, n: torch.tensor_split(x.new_zeros(100, 8, 6), (n, n + 1), 1),
     "a band in a large batch": lambda x, n: x.new_ones(100, 8, 8).triu(-n),
     "a band of functions": lambda x, n: torch.tril(input=x.new_ones(100, 8, 8), diagonal=n),
+    "a window over units": lambda x, n: functional.max_pool1d(x.new_zeros(2, n, 8), 2 * n + 1, 1, n),
+    "a window as long as there are units": lambda x, n: functional.avg_pool1d(
+        functional.pad(x.new_zeros(2, n, 8), (n - 1, 0)), n, 1
+    ),
+    "steps of a window": lambda x, n: functional.pad(x.new_zeros(2, 8, n), (0, 0, n - 1, 0)).unfold(1, n, 1),
+    "a table of which the start is used": lambda x, n: x * x.new_zeros(70)[n:].sum(),
+    "a table that is written to": lambda x, n: x.new_zeros(70).__setitem__(slice(n, None), 1.0),
     "diagonals of a large batch": lambda x, n: x.new_ones(100, 8, 8).diagonal(n, -2, dim2=-1),
 }
 # What shows by itself, or is meant to follow.
@@ -74,6 +81,7 @@ OPEN: dict[str, Made] = {
     "a bound that is reached": lambda x, n: x.new_zeros(n, 6)[: n - 3],
     "all there is": lambda x, n: list(range(n))[:n],
     "all units in one piece": lambda x, n: x.new_zeros(2, 8, n).split(n, -1),
+    "a window over all units": lambda x, n: x.new_zeros(2, 8, n).unfold(-1, n, 1),
     "units in two pieces": lambda x, n: x.new_zeros(2 * n, 8).split(n),
     "a ratio": lambda x, n: x * ((2 * n) // n),
     "a scale": lambda x, n: x * n**-0.5 / math.sqrt(n),

@@ -49,17 +49,21 @@ NONE: Key = "not known"
 ALL: Key = "all there is"  # a bound that is as large as what it bounds
 OFTEN = 40  # times that a line is looked at in one run
 LONGEST = 60  # letters of an expression
-# Functions of torch in which a number may be too large to matter: only beyond the sizes of the dimensions that it
-# counts along, the last two or those that an argument names (its name, its place, what it is where it is left out) ...
-LAST_TWO = (("", 0, -2), ("", 0, -1))
-ALONG = (("dim", 2, 0),)
-BEYOND: dict[str, tuple[tuple[str, int, int], ...]] = {
-    "tril": LAST_TWO, "triu": LAST_TWO, "tril_": LAST_TWO, "triu_": LAST_TWO,
-    "split": ALONG, "chunk": ALONG, "tensor_split": ALONG, "diagonal": (("dim1", 2, 0), ("dim2", 3, 1)),
-}  # fmt: skip
+# Functions of torch in which a number may be too large to matter: only beyond the sizes of what it is applied to ...
+BEYOND = ("tril", "triu", "diagonal", "split", "chunk", "tensor_split", "tril_", "triu_")
 # ... or whatever it is.
 WINDOWS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "unfold", "arange",
            "lp_pool1d", "lp_pool2d", "tril_indices", "triu_indices")  # fmt: skip
+# The dimensions that a number counts along: the last ones, or those that an argument names (its name, its place, and
+# what it is where it is left out).
+LAST = tuple(("", 0, -n) for n in (1, 2, 3))
+COUNTS_ALONG: dict[object, tuple[tuple[str, int, int], ...]] = {
+    **dict.fromkeys(("tril", "triu", "tril_", "triu_"), LAST[:2]),
+    **dict.fromkeys(("split", "chunk", "tensor_split"), (("dim", 2, 0),)),
+    "diagonal": (("dim1", 2, 0), ("dim2", 3, 1)),
+    **{f"{kind}_pool{n}d": LAST[:n] for kind in ("avg", "max", "lp") for n in (1, 2, 3)},
+    Tensor.unfold: (("dimension", 1, 0),),
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Absorbed(TorchFunctionMode):
         if name in ("__getitem__", "__setitem__"):
             self._slices(args[0], args[1])
         elif name in BEYOND or name in WINDOWS:
-            self._number(name, args, kwargs, result)
+            self._number(func, args, kwargs, result)
         return result
 
     def _slices(self, tensor: Tensor, key: object) -> None:
@@ -155,12 +159,17 @@ class Absorbed(TorchFunctionMode):
         for n, (bounds, size) in enumerate(_bounds(items, _sizes(tensor))):
             self._note(Spot(where, "a slice of a tensor", "bounds", n), Taken(bounds, NONE, (size,)))
 
-    def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
+    def _number(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
+        name: str = func.__name__
         numbers = tuple(_whole((*args, *kwargs.values())))
         if numbers:
             sizes = next((_sizes(part) for part in (*args, *kwargs.values()) if isinstance(part, Tensor)), ())
-            sizes = tuple(sizes[d] for d in _along(name, args, kwargs)) if name in BEYOND else sizes
             gave = tuple(_sizes(t) for t in (result if isinstance(result, (tuple, list)) else (result,)))
+            along = COUNTS_ALONG.get(func, COUNTS_ALONG.get(name)) if sizes else None
+            if along is not None:  # of dimensions that the cut may change beside them nothing is asked
+                dims = list(_along(along, args, kwargs))
+                sizes = tuple(sizes[d] for d in dims)
+                gave = tuple(tuple(each[d] for d in dims) for each in gave) if name in WINDOWS else gave
             kind = "beyond" if name in BEYOND else "window"
             self._note(Spot(users_line(), name, kind), Taken(numbers, gave, sizes))
 
@@ -205,9 +214,9 @@ def _sizes(tensor: object) -> tuple[int, ...]:
         return tuple(tensor.shape)
 
 
-def _along(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[int]:
+def _along(known: Sequence[tuple[str, int, int]], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[int]:
     """The dimensions that the numbers of such a call count along."""
-    for word, place, usual in BEYOND[name]:
+    for word, place, usual in known:
         yield args[place] if word and place < len(args) else kwargs.get(word, usual)
 
 

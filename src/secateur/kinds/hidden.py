@@ -79,11 +79,16 @@ def _comes_to_the_same(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool
 
 
 def _bounds_nothing(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
-    """Whether all bounds that differ lie outside of what they bound, other than at its very end, in both runs."""
+    """Whether all bounds that differ lie outside of what they bound, other than at its very end, in both runs.
+
+    A bound inside of a dimension that is as long as before takes other positions: what comes of it is hidden later on.
+    """
     (one,), (other,) = old.sizes, new.sizes
     for a, b in pairs:
         if not (isinstance(a, int) and isinstance(b, int)):
             return False
+        if one == other:
+            continue
         if abs(a) < one or abs(b) < other or (abs(a) == one and abs(b) == other):
             return False
     return True

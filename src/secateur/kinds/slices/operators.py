@@ -209,7 +209,8 @@ def _by_truth(place: int) -> Handler:
     """What is chosen by a truth value of something missing is missing too, whichever number was chosen."""
 
     def run(mode: Gaps, call: GapCall) -> object:
-        result, truth = filled(mode, call), call.args[place]
+        result: Tensor = filled(mode, call)
+        truth = call.args[place]
         absent = mode.noted(truth) if truth.shape == result.shape else {}
         if absent and not can_be_nan(result):
             mode.note(result, absent)

@@ -46,7 +46,7 @@ def padded(mode: Gaps, call: GapCall) -> object:
     return result
 
 
-def filled(mode: Gaps, call: GapCall) -> object:
+def filled(mode: Gaps, call: GapCall) -> Tensor:
     """One or the other at every place, by a truth value."""
     result: Tensor = call.run()
     return _blank(mode, result, _trailing(result, *call.args))
