@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import secateur as sc
-from secateur.kinds.absorbed import Absorbed, absorbed
+from secateur.kinds.absorbed import Absorbed
+from secateur.kinds.hidden import absorbed
 
 Made = Callable[[Tensor, int], object]
 SHORT, LONG = torch.randn(2, 8, 6), torch.randn(2, 100, 6)  # 64 or 40 steps bound the second alone
@@ -58,12 +59,30 @@ HIDDEN: dict[str, Made] = {
     "a band": lambda x, n: torch.ones(x.shape[1], x.shape[1]).tril(n).triu(-n) @ x,
     "pieces": lambda x, n: [p.amax(1) for p in x.split(n, 1)],
     "a window": lambda x, n: functional.avg_pool1d(x.mT, 2 * n + 1, 1, n, count_include_pad=False),
+    # Other dimensions than the bounded one are as large as the number, or larger.
+    "pieces as long as there are units": lambda x, n: x.new_zeros(2, 8, n).split(n, 1),
+    "pieces of a large batch": lambda x, n: x.new_zeros(100, 8, 6).split(n, dim=1),
+    "chunks of a large batch": lambda x, n: x.new_zeros(100, 8, 6).chunk(n, dim=-2),
+    "parts of a large batch": lambda x, n: torch.tensor_split(x.new_zeros(100, 8, 6), (n, n + 1), 1),
+    "a band in a large batch": lambda x, n: x.new_ones(100, 8, 8).triu(-n),
+    "a band of functions": lambda x, n: torch.tril(input=x.new_ones(100, 8, 8), diagonal=n),
+    "a window over units": lambda x, n: functional.max_pool1d(x.new_zeros(2, n, 8), 2 * n + 1, 1, n),
+    "a window as long as there are units": lambda x, n: functional.avg_pool1d(
+        functional.pad(x.new_zeros(2, n, 8), (n - 1, 0)), n, 1
+    ),
+    "steps of a window": lambda x, n: functional.pad(x.new_zeros(2, 8, n), (0, 0, n - 1, 0)).unfold(1, n, 1),
+    "a table of which the start is used": lambda x, n: x * x.new_zeros(70)[n:].sum(),
+    "a table that is written to": lambda x, n: x.new_zeros(70).__setitem__(slice(n, None), 1.0),
+    "diagonals of a large batch": lambda x, n: x.new_ones(100, 8, 8).diagonal(n, -2, dim2=-1),
 }
 # What shows by itself, or is meant to follow.
 OPEN: dict[str, Made] = {
     "a size": lambda x, n: x.new_zeros(n, 6)[: n // 2],
     "a bound that is reached": lambda x, n: x.new_zeros(n, 6)[: n - 3],
     "all there is": lambda x, n: list(range(n))[:n],
+    "all units in one piece": lambda x, n: x.new_zeros(2, 8, n).split(n, -1),
+    "a window over all units": lambda x, n: x.new_zeros(2, 8, n).unfold(-1, n, 1),
+    "units in two pieces": lambda x, n: x.new_zeros(2 * n, 8).split(n),
     "a ratio": lambda x, n: x * ((2 * n) // n),
     "a scale": lambda x, n: x * n**-0.5 / math.sqrt(n),
     "a loop": lambda x, n: [x * i for i in range(n)],
@@ -161,6 +180,14 @@ class Hidden(nn.Module):
         return self.b(h) + sum(list(x.unbind(1))[:width]).unsqueeze(1)
 
 
+class Pieces(Hidden):
+    """Steps in pieces that are as long as there are units: the largest size of the tensor is the number itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.b(torch.cat([piece - piece.mean(1, keepdim=True) for piece in h.split(h.shape[-1], 1)], 1))
+
+
 class Block(nn.Module):
     """Its input, and something of it."""
 
@@ -188,8 +215,9 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize(("make", "asked", "bound"), [
     (Hidden, {"granularity": "channel", "remove": {"a": [1, 2, 3, 5, 7, 11]}}, "[:width]"),
+    (Pieces, {"granularity": "channel", "remove": {"a": [1, 2, 3, 5, 7, 11]}}, "16 becomes 10, in `split`"),
     (Deep, {"granularity": "layer", "target": {"count": 2}}, "deque(x.unbind(1)"),
-], ids=["channels", "layers"])  # fmt: skip
+], ids=["channels", "pieces", "layers"])  # fmt: skip
 def test_the_certificate_names_the_line(make: type[nn.Module], asked: dict[str, object], bound: str) -> None:
     torch.manual_seed(0)
     model = make().eval()

@@ -9,7 +9,6 @@ they came from, and a line that was given another one, and gave the same, is nam
 from __future__ import annotations
 
 import ast
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,13 +48,22 @@ OTHER: Key = "something else"  # tensors and objects: the proof compares what co
 NONE: Key = "not known"
 ALL: Key = "all there is"  # a bound that is as large as what it bounds
 OFTEN = 40  # times that a line is looked at in one run
-MOST = 6  # lines that are said in full
 LONGEST = 60  # letters of an expression
 # Functions of torch in which a number may be too large to matter: only beyond the sizes of what it is applied to ...
 BEYOND = ("tril", "triu", "diagonal", "split", "chunk", "tensor_split", "tril_", "triu_")
 # ... or whatever it is.
 WINDOWS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "unfold", "arange",
            "lp_pool1d", "lp_pool2d", "tril_indices", "triu_indices")  # fmt: skip
+# The dimensions that a number counts along: the last ones, or those that an argument names (its name, its place, and
+# what it is where it is left out).
+LAST = tuple(("", 0, -n) for n in (1, 2, 3))
+COUNTS_ALONG: dict[object, tuple[tuple[str, int, int], ...]] = {
+    **dict.fromkeys(("tril", "triu", "tril_", "triu_"), LAST[:2]),
+    **dict.fromkeys(("split", "chunk", "tensor_split"), (("dim", 2, 0),)),
+    "diagonal": (("dim1", 2, 0), ("dim2", 3, 1)),
+    **{f"{kind}_pool{n}d": LAST[:n] for kind in ("avg", "max", "lp") for n in (1, 2, 3)},
+    Tensor.unfold: (("dimension", 1, 0),),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Taken:
     Args:
         given: the parts of the expression, or the numbers of the call.
         gave: what came of them; `NONE` where that cannot be told.
-        sizes: of the tensor that a call was about.
+        sizes: of the tensor that a call was about; where a number counts along some of its dimensions, of those.
     """
 
     given: tuple[Key, ...]
@@ -139,7 +147,7 @@ class Absorbed(TorchFunctionMode):
         if name in ("__getitem__", "__setitem__"):
             self._slices(args[0], args[1])
         elif name in BEYOND or name in WINDOWS:
-            self._number(name, args, kwargs, result)
+            self._number(func, args, kwargs, result)
         return result
 
     def _slices(self, tensor: Tensor, key: object) -> None:
@@ -151,11 +159,17 @@ class Absorbed(TorchFunctionMode):
         for n, (bounds, size) in enumerate(_bounds(items, _sizes(tensor))):
             self._note(Spot(where, "a slice of a tensor", "bounds", n), Taken(bounds, NONE, (size,)))
 
-    def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
+    def _number(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
+        name: str = func.__name__
         numbers = tuple(_whole((*args, *kwargs.values())))
         if numbers:
-            sizes = next((_sizes(part) for part in args if isinstance(part, Tensor)), ())
+            sizes = next((_sizes(part) for part in (*args, *kwargs.values()) if isinstance(part, Tensor)), ())
             gave = tuple(_sizes(t) for t in (result if isinstance(result, (tuple, list)) else (result,)))
+            along = COUNTS_ALONG.get(func, COUNTS_ALONG.get(name)) if sizes else None
+            if along is not None:  # of dimensions that the cut may change beside them nothing is asked
+                dims = list(_along(along, args, kwargs))
+                sizes = tuple(sizes[d] for d in dims)
+                gave = tuple(tuple(each[d] for d in dims) for each in gave) if name in WINDOWS else gave
             kind = "beyond" if name in BEYOND else "window"
             self._note(Spot(users_line(), name, kind), Taken(numbers, gave, sizes))
 
@@ -198,6 +212,12 @@ def _sizes(tensor: object) -> tuple[int, ...]:
         return ()
     with torch._C.DisableTorchFunction():
         return tuple(tensor.shape)
+
+
+def _along(known: Sequence[tuple[str, int, int]], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[int]:
+    """The dimensions that the numbers of such a call count along."""
+    for word, place, usual in known:
+        yield args[place] if word and place < len(args) else kwargs.get(word, usual)
 
 
 def _bounds(items: Sequence[object], sizes: Sequence[int]) -> Iterator[tuple[tuple[Key, ...], int]]:
@@ -293,108 +313,3 @@ def _of_call(reader: Evaluator, node: ast.Call) -> Taken | None:
 _SEEN: dict[type[ast.AST], Callable[[Evaluator, Any], Taken | None]] = {
     ast.BinOp: _of_parts, ast.Compare: _of_parts, ast.Subscript: _of_slice, ast.Call: _of_call,
 }  # fmt: skip
-
-
-# -- two runs beside each other --------------------------------------------------------------------------------------
-
-
-def absorbed(before: Absorbed, after: Absorbed) -> Iterator[str]:
-    """Lines that were given another number than in the reference, and gave the same.
-
-    Args:
-        before: of the reference.
-        after: of the cut model.
-    """
-    found: dict[str, str] = {}
-    for site, now in after.seen.items():
-        then = list(before.seen.get(site, {}))
-        new = [each for each in now if each not in then]
-        for n, seen in enumerate(new):
-            old = _beside(then, seen, list(now), n)
-            change = None if old is None else _hidden(site, old, seen, before.sliced | after.sliced)
-            if change is not None:
-                found.setdefault(site.where, f"{site.where} reckons with another number than before ({change})")
-    lines = list(found.values())
-    end = "; on the inputs that were tried it makes no difference"
-    yield from (line + end for line in lines[:MOST])
-    if len(lines) > MOST:
-        yield f"{len(lines) - MOST} more such lines: {', '.join(list(found)[MOST:])}"
-
-
-def _beside(then: Sequence[Taken], seen: Taken, now: Sequence[Taken], n: int) -> Taken | None:
-    """Which of what the reference saw belongs to this: by turns where there are as many, else what has gone."""
-    if len(then) == len(now):
-        return then[now.index(seen)]
-    gone = [each for each in then if each not in now] or list(then)
-    return gone[min(n, len(gone) - 1)] if gone else None
-
-
-def _hidden(site: Spot, old: Taken, new: Taken, sliced: set[str]) -> str | None:
-    """How a number changed without a difference; None where none did, or what came of it differs as well."""
-    if len(old.given) != len(new.given):
-        return None
-    differ = [not (_same(a, b) or _are_words(a)) for a, b in zip(old.given, new.given, strict=True)]
-    if not any(differ):
-        return None
-    pairs = [(a, b) for a, b, other in zip(old.given, new.given, differ, strict=True) if other]
-    hides = _HIDES.get(site.kind, _comes_to_the_same)
-    if not hides(site, old, new, pairs) or (site.kind == "Subscript" and new.gave == NONE and site.where in sliced):
-        return None
-    a, b = pairs[0]
-    return f"{_short(a)} becomes {_short(b)}, in `{site.text}`"
-
-
-def _same(a: Key, b: Key) -> bool:
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or math.isclose(a, b, rel_tol=1e-9) or (a != a and b != b)
-    return type(a) is type(b) and a == b
-
-
-def _are_words(key: Key) -> bool:
-    """Whether it is a list of words, one for each block say: data, and no number."""
-    return isinstance(key, tuple) and any(isinstance(item, str) for item in key)
-
-
-Pairs = Sequence[tuple[Key, Key]]
-
-
-def _comes_to_the_same(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
-    if NONE in (old.gave, new.gave):
-        return site.kind in ("FloorDiv", "Mod", "Compare", "Call", "Subscript")
-    # A ratio or a difference of two sizes that shrink alike is what it is meant to be.
-    alike = len(pairs) == len(old.given) > 1 and site.kind in ("FloorDiv", "Div", "Sub", "Mod", "Compare")
-    return not alike and _same(old.gave, new.gave)
-
-
-def _bounds_nothing(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
-    """Whether all bounds that differ lie outside of what they bound, other than at its very end, in both runs."""
-    (one,), (other,) = old.sizes, new.sizes
-    for a, b in pairs:
-        if not (isinstance(a, int) and isinstance(b, int)):
-            return False
-        if abs(a) < one or abs(b) < other or (abs(a) == one and abs(b) == other):
-            return False
-    return True
-
-
-def _is_beyond(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
-    one, other = max(old.sizes, default=0), max(new.sizes, default=0)
-    return all(
-        isinstance(a, int) and isinstance(b, int) and abs(a) >= one and abs(b) >= other and (a, b) != (one, other)
-        for a, b in pairs
-    )
-
-
-def _is_window(site: Spot, old: Taken, new: Taken, pairs: Pairs) -> bool:
-    follows = all(a in old.sizes and b in new.sizes for a, b in pairs)
-    return not follows and old.gave == new.gave
-
-
-_HIDES: dict[str, Callable[[Spot, Taken, Taken, Pairs], bool]] = {
-    "bounds": _bounds_nothing, "beyond": _is_beyond, "window": _is_window,
-}  # fmt: skip
-
-
-def _short(value: Key) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CertificateError, SecateurError
-from secateur.kinds.absorbed import absorbed
 from secateur.kinds.answers import Answer, answer
+from secateur.kinds.hidden import absorbed
 from secateur.kinds.numbers_used import NumbersUsed, Results
 from secateur.model.agreement import agreement
 from secateur.model.call import device_of

@@ -14,11 +14,11 @@ from secateur.model.agreement import agreement
 
 
 class Aligned(nn.Module):
-    """Two experts in one product, whose kernel wants rows of multiples of 16 bytes: four numbers."""
+    """Two experts in one product, whose kernel wants rows of multiples of 16 bytes: four numbers, or eight halves."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.up, self.down = nn.Parameter(torch.randn(2, 8, 16)), nn.Parameter(torch.randn(2, 16, 8))
+        self.up, self.down = nn.Parameter(torch.randn(2, 8, width)), nn.Parameter(torch.randn(2, width, 8))
 
     def forward(self, x: Tensor) -> Tensor:
         ends = torch.tensor([2, len(x)], dtype=torch.int32)
@@ -56,14 +56,26 @@ def test_a_threshold_removes_every_unit_below_it_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])
-def test_counts_stay_multiples_of_what_a_kernel_needs(count: int) -> None:
-    net, x = Aligned(), torch.randn(4, 8)
+@pytest.mark.parametrize(("width", "step"), [(20, 4), (24, 8)])
+def test_counts_stay_multiples_of_what_a_kernel_needs(width: int, step: int, count: int) -> None:
+    net, x = Aligned(width), torch.randn(4, 8)
     (group,) = (g for g in sc.inspect(net, x).groups if not g.locks)
-    assert group.attributes["multiple"] == 4
+    assert group.attributes["multiple"] == step
     plan = sc.plan(net, x, granularity=group.granularity, target={"count": count})
-    assert plan.apply(net).up.shape[2] == 16 - 4 * -(-count // 4)
-    with pytest.raises(InputError, match="no multiple of 4"):
+    assert plan.apply(net).up.shape[2] == width - step * -(-count // step)
+    with pytest.raises(InputError, match=f"no multiple of {step}"):
         sc.plan(net, x, granularity=group.granularity, remove={group.name: [0]})
+
+
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_what_can_be_cast_to_half_precision_can_be_after_the_cut(count: int) -> None:
+    net, x = Aligned(24), torch.randn(4, 8)
+    assert net.bfloat16()(x.bfloat16()).isfinite().all()
+    net.float()
+    (group,) = (g for g in sc.inspect(net, x).groups if not g.locks)
+    cut = sc.plan(net, x, granularity=group.granularity, target={"count": count}).apply(net)
+    assert cut.up.shape[2] < 24
+    assert cut.bfloat16()(x.bfloat16()).isfinite().all()
 
 
 def test_a_protected_block_cannot_be_given_away() -> None:

@@ -38,20 +38,14 @@ from secateur.kinds.slices.gaps import (
     writes,
 )
 from secateur.kinds.slices.operators import HANDLERS
-from secateur.kinds.slices.origins import ATTENDS, GROUPS, PRODUCTS, Origins
+from secateur.kinds.slices.origins import ATTENDS, GROUPS, PRODUCTS, SERVES, Origins
+from secateur.kinds.slices.placed import Bases
 from secateur.kinds.slices.unmade import LEAN, VIEWS, Unmade
 from secateur.model.memory import memory_of
 from secateur.model.place import users_line
 from secateur.model.tensors import can_be_nan
 from secateur.structure.rules.base import MOVED, base_name
 
-SERVES = {  # where a weight or a bias stands among the arguments
-    "mm": (1,), "addmm": (0, 2), "linear": (1, 2), "convolution": (1, 2), "embedding": (0,), "mul": (0, 1), "div": (1,),
-    "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (0, 1), "baddbmm": (0,), "native_layer_norm": (2, 3),
-    "native_group_norm": (1, 2), "native_batch_norm": (1, 2), "_fused_rms_norm": (2,), "rms_norm": (2,),
-    "_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2), "batch_norm": (1, 2),
-    "layer_norm": (2, 3), "group_norm": (2, 3),
-}  # fmt: skip
 # What the code makes of no data: of a tensor these take the form alone.
 FORMS = frozenset([
     "ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full", "lift_fresh", "lift_fresh_copy", "lift"
@@ -105,7 +99,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.reduced: dict[tuple[int, int], set[CodeType]] = {}
         self.counted = Counted()
         self.changed: set[str] = set()
-        self.origins = Origins(self.poisoned)
+        self.origins, self.bases = Origins(self.poisoned), Bases()
         self.activations: dict[int, Tensor] = {}  # of what was computed from weights alone
         self._absent: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         # Weights are the same in every run, so what was seen of them once holds.
@@ -137,6 +131,7 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.activations.clear()
             self.origins.clear()
             self._absent.clear()
+            self.bases.found.clear()
 
     def __torch_dispatch__(
         self, func: Op, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
@@ -164,8 +159,11 @@ class Missing(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if id(tensor) not in self.activations or (several and tensor.numel() == 1):
                     self._require_same(tensor)
         for tensor in written:  # a statistic that is written in training depends on the data from now on
-            whole.pop(id(tensor), None)
-        return self._run(name, func, args, kwargs, operands)
+            self.bases.leave(tensor, whole, self.stored)
+        result = self._run(name, func, args, kwargs, operands)
+        for tensor in written:
+            self.bases.blank(self, tensor)
+        return result
 
     def _forget(self, weight: Tensor) -> None:
         """A run writes to a weight: what was known of any of them may not hold."""

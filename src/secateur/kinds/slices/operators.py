@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.kinds.slices.gaps import NAN, GapCall, Gaps, has_nan, line, others, spread
+from secateur.kinds.slices.placed import filled, joined, padded, put_along, put_at
 from secateur.kinds.slices.products import Handler, attention, convolution, product, trilinear
 from secateur.model.place import users_functions
 from secateur.model.tensors import can_be_nan
@@ -208,7 +209,8 @@ def _by_truth(place: int) -> Handler:
     """What is chosen by a truth value of something missing is missing too, whichever number was chosen."""
 
     def run(mode: Gaps, call: GapCall) -> object:
-        result, truth = call.run(), call.args[place]
+        result: Tensor = filled(mode, call)
+        truth = call.args[place]
         absent = mode.noted(truth) if truth.shape == result.shape else {}
         if absent and not can_be_nan(result):
             mode.note(result, absent)
@@ -308,4 +310,8 @@ HANDLERS = _table(
     ("pow fmax fmin sign sgn heaviside softshrink", _swallowed),
     ("where", _by_truth(0)),
     ("masked_fill", _by_truth(1)),
+    ("constant_pad_nd", padded),
+    ("cat stack", joined),
+    ("scatter scatter_add scatter_reduce index_add index_copy", put_along),
+    ("index_put", put_at),
 )

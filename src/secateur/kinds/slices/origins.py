@@ -23,6 +23,13 @@ FACTORS = {
     "linear": ((0, -1), (1, 1)), "addmv": ((1, 1), (2, 0)), "convolution": ((0, 1), (1, 1)),
 }  # fmt: skip
 PRODUCTS = frozenset(FACTORS)
+SERVES = {  # where a weight or a bias stands among the arguments
+    "mm": (1,), "addmm": (0, 2), "linear": (1, 2), "convolution": (1, 2), "embedding": (0,), "mul": (0, 1), "div": (1,),
+    "_trilinear": (1,), "_grouped_mm": (1,), "addmv": (0, 1), "baddbmm": (0,), "native_layer_norm": (2, 3),
+    "native_group_norm": (1, 2), "native_batch_norm": (1, 2), "_fused_rms_norm": (2,), "rms_norm": (2,),
+    "_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2), "batch_norm": (1, 2),
+    "layer_norm": (2, 3), "group_norm": (2, 3),
+}  # fmt: skip
 ATTENDS = "_scaled_dot_product"
 TRANSPOSED, GROUPS = 6, 8  # places of these arguments of a convolution
 NOTHING: frozenset[int] = frozenset()

@@ -88,6 +88,88 @@ def test_what_keeps_its_size_keeps_what_is_missing(name: str, gone: list[int]) -
     same(kept(found, 1, gone), FULL_SIZE[name](kept(x, 1, gone)))
 
 
+def _into_zeros(x: Tensor) -> Tensor:
+    made = x.new_zeros(x.shape[0] + 2, *x.shape[1:])
+    made[1 : 1 + len(x)] = x
+    return made
+
+
+def _row_by_row(x: Tensor) -> Tensor:
+    made = torch.zeros(x.shape[0], x.shape[1], x.shape[2] + 1)
+    for i in range(len(x)):
+        made[i, :, : x.shape[2] - i] = x[i, :, : x.shape[2] - i]
+    return made
+
+
+def _emptied(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[torch.tensor([True, False, True])] = 0
+    return x
+
+
+def _behind(x: Tensor) -> Tensor:
+    made = x.new_zeros(*x.shape[:2], 7)
+    made[:, :, torch.tensor([4, 0, 2, 6])] = x
+    return made
+
+
+# What puts data beside a number that fills a place, or beside other data: units lie in dimension 1.
+PLACED: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded behind": lambda x: functional.pad(x, (0, 2)),
+    "padded in front": lambda x: functional.pad(x, (0, 0, 0, 0, 2, 0), value=3.0),
+    "filled": lambda x: x.masked_fill(torch.arange(4) > 1, -5.0),
+    "one or the other": lambda x: torch.where(torch.arange(4) > 1, x, torch.zeros(())),
+    "the other or one": lambda x: torch.where(torch.arange(4) > 1, torch.zeros_like(x), x),
+    "moved by a step": lambda x: torch.cat([torch.zeros_like(x[:1]), x[:-1]]),
+    "one on the other": lambda x: torch.stack([torch.ones_like(x), x], 2).flatten(2),
+    "scattered": lambda x: x.new_zeros(5, *x.shape[1:]).scatter(
+        0, torch.tensor([4, 0, 2])[:, None, None].expand_as(x), x
+    ),
+    "added by number": lambda x: x.new_zeros(5, *x.shape[1:]).index_add(0, torch.tensor([4, 0, 0]), x),
+    "copied by number": lambda x: x.new_zeros(5, *x.shape[1:]).index_copy(0, torch.tensor([4, 0, 2]), x),
+    "put by number": lambda x: x.new_zeros(5, *x.shape[1:]).index_put((torch.tensor([4, 0, 2]),), x),
+    "put behind": _behind,
+    "rows emptied": _emptied,
+    "written into zeros": _into_zeros,
+    "written row by row": _row_by_row,
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+@given(gone=gone_units)
+@settings(max_examples=6, deadline=None)
+def test_what_fills_a_place_brings_no_missing_unit_back(name: str, gone: list[int]) -> None:
+    """A norm behind it, by hand, is the norm of what is kept."""
+    norm = FULL_SIZE["layer norm by hand"]
+    x = torch.randn(3, SIZE, 4)
+    with Missing():
+        placed = PLACED[name](without(x, 1, gone))
+        found = norm(placed)
+    assert torch.isnan(placed.index_select(1, torch.tensor(gone))).all()
+    same(kept(placed, 1, gone), PLACED[name](kept(x, 1, gone)))
+    same(kept(found, 1, gone), norm(PLACED[name](kept(x, 1, gone))))
+
+
+def test_parts_that_are_joined_along_units_keep_their_own() -> None:
+    x, y = torch.randn(2, 3), torch.randn(2, 4)
+    with Missing():
+        found = torch.cat([without(x, 1, [0]), y, without(x, 1, [2])], 1)
+        padded = functional.pad(without(x, 1, [0, 2]), (1, -1))
+    assert torch.isnan(found).all(0).nonzero().flatten().tolist() == [0, 9]
+    assert torch.isnan(padded).all(0).nonzero().flatten().tolist() == [1]
+    assert torch.isnan(found).any(0).sum() == 2
+
+
+def test_numbers_that_are_no_missing_unit_are_moved_as_they_are() -> None:
+    """NaN that does not fill a slice is a result: it marks nothing."""
+    x = torch.randn(3, SIZE, 4)
+    x[0, 2, 1] = NAN
+    with Missing():
+        for name, place in PLACED.items():
+            found = place(x)
+            assert int(torch.isnan(found).sum()) <= 1, name
+
+
 @given(gone=gone_units, other=gone_units)
 @settings(max_examples=20, deadline=None)
 def test_a_product_leaves_out_what_either_factor_misses(gone: list[int], other: list[int]) -> None:
