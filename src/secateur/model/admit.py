@@ -20,6 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
+from secateur.model.modules import modules_of, named_modules
 
 # By the place of the class: none of these libraries need be installed, and torch.ao is slow to import.
 QUANTISED = (
@@ -83,7 +84,7 @@ def admit(model: object, *, copied: bool = False, prepared: bool = False) -> nn.
     inner = unwrapped(_module(model))
     if inner is not model:
         warnings.warn(about_wrapper(model), WrapperWarning, stacklevel=3)
-    for name, module in inner.named_modules():
+    for name, module in named_modules(inner):
         _look(name or type(module).__name__, module, prepared=prepared)
     if copied:
         require_copyable(inner)
@@ -334,7 +335,7 @@ def require_copyable(model: nn.Module) -> None:
     """
     memo = _shared(model)
     try:
-        for module in [m for m in model.modules() if id(m) not in memo]:
+        for module in [m for m in modules_of(model) if id(m) not in memo]:
             copy.deepcopy(module, memo)
     except SecateurError:
         raise
@@ -361,7 +362,7 @@ def _shared(model: nn.Module) -> dict[int, object]:
     Modules that hold nothing but tensors, plain values and other modules are most of a model, and copying them (each
     has a dozen tables for hooks) takes longer than all else that is asked at the door.
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     every = (v for m in modules for v in (*vars(m).values(), *m._parameters.values(), *m._buffers.values()))
     held = (value for value in every if type(value) not in USUAL and isinstance(value, Tensor))
     usual = {kind for kind in {type(module) for module in modules} if _is_copied_as_usual(kind)}

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from secateur.model.modules import named_modules
 from secateur.structure.expressions import (
     Apply,
     Attribute,
@@ -58,7 +59,7 @@ PLAIN = frozenset([dict, OrderedDict, list, set, bool, int, float, str, tuple, t
 def owners(model: nn.Module) -> Iterator[tuple[str, object]]:
     """(dotted path, object) of every module and of the config objects that modules hold; each object once."""
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         yield path, module
         for name, value in vars(module).items():
             if type(value) not in PLAIN and _is_config(value) and id(value) not in seen:

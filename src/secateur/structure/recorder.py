@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.model.call import inputs, outputs, tensors_in
 from secateur.model.memory import Saved, address_of
+from secateur.model.modules import named_modules
 from secateur.model.state import State
 from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
@@ -113,7 +114,7 @@ class Recorder:
         self.space: Space = self.trace.space
         # Where the run is, and the modules that it goes through.
         self.here = Here()
-        self.modules: dict[str, nn.Module] = dict(model.named_modules()) if after is None else after.modules
+        self.modules: dict[str, nn.Module] = dict(named_modules(model)) if after is None else after.modules
         # Which tensor is which: the model's own by name, all by number.
         self.own: OwnTensors = OwnTensors(model, self.trace.aliases) if after is None else after.own
         self.numbers = TensorNumbers()

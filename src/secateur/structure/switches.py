@@ -15,6 +15,7 @@ from types import FunctionType
 
 from torch import Tensor, nn
 
+from secateur.model.modules import named_modules
 from secateur.model.place import short
 from secateur.structure.asked import (
     TORCH,
@@ -94,7 +95,7 @@ def _deciding(functions: Iterable[FunctionType]) -> Iterator[tuple[str, frozense
 
 def forwards(model: nn.Module) -> Forwards:
     """Every module, with its forward and the methods that this calls on it, as `run_by_forward` finds them."""
-    return {path: (module, run_by_forward(module)) for path, module in model.named_modules()}
+    return {path: (module, run_by_forward(module)) for path, module in named_modules(model)}
 
 
 def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:

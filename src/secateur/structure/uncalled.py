@@ -16,6 +16,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 import torch
 from torch import nn
 
+from secateur.model.modules import named_modules
 from secateur.structure.asked import definition, plain_function
 from secateur.structure.conditions import listed
 from secateur.structure.ran import Ran, Ways, is_watched
@@ -159,7 +160,7 @@ def unused(model: nn.Module, ways: Ways) -> Iterator[Condition]:
     """
     found: list[str] = []
     ran = {id(each.code) for each in ways.pieces}
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         known = name in ways.modules or any(True for _ in module.parameters()) or _is_harmless(module)
         if not known and not any(name.startswith(f"{outer.partition(' ')[0]}.") for outer in found):
             found.append(f"{name} ({type(module).__name__})")

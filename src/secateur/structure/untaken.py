@@ -12,6 +12,7 @@ from types import CodeType
 
 from torch import nn
 
+from secateur.model.modules import modules_of, named_modules
 from secateur.model.place import short
 from secateur.structure.asked import plain_function, targets
 from secateur.structure.picks import picks
@@ -52,7 +53,7 @@ def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> It
         ways: what the runs have shown.
         named: conditions that are said already; their lines are not said again.
     """
-    mine = {code.co_filename for module in model.modules() if (code := _forward(module)) is not None}
+    mine = {code.co_filename for module in modules_of(model) if (code := _forward(module)) is not None}
     known = {condition.where for condition in named}
     files: dict[str, dict[int, Said]] = {}
     beside: set[str] = set()
@@ -90,7 +91,7 @@ def _shortened(name: str, found: Sequence[Said], most: int) -> Iterator[Conditio
 
 def _all(model: nn.Module, ways: Ways) -> Iterator[tuple[CodeType, Said]]:
     """What is said of all code that ran, of what did not need to run again, and of what was never called."""
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     for piece in ways.pieces:
         yield from ((piece.code, said) for said in _of(piece))
         for node, text in uncalled(piece, ways, modules):
