@@ -315,7 +315,9 @@ def is_rounding(op: str) -> bool:
 def _from(kind: type, places: tuple[str, ...]) -> bool:
     """Whether a class or one of its bases is defined in one of these packages."""
     # Most classes of a model come many times, and nearly all are those of torch itself.
-    known = _PLACES.setdefault(kind, {})
+    known = _PLACES.get(kind)
+    if known is None:
+        known = _PLACES[kind] = {}
     if places not in known:
         homes = [f"{base.__module__}." for base in kind.__mro__]
         known[places] = any(home.startswith(f"{place}.") for home in homes for place in places)

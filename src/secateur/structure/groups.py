@@ -135,7 +135,7 @@ def _spans(trace: Trace, tensors: Mapping[str, Axes], places: Sequence[tuple[str
         for index in unit_index(axes[d], atom):
             shape = [1] * len(axes)
             shape[d] = axes[d].size
-            spans.append(Span(name, torch.from_numpy(index).view(shape), _role(trace, name, d, len(axes))))
+            spans.append(Span(name, torch.from_numpy(index.reshape(shape)), _role(trace, name, d, len(axes))))
     return spans
 
 

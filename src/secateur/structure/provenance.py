@@ -136,13 +136,15 @@ def tracked_attributes(
     """
     saved: list[tuple[dict[str, object], dict[str, object]]] = []
     classes: dict[type, dict[str, int]] = {}
-    for path, owner in owners(model):
+    # All owners first: behind them their numbers are no plain ones, and every one would be looked at as a config.
+    for path, owner in list(owners(model)):
         store = vars(owner)
         before = dict(store)
         saved.append((store, before))
         if type(owner) not in classes:
             classes[type(owner)] = _of_class(owner)
-        for name, value in {**classes[type(owner)], **before}.items():
+        of_class = classes[type(owner)]
+        for name, value in ({**of_class, **before} if of_class else before).items():
             kind = type(value)
             if kind not in FOLLOWED:  # most are not
                 continue
@@ -151,9 +153,9 @@ def tracked_attributes(
                 values[attribute] = value
                 store[name] = TrackedInt(value, attribute, watch)
             elif kind in (tuple, list) and value and all(type(v) is int for v in value):
-                parts = {Attribute(path, name, i): v for i, v in enumerate(value)}
-                values.update(parts)
-                items = [TrackedInt(v, part, watch) for part, v in parts.items()]
+                parts = [Attribute(path, name, i) for i in range(len(value))]
+                values.update(zip(parts, value, strict=True))
+                items = [TrackedInt(v, part, watch) for part, v in zip(parts, value, strict=True)]
                 store[name] = WatchedList(items) if kind is list else WatchedTuple(items)
             elif kind in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
                 store[name] = WatchedList(value) if kind is list else WatchedTuple(value)

@@ -8,7 +8,6 @@ switches as well. Nothing tells which of these values are ever turned: those of 
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import FunctionType
@@ -121,8 +120,9 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
 
 def _of_class(module: nn.Module, node: ast.Attribute, this: tuple[str, ...]) -> object:
     """What the class has under the name that is asked of `self`."""
-    mine = isinstance(node.value, ast.Name) and node.value.id in this
-    return inspect.getattr_static(type(module), node.attr, None) if mine else None
+    if not isinstance(node.value, ast.Name) or node.value.id not in this:
+        return None
+    return next((vars(kind)[node.attr] for kind in type(module).__mro__ if node.attr in vars(kind)), None)
 
 
 @cache
