@@ -23,12 +23,19 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     buffers: dict[str, Tensor] = {}
     seen: tuple[set[int], set[int]] = set(), set()
     for path, module in named_modules(model):
-        for held, found, known in ((module._parameters, parameters, seen[0]), (module._buffers, buffers, seen[1])):
-            for name, tensor in held.items():
-                if tensor is not None and id(tensor) not in known:
-                    known.add(id(tensor))
-                    found[f"{path}.{name}" if path else name] = tensor
+        if module._parameters:
+            _add(path, module._parameters, parameters, seen[0])
+        if module._buffers:
+            _add(path, module._buffers, buffers, seen[1])
     return {**parameters, **buffers}
+
+
+def _add(path: str, held: Mapping[str, Tensor | None], found: dict[str, Tensor], seen: set[int]) -> None:
+    start = f"{path}." if path else ""
+    for name, tensor in held.items():
+        if tensor is not None and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[start + name] = tensor
 
 
 def can_be_nan(tensor: Tensor) -> bool:

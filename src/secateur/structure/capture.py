@@ -131,7 +131,8 @@ def _run(
         # The recorder keeps what a call is about to change, so no copies are needed.
         again = after.lent if after is not None and after.example is example else None
         recorder.example, recorder.lent = example, stack.enter_context(_calm(model, example, mode, again))
-        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=flags))
+        found = recorder.integers
+        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, found, flags=flags))
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
         stack.enter_context(watched(lambda tensor: doors.exported(recorder, tensor)))

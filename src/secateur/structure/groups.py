@@ -124,6 +124,8 @@ def _lock_alternatives(trace: Trace) -> None:
 def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:
     """The tensors that patterns protect, with the reason; refuses a pattern that matches nothing."""
     found = protected(model, patterns)
+    if not found:
+        return {}
     named = named_tensors(model)
     return {name: Lock(f"protected by {found[id(named[name])]!r}") for name in tensors if id(named[name]) in found}
 

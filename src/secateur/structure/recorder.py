@@ -16,7 +16,7 @@ from secateur.model.state import State
 from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
 from secateur.structure.here import Here
-from secateur.structure.provenance import Expr, is_literal
+from secateur.structure.provenance import Expr, Found, is_literal
 from secateur.structure.ran import Ways
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
 from secateur.types import Example, Lock
@@ -115,6 +115,7 @@ class Recorder:
         # Where the run is, and the modules that it goes through.
         self.here = Here()
         self.modules: dict[str, nn.Module] = dict(named_modules(model)) if after is None else after.modules
+        self.integers: Found = {} if after is None else after.integers
         # Which tensor is which: the model's own by name, all by number.
         self.own: OwnTensors = OwnTensors(model, self.trace.aliases) if after is None else after.own
         self.numbers = TensorNumbers()

@@ -173,16 +173,17 @@ def finish(model: nn.Module, attributes: Mapping[Attribute, int]) -> None:
 
 def sync_sizes(model: nn.Module) -> None:
     """Make `in_features`, `num_features` and the like of standard modules agree with their tensors."""
-    modes = [(module, module.training) for module in modules_of(model)]
+    modules = modules_of(model)
+    training = [module for module in modules if module.training]
     try:
-        for module, _ in modes:
+        for module in training:
             module.training = False  # reading a parametrized weight in training may change its buffers
         with torch.no_grad():
-            for module, _ in modes:
+            for module in modules:
                 _sync(module)
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def _recompute(module: nn.Module) -> None:
