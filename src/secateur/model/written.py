@@ -49,9 +49,10 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {id(p): name for name, p in named_parameters(model)}
+        parameters = named_parameters(model)
+        self.names = {id(p): name for name, p in parameters}
         self.kept = Saved()
-        for _, parameter in named_parameters(model):
+        for _, parameter in parameters:
             self.kept.add(parameter)
         self.lines: dict[str, str] = {}  # of weights that were written to
         self._opened: dict[str, tuple[Tensor, str]] = {}
