@@ -67,7 +67,7 @@ class _Rebinding:
             return
         self.filled.add(id(store))
         for key, value in list(store.items()):
-            if type(value) in STILL or (not value and type(value) is OrderedDict):  # most are: a module has ten tables
+            if type(value) in STILL or (type(value) is OrderedDict and not value):  # most are: a module has ten tables
                 continue
             if key not in ("_modules", "_parameters", "_buffers"):
                 own = self._filled(value)
