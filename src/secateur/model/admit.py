@@ -315,9 +315,7 @@ def is_rounding(op: str) -> bool:
 def _from(kind: type, places: tuple[str, ...]) -> bool:
     """Whether a class or one of its bases is defined in one of these packages."""
     # Most classes of a model come many times, and nearly all are those of torch itself.
-    known = _PLACES.get(kind)
-    if known is None:
-        known = _PLACES[kind] = {}
+    known = _PLACES.setdefault(kind, {})
     if places not in known:
         homes = [f"{base.__module__}." for base in kind.__mro__]
         known[places] = any(home.startswith(f"{place}.") for home in homes for place in places)
@@ -391,9 +389,8 @@ def _is_plain_series(values: Iterable[object]) -> bool:
 
 
 def _culprits(model: nn.Module) -> Iterator[tuple[str, object]]:
-    modules = named_modules(model)
-    memo = _shared([module for _, module in modules])
-    for path, module in modules:
+    memo = _shared(modules_of(model))
+    for path, module in named_modules(model):
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_modules"):
                 continue
