@@ -40,6 +40,6 @@ class Bitmask(Format):
         count = int(kept.sum())
         if len(values) != count + SLACK:
             raise InputError(f"the masks count {count} numbers, and {len(values) - SLACK} are there")
-        laid = torch.zeros(kept.shape, dtype=values.dtype)
+        laid = values.new_zeros(kept.shape)
         laid[kept] = values[:count]
         return matrix(laid)[:rows, :columns].contiguous()
