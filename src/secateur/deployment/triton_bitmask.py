@@ -1,4 +1,4 @@
-"""The kernel for the format `bitmask` on a GPU. Importing this file needs Triton; `on_gpu` alone does, once it is asked.
+"""The kernel for the format `bitmask` on a GPU. Importing this file needs Triton: `on_gpu` alone does it.
 
 A program does the eight rows of a panel for one input: it goes through the panel's masks in order, counts their bits
 to know where each number lies in the stream, and reads the numbers and the inputs that they go with.

@@ -46,14 +46,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from secateur.deployment import triton_bitmask as own
 
-words = {"values": "*i8", "masks": "*i16", "offsets": "*i64", "scale": "*fp32", "bias": "*fp32", "x": "*bf16", "y": "*bf16"}
+words = {"values": "*i8", "masks": "*i16", "offsets": "*i64", "scale": "*fp32", "bias": "*fp32"}
+words |= {"x": "*bf16", "y": "*bf16"}
 plain = {"SCALED": True, "BIASED": True, "HEIGHT": own.HEIGHT, "STEP": own.STEP, "TOGETHER": own.TOGETHER}
 names = list(inspect.signature(own._panel).parameters)
 signature = {name: words.get(name, "constexpr" if name in plain else "i32") for name in names}
 for capability in (80, 90):
-    made = triton.compile(
-        ASTSource(own.PANEL, signature, plain), target=GPUTarget("cuda", capability, 32), options={"num_warps": own.WARPS}
-    )
+    source, target = ASTSource(own.PANEL, signature, plain), GPUTarget("cuda", capability, 32)
+    made = triton.compile(source, target=target, options={"num_warps": own.WARPS})
     assert made.asm["cubin"]
 """
 
