@@ -9,6 +9,7 @@ import importlib
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from importlib import metadata
 
 import torch
 from torch import Tensor
@@ -31,6 +32,17 @@ def why_not() -> str:
     return ""
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether products on this device are those of this file."""
+    return device.type == "cuda"
+
+
+def described(device: torch.device) -> str:
+    """The GPU, and what its kernels are made with: "NVIDIA H100, CUDA 13.0, Triton 3.7.1"."""
+    triton = "no Triton" if why_not() else f"Triton {metadata.version('triton')}"
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, {triton}"
+
+
 def problem(layout: Format, dtype: torch.dtype, x: torch.dtype) -> str:
     """Why the kernel does not take weights of this format and dtype with such inputs, in words; "" where it does."""
     if not isinstance(layout, Bitmask):
@@ -42,7 +54,7 @@ def problem(layout: Format, dtype: torch.dtype, x: torch.dtype) -> str:
 
 def takes(layout: Format, dtype: torch.dtype, x: torch.dtype, device: torch.device, inputs: int) -> bool:
     """Whether the kernel is there for weights and inputs of these dtypes, for so many inputs on this device."""
-    return device.type == "cuda" and 0 < inputs <= MOST and not problem(layout, dtype, x)
+    return is_gpu(device) and 0 < inputs <= MOST and not problem(layout, dtype, x)
 
 
 def linear(
@@ -72,7 +84,8 @@ def linear(
     scale, bias = (None if each is None else each.detach().contiguous() for each in (scale, bias))
     programs = (len(offsets) - 1) * len(flat)
     if programs:
-        with torch.cuda.device_of(x):  # Triton starts kernels on the current device, whatever the tensors' one is
+        # Triton starts kernels on the current device, wherever the tensors are.
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             PANEL[(programs,)](
                 y, flat, values, words, offsets, values if scale is None else scale, values if bias is None else bias,
                 rows, columns, -(-columns // STEP), len(flat), SCALED=scale is not None, BIASED=bias is not None,

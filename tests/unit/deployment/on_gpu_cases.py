@@ -10,11 +10,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from secateur.deployment import on_gpu
+import secateur as sc
+from secateur.deployment import native, on_gpu, planner
+from secateur.deployment.contest import Contest
 from secateur.deployment.formats import format_of
-from secateur.deployment.linear import quantize
+from secateur.deployment.linear import SparseLinear, quantize
+from secateur.types import Latency
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 PLAIN = 2.0**-24  # half a unit in the last place of float32
@@ -85,3 +88,42 @@ def test_several_inputs_in_any_form_and_order() -> None:
 
 def test_no_inputs_give_nothing() -> None:
     assert product(torch.ones(0, 16), torch.ones(3, 16)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_deploy_swaps_the_kernel_in_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    """Measured in truth where nothing is told: on the interpreter, where the CPU plays the GPU, it is slow for sure."""
+    if DEVICE == "cpu":
+        monkeypatch.setenv(native.VARIABLE, native.WITHOUT)
+        monkeypatch.setattr(on_gpu, "is_gpu", lambda device: True)
+        monkeypatch.setattr(on_gpu, "described", lambda device: "the interpreter")
+    if faster:
+        half = Latency(0.5, 0.5, 0.5, 9, ratio=(0.5, 0.5, 0.5))
+        monkeypatch.setattr(Contest, "ratios", lambda self, layer, found, rows: {one.name: 0.5 for one in found})
+        monkeypatch.setattr(planner, "latency", lambda *_, **__: {"dense": half, "deployed": half})
+    model = nn.Sequential(nn.Linear(33, 10)).to(DEVICE).eval()
+    model[0].weight.data[:, ::2] = 0
+    x = torch.randn(1, 33, device=DEVICE)
+    done = sc.deploy(model, x, weights="int8", formats=["bitmask"], rounds=1, table=False)
+    if faster:
+        assert type(done.model[0]) is SparseLinear
+        assert done.largest_difference < 0.05
+    elif DEVICE == "cpu":
+        assert "x at 1 rows of dense" in done.decisions[0].why
+    with torch.inference_mode():
+        assert torch.allclose(done.model(x), model(x), atol=0.05)
+
+
+def test_the_operator_calls_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setenv(native.VARIABLE, native.WITHOUT)
+        monkeypatch.setattr(on_gpu, "is_gpu", lambda device: True)
+    called: list[int] = []
+    real = on_gpu.linear
+    monkeypatch.setattr(on_gpu, "linear", lambda *arguments: called.append(1) or real(*arguments))
+    layer = nn.Linear(33, 10).to(DEVICE)
+    packed = SparseLinear.of(layer, "bitmask")
+    for inputs, calls in ((1, 1), (on_gpu.MOST, 2), (on_gpu.MOST + 1, 2)):  # more are unpacked and multiplied dense
+        x = torch.randn(inputs, 33, device=DEVICE)
+        assert torch.allclose(packed(x), layer(x), atol=1e-5)
+        assert len(called) == calls

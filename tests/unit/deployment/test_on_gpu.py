@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUTLASS
 
-from secateur.deployment import native, on_gpu, operators
+import secateur as sc
+from secateur.deployment import contest, native, on_gpu, operators, planner
+from secateur.deployment.contest import Contender, Contest
 from secateur.deployment.formats import FORMATS, format_of
+from secateur.deployment.formats.base import same_bits
 from secateur.deployment.linear import SparseLinear
-from secateur.errors import InputError
+from secateur.deployment.packed import densify
+from secateur.deployment.semi_structured import SemiStructuredLinear, why_not
+from secateur.errors import InputError, RecipeError, UnsupportedError
+from secateur.types import Latency
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+prototype = pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
@@ -157,3 +168,178 @@ def test_a_layer_that_was_moved_to_a_gpu_gives_the_same(name: str, inputs: int) 
     assert torch.allclose(moved(x.cuda()).cpu(), wanted, atol=1e-4)
     assert torch.equal(moved.densify().weight.cpu(), packed(name).weight)
     moved.check()
+
+
+# -- deploying -------------------------------------------------------------------------------------------------------
+
+
+def net(dtype: torch.dtype = torch.bfloat16) -> nn.Sequential:
+    """A 2:4 layer, one with scattered zeros, and one without any."""
+    torch.manual_seed(0)
+    found = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 40), nn.ReLU(), nn.Linear(40, 5)).eval().to(dtype)
+    found[0].weight.data.view(32, -1, 4)[..., 1:3] = 0
+    found[2].weight.data[torch.rand(40, 32) < 0.7] = 0
+    found[2].weight.data[0, :4] = 1
+    return found
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU plays a GPU on which Triton is not there and PyTorch has the layout of CUTLASS, in plain PyTorch."""
+    monkeypatch.setenv(native.VARIABLE, native.WITHOUT)
+    monkeypatch.setattr(on_gpu, "is_gpu", lambda device: device.type == "cpu")
+    monkeypatch.setattr(on_gpu, "described", lambda device: "a stand-in")
+    monkeypatch.setattr(on_gpu, "why_not", lambda: "Triton is away")
+
+
+@pytest.fixture
+def cutlass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SparseSemiStructuredTensor, "_FORCE_CUTLASS", True)
+    monkeypatch.setattr(SparseSemiStructuredTensorCUTLASS, "_validate_device_dim_dtype_shape", lambda *_: None)
+
+
+def ruled(monkeypatch: pytest.MonkeyPatch, ratios: dict[str, float]) -> None:
+    def told(self: Contest, layer: nn.Linear, found: list[Contender], rows: int) -> dict[str, float]:
+        return {one.name: ratios.get(one.format, 2.0) for one in found}
+
+    one, other = Latency(1.0, 1.0, 1.0, 9), Latency(0.5, 0.5, 0.5, 9, ratio=(0.5, 0.5, 0.5))
+    monkeypatch.setattr(Contest, "ratios", told)
+    monkeypatch.setattr(planner, "latency", lambda *_, **__: {"dense": one, "deployed": other})
+
+
+def test_which_weights_are_two_of_four() -> None:
+    assert not why_not(net()[0].weight)
+    assert "hold 4" in why_not(net()[2].weight)
+    assert "float32" in why_not(net(torch.float32)[0].weight)
+    short = torch.ones(3, 6, dtype=torch.float16)
+    assert "hold 4" in why_not(short)
+    short[:, :2] = 0
+    assert not why_not(short)  # what is left of the last four are two
+    short[1, 1] = 1
+    assert "hold 3" in why_not(short)
+
+
+def test_on_a_gpu_every_layer_says_why_it_has_no_other_form(stand_in: None) -> None:
+    done = sc.deploy(net(), torch.randn(1, 64).bfloat16(), table=False)
+    assert done.swapped == ()
+    assert done.isa == "a stand-in"
+    first, second, third = (each.why for each in done.decisions)
+    assert "Triton is away" in first
+    assert "2:4 bfloat16 does not run here" in first, "PyTorch's own words: it is no GPU"
+    assert "CUDA" in first
+    assert "Triton is away" in second
+    assert "hold 4" in second
+    assert "zeros are few" in third
+    plain = sc.deploy(net(torch.float32), torch.randn(1, 64), formats=["slide16"], table=False)
+    assert "slide16" in plain.decisions[0].why
+    with pytest.raises(RecipeError):
+        sc.deploy(net(), torch.randn(1, 64).bfloat16(), formats=["2:5"], table=False)
+
+
+@prototype
+def test_a_two_of_four_layer_is_taken_back_bit_for_bit_and_neither_saved_nor_loaded(cutlass: None) -> None:
+    layer = net()[0]
+    packed = SemiStructuredLinear.of(layer)
+    again = copy.deepcopy(packed)
+    for each in (packed, again):
+        assert same_bits(each.weight, layer.weight.detach())
+        assert same_bits(each.densify().bias.detach(), layer.bias.detach())
+    assert packed.size_bytes() < 0.6 * layer.weight.numel() * 2 + 64
+    assert not list(packed.parameters())
+    with pytest.raises(InputError, match="GPU"):
+        packed(torch.ones(1, 64).bfloat16())
+    with pytest.raises(UnsupportedError, match="not saved"):
+        packed.record()
+    with pytest.raises(UnsupportedError, match="loaded"):
+        again.load_state_dict(packed.state_dict())
+    with pytest.raises(UnsupportedError, match="hold 4"):
+        SemiStructuredLinear.of(net()[2])
+
+
+@prototype
+@pytest.mark.parametrize(("ratio", "swapped"), [(0.5, ("0",)), (0.96, ()), (1.5, ())])
+def test_two_of_four_is_swapped_in_where_it_is_faster(
+    stand_in: None,
+    cutlass: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    ratio: float,
+    swapped: tuple[str, ...],
+) -> None:
+    """With the product that a GPU would do done dense."""
+    monkeypatch.setattr(SemiStructuredLinear, "forward", lambda self, x: functional.linear(x, self.weight, self.bias))
+    ruled(monkeypatch, {"2:4": ratio})
+    model, x = net(), torch.randn(3, 64).bfloat16()
+    done = sc.deploy(model, x, table=False)
+    assert done.swapped == swapped
+    assert torch.equal(done.model(x), model(x))
+    if swapped:
+        assert type(done.model[0]) is SemiStructuredLinear
+        assert (done.decisions[0].format, done.decisions[0].dtype) == ("2:4", "bfloat16")
+        assert done.size_bytes[1] < done.size_bytes[0]
+        with pytest.raises(UnsupportedError, match="not saved"):
+            sc.save_deployed(done, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert type(densify(done.model)[0]) is nn.Linear
+        assert torch.equal(done.model(x), model(x))
+    else:
+        assert f"{ratio:.2f}x" in done.decisions[0].why
+        assert "Triton is away" in done.decisions[0].why
+
+
+def test_a_layer_elsewhere_than_the_model_stays_and_says_so(stand_in: None) -> None:
+    measures = Contest(contest.Table(None), cold=1, rounds=1, bfloat16=False)
+    measures.device = torch.device("cuda", 1)  # where the first tensor of the model is
+    decide = planner._Planner(measures, "same", None, 0.05, {"1": [torch.Size([1, 4])]}, {})
+    decision, layer = decide.decide("1", nn.Linear(4, 4), None, 0, 1)
+    assert layer is None
+    assert decision.why == "it is on cpu, and the model's first tensor on cuda:1"
+
+
+def test_a_measurement_on_a_gpu_waits_for_it_and_is_kept_apart(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that was only queued would take no time: the clock stands still until somebody waits."""
+    clock = {"now": 0.0, "queued": 0.0}
+
+    def wait(device: torch.device) -> None:
+        clock["now"], clock["queued"] = clock["now"] + clock["queued"], 0.0
+
+    def queue(seconds: float) -> None:
+        clock["queued"] += seconds
+
+    monkeypatch.setattr(contest, "synchronize", wait)
+    own = Contest(contest.Table(None), cold=1, rounds=3, bfloat16=False, timer=lambda: clock["now"])
+    calls, twins = (
+        {"a": lambda: queue(1.0), "b": lambda: queue(3.0)},
+        {"a": lambda: queue(7.0), "b": lambda: queue(9.0)},
+    )
+    taken = own.times(calls, twins)
+    assert {name: set(values) for name, values in taken.items()} == {"a": {1.0}, "b": {3.0}}
+    arguments = dict(shape=(4, 8), dtype=torch.float32, contender="bitmask float32", zeros=0.5, blocks=0.5, rows=1)
+    assert "a stand-in" in contest.key(**arguments, device=torch.device("cpu"))  # type: ignore[arg-type]
+    assert contest.clock(torch.device("cpu")) is time.perf_counter
+
+
+@pytest.mark.gpu
+@needs_gpu
+@prototype
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 64), (7, 64), (2, 3, 64), (300, 64)], ids=str)
+def test_two_of_four_on_a_gpu(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no sparse tensor cores")
+    layer, x = net(dtype)[0].cuda(), torch.randn(shape, device="cuda").to(dtype)
+    packed = SemiStructuredLinear.of(layer)
+    with torch.inference_mode():
+        assert torch.allclose(packed(x).double(), layer(x).double(), atol=0.05)
+        assert torch.equal(copy.deepcopy(packed).densify().weight, layer.weight)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@prototype
+def test_a_model_on_a_gpu_is_deployed() -> None:
+    model, x = net().cuda(), torch.randn(1, 64, device="cuda").bfloat16()
+    done = sc.deploy(model, x, table=False, rounds=3)
+    assert torch.cuda.get_device_name() in done.isa
+    assert all(each.why for each in done.decisions)
+    assert torch.allclose(done.model(x).double(), model(x).double(), atol=0.05)
