@@ -143,17 +143,20 @@ def test_tensors_on_two_devices_are_refused(who: str, gradient: bool, alone: boo
                 unpack(parts, scale, *shape)
 
 
-def test_which_products_the_kernel_takes() -> None:
+def test_which_products_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_gpu, "why_not", lambda: "")
     cuda, plain = torch.device("cuda", 0), torch.float32
-    there = not on_gpu.why_not()
-    assert on_gpu.takes(format_of("bitmask"), plain, plain, cuda, 1) is there
-    assert on_gpu.takes(format_of("bitmask"), torch.int8, torch.bfloat16, cuda, on_gpu.MOST) is there
+    assert on_gpu.takes(format_of("bitmask"), plain, plain, cuda, 1)
+    assert on_gpu.takes(format_of("bitmask"), torch.int8, torch.bfloat16, cuda, on_gpu.MOST)
+    assert not on_gpu.takes(format_of("bitmask"), plain, plain, cuda, 0)
     assert not on_gpu.takes(format_of("bitmask"), plain, plain, cuda, on_gpu.MOST + 1)
     assert not on_gpu.takes(format_of("bitmask"), plain, plain, torch.device("cpu"), 1)
     assert not on_gpu.takes(format_of("bitmask"), torch.float64, plain, cuda, 1)
     assert not on_gpu.takes(format_of("slide16"), plain, plain, cuda, 1)
     assert "slide16" in on_gpu.problem(format_of("slide16"), plain, plain)
     assert "float64" in on_gpu.problem(format_of("bitmask"), plain, torch.float64)
+    monkeypatch.setattr(on_gpu, "why_not", lambda: "Triton is away")
+    assert not on_gpu.takes(format_of("bitmask"), plain, plain, cuda, 1)
 
 
 @pytest.mark.gpu
@@ -187,7 +190,7 @@ def net(dtype: torch.dtype = torch.bfloat16) -> nn.Sequential:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU plays a GPU on which Triton is not there and PyTorch has the layout of CUTLASS, in plain PyTorch."""
     monkeypatch.setenv(native.VARIABLE, native.WITHOUT)
-    monkeypatch.setattr(on_gpu, "is_gpu", lambda device: device.type == "cpu")
+    monkeypatch.setattr(on_gpu, "is_gpu", lambda device: True)
     monkeypatch.setattr(on_gpu, "described", lambda device: "a stand-in")
     monkeypatch.setattr(on_gpu, "why_not", lambda: "Triton is away")
 
@@ -314,8 +317,7 @@ def test_a_measurement_on_a_gpu_waits_for_it_and_is_kept_apart(stand_in: None, m
     )
     taken = own.times(calls, twins)
     assert {name: set(values) for name, values in taken.items()} == {"a": {1.0}, "b": {3.0}}
-    arguments = dict(shape=(4, 8), dtype=torch.float32, contender="bitmask float32", zeros=0.5, blocks=0.5, rows=1)
-    assert "a stand-in" in contest.key(**arguments, device=torch.device("cpu"))  # type: ignore[arg-type]
+    assert "a stand-in" in own._key(net()[0], Contender("bitmask", torch.bfloat16, net()[0]), 1)
     assert contest.clock(torch.device("cpu")) is time.perf_counter
 
 
