@@ -16,7 +16,7 @@ An epoch is a forward and backward pass over the scoring data. What takes more t
 begins how many, and how long that is by the first batch; more than twelve hours are refused. What needs more memory
 than is free is refused as well, before the work.
 
-Complex weights (spectral convolutions) are scored by what counts both of their parts: {complex}. The others refuse them.
+Complex weights are scored by what counts both of their parts: {complex}. The others refuse them.
 
 | name | idea | needs | scores | cost | speed | best for | source | options (default) |
 |---|---|---|---|---|---|---|---|---|
