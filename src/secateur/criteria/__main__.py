@@ -16,6 +16,8 @@ An epoch is a forward and backward pass over the scoring data. What takes more t
 begins how many, and how long that is by the first batch; more than twelve hours are refused. What needs more memory
 than is free is refused as well, before the work.
 
+Complex weights are scored by what counts both of their parts: {complex}. The others refuse them.
+
 | name | idea | needs | scores | cost | speed | best for | source | options (default) |
 |---|---|---|---|---|---|---|---|---|
 """
@@ -23,7 +25,8 @@ than is free is refused as well, before the work.
 
 def page() -> str:
     """The page as markdown."""
-    return HEAD + "".join(_row(name) for name in names())
+    both = ", ".join(f"`{name}`" for name in names() if get(name).complex_weights)
+    return HEAD.replace("{complex}", both) + "".join(_row(name) for name in names())
 
 
 def _row(name: str) -> str:

@@ -28,7 +28,7 @@ from secateur.model.guard import guard
 from secateur.model.modules import named_parameters
 from secateur.model.share import Share
 from secateur.model.tensors import has_values, named_tensors, require_finite
-from secateur.registry import Registry, option_names, suggestion
+from secateur.registry import Registry, listed, option_names, suggestion
 from secateur.structure.trace import Trace
 from secateur.types import Data, Example, Group, Json, Loss
 
@@ -95,6 +95,7 @@ class Criterion(ABC):
     comparable: ClassVar[bool] = False  # scores of different layers share one scale, for example a loss change
     promises: ClassVar[frozenset[str]] = frozenset({"permutation"})
     reads: ClassVar[Reads] = "values"
+    complex_weights: ClassVar[bool] = False  # whether a complex weight counts with both of its parts
     shares: ClassVar[bool] = False  # whether its sums over the data may be those of several processes
     live: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that are objects of a running program
 
@@ -216,6 +217,7 @@ class Criterion(ABC):
         if isinstance(context.data, Share):
             self._check_share(context.model, context.data)
         known = named_tensors(context.model)
+        self._check_complex(self.weights(context, known))
         # These show in the sums over them, and a second reading would cost as much as the criterion itself.
         summed = set(self.weights(context, known)) if self.reads == "sums" else set()
         for name in dict.fromkeys(span.tensor for group in context.groups for span in group.spans):
@@ -230,6 +232,17 @@ class Criterion(ABC):
                     why=f"criterion {self.name!r} reads them",
                     hint="load the weights, run one forward pass, or choose criterion 'random', which reads nothing",
                 )
+
+    def _check_complex(self, weights: Mapping[str, Tensor]) -> None:
+        """Refused, not cast: torch would drop the imaginary parts, and says so once in a process."""
+        found = [name for name, weight in weights.items() if weight.is_complex()]
+        if found and not self.complex_weights:
+            able = [name for name in CRITERIA.names() if CRITERIA.find(name).complex_weights]
+            raise UnsupportedError(
+                f"criterion {self.name!r} cannot score complex weights: {listed(found)}",
+                why="what it computes is defined for real ones",
+                hint=f"protect them, or choose one that can: {', '.join(able)}",
+            )
 
     def _check_share(self, model: nn.Module, data: Share) -> None:
         if self.needs & {"data", "labels"} and not self.shares:

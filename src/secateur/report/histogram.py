@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.errors import NonFiniteError, RecipeError
 from secateur.report.record import Histogram
 
 # A chunk and what is computed from it stay in the processor's cache: some passes over it cost less than one over
@@ -41,7 +41,7 @@ def distribution(tensor: Tensor, bins: int = 40, *, fraction: float = NEAR_ZERO)
     """Histogram and share of nearly zero elements at once; see `histogram` and `near_zero`.
 
     Args:
-        tensor: any shape, real dtype, any device.
+        tensor: any shape and dtype, any device; of complex numbers the magnitudes.
         bins: number of bins, at least 1.
         fraction: of the root mean square, below which a magnitude counts as nearly zero.
 
@@ -50,7 +50,6 @@ def distribution(tensor: Tensor, bins: int = 40, *, fraction: float = NEAR_ZERO)
 
     Raises:
         RecipeError: bins < 1.
-        InputError: the tensor is complex.
         NonFiniteError: the tensor holds NaN or Inf.
 
     Cost: two passes over the data.
@@ -74,8 +73,8 @@ def histogram(tensor: Tensor, bins: int = 40) -> Histogram:
     such a histogram on a logarithmic count axis.
 
     Args:
-        tensor: any shape, real dtype, any device. Constant tensors get edges around the value, empty ones
-            get [0, 1].
+        tensor: any shape and dtype, any device; of complex numbers the magnitudes. Constant tensors get edges
+            around the value, empty ones get [0, 1].
         bins: number of bins, at least 1.
 
     Returns:
@@ -83,7 +82,6 @@ def histogram(tensor: Tensor, bins: int = 40) -> Histogram:
 
     Raises:
         RecipeError: bins < 1.
-        InputError: the tensor is complex.
         NonFiniteError: the tensor holds NaN or Inf.
 
     Cost: two passes over the data; memory does not grow with it.
@@ -100,14 +98,13 @@ def near_zero(tensor: Tensor, *, fraction: float = NEAR_ZERO) -> float:
     """Tell which share of the elements is smaller in magnitude than a fraction of their root mean square.
 
     Args:
-        tensor: any shape, real dtype.
+        tensor: any shape and dtype.
         fraction: of the root mean square, 0.01 by default.
 
     Returns:
         A share in [0, 1]; 1 for a tensor of zeros, 0 for an empty one.
 
     Raises:
-        InputError: the tensor is complex.
         NonFiniteError: the tensor holds NaN or Inf.
 
     Cost: two passes over the data.
@@ -183,20 +180,19 @@ class _BinCounter:
 
 
 def _chunks(tensor: Tensor) -> Iterator[_Chunk]:
-    if tensor.is_complex():
-        raise InputError("a histogram of a complex tensor is not defined", hint="give its real part or magnitude")
     flat = tensor.detach().reshape(-1)
     # float32 holds every half-precision number; integers and float64 need more.
     dtype = torch.float32 if flat.is_floating_point() and flat.element_size() <= 4 else torch.float64
     for start in range(0, flat.numel(), _CHUNK):
-        yield flat[start : start + _CHUNK].to(device="cpu", dtype=dtype).numpy()
+        part = flat[start : start + _CHUNK]
+        yield (part.abs() if part.is_complex() else part).to(device="cpu", dtype=dtype).numpy()
 
 
 def _measure(tensor: Tensor) -> _Extent:
     low, high, squares, seen = np.inf, -np.inf, 0.0, 0
     # Squares of float64 leave its range at both ends; those of float32, summed in float64, never do.
     unit = 1.0
-    if tensor.dtype == torch.float64 and tensor.numel():
+    if tensor.dtype in (torch.float64, torch.complex128) and tensor.numel():
         unit = float(tensor.detach().abs().max()) or 1.0
     for chunk in _chunks(tensor):
         least, most = float(chunk.min()), float(chunk.max())

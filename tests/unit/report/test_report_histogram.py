@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from secateur.errors import InputError, NonFiniteError, RecipeError
+from secateur.errors import NonFiniteError, RecipeError
 from secateur.report import distribution, histogram, near_zero
 from secateur.report.layers import measure_layer
 
@@ -122,8 +122,23 @@ def test_what_is_not_finite_is_named_with_its_index(bad):
 def test_wrong_arguments_are_refused():
     with pytest.raises(RecipeError):
         histogram(torch.ones(3), 0)
-    with pytest.raises(InputError):
-        histogram(torch.ones(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.complex64, 1.0), (torch.complex128, 1.0), (torch.complex128, 1e200)]
+)
+def test_complex_numbers_are_counted_by_their_magnitudes(dtype, scale):
+    values = torch.randn(50, 8, generator=torch.Generator().manual_seed(5), dtype=dtype)
+    values[0, :3] *= 1e-4
+    values *= scale
+    magnitudes = values.abs().to(torch.float64).numpy()
+    found = histogram(values.t(), 7)
+    counts, _ = np.histogram(magnitudes, bins=np.array(found.edges))
+    assert found.counts == tuple(counts)
+    assert found.edges[0] == magnitudes.min()
+    assert found.edges[-1] == magnitudes.max()
+    small = magnitudes / scale < 1e-2 * np.sqrt(np.square(magnitudes / scale).mean())
+    assert near_zero(values) == small.mean() >= 3 / 400
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])

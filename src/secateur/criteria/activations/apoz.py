@@ -64,6 +64,7 @@ class APoZ(Criterion):
     comparable: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
     shares: ClassVar[bool] = True
+    complex_weights: ClassVar[bool] = True
 
     epsilon: float = 0.0
 

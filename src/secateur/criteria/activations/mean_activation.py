@@ -68,6 +68,7 @@ class MeanActivation(Criterion):
     granularities: ClassVar[tuple[str, ...]] = SLICES
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
     shares: ClassVar[bool] = True
+    complex_weights: ClassVar[bool] = True
 
     norm: Literal["l1", "l2"] = "l1"
 

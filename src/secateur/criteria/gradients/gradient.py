@@ -60,6 +60,7 @@ class Gradient(CoupledCriterion):
     best_for: ClassVar[str] = "growing weights back; as a control of taylor"
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split"})
     shares: ClassVar[bool] = True
+    complex_weights: ClassVar[bool] = True
 
     norm: Literal["l1", "l2"] = "l1"
     reduce: Literal["sum", "mean"] = "sum"
@@ -79,7 +80,7 @@ class Gradient(CoupledCriterion):
         """|g|, or g squared for the L2 norm (in float64: the square of a small float32 fits)."""
         gradient = self.mean_gradient(context)
         if self.norm == "l2":
-            return {name: value.double().square() for name, value in gradient.items()}
+            return {name: value.abs().double().square() for name, value in gradient.items()}
         return {name: value.abs() for name, value in gradient.items()}
 
     def finish(self, values: Tensor) -> Tensor:

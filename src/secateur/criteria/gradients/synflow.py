@@ -148,6 +148,13 @@ class _Flow:
         # In double precision: R is a sum over all paths, and their products leave float32 in a few dozen layers.
         self._model = copy.deepcopy(context.model).double().eval()
         self._model.requires_grad_(False)
+        complex_ones = [name for name, parameter in self._model.named_parameters() if parameter.is_complex()]
+        if complex_ones:
+            raise UnsupportedError(
+                f"synflow cannot score a model with complex weights: {listed(complex_ones)}",
+                why="its flow is that of a network whose weights are positive numbers",
+                hint="use another criterion, such as magnitude",
+            )
         with torch.no_grad():
             # A bias starts no path at the input, so it would add a constant to R, which is to be linear.
             for name, parameter in self._model.named_parameters():

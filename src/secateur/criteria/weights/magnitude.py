@@ -62,6 +62,7 @@ class Magnitude(Criterion):
     speed: ClassVar[str] = "fastest: no data"
     best_for: ClassVar[str] = "a first try, n:m patterns, and every pruning that is followed by fine-tuning"
     reads: ClassVar[Reads] = "sums"
+    complex_weights: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset({"permutation", "batch_split", "zero_lowest"})
 
     norm: Literal["l1", "l2", "linf"] = "l2"
@@ -93,7 +94,7 @@ class Magnitude(Criterion):
         """|w|, or w itself for the L2 norm, whose squares are summed without being stored."""
         weights = self.weights(context)
         if self.norm == "l2":
-            return weights
+            return {name: weight.abs() if weight.is_complex() else weight for name, weight in weights.items()}
         return {name: weight.abs().to(torch.float32) for name, weight in weights.items()}
 
     def finish(self, values: Tensor) -> Tensor:

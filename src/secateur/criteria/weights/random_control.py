@@ -51,6 +51,7 @@ class Random(Criterion):
     best_for: ClassVar[str] = "comparisons: what removal costs when nothing is known"
     comparable: ClassVar[bool] = True
     reads: ClassVar[Reads] = "nothing"
+    complex_weights: ClassVar[bool] = True
     promises: ClassVar[frozenset[str]] = frozenset()
 
     seed: int | None = None

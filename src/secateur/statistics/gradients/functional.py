@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from secateur.errors import InputError, NonFiniteError
+from secateur.errors import InputError, NonFiniteError, UnsupportedError
 from secateur.model import call, samples
 from secateur.model.share import walk
 from secateur.types import Batch, Data, Loss
@@ -34,10 +34,17 @@ def parameters(model: nn.Module, names: Iterable[str]) -> Tensors:
 
     Raises:
         InputError: a name is not a floating-point parameter of the model (tied ones go by their first name).
+        UnsupportedError: it is complex.
     """
     known = dict(model.named_parameters())
     names = list(dict.fromkeys(names))
     for name in names:
+        if name in known and known[name].is_complex():
+            raise UnsupportedError(
+                f"{name!r} is complex",
+                why="per-sample gradients and curvature are those of real weights",
+                hint="protect it, or use what takes complex weights, such as magnitude",
+            )
         if name not in known or not known[name].is_floating_point():
             raise InputError(
                 f"{name!r} is no floating-point parameter of the model",
