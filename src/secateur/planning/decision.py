@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Evidence:
         tolerance: of that proof; None: by dtype.
         examples: further inputs that the plan was made with.
         conditions: what the proof on `model` depends on.
+        settings: how `model` was set then, see `secateur.planning.unchanged`.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Evidence:
     tolerance: float | None = None
     examples: Sequence[Example] = ()
     conditions: tuple[Condition, ...] = ()
+    settings: Hashable = None
 
 
 @dataclass(eq=False)

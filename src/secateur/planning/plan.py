@@ -36,6 +36,7 @@ from secateur.planning.decision import PlanData, fingerprint
 from secateur.planning.explain import diff, explain
 from secateur.planning.files import MAX_BYTES, parse, to_json
 from secateur.planning.history import origin_of, remember
+from secateur.planning.unchanged import settings_of
 from secateur.request import Efforts, effort_of
 from secateur.structure.provenance import Attribute, held, owner_at, read
 from secateur.types import Certificate, Example, Units
@@ -186,7 +187,9 @@ class Plan(PlanData):
     ) -> Callable[[nn.Module, nn.Module], Proved] | None:
         """How the cut is proved on a model; None where nothing is at hand to prove it with."""
         known = self.evidence
-        if known is not None and model is known.model and example is None:
+        same = known is not None and model is known.model and example is None
+        # Set otherwise since (a switch, a hook) it counts as another model, of which the plan's own run says nothing.
+        if known is not None and same and settings_of(model) == known.settings:
             certify, conditions = known.certify if self.removes else None, known.conditions
             return None if certify is None else lambda whole, cut: Proved(certify(whole, cut, effort), conditions)
         own = known if example is None else None

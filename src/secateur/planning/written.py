@@ -16,6 +16,7 @@ from secateur.model.guard import guard
 from secateur.planning.conditions import conditions_of
 from secateur.planning.decision import GIVEN, Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
+from secateur.planning.unchanged import settings_of
 from secateur.request import Efforts, Named, Request, Target, effort_of
 from secateur.structure.provenance import read
 from secateur.types import Certificate, Example
@@ -66,6 +67,7 @@ def plan_of(
             tolerance,
             candidates.examples,
             conditions,
+            settings_of(model),
         ),
         layers=edit.layers,
         scales=edit.scales,

@@ -113,3 +113,66 @@ def test_another_model_is_proved_on_all_examples() -> None:
     _, plan = made(examples=[X, X * 100])
     with pytest.raises(sc.SecateurError):
         plan.apply(Net(gate=True).eval())
+
+
+def switched(model: nn.Module) -> None:
+    model.gate = True  # type: ignore[assignment]
+
+
+def hooked(model: nn.Module) -> None:
+    model.a.register_forward_hook(lambda module, given, out: out * 2 if float(out.max()) > 50 else out)
+
+
+def listed(model: nn.Module) -> None:
+    model.steps.append(lambda h: h * 2 if float(h.max()) > 50 else h)
+
+
+def replaced(model: nn.Module) -> None:
+    model.last = Last()
+
+
+class Last(nn.Identity):
+    def forward(self, h: Tensor) -> Tensor:
+        return h * 2 if float(h.abs().max()) > 500 else h
+
+
+class Settable(Net):
+    """What a user sets on a model between plan and apply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Callable[[Tensor], Tensor]] = []
+        self.last = nn.Identity()
+
+    def forward(self, x: Tensor, mode: str = "a") -> Tensor:
+        h = super().forward(x, mode)
+        for step in self.steps:
+            h = step(h)
+        return self.last(h)
+
+
+@pytest.mark.parametrize("change", [switched, hooked, listed, replaced])
+def test_a_model_that_was_set_otherwise_is_another_one(change: Callable[[nn.Module], None]) -> None:
+    """Only the new setting looks at the data: the run that the plan was learned from did not see that line."""
+    model = Settable().eval()
+    plan = sc.plan(model, X, remove={"a": [1, 4, 9]})
+    assert READ not in said(plan)
+    change(model)
+    plan.apply(model)
+    assert READ in said(plan)
+    assert "numbers made from widths were not followed" not in plan.explain()
+
+
+def test_a_model_that_ran_and_learned_meanwhile_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(8, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.1), nn.LSTM(20, 12)).eval()
+    plan = sc.plan(model, X, remove={"0": [1, 4]})
+    model.train()(X)[0].square().mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the engine ran again")
+
+    monkeypatch.setattr("secateur.planning.plan.prove_anew", never)
+    plan.apply(model)
+    plan.apply(model.eval(), inplace=True)
+    assert plan.certificate is not None
