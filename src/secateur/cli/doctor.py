@@ -28,6 +28,7 @@ EXTRAS = {
     "train": ("accelerate", "lightning"),
     "track": ("accelerate", "tensorboard"),
     "data": ("pyarrow", "pillow"),
+    "gpu": ("triton",),
     "docs": ("mkdocs-material", "mkdocstrings"),
     "notebooks": ("nbclient", "nbformat", "ipykernel"),
 }

@@ -25,6 +25,7 @@ from secateur.errors import InputError, NonFiniteError, RecipeError, Unsupported
 from secateur.model.call import default_loss
 from secateur.model.carried import refuse_carried_masks
 from secateur.model.guard import guard
+from secateur.model.modules import named_parameters
 from secateur.model.share import Share
 from secateur.model.tensors import has_values, named_tensors, require_finite
 from secateur.registry import Registry, option_names, suggestion
@@ -166,7 +167,7 @@ class Criterion(ABC):
         self._check(context)
         if "labels" in self.needs and context.loss is None:
             context = replace(context, loss=default_loss)
-        weights = {name for name, p in context.model.named_parameters() if p.is_floating_point() or p.is_complex()}
+        weights = {name for name, p in named_parameters(context.model) if p.is_floating_point() or p.is_complex()}
         return replace(context, groups=[_of_weights(group, weights) for group in context.groups])
 
     def _guard(self, context: Context, *, gradients: bool | None = None) -> AbstractContextManager[object]:

@@ -88,12 +88,13 @@ class Sums:
         # All spans at once: a residual stream has hundreds, and each call takes longer than what is in it.
         flats, units, times = [], [], []
         for span in spans:
-            value = values[span.tensor].detach()
+            value = values[span.tensor]
+            shape = value.shape
             index = (span.index if span.index is not None else torch.arange(value.numel()).view(value.shape)).cpu()
-            dims = tuple(d for d in range(value.dim()) if index.shape[d] == 1 and value.shape[d] != 1)
+            dims = tuple(d for d, (one, size) in enumerate(zip(index.shape, shape, strict=True)) if one == 1 != size)
             flats.append(self._along(span, dims))
             units.append(index.flatten())
-            times.append(float(math.prod(value.shape[d] for d in dims)))
+            times.append(float(math.prod(shape[d] for d in dims)))
         flat, unit = torch.cat(flats), torch.cat(units)
         # Looked at before units are picked: an element that belongs to no unit must not be NaN either.
         self.finite = self.finite and bool(torch.isfinite(flat).all())
@@ -142,8 +143,8 @@ def _in_range(found: Tensor) -> bool:
     """Whether no sum of squares is NaN or infinite, or so small that float32 may have lost some of it."""
     if not found.numel():
         return True
-    least, most = found.aminmax()  # both are NaN where one of the sums is
-    return bool((least > TINY**2) & (most < math.inf))
+    least, most = (each.item() for each in found.aminmax())  # both are NaN where one of the sums is
+    return least > TINY**2 and most < math.inf
 
 
 def _squares(value: Tensor, dims: list[int]) -> Tensor:

@@ -162,7 +162,7 @@ class SparseConv2d(PackedLayer):
         whole = whole and int(starts[0]) == 0 and int(starts[-1]) == len(values) and bool((starts.diff() >= 0).all())
         whole = whole and not bool(((columns < 0) | (columns >= inputs)).any()) and bool((values != 0).all())
         if whole:  # each place once and in order: what is there twice would count twice here, and once in a dense layer
-            places = torch.repeat_interleave(torch.arange(self.shape[0]) * inputs, starts.diff()) + columns
+            places = torch.repeat_interleave(starts.diff()) * inputs + columns
             whole = bool((places.diff() > 0).all())
         if whole and bias is not None:
             whole = bias.is_floating_point() and bias.is_contiguous() and bias.shape == (self.shape[0],)
@@ -322,7 +322,7 @@ def _output_size(x: Tensor, shape: list[int], stride: list[int], padding: list[i
 
 def _dense(values: Tensor, columns: Tensor, starts: Tensor, shape: list[int]) -> Tensor:
     weight = values.new_zeros(shape[0], shape[1] * shape[2] * shape[3])
-    weight[torch.repeat_interleave(torch.arange(shape[0]), starts.diff()), columns.long()] = values
+    weight[torch.repeat_interleave(starts.diff()), columns.long()] = values
     return weight.view(shape)
 
 

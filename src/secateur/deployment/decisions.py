@@ -46,7 +46,7 @@ class Deployment:
         latency: of the whole model, by batch size: the original ("dense") and this one ("deployed"), interleaved.
         size_bytes: of all tensors before and after.
         largest_difference: between the outputs of both on the example, relative to the largest output.
-        isa: instruction set of the kernels.
+        isa: instruction set of the kernels, or the GPU and what its kernels are made with.
         note: what was undone, and why; "" where nothing was.
         plan: the cut that leads to the original from the first model, where it was pruned or loaded in this process.
     """

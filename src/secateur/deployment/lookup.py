@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from secateur.deployment import native
+from secateur.deployment import native, on_gpu
 from secateur.errors import SecateurError
 from secateur.files import atomic_write, canonical_json, load_json
 
@@ -68,6 +68,7 @@ def key(
     blocks: float,
     rows: int | str,
     operation: str = "linear",
+    device: torch.device | None = None,
 ) -> str:
     """Everything that a ratio depends on.
 
@@ -80,11 +81,15 @@ def key(
             patterns apart.
         rows: inputs at once, or whatever else says what comes in.
         operation: "linear", "conv".
+        device: where it was measured; None = the CPU.
     """
+    here = (native.isa(), processor())
+    if device is not None and on_gpu.is_gpu(device):
+        here = ("gpu", on_gpu.described(device))
     shares = [f"{round(each * 20) / 20:.2f}" for each in (zeros, blocks)]
     parts = (
         operation, "x".join(map(str, shape)), str(dtype).removeprefix("torch."), contender, *shares, f"rows{rows}",
-        f"threads{torch.get_num_threads()}", native.isa(), f"torch{torch.__version__}", processor(),
+        f"threads{torch.get_num_threads()}", here[0], f"torch{torch.__version__}", here[1],
     )  # fmt: skip
     return "|".join(parts)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from secateur.deployment.formats import Format
-from secateur.errors import RecipeError, ResourceError
+from secateur.errors import InputError, RecipeError, ResourceError
 from secateur.registry import suggestion
 
 VERSION = 3  # of the arguments and the layouts; a library of another one is not called
@@ -52,9 +52,10 @@ def why_not() -> str:
     return _load()[1]
 
 
-def takes(layout: Format, dtype: torch.dtype, x: torch.dtype) -> bool:
-    """Whether a kernel is there for weights and inputs of these dtypes."""
-    return layout.kernel is not None and dtype in _WEIGHTS and x in _INPUTS and isa() != WITHOUT
+def takes(layout: Format, dtype: torch.dtype, x: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel is there for weights and inputs of these dtypes on this device."""
+    known = layout.kernel is not None and dtype in _WEIGHTS and x in _INPUTS
+    return known and device.type == "cpu" and isa() != WITHOUT
 
 
 def linear(
@@ -79,15 +80,16 @@ def linear(
 
     Raises:
         ResourceError: there is no memory for the inputs as floats.
+        InputError: a tensor is not in the memory of the CPU.
     """
     flat = x.reshape(-1, columns).contiguous()
     y = x.new_empty((*x.shape[:-1], rows))
     keep = [part.contiguous() for part in parts]
-    pointers = (ctypes.c_void_p * len(keep))(*(part.data_ptr() for part in keep))
+    pointers = (ctypes.c_void_p * len(keep))(*(_at(part) for part in keep))
     scale, bias = (None if each is None else each.detach().float().contiguous() for each in (scale, bias))
     failed = _called()(
         LEVELS.index(isa()), layout.kernel, _WEIGHTS[keep[0].dtype], pointers, rows, columns, _at(scale), _at(bias),
-        flat.data_ptr(), _INPUTS[x.dtype], len(flat), y.data_ptr(), torch.get_num_threads(),
+        _at(flat), _INPUTS[x.dtype], len(flat), _at(y), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise ResourceError(f"there is no memory for {len(flat)} inputs of {columns} numbers")
@@ -103,10 +105,13 @@ def unpacked(parts: Sequence[Tensor], scale: Tensor | None, layout: Format, rows
         layout: the format.
         rows: outputs.
         columns: inputs.
+
+    Raises:
+        InputError: a tensor is not in the memory of the CPU.
     """
     keep = [part.contiguous() for part in parts]
-    pointers = (ctypes.c_void_p * len(keep))(*(part.data_ptr() for part in keep))
-    dense = torch.empty(rows, columns)
+    pointers = (ctypes.c_void_p * len(keep))(*(_at(part) for part in keep))
+    dense = torch.empty(rows, columns, device="cpu")
     factor = None if scale is None else scale.detach().float().contiguous()
     compiled = library()
     assert compiled is not None, "takes() was not asked"
@@ -169,7 +174,12 @@ def _warn() -> None:
 
 
 def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    """Where its numbers are. Compiled code follows every pointer that it is given, so none of another memory is."""
+    if tensor is None:
+        return None
+    if not tensor.is_cpu:
+        raise InputError(f"a compiled kernel reads the memory of the CPU, and a tensor is on {tensor.device}")
+    return tensor.data_ptr()
 
 
 def library() -> ctypes.CDLL | None:

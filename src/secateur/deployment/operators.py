@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.deployment import direct, native
-from secateur.deployment.formats import format_of
+from secateur.deployment import direct, native, on_gpu
+from secateur.deployment.formats import Format, format_of
 from secateur.errors import InputError
 
 _ABOUT = "Tensor[] parts, Tensor? scale, Tensor? bias, str format, SymInt rows, SymInt columns"
@@ -47,6 +47,9 @@ def packed_linear(
 
     Returns:
         (..., rows), of the dtype of x.
+
+    Raises:
+        InputError: x has other columns or no floating-point numbers, or not all tensors are on one device.
     """
     _require(x, columns)  # here, because an error cannot keep its class on its way through compiled code
     grows = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
@@ -65,14 +68,18 @@ def _linear(
     x: Tensor, parts: list[Tensor], scale: Tensor | None, bias: Tensor | None, format: str, rows: int, columns: int
 ) -> Tensor:
     _require(x, columns)
+    _require_one_device(x, *parts, scale, bias)
     layout = format_of(format)
-    if x.numel() and native.takes(layout, parts[0].dtype, x.dtype):
+    if x.numel() and native.takes(layout, parts[0].dtype, x.dtype, x.device):
         if x.numel() >= MANY * columns:
             weight = native.unpacked(parts, scale, layout, rows, columns)
             found = functional.linear(x.float(), weight, None if bias is None else bias.float())
             return found.to(x.dtype)
         return native.linear(x, parts, scale, bias, layout, rows, columns)
-    native.warn_once()
+    inputs = x.numel() // columns if columns else 0
+    if on_gpu.takes(layout, parts[0].dtype, x.dtype, x.device, inputs):
+        return on_gpu.linear(x, parts, scale, bias, rows, columns)
+    _warn(x, layout, parts[0].dtype, inputs)
     weight = _unpacked(parts, scale, format, rows, columns).to(x.dtype)
     return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
@@ -81,12 +88,21 @@ def _product(
     x: Tensor, parts: list[Tensor], scale: Tensor | None, bias: Tensor | None, format: str, rows: int, columns: int
 ) -> Tensor:
     # The first call alone comes here where the operator can be built; nothing is compiled before it is needed.
-    if native.isa() != native.WITHOUT:
+    if x.is_cpu and native.isa() != native.WITHOUT:
         direct.connect(MANY)
     return _linear(x, parts, scale, bias, format, rows, columns)
 
 
+def _warn(x: Tensor, layout: Format, dtype: torch.dtype, inputs: int) -> None:
+    """That unpacking at every product is slow, where it is not the better way."""
+    if x.is_cpu:
+        native.warn_once()
+    elif inputs <= on_gpu.MOST:
+        on_gpu.warn_once(on_gpu.problem(layout, dtype, x.dtype) or f"no kernel runs on {x.device.type}")
+
+
 def _unpacked(parts: list[Tensor], scale: Tensor | None, format: str, rows: int, columns: int) -> Tensor:
+    _require_one_device(*parts, scale)
     dense = format_of(format).unpack(parts, rows, columns)
     return dense if scale is None else dense.float() * scale.float().unsqueeze(1)
 
@@ -98,13 +114,24 @@ def _require(x: Tensor, columns: int) -> None:
         raise InputError(f"the layer takes floating-point numbers, not {x.dtype}")
 
 
+def _require_one_device(first: Tensor, *others: Tensor | None) -> None:
+    for other in others:
+        if other is not None and other.device != first.device:
+            raise InputError(
+                f"the tensors of a packed product are on {first.device} and on {other.device}",
+                hint="move the model and its inputs to one device, as by .to(device)",
+            )
+
+
 def _linear_shape(
     x: Tensor, parts: list[Tensor], scale: Tensor | None, bias: Tensor | None, format: str, rows: int, columns: int
 ) -> Tensor:
+    _require_one_device(x, *parts, scale, bias)
     return x.new_empty((*x.shape[:-1], rows))
 
 
 def _unpacked_shape(parts: list[Tensor], scale: Tensor | None, format: str, rows: int, columns: int) -> Tensor:
+    _require_one_device(*parts, scale)
     return parts[0].new_empty((rows, columns), dtype=parts[0].dtype if scale is None else torch.float32)
 
 
@@ -125,9 +152,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[object, ...]:
     return for_x, [None] * len(saved), None, for_bias, None, None, None
 
 
-_LIBRARY.impl("packed_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("packed_linear", _linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("packed_product", _product, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("unpacked", _unpacked, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("unpacked", _unpacked, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("secateur::packed_linear", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("secateur::packed_product", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("secateur::unpacked", _unpacked_shape, lib=_LIBRARY)

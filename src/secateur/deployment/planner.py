@@ -10,18 +10,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.deployment import native
-from secateur.deployment.contest import TOO_LARGE, Contender, Contest, clock, contenders, zero_share
+from secateur.deployment import native, on_gpu
+from secateur.deployment.contest import (
+    TOO_LARGE,
+    Contender,
+    Contest,
+    clock,
+    contenders,
+    contenders_on_gpu,
+    zero_share,
+)
 from secateur.deployment.convolving import Decided, decide_convolutions
 from secateur.deployment.decisions import Deployment, LayerDecision
 from secateur.deployment.decoding import step_of
-from secateur.deployment.linear import SparseLinear
 from secateur.deployment.lookup import Table, default_path
-from secateur.deployment.packed import in_places, install
+from secateur.deployment.packed import PackedLayer, in_places, install
 from secateur.deployment.reaching import is_hooked, places_of, shapes_reaching
 from secateur.errors import RecipeError
 from secateur.measure import latency
-from secateur.model.call import call, outputs
+from secateur.model.call import call, device_of, outputs
 from secateur.model.guard import evaluating
 from secateur.model.samples import batch_size_of, with_batch_size
 from secateur.planning.history import origin_of
@@ -57,13 +64,16 @@ def deploy(
     the end both whole models are timed against each other: is the deployed one not faster at every batch size,
     everything is undone and said.
 
+    On a GPU the format `bitmask` (with Triton) and the 2:4 tensors of PyTorch compete; other formats have no kernel
+    there.
+
     Args:
-        model: on the CPU, with zeros where it was pruned; a dense one may gain from the kernels too.
+        model: on the CPU or one GPU, with zeros where it was pruned; on the CPU a dense one may gain too.
         example: what `secateur.model.call.call` takes.
         weights: how far weights may be rounded: "same" (not at all), "bfloat16", or "int8" (8 bits with a scale per
             output). Whatever is allowed is tried beside what is finer.
         batch_sizes: first dimensions of the example to be fast at; default that of the example.
-        formats: names of formats to try; default all that can be faster.
+        formats: names of formats to try, on a GPU "2:4" too; default all that can be faster.
         margin: how much faster a layer must be, as a fraction.
         rounds: timed rounds per layer and batch size.
         table: where measurements are kept for the next time; True = the user's cache folder, False = nowhere.
@@ -95,7 +105,7 @@ def deploy(
     linear = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
     inputs = shapes_reaching(model, linear, list(examples.values()))
     cold = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    contest = Contest(known, cold=cold, rounds=rounds, bfloat16=weights != "same")
+    contest = Contest(known, cold=cold, rounds=rounds, bfloat16=weights != "same", device=device_of(model))
     planner = _Planner(contest, weights, formats, margin, inputs, _ties(model, untie))
     # Of exactly this class: a subclass may have a forward of its own, which a packed layer would not repeat.
     layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
@@ -123,10 +133,11 @@ class _Planner:
     ) -> None:
         self.contest, self.weights, self.formats, self.margin = contest, weights, formats, margin
         self.inputs, self.ties = inputs, ties
+        self.device, self.gpu = contest.device, on_gpu.is_gpu(contest.device)
 
     def decide(
         self, name: str, layer: nn.Linear, progress: Progress | None, at: int, of: int
-    ) -> tuple[LayerDecision, SparseLinear | None]:
+    ) -> tuple[LayerDecision, PackedLayer | None]:
         """The fastest form of a layer, or why it stays."""
         if progress is not None:
             progress("layers", at, of)
@@ -139,9 +150,13 @@ class _Planner:
         ]
         if name in self.ties:  # a copy besides the table is worth half of its bytes, not all of them
             dtypes = [dtype for dtype in dtypes if 2 * dtype.itemsize <= layer.weight.element_size()]
-        found = contenders(layer, list(dict.fromkeys(dtypes)), self.formats)
+        dtypes, left = list(dict.fromkeys(dtypes)), list[str]()
+        if self.gpu and dtypes:
+            found, left = contenders_on_gpu(layer, dtypes, self.formats)
+        else:
+            found = contenders(layer, dtypes, self.formats)
         if not found:
-            return _left(name, layer, "no format that was asked for may be faster"), None
+            return _left(name, layer, "; ".join(left) or "no format that was asked for may be faster"), None
         rows = sorted({rows for rows in self._rows(name)})
         ratios = {count: self.contest.ratios(layer, found, count) for count in rows}
         best = min(found, key=lambda one: max(ratios[count][one.name] for count in rows))
@@ -150,7 +165,7 @@ class _Planner:
             return _left(name, layer, "no format holds it in fewer bytes"), None
         # The slowest number of rows decides, or the layer would be a gain at one batch size and a loss at another.
         if max(mine.values()) > 1 - self.margin:
-            return _left(name, layer, _explain(layer, best, mine), mine), None
+            return _left(name, layer, "; ".join([_explain(layer, best, mine), *left]), mine), None
         said = ", ".join(f"{ratio:.2f}x of dense at {count} rows" for count, ratio in mine.items())
         return _decision(name, layer, best.format, best.name.split()[1], mine, said), best.layer
 
@@ -158,15 +173,17 @@ class _Planner:
         return [shape.numel() // shape[-1] for shape in self.inputs[name]]
 
     def _problem(self, name: str, layer: nn.Linear) -> str:
-        if native.isa() == native.WITHOUT:
+        if not self.gpu and native.isa() == native.WITHOUT:
             return f"there are no compiled kernels ({native.why_not() or 'not wanted'})"
         if not self.inputs.get(name):
             return "the example does not call it"
         if name in self.ties and not (self.ties[name] and self.weights != "same"):
             return "its weight is shared with another module"
-        if layer.weight.device.type != "cpu":
+        if layer.weight.device != self.device:
+            return f"it is on {layer.weight.device}, and the model's first tensor on {self.device}"
+        if not self.gpu and self.device.type != "cpu":
             return "it is not on the CPU"
-        if layer.weight.dtype not in (torch.float32, torch.bfloat16):
+        if layer.weight.dtype not in (torch.float32, torch.bfloat16, *([torch.float16] if self.gpu else [])):
             return f"no kernel takes {str(layer.weight.dtype).removeprefix('torch.')}"
         if is_hooked(layer):
             return "hooks are registered on it"
@@ -221,10 +238,11 @@ def _swap(
 ) -> Deployment:
     decisions = tuple(decision for decision, _ in decided)
     layers = {decision.name: layer for decision, layer in decided if layer is not None}
-    before = size_of(model)
+    before, device = size_of(model), device_of(model)
+    isa = on_gpu.described(device) if on_gpu.is_gpu(device) else native.isa()
     own = model if inplace else copy.deepcopy(model)
     if not layers:
-        return Deployment(own, decisions, {}, (before, before), 0.0, native.isa(), "nothing was faster than it is")
+        return Deployment(own, decisions, {}, (before, before), 0.0, isa, "nothing was faster than it is")
     packed = in_places(layers)
     with _swapped(model, packed):
         after, found = size_of(model), _outputs(model, example)
@@ -241,9 +259,9 @@ def _swap(
             LayerDecision(d.name, d.shape, d.zeros, "", d.dtype, d.ratio, note if d.format else d.why)
             for d in decisions
         )
-        return Deployment(own, left, times, (before, before), 0.0, native.isa(), note)
+        return Deployment(own, left, times, (before, before), 0.0, isa, note)
     install(own, dict(packed) if inplace else copy.deepcopy(packed))
-    return Deployment(own, decisions, times, (before, after), error, native.isa())
+    return Deployment(own, decisions, times, (before, after), error, isa)
 
 
 def _dtype(model: nn.Module, name: str) -> str:
@@ -256,7 +274,9 @@ def _race(
     rival = _shallow(model)
     install(rival, packed)
     return {
-        size: latency({"dense": model, "deployed": rival}, example, seconds=6.0, spread=0.1, timer=clock())
+        size: latency(
+            {"dense": model, "deployed": rival}, example, seconds=6.0, spread=0.1, timer=clock(device_of(model))
+        )
         for size, example in examples.items()
     }
 

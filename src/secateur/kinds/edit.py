@@ -111,7 +111,8 @@ class Edit:
             require_own_state(model, optimizer, self.cuts)
         if self.cuts or not self.layers:
             cut_model(model, self.cuts, {} if self.layers else self.attributes, optimizer)
-            rescale(named_tensors(model), self.scales, self.cuts)
+            if self.scales:
+                rescale(named_tensors(model), self.scales, self.cuts)
         if self.layers:
             drop_layers(model, self.layers, self.attributes, optimizer)
 

@@ -215,15 +215,15 @@ def _check_options(rounds: int, warmup: int, seconds: float | None, spread: floa
 
 def _time(model: nn.Module, example: Example, timer: Timer) -> float:
     device = device_of(model)
-    _synchronize(device)
+    synchronize(device)
     start = timer()
     call(model, example)
-    _synchronize(device)
+    synchronize(device)
     return timer() - start
 
 
-def _synchronize(device: torch.device) -> None:
-    # Kernels of a GPU are only queued by the call: without waiting the clock would time the queueing.
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU: its kernels are only queued by a call, and a clock would time the queueing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

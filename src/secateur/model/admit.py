@@ -10,7 +10,7 @@ import copy
 import gc
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
+from secateur.model.modules import modules_of, named_modules
 
 # By the place of the class: none of these libraries need be installed, and torch.ao is slow to import.
 QUANTISED = (
@@ -83,7 +84,7 @@ def admit(model: object, *, copied: bool = False, prepared: bool = False) -> nn.
     inner = unwrapped(_module(model))
     if inner is not model:
         warnings.warn(about_wrapper(model), WrapperWarning, stacklevel=3)
-    for name, module in inner.named_modules():
+    for name, module in named_modules(inner):
         _look(name or type(module).__name__, module, prepared=prepared)
     if copied:
         require_copyable(inner)
@@ -332,9 +333,10 @@ def require_copyable(model: nn.Module) -> None:
 
     Cost: a deep copy of everything but parameters and buffers.
     """
-    memo = _shared(model)
+    modules = modules_of(model)
+    memo = _shared(modules)
     try:
-        for module in [m for m in model.modules() if id(m) not in memo]:
+        for module in [m for m in modules if id(m) not in memo]:
             copy.deepcopy(module, memo)
     except SecateurError:
         raise
@@ -355,13 +357,12 @@ def not_copyable(model: nn.Module, error: Exception) -> UnsupportedError:
     )
 
 
-def _shared(model: nn.Module) -> dict[int, object]:
+def _shared(modules: Sequence[nn.Module]) -> dict[int, object]:
     """A memo for deepcopy of what stays where it is: tensors, of which no second one is made, and what is plain.
 
     Modules that hold nothing but tensors, plain values and other modules are most of a model, and copying them (each
     has a dozen tables for hooks) takes longer than all else that is asked at the door.
     """
-    modules = list(model.modules())
     every = (v for m in modules for v in (*vars(m).values(), *m._parameters.values(), *m._buffers.values()))
     held = (value for value in every if type(value) not in USUAL and isinstance(value, Tensor))
     usual = {kind for kind in {type(module) for module in modules} if _is_copied_as_usual(kind)}
@@ -388,8 +389,8 @@ def _is_plain_series(values: Iterable[object]) -> bool:
 
 
 def _culprits(model: nn.Module) -> Iterator[tuple[str, object]]:
-    memo = _shared(model)
-    for path, module in model.named_modules():
+    memo = _shared(modules_of(model))
+    for path, module in named_modules(model):
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_modules"):
                 continue

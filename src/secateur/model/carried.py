@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from secateur.errors import UnsupportedError
+from secateur.model.modules import named_modules
 
 PRUNE, PARAMETRIZE = "torch.nn.utils.prune", "torch.nn.utils.parametrize"
 
@@ -41,7 +42,7 @@ class CarriedMask:
 def carried_masks(model: nn.Module) -> Iterator[CarriedMask]:
     """All masked tensors of a model, module by module; a module that occurs twice comes once."""
     # By what is there and not by names: parameters that end in _orig are nobody's mask.
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         prefix = f"{path}." if path else ""
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):

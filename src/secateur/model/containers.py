@@ -56,7 +56,7 @@ class Containers:
         """Whether a container holds other things than it did."""
         return (
             any(any(containers) for containers in self.empty)
-            or any(_other(live, before) for live, before in self.mappings)
+            or any(is_other(live, before) for live, before in self.mappings)
             or any(
                 len(sequence) != len(items) or not all(map(is_, base_of(sequence).__iter__(sequence), items))  # type: ignore[attr-defined]
                 for sequence, items in self.sequences
@@ -93,14 +93,15 @@ def _entries(mapping: dict[K, V]) -> dict[K, V]:
 
 def refill(live: dict[K, V], before: dict[K, V]) -> None:
     """Bring a mapping back to its entries, in their order."""
-    if _other(live, before):
+    if is_other(live, before):
         base: Any = OrderedDict if isinstance(live, OrderedDict) else dict
         base.clear(live)
         for key, value in before.items():
             base.__setitem__(live, key, value)
 
 
-def _other(live: dict[K, V], before: dict[K, V]) -> bool:
+def is_other(live: dict[K, V], before: dict[K, V]) -> bool:
+    """Whether a mapping holds other entries than these, or in another order; compared by identity."""
     now = live if type(live) is dict else _entries(live)  # asked for every module after every run: no copy
     same = len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values()))
     return not same

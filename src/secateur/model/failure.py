@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ForwardError, ResourceError, UnsupportedError
+from secateur.model.modules import named_modules
 from secateur.model.place import is_engines, is_torchs, is_users
 
 # What runs beside the model while it is captured; capture.py itself calls the model's own operators.
@@ -97,7 +98,7 @@ def _is_transformed(error: BaseException) -> bool:
 
 def _location(error: BaseException, model: nn.Module) -> tuple[str, str]:
     """File:line of the innermost frame of the user's code, and the innermost module's name."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in named_modules(model)}
     where, module = "", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = frame.f_code.co_filename

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.model.modules import modules_of
 from secateur.model.state import State
 from secateur.types import Example
 
@@ -165,6 +166,6 @@ def enter(models: Iterable[nn.Module], mode: Mode | None) -> None:
         if mode == "train":
             model.train()
         elif mode == "eval":
-            for module in model.modules():
+            for module in modules_of(model):
                 if module.training:
                     module.training = False

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from secateur.model.modules import modules_of
+
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
@@ -69,4 +71,4 @@ def exact_derivatives(model: nn.Module) -> Iterator[None]:
 
 def has_recurrent(*models: nn.Module) -> bool:
     """Whether there are RNN, LSTM or GRU layers."""
-    return any(isinstance(module, nn.RNNBase) for model in models for module in model.modules())
+    return any(isinstance(module, nn.RNNBase) for model in models for module in modules_of(model))

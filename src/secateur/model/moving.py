@@ -60,6 +60,11 @@ class Moving:
         """An iterator was found; who holds it claims it."""
         self._met.append(value)
 
+    @property
+    def waits(self) -> bool:
+        """Whether an iterator was met that nobody has claimed."""
+        return bool(self._met)
+
     def claim(
         self, entries: Iterable[tuple[Any, object]], put: Callable[[Any, object], None], *, apart: bool = False
     ) -> None:
@@ -70,7 +75,7 @@ class Moving:
             put: see above.
             apart: the holder is no module, class or closure, but an object or a container.
         """
-        if not self._met:
+        if not self.waits:
             return
         for key, value in list(entries):
             if any(value is each for each in self._met):

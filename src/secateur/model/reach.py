@@ -33,6 +33,7 @@ Kind = Literal[
 Place = tuple[dict[str, object], str]  # a namespace and a name in it
 
 CONTAINERS = (dict, list, deque, set, tuple)
+BUILTIN = frozenset({OrderedDict, *CONTAINERS})
 ARRAYS = (np.ndarray, bytearray, array)
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 FUNCTIONS = (FunctionType, MethodType, partial, CellType, staticmethod, classmethod, property, cached_property)
@@ -200,4 +201,6 @@ def _names(code: CodeType) -> Iterator[str]:
 
 def base_of(value: object) -> type:
     """The builtin container whose methods read and fill a value, whatever its class does in them."""
+    if type(value) in BUILTIN:
+        return type(value)
     return next(kind for kind in (OrderedDict, *CONTAINERS) if isinstance(value, kind))

@@ -29,6 +29,7 @@ from secateur.model.tensors import named_tensors
 
 REBOUND = (FunctionType, partial, MethodType, ANSWERS)
 PLAIN = (list, dict, tuple, set, OrderedDict)
+STILL = frozenset([bool, int, float, str, type(None)])
 _Watch: TypeAlias = tuple[dict[int, str], dict[str, str]]  # paths by id of a module; what was asked -> where
 WATCHES: list[_Watch] = []  # of copies that run now
 PACKAGE = str(Path(__file__).parents[1])
@@ -66,6 +67,8 @@ class _Rebinding:
             return
         self.filled.add(id(store))
         for key, value in list(store.items()):
+            if type(value) in STILL or (type(value) is OrderedDict and not value):  # most are: a module has ten tables
+                continue
             if key not in ("_modules", "_parameters", "_buffers"):
                 own = self._filled(value)
                 if own is not value:

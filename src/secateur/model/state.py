@@ -283,6 +283,8 @@ class State:
             self._walk_object(value)
 
     def _claim_items(self, container: object) -> None:
+        if not self.moving.waits:
+            return
         base: Any = base_of(container)
         if isinstance(container, dict):
             self.moving.claim(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from secateur.errors import InputError, NonFiniteError, UnsupportedError
+from secateur.model.modules import named_modules
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -20,21 +21,21 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
-    seen_parameters: set[int] = set()
-    seen_buffers: set[int] = set()
-    # One walk for both: the walk over the modules costs more than everything that is looked up on the way, and the
-    # names are asked for a dozen times while a plan is made.
-    for path, module in model.named_modules():
-        start = f"{path}." if path else ""
-        for held, found, seen in (
-            (module._parameters, parameters, seen_parameters),
-            (module._buffers, buffers, seen_buffers),
-        ):
-            for name, tensor in held.items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[start + name] = tensor
+    seen: tuple[set[int], set[int]] = set(), set()
+    for path, module in named_modules(model):
+        if module._parameters:
+            _add(path, module._parameters, parameters, seen[0])
+        if module._buffers:
+            _add(path, module._buffers, buffers, seen[1])
     return {**parameters, **buffers}
+
+
+def _add(path: str, held: Mapping[str, Tensor | None], found: dict[str, Tensor], seen: set[int]) -> None:
+    start = f"{path}." if path else ""
+    for name, tensor in held.items():
+        if tensor is not None and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[start + name] = tensor
 
 
 def can_be_nan(tensor: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import UnsupportedError
 from secateur.model.memory import Saved, written
+from secateur.model.modules import named_parameters
 from secateur.model.place import engine_writes, users_line
 
 # The methods behind all of OPENINGS: the others are made of these.
@@ -48,9 +49,10 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {id(p): name for name, p in model.named_parameters()}
+        parameters = named_parameters(model)
+        self.names = {id(p): name for name, p in parameters}
         self.kept = Saved()
-        for parameter in model.parameters():
+        for _, parameter in parameters:
             self.kept.add(parameter)
         self.lines: dict[str, str] = {}  # of weights that were written to
         self._opened: dict[str, tuple[Tensor, str]] = {}

@@ -9,6 +9,7 @@ from types import CodeType, FunctionType, ModuleType
 from torch import nn
 from torch.autograd.function import Function
 
+from secateur.model.modules import named_modules
 from secateur.model.place import is_users, short
 from secateur.structure.provenance import PLAIN
 from secateur.structure.switches import run_by_forward
@@ -28,7 +29,7 @@ def own_backwards(model: nn.Module) -> Iterator[Condition]:
     """
     said: set[CodeType] = set()
     looked: set[type] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         hooks = [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
         functions = [("a hook", hook) for hook in hooks]
         if type(module) not in looked:

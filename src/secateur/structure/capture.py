@@ -41,7 +41,7 @@ from secateur.structure.read import renew
 from secateur.structure.recorder import Recorder, Rejoined
 from secateur.structure.rounded import rounded
 from secateur.structure.switches import forwards, switches
-from secateur.structure.trace import Args, Kwargs, Op, Ref, Step, Trace, tensors_of
+from secateur.structure.trace import Args, Kwargs, Op, Step, Trace, tensors_of, with_refs
 from secateur.structure.untaken import untaken
 from secateur.structure.value_uses import watch_values
 from secateur.structure.watched import watched
@@ -132,7 +132,8 @@ def _run(
         # The recorder keeps what a call is about to change, so no copies are needed.
         again = after.lent if after is not None and after.example is example else None
         recorder.example, recorder.lent = example, stack.enter_context(_calm(model, example, mode, again))
-        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, flags=flags))
+        found = recorder.integers
+        stack.enter_context(tracked_attributes(model, recorder.trace.values, recorder.watch, found, flags=flags))
         stack.enter_context(recorder.here.followed(recorder.modules, recorder.leave))
         stack.enter_context(recorder.buffers_kept())
         stack.enter_context(watched(lambda tensor: doors.exported(recorder, tensor)))
@@ -287,8 +288,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorder.trace.steps.append(
             Step(
                 func,
-                cast(Args, _with_refs(args, numbers)),
-                cast(Kwargs, _with_refs(kwargs, numbers)),
+                cast(Args, with_refs(args, numbers)),
+                cast(Kwargs, with_refs(kwargs, numbers)),
                 produced,
                 matched.contracted,
                 matched.restricted,
@@ -388,15 +389,3 @@ def _without_flags(given: Any) -> Any:
     if isinstance(given, dict):
         return {key: int(value) == 1 if type(value) is TrackedFlag else value for key, value in given.items()}
     return tuple(int(value) == 1 if type(value) is TrackedFlag else value for value in given)
-
-
-def _with_refs(tree: object, numbers: dict[int, int]) -> object:
-    """The arguments with a number in place of every tensor: a trace keeps no activation alive."""
-    if isinstance(tree, Tensor):
-        return Ref(numbers[id(tree)])
-    if isinstance(tree, (list, tuple)):
-        items = [_with_refs(item, numbers) for item in tree]
-        return items if isinstance(tree, list) else tuple(items)
-    if isinstance(tree, dict):
-        return {key: _with_refs(item, numbers) for key, item in tree.items()}
-    return tree

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from torch import nn
 
+from secateur.model.modules import named_parameters
 from secateur.structure.asked import reading_lines
 from secateur.structure.axes import Atom, leaves, lock, resolve, same_axis
 from secateur.structure.here import Here
@@ -272,6 +273,6 @@ def listed(names: Sequence[str]) -> str:
 
 def unreached(model: nn.Module, names: Mapping[str, object], aliases: Mapping[str, str]) -> Iterator[Condition]:
     """Parameters that no run has read: nothing is known of them, and they stay whole."""
-    missing = [name for name, _ in model.named_parameters() if name not in names and name not in aliases]
+    missing = [name for name, _ in named_parameters(model) if name not in names and name not in aliases]
     if missing:
         yield Condition(f"parameters that the forward never reached stay whole: {listed(missing)}")

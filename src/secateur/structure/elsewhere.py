@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.model.call import tensors_in
 from secateur.model.memory import memory_of
+from secateur.model.modules import named_modules, named_parameters
 from secateur.model.place import short
 from secateur.model.tensors import named_tensors
 from secateur.structure.asked import TORCH, definition
@@ -41,7 +42,7 @@ def left_behind(
             lost.setdefault(owner, set()).update(sizes)
     follow = {(attribute.owner, attribute.name) for attribute in attributes}
     said: set[str] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         here = lost.get(path, set())
         if not here or not is_users(module):
             continue
@@ -62,7 +63,7 @@ def untied(model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]]) -> Iterat
     A weight that is used twice is no such pair: it is one parameter under two names, and stays one.
     """
     memories: dict[int, list[tuple[str, Tensor]]] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers(), *_beside(model)):
+    for name, tensor in (*named_tensors(model).items(), *_beside(model)):
         if tensor.layout == torch.strided:
             memories.setdefault(memory_of(tensor), []).append((name, tensor))
     for (name, one), (other, two) in (pair for held in memories.values() for pair in combinations(held, 2)):
@@ -90,7 +91,7 @@ def unhooked(model: nn.Module) -> Iterator[Condition]:
 
     Functions that run when a gradient is there mostly hold something of its form. In place they stay.
     """
-    parameters = list(model.named_parameters())
+    parameters = named_parameters(model)
     hooks = [name for name, p in parameters if p._backward_hooks or p._post_accumulate_grad_hooks]
     held = [name for name, p in parameters if any(True for _ in tensors_in(list(vars(p).values())))]
     for what, names in (("hooks on", hooks), ("tensors that are attributes of", held)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from secateur.model.modules import named_parameters
 from secateur.model.protect import protected
 from secateur.model.tensors import named_tensors
 from secateur.structure.attributes import settle
@@ -80,7 +81,7 @@ def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> St
     inner = {a.id for axis in trace.inner for a in leaves(axis)} - heads
     widths, parallel = ({a.id for axis in found for a in leaves(axis)} for found in (trace.widths, trace.parallel))
     rows, summed = ({a.id for axis in found for a in leaves(axis)} for found in (trace.rows, trace.summed))
-    weights = {name for name, _ in model.named_parameters()}
+    weights = {name for name, _ in named_parameters(model)}
     used: Counter[str] = Counter()
     order = {name: i for i, name in enumerate(named_tensors(model))}
     # In the model's order, so that a group that shares its name gets the same number in every process.
@@ -123,6 +124,8 @@ def _lock_alternatives(trace: Trace) -> None:
 def protected_tensors(model: nn.Module, tensors: Iterable[str], patterns: Sequence[str]) -> dict[str, Lock]:
     """The tensors that patterns protect, with the reason; refuses a pattern that matches nothing."""
     found = protected(model, patterns)
+    if not found:
+        return {}
     named = named_tensors(model)
     return {name: Lock(f"protected by {found[id(named[name])]!r}") for name in tensors if id(named[name]) in found}
 
@@ -134,7 +137,7 @@ def _spans(trace: Trace, tensors: Mapping[str, Axes], places: Sequence[tuple[str
         for index in unit_index(axes[d], atom):
             shape = [1] * len(axes)
             shape[d] = axes[d].size
-            spans.append(Span(name, torch.from_numpy(index).view(shape), _role(trace, name, d, len(axes))))
+            spans.append(Span(name, torch.from_numpy(index.reshape(shape)), _role(trace, name, d, len(axes))))
     return spans
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
 
+from secateur.model.containers import is_other
+from secateur.model.modules import named_modules
 from secateur.structure.expressions import (
     Apply,
     Attribute,
@@ -50,15 +52,17 @@ __all__ = [
     "tracked_attributes",
     "write",
 ]
-NUMBERS = (int, float, bool, str)
-FOLLOWED = frozenset([list, tuple, int, bool])
+NUMBERS = frozenset([int, float, bool, str])
+SERIES = (list, tuple)
+Number = tuple[str, int | Sequence[int], tuple[Attribute, ...]]  # its name, its value, and what it is called
+Found = dict[str, tuple[dict[str, object], Sequence[Number]]]  # owner -> its entries, and the numbers among them
 PLAIN = frozenset([dict, OrderedDict, list, set, bool, int, float, str, tuple, type(None)])
 
 
 def owners(model: nn.Module) -> Iterator[tuple[str, object]]:
     """(dotted path, object) of every module and of the config objects that modules hold; each object once."""
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         yield path, module
         for name, value in vars(module).items():
             if type(value) not in PLAIN and _is_config(value) and id(value) not in seen:
@@ -121,7 +125,7 @@ def write(model: nn.Module, attribute: Attribute, value: int) -> None:
 
 @contextmanager
 def tracked_attributes(
-    model: nn.Module, values: dict[Attribute, int], watch: Watcher, *, flags: bool = False
+    model: nn.Module, values: dict[Attribute, int], watch: Watcher, found: Found, *, flags: bool = False
 ) -> Iterator[None]:
     """Replace integer attributes by tracked ones and note their `values`; the attributes are put back on exit.
 
@@ -131,33 +135,34 @@ def tracked_attributes(
         model: its modules and their configs get tracked integers.
         values: is filled with the attributes as they are.
         watch: is told what the forward does with them.
+        found: what earlier runs have found in each owner, for those that hold the same as then; is filled.
         flags: also follow `training` of modules that are no classes of torch.
     """
     saved: list[tuple[dict[str, object], dict[str, object]]] = []
     classes: dict[type, dict[str, int]] = {}
-    for path, owner in owners(model):
+    # All owners first: behind them their numbers are no plain ones, and every one would be looked at as a config.
+    for path, owner in list(owners(model)):
         store = vars(owner)
         before = dict(store)
         saved.append((store, before))
         if type(owner) not in classes:
             classes[type(owner)] = _of_class(owner)
-        for name, value in {**classes[type(owner)], **before}.items():
-            kind = type(value)
-            if kind not in FOLLOWED:  # most are not
+        entries = {**classes[type(owner)], **before}
+        last, numbers = found.get(path, ({}, ()))
+        if is_other(entries, last):
+            numbers = tuple(_numbers(path, entries))
+            if list not in map(type, entries.values()):  # what is in a list may change, and it is the same list
+                found[path] = entries, numbers
+        for name, value, parts in numbers:
+            if isinstance(value, int):
+                values[parts[0]] = value
+                store[name] = TrackedInt(value, parts[0], watch)
                 continue
-            if kind is int:
-                attribute = Attribute(path, name)
-                values[attribute] = value
-                store[name] = TrackedInt(value, attribute, watch)
-            elif kind in (tuple, list) and value and all(type(v) is int for v in value):
-                parts = {Attribute(path, name, i): v for i, v in enumerate(value)}
-                values.update(parts)
-                items = [TrackedInt(v, part, watch) for part, v in parts.items()]
-                store[name] = WatchedList(items) if kind is list else WatchedTuple(items)
-            elif kind in (list, tuple) and value and all(type(v) in NUMBERS for v in value):
-                store[name] = WatchedList(value) if kind is list else WatchedTuple(value)
-            elif flags and name == "training" and is_users(owner):
-                store[name] = TrackedFlag(value, watch)
+            values.update(zip(parts, value, strict=bool(parts)))
+            items = [TrackedInt(v, part, watch) for v, part in zip(value, parts, strict=True)] if parts else value
+            store[name] = WatchedList(items) if type(value) is list else WatchedTuple(items)
+        if flags and type(before.get("training")) is bool and is_users(owner):
+            store["training"] = TrackedFlag(before["training"], watch)
     try:
         yield
     finally:
@@ -165,6 +170,19 @@ def tracked_attributes(
             for name in store.keys() - before.keys():
                 del store[name]
             store.update(before)
+
+
+def _numbers(path: str, entries: Mapping[str, object]) -> Iterator[Number]:
+    """Every integer and every series of numbers; a series that is not of integers alone has no attributes."""
+    for name, value in entries.items():
+        if type(value) is int:
+            yield name, value, (Attribute(path, name),)
+        elif isinstance(value, (tuple, list)) and type(value) in SERIES and value:
+            kinds = set(map(type, value))
+            if kinds == {int}:
+                yield name, value, tuple(Attribute(path, name, i) for i in range(len(value)))
+            elif kinds.issubset(NUMBERS):
+                yield name, value, ()
 
 
 def is_users(owner: object) -> bool:

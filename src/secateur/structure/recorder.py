@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from secateur.model.call import inputs, outputs, tensors_in
 from secateur.model.memory import Saved, address_of
+from secateur.model.modules import named_modules
 from secateur.model.state import State
 from secateur.structure.axes import Axis, Conflict, Space, leaves, lock, same_axis
 from secateur.structure.conditions import Watch
 from secateur.structure.here import Here
-from secateur.structure.provenance import Expr, is_literal
+from secateur.structure.provenance import Expr, Found, is_literal
 from secateur.structure.ran import Ways
 from secateur.structure.trace import Axes, Place, SizeUse, Trace
 from secateur.types import Example, Lock
@@ -113,7 +114,8 @@ class Recorder:
         self.space: Space = self.trace.space
         # Where the run is, and the modules that it goes through.
         self.here = Here()
-        self.modules: dict[str, nn.Module] = dict(model.named_modules()) if after is None else after.modules
+        self.modules: dict[str, nn.Module] = dict(named_modules(model)) if after is None else after.modules
+        self.integers: Found = {} if after is None else after.integers
         # Which tensor is which: the model's own by name, all by number.
         self.own: OwnTensors = OwnTensors(model, self.trace.aliases) if after is None else after.own
         self.numbers = TensorNumbers()

@@ -360,6 +360,7 @@ def _known(node: ast.AST) -> Position:
     return position_of(node) or (0, 0, 0, 0)
 
 
+@kept
 def position_of_code(code: CodeType) -> Position | None:
     """The part of a file that a piece of code was made of."""
     known = [p for p in code.co_positions() if None not in p and p[1] is not None]

@@ -8,13 +8,13 @@ switches as well. Nothing tells which of these values are ever turned: those of 
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import FunctionType
 
 from torch import Tensor, nn
 
+from secateur.model.modules import named_modules
 from secateur.model.place import short
 from secateur.structure.asked import (
     TORCH,
@@ -94,7 +94,7 @@ def _deciding(functions: Iterable[FunctionType]) -> Iterator[tuple[str, frozense
 
 def forwards(model: nn.Module) -> Forwards:
     """Every module, with its forward and the methods that this calls on it, as `run_by_forward` finds them."""
-    return {path: (module, run_by_forward(module)) for path, module in model.named_modules()}
+    return {path: (module, run_by_forward(module)) for path, module in named_modules(model)}
 
 
 def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
@@ -120,8 +120,9 @@ def run_by_forward(module: nn.Module) -> dict[FunctionType, None]:
 
 def _of_class(module: nn.Module, node: ast.Attribute, this: tuple[str, ...]) -> object:
     """What the class has under the name that is asked of `self`."""
-    mine = isinstance(node.value, ast.Name) and node.value.id in this
-    return inspect.getattr_static(type(module), node.attr, None) if mine else None
+    if not isinstance(node.value, ast.Name) or node.value.id not in this:
+        return None
+    return next((vars(kind)[node.attr] for kind in type(module).__mro__ if node.attr in vars(kind)), None)
 
 
 @cache

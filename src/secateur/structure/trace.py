@@ -17,6 +17,7 @@ Axes: TypeAlias = tuple[Axis, ...]
 Op: TypeAlias = OpOverload  # one ATen operator with its overload, for example aten.add.Tensor
 Args: TypeAlias = tuple[object, ...]  # as a call passes them: tensors, numbers, lists of either
 Kwargs: TypeAlias = dict[str, object]
+PLAIN = frozenset([bool, int, float, str, type(None)])  # arguments that hold no tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +204,36 @@ class Trace:
 
 def tensors_of(tree: object) -> list[Tensor]:
     """Tensors in nested lists, tuples and dicts, in order."""
+    found: list[Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: object, found: list[Tensor]) -> None:
+    if type(tree) in PLAIN:  # most are, and of a number it takes long to hear that it is no tensor
+        return
     if isinstance(tree, Tensor):
-        return [tree]
+        found.append(tree)
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            _gather(item, found)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            _gather(item, found)
+
+
+def with_refs(tree: object, numbers: dict[int, int]) -> object:
+    """The arguments with a number in place of every tensor: a trace keeps no activation alive."""
+    if type(tree) in PLAIN:
+        return tree
+    if isinstance(tree, Tensor):
+        return Ref(numbers[id(tree)])
     if isinstance(tree, (list, tuple)):
-        return [tensor for item in tree for tensor in tensors_of(item)]
+        items = [with_refs(item, numbers) for item in tree]
+        return items if isinstance(tree, list) else tuple(items)
     if isinstance(tree, dict):
-        return [tensor for item in tree.values() for tensor in tensors_of(item)]
-    return []
+        return {key: with_refs(item, numbers) for key, item in tree.items()}
+    return tree
 
 
 def numbers_in(value: object) -> Sequence[int]:

@@ -148,18 +148,18 @@ def _words(node: ast.expr | ast.FunctionDef) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def unused(model: nn.Module, ways: Ways) -> Iterator[Condition]:
+def unused(modules: Mapping[str, nn.Module], ways: Ways) -> Iterator[Condition]:
     """Modules without weights that no run has called, and functions in lists that modules hold.
 
     Of modules with weights it is said elsewhere that they stay whole.
 
     Args:
-        model: what ran.
+        modules: of what ran, by qualified name.
         ways: all that ran.
     """
     found: list[str] = []
     ran = {id(each.code) for each in ways.pieces}
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         known = name in ways.modules or any(True for _ in module.parameters()) or _is_harmless(module)
         if not known and not any(name.startswith(f"{outer.partition(' ')[0]}.") for outer in found):
             found.append(f"{name} ({type(module).__name__})")

@@ -6,12 +6,13 @@ What decides does not matter: a size in a set, a random draw, the length of a li
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 
 from torch import nn
 
+from secateur.model.modules import named_modules
 from secateur.model.place import short
 from secateur.structure.asked import plain_function, targets
 from secateur.structure.picks import picks
@@ -52,11 +53,12 @@ def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> It
         ways: what the runs have shown.
         named: conditions that are said already; their lines are not said again.
     """
-    mine = {code.co_filename for module in model.modules() if (code := _forward(module)) is not None}
+    modules = dict(named_modules(model))
+    mine = {code.co_filename for module in modules.values() if (code := _forward(module)) is not None}
     known = {condition.where for condition in named}
     files: dict[str, dict[int, Said]] = {}
     beside: set[str] = set()
-    for code, said in _all(model, ways):
+    for code, said in _all(modules, ways):
         name = short(code.co_filename)
         # Of what a library does around its models (its decorators, outputs, configs) one line says where to look.
         if code.co_filename not in mine and is_installed(code.co_filename):
@@ -65,7 +67,7 @@ def untaken(model: nn.Module, ways: Ways, named: Sequence[Condition] = ()) -> It
             files.setdefault(name, {}).setdefault(said.line, said)
     for name, lines in files.items():
         yield from _shortened(name, [lines[line] for line in sorted(lines)], 0 if name in beside else MOST_LINES)
-    yield from unused(model, ways)
+    yield from unused(modules, ways)
 
 
 def _forward(module: nn.Module) -> CodeType | None:
@@ -88,9 +90,8 @@ def _shortened(name: str, found: Sequence[Said], most: int) -> Iterator[Conditio
         yield Condition(text, "" if nowhere else f"{name}:{rest[0].line}", rest[0].module)
 
 
-def _all(model: nn.Module, ways: Ways) -> Iterator[tuple[CodeType, Said]]:
+def _all(modules: Mapping[str, nn.Module], ways: Ways) -> Iterator[tuple[CodeType, Said]]:
     """What is said of all code that ran, of what did not need to run again, and of what was never called."""
-    modules = dict(model.named_modules())
     for piece in ways.pieces:
         yield from ((piece.code, said) for said in _of(piece))
         for node, text in uncalled(piece, ways, modules):

@@ -76,6 +76,16 @@ def test_patterns_come_back(
     assert is_back("nm", weight)
 
 
+@pytest.mark.parametrize("name", FORMATS.names())
+@pytest.mark.parametrize("zeros", [0.0, 0.9, 1.0])
+def test_nothing_is_made_on_another_device_than_the_matrix(name: str, zeros: float) -> None:
+    """The device at hand is the other one here: a tensor that is made without naming its own has no numbers."""
+    weight = matrix(35, 600, zeros, torch.float32)
+    weight[:, 1::2] = 0  # every format takes this
+    with torch.device("meta"):
+        assert is_back(name, weight)
+
+
 def test_a_matrix_without_pattern_is_refused_as_one() -> None:
     with pytest.raises(InputError, match="nm"):
         format_of("nm").pack(torch.ones(4, 8))

@@ -124,9 +124,13 @@ def starts(counts: Tensor) -> Tensor:
 def to_bytes(bits: Tensor) -> Tensor:
     """Truth values, eight to a byte along the last dimension, the first in the lowest bit."""
     eight = bits.view(*bits.shape[:-1], -1, 8).to(torch.uint8)
-    return (eight << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return (eight << _places(bits)).sum(-1, dtype=torch.uint8)
 
 
 def from_bytes(packed: Tensor) -> Tensor:
     """What `to_bytes` packed."""
-    return ((packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1).bool().flatten(-2)
+    return ((packed.unsqueeze(-1) >> _places(packed)) & 1).bool().flatten(-2)
+
+
+def _places(beside: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=beside.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,6 +39,6 @@ class Bitmask(Format):
         count = int(kept.sum())
         if len(values) != count + SLACK:
             raise InputError(f"the masks count {count} numbers, and {len(values) - SLACK} are there")
-        laid = torch.zeros(kept.shape, dtype=values.dtype)
+        laid = values.new_zeros(kept.shape)
         laid[kept] = values[:count]
         return matrix(laid)[:rows, :columns].contiguous()

@@ -32,6 +32,6 @@ class BlockFormat(Format):
         """The matrix that was packed."""
         values, column, offsets = parts
         laid = values.new_zeros(len(offsets) - 1, columns, self.height)
-        panel = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+        panel = torch.repeat_interleave(offsets.diff())
         laid[panel, column.long()] = values
         return laid.transpose(1, 2).flatten(0, 1)[:rows].contiguous()

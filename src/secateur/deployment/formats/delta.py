@@ -30,15 +30,15 @@ class Delta(Format):
         gap = column - torch.where(_starts_row(row), 0, column.roll(1))
         bridges = ((gap - 1) // FARTHEST).clamp(min=0)
         rank = _rank(row, bridges + 1)
-        lengths = torch.zeros(len(whole), dtype=torch.int64).scatter_reduce(0, row, rank + 1, "amax")
+        lengths = rank.new_zeros(len(whole)).scatter_reduce(0, row, rank + 1, "amax")
         offsets = starts(lengths.view(-1, self.height).amax(1))
         values = whole.new_zeros(int(offsets[-1]), self.height)
-        deltas = torch.zeros(values.shape, dtype=torch.uint8)
+        deltas = values.new_zeros(values.shape, dtype=torch.uint8)
         step, lane = offsets[row // self.height] + rank, row % self.height
         values[step, lane] = whole[row, column]
         deltas[step, lane] = (gap - FARTHEST * bridges).to(torch.uint8)
-        again = torch.repeat_interleave(torch.arange(len(row)), bridges)
-        back = torch.arange(len(again)) - (starts(bridges)[:-1])[again]
+        again = torch.repeat_interleave(bridges)
+        back = torch.arange(len(again), device=again.device) - (starts(bridges)[:-1])[again]
         deltas[step[again] - 1 - back, lane[again]] = FARTHEST
         return values, deltas, offsets
 
@@ -47,7 +47,7 @@ class Delta(Format):
         values, deltas, offsets = parts
         dense = values.new_zeros(self.height * (len(offsets) - 1), columns)
         run = torch.cat([deltas.new_zeros(1, self.height), deltas]).long().cumsum(0)
-        panel = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+        panel = torch.repeat_interleave(offsets.diff())
         column = run[1:] - run[offsets[:-1]][panel]
         step, lane = stored(values).nonzero(as_tuple=True)
         dense[panel[step] * self.height + lane, column[step, lane]] = values[step, lane]

@@ -34,7 +34,7 @@ class NMFormat(Format):
         groups = padded(weight, 1, m).view(len(weight), -1, m)
         # A stable sort of "is not there" brings what is there to the front, in the order of the columns.
         place = (~stored(groups)).to(torch.uint8).argsort(dim=-1, stable=True)[..., :n]
-        place = torch.where(torch.arange(n) < stored(groups).sum(-1, keepdim=True), place, 0)
+        place = torch.where(torch.arange(n, device=place.device) < stored(groups).sum(-1, keepdim=True), place, 0)
         flat = torch.nn.functional.pad(place.flatten(1).to(torch.uint8), (0, place[0].numel() % 2 if len(place) else 0))
         return groups.gather(-1, place).contiguous(), flat[:, ::2] | flat[:, 1::2] << 4
 

@@ -38,8 +38,8 @@ class _Slide(Format):
         flat = offsets[panel] * GROUP + step
         total = int(offsets[-1]) * GROUP
         values = whole.new_zeros(total, self.height)
-        places = torch.zeros(total, self.height, dtype=torch.uint8)
-        windows = torch.zeros(total, dtype=torch.int32)
+        places = whole.new_zeros(total, self.height, dtype=torch.uint8)
+        windows = whole.new_zeros(total, dtype=torch.int32)
         values[flat, lane] = whole[panel * self.height + lane, column[there]]
         places[flat, lane] = (column[there] - base[panel, step]).to(torch.uint8)
         windows[flat] = base[panel, step].int()
@@ -50,7 +50,7 @@ class _Slide(Format):
         values, places, windows, offsets = parts
         values, places = _separate(values, _per_word(values)), self._split(places)
         dense = values.new_zeros(self.height * (len(offsets) - 1), columns)
-        panel = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff() * GROUP)
+        panel = torch.repeat_interleave(offsets.diff() * GROUP)
         step, lane = stored(values).nonzero(as_tuple=True)
         column = windows.long()[step] + places.long()[step, lane]
         dense[panel[step] * self.height + lane, column] = values[step, lane]
@@ -66,11 +66,11 @@ class _Slide(Format):
         most = int(kept.sum(1).amax()) if kept.numel() else 0
         row, column = kept.nonzero(as_tuple=True)
         rank = (kept.cumsum(1) - 1)[row, column]
-        todo = torch.full((rows, most + 1), _END)
+        todo = column.new_full((rows, most + 1), _END)
         todo[row, rank] = column
         todo = todo.view(-1, self.height, most + 1)
         last = max(0, -(-columns // 32) * 32 - self.window)  # a window further right would end behind the inputs
-        done = torch.zeros(todo.shape[:2], dtype=torch.int64)
+        done = todo.new_zeros(todo.shape[:2])
         taken, first = [], []
         upcoming = todo[..., 0]
         while bool((upcoming < _END).any()):
@@ -81,8 +81,8 @@ class _Slide(Format):
             done += now
             upcoming = todo.gather(2, done.unsqueeze(2)).squeeze(2)
         if not taken:
-            nothing = torch.full((len(todo), 0, self.height), -1)
-            return nothing, nothing[..., 0], torch.zeros(len(todo), dtype=torch.int64)
+            nothing = todo.new_full((len(todo), 0, self.height), -1)
+            return nothing, nothing[..., 0], todo.new_zeros(len(todo))
         columns_taken = torch.stack(taken, 1)
         return columns_taken, torch.stack(first, 1), (columns_taken >= 0).any(2).sum(1)
 

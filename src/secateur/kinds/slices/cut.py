@@ -14,6 +14,7 @@ from secateur.errors import PlanMismatchError, UnsupportedError
 from secateur.kinds.slices.momenta import cut_states
 from secateur.model.call import tensors_in
 from secateur.model.copies import copied
+from secateur.model.modules import modules_of, named_modules
 from secateur.model.rebound import rebind
 from secateur.model.tensors import computed_tensors, cut_tensor, named_tensors
 from secateur.structure.provenance import Attribute, read, write
@@ -77,7 +78,7 @@ def refuse_scripted(model: nn.Module, cuts: Cuts) -> None:
     Raises:
         UnsupportedError: a cut tensor belongs to a scripted or traced module.
     """
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         prefix = f"{name}." if name else ""
         if isinstance(module, torch.jit.ScriptModule) and any(tensor.startswith(prefix) for tensor in cuts):
             raise UnsupportedError(
@@ -172,16 +173,17 @@ def finish(model: nn.Module, attributes: Mapping[Attribute, int]) -> None:
 
 def sync_sizes(model: nn.Module) -> None:
     """Make `in_features`, `num_features` and the like of standard modules agree with their tensors."""
-    modes = [(module, module.training) for module in model.modules()]
+    modules = modules_of(model)
+    training = [module for module in modules if module.training]
     try:
-        for module, _ in modes:
+        for module in training:
             module.training = False  # reading a parametrized weight in training may change its buffers
         with torch.no_grad():
-            for module, _ in modes:
+            for module in modules:
                 _sync(module)
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def _recompute(module: nn.Module) -> None:

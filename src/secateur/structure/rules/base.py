@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure.axes import ONE, Axis, leaves, lock, resolve
 from secateur.structure.recorder import Recorder
-from secateur.structure.trace import Args, Axes, Kwargs, Op, Restrict
+from secateur.structure.trace import PLAIN, Args, Axes, Kwargs, Op, Restrict
 
 Rule = Callable[["Call"], "Axes | list[Axes]"]
 R = TypeVar("R", bound=Rule)
@@ -167,8 +167,9 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """Tensor arguments in order."""
-        found = [a for a in (*self.args, *self.kwargs.values()) if isinstance(a, (Tensor, list, tuple))]
-        return [t for a in found for t in ([a] if isinstance(a, Tensor) else a) if isinstance(t, Tensor)]
+        found = [a for a in (*self.args, *self.kwargs.values()) if type(a) not in PLAIN]
+        listed = (a if isinstance(a, (list, tuple)) else (a,) for a in found)
+        return [t for items in listed for t in items if type(t) not in PLAIN and isinstance(t, Tensor)]
 
     def unify(self, a: Axis, b: Axis) -> None:
         """Two dimensions are indexed alike."""
