@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -58,4 +61,24 @@ def test_a_buffer_in_the_memory_of_a_weight_is_said() -> None:
     (said,) = conditions(model)
     assert "view" in said
     model.register_buffer("view", model.down.weight.data[:, :3].clone())
+    assert conditions(model) == []
+
+
+@pytest.mark.parametrize("keep", [lambda flat: flat, lambda flat: [flat], lambda flat: {"flat": flat.view(2, -1)}])
+def test_a_flat_tensor_of_all_weights_is_said(keep: Callable[[Tensor], object]) -> None:
+    """An optimizer that holds it moves the weights of the original, and none of the cut model."""
+    model, start = Coder(), 0
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    for parameter in model.parameters():
+        parameter.data = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    model.flat = keep(flat)  # type: ignore[assignment]
+    said = conditions(model)
+    assert len(said) == 3  # the bias of `up` is not cut
+    assert all("flat share" in text for text in said)
+
+
+def test_a_list_of_the_parameters_themselves_is_no_other_memory() -> None:
+    model = Coder()
+    model.held, model.by_name = list(model.parameters()), {"down": model.down.weight}
     assert conditions(model) == []

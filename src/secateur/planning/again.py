@@ -23,13 +23,22 @@ from secateur.kinds.layers.drop import new_names
 from secateur.kinds.layers.kind import LayerStacks
 from secateur.kinds.slices.fold import same_scales
 from secateur.kinds.slices.kind import Slices
+from secateur.planning.by_hand import begins_later
 from secateur.planning.compose import composed_certificate, composed_edit
-from secateur.planning.decision import PlanData
+from secateur.planning.conditions import conditions_of
+from secateur.planning.decision import GIVEN, PlanData
 from secateur.request import PROOF, Efforts, Named, Request, effort_of
 from secateur.structure.provenance import Attribute
-from secateur.types import Certificate, Example, Removal
+from secateur.types import Certificate, Condition, Example, Removal
 
 ORDER = (LayerStacks, Experts, Slices)
+
+
+class Proved(NamedTuple):
+    """A proof, and what this very proof depends on: another input, or another model, takes other branches."""
+
+    certificate: Certificate
+    conditions: tuple[Condition, ...]
 
 
 class Refound(NamedTuple):
@@ -42,9 +51,15 @@ class Refound(NamedTuple):
 
 
 def prove_anew(
-    plan: PlanData, original: nn.Module, cut: nn.Module, example: Example, effort: Efforts | None = None
-) -> Certificate:
-    """The certificate that `cut` is `original` without the units that a plan names.
+    plan: PlanData,
+    original: nn.Module,
+    cut: nn.Module,
+    example: Example,
+    effort: Efforts | None = None,
+    *,
+    examples: Sequence[Example] = (),
+) -> Proved:
+    """The proof that `cut` is `original` without the units that a plan names.
 
     Args:
         plan: from anywhere; its certificate and its record are not asked.
@@ -52,6 +67,7 @@ def prove_anew(
         cut: what the plan's edit made of it.
         example: what one forward takes.
         effort: on which inputs; None: as was asked for here, and not on fewer than usual because a file says so.
+        examples: further inputs that it is to hold for.
 
     Raises:
         PlanMismatchError: the units do not exist here, or the plan's slices are not what they mean.
@@ -60,7 +76,7 @@ def prove_anew(
 
     Cost: one run of the engine per kind of removal in the plan, and the proof of each.
     """
-    steps = _found(plan, original, example)
+    steps = _found(plan, original, (example, *examples))
     stages = [*(step.before for step in steps[1:]), cut]
     # Terms that were set here hold; a file may ask for more precision and more inputs, and never for a wider tolerance.
     known = plan.evidence
@@ -81,14 +97,15 @@ def prove_anew(
     ]
     proof = composed_certificate(proofs)
     assert proof is not None
-    return replace(proof, effort=effort)
+    conditions = [one for step in steps for one in conditions_of(step.candidates, step.keep, step.edit)]
+    return Proved(replace(proof, effort=effort), tuple(dict.fromkeys(conditions)))
 
 
 def _says_float64(plan: PlanData) -> bool:
     return plan.recorded is not None and plan.recorded.dtype == "float64"
 
 
-def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Refound]:
+def _found(plan: PlanData, original: nn.Module, examples: Sequence[Example]) -> list[Refound]:
     """The plan's units as steps of one kind each, whose edits together are that of the plan."""
     parts: dict[object, dict[str, Removal]] = {}
     for name, group in plan.groups.items():
@@ -101,7 +118,7 @@ def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Refoun
     refused: SecateurError | None = None
     for way in ways[: len(parts)]:
         try:
-            return list(_steps(plan, way, original, example))
+            return list(_steps(plan, way, original, examples))
         except SecateurError as error:
             refused = refused or error
     assert refused is not None
@@ -109,15 +126,18 @@ def _found(plan: PlanData, original: nn.Module, example: Example) -> list[Refoun
 
 
 def _steps(
-    plan: PlanData, parts: Sequence[Mapping[str, Removal]], original: nn.Module, example: Example
+    plan: PlanData, parts: Sequence[Mapping[str, Removal]], original: nn.Module, examples: Sequence[Example]
 ) -> Iterator[Refound]:
     whole, before = Edit(), original
     for number, groups in enumerate(parts):
         if number:
             rename = new_names(original, whole.layers)
             groups = {name: group for old, group in groups.items() if (name := _renamed(rename, old)) is not None}
-        candidates = find(before, example, _request(plan, groups))
+        candidates = find(before, examples[0], _request(plan, groups), examples[1:])
         keep = _keep(candidates, groups)
+        if any(request.criterion.name == GIVEN for request in (plan.request, *plan.request.earlier)):
+            named = [one for group in candidates.groups if group.name in keep for one in begins_later(group)]
+            candidates.conditions = (*candidates.conditions, *named)
         edit = _as_the_plan_says(plan, candidates.write(keep), new_names(original, whole.layers))
         whole = composed_edit(whole, edit, before) if number else edit
         yield Refound(candidates, keep, edit, before)

@@ -26,9 +26,10 @@ from secateur.model.share import Share
 from secateur.model.written import weights_kept
 from secateur.planning.by_hand import given_keep, given_scores
 from secateur.planning.decide import decide
+from secateur.planning.decision import GIVEN
 from secateur.planning.plan import Plan
 from secateur.planning.solved import Blocks, recorded_settings, solved_plan, solver_of
-from secateur.planning.written import GIVEN, plan_of, plan_of_masks
+from secateur.planning.written import plan_of, plan_of_masks
 from secateur.request import (
     ALLOCATION,
     CRITERION,

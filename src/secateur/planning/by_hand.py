@@ -79,13 +79,13 @@ def given_keep(
         group = known[name]
         _allowed(candidates, group, mask)
         if name in {**(keep or {}), **(remove or {})}:
-            candidates.conditions = (*candidates.conditions, *_begins_later(group))
+            candidates.conditions = (*candidates.conditions, *begins_later(group))
     for family in candidates.families:
         _equal_counts(family, result)
     return result
 
 
-def _begins_later(group: Group) -> Iterator[Condition]:
+def begins_later(group: Group) -> Iterator[Condition]:
     """Where only a part of a dimension may go, its units have other numbers than the rows of the weight."""
     for span in group.spans[:1]:
         if span.index is None:

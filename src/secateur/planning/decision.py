@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from secateur.request import Efforts, Request
 from secateur.structure.groups import Structure
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, Condition, Cuts, Example, Group, LeftOut, Removal, Units
+
+GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +34,9 @@ class Evidence:
         example: the forward inputs that the plan was made with.
         dtype: precision that the cut is proved in, on this model and on others.
         tolerance: of that proof; None: by dtype.
+        examples: further inputs that the plan was made with.
+        conditions: what the proof on `model` depends on.
+        settings: how `model` was set then, see `secateur.planning.unchanged`.
     """
 
     model: nn.Module
@@ -43,6 +48,9 @@ class Evidence:
     example: Example = None
     dtype: str = "float32"
     tolerance: float | None = None
+    examples: Sequence[Example] = ()
+    conditions: tuple[Condition, ...] = ()
+    settings: Hashable = None
 
 
 @dataclass(eq=False)
@@ -67,7 +75,8 @@ class PlanData:
         sizes: integers on modules and configs that the decision relies on -> their value before it.
         recorded: what the file that the plan was read from says of a proof. Anybody can write that into a file: it is
             shown as a record, and never taken for a certificate.
-        conditions: what the run that the plan was learned from depended on.
+        conditions: what the proof depends on: of the run that the plan was learned from, and of another model or input
+            once it is proved anew there.
         weights: parameter name -> new values of weights that stay, where a solver has moved them.
         notes: what of the making a reader should know; never saved.
     """

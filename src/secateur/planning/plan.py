@@ -22,7 +22,7 @@ from secateur.model.admit import admit, not_copyable, require_unwatched
 from secateur.model.call import device_of
 from secateur.model.closures import require_own_hooks
 from secateur.model.tensors import named_tensors
-from secateur.planning.again import prove_anew
+from secateur.planning.again import Proved, prove_anew
 from secateur.planning.averages import Averages, migration
 from secateur.planning.beside import load_beside, save_beside
 from secateur.planning.compose import (
@@ -36,6 +36,7 @@ from secateur.planning.decision import PlanData, fingerprint
 from secateur.planning.explain import diff, explain
 from secateur.planning.files import MAX_BYTES, parse, to_json
 from secateur.planning.history import origin_of, remember
+from secateur.planning.unchanged import settings_of
 from secateur.request import Efforts, effort_of
 from secateur.structure.provenance import Attribute, held, owner_at, read
 from secateur.types import Certificate, Example, Units
@@ -125,7 +126,7 @@ class Plan(PlanData):
         if not inplace:
             require_own_hooks(model, result)
         if certify is not None:
-            self.certificate = certify(model, result)
+            self.certificate, self.conditions = certify(model, result)
         follow = None if ema is None else self._migration(model, ema)
         masks, weights = self.edit.masks_after(model), self.edit.weights_after(model)
         if inplace:
@@ -178,21 +179,24 @@ class Plan(PlanData):
         effort = None if proof is None else effort_of(proof)
         self.validate(model)
         if self.removes:
-            self.certificate = prove_anew(self, model, self.edit.copy(model), example, effort)
+            self.certificate, self.conditions = prove_anew(self, model, self.edit.copy(model), example, effort)
         return self.certificate
 
     def _proof(
         self, model: nn.Module, example: Example, effort: Efforts | None
-    ) -> Callable[[nn.Module, nn.Module], Certificate] | None:
+    ) -> Callable[[nn.Module, nn.Module], Proved] | None:
         """How the cut is proved on a model; None where nothing is at hand to prove it with."""
         known = self.evidence
-        if known is not None and model is known.model and example is None:
-            certify = known.certify if self.removes else None
-            return None if certify is None else lambda original, cut: certify(original, cut, effort)
-        found = known.example if example is None and known is not None else example
+        same = known is not None and model is known.model and example is None
+        # Set otherwise since (a switch, a hook) it counts as another model, of which the plan's own run says nothing.
+        if known is not None and same and settings_of(model) == known.settings:
+            certify, conditions = known.certify if self.removes else None, known.conditions
+            return None if certify is None else lambda whole, cut: Proved(certify(whole, cut, effort), conditions)
+        own = known if example is None else None
+        found, more = (example, ()) if own is None else (own.example, own.examples)
         if not self.removes or found is None or device_of(model).type == "meta":
             return None
-        return lambda original, cut: prove_anew(self, original, cut, found, effort)
+        return lambda whole, cut: prove_anew(self, whole, cut, found, effort, examples=more)
 
     def _migration(self, model: nn.Module, ema: Averages) -> Callable[[], None]:
         def replay(averaged: nn.Module) -> None:
@@ -279,7 +283,6 @@ class Plan(PlanData):
             left_out=tuple({one.name: one for one in (*self.left_out, *following.left_out)}.values()),
             sizes=edit.sizes,
             scales=edit.scales,
-            conditions=tuple(dict.fromkeys((*self.conditions, *following.conditions))),
             weights=edit.weights,
             notes=tuple(dict.fromkeys((*self.notes, *following.notes))),
         )
@@ -359,7 +362,8 @@ def _difference(plan: PlanData, model: nn.Module) -> str:
 
 
 def _compose_proofs(whole: PlanData, steps: Sequence[PlanData]) -> None:
-    """Give a composed plan the proof of its steps, or where one of them was not proved here, what is on record."""
+    """Give a composed plan the proof and conditions of its steps; where one was not proved here, what is on record."""
+    whole.conditions = tuple(dict.fromkeys(one for step in steps for one in step.conditions))
     removing = [step for step in steps if step.removes]
     whole.certificate = composed_certificate([step.certificate for step in removing])
     whole.recorded = composed_record([(step.certificate, step.recorded) for step in removing])

@@ -13,15 +13,13 @@ from secateur.kinds.base import Candidates, Keep, Left
 from secateur.masks.units import resolve
 from secateur.model.behaviour import unprovable
 from secateur.model.guard import guard
-from secateur.planning.decision import Evidence, counted, fingerprint, removals
+from secateur.planning.conditions import conditions_of
+from secateur.planning.decision import GIVEN, Evidence, counted, fingerprint, removals
 from secateur.planning.plan import Plan
+from secateur.planning.unchanged import settings_of
 from secateur.request import Efforts, Named, Request, Target, effort_of
-from secateur.structure.backwards import own_backwards
-from secateur.structure.elsewhere import left_behind, unhooked, untied
 from secateur.structure.provenance import read
 from secateur.types import Certificate, Example
-
-GIVEN = "given"  # in the place of a criterion, where the caller said which units go
 
 
 def plan_of(
@@ -46,6 +44,7 @@ def plan_of(
     model, edit = candidates.model, candidates.write(keep)
     groups = [group for group in candidates.groups if group.name in keep]
     prove = _prover(candidates, request, keep, dtype, tolerance)
+    conditions = conditions_of(candidates, keep, edit)
     return Plan(
         fingerprint=fingerprint(model),
         model=type(model).__name__,
@@ -66,20 +65,16 @@ def plan_of(
             candidates.example,
             dtype,
             tolerance,
+            candidates.examples,
+            conditions,
+            settings_of(model),
         ),
         layers=edit.layers,
         scales=edit.scales,
         left_out=tuple(candidates.left_out),
         # Integers as they are now: a model of equal shapes that reads them otherwise is refused.
         sizes={**{attribute: read(model, attribute) for attribute in edit.attributes}, **edit.sizes},
-        conditions=(
-            *(() if candidates.trace is None else candidates.trace.conditions),
-            *candidates.conditions,
-            *candidates.about(keep, edit),
-            *left_behind(model, edit.cuts, edit.attributes),
-            *untied(model, edit.cuts),
-            *((*own_backwards(model), *unhooked(model)) if candidates.physical else ()),
-        ),
+        conditions=conditions,
     )
 
 

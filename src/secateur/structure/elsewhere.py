@@ -56,12 +56,14 @@ def left_behind(
 
 
 def untied(model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]]) -> Iterator[Condition]:
-    """One condition for each parameter in the memory of another, or of a buffer, where one is cut: both get their own.
+    """One condition for each parameter in the memory of another tensor, where one is cut: both get their own.
+
+    Others are parameters, buffers, and tensors in attributes, as a flat one that an optimizer holds.
 
     A weight that is used twice is no such pair: it is one parameter under two names, and stays one.
     """
     memories: dict[int, list[tuple[str, Tensor]]] = {}
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in (*named_tensors(model).items(), *_beside(model)):
         if tensor.layout == torch.strided:
             memories.setdefault(memory_of(tensor), []).append((name, tensor))
     for (name, one), (other, two) in (pair for held in memories.values() for pair in combinations(held, 2)):
@@ -70,6 +72,18 @@ def untied(model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]]) -> Iterat
             shared = f"{name} and {other} share their memory"
             text = f"holds until it is trained: {shared}, and the cut gives each its own"
             yield Condition(text, "", name.rpartition(".")[0])
+
+
+def _beside(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in attributes, and in lists and tables there, that are neither parameters nor buffers of the model."""
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            # One level, and of plain containers: others may do anything when asked, and data lie in some of them.
+            inside = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
+            for tensor in inside:
+                if isinstance(tensor, Tensor) and id(tensor) not in known:
+                    yield f"{path}.{name}".lstrip("."), tensor
 
 
 def unhooked(model: nn.Module) -> Iterator[Condition]:
