@@ -54,7 +54,9 @@ def test_a_solver_named_on_the_command_line_prunes_block_by_block(folder, tmp_pa
         ids = torch.cat([ids, loaded.eval()(ids).logits[:, -1:].argmax(-1)], 1)
     written = report["sample"]["after"].split()
     assert written
-    assert written == [f"w{number - 1}" for number in ids[0, length:].tolist()][: len(written)]
+    # Four of the model's numbers are no words of the tokenizer's, which writes nothing for them.
+    by_hand = [f"w{number - 1}" for number in ids[0, length:].tolist() if number < 60]
+    assert written == by_hand[: len(written)]
     for name in ("report.html", "README.md"):
         assert report["sample"]["prompt"] in (out / name).read_text()
 
