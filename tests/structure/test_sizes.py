@@ -325,3 +325,37 @@ def test_a_flag_hides_no_size() -> None:
     size = TrackedInt(16, Attribute("", "width"))
     assert list(attributes_in((size * True).expr)) == list(attributes_in(size.expr))
     assert ((size / 3) * True).sizes == (True * (size / 3)).sizes == ((size / 3) ** Level.TWO).sizes == (size,)
+
+
+class Square(nn.Module):
+    """Blocks that share one number of heads, which is also the size of a head."""
+
+    def __init__(self, spelling: str, blocks: int) -> None:
+        super().__init__()
+        self.spelling, self.heads = spelling, 4
+        self.embed, self.out = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.blocks = nn.ModuleList(nn.ModuleDict({c: nn.Linear(16, 16) for c in "qkvo"}) for _ in range(blocks))
+
+    def split(self, x: Tensor) -> Tensor:
+        width = -1 if self.spelling == "rest" else x.shape[-1] // self.heads
+        return x.view(*x.shape[:-1], self.heads, width).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            q, k, v = (self.split(block[c](x)) for c in "qkv")
+            mixed = (q @ k.mT * 0.5).softmax(-1) @ v
+            x = x + block["o"](mixed.transpose(1, 2).flatten(2))
+        return self.out(x)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("spelling", ["rest", "quotient"])
+def test_as_many_heads_as_coordinates_are_not_taken_for_each_other(spelling: str, blocks: int) -> None:
+    model = Square(spelling, blocks).eval()
+    plan = sc.plan(model, torch.randn(2, 5, 8), granularity="head", target={"sparsity": 0.5}, scope="local")
+    cut = plan.apply(model)
+    for block in range(blocks):
+        kept = plan.cuts[f"blocks.{block}.q.weight"][0].view(2, 4)  # half of the heads, each whole
+        assert torch.equal(kept, kept[:, :1] // 4 * 4 + torch.arange(4))
+    assert cut(torch.randn(3, 7, 8)).shape == (3, 7, 3)

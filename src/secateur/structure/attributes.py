@@ -273,23 +273,37 @@ def _two_sides(
 
 def _extend(sizes: Sizes, together: list[Atom]) -> SizeUse | None:
     """Add the atoms that have to shrink along; returns the use that nothing helps, or None."""
-    size = together[0].size
-    # By one shows what must not change at all; by half what merely happens to divide. A use that is right at both
-    # follows the size, and no list of cases has to say which arithmetic does.
-    for count in sorted({size - 1, max(1, size // 2)}, reverse=True):
+    for count in _counts(together[0]):
         while True:
-            counts = {atom.id: count for atom in together}
-            uses: dict[int, SizeUse] = {}
-            for atom in together:
-                uses.update(sizes.by_atom.get(atom.id, {}))
-            use = sizes.broken(uses.values(), counts)
+            use = _broken(sizes, together, count)
             if use is None:
                 break
             more = _partners(sizes, use, together)
             if not more or len(together) + len(more) > MAX_TOGETHER:
                 return use
             together += more
+    # Partners come several at once, and some are only of equal size: as many heads as coordinates of a head.
+    for other in together[:0:-1]:
+        fewer = [atom for atom in together if atom is not other]
+        if all(_broken(sizes, fewer, count) is None for count in _counts(other)):
+            together[:] = fewer
     return None
+
+
+def _counts(atom: Atom) -> list[int]:
+    """What is tried of an atom: by one shows what must not change at all; by half what merely happens to divide.
+
+    A use that is right at both follows the size, and no list of cases has to say which arithmetic does.
+    """
+    return sorted({atom.size - 1, max(1, atom.size // 2)}, reverse=True)
+
+
+def _broken(sizes: Sizes, together: Sequence[Atom], count: int) -> SizeUse | None:
+    """The first use that would not come out right if all these atoms had `count` units."""
+    uses: dict[int, SizeUse] = {}
+    for atom in together:
+        uses.update(sizes.by_atom.get(atom.id, {}))
+    return sizes.broken(uses.values(), {atom.id: count for atom in together})
 
 
 def _partners(sizes: Sizes, use: SizeUse, together: list[Atom]) -> list[Atom]:
