@@ -2,7 +2,7 @@
 
     python benchmarks/structured_lm.py MODEL_FOLDER VALID_TXT TEST_TXT --out FILE [--cases NAME...] [--share 0.25]
                                        [--sequences 8] [--tokens 256] [--test-sequences 12] [--threads 1]
-                                       [--recover STEPS --recover-cases NAME... --rate 3e-4]
+                                       [--recover STEPS --recover-cases NAME... --rate 3e-4 --amp]
 
 A quarter of the parameters inside the blocks goes (--share); embeddings stay. Every case is one line of JSON:
 perplexity on the test file, share of the decoder that really went (widths come in steps), parameters that are left, and
@@ -11,7 +11,8 @@ interrupted goes on. Every result is saved, and loaded by from_pretrained before
 
 With --recover STEPS every case is then trained for that many steps of two sequences each, which the calibration did
 not see, by the dense model and the labels alike: the same sequences, rate and steps for all cases, behind the lines
-without. Cut models stay beside the file of results, and are trained from there.
+without. Cut models stay beside the file of results, and are trained from there. --amp multiplies in bfloat16
+meanwhile, which takes half the time on processors with instructions for it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> None:
     for case, steps in work:
         setting = {"case": case, "share": asked.share, "tokens": asked.tokens, "sequences": asked.sequences,
                    "test_sequences": asked.test_sequences, "steps": steps,
-                   "rate": asked.rate if steps else 0.0}  # fmt: skip
+                   "rate": asked.rate if steps else 0.0, "amp": asked.amp and steps > 0}  # fmt: skip
         if json.dumps(setting, sort_keys=True) in finished(asked.out):
             continue
         model, started = load(asked.folder), time.process_time()
@@ -74,7 +75,8 @@ def main() -> None:
                 model = pruned(model, CASES[case], asked.share, learn, folder)
             found["gone_of_decoder"] = round((whole - count(model)) / decoder, 4)
         if steps:
-            found["loss_of_training"] = recovered(model, load(asked.folder), text[asked.sequences :], steps, asked.rate)
+            rest = text[asked.sequences :]
+            found["loss_of_training"] = recovered(model, load(asked.folder), rest, steps, asked.rate, asked.amp)
         seconds = time.process_time() - started
         line = {**setting, **found, "perplexity": round(perplexity(model, judge)["perplexity"], 2),
                 "params": count(model), "cpu_seconds": round(seconds, 1)}  # fmt: skip
@@ -89,12 +91,13 @@ def slug(setting: dict[str, object]) -> str:
     return found.replace(":", "").replace(" ", "_")
 
 
-def recovered(model: nn.Module, dense: nn.Module, text: Tensor, steps: int, rate: float) -> list[float]:
+def recovered(model: nn.Module, dense: nn.Module, text: Tensor, steps: int, rate: float, amp: bool) -> list[float]:
     """Train by the dense model and the labels; the mean loss of the first and of the last quarter of the steps."""
     data = [{"input_ids": part, "labels": part} for part in text[: 2 * steps].split(2)]
     history = finetune(
         model, data, steps=steps, optimizer={"name": "adamw", "lr": rate, "weight_decay": 0.0}, schedule="cosine",
         warmup_steps=min(4, steps // 4), teacher=dense, distil=Distil(temperature=1.0, weight=0.5),
+        amp="bf16" if amp else None,
     )  # fmt: skip
     quarter = max(steps // 4, 1)
     return [round(sum(part) / len(part), 3) for part in (history.losses[:quarter], history.losses[-quarter:])]
@@ -144,7 +147,7 @@ def blocks_of(folder: str, path: str, tokens: int) -> Tensor:
 def finished(path: Path) -> set[str]:
     """The settings of the cases that a file holds; a last line that a kill cut short is none."""
     found = set()
-    names = ("case", "share", "tokens", "sequences", "test_sequences", "steps", "rate")
+    names = ("case", "share", "tokens", "sequences", "test_sequences", "steps", "rate", "amp")
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
@@ -169,6 +172,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recover", type=int, default=0, metavar="STEPS")
     parser.add_argument("--recover-cases", nargs="+", default=None, choices=list(CASES), metavar="CASE")
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--amp", action="store_true")
     return parser.parse_args()
 
 

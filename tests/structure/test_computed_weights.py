@@ -157,3 +157,12 @@ def test_no_weight_computed_anew_is_cut_wrongly(product: str, way: str) -> None:
     found = _tried(lambda m, h: F.linear(h, WAYS[way](PRODUCTS[product](m, h, m.w))))
     assert found != "wrong"
     assert found == "refused" or way in SAME
+
+
+def test_a_weight_that_only_code_of_torch_uses_is_named_without_a_line() -> None:
+    """A Sequential has no line of the user's: "used at  is" told nobody where to look."""
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6))
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), layer, nn.ReLU(), nn.Linear(6, 2)).eval()
+    with pytest.raises(sc.SecateurError, match="the weight used by a layer of torch is computed anew"):
+        sc.plan(model, torch.randn(3, 5), remove={"0": [1, 4]}).apply(model)

@@ -113,7 +113,8 @@ def _counts(missing: Missing, *, follow: bool) -> Iterator[str]:
 
 def _changed(missing: Missing) -> str:
     return "; ".join(
-        f"the weight used at {where} is computed anew from what is left" for where in sorted(missing.changed)
+        f"the weight used {f'at {where}' if where else 'by a layer of torch'} is computed anew from what is left"
+        for where in sorted(missing.changed)
     )
 
 
