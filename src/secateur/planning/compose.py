@@ -106,7 +106,7 @@ def composed_groups(
 
 
 def _before_it_moved_up(first: Mapping[str, Removal]) -> Callable[[str], str]:
-    """From names of groups behind a step to those before: of one unit there is no group, and the next takes its name."""
+    """From names of groups after a step to those before: one unit is no group any more, and the next takes its name."""
     gone: dict[str, list[int]] = defaultdict(list)
     for name, group in first.items():
         if group["granularity"] in SLICES and len(_left(group)) == 1:
