@@ -359,3 +359,37 @@ def test_as_many_heads_as_coordinates_are_not_taken_for_each_other(spelling: str
         kept = plan.cuts[f"blocks.{block}.q.weight"][0].view(2, 4)  # half of the heads, each whole
         assert torch.equal(kept, kept[:, :1] // 4 * 4 + torch.arange(4))
     assert cut(torch.randn(3, 7, 8)).shape == (3, 7, 3)
+
+
+class Prealloc(nn.Module):
+    """One buffer for what several layers make; its width is the sum of theirs."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(10, 6), nn.Linear(10, 9), nn.Linear(10, 4)])
+        self.widths, self.own, self.out = [6, 9, 4], own, nn.Linear(19, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        widths = self.widths if self.own else [layer.out_features for layer in self.layers]
+        h, start = x.new_zeros(len(x), sum(widths)), 0
+        for layer, width in zip(self.layers, widths, strict=True):
+            h[:, start : start + width] = layer(x)
+            start += width
+        return self.out(h.relu())
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_every_term_of_a_sum_follows_its_own_piece(tmp_path: Any, own: bool) -> None:
+    model, x = Prealloc(own).eval(), torch.randn(3, 10)
+    gone = {"layers.0": [1, 2, 4, 5], "layers.1": [0, 3, 4, 5, 6, 7], "layers.2": [2, 3]}
+    plan = sc.plan(model, x, granularity="channel", remove=gone)
+    wanted = {("", "widths", i) if own else (f"layers.{i}", "out_features", None): n for i, n in enumerate((2, 3, 2))}
+    found = {(a.owner, a.name, a.item): value for a, value in plan.attributes.items()}
+    assert found == wanted
+    plan.apply(model)
+    plan.save(tmp_path / "plan.json")
+    cut = sc.Plan.load(tmp_path / "plan.json").apply(model, example=x)
+    assert [layer.out_features for layer in cut.layers] == [2, 3, 2]
+    h = torch.cat([layer(x)[:, i] for layer, i in zip(model.layers, ([0, 3], [1, 2, 8], [0, 1]), strict=True)], 1)
+    kept = torch.tensor([0, 3, 7, 8, 14, 15, 16])
+    torch.testing.assert_close(cut(x), h.relu() @ model.out.weight[:, kept].T + model.out.bias)

@@ -139,6 +139,15 @@ def agrees(reference: Reference, example: Example) -> Callable[[nn.Module], bool
     return right
 
 
+def runs(reference: Reference, example: Example) -> bool:
+    """Whether a reference runs at all: in double precision code may not that makes tensors of single precision."""
+    try:
+        answer(reference.model, example, "eval", reference.around)
+    except SecateurError:
+        return False
+    return True
+
+
 def with_trials(proof: Certificate, found: Tried) -> Certificate:
     """A certificate and what trials have shown beside it."""
     error = max(proof.max_abs_error, found.error)

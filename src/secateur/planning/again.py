@@ -30,6 +30,7 @@ from secateur.planning.decision import GIVEN, PlanData
 from secateur.request import PROOF, Efforts, Named, Request, effort_of
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, Condition, Example, Removal
+from secateur.words import SLICES
 
 ORDER = (LayerStacks, Experts, Slices)
 
@@ -116,9 +117,11 @@ def _found(plan: PlanData, original: nn.Module, examples: Sequence[Example]) -> 
     # A composed plan does not say what came first, and a group is called by what is still there: either way will do.
     ways = [[parts[kind] for kind in order if kind in parts] for order in (ORDER, ORDER[::-1])]
     refused: SecateurError | None = None
-    for way in ways[: len(parts)]:
+    # A second step may have known units under another name than the original does; its slices are theirs all the same.
+    composed = bool(plan.request.earlier) and Slices in parts
+    for way, by_name in [*((way, True) for way in ways[: len(parts)]), *((way, False) for way in ways[:composed])]:
         try:
-            return list(_steps(plan, way, original, examples))
+            return list(_steps(plan, way, original, examples, by_name))
         except SecateurError as error:
             refused = refused or error
     assert refused is not None
@@ -126,15 +129,21 @@ def _found(plan: PlanData, original: nn.Module, examples: Sequence[Example]) -> 
 
 
 def _steps(
-    plan: PlanData, parts: Sequence[Mapping[str, Removal]], original: nn.Module, examples: Sequence[Example]
+    plan: PlanData,
+    parts: Sequence[Mapping[str, Removal]],
+    original: nn.Module,
+    examples: Sequence[Example],
+    by_name: bool,
 ) -> Iterator[Refound]:
     whole, before = Edit(), original
     for number, groups in enumerate(parts):
+        rename = new_names(original, whole.layers)
         if number:
-            rename = new_names(original, whole.layers)
             groups = {name: group for old, group in groups.items() if (name := _renamed(rename, old)) is not None}
-        candidates = find(before, examples[0], _request(plan, groups), examples[1:])
-        keep = _keep(candidates, groups)
+        kinds = {group["granularity"] for group in groups.values()}
+        of_slices = not by_name and not kinds.isdisjoint(SLICES)
+        candidates = find(before, examples[0], _request(plan, SLICES if of_slices else sorted(kinds)), examples[1:])
+        keep = _keep_of_slices(candidates, plan, rename) if of_slices else _keep(candidates, groups)
         if any(request.criterion.name == GIVEN for request in (plan.request, *plan.request.earlier)):
             named = [one for group in candidates.groups if group.name in keep for one in begins_later(group)]
             candidates.conditions = (*candidates.conditions, *named)
@@ -162,8 +171,7 @@ def _renamed(rename: Callable[[str], str | None], name: str) -> str | None:
     return None if found is None else found.removesuffix(".")
 
 
-def _request(plan: PlanData, groups: Mapping[str, Removal]) -> Request:
-    names = sorted({group["granularity"] for group in groups.values()})
+def _request(plan: PlanData, names: Sequence[str]) -> Request:
     return Request(
         target=None,
         granularity=tuple(Named(name) for name in names),
@@ -189,6 +197,24 @@ def _keep(candidates: Candidates, groups: Mapping[str, Removal]) -> dict[str, Te
         if stays is not None and bool((stays & ~mask).any()):
             raise PlanMismatchError(f"The plan removes locked units of {name!r}.")
         result[name] = mask.view(group.shape)
+    return result
+
+
+def _keep_of_slices(candidates: Candidates, plan: PlanData, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """The units of which nothing is left in the plan's slices; whether they are all that goes is seen by the edit."""
+    cuts = {name: dims for old, dims in plan.cuts.items() if (name := rename(old)) is not None}
+    result = {}
+    for group in candidates.groups:
+        stays = torch.ones(group.size, dtype=torch.bool)
+        for span in group.spans:
+            wide = [] if span.index is None else [d for d, n in enumerate(span.index.shape) if n > 1]
+            kept = cuts.get(span.tensor, {}).get(wide[0]) if len(wide) == 1 else None
+            if span.index is None or kept is None or int(kept.max()) >= span.index.numel():
+                break
+            stays &= torch.isin(torch.arange(group.size), span.index.flatten()[kept])
+        else:
+            if not bool(stays.all()):
+                result[group.name] = stays.view(group.shape)
     return result
 
 

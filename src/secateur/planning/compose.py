@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import get_args
 
 import torch
@@ -17,6 +19,7 @@ from secateur.model.tensors import cut_tensor
 from secateur.request import Efforts
 from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, LayerEntry, Removal, Trial
+from secateur.words import SLICES
 
 
 def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
@@ -84,22 +87,53 @@ def composed_groups(
 ) -> dict[str, Removal]:
     """What goes from every group in both steps, numbered as in the first.
 
-    Raises:
-        PlanMismatchError: the second step counts other units than the first leaves.
+    A group that only the second model knows (dimensions of a head where one head is left are its features) stands
+    under a name of its own, numbered as there. The edit does not depend on any of this: it goes by tensors.
     """
-    back = old_names(between, layers)
+    back, before = old_names(between, layers), _before_it_moved_up(first)
     result: dict[str, Removal] = {name: Removal(**group) for name, group in first.items()}
     for new, group in second.items():
-        name = back(new)
-        if name not in result:
-            result[name] = Removal(**group)
+        name = before(back(new))
+        stays = _left(result[name]) if name in result else []
+        if len(stays) == group["size"] and result[name]["granularity"] == group["granularity"]:
+            gone = {stays[i] for i in group["removed"]}
+            result[name]["removed"] = sorted({*result[name]["removed"], *gone})
             continue
-        gone = set(result[name]["removed"])
-        stays = [i for i in range(result[name]["size"]) if i not in gone]
-        if len(stays) != group["size"]:
-            raise PlanMismatchError(f"The plans disagree about the size of the group {name!r}.")
-        result[name]["removed"] = sorted(gone | {stays[i] for i in group["removed"]})
+        base, number = _numbered(name)
+        names = (_name(base, number + i) for i in count())
+        result[next(name for name in names if name not in result)] = Removal(**group)
     return result
+
+
+def _before_it_moved_up(first: Mapping[str, Removal]) -> Callable[[str], str]:
+    """From names of groups after a step to those before: one unit is no group any more, and the next takes its name."""
+    gone: dict[str, list[int]] = defaultdict(list)
+    for name, group in first.items():
+        if group["granularity"] in SLICES and len(_left(group)) == 1:
+            base, number = _numbered(name)
+            gone[base].append(number)
+
+    def before(name: str) -> str:
+        base, number = _numbered(name)
+        for place in sorted(gone.get(base, ())):
+            number += place <= number
+        return _name(base, number)
+
+    return before
+
+
+def _left(group: Removal) -> list[int]:
+    gone = set(group["removed"])
+    return [i for i in range(group["size"]) if i not in gone]
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    base, _, number = name.rpartition("#")
+    return (base, int(number)) if base and number.isdecimal() else (name, 1)
+
+
+def _name(base: str, number: int) -> str:
+    return base if number == 1 else f"{base}#{number}"
 
 
 def composed_cost(first: Mapping[str, list[int]], second: Mapping[str, list[int]]) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -133,15 +133,32 @@ class Sizes:
 def _definitions(trace: Trace) -> dict[Attribute, Definition]:
     found: dict[Attribute, Definition] = {}
     # Attributes that size a dimension by themselves come first: what arithmetic says of another may stand on them.
-    for use in trace.size_uses:
+    uses = [piece for use in trace.size_uses for piece in _pieces(use, trace.values)]
+    for use in uses:
         if isinstance(use.expr, Attribute) and not isinstance(use.axis, int):
             found.setdefault(use.expr, Definition(use.axis))
-    for use in trace.size_uses:
+    for use in uses:
         for attribute, definition in _solved(use, trace.values):
             # Never by way of itself, or its value would be looked up for ever.
             if attribute not in found and attribute not in _reads(definition.steps, found):
                 found[attribute] = definition
     return found
+
+
+def _pieces(use: SizeUse, values: Mapping[Attribute, int]) -> Iterator[SizeUse]:
+    """The terms of a sum with the pieces that they size, where a dimension is made of such; else the use as it is.
+
+    One sum says nothing of its terms: solved for the first of them, that one alone would follow what all pieces lose.
+    """
+    parts = () if isinstance(use.axis, int) else _terms(use.axis)
+    terms = [term for term in _added(use.expr) if evaluate(term, {}, values) != 0]
+    alike = len(parts) > 1 and [evaluate(term, {}, values) for term in terms] == [part.size for part in parts]
+    yield from (replace(use, expr=e, axis=a) for e, a in zip(terms, parts, strict=True)) if alike else (use,)
+
+
+def _added(expr: Expr) -> list[Expr]:
+    sides = (expr.left, expr.right) if isinstance(expr, Apply) and expr.op == "add" else ()
+    return [term for side in sides for term in _added(side)] or [expr]
 
 
 def _undo(op: str, value: int, other: int) -> int:

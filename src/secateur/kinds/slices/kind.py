@@ -17,7 +17,7 @@ from secateur.integrations.transformers import is_native
 from secateur.kinds.base import Candidates, Keep, Left
 from secateur.kinds.edit import Edit
 from secateur.kinds.expressible import FieldFamilies, require_native
-from secateur.kinds.reference import Tried, agrees
+from secateur.kinds.reference import Tried, agrees, runs
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
 from secateur.kinds.slices.both import with_replay
@@ -167,6 +167,8 @@ class Slices(Candidates):
             return ()
         # In double, and without autocast: a scale that changes by a tenth may change the outputs by less than rounding.
         whole, example = doubled(self.model), doubled(self.example)
+        if not runs(ablated(whole, choice.cuts), example):  # a mask of single precision that is added to products, say
+            whole, example = self.model, self.example
         trial = edit.copy(whole)
         tensors, reference = named_tensors(trial), ablated(whole, choice.cuts)
 
