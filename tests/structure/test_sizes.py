@@ -359,3 +359,35 @@ def test_as_many_heads_as_coordinates_are_not_taken_for_each_other(spelling: str
         kept = plan.cuts[f"blocks.{block}.q.weight"][0].view(2, 4)  # half of the heads, each whole
         assert torch.equal(kept, kept[:, :1] // 4 * 4 + torch.arange(4))
     assert cut(torch.randn(3, 7, 8)).shape == (3, 7, 3)
+
+
+class Begins(nn.Module):
+    """A cell that begins with a constant, as code from before `new_zeros` makes one."""
+
+    def __init__(self, start: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.width, self.start, self.cell, self.out = 6, start, nn.GRUCell(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cell(x, self.start(x, self.width)))
+
+
+@pytest.mark.parametrize(("start", "locked"), [
+    (lambda x, n: x.new(len(x), n).zero_(), ""),
+    (lambda x, n: x.data.new(torch.Size([len(x), n])).fill_(0), ""),
+    (lambda x, n: x.new(np.int64(len(x)), n).zero_(), ""),
+    (lambda x, n: x.new(len(x), 6).zero_(), "the size 6 is written in the code"),
+    (lambda x, n: x.new([[0.0] * n] * len(x)), "this size"),
+    (lambda x, n: torch.Tensor(len(x), n).zero_(), "made here with a size from the code"),
+    (lambda x, n: torch.FloatTensor(torch.Size([len(x), n])).zero_(), "made here with a size from the code"),
+])  # fmt: skip
+def test_sizes_of_old_constructors_follow_or_lock(start: Callable[[Tensor, int], Tensor], locked: str) -> None:
+    torch.manual_seed(0)
+    model, x = Begins(start).eval(), torch.randn(3, 4)
+    if locked:
+        with pytest.raises(UnsupportedError, match=locked):
+            sc.plan(model, x, target={"sparsity": 0.5})
+        return
+    cut = sc.plan(model, x, target={"sparsity": 0.5}).apply(model)
+    assert (cut.cell.hidden_size, cut.width, cut.out.in_features) == (3, 3, 3)
+    assert cut(torch.randn(5, 4)).shape == (5, 2)
