@@ -53,13 +53,17 @@ def left_behind(
         if not here or not is_users(module):
             continue
         stay = {n: v for n, v in vars(module).items() if (path, n) not in follow and not n.startswith("_")}
-        sizes = {name: beside.get(f"{path}.{name}".lstrip("."), ()) for name in stay}
-        widths = {name: "as it is and may have" for name in stay if not here.isdisjoint(sizes[name])}
-        widths |= {name: f"{value} and may name" for name, value in stay.items() if not here.isdisjoint(_integers(value))}
+        held = {name: beside.get(f"{path}.{name}".lstrip("."), set()) for name in stay}
+        widths = {name: "as it is and may have" for name in stay if not here.isdisjoint(held[name])}
+        widths |= {
+            name: f"{value} and may name" for name, value in stay.items() if not here.isdisjoint(_integers(value))
+        }
         for method, name, where in _read(module, widths) if widths else ():
             if where not in said:
                 said.add(where)
-                text = f"{type(module).__name__}.{method}() reads {name}, which stays {widths[name]} a width that is cut"
+                text = (
+                    f"{type(module).__name__}.{method}() reads {name}, which stays {widths[name]} a width that is cut"
+                )
                 yield Condition(f"holds for the forward alone: {text}", where, path)
 
 
