@@ -96,6 +96,20 @@ class StartByWeight(Loop):
         return x.new_zeros(len(x), self.u.weight.shape[0])
 
 
+@case(right="channel", must="u.weight")
+class StartOfOldCode(Loop):
+    """`tensor.new(sizes)`, from before there was `new_zeros`."""
+
+    def start(self, x: Tensor) -> Any:
+        return next(self.parameters()).data.new(len(x), self.wide).zero_()
+
+
+@case()
+class StartByTypedTensor(Loop):
+    def start(self, x: Tensor) -> Any:
+        return torch.FloatTensor(len(x), self.wide).zero_()
+
+
 @case()
 class StartByLiteral(Loop):
     def start(self, x: Tensor) -> Any:

@@ -371,3 +371,45 @@ def test_an_integer_that_another_method_reads_is_named_with_the_method() -> None
     cut = plan.apply(Grows().eval(), example=X)
     assert cut.hidden == 32
     assert cut.width == cut.fc1.out_features < 32
+
+
+class OtherWidth(Grows):
+    """What the forward runs is not what the class behind it has under the name, which nobody can call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x)).flatten(self.reset()))
+
+    def reset(self) -> int:
+        return 1
+
+
+def test_an_overridden_method_is_not_named() -> None:
+    plan = sc.plan(OtherWidth().eval(), X, target={"sparsity": 0.2}, granularity="channel")
+    assert not [c.text for c in plan.conditions if "for the forward alone" in c.text]
+
+
+class Averages(Net):
+    """Averages of the weights by their names, which another method moves; and tensors of which none is of a width."""
+
+    def make(self) -> None:
+        self.average = {name: p.detach().clone() for name, p in self.named_parameters()}
+        self.weights = [self.fc1.weight, self.fc2.weight]
+        self.steps = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x)))
+
+    def move(self) -> None:
+        self.steps += len(self.weights)
+        for name, p in self.named_parameters():
+            self.average[name].lerp_(p.detach(), 0.1)
+
+
+def test_tensors_beside_the_weights_that_another_method_reads_are_named_with_it() -> None:
+    plan = sc.plan(Averages().eval(), X, target={"sparsity": 0.2}, granularity="channel")
+    said = [str(c) for c in plan.conditions if "for the forward alone" in c.text]
+    assert len(said) == 1
+    assert "Averages.move() reads average, which stays as it is and may have a width that is cut" in said[0]
+    cut = plan.apply(Averages().eval(), example=X)
+    with pytest.raises(RuntimeError, match="must match"):  # what the condition is there to say
+        cut.move()

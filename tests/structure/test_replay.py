@@ -14,6 +14,7 @@ from micro import CASES
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import secateur as sc
 from secateur.errors import CertificateError, SecateurError
 from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.cut import cut_copy
@@ -358,3 +359,35 @@ def test_what_is_added_to_a_product_stays_in_its_place(side: str, addend: tuple[
     torch.testing.assert_close(found, expected)
     assert "first.weight" in cuts
     certify(model, cut_by(model, trace, masks, cuts), x, trace, masks)
+
+
+class Narrow(nn.Module):
+    """Heads by hand; of heads of one coordinate torch adds the bias of the last product apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out = nn.Linear(5, 6), nn.Linear(6, 18), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        q, k, v = self.qkv(h).view(*x.shape[:2], 3, 3, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_numbers_are_found_where_another_product_is_called() -> None:
+    torch.manual_seed(0)
+    model, x = Narrow().eval(), torch.randn(2, 4, 5)
+    plan = sc.plan(model, x, granularity="head_dim", remove={"qkv/head_dim": [1]})
+    cut = plan.apply(model)
+    calls = [[str(step.func) for step in capture(net, x).steps] for net in (model, cut)]
+    assert [names.count("aten.addmm.default") for names in calls] == [3, 2]  # else nothing was asked
+    zeroed = Narrow().eval()
+    zeroed.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for name, dims in plan.cuts.items():
+            tensor = zeroed.get_parameter(name)
+            for dim, stay in dims.items():
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool).index_fill(0, torch.as_tensor(stay), False)
+                tensor.index_fill_(dim, gone.nonzero().flatten(), 0.0)
+        torch.testing.assert_close(cut(x), zeroed(x))

@@ -393,3 +393,35 @@ def test_every_term_of_a_sum_follows_its_own_piece(tmp_path: Any, own: bool) -> 
     h = torch.cat([layer(x)[:, i] for layer, i in zip(model.layers, ([0, 3], [1, 2, 8], [0, 1]), strict=True)], 1)
     kept = torch.tensor([0, 3, 7, 8, 14, 15, 16])
     torch.testing.assert_close(cut(x), h.relu() @ model.out.weight[:, kept].T + model.out.bias)
+
+
+class Begins(nn.Module):
+    """A cell that begins with a constant, as code from before `new_zeros` makes one."""
+
+    def __init__(self, start: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.width, self.start, self.cell, self.out = 6, start, nn.GRUCell(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cell(x, self.start(x, self.width)))
+
+
+@pytest.mark.parametrize(("start", "locked"), [
+    (lambda x, n: x.new(len(x), n).zero_(), ""),
+    (lambda x, n: x.data.new(torch.Size([len(x), n])).fill_(0), ""),
+    (lambda x, n: x.new(np.int64(len(x)), n).zero_(), ""),
+    (lambda x, n: x.new(len(x), 6).zero_(), "the size 6 is written in the code"),
+    (lambda x, n: x.new([[0.0] * n] * len(x)), "this size"),
+    (lambda x, n: torch.Tensor(len(x), n).zero_(), "made here with a size from the code"),
+    (lambda x, n: torch.FloatTensor(torch.Size([len(x), n])).zero_(), "made here with a size from the code"),
+])  # fmt: skip
+def test_sizes_of_old_constructors_follow_or_lock(start: Callable[[Tensor, int], Tensor], locked: str) -> None:
+    torch.manual_seed(0)
+    model, x = Begins(start).eval(), torch.randn(3, 4)
+    if locked:
+        with pytest.raises(UnsupportedError, match=locked):
+            sc.plan(model, x, target={"sparsity": 0.5})
+        return
+    cut = sc.plan(model, x, target={"sparsity": 0.5}).apply(model)
+    assert (cut.cell.hidden_size, cut.width, cut.out.in_features) == (3, 3, 3)
+    assert cut(torch.randn(5, 4)).shape == (5, 2)

@@ -297,6 +297,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 recorder.here.place(),
             )
         )
+        if not recorder.here.function:  # `torch.Tensor(2, 3)` is no function, and its sizes come without provenance
+            recorder.settle_made()
         recorder.here.op = ""
         return result
 

@@ -24,7 +24,7 @@ from secateur.types import Condition
 
 # What these make of a number is the same number for every unit, or the size of a dimension, which is watched.
 SIZED = ("view", "reshape", "expand", "broadcast_to", "zeros", "ones", "empty", "rand", "randn", "new_zeros",
-         "new_ones", "new_empty")  # fmt: skip
+         "new_ones", "new_empty", "new")  # fmt: skip
 SAME = frozenset(
     [*VALUES, *FACTORS, *MADE, *SIZED, "dropout", "softplus", "to", "type", "manual_seed", "__setitem__", "item"]
 )

@@ -1,4 +1,4 @@
-"""What a cut leaves behind where no forward shows it: integers that other methods read, and memory that is shared."""
+"""What a cut leaves behind where no forward shows it: numbers and tensors that other methods read, shared memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from secateur.types import Condition
 def left_behind(
     model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]], attributes: Mapping[Attribute, int]
 ) -> Iterator[Condition]:
-    """One condition for each method that reads an integer of a size that is cut, and that does not follow.
+    """One condition for each method that reads an integer or a tensor of a size that is cut, and that does not follow.
+
+    Such a tensor is no parameter and no buffer: it lies in an attribute, or in a list or a table there, as averages of
+    the weights by their names do.
 
     Args:
         model: before the cut.
@@ -41,18 +44,27 @@ def left_behind(
         for owner in ("", *accumulate(name.split(".")[:-1], "{}.{}".format)):
             lost.setdefault(owner, set()).update(sizes)
     follow = {(attribute.owner, attribute.name) for attribute in attributes}
+    beside: dict[str, set[int]] = {}
+    for name, tensor in _beside(model):
+        beside.setdefault(name, set()).update(tensor.shape)
     said: set[str] = set()
     for path, module in named_modules(model):
         here = lost.get(path, set())
         if not here or not is_users(module):
             continue
         stay = {n: v for n, v in vars(module).items() if (path, n) not in follow and not n.startswith("_")}
-        widths = {name: value for name, value in stay.items() if not here.isdisjoint(_integers(value))}
+        held = {name: beside.get(f"{path}.{name}".lstrip("."), set()) for name in stay}
+        widths = {name: "as it is and may have" for name in stay if not here.isdisjoint(held[name])}
+        widths |= {
+            name: f"{value} and may name" for name, value in stay.items() if not here.isdisjoint(_integers(value))
+        }
         for method, name, where in _read(module, widths) if widths else ():
             if where not in said:
                 said.add(where)
-                text = f"{type(module).__name__}.{method}() reads {name}, which stays {widths[name]}"
-                yield Condition(f"holds for the forward alone: {text} and may name a width that is cut", where, path)
+                text = (
+                    f"{type(module).__name__}.{method}() reads {name}, which stays {widths[name]} a width that is cut"
+                )
+                yield Condition(f"holds for the forward alone: {text}", where, path)
 
 
 def untied(model: nn.Module, cuts: Mapping[str, Mapping[int, Tensor]]) -> Iterator[Condition]:
@@ -116,10 +128,13 @@ def _integers(value: Any) -> Iterator[int]:
 def _read(module: nn.Module, names: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
     """Method, attribute and "file:line" of what methods beside the forward read of a module."""
     run = run_by_forward(module)
+    ran: set[str] = set()  # what a class has under such a name is overridden in the classes behind it
     for kind in type(module).__mro__:
         for method, function in vars(kind).items():
             known = isinstance(function, FunctionType) and not function.__code__.co_filename.startswith(TORCH)
-            if not known or function in run or method.startswith("__") or not function.__code__.co_argcount:
+            if known and function in run:
+                ran.add(method)
+            if not known or method in ran or method.startswith("__") or not function.__code__.co_argcount:
                 continue
             node = definition(function.__code__)
             for part in nodes_of(node) if node is not None else ():

@@ -61,6 +61,15 @@ def result_sizes(call: FunctionCall) -> None:
         call.tie(value, axis)
 
 
+@handles("new")
+def sizes_of_old_code(call: FunctionCall) -> None:
+    """`tensor.new(2, 3)`, as code from before `new_zeros` has it: sizes, unless it is given numbers to hold."""
+    given = call.args[1:]
+    shape = given[0] if len(given) == 1 else given
+    if isinstance(shape, (torch.Size, int)) or (len(given) > 1 and all(plain(size) is not None for size in given)):
+        result_sizes(call)
+
+
 @handles("expand_as", "view_as", "reshape_as")
 def as_another(call: FunctionCall) -> None:
     """The sizes are those of another tensor, whose dimensions these are from now on."""

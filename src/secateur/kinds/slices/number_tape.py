@@ -19,6 +19,13 @@ from secateur.structure.rules.base import MOVED, base_name
 from secateur.structure.trace import Args, Kwargs, Op, Ref, Step
 
 MADE = "lift_fresh"  # torch.tensor(number) inside a forward
+ATEN = torch.ops.aten
+PRODUCTS: dict[Op, tuple[Op, ...]] = {
+    ATEN.mm.default: (ATEN.mm.default,),
+    ATEN.bmm.default: (ATEN.mm.default,),
+    ATEN.addmm.default: (ATEN.mm.default, ATEN.add.Tensor),
+    ATEN.baddbmm.default: (ATEN.mm.default, ATEN.add.Tensor),
+}
 READ = "a number for Python"  # what item() gave, among the arguments by name
 
 
@@ -60,19 +67,28 @@ class NumberTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def align(steps: Sequence[Step], calls: Sequence[PlayedCall]) -> list[PlayedCall | None]:
     """The call of the other run for every step, or nothing if the runs differ.
 
-    Calls that only move data are left out: whether a product copies its operands depends on their sizes.
+    Calls that only move data are left out: whether a product copies its operands depends on their sizes. So does
+    whether it adds a bias by itself; where the two runs differ in that, none has numbers.
     """
-    mine = [i for i, step in enumerate(steps) if base_name(step.func) not in MOVED]
-    theirs = [played for played in calls if base_name(played.func) not in MOVED]
+    mine = [(part, i) for i, step in enumerate(steps) for part in _parts(step.func)]
+    theirs = [(part, played) for played in calls for part in _parts(played.func)]
     found: list[PlayedCall | None] = [None] * len(steps)
-    if len(mine) != len(theirs):
-        return []
-    for i, played in zip(mine, theirs, strict=True):
+    if [part for part, _ in mine] != [part for part, _ in theirs]:
         # One call that differs and the numbers of all others belong to nobody knows which step.
-        if steps[i].func is not played.func or len(steps[i].args) != len(played.args):
+        return []
+    for (_, i), (_, played) in zip(mine, theirs, strict=True):
+        if steps[i].func is played.func:
+            if len(steps[i].args) != len(played.args):
+                return []
+            found[i] = played
+        elif steps[i].kwargs or played.kwargs:
             return []
-        found[i] = played
     return found
+
+
+def _parts(func: Op) -> tuple[Op, ...]:
+    """What a call does, beside moving data; a product does the same over batches as without."""
+    return () if base_name(func) in MOVED else PRODUCTS.get(func, (func,))
 
 
 def numbers(step: Step, played: PlayedCall) -> tuple[list[object], Kwargs]:
