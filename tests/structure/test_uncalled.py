@@ -40,6 +40,13 @@ class Net(nn.Module):
     def step(self, h: Tensor, _: Any) -> Tensor:
         return h.flip(1)
 
+    STEPS = (torch.tanh, torch.fliplr)
+
+    def walk(self, h: Tensor, n: int) -> Tensor:
+        for function in self.STEPS[: 1 + n]:
+            h = function(h)
+        return h
+
 
 def flip(h: Tensor) -> Tensor:
     return h.flip(1)
@@ -56,6 +63,38 @@ def by_a_list(s: Net, h: Tensor, n: int) -> Tensor:
     for function in [torch.relu, torch.fliplr][: 1 + n]:
         h = function(h)
     return h
+
+
+STEPS = [torch.relu, flip]
+TABLE = {"a": torch.relu, "b": flip}
+
+
+def by_a_global_list(s: Net, h: Tensor, n: int) -> Tensor:
+    for function in STEPS[: 1 + n]:
+        h = function(h)
+    return h
+
+
+def by_number(s: Net, h: Tensor, n: int) -> Tensor:
+    for i in range(1 + n):
+        h = STEPS[i](h)
+    return h
+
+
+def zipped(s: Net, h: Tensor, n: int) -> Tensor:
+    for function, _ in zip(STEPS, range(1 + n), strict=False):
+        h = function(h)
+    return h
+
+
+def by_a_table(s: Net, h: Tensor, n: int) -> Tensor:
+    for function in list(TABLE.values())[: 1 + n]:
+        h = function(h)
+    return h
+
+
+def by_a_list_of_the_class(s: Net, h: Tensor, n: int) -> Tensor:
+    return s.walk(h, n)
 
 
 def by_next(s: Net, h: Tensor, n: int) -> Tensor:
@@ -106,6 +145,11 @@ UNCALLED: dict[str, Any] = {
     "map": lambda s, h, n: sum(map(flip, [h] * n), h),
     "map of torch": lambda s, h, n: sum(map(torch.fliplr, [h] * n), h),
     "a list": by_a_list,
+    "a global list": by_a_global_list,
+    "a global list by number": by_number,
+    "a global list zipped": zipped,
+    "a global table": by_a_table,
+    "a list of the class": by_a_list_of_the_class,
     "next": by_next,
     "pop": by_popping,
     "modules made here": lambda s, h, n: nn.Sequential(*[Flip()] * n)(h),
@@ -133,6 +177,10 @@ CALLED: dict[str, Any] = {
     "reduce": lambda s, h, n: functools.reduce(lambda t, _: 2 * t, range(1 + n), h),
     "map": lambda s, h, n: sum(map(torch.tanh, [h, h])),
     "nothing to do": lambda s, h, n: functools.reduce(lambda t, _: t, range(n), h),
+    "of a table by its key": lambda s, h, n: TABLE["a"](h),
+    "of a table by a name": lambda s, h, n: TABLE["ab"[n]](h),
+    "of a global list by its number": lambda s, h, n: STEPS[0](h),
+    "length of a global list": lambda s, h, n: h * len(STEPS),
     "compared": lambda s, h, n: h * 2 if s.of is not flip else h,
     "asked for": lambda s, h, n: h * 2 if callable(flip) else h,
     "kept for later": keeping,

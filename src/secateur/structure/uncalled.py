@@ -29,6 +29,7 @@ MAKES = "LOAD_CONST"  # puts the code of a function that is defined here on the 
 # Calls that ask what a function is, or keep it for the backward pass.
 ASKS = ("isinstance", "issubclass", "callable", "hasattr", "id", "type")
 KEEPS = "register_"
+COLLECTIONS = (list, tuple, dict)
 # Modules of torch that do nothing to units, or nothing that depends on their number, or hold others.
 HARMLESS = ("dropout", "loss", "container", "pooling", "padding", "upsampling", "linear")
 
@@ -46,23 +47,31 @@ def uncalled(piece: Ran, ways: Ways, modules: Mapping[str, nn.Module]) -> Iterat
     if source is None:
         return
     ran = {id(each.code) for each in ways.pieces}
-    found: dict[int, ast.expr | ast.FunctionDef] = {}
+    found: dict[int, tuple[ast.expr | ast.FunctionDef, str]] = {}
     for step in layout.steps:
         position = position_of_step(step) if step.opname in (MAKES, *NAMES) else None
         if position is None:
             continue
+        text = "holds where `{}` is not called, as on the example; what it does was not seen"
         if step.opname == MAKES:
             node = source.node(position) if _is_left(step.argval, ran) else None
         else:
             node = source.at.get(position)
             value = _held(node, piece, modules)
-            node = node if value is not None and _is_unseen(value, source, node, ran, ways.called) else None
+            if isinstance(value, COLLECTIONS):
+                text = "holds where what was not called of `{}` is not called, as on the example"
+                unseen = _is_gone_through(value, source, node) and any(
+                    _is_held_back(v, ran, ways) for v in _items(value)
+                )
+            else:
+                unseen = value is not None and _is_unseen(value, source, node, ran, ways.called)
+            node = node if unseen else None
         if isinstance(node, (ast.expr, ast.FunctionDef)) and not _is_asked(node, source):
-            found[step.offset] = node
+            found[step.offset] = node, text
     places = layout.executed(piece) if found else ()
-    for place, node in found.items():
+    for place, (node, text) in found.items():
         if place in places:
-            yield node, f"holds where `{_words(node)}` is not called, as on the example; what it does was not seen"
+            yield node, text.format(_words(node))
 
 
 def _is_left(code: object, ran: Collection[int]) -> bool:
@@ -91,8 +100,18 @@ def _is_unseen(
     return _is_operator(value) and getattr(value, "__name__", "").strip("_") not in called
 
 
+def _is_gone_through(value: Collection[object], source: SourcePart, node: ast.AST | None) -> bool:
+    """Whether a collection is handed on, sliced, counted through or walked; a table that is asked by a key is not."""
+    parent, name = source.parents.get(node, (None, ""))  # type: ignore[arg-type]
+    if isinstance(parent, ast.Attribute):
+        return isinstance(value, dict) and parent.attr in ("values", "items")
+    if isinstance(parent, ast.Subscript) and name == "value":
+        return not isinstance(value, dict) and not isinstance(parent.slice, (ast.Constant, ast.Attribute))
+    return not isinstance(value, dict) and getattr(getattr(parent, "func", None), "id", "") != "len"
+
+
 def _held(node: ast.AST | None, piece: Ran, modules: Mapping[str, nn.Module]) -> object:
-    """What a global name, an attribute of a global one, or a method of `self` stands for; None for all else."""
+    """What a global name, an attribute of a global one, or a method or collection of the class of `self` stands for."""
     if isinstance(node, ast.Name):
         return piece.space.get(node.id)
     if not isinstance(node, ast.Attribute):
@@ -100,7 +119,7 @@ def _held(node: ast.AST | None, piece: Ran, modules: Mapping[str, nn.Module]) ->
     if isinstance(node.value, ast.Name) and piece.code.co_argcount and node.value.id == piece.code.co_varnames[0]:
         runs = type(modules.get(piece.module))
         method = next((vars(k)[node.attr] for k in runs.__mro__ if node.attr in vars(k)), None)
-        return method if isinstance(method, FunctionType) else None
+        return method if isinstance(method, (FunctionType, *COLLECTIONS)) else None
     owner = _held(node.value, piece, modules)
     return vars(owner).get(node.attr) if isinstance(owner, ModuleType) else None
 
