@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur import criteria
 from secateur.criteria.base import Context
+from secateur.kinds.slices.anew import lock_computed
 from secateur.model.admit import PREPARE_AFTER, admit, is_rounding
 from secateur.model.call import as_loss, several
 from secateur.model.carried import refuse_carried_masks
@@ -52,7 +53,7 @@ def inspect(
     refuse_carried_masks(model)  # its groups would bear names of hidden tensors, which nothing else takes
     example, examples = several(example, examples)
     with weights_kept(model):
-        view = look(model, example, patterns_of(model, protect), examples)
+        view = look(model, example, patterns_of(model, protect), examples, lock_computed)
     return replace(view, locked=tuple(_reworded(group) for group in view.locked))
 
 

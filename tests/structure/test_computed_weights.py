@@ -5,7 +5,9 @@ The truth is the original whose hidden units are set to zero where they are give
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -165,4 +167,53 @@ def test_a_weight_that_only_code_of_torch_uses_is_named_without_a_line() -> None
     layer = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6))
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), layer, nn.ReLU(), nn.Linear(6, 2)).eval()
     with pytest.raises(sc.SecateurError, match="the weight used by a layer of torch is computed anew"):
-        sc.plan(model, torch.randn(3, 5), remove={"0": [1, 4]}).apply(model)
+        sc.plan(model, torch.randn(3, 5), remove={"0": [1, 4]})
+
+
+class Branches(nn.Module):
+    """A width that a normed weight sums over, beside one that it does not."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), norm(nn.Linear(8, 6)), nn.Linear(6, 6)
+        self.wide, self.narrow = nn.Linear(6, 10), nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.out(self.b(self.a(x).relu()).relu())
+        return h + self.narrow(self.wide(h).relu())
+
+
+@pytest.mark.parametrize(("norm", "stay"), [
+    (nn.utils.parametrizations.weight_norm, {"a"}),
+    (partial(nn.utils.parametrizations.weight_norm, dim=1), {"b"}),
+    (nn.utils.parametrizations.spectral_norm, {"a", "b"}),
+    (lambda layer: layer, set()),
+])  # fmt: skip
+def test_only_groups_that_a_computed_weight_is_made_of_stay_whole(
+    norm: Callable[[nn.Module], nn.Module], stay: set[str]
+) -> None:
+    torch.manual_seed(0)
+    model, x = Branches(norm).eval(), torch.randn(3, 5)
+    reason = "is computed anew from what is left"
+    seen = {group.name for group in sc.inspect(model, x).locked if reason in group.locks[0].reason}
+    assert {name.removesuffix("/conv_group") for name in seen} == stay
+    plan = sc.plan(model, x, target={"sparsity": 0.5}, scope="local")
+    assert plan.groups.keys() == {"a", "b", "wide"} - stay
+    said = [condition.text for condition in plan.conditions if reason in condition.text]
+    assert len(said) == bool(stay)
+    assert all(repr(name) in said[0] for name in stay)
+    cut = plan.apply(model)
+    masked = copy.deepcopy(model)
+    for name, following in (("a", "b"), ("b", "out"), ("wide", "narrow")):
+        gone = torch.tensor(plan.groups[name]["removed"] if name in plan.groups else [], dtype=torch.long)
+        masked.get_submodule(following).register_forward_pre_hook(
+            lambda _, given, gone=gone: (given[0].index_fill(-1, gone, 0),)
+        )
+    torch.testing.assert_close(cut(x), masked(x))
+
+
+@pytest.mark.parametrize("name", [n for n in REFUSED if n != "a sum as an offset"])  # has a size of its own in the code
+def test_every_weight_that_would_change_locks_its_group(name: str) -> None:
+    model = Parts(REFUSED[name]).double().eval()
+    reasons = {group.name: group.locks[0].reason for group in sc.inspect(model, X).locked}
+    assert "is computed anew from what is left" in reasons["a"]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, UnsupportedError
+from secateur.kinds.slices.anew import lock_computed
 from secateur.measure import num_params
 from secateur.measure.macs import samples_in
 from secateur.model.call import default_loss, device_of, to_device, to_target
@@ -106,6 +107,7 @@ def gather_facts(
     """
     record = capture(model, example)
     found, cost = structure(model, record, protect), CostModel(model, record, samples_in(model, example))
+    lock_computed(model, example, record, found)
     whole = cost.params({})
     kinds: dict[str, list[Group]] = {}
     for group in found.groups:

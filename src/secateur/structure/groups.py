@@ -6,14 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.model.modules import named_parameters
 from secateur.model.protect import protected
 from secateur.model.tensors import named_tensors
 from secateur.structure.attributes import settle
-from secateur.structure.axes import Atom, leaves, lock, resolve, unit_index
+from secateur.structure.axes import Atom, kept, leaves, lock, resolve, unit_index
 from secateur.structure.trace import Axes, Trace
 from secateur.types import Group, Lock, Span
 
@@ -44,6 +46,28 @@ class Structure:
         """Groups of a granularity that may be cut. "channel" includes the neurons of linear layers."""
         wanted = ("channel", "neuron") if granularity == "channel" else (granularity,)
         return [g for g in self.groups if g.granularity in wanted and not g.locks]
+
+    def cuts(self, stays: Mapping[int, npt.NDArray[np.bool_]]) -> dict[str, dict[int, Tensor]]:
+        """What is left of every tensor.
+
+        Args:
+            stays: id of an atom -> which of its units stay; atoms that are left out stay whole.
+
+        Returns:
+            tensor name -> dimension -> kept indices, of the dimensions that lose any.
+        """
+        cuts: dict[str, dict[int, Tensor]] = {}
+        # The same few dimensions occur in many tensors: their kept indices are looked for once, and are one tensor.
+        known: dict[int, Tensor | None] = {}
+        for name, axes in self.tensors.items():
+            for d, axis in enumerate(map(resolve, axes)):
+                if id(axis) not in known:
+                    mask = kept(axis, stays)
+                    known[id(axis)] = None if mask.all() else torch.from_numpy(np.flatnonzero(mask))
+                found = known[id(axis)]
+                if found is not None:
+                    cuts.setdefault(name, {})[d] = found
+        return cuts
 
 
 def structure(model: nn.Module, trace: Trace, protect: Sequence[str] = ()) -> Structure:

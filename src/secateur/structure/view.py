@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from torch import nn
@@ -13,9 +13,10 @@ from secateur.model.samples import batch_size_of
 from secateur.structure.capture import capture
 from secateur.structure.cost import CostModel
 from secateur.structure.grouped import grouped
-from secateur.structure.groups import structure
+from secateur.structure.groups import Structure, structure
 from secateur.structure.page import structure_page
 from secateur.structure.parts import ModulePart, module_parts
+from secateur.structure.trace import Trace
 from secateur.structure.usual import aside
 from secateur.types import Condition, Example, Group, MacsPer
 
@@ -128,14 +129,31 @@ class View:
         return "\n".join(lines)
 
 
-def look(model: nn.Module, example: Example, protect: Sequence[str] = (), examples: Sequence[Example] = ()) -> View:
+Locked = Callable[[nn.Module, Example, Trace, Structure], Sequence[Condition]]
+
+
+def look(
+    model: nn.Module,
+    example: Example,
+    protect: Sequence[str] = (),
+    examples: Sequence[Example] = (),
+    lock: Locked = lambda *_: (),
+) -> View:
     """Capture a model and describe it.
+
+    Args:
+        model: left as it is.
+        example: what one forward takes.
+        protect: what stays whole.
+        examples: further ones.
+        lock: locks what only trials show, and says so.
 
     Raises:
         ForwardError: the forward fails on the example.
     """
     trace = capture(model, example, examples=examples)
     found = structure(model, trace, protect)
+    further = lock(model, example, trace, found)
     samples = samples_in(model, example)
     cost = CostModel(model, trace, samples)
     whole = cost.params({})
@@ -149,6 +167,6 @@ def look(model: nn.Module, example: Example, protect: Sequence[str] = (), exampl
         tuple(g for g in found.groups if g.locks),
         weights,
         "example" if samples == 1 < batch_size_of(example) else "sample",
-        tuple(trace.conditions),
+        (*trace.conditions, *further),
         tuple(module_parts(model, found.groups)),
     )

@@ -48,6 +48,11 @@ def ablated(model: nn.Module, cuts: Cuts, *, same: SameSlices | None = None) -> 
     return Reference(twin, "ablation", lambda: missing, fitted, notes=notes, objection=objection)
 
 
+def weights_changed(model: nn.Module, cuts: Cuts) -> tuple[nn.Module, Missing]:
+    """A copy without what a plan removes, and what is to stand around a run of it: its `changed` then names lines."""
+    return _without(model, cuts, None)
+
+
 def ablated_with_widths(
     model: nn.Module,
     cuts: Cuts,

@@ -20,6 +20,7 @@ from secateur.kinds.expressible import FieldFamilies, require_native
 from secateur.kinds.reference import Tried, agrees, runs
 from secateur.kinds.shallow import repeated
 from secateur.kinds.slices.ablation import ablated, ablated_with_widths
+from secateur.kinds.slices.anew import lock_computed
 from secateur.kinds.slices.both import with_replay
 from secateur.kinds.slices.certify import certify
 from secateur.kinds.slices.encoders import with_padding
@@ -34,7 +35,7 @@ from secateur.model.call import device_of
 from secateur.model.tensors import named_tensors
 from secateur.request import PROOF, Efforts, Request
 from secateur.structure.attributes import edits, relied_on
-from secateur.structure.axes import kept, leaves, resolve
+from secateur.structure.axes import leaves
 from secateur.structure.capture import capture
 from secateur.structure.chosen import chosen
 from secateur.structure.cost import CostModel
@@ -68,6 +69,7 @@ class Slices(Candidates):
         self.trace = capture(model, example, examples=self.examples)
         self.structure = structure(model, self.trace, request.protect)
         self.native: FieldFamilies | None = None
+        self.conditions = lock_computed(model, example, self.trace, self.structure)
         self.groups = self._found()
         self.cost = CostModel(model, self.trace, samples_in(model, example))
         self.ids = {group.name: self.structure.atoms[group.name].id for group in self.groups}
@@ -117,18 +119,7 @@ class Slices(Candidates):
         """Slices and attributes of a choice."""
         atoms = self._atoms(keep)
         counts = {i: int(mask.sum()) for i, mask in atoms.items()}
-        cuts: dict[str, dict[int, Tensor]] = {}
-        # The same few dimensions occur in many tensors: their kept indices are looked for once, and are one tensor.
-        known: dict[int, Tensor | None] = {}
-        for name, axes in self.structure.tensors.items():
-            for d, axis in enumerate(map(resolve, axes)):
-                if id(axis) not in known:
-                    stays = kept(axis, atoms)
-                    known[id(axis)] = None if stays.all() else torch.from_numpy(np.flatnonzero(stays))
-                found = known[id(axis)]
-                if found is not None:
-                    cuts.setdefault(name, {})[d] = found
-        return Decision(atoms, counts, cuts, edits(self.model, self.trace, counts))
+        return Decision(atoms, counts, self.structure.cuts(atoms), edits(self.model, self.trace, counts))
 
     def _atoms(self, keep: Keep) -> dict[int, npt.NDArray[np.bool_]]:
         return {self.ids[name]: mask.cpu().numpy() for name, mask in keep.items() if not bool(mask.all())}
