@@ -401,6 +401,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         sc.resume(tmp_path / "c")
     with pytest.raises(FileRefusedError, match="nothing to resume"):
         sc.resume(tmp_path / "nowhere", net())
+    sc.prune(net(), torch.zeros(2, 6), recipe={"target": {"params": 0.6}}).save(tmp_path / "done")
+    with pytest.raises(FileRefusedError, match="the run has ended"):
+        sc.resume(tmp_path / "done", net())
     with pytest.raises(RecipeError, match="every="):
         sc.prune(net(), torch.zeros(2, 6), recipe={"target": {"params": 0.6}}, every=3.0)
 

@@ -21,6 +21,7 @@ from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.atomic import atomic_write
 from secateur.files.disk import disk_errors
 from secateur.files.leftovers import mark
+from secateur.files.manifest import MANIFEST
 from secateur.files.parse import parse_json
 from secateur.files.safe import load_json, load_metadata, load_tensors, save_tensors
 from secateur.files.seeds import canonical_json, stable_hash
@@ -154,9 +155,10 @@ class Checkpoint:
 
     def _take(self, new: bool) -> None:
         if not new and not (self.folder / INDEX).exists():
+            ended = (self.folder / MANIFEST).exists()
             raise FileRefusedError(
                 f"there is nothing to resume in {self.folder}",
-                why=f"it holds no {INDEX}",
+                why=f"it holds no {INDEX}" + (", but the manifest of a result: the run has ended" if ended else ""),
                 hint="name the output folder of a run that was interrupted, or the folder given as checkpoint",
             )
         with disk_errors(self.folder):
