@@ -12,7 +12,7 @@ interrupted goes on. Every result is saved, and loaded by from_pretrained before
 With --recover STEPS every case is then trained for that many steps of two sequences each, which the calibration did
 not see, by the dense model and the labels alike: the same sequences, rate and steps for all cases, behind the lines
 without. Cut models stay beside the file of results, and are trained from there. --amp multiplies in bfloat16
-meanwhile, which takes half the time on processors with instructions for it.
+meanwhile, which is faster on processors with instructions for it.
 """
 
 from __future__ import annotations
