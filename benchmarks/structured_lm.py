@@ -2,7 +2,8 @@
 
     python benchmarks/structured_lm.py MODEL_FOLDER VALID_TXT TEST_TXT --out FILE [--cases NAME...] [--share 0.25]
                                        [--sequences 8] [--tokens 256] [--test-sequences 12] [--threads 1]
-                                       [--recover STEPS --recover-cases NAME... --rate 3e-4 --amp]
+                                       [--recover STEPS --recover-cases NAME... --recover-seeds 0 1 2
+                                        --rate 3e-4 --amp]
 
 A quarter of the parameters inside the blocks goes (--share); embeddings stay. Every case is one line of JSON:
 perplexity on the test file, share of the decoder that really went (widths come in steps), parameters that are left, and
@@ -11,7 +12,8 @@ interrupted goes on. Every result is saved, and loaded by from_pretrained before
 
 With --recover STEPS every case is then trained for that many steps of two sequences each, which the calibration did
 not see, by the dense model and the labels alike: the same sequences, rate and steps for all cases, behind the lines
-without. Cut models stay beside the file of results, and are trained from there. --amp multiplies in bfloat16
+without; "dense" among --recover-cases is the dense model, trained alike. --recover-seeds other than 0 draw other
+sequences. Cut models stay beside the file of results, and are trained from there. --amp multiplies in bfloat16
 meanwhile, which is faster on processors with instructions for it.
 """
 
@@ -32,12 +34,16 @@ from secateur.recover import finetune
 from secateur.recover.distil import Distil
 
 DEPTH = {"granularity": "layer"}
+GREEDY = {"name": "loss-increase", "greedy": True, "turns": 8}  # as many as the blocks that a quarter is, of thirty
 WIDTH = {"granularity": ["head", "neuron"]}
 # case -> (criterion and granularity, share of what goes by it, compensated) one after the other
 CASES: dict[str, list[tuple[dict[str, object], float, bool]]] = {
     "depth: block influence": [({"criterion": "block-influence", **DEPTH}, 1.0, False)],
+    "depth: block influence + refit": [({"criterion": "block-influence", **DEPTH}, 1.0, True)],
     "depth: angular distance": [({"criterion": "angular-distance", **DEPTH}, 1.0, False)],
     "depth: loss increase": [({"criterion": "loss-increase", **DEPTH}, 1.0, False)],
+    "depth: greedy loss increase": [({"criterion": GREEDY, **DEPTH}, 1.0, False)],
+    "depth: greedy loss increase + refit": [({"criterion": GREEDY, **DEPTH}, 1.0, True)],
     "width: magnitude": [({"criterion": {"name": "magnitude", "norm": "l2", "reduce": "mean"}, **WIDTH}, 1.0, False)],
     "width: taylor": [({"criterion": "taylor", **WIDTH}, 1.0, False)],
     "width: taylor + refit": [({"criterion": "taylor", **WIDTH}, 1.0, True)],
@@ -55,13 +61,14 @@ def main() -> None:
     learn = [{"input_ids": part, "labels": part} for part in text[: asked.sequences].split(2)]
     judge = [{"input_ids": row[None]} for row in test[: asked.test_sequences]]
     kept = asked.out.parent / f"{asked.out.stem}-models"
-    work = [(case, 0) for case in ["dense", *asked.cases]]
+    work = [(case, 0, 0) for case in ["dense", *asked.cases]]
     if asked.recover:
-        work += [(case, asked.recover) for case in asked.recover_cases or asked.cases]
-    for case, steps in work:
+        trained = asked.recover_cases or asked.cases
+        work += [(case, asked.recover, seed) for seed in asked.recover_seeds for case in trained]
+    for case, steps, seed in work:
         setting = {"case": case, "share": asked.share, "tokens": asked.tokens, "sequences": asked.sequences,
                    "test_sequences": asked.test_sequences, "steps": steps,
-                   "rate": asked.rate if steps else 0.0, "amp": asked.amp and steps > 0}  # fmt: skip
+                   "rate": asked.rate if steps else 0.0, "amp": asked.amp and steps > 0, "seed": seed}  # fmt: skip
         if json.dumps(setting, sort_keys=True) in finished(asked.out):
             continue
         model, started = load(asked.folder), time.process_time()
@@ -76,6 +83,8 @@ def main() -> None:
             found["gone_of_decoder"] = round((whole - count(model)) / decoder, 4)
         if steps:
             rest = text[asked.sequences :]
+            if seed:
+                rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
             found["loss_of_training"] = recovered(model, load(asked.folder), rest, steps, asked.rate, asked.amp)
         seconds = time.process_time() - started
         line = {**setting, **found, "perplexity": round(perplexity(model, judge)["perplexity"], 2),
@@ -147,13 +156,13 @@ def blocks_of(folder: str, path: str, tokens: int) -> Tensor:
 def finished(path: Path) -> set[str]:
     """The settings of the cases that a file holds; a last line that a kill cut short is none."""
     found = set()
-    names = ("case", "share", "tokens", "sequences", "test_sequences", "steps", "rate", "amp")
+    names = ("case", "share", "tokens", "sequences", "test_sequences", "steps", "rate", "amp", "seed")
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found.add(json.dumps({name: row.get(name) for name in names}, sort_keys=True))
+        found.add(json.dumps({name: row.get(name, 0) for name in names}, sort_keys=True))
     return found
 
 
@@ -170,7 +179,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test-sequences", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recover", type=int, default=0, metavar="STEPS")
-    parser.add_argument("--recover-cases", nargs="+", default=None, choices=list(CASES), metavar="CASE")
+    parser.add_argument("--recover-cases", nargs="+", default=None, choices=["dense", *CASES], metavar="CASE")
+    parser.add_argument("--recover-seeds", nargs="+", type=int, default=[0], help="of the sequences; 0: the first ones")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--amp", action="store_true")
     return parser.parse_args()

@@ -83,12 +83,12 @@ class BatchNormRefresh(Part):
 
 
 class Refit(Part):
-    """Fit layers that lost inputs anew, in closed form, to give what they gave before; needs no labels."""
+    """Fit layers that lost inputs, or that stand before removed blocks, anew in closed form; needs no labels."""
 
     method: Literal["refit"]
     """``refit``."""
     ridge: Annotated[float, Field(ge=0)] = 1e-4
-    """Pull towards the cut weights, relative to the mean square of the inputs."""
+    """Pull towards the cut weights, relative to the mean square of the inputs; the least one before removed blocks."""
     positions: Count = 16
     """Places in space taken per image and convolution."""
     what: Literal["weights", "bias"] = "weights"

@@ -23,9 +23,10 @@ from secateur.recover.loop import Keeper, TrainStep
 from secateur.recover.optimizers import build_optimizer, optimizers
 from secateur.recover.rates import Rates
 from secateur.recover.validation import divided
+from secateur.solve.gaps import refit_gaps
 from secateur.solve.obs_update import obs_update
 from secateur.solve.refit import refit_consumers
-from secateur.types import Cuts, Data, Loss
+from secateur.types import Cuts, Data, LayerEntry, Loss
 
 _STEP: TypeAdapter[Step] = TypeAdapter(Step)
 
@@ -44,7 +45,7 @@ class Damage:
     original: nn.Module
     cuts: Cuts
     masks: Mapping[str, Tensor]
-    layers: Mapping[str, object] = field(default_factory=dict)
+    layers: Mapping[str, LayerEntry] = field(default_factory=dict)
 
 
 def recover(
@@ -76,15 +77,15 @@ def recover(
         The optimizer steps, where the step trains.
 
     Raises:
-        RecipeError: a step that does not fit what was pruned: a closed form for whole layers.
+        RecipeError: a step that does not fit what was pruned: obs_update for whole layers.
     """
     # Comparisons keep steps as plain data, which their addresses are made of.
     step = _STEP.validate_python(dict(step)) if isinstance(step, Mapping) else step
-    if damage.layers and isinstance(step, Refit | ObsUpdate):
+    if damage.layers and (isinstance(step, ObsUpdate) or (isinstance(step, Refit) and step.what == "bias")):
         raise RecipeError(
-            f"recover: {step.method} does not apply to whole layers.",
+            f"recover: {step.method}{', what: bias' * isinstance(step, Refit)} does not apply to whole layers.",
             why="it changes what reads the inputs that are gone, and layers hand on all of theirs",
-            hint="Use finetune for layers.",
+            hint="Use refit (what: weights) or finetune for layers.",
         )
     if isinstance(step, BatchNormRefresh):
         # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
@@ -165,6 +166,8 @@ def _refit(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     # The dense model of a comparison goes through the same steps, and has nothing to make up for.
+    if damage.layers:
+        refit_gaps(damage.original, model, scoring, layers=damage.layers, ridge=step.ridge, progress=progress)
     if damage.cuts or damage.masks:
         refit_consumers(
             damage.original,

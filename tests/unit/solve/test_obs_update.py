@@ -159,6 +159,6 @@ def test_whole_layers_have_no_closed_form():
 
     model = nn.Sequential(nn.Sequential(*(Block() for _ in range(3))), nn.Linear(5, 3))
     recipe = {"granularity": "layer", "target": {"count": 1}, "measure": {"latency": False}}
-    for method in ("refit", "obs_update"):
+    for step in ({"method": "obs_update"}, {"method": "refit", "what": "bias"}):
         with pytest.raises(RecipeError, match="whole layers"):
-            sc.prune(model, data=data(), recipe={**recipe, "recover": [{"method": method}]})
+            sc.prune(model, data=data(), recipe={**recipe, "recover": [step]})

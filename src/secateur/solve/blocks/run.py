@@ -31,6 +31,7 @@ from secateur.solve.blocks.settings import LEAST_BATCHES, Settings
 from secateur.solve.blocks.sites import patterns_of, share_of
 from secateur.solve.blocks.step import BlockSolver
 from secateur.solve.blocks.stream import BatchStream
+from secateur.solve.blocks.sums import real_tokens
 from secateur.solve.blocks.together import mine
 from secateur.solve.blocks.tune import SubBlockRecord
 from secateur.solve.patterns import Pattern
@@ -169,9 +170,7 @@ class _Work:
 
     def _example(self, batch: Batch) -> Example:
         example = to_device(to_example(batch), device_of(self.model))
-        mask = example.get("attention_mask") if isinstance(example, Mapping) else None
-        padded = isinstance(mask, Tensor) and mask.dim() == 2 and not bool((mask != 0).all())
-        self.tokens.append((mask != 0) if padded and isinstance(mask, Tensor) else None)
+        self.tokens.append(real_tokens(example))
         return example
 
     def _patterns(self, shares: Mapping[MatrixSite, float] | None) -> dict[MatrixSite, Pattern]:

@@ -6,12 +6,14 @@ C = (X - X~)^T X~ are summed for the tokens that solvers may see and for those t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from secateur.solve.blocks.products import Use
+from secateur.types import Example
 
 PANEL = 192  # columns per product: the lower triangle of H is copied from the upper one, but for squares of this size
 
@@ -72,6 +74,13 @@ def add(sums: GramSums, rows: Tensor, dense: Tensor | None, *, full: bool) -> No
     if sums.cross is not None and dense is not None:
         sums.cross += (dense - rows).T @ rows
     sums.tokens += len(rows)
+
+
+def real_tokens(example: Example) -> Tensor | None:
+    """Which tokens of a batch are no padding, bool [batch, tokens]; None where all are, or nothing says."""
+    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
+    padded = isinstance(mask, Tensor) and mask.dim() == 2 and not bool((mask != 0).all())
+    return (mask != 0) if padded and isinstance(mask, Tensor) else None
 
 
 def rows_of(use: Use, tokens: Tensor | None, dtype: torch.dtype, part: int = 0) -> Tensor:

@@ -1,0 +1,307 @@
+"""After whole layers are gone, the last product before each gap is fitted anew: the hidden state behind it comes back.
+
+Legend: N tokens, d inputs and n outputs of the product. X are its inputs in the cut model, H what the block it stands
+in hands on there, T what the last removed block handed on in the original. Everything in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import RecipeError, UnsupportedError
+from secateur.model.bypass import first_tensor
+from secateur.model.call import call, require_reiterable, to_example
+from secateur.model.guard import guard
+from secateur.solve.blocks.products import WHOLE, Products, Use
+from secateur.solve.blocks.sums import real_tokens, rows_of
+from secateur.solve.refit import least_squares
+from secateur.statistics.activations.streams import finite
+from secateur.statistics.gradients.functional import batches
+from secateur.structure.capture import quiet
+from secateur.types import Data, Example, LayerEntry
+
+HELD = 4  # every so many batches one is held out, to choose how much the weights are pulled towards what they were
+LADDER = (1.0, 10.0, 100.0, 1e3, 1e4)  # of the ridge that was asked for
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A run of removed blocks behind one that is left.
+
+    Args:
+        block: name of the block before it, in the cut model.
+        removed: name of its last block, in the original.
+    """
+
+    block: str
+    removed: str
+
+
+@dataclass(frozen=True)
+class GapFit:
+    """What a fit made of a gap.
+
+    Args:
+        weight: name of the weight, in the cut model.
+        ridge: that was chosen.
+        before, after: mean square of what is missing behind the gap, relative to the original's hidden state: on
+            batches that were held out, or on all where there are too few.
+    """
+
+    weight: str
+    ridge: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """The product that a block adds to its hidden state last."""
+
+    weight: str
+    bias: str
+    turned: bool
+
+
+@dataclass(eq=False)
+class _Sums:
+    """X^T X, X^T (T - H) and what errors are relative to, over some batches."""
+
+    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
+    cross: Tensor = field(default_factory=lambda: torch.zeros(()))
+    missing: float = 0.0
+    whole: float = 0.0
+
+    def add(self, rows_Nd: Tensor, now_Nn: Tensor, goal_Nn: Tensor) -> None:
+        missing_Nn = goal_Nn - now_Nn
+        self.gram = self.gram.to(rows_Nd.device) + rows_Nd.T @ rows_Nd
+        self.cross = self.cross.to(rows_Nd.device) + rows_Nd.T @ missing_Nn
+        self.missing += float(missing_Nn.square().sum())
+        self.whole += float(goal_Nn.square().sum())
+
+    def error(self, change_dn: Tensor) -> float:
+        """Of T with a change of the weight, relative to T."""
+        moved = float((change_dn * (self.gram @ change_dn - 2 * self.cross)).sum())
+        return (self.missing + moved) / max(self.whole, 1e-300)
+
+
+def refit_gaps(
+    original: nn.Module,
+    cut: nn.Module,
+    data: Data,
+    *,
+    layers: Mapping[str, LayerEntry],
+    ridge: float = 1e-4,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, GapFit]:
+    """Fit the last product before each run of removed blocks, in closed form; changes `cut` in place.
+
+    min over W', b' of ||T - (H - X W^T - b + X W'^T + b')||^2 + ridge ||W' - W||^2, gap by gap from the input to the
+    output, each behind those that are fitted already. Blocks may need far more pull than layers that lost inputs: every
+    fourth batch is held out, and of five ridges from the given one to 10,000 times as much the one is taken with
+    which these are met best; then all batches are fitted. With fewer than four batches the given one is taken.
+
+    Args:
+        original: the whole model.
+        cut: the model without the blocks.
+        data: unlabelled batches, read once per gap; tokens that `attention_mask` leaves out do not count.
+        layers: container path -> what is gone from it, as in a plan.
+        ridge: the least pull, relative to the mean square of the inputs.
+        progress: called as ``progress(done, total)`` after every batch.
+
+    Returns:
+        name of the block before a gap -> what the fit made of it.
+
+    Raises:
+        RecipeError: blocks at the very start are gone, with none before them.
+        UnsupportedError: a block whose last product is not added to the hidden state as it is (a norm behind it, a
+            convolution, routed experts), or that does not run once.
+        NonFiniteError: an activation is NaN or Inf.
+
+    Cost:
+        One forward pass of both models over the data per gap, N d^2 + N d n multiplications and six times d^3.
+
+    Source:
+        Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization",
+        2025, section 3 (least squares), where a square matrix is put behind the same weight; here the weight is free.
+    """
+    if not ridge >= 0:
+        raise RecipeError(f"ridge={ridge!r} must be >= 0")
+    gaps = list(gaps_of(layers))
+    require_reiterable(data, "the refit, one pass for every gap,")
+    fits = {}
+    with guard(cut, rollback=True), quiet(original), quiet(cut):
+        for number, gap in enumerate(gaps):
+            writer: _Writer | None = None
+            learn, held = _Sums(), _Sums()
+            for place, (batch, _) in enumerate(batches(original, data), start=1):
+                example = to_example(batch)
+                if writer is None:
+                    writer = _writer(cut, gap.block, example)
+                seen = _seen(original, cut, gap, writer, example)
+                (held if place % HELD == 0 else learn).add(*seen)
+                if progress is not None:
+                    total = len(data) if isinstance(data, Sized) else place
+                    progress(number * total + place, len(gaps) * total)
+            assert writer is not None
+            fits[gap.block] = _fitted(cut, writer, learn, held, ridge)
+    return fits
+
+
+def gaps_of(layers: Mapping[str, LayerEntry]) -> Iterator[Gap]:
+    """The runs of blocks that are gone, each with the block before it, from the input to the output.
+
+    Raises:
+        RecipeError: a run at the very start.
+    """
+    for path, entry in layers.items():
+        gone = set(entry["removed"])
+        prefix = f"{path}." if path else ""
+        if 0 in gone:
+            raise RecipeError(
+                f"recover: refit has nothing to fit before the first block of {path!r}, which is gone",
+                why="it fits the last layer before each gap",
+                hint=f"protect {prefix}0, or use finetune",
+            )
+        place = -1
+        for i in range(entry["size"]):
+            if i not in gone:
+                place += 1
+            elif i + 1 == entry["size"] or i + 1 not in gone:
+                yield Gap(f"{prefix}{place}", f"{prefix}{i}")
+
+
+def _writer(cut: nn.Module, name: str, example: Example) -> _Writer:
+    """The last product of a block, if what it gives is added to the block's hidden state and nothing more is done."""
+    block, uses = cut.get_submodule(name), list[Use]()
+    if (times := _runs(cut, name, example)) != 1:
+        raise UnsupportedError(f"the block {name!r} runs {times} times and not once", hint="use finetune")
+    weights = {key: p for key, p in block.named_parameters() if p.dim() >= 2}
+    refused = f"recover: refit cannot fit {name!r}, the block before a gap"
+    with Products(weights, uses.append):
+        handed_on = _handed_on(cut, name, example)
+    if not uses:
+        raise UnsupportedError(refused, why="it multiplies with no weight of its own", hint="use finetune")
+    key, part = uses[-1].site
+    if part != WHOLE or uses[-1].stacked or uses[-1].geometry is not None or weights[key].dim() != 2:
+        raise UnsupportedError(refused, why=f"its last product, {key!r}, is no linear layer", hint="use finetune")
+    weight, owner = weights[key], key.rpartition(".")[0]
+    bias = block.get_submodule(owner)._parameters.get("bias")
+    given = rows_of(uses[-1], None, torch.float64) @ _matrix(weight, uses[-1].turned).T
+    given = given if bias is None else given + bias.detach().double()
+    # Seen by taking it away: whatever a norm, a gate or a second use behind it does, the rest would not be all else.
+    with _zeroed([weight] if bias is None else [weight, bias]):
+        rest = _handed_on(cut, name, example).double()
+    missed = float((handed_on.double() - rest - given.reshape(rest.shape)).abs().max())
+    if not missed <= 1e2 * torch.finfo(handed_on.dtype).eps * float(handed_on.abs().max()):
+        raise UnsupportedError(
+            refused, why=f"what {key!r} gives is not added to the hidden state as it is", hint="use finetune"
+        )
+    return _Writer(f"{name}.{key}", "" if bias is None else f"{name}.{owner}.bias", uses[-1].turned)
+
+
+@contextmanager
+def _zeroed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    values = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.zero_()
+        try:
+            yield
+        finally:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+def _seen(
+    original: nn.Module, cut: nn.Module, gap: Gap, writer: _Writer, example: Example
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X with a one for the bias, H and T of a batch."""
+    uses, tokens = list[Tensor](), real_tokens(example)
+    weight = {writer.weight: cut.get_parameter(writer.weight)}
+    with Products(weight, lambda use: uses.append(rows_of(use, tokens, torch.float64))):
+        now = _rows(_handed_on(cut, gap.block, example), tokens)
+    goal = _rows(_handed_on(original, gap.removed, example), tokens)
+    if len(uses) != 1 or not len(uses[0]) == len(now) == len(goal):
+        raise UnsupportedError(f"{writer.weight!r} does not run once on every batch", hint="use finetune")
+    rows = uses[0] if not writer.bias else torch.cat([uses[0], torch.ones_like(uses[0][:, :1])], 1)
+    return rows, now, goal
+
+
+class _ReachedError(BaseException):
+    """The block has run; nothing behind it is of interest. No handler of a model's code catches it."""
+
+
+def _handed_on(model: nn.Module, name: str, example: Example) -> Tensor:
+    """The hidden state that a block hands on."""
+    found = list[Tensor]()
+
+    def see(_: nn.Module, __: object, output: object) -> None:
+        hidden = first_tensor(output)
+        if hidden is not None:
+            found.append(hidden.detach().clone())
+            raise _ReachedError
+
+    handle = model.get_submodule(name).register_forward_hook(see)
+    try:
+        call(model, example)
+    except _ReachedError:
+        pass
+    finally:
+        handle.remove()
+    if not found:
+        raise UnsupportedError(f"the block {name!r} hands on no tensor on every batch", hint="use finetune")
+    return found[0]
+
+
+def _runs(model: nn.Module, name: str, example: Example) -> int:
+    """How many times a block runs."""
+    seen = list[nn.Module]()
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda module, _: seen.append(module))
+    try:
+        call(model, example)
+    finally:
+        handle.remove()
+    return len(seen)
+
+
+def _rows(hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    if tokens is not None and hidden.shape[:2] == tokens.shape:
+        hidden = hidden[tokens.to(hidden.device)]
+    return hidden.reshape(-1, hidden.shape[-1]).double()
+
+
+def _matrix(weight: Tensor, turned: bool) -> Tensor:
+    weight = weight.detach().double()
+    return weight.T if turned else weight
+
+
+def _fitted(cut: nn.Module, writer: _Writer, learn: _Sums, held: _Sums, ridge: float) -> GapFit:
+    """Choose the ridge, fit, and write the weight."""
+    weight = cut.get_parameter(writer.weight)
+    columns = weight.shape[0 if writer.turned else 1]
+    finite(learn.gram.diagonal())
+    finite(learn.cross.flatten())
+    judge = held if held.whole else learn
+
+    def change(sums: _Sums, ridge: float) -> Tensor:
+        return least_squares(sums.gram, sums.cross, ridge=ridge, columns=columns)
+
+    errors = {ridge: judge.error(change(learn, ridge))}
+    if held.whole:
+        errors = {ridge * times: held.error(change(learn, ridge * times)) for times in LADDER}
+    best = min(errors, key=lambda one: errors[one])
+    both = _Sums(learn.gram + held.gram, learn.cross + held.cross)
+    moved = change(both, best)
+    with torch.no_grad():
+        matrix = _matrix(weight, writer.turned) + moved[:columns].T
+        weight.copy_(matrix.T if writer.turned else matrix)
+        if writer.bias:
+            bias = cut.get_parameter(writer.bias)
+            bias.copy_(bias.double() + moved[columns])
+    return GapFit(writer.weight, best, judge.missing / max(judge.whole, 1e-300), errors[best])
