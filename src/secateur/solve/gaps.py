@@ -19,7 +19,7 @@ from secateur.model.call import call, require_reiterable, to_example
 from secateur.model.guard import guard
 from secateur.solve.blocks.products import WHOLE, Products, Use
 from secateur.solve.blocks.sums import real_tokens, rows_of
-from secateur.solve.refit import least_squares
+from secateur.solve.refit_layers import least_squares
 from secateur.statistics.activations.streams import finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import quiet

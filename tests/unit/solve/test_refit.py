@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.planning.build import make_plan
-from secateur.solve.refit import least_squares, refit_consumers
+from secateur.solve.refit import refit_consumers
+from secateur.solve.refit_layers import least_squares
 
 
 def cut_of(model, example, *, keep=None, **options):
