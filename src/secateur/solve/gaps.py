@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError, UnsupportedError
-from secateur.model.bypass import first_tensor
 from secateur.model.call import call, require_reiterable, to_example
 from secateur.model.guard import guard
+from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.products import WHOLE, Products, Use
 from secateur.solve.blocks.sums import real_tokens, rows_of
 from secateur.solve.refit_layers import least_squares
@@ -184,7 +184,7 @@ def _writer(cut: nn.Module, name: str, example: Example) -> _Writer:
     weights = {key: p for key, p in block.named_parameters() if p.dim() >= 2}
     refused = f"recover: refit cannot fit {name!r}, the block before a gap"
     with Products(weights, uses.append):
-        handed_on = _handed_on(cut, name, example)
+        whole = handed_on(cut, name, example).double()
     if not uses:
         raise UnsupportedError(refused, why="it multiplies with no weight of its own", hint="use finetune")
     key, part = uses[-1].site
@@ -196,9 +196,10 @@ def _writer(cut: nn.Module, name: str, example: Example) -> _Writer:
     given = given if bias is None else given + bias.detach().double()
     # Seen by taking it away: whatever a norm, a gate or a second use behind it does, the rest would not be all else.
     with _zeroed([weight] if bias is None else [weight, bias]):
-        rest = _handed_on(cut, name, example).double()
-    missed = float((handed_on.double() - rest - given.reshape(rest.shape)).abs().max())
-    if not missed <= 1e2 * torch.finfo(handed_on.dtype).eps * float(handed_on.abs().max()):
+        rest = handed_on(cut, name, example).double()
+    alike = given.numel() == rest.numel() == whole.numel()
+    missed = float((whole - rest - given.reshape(rest.shape)).abs().max()) if alike else float("inf")
+    if not missed <= 1e2 * torch.finfo(weight.dtype).eps * float(whole.abs().max()):
         raise UnsupportedError(
             refused, why=f"what {key!r} gives is not added to the hidden state as it is", hint="use finetune"
         )
@@ -225,38 +226,12 @@ def _seen(
     uses, tokens = list[Tensor](), real_tokens(example)
     weight = {writer.weight: cut.get_parameter(writer.weight)}
     with Products(weight, lambda use: uses.append(rows_of(use, tokens, torch.float64))):
-        now = _rows(_handed_on(cut, gap.block, example), tokens)
-    goal = _rows(_handed_on(original, gap.removed, example), tokens)
+        now = _rows(handed_on(cut, gap.block, example), tokens)
+    goal = _rows(handed_on(original, gap.removed, example), tokens)
     if len(uses) != 1 or not len(uses[0]) == len(now) == len(goal):
         raise UnsupportedError(f"{writer.weight!r} does not run once on every batch", hint="use finetune")
     rows = uses[0] if not writer.bias else torch.cat([uses[0], torch.ones_like(uses[0][:, :1])], 1)
     return rows, now, goal
-
-
-class _ReachedError(BaseException):
-    """The block has run; nothing behind it is of interest. No handler of a model's code catches it."""
-
-
-def _handed_on(model: nn.Module, name: str, example: Example) -> Tensor:
-    """The hidden state that a block hands on."""
-    found = list[Tensor]()
-
-    def see(_: nn.Module, __: object, output: object) -> None:
-        hidden = first_tensor(output)
-        if hidden is not None:
-            found.append(hidden.detach().clone())
-            raise _ReachedError
-
-    handle = model.get_submodule(name).register_forward_hook(see)
-    try:
-        call(model, example)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
-    if not found:
-        raise UnsupportedError(f"the block {name!r} hands on no tensor on every batch", hint="use finetune")
-    return found[0]
 
 
 def _runs(model: nn.Module, name: str, example: Example) -> int:

@@ -6,7 +6,8 @@ feeds the layer, Y what the original's layer returns, so errors of earlier cuts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from itertools import count
 from typing import Literal
 
 from torch import Tensor, nn
@@ -14,13 +15,12 @@ from torch import Tensor, nn
 from secateur.errors import RecipeError
 from secateur.model.call import require_reiterable, to_example
 from secateur.model.guard import guard
-from secateur.solve.refit_layers import RefitLayer, add_batch, layers_of, shift, solved, with_bias
-from secateur.statistics.activations.gram import Sampler
-from secateur.statistics.activations.streams import few_samples, finite
+from secateur.solve.refit_blocks import blocks_alone
+from secateur.solve.refit_layers import RefitRule, fit_layers, layers_of
+from secateur.statistics.activations.streams import few_samples
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
-from secateur.structure.trace import Trace
-from secateur.types import Cuts, Data
+from secateur.types import Cuts, Data, Example
 
 
 def refit_consumers(
@@ -47,7 +47,7 @@ def refit_consumers(
     Args:
         original: the whole model.
         cut: the cut model; its weights are replaced, everything else stays as it is.
-        data: unlabelled batches, read once per layer.
+        data: unlabelled batches, read once per layer, or once in all where all layers lie in one stack of blocks.
         cuts: tensor name -> dimension -> kept indices, as in a plan.
         masks: parameter name -> bool, True = keep: zeros that stay. Each output is fitted on the weights it has left.
         what: "weights" (and biases), or "bias" alone: only the mean output of each unit is made good.
@@ -67,8 +67,9 @@ def refit_consumers(
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        Per layer one forward pass of both models up to it, N k^2 + N k n and k^3 multiplications; with masks k^3 for
-        each of the n outputs, since each has other weights left.
+        Per layer N k^2 + N k n and k^3 multiplications; with masks k^3 for each of the n outputs, since each has other
+        weights left. Where all layers lie in one stack of blocks (a transformer), a forward pass of its block of both
+        models per layer, and the hidden states of all batches (beyond 1 GiB on disk); else one of both models up to it.
 
     Source:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equation 2 and
@@ -78,33 +79,24 @@ def refit_consumers(
         raise RecipeError(f"what={what!r} is not known", hint="weights or bias")
     if not ridge >= 0 or (positions is not None and positions < 1):
         raise RecipeError(f"ridge={ridge!r}, positions={positions!r}: ridge must be >= 0, positions above 0 or None")
-    wanted = None if names is None else list(names)
     require_reiterable(data, "the refit, one pass for every layer,")
-    layers: list[RefitLayer] | None = None
-    traces: tuple[Trace, Trace] | None = None
-    changed: dict[str, Tensor] = {}
+    models, rule = (original, cut), RefitRule(cuts, masks or {}, what, ridge, positions, seed)
     with guard(cut, rollback=True), quiet(original), quiet(cut):
-        done = 0
-        while layers is None or done < len(layers):
-            sampler = Sampler(positions, seed)
-            for number, (batch, size) in enumerate(batches(original, data), start=1):
-                if layers is None or traces is None:
-                    example = few_samples(to_example(batch), size)
-                    traces = capture(original, example), capture(cut, example)
-                    layers = layers_of(cut, traces, cuts, wanted, masks or {})
-                    if what == "bias":
-                        layers = with_bias(layers, wanted)
-                    if not layers:
-                        return {}
-                add_batch((original, cut), traces, layers[done], sampler, to_example(batch))
-                if progress is not None:
-                    total = len(data) if isinstance(data, Sized) else number
-                    progress(done * total + number, len(layers) * total)
-            assert layers is not None
-            layer = layers[done]
-            finite(layer.gram.diagonal(dim1=-2, dim2=-1).flatten())
-            finite(layer.cross.flatten())
-            mask = (masks or {}).get(layer.weight)
-            changed.update(shift(cut, layer) if what == "bias" else solved(cut, layer, ridge, mask))
-            done += 1
-    return changed
+        batch, size = next(batches(original, data))
+        example = few_samples(to_example(batch), size)
+        traces = capture(original, example), capture(cut, example)
+        layers = layers_of(cut, traces, rule, None if names is None else list(names))
+        done = count()
+
+        def tell() -> None:
+            if progress is not None and isinstance(data, Sized):
+                progress(next(done) + 1, len(layers) * len(data))
+
+        def pairs() -> Iterator[tuple[Example, Example]]:
+            for batch, _ in batches(original, data):
+                yield (to_example(batch),) * 2
+
+        alone = blocks_alone(models, example, [layer.weight for layer in layers], pairs)
+        if alone is not None:
+            return alone.fit(rule, tell)
+        return fit_layers(models, traces, layers, pairs, rule, tell)

@@ -7,8 +7,9 @@ errors of earlier cuts are corrected too. Everything in float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,40 @@ from secateur.registry import suggestion
 from secateur.solve.shortcut import Shortcut, find_shortcut
 from secateur.statistics.activations.gram import Geometry, Sampler, geometry
 from secateur.statistics.activations.observe import Flow, Observer, Site, argument
+from secateur.statistics.activations.streams import finite
 from secateur.structure.trace import Ref, Trace
 from secateur.types import Cuts, Example
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, eq=False)
+class RefitRule:
+    """What is fitted, and how.
+
+    Args:
+        cuts: tensor name -> dimension -> kept indices.
+        masks: parameter name -> bool, True = keep.
+        what: "weights", or "bias" alone.
+        ridge: pull towards the cut weights.
+        positions: places in space per image and convolution; None = all.
+        seed: of the places.
+    """
+
+    cuts: Cuts
+    masks: Mapping[str, Tensor]
+    what: str
+    ridge: float
+    positions: int | None
+    seed: int
+
+    def within(self, prefix: str, new: str) -> RefitRule:
+        """The rule for a part of the model, whose tensors have another prefix there."""
+
+        def renamed(names: Mapping[str, Value]) -> dict[str, Value]:
+            return {new + name.removeprefix(prefix): names[name] for name in names if name.startswith(prefix)}
+
+        return replace(self, cuts=renamed(self.cuts), masks=renamed(self.masks))
 
 
 @dataclass(eq=False)
@@ -39,13 +72,17 @@ class RefitLayer:
 
 
 def layers_of(
-    cut: nn.Module,
-    traces: tuple[Trace, Trace],
-    cuts: Cuts,
-    wanted: Sequence[str] | None,
-    masks: Mapping[str, Tensor],
+    cut: nn.Module, traces: tuple[Trace, Trace], rule: RefitRule, wanted: Sequence[str] | None
 ) -> list[RefitLayer]:
-    """The layers in the order in which they run."""
+    """The layers to fit in the order in which they run.
+
+    Args:
+        cut: the cut model.
+        traces: of the original and of the cut model.
+        rule: what is cut, and what is fitted.
+        wanted: weights to refit; None = those that lost inputs or have a mask.
+    """
+    cuts, masks = rule.cuts, rule.masks
     flows = Flow(traces[0]), Flow(traces[1])
     uses = [_uses(flow) for flow in flows]
     for name in wanted or ():
@@ -67,7 +104,42 @@ def layers_of(
         if len(uses[0].get(name, ())) != len(steps):
             raise UnsupportedError(f"{name!r} is used {len(steps)} times after the cut and another number before")
         found.append(_layer(cut, flows, name, shape, cuts.get(name, {}).get(rows), (uses[0][name], steps)))
-    return found
+    return _with_bias(found, wanted) if rule.what == "bias" else found
+
+
+def fit_layers(
+    models: tuple[nn.Module, nn.Module],
+    traces: tuple[Trace, Trace],
+    layers: Sequence[RefitLayer],
+    pairs: Callable[[], Iterable[tuple[Example, Example]]],
+    rule: RefitRule,
+    tell: Callable[[], None],
+) -> dict[str, Tensor]:
+    """Fit layer by layer, each behind those that are fitted already.
+
+    Args:
+        models: the original and the cut model, which is changed in place.
+        traces: of both.
+        layers: in the order in which they run.
+        pairs: gives all batches anew, for the original and for the cut model.
+        rule: how.
+        tell: called after every batch.
+
+    Returns:
+        name of every changed weight and bias -> its new value.
+    """
+    changed: dict[str, Tensor] = {}
+    for layer in layers:
+        sampler = Sampler(rule.positions, rule.seed)
+        for examples in pairs():
+            _add_batch(models, traces, layer, sampler, examples)
+            tell()
+        finite(layer.gram.diagonal(dim1=-2, dim2=-1).flatten())
+        finite(layer.cross.flatten())
+        mask = rule.masks.get(layer.weight)
+        fitted = _shift(models[1], layer) if rule.what == "bias" else _solve(models[1], layer, rule.ridge, mask)
+        changed.update(fitted)
+    return changed
 
 
 def _uses(flow: Flow) -> dict[str, list[int]]:
@@ -103,12 +175,12 @@ def _layer(
     )
 
 
-def add_batch(
+def _add_batch(
     models: tuple[nn.Module, nn.Module],
     traces: tuple[Trace, Trace],
     layer: RefitLayer,
     sampler: Sampler,
-    example: Example,
+    examples: tuple[Example, Example],
 ) -> None:
     """Add one batch to the sums of a layer: first the cut model, where the rows are drawn, then the original."""
     shape = layer.geometry
@@ -125,7 +197,7 @@ def add_batch(
         where[i] = shape.places(value, sampler)
         rows[i] = shape.rows(value, where[i])
 
-    Observer(models[1], traces[1], [*layer.cut, *aside], last=True).run(example, see_cut)
+    Observer(models[1], traces[1], [*layer.cut, *aside], last=True).run(examples[1], see_cut)
     goals: dict[int, Tensor] = {}
     before = {s.original: i for i, s in enumerate(layer.shortcuts) if s is not None}
 
@@ -138,7 +210,7 @@ def add_batch(
         else:
             goals[i] = taken
 
-    Observer(models[0], traces[0], [*layer.original, *before], last=True).run(example, see_original)
+    Observer(models[0], traces[0], [*layer.original, *before], last=True).run(examples[0], see_original)
     for i, shortcut in enumerate(layer.shortcuts):
         goal = goals[i] if shortcut is None else goals[i] + moved[i] * shortcut.factor.to(goals[i].device)
         _accumulate(layer, rows[i], goal)
@@ -152,7 +224,7 @@ def _accumulate(layer: RefitLayer, rows_gNk: Tensor, goal_Nn: Tensor) -> None:
     layer.cross = layer.cross.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ goal_gNn
 
 
-def with_bias(layers: list[RefitLayer], wanted: Sequence[str] | None) -> list[RefitLayer]:
+def _with_bias(layers: list[RefitLayer], wanted: Sequence[str] | None) -> list[RefitLayer]:
     """The layers that have a bias; only these can be shifted."""
     found = [layer for layer in layers if layer.bias]
     without = [layer.weight for layer in layers if not layer.bias]
@@ -161,7 +233,7 @@ def with_bias(layers: list[RefitLayer], wanted: Sequence[str] | None) -> list[Re
     return found
 
 
-def shift(cut: nn.Module, layer: RefitLayer) -> dict[str, Tensor]:
+def _shift(cut: nn.Module, layer: RefitLayer) -> dict[str, Tensor]:
     """Give each output of a layer the mean that it had, by its bias."""
     now_gnk = layer.geometry.matrix(cut.get_parameter(layer.weight))
     bias = cut.get_parameter(layer.bias)
@@ -188,7 +260,7 @@ def _each_row(gram: Tensor, missing: Tensor, keep: Tensor, ridge: float) -> Tens
     return change
 
 
-def solved(cut: nn.Module, layer: RefitLayer, ridge: float, mask: Tensor | None) -> dict[str, Tensor]:
+def _solve(cut: nn.Module, layer: RefitLayer, ridge: float, mask: Tensor | None) -> dict[str, Tensor]:
     """Solve for the change of a layer and write it into the model."""
     weight = cut.get_parameter(layer.weight)
     now_gnk = layer.geometry.matrix(weight)

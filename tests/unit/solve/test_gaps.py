@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tiny_language_models import llama, small_gpt2
 from torch import nn
 
 import secateur as sc
@@ -241,16 +242,6 @@ def test_an_iterator_that_is_read_once_is_refused():
         refit_gaps(model, without(model, 1), iter(data(2)), layers=entry(3, 1))
 
 
-def llama(layers=4):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=32,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).eval()
-
-
 def test_tokens_that_the_mask_leaves_out_do_not_count():
     model = llama()
     cut = copy.deepcopy(model)
@@ -269,13 +260,6 @@ def test_tokens_that_the_mask_leaves_out_do_not_count():
     unmasked = copy.deepcopy(cut)
     refit_gaps(model, unmasked, [{"input_ids": other}], layers=layers)
     assert not torch.allclose(unmasked.model.layers[1].mlp.down_proj.weight, weights[0], rtol=1e-3)
-
-
-def small_gpt2():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(2)
-    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=4, n_head=2, n_positions=32)
-    return transformers.GPT2LMHeadModel(config).eval()
 
 
 @pytest.mark.parametrize("make", [llama, small_gpt2])

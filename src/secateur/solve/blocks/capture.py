@@ -76,6 +76,37 @@ def returns_tensors(model: nn.Module, example: Example, names: Sequence[str]) ->
     return frozenset(found)
 
 
+class _SeenError(BaseException):
+    """The block has run; nothing behind it is of interest. No handler of a model's code catches it."""
+
+
+def handed_on(model: nn.Module, name: str, example: Example) -> Tensor:
+    """The hidden state that a block hands on; what stands behind the block is not computed.
+
+    Raises:
+        UnsupportedError: the block does not run, or hands on no tensor.
+    """
+    found = list[Tensor]()
+
+    def see(_: nn.Module, __: object, output: object) -> None:
+        hidden = first_tensor(output)
+        if hidden is not None:
+            found.append(hidden.detach().clone())
+            raise _SeenError
+
+    handle = model.get_submodule(name).register_forward_hook(see)
+    try:
+        with torch.no_grad():
+            call(model, example)
+    except _SeenError:
+        pass
+    finally:
+        handle.remove()
+    if not found:
+        raise UnsupportedError(f"the block {name!r} hands on no tensor on every batch", hint="use finetune")
+    return found[0]
+
+
 def enter_stack(
     model: nn.Module, example: Example, names: Sequence[str], plain: Collection[str] = frozenset()
 ) -> CapturedEntry:
