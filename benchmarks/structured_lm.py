@@ -35,7 +35,8 @@ from secateur.recover.distil import Distil
 
 DEPTH = {"granularity": "layer"}
 GREEDY = {"name": "loss-increase", "greedy": True, "turns": 8}  # as many as the blocks that a quarter is, of thirty
-WIDTH = {"granularity": ["head", "neuron"]}
+WIDTH = {"granularity": ["head", "neuron"], "protect": ["type:Embedding"]}  # the hidden size stays
+HIDDEN = {"granularity": ["head", "neuron"]}  # with the hidden size among what may go
 # case -> (criterion and granularity, share of what goes by it, compensated) one after the other
 CASES: dict[str, list[tuple[dict[str, object], float, bool]]] = {
     "depth: block influence": [({"criterion": "block-influence", **DEPTH}, 1.0, False)],
@@ -47,6 +48,7 @@ CASES: dict[str, list[tuple[dict[str, object], float, bool]]] = {
     "width: magnitude": [({"criterion": {"name": "magnitude", "norm": "l2", "reduce": "mean"}, **WIDTH}, 1.0, False)],
     "width: taylor": [({"criterion": "taylor", **WIDTH}, 1.0, False)],
     "width: taylor + refit": [({"criterion": "taylor", **WIDTH}, 1.0, True)],
+    "width and hidden size: taylor + refit": [({"criterion": "taylor", **HIDDEN}, 1.0, True)],
     "both: block influence, taylor + refit": [
         ({"criterion": "block-influence", **DEPTH}, 0.5, False),
         ({"criterion": "taylor", **WIDTH}, 0.5, True),
