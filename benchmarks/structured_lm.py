@@ -49,8 +49,8 @@ CASES: dict[str, list[tuple[dict[str, object], float, bool]]] = {
     "width: taylor": [({"criterion": "taylor", **WIDTH}, 1.0, False)],
     "width: taylor + refit": [({"criterion": "taylor", **WIDTH}, 1.0, True)],
     "width and hidden size: taylor + refit": [({"criterion": "taylor", **HIDDEN}, 1.0, True)],
-    "both: block influence, taylor + refit": [
-        ({"criterion": "block-influence", **DEPTH}, 0.5, False),
+    "both: block influence + refit, taylor + refit": [
+        ({"criterion": "block-influence", **DEPTH}, 0.5, True),
         ({"criterion": "taylor", **WIDTH}, 0.5, True),
     ],
 }

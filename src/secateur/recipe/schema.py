@@ -87,8 +87,8 @@ class Refit(Part):
 
     method: Literal["refit"]
     """``refit``."""
-    ridge: Annotated[float, Field(ge=0)] = 1e-4
-    """Pull towards the cut weights, relative to the mean square of the inputs; the least one before removed blocks."""
+    ridge: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Pull towards the cut weights, relative to the mean square of the inputs; ``auto``: held-out batches choose."""
     positions: Count = 16
     """Places in space taken per image and convolution."""
     what: Literal["weights", "bias"] = "weights"

@@ -165,9 +165,10 @@ def _refit(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    ridge = None if step.ridge == "auto" else step.ridge
     # The dense model of a comparison goes through the same steps, and has nothing to make up for.
     if damage.layers:
-        refit_gaps(damage.original, model, scoring, layers=damage.layers, ridge=step.ridge, progress=progress)
+        refit_gaps(damage.original, model, scoring, layers=damage.layers, ridge=ridge, progress=progress)
     if damage.cuts or damage.masks:
         refit_consumers(
             damage.original,
@@ -176,7 +177,7 @@ def _refit(
             cuts=damage.cuts,
             seed=seed,
             progress=progress,
-            ridge=step.ridge,
+            ridge=ridge,
             positions=step.positions,
             masks=damage.masks,
             what=step.what,

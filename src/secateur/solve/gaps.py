@@ -20,13 +20,11 @@ from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.products import WHOLE, Products, Use
 from secateur.solve.blocks.sums import real_tokens, rows_of
 from secateur.solve.refit_layers import least_squares
+from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, zeros
 from secateur.statistics.activations.streams import finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import quiet
 from secateur.types import Data, Example, LayerEntry
-
-HELD = 4  # every so many batches one is held out, to choose how much the weights are pulled towards what they were
-LADDER = (1.0, 10.0, 100.0, 1e3, 1e4)  # of the ridge that was asked for
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,13 @@ class GapFit:
 
     Args:
         weight: name of the weight, in the cut model.
-        ridge: that was chosen.
+        ridge: that was taken; None: no fit made held-out batches better, and the weight stays as it was.
         before, after: mean square of what is missing behind the gap, relative to the original's hidden state: on
             batches that were held out, or on all where there are too few.
     """
 
     weight: str
-    ridge: float
+    ridge: float | None
     before: float
     after: float
 
@@ -72,8 +70,8 @@ class _Writer:
 class _Sums:
     """X^T X, X^T (T - H) and what errors are relative to, over some batches."""
 
-    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
-    cross: Tensor = field(default_factory=lambda: torch.zeros(()))
+    gram: Tensor = field(default_factory=zeros)
+    cross: Tensor = field(default_factory=zeros)
     missing: float = 0.0
     whole: float = 0.0
 
@@ -84,10 +82,10 @@ class _Sums:
         self.missing += float(missing_Nn.square().sum())
         self.whole += float(goal_Nn.square().sum())
 
-    def error(self, change_dn: Tensor) -> float:
+    def error(self, change_dn: Tensor | None = None) -> float:
         """Of T with a change of the weight, relative to T."""
-        moved = float((change_dn * (self.gram @ change_dn - 2 * self.cross)).sum())
-        return (self.missing + moved) / max(self.whole, 1e-300)
+        less = 0.0 if change_dn is None else gained(change_dn, self.gram, self.cross)
+        return (self.missing - less) / max(self.whole, 1e-300)
 
 
 def refit_gaps(
@@ -96,22 +94,21 @@ def refit_gaps(
     data: Data,
     *,
     layers: Mapping[str, LayerEntry],
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, GapFit]:
     """Fit the last product before each run of removed blocks, in closed form; changes `cut` in place.
 
     min over W', b' of ||T - (H - X W^T - b + X W'^T + b')||^2 + ridge ||W' - W||^2, gap by gap from the input to the
-    output, each behind those that are fitted already. Blocks may need far more pull than layers that lost inputs: every
-    fourth batch is held out, and of five ridges from the given one to 10,000 times as much the one is taken with
-    which these are met best; then all batches are fitted. With fewer than four batches the given one is taken.
+    output, each behind those that are fitted already.
 
     Args:
         original: the whole model.
         cut: the model without the blocks.
         data: unlabelled batches, read once per gap; tokens that `attention_mask` leaves out do not count.
         layers: container path -> what is gone from it, as in a plan.
-        ridge: the least pull, relative to the mean square of the inputs.
+        ridge: pull towards the weights that are there, relative to the mean square of the inputs; None: gap by gap the
+            one that held-out batches like best, as for `refit_consumers`.
         progress: called as ``progress(done, total)`` after every batch.
 
     Returns:
@@ -130,7 +127,7 @@ def refit_gaps(
         Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization",
         2025, section 3 (least squares), where a square matrix is put behind the same weight; here the weight is free.
     """
-    if not ridge >= 0:
+    if not (ridge is None or ridge >= 0):
         raise RecipeError(f"ridge={ridge!r} must be >= 0")
     gaps = list(gaps_of(layers))
     require_reiterable(data, "the refit, one pass for every gap,")
@@ -144,7 +141,7 @@ def refit_gaps(
                 if writer is None:
                     writer = _writer(cut, gap.block, example)
                 seen = _seen(original, cut, gap, writer, example)
-                (held if place % HELD == 0 else learn).add(*seen)
+                (held if is_held(place, ridge) else learn).add(*seen)
                 if progress is not None:
                     total = len(data) if isinstance(data, Sized) else place
                     progress(number * total + place, len(gaps) * total)
@@ -256,27 +253,28 @@ def _matrix(weight: Tensor, turned: bool) -> Tensor:
     return weight.T if turned else weight
 
 
-def _fitted(cut: nn.Module, writer: _Writer, learn: _Sums, held: _Sums, ridge: float) -> GapFit:
+def _fitted(cut: nn.Module, writer: _Writer, learn: _Sums, held: _Sums, ridge: float | None) -> GapFit:
     """Choose the ridge, fit, and write the weight."""
     weight = cut.get_parameter(writer.weight)
     columns = weight.shape[0 if writer.turned else 1]
-    finite(learn.gram.diagonal())
-    finite(learn.cross.flatten())
-    judge = held if held.whole else learn
+    for sums in (learn, held):
+        finite(sums.gram.diagonal() if sums.gram.dim() else sums.gram[None])
+        finite(sums.cross.flatten())
 
     def change(sums: _Sums, ridge: float) -> Tensor:
         return least_squares(sums.gram, sums.cross, ridge=ridge, columns=columns)
 
-    errors = {ridge: judge.error(change(learn, ridge))}
-    if held.whole:
-        errors = {ridge * times: held.error(change(learn, ridge * times)) for times in LADDER}
-    best = min(errors, key=lambda one: errors[one])
-    both = _Sums(learn.gram + held.gram, learn.cross + held.cross)
-    moved = change(both, best)
+    judge = held if held.gram.dim() else learn
+    if ridge is None:
+        ridge = best_ridge(lambda r: gained(change(learn, r), held.gram, held.cross)) if held.gram.dim() else LEAST
+    if ridge is None:
+        return GapFit(writer.weight, None, judge.error(), judge.error())
+    after = judge.error(change(learn, ridge))
+    moved = change(_Sums(learn.gram + held.gram, learn.cross + held.cross), ridge)
     with torch.no_grad():
         matrix = _matrix(weight, writer.turned) + moved[:columns].T
         weight.copy_(matrix.T if writer.turned else matrix)
         if writer.bias:
             bias = cut.get_parameter(writer.bias)
             bias.copy_(bias.double() + moved[columns])
-    return GapFit(writer.weight, best, judge.missing / max(judge.whole, 1e-300), errors[best])
+    return GapFit(writer.weight, ridge, judge.error(), after)

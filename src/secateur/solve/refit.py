@@ -32,7 +32,7 @@ def refit_consumers(
     masks: Mapping[str, Tensor] | None = None,
     what: Literal["weights", "bias"] = "weights",
     names: Iterable[str] | None = None,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     positions: int | None = 16,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -42,7 +42,7 @@ def refit_consumers(
     The idea: min over W', b' of ||Y - X W'^T - b'||^2 + ridge ||W' - W||^2, layer by layer from the input to
     the output, each behind layers that are refitted already. Where the layer's output is added to a shortcut
     (directly or behind a batch norm), what the cut changed in the shortcut is made good as well. A bad choice
-    with fewer rows of data than columns of the weight: it then fits the sample; give more data or more ridge.
+    with fewer rows of data than columns of the weight: it then fits the sample; give more data.
 
     Args:
         original: the whole model.
@@ -53,7 +53,9 @@ def refit_consumers(
         what: "weights" (and biases), or "bias" alone: only the mean output of each unit is made good.
         names: weights to refit; default is every linear layer and convolution that lost inputs or has a mask.
         ridge: pull towards the cut weights, relative to the mean square of the inputs; 0 is plain least squares
-            (of least change, where the inputs are dependent).
+            (of least change, where the inputs are dependent). None: layer by layer the one of 1e-4, 1e-3 ... 1 with
+            which every fourth batch, held out, is met best, and then all batches are fitted; a layer that no fit
+            makes better there stays as it is. With fewer than four batches 1e-4.
         positions: places in space taken per image and convolution; None takes all.
         seed: of the places.
         progress: called as ``progress(done, total)`` after every batch.
@@ -68,8 +70,9 @@ def refit_consumers(
 
     Cost:
         Per layer N k^2 + N k n and k^3 multiplications; with masks k^3 for each of the n outputs, since each has other
-        weights left. Where all layers lie in one stack of blocks (a transformer), a forward pass of its block of both
-        models per layer, and the hidden states of all batches (beyond 1 GiB on disk); else one of both models up to it.
+        weights left; twice the memory and six times k^3 where the ridge is chosen (with masks by 32 outputs at most).
+        Where all layers lie in one stack of blocks (a transformer), a forward pass of its block of both models per
+        layer, and the hidden states of all batches (beyond 1 GiB on disk); else one of both models up to it.
 
     Source:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equation 2 and
@@ -77,7 +80,7 @@ def refit_consumers(
     """
     if what not in ("weights", "bias"):
         raise RecipeError(f"what={what!r} is not known", hint="weights or bias")
-    if not ridge >= 0 or (positions is not None and positions < 1):
+    if not (ridge is None or ridge >= 0) or (positions is not None and positions < 1):
         raise RecipeError(f"ridge={ridge!r}, positions={positions!r}: ridge must be >= 0, positions above 0 or None")
     require_reiterable(data, "the refit, one pass for every layer,")
     models, rule = (original, cut), RefitRule(cuts, masks or {}, what, ridge, positions, seed)

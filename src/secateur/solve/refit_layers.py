@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.tensors import named_tensors
 from secateur.registry import suggestion
+from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, zeros
 from secateur.solve.shortcut import Shortcut, find_shortcut
 from secateur.statistics.activations.gram import Geometry, Sampler, geometry
 from secateur.statistics.activations.observe import Flow, Observer, Site, argument
@@ -24,6 +25,7 @@ from secateur.statistics.activations.streams import finite
 from secateur.structure.trace import Ref, Trace
 from secateur.types import Cuts, Example
 
+CHOOSERS = 32  # outputs at most that choose a ridge where each has weights of its own left
 Value = TypeVar("Value")
 
 
@@ -35,7 +37,7 @@ class RefitRule:
         cuts: tensor name -> dimension -> kept indices.
         masks: parameter name -> bool, True = keep.
         what: "weights", or "bias" alone.
-        ridge: pull towards the cut weights.
+        ridge: pull towards the cut weights; None = the one that held-out batches like best.
         positions: places in space per image and convolution; None = all.
         seed: of the places.
     """
@@ -43,7 +45,7 @@ class RefitRule:
     cuts: Cuts
     masks: Mapping[str, Tensor]
     what: str
-    ridge: float
+    ridge: float | None
     positions: int | None
     seed: int
 
@@ -57,8 +59,22 @@ class RefitRule:
 
 
 @dataclass(eq=False)
+class RefitSums:
+    """X^T X, [g, k, k], and X^T Y, [g, k, n], over some batches."""
+
+    gram: Tensor = field(default_factory=zeros)
+    cross: Tensor = field(default_factory=zeros)
+
+    def add(self, rows_gNk: Tensor, goal_Nn: Tensor) -> None:
+        """One batch more."""
+        goal_gNn = goal_Nn.reshape(len(goal_Nn), rows_gNk.shape[0], -1).transpose(0, 1)
+        self.gram = self.gram.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ rows_gNk
+        self.cross = self.cross.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ goal_gNn
+
+
+@dataclass(eq=False)
 class RefitLayer:
-    """One layer to refit: where to look in both runs, and the sums so far."""
+    """One layer to refit: where to look in both runs, and sums over batches that it learns from, and that are held."""
 
     weight: str
     bias: str
@@ -67,8 +83,8 @@ class RefitLayer:
     original: list[Site]
     cut: list[Site]
     shortcuts: list[Shortcut | None]
-    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
-    cross: Tensor = field(default_factory=lambda: torch.zeros(()))
+    learn: RefitSums = field(default_factory=lambda: RefitSums())
+    held: RefitSums = field(default_factory=lambda: RefitSums())
 
 
 def layers_of(
@@ -131,11 +147,14 @@ def fit_layers(
     changed: dict[str, Tensor] = {}
     for layer in layers:
         sampler = Sampler(rule.positions, rule.seed)
-        for examples in pairs():
-            _add_batch(models, traces, layer, sampler, examples)
+        choosing = rule.ridge if rule.what == "weights" else LEAST  # a bias is not pulled
+        for place, examples in enumerate(pairs(), start=1):
+            sums = layer.held if is_held(place, choosing) else layer.learn
+            _add_batch(models, traces, layer, sums, sampler, examples)
             tell()
-        finite(layer.gram.diagonal(dim1=-2, dim2=-1).flatten())
-        finite(layer.cross.flatten())
+        for sums in (layer.learn, layer.held):
+            finite(sums.gram.diagonal(dim1=-2, dim2=-1).flatten() if sums.gram.dim() else sums.gram[None])
+            finite(sums.cross.flatten())
         mask = rule.masks.get(layer.weight)
         fitted = _shift(models[1], layer) if rule.what == "bias" else _solve(models[1], layer, rule.ridge, mask)
         changed.update(fitted)
@@ -179,6 +198,7 @@ def _add_batch(
     models: tuple[nn.Module, nn.Module],
     traces: tuple[Trace, Trace],
     layer: RefitLayer,
+    sums: RefitSums,
     sampler: Sampler,
     examples: tuple[Example, Example],
 ) -> None:
@@ -213,15 +233,8 @@ def _add_batch(
     Observer(models[0], traces[0], [*layer.original, *before], last=True).run(examples[0], see_original)
     for i, shortcut in enumerate(layer.shortcuts):
         goal = goals[i] if shortcut is None else goals[i] + moved[i] * shortcut.factor.to(goals[i].device)
-        _accumulate(layer, rows[i], goal)
-
-
-def _accumulate(layer: RefitLayer, rows_gNk: Tensor, goal_Nn: Tensor) -> None:
-    if layer.bias:
-        rows_gNk = torch.cat([rows_gNk, torch.ones_like(rows_gNk[..., :1])], -1)
-    goal_gNn = goal_Nn.reshape(len(goal_Nn), rows_gNk.shape[0], -1).transpose(0, 1)
-    layer.gram = layer.gram.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ rows_gNk
-    layer.cross = layer.cross.to(rows_gNk.device) + rows_gNk.transpose(1, 2) @ goal_gNn
+        one = torch.ones_like(rows[i][..., :1])
+        sums.add(torch.cat([rows[i], one], -1) if layer.bias else rows[i], goal)
 
 
 def _with_bias(layers: list[RefitLayer], wanted: Sequence[str] | None) -> list[RefitLayer]:
@@ -238,7 +251,8 @@ def _shift(cut: nn.Module, layer: RefitLayer) -> dict[str, Tensor]:
     now_gnk = layer.geometry.matrix(cut.get_parameter(layer.weight))
     bias = cut.get_parameter(layer.bias)
     now_gnk = torch.cat([now_gnk, bias.detach().double().reshape(now_gnk.shape[0], -1, 1)], -1)
-    missing = (layer.cross - layer.gram @ now_gnk.transpose(1, 2))[:, -1] / layer.gram[:, -1:, -1]
+    sums = layer.learn
+    missing = (sums.cross - sums.gram @ now_gnk.transpose(1, 2))[:, -1] / sums.gram[:, -1:, -1]
     value = (bias.detach().double() + missing.reshape(bias.shape)).to(bias)
     with torch.no_grad():
         bias.copy_(value)
@@ -260,20 +274,36 @@ def _each_row(gram: Tensor, missing: Tensor, keep: Tensor, ridge: float) -> Tens
     return change
 
 
-def _solve(cut: nn.Module, layer: RefitLayer, ridge: float, mask: Tensor | None) -> dict[str, Tensor]:
-    """Solve for the change of a layer and write it into the model."""
+def _solve(cut: nn.Module, layer: RefitLayer, ridge: float | None, mask: Tensor | None) -> dict[str, Tensor]:
+    """Solve for the change of a layer and write it into the model; nothing where no change is for the better."""
     weight = cut.get_parameter(layer.weight)
     now_gnk = layer.geometry.matrix(weight)
     columns = now_gnk.shape[2]
     if layer.bias:
         offset = cut.get_parameter(layer.bias).detach().double().reshape(now_gnk.shape[0], -1, 1)
         now_gnk = torch.cat([now_gnk, offset], -1)
-    missing = layer.cross - layer.gram @ now_gnk.transpose(1, 2)
-    if mask is None:
-        new_gnk = now_gnk + least_squares(layer.gram, missing, ridge=ridge, columns=columns).transpose(1, 2)
-    else:
-        keep = layer.geometry.matrix(mask.expand(weight.shape).to(weight)) > 0
-        new_gnk = now_gnk + _each_row(layer.gram, missing, keep, ridge)
+    keep = None if mask is None else layer.geometry.matrix(mask.expand(weight.shape).to(weight)) > 0
+
+    def missing(sums: RefitSums) -> Tensor:
+        return sums.cross - sums.gram @ now_gnk.transpose(1, 2)
+
+    def change(sums: RefitSums, ridge: float, rows: slice) -> Tensor:
+        wanted = missing(sums)[..., rows]
+        if keep is None:
+            return least_squares(sums.gram, wanted, ridge=ridge, columns=columns)
+        return _each_row(sums.gram, wanted, keep[:, rows], ridge).transpose(1, 2)
+
+    every = slice(None)
+    if ridge is None and layer.held.gram.dim():
+        # Under a mask each output is a system of its own: some of them choose for all.
+        some = every if keep is None else slice(None, None, max(keep.shape[1] // CHOOSERS, 1))
+        ridge = best_ridge(
+            lambda r: gained(change(layer.learn, r, some), layer.held.gram, missing(layer.held)[..., some])
+        )
+        if ridge is None:
+            return {}
+        layer.learn = RefitSums(layer.learn.gram + layer.held.gram, layer.learn.cross + layer.held.cross)
+    new_gnk = now_gnk + change(layer.learn, LEAST if ridge is None else ridge, every).transpose(1, 2)
     changed = {layer.weight: layer.geometry.weight(new_gnk[..., :columns], weight)}
     if layer.bias:
         bias = cut.get_parameter(layer.bias)

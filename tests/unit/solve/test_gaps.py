@@ -10,7 +10,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import NonFiniteError, RecipeError, UnsupportedError
-from secateur.solve.gaps import LADDER, refit_gaps
+from secateur.solve.gaps import refit_gaps
+from secateur.solve.ridge import LADDER
 
 
 class Block(nn.Module):
@@ -149,17 +150,17 @@ def test_the_pull_is_the_one_that_held_out_batches_like_best():
     model, batches = stack(3), data(8, rows=2)
     cut = without(model, 1)
     fitted = copy.deepcopy(cut)
-    chosen = refit_gaps(model, fitted, batches, layers=entry(3, 1), ridge=1e-4)["layers.0"]
+    chosen = refit_gaps(model, fitted, batches, layers=entry(3, 1))["layers.0"]
     learn = torch.cat([b for i, b in enumerate(batches) if i % 4 != 3])
     held = torch.cat([batches[3], batches[7]])
     errors = {}
-    for times in LADDER:
+    for ridge in LADDER:
         features, goal = inner(cut.layers[0], learn).numpy(), states(model, learn)[1].numpy()
-        change = ridge_of(features, goal - states(cut, learn)[0].numpy(), 1e-4 * times)
+        change = ridge_of(features, goal - states(cut, learn)[0].numpy(), ridge)
         other = np.concatenate([inner(cut.layers[0], held).numpy(), np.ones((len(held), 1))], 1)
         goal = states(model, held)[1].numpy()
         missed = goal - states(cut, held)[0].numpy() - other @ change
-        errors[1e-4 * times] = np.square(missed).sum() / np.square(goal).sum()
+        errors[ridge] = np.square(missed).sum() / np.square(goal).sum()
     assert chosen.ridge == min(errors, key=errors.get)
     # Few rows for so many columns: the least pull fits the sample.
     assert chosen.ridge > 1e-4
@@ -269,8 +270,8 @@ def test_a_recipe_refits_before_the_gaps_and_the_result_loads_again(make, tmp_pa
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3 if parameter.dim() > 1 else 1)
-    ids = torch.randint(0, 40, (16, 12), generator=torch.Generator().manual_seed(3))
-    batches = [{"input_ids": part} for part in ids.split(2)]
+    ids = torch.randint(0, 40, (96, 12), generator=torch.Generator().manual_seed(3))
+    batches = [{"input_ids": part} for part in ids.split(12)]
     asked = {
         "data": batches, "granularity": "layer", "criterion": "block-influence", "target": {"count": 1},
         "expressible": True, "protect": ["*.0"], "overrides": ["measure.latency=false", "measure.quality=false"],

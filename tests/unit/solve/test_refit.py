@@ -14,6 +14,7 @@ from secateur.errors import InputError, NonFiniteError, RecipeError, Unsupported
 from secateur.planning.build import make_plan
 from secateur.solve.refit import refit_consumers
 from secateur.solve.refit_layers import least_squares
+from secateur.solve.ridge import LADDER
 
 
 def cut_of(model, example, *, keep=None, **options):
@@ -268,3 +269,60 @@ def test_progress_counts_up_to_its_total():
     seen = []
     refit_consumers(model, cut, [x, x], cuts=cuts, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def two_layers(seed, width=12):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 4)).double().eval()
+    x = torch.randn(5, 3, 5).double()
+    cut, cuts = cut_of(model, x[0], granularity="neuron", criterion="magnitude")
+    return model, cut, cuts, list(x)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.booleans())
+def test_held_out_batches_choose_the_ridge(seed, masked):
+    """numpy: the fit of each ridge on batches 1, 2, 3 and 5, its error on batch 4, and the best one on all five."""
+    model, cut, cuts, batches = two_layers(seed)
+    masks = {}
+    if masked:
+        masks = {"2.weight": torch.rand(cut[2].weight.shape, generator=torch.Generator().manual_seed(seed)) > 0.3}
+        cut[2].weight.data *= masks["2.weight"]
+    keep = masks.get("2.weight", torch.ones_like(cut[2].weight, dtype=torch.bool)).numpy()
+    with torch.no_grad():
+        features = [np.concatenate([cut[:2](x).numpy(), np.ones((len(x), 1))], 1) for x in batches]
+        now = np.concatenate([cut[2].weight.numpy(), cut[2].bias.numpy()[:, None]], 1)
+        missing = [model(x).numpy() - f @ now.T for x, f in zip(batches, features, strict=True)]
+
+    def fit(numbers, ridge):
+        x, y = (np.concatenate([some[i] for i in numbers]) for some in (features, missing))
+        found = np.zeros_like(now)
+        for row in range(len(now)):
+            at = [*np.flatnonzero(keep[row]), now.shape[1] - 1]
+            gram = x[:, at].T @ x[:, at]
+            level = gram.diagonal()[:-1].mean()
+            damping = np.diag([ridge * level] * (len(at) - 1) + [1e-12 * level])
+            found[row, at] = np.linalg.solve(gram + damping, x[:, at].T @ y[:, row])
+        return found
+
+    errors = {r: np.square(missing[3] - features[3] @ fit([0, 1, 2, 4], r).T).sum() for r in LADDER}
+    best = min(errors, key=errors.get)
+    refit_consumers(model, cut, batches, cuts=cuts, masks=masks)
+    found = torch.cat([cut[2].weight, cut[2].bias[:, None]], 1).detach().numpy()
+    expected = now + fit(range(5), best) if errors[best] < np.square(missing[3]).sum() else now
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_fit_that_makes_held_out_batches_worse_is_left_out():
+    """The unit that goes is the other one's twin where the layer learns, and its opposite where it is judged."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double().eval()
+    model[0].weight.data, model[1].weight.data = torch.eye(2).double(), torch.tensor([[1.0, 0.5]]).double()
+    learn = [torch.tensor([[float(i), float(i)]]).double() for i in (1, 2, 3)]
+    cut = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)).double().eval()
+    cut[0].weight.data, cut[1].weight.data = model[0].weight.data[:1].clone(), model[1].weight.data[:, :1].clone()
+    cuts = {"0.weight": {0: torch.tensor([0])}, "1.weight": {1: torch.tensor([0])}}
+    twin, opposite = learn[0], torch.tensor([[1.0, -1.0]]).double()
+    assert refit_consumers(model, cut, [*learn, opposite], cuts=cuts) == {}
+    assert cut[1].weight.item() == 1.0
+    refit_consumers(model, cut, [*learn, twin], cuts=cuts)
+    assert cut[1].weight.item() == pytest.approx(1.5, rel=1e-3)
