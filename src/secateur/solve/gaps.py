@@ -28,7 +28,7 @@ from secateur.types import Data, Example, LayerEntry
 
 
 @dataclass(frozen=True)
-class Gap:
+class LayerGap:
     """A run of removed blocks behind one that is left.
 
     Args:
@@ -150,7 +150,7 @@ def refit_gaps(
     return fits
 
 
-def gaps_of(layers: Mapping[str, LayerEntry]) -> Iterator[Gap]:
+def gaps_of(layers: Mapping[str, LayerEntry]) -> Iterator[LayerGap]:
     """The runs of blocks that are gone, each with the block before it, from the input to the output.
 
     Raises:
@@ -170,7 +170,7 @@ def gaps_of(layers: Mapping[str, LayerEntry]) -> Iterator[Gap]:
             if i not in gone:
                 place += 1
             elif i + 1 == entry["size"] or i + 1 not in gone:
-                yield Gap(f"{prefix}{place}", f"{prefix}{i}")
+                yield LayerGap(f"{prefix}{place}", f"{prefix}{i}")
 
 
 def _writer(cut: nn.Module, name: str, example: Example) -> _Writer:
@@ -217,7 +217,7 @@ def _zeroed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def _seen(
-    original: nn.Module, cut: nn.Module, gap: Gap, writer: _Writer, example: Example
+    original: nn.Module, cut: nn.Module, gap: LayerGap, writer: _Writer, example: Example
 ) -> tuple[Tensor, Tensor, Tensor]:
     """X with a one for the bias, H and T of a batch."""
     uses, tokens = list[Tensor](), real_tokens(example)
