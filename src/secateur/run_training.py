@@ -79,7 +79,7 @@ def recover_all(asked: Asked, damage: Damage, pruned: nn.Module, run: Journal, k
     seed, train = asked.settings.seed, asked.train
     for number, step in enumerate(asked.settings.recover):
         name = f"recover {number + 1}: {step.method}"
-        with run.stage(name):
+        with run.stage(name), run.noticed():
             kept.training(name, pruned, partial(_recover, pruned, step, damage, asked, run))
     if train is not None:
         with run.stage("train"):

@@ -17,6 +17,7 @@ from secateur.recover.loop import TrainStep
 from secateur.report.assembly import Events
 from secateur.report.record import TrainingPoint
 from secateur.report.watch import RunWatcher
+from secateur.solve.ridge import RefitWarning
 from secateur.statistics.notes import CurvatureWarning
 from secateur.types import Advance, Degradation, Progress
 
@@ -73,7 +74,7 @@ class Journal:
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Criteria warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
+        """Criteria and refits warn of fallbacks, which degrade the run, and of doubts, which the report repeats."""
         others: list[warnings.WarningMessage] = []
 
         def notice(
@@ -87,7 +88,7 @@ class Journal:
             # At once: what the stage has found may be kept before it ends, and these words with it.
             if issubclass(category, CurvatureWarning):
                 self.degradations.append(Degradation("score", str(message)))
-            elif issubclass(category, (StationaryWarning, CostWarning)):
+            elif issubclass(category, (StationaryWarning, CostWarning, RefitWarning)):
                 self.doubts.append(str(message))
                 if issubclass(category, CostWarning):  # before what takes so long
                     _Step(self.progress, self._stage)(0, 0, str(message))

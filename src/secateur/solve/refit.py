@@ -17,6 +17,7 @@ from secateur.model.call import require_reiterable, to_example
 from secateur.model.guard import guard
 from secateur.solve.refit_blocks import blocks_alone
 from secateur.solve.refit_layers import RefitRule, fit_layers, layers_of
+from secateur.solve.ridge import warn_of_unfitted
 from secateur.statistics.activations.streams import few_samples
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
@@ -100,6 +101,7 @@ def refit_consumers(
                 yield (to_example(batch),) * 2
 
         alone = blocks_alone(models, example, [layer.weight for layer in layers], pairs)
-        if alone is not None:
-            return alone.fit(rule, tell)
-        return fit_layers(models, traces, layers, pairs, rule, tell)
+        changed = fit_layers(models, traces, layers, pairs, rule, tell) if alone is None else alone.fit(rule, tell)
+    if what == "weights":
+        warn_of_unfitted([layer.weight for layer in layers if layer.weight not in changed], len(layers))
+    return changed

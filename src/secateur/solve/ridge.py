@@ -6,14 +6,33 @@ model with 2,048 tokens of calibration and 1,064 inner neurons the pull that ser
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 HELD = 4  # every so many batches one is held out
 LEAST = 1e-4  # of the ridges that are tried, and the one that is taken where there are too few batches to hold one out
+NAMED = 3  # layers that are named where a fit left them
 LADDER = (LEAST, 1e-3, 1e-2, 0.1, 1.0)
+
+
+class RefitWarning(UserWarning):
+    """A refit left layers as they were cut."""
+
+
+def warn_of_unfitted(names: Sequence[str], total: int) -> None:
+    """Say which layers no fit made better on held-out batches; nothing where there are none.
+
+    Args:
+        names: of their weights.
+        total: of the layers that were to be fitted.
+    """
+    if names:
+        some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        words = f"refit left {len(names)} of {total} layers as they were cut ({some})"
+        warnings.warn(f"{words}: no fit made held-out batches better; more data may", RefitWarning, stacklevel=3)
 
 
 def is_held(place: int, ridge: float | None) -> bool:

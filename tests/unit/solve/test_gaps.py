@@ -195,6 +195,21 @@ class Bare(nn.Module):
         return x + torch.relu(x)
 
 
+@pytest.mark.parametrize("kind", [Block, Scaled])
+def test_half_precision_hides_no_factor(kind):
+    """Rounded to bfloat16 single numbers are off by more than the factor makes; all of them together are not."""
+    torch.manual_seed(0)
+    model = Stack(kind(), Block(), Block()).bfloat16().eval()
+    with torch.no_grad():
+        model.layers[0].down.weight.mul_(0.5)
+    cut, batches = without(model, 1), [batch.bfloat16() for batch in data(3, rows=2000)]
+    if kind is Block:
+        assert refit_gaps(model, cut, batches, layers=entry(3, 1), ridge=1e-2)["layers.0"].ridge == 1e-2
+    else:
+        with pytest.raises(UnsupportedError, match="not added to the hidden state"):
+            refit_gaps(model, cut, batches, layers=entry(3, 1), ridge=1e-2)
+
+
 @pytest.mark.parametrize(
     ("before", "words"),
     [(PostNorm, "not added to the hidden state"), (Scaled, "not added to the hidden state"),

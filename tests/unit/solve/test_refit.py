@@ -1,6 +1,7 @@
 """Refitting consumers: closed forms, numpy least squares, shortcuts, and a model that stays whole on errors."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import secateur as sc
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.planning.build import make_plan
 from secateur.solve.refit import refit_consumers
 from secateur.solve.refit_layers import least_squares
-from secateur.solve.ridge import LADDER
+from secateur.solve.ridge import LADDER, RefitWarning
 
 
 def cut_of(model, example, *, keep=None, **options):
@@ -307,7 +309,9 @@ def test_held_out_batches_choose_the_ridge(seed, masked):
 
     errors = {r: np.square(missing[3] - features[3] @ fit([0, 1, 2, 4], r).T).sum() for r in LADDER}
     best = min(errors, key=errors.get)
-    refit_consumers(model, cut, batches, cuts=cuts, masks=masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RefitWarning)
+        refit_consumers(model, cut, batches, cuts=cuts, masks=masks)
     found = torch.cat([cut[2].weight, cut[2].bias[:, None]], 1).detach().numpy()
     expected = now + fit(range(5), best) if errors[best] < np.square(missing[3]).sum() else now
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
@@ -322,7 +326,21 @@ def test_a_fit_that_makes_held_out_batches_worse_is_left_out():
     cut[0].weight.data, cut[1].weight.data = model[0].weight.data[:1].clone(), model[1].weight.data[:, :1].clone()
     cuts = {"0.weight": {0: torch.tensor([0])}, "1.weight": {1: torch.tensor([0])}}
     twin, opposite = learn[0], torch.tensor([[1.0, -1.0]]).double()
-    assert refit_consumers(model, cut, [*learn, opposite], cuts=cuts) == {}
+    with pytest.warns(RefitWarning, match=r"left 1 of 1 layers as they were cut \(1\.weight\)"):
+        assert refit_consumers(model, cut, [*learn, opposite], cuts=cuts) == {}
     assert cut[1].weight.item() == 1.0
     refit_consumers(model, cut, [*learn, twin], cuts=cuts)
     assert cut[1].weight.item() == pytest.approx(1.5, rel=1e-3)
+
+
+def test_the_report_says_which_layers_a_refit_left():
+    """Data of pure noise in few rows: no fit carries over to the batch that is held out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 3, bias=False)).eval()
+    model[0].weight.data, model[1].weight.data = torch.eye(2), torch.tensor([[1.0, 0.5], [0.3, 0.2], [-0.4, 0.1]])
+    rows = [torch.tensor([[float(i), i * s]]) for i, s in ((1, 1), (2, 1), (3, 1), (1, -1))]
+    result = sc.prune(
+        model, rows[0], data=rows, criterion="magnitude", granularity="neuron", target={"count": 1}, recover="refit",
+        overrides=["measure.latency=false", "measure.quality=false"],
+    )  # fmt: skip
+    assert any("refit left 1 of 1 layers" in doubt for doubt in result.report.warnings), result.report.warnings
