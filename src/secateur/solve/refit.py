@@ -66,7 +66,8 @@ def refit_consumers(
 
     Raises:
         RecipeError: a name that is no weight of a linear layer or convolution of the cut model, or a bad number.
-        UnsupportedError: a named layer that cannot be refitted, or batches on which the models do other things.
+        UnsupportedError: a named layer that cannot be refitted, or batches that differ in the calls that the models
+            make in more than eight ways.
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:

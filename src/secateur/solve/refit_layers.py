@@ -22,10 +22,12 @@ from secateur.solve.shortcut import Shortcut, find_shortcut
 from secateur.statistics.activations.gram import Geometry, Sampler, geometry
 from secateur.statistics.activations.observe import Flow, Observer, Site, argument
 from secateur.statistics.activations.streams import finite
+from secateur.structure.capture import capture
 from secateur.structure.trace import Ref, Trace
 from secateur.types import Cuts, Example
 
 CHOOSERS = 32  # outputs at most that choose a ridge where each has weights of its own left
+FORMS = 8  # ways in which batches may differ in the calls that the models make
 Value = TypeVar("Value")
 
 
@@ -145,12 +147,13 @@ def fit_layers(
         name of every changed weight and bias -> its new value.
     """
     changed: dict[str, Tensor] = {}
+    forms = _Forms(models, rule, traces, layers)
     for layer in layers:
         sampler = Sampler(rule.positions, rule.seed)
         choosing = rule.ridge if rule.what == "weights" else LEAST  # a bias is not pulled
         for place, examples in enumerate(pairs(), start=1):
             sums = layer.held if is_held(place, choosing) else layer.learn
-            _add_batch(models, traces, layer, sums, sampler, examples)
+            forms.add(place, layer.weight, sums, sampler, examples)
             tell()
         for sums in (layer.learn, layer.held):
             finite(sums.gram.diagonal(dim1=-2, dim2=-1).flatten() if sums.gram.dim() else sums.gram[None])
@@ -159,6 +162,51 @@ def fit_layers(
         fitted = _shift(models[1], layer) if rule.what == "bias" else _solve(models[1], layer, rule.ridge, mask)
         changed.update(fitted)
     return changed
+
+
+class _Forms:
+    """The calls that the models make for a batch, where batches differ in them: a mask that padding alone needs.
+
+    A batch that fits no trace so far is traced itself, once; which one it fits is kept for the next layer.
+    """
+
+    def __init__(
+        self,
+        models: tuple[nn.Module, nn.Module],
+        rule: RefitRule,
+        traces: tuple[Trace, Trace],
+        layers: Sequence[RefitLayer],
+    ) -> None:
+        self._models, self._rule, self._names = models, rule, [layer.weight for layer in layers]
+        self._known = [(traces, {layer.weight: layer for layer in layers})]
+        self._fits: dict[int, int] = {}
+
+    def add(
+        self, place: int, weight: str, sums: RefitSums, sampler: Sampler, examples: tuple[Example, Example]
+    ) -> None:
+        """Add a batch to the sums of a layer.
+
+        Raises:
+            UnsupportedError: the models do other things even than on this very batch before, or in too many ways.
+        """
+        # First the one that it fitted for the layer before, of which less of the run is seen than of this one.
+        last, failed = self._fits.get(place, 0), UnsupportedError("no trace fits the batch")
+        for form in sorted(range(len(self._known)), key=lambda number: number != last):
+            traces, layers = self._known[form]
+            try:
+                _add_batch(self._models, traces, layers[weight], sums, sampler, examples)
+            except UnsupportedError as error:
+                failed = error
+                continue
+            self._fits[place] = form
+            return
+        if len(self._known) == FORMS:
+            raise failed
+        traces = capture(self._models[0], examples[0]), capture(self._models[1], examples[1])
+        found = layers_of(self._models[1], traces, self._rule, self._names)
+        self._known.append((traces, {layer.weight: layer for layer in found}))
+        self._fits[place] = len(self._known) - 1
+        _add_batch(self._models, traces, self._known[-1][1][weight], sums, sampler, examples)
 
 
 def _uses(flow: Flow) -> dict[str, list[int]]:

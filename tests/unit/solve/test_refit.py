@@ -344,3 +344,77 @@ def test_the_report_says_which_layers_a_refit_left():
         overrides=["measure.latency=false", "measure.quality=false"],
     )  # fmt: skip
     assert any("refit left 1 of 1 layers" in doubt for doubt in result.report.warnings), result.report.warnings
+
+
+class Masking(nn.Module):
+    """Adds a mask of nothing where a row is padded, as attention does: another call, and the same result."""
+
+    def __init__(self, *, branches):
+        super().__init__()
+        self.up, self.middle, self.down = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.branches = branches
+
+    def forward(self, x):
+        h = torch.relu(self.middle(torch.relu(self.up(x))))
+        if self.branches and bool((x == 0).any()):
+            h = h + torch.zeros_like(h)
+        return x + self.down(h)
+
+
+def some_padded():
+    torch.manual_seed(3)
+    batches = [torch.randn(12, 5).double() for _ in range(5)]
+    for number in (1, 2, 4):
+        batches[number][5:, 3:] = 0
+    return batches
+
+
+def test_batches_may_differ_in_the_calls_that_a_model_makes():
+    found = []
+    for branches in (False, True):
+        torch.manual_seed(0)
+        model = Masking(branches=branches).double().eval()
+        cut, cuts = cut_of(model, some_padded()[0], granularity="neuron", criterion="magnitude")
+        found.append(refit_consumers(model, cut, some_padded(), cuts=cuts))
+    assert set(found[0]) == {"middle.weight", "middle.bias", "down.weight", "down.bias"}
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_models_that_do_something_else_on_every_batch_are_refused():
+    class Restless(Masking):
+        def forward(self, x):
+            for _ in range(len(x)):
+                x = x + torch.zeros_like(x)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Restless(branches=False).double().eval()
+    batches = [torch.randn(n, 5).double() for n in range(2, 15)]
+    cut, cuts = cut_of(model, batches[0], granularity="neuron", criterion="magnitude")
+    before = copy.deepcopy(cut.state_dict())
+    with pytest.raises(UnsupportedError, match="other things"):
+        refit_consumers(model, cut, batches, cuts=cuts)
+    assert all(torch.equal(value, before[name]) for name, value in cut.state_dict().items())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_encoder_takes_batches_with_and_without_padding(whole, monkeypatch):
+    """transformers leaves the mask out where no token is padded."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config).eval()
+    ids, mask = torch.randint(1, 40, (6, 10)), torch.ones(6, 10, dtype=torch.int64)
+    mask[3:, 6:] = 0
+    data = [{"input_ids": ids, "attention_mask": part} for part in (mask, torch.ones_like(mask), mask)]
+    plan = make_plan(
+        model, data[0], target={"sparsity": 0.5}, granularity="neuron", scope="local", protect=["type:Embedding"]
+    )
+    if whole:
+        monkeypatch.setattr("secateur.solve.refit.blocks_alone", lambda *args: None)
+    changed = refit_consumers(model, plan.apply(copy.deepcopy(model)), data, cuts=plan.cuts)
+    assert len([name for name in changed if name.endswith("output.dense.weight")]) == 3
