@@ -6,6 +6,7 @@ import json as json_
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -14,7 +15,7 @@ import typer
 from secateur import words as field
 from secateur.cli import options
 from secateur.cli.console import say, write
-from secateur.cli.decisions import Decisions, decides
+from secateur.cli.decisions import TARGETS, Decisions, decides
 from secateur.errors import CertificateError, SecateurError
 from secateur.words import SLICES
 
@@ -91,7 +92,8 @@ def demo(
         return demo_llm(decided, granularity=granularity, sparsity=sparsity, out=out, changes=set_ or [], seed=seed,
                         threads=threads, force=force, dry_run=dry_run, json=json)  # fmt: skip
     epochs = epochs or 3
-    settings = jobs.read_recipe(*recipe_for(granularity, sparsity, epochs, set_ or []), seed, decided)
+    asked = decided if sparsity is None else replace(decided, sparsity=sparsity)
+    settings = jobs.read_recipe(*recipe_for(granularity, asked, epochs, set_ or []), seed, asked)
     limit = limit_of(max_drop, None, None, decided, set_ or (), amount=sparsity, dry_run=dry_run)
     jobs.require_free(out, force=force)
     jobs.use_threads(threads or 1)
@@ -115,15 +117,14 @@ def demo(
     return code
 
 
-def recipe_for(granularity: str, sparsity: str | None, epochs: int, more: list[str]) -> tuple[str, list[str]]:
-    """The bundled recipe behind a granularity, and what the demo changes in it."""
+def recipe_for(granularity: str, decided: Decisions, epochs: int, more: list[str]) -> tuple[str, list[str]]:
+    """The bundled recipe behind a granularity, and what the demo changes in it where nobody decided."""
     shared = [f"granularity={granularity}", *TIMED]
     if granularity in SLICES:
-        target = "{macs: 0.5}" if sparsity is None else f"{{sparsity: {sparsity}}}"
-        return "channel-half-macs", [*shared, f"target={target}", *CHANNELS, f"recover.1.epochs={epochs}", *more]
+        return "channel-half-macs", [*shared, *CHANNELS, f"recover.1.epochs={epochs}", *more]
     default = _fixed_by_pattern(granularity) or (0.9 if granularity == "element" else 0.5)
-    target = f"target.sparsity={default if sparsity is None else sparsity}"
-    return "element-90", [*shared, target, f"recover.0.epochs={epochs}", *more]
+    target = [] if any(getattr(decided, name) for name in TARGETS) else [f"target.sparsity={default}"]
+    return "element-90", [*shared, *target, f"recover.0.epochs={epochs}", *more]
 
 
 def _fixed_by_pattern(granularity: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,14 @@ from torch import nn
 
 import secateur as sc
 from secateur import criteria
+from secateur.cli.decisions import Decisions
 from secateur.cli.demo import recipe_for
 from secateur.cli.job import read_recipe
+from secateur.cli.main import main
 from secateur.cli.progress import Stages
 from secateur.cli.prune import finish
 from secateur.kinds.weights import granularity
 from secateur.kinds.weights.granularity import STRUCTURAL
-from secateur.recipe import load_recipe
 from secateur.result import Result
 from secateur.types import Degradation
 
@@ -102,26 +104,40 @@ def test_stages_end_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("granularity", "sparsity", "target"),
+    ("granularity", "decided", "target"),
     [
-        ("channel", None, {"macs": 0.5}),
-        ("channel", 0.25, {"sparsity": 0.25}),
-        ("element", None, {"sparsity": 0.9}),
-        ("element", 0.8, {"sparsity": 0.8}),
-        ("2:4", None, {"sparsity": 0.5}),
-        ("1:4", None, {"sparsity": 0.75}),
-        ("vector", None, {"sparsity": 0.5}),
+        ("channel", {}, {"macs": 0.5}),
+        ("channel", {"sparsity": "0.25"}, {"sparsity": 0.25}),
+        ("channel", {"macs": "0.3"}, {"macs": 0.3}),
+        ("channel", {"params": "0.2"}, {"params": 0.2}),
+        ("channel", {"latency": "5"}, {"latency_ms": 5.0}),
+        ("channel", {"macs": "0.3", "sparsity": "0.6"}, {"macs": 0.3, "sparsity": 0.6}),
+        ("element", {}, {"sparsity": 0.9}),
+        ("element", {"sparsity": "0.8"}, {"sparsity": 0.8}),
+        ("2:4", {}, {"sparsity": 0.5}),
+        ("1:4", {}, {"sparsity": 0.75}),
+        ("vector", {}, {"sparsity": 0.5}),
+        ("vector", {"sparsity": "0.3"}, {"sparsity": 0.3}),
     ],
 )
-def test_what_the_demo_asks_for(granularity: str, sparsity: float | None, target: dict[str, float]) -> None:
-    name, changes = recipe_for(granularity, sparsity, 2, ["min_keep=2"])
-    recipe = load_recipe(name, changes)
+def test_what_the_demo_asks_for(granularity: str, decided: dict[str, str], target: dict[str, float]) -> None:
+    said = Decisions(**decided)  # type: ignore[arg-type]
+    recipe = read_recipe(*recipe_for(granularity, said, 2, ["min_keep=2"]), None, said)
     assert recipe.target.given() == target
     assert recipe.granularity == granularity
     assert recipe.min_keep == 2
     assert recipe.recover[-1].epochs == 2  # type: ignore[union-attr]
     assert recipe.measure.batch_size == 64
     assert recipe.round_to == (8 if granularity == "channel" else None)
+
+
+def test_the_demo_keeps_to_the_amount_that_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own half of the multiply-accumulates took the place of what was asked for, in silence."""
+    for option, what in (("--macs", "macs"), ("--params", "params")):
+        assert main(["demo", option, "0.3", "--dry-run", "--json"]) == 0
+        cost = json.loads(capsys.readouterr().out)["plan"]["cost"]
+        before, after = cost[what]
+        assert after <= 0.3 * before, cost
 
 
 @pytest.mark.parametrize("name", [*STRUCTURAL, *granularity.names(), "2:4"])
