@@ -131,10 +131,10 @@ def test_what_the_demo_asks_for(granularity: str, decided: dict[str, str], targe
     assert recipe.round_to == (8 if granularity == "channel" else None)
 
 
-def test_the_demo_keeps_to_the_amount_that_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_keeps_to_the_amount_that_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own half of the multiply-accumulates took the place of what was asked for, in silence."""
     for option, what in (("--macs", "macs"), ("--params", "params")):
-        assert main(["demo", option, "0.3", "--dry-run", "--json"]) == 0
+        assert main(["demo", option, "0.3", "--dry-run", "--json", "--out", str(tmp_path / "out")]) == 0
         cost = json.loads(capsys.readouterr().out)["plan"]["cost"]
         before, after = cost[what]
         assert after <= 0.3 * before, cost
