@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from secateur.errors import RecipeError, UnsupportedError
 from secateur.model.call import call, require_reiterable, to_example
 from secateur.model.guard import guard
+from secateur.model.padding import real_tokens, without_padding
 from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.products import WHOLE, Products, Use
-from secateur.solve.blocks.sums import real_tokens, rows_of
+from secateur.solve.blocks.sums import rows_of
 from secateur.solve.refit_layers import least_squares
 from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, warn_of_unfitted, zeros
 from secateur.statistics.activations.streams import finite
@@ -256,9 +257,7 @@ def _runs(model: nn.Module, name: str, example: Example) -> int:
 
 
 def _rows(hidden: Tensor, tokens: Tensor | None) -> Tensor:
-    if tokens is not None and hidden.shape[:2] == tokens.shape:
-        hidden = hidden[tokens.to(hidden.device)]
-    return hidden.reshape(-1, hidden.shape[-1]).double()
+    return without_padding(hidden, tokens).reshape(-1, hidden.shape[-1]).double()
 
 
 def _matrix(weight: Tensor, turned: bool) -> Tensor:

@@ -18,6 +18,7 @@ from secateur.errors import InputError, RecipeError, UnsupportedError
 from secateur.kinds.weights.granularity import Granularity
 from secateur.model.call import device_of, to_device, to_example
 from secateur.model.guard import guard
+from secateur.model.padding import real_tokens
 from secateur.request import Request
 from secateur.solve.base import Solver
 from secateur.solve.blocks.allocation import block_shares, site_shares
@@ -31,7 +32,6 @@ from secateur.solve.blocks.settings import LEAST_BATCHES, Settings
 from secateur.solve.blocks.sites import patterns_of, share_of
 from secateur.solve.blocks.step import BlockSolver
 from secateur.solve.blocks.stream import BatchStream
-from secateur.solve.blocks.sums import real_tokens
 from secateur.solve.blocks.together import mine
 from secateur.solve.blocks.tune import SubBlockRecord
 from secateur.solve.patterns import Pattern

@@ -6,14 +6,13 @@ C = (X - X~)^T X~ are summed for the tokens that solvers may see and for those t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from secateur.model.padding import without_padding
 from secateur.solve.blocks.products import Use
-from secateur.types import Example
 
 PANEL = 192  # columns per product: the lower triangle of H is copied from the upper one, but for squares of this size
 
@@ -76,13 +75,6 @@ def add(sums: GramSums, rows: Tensor, dense: Tensor | None, *, full: bool) -> No
     sums.tokens += len(rows)
 
 
-def real_tokens(example: Example) -> Tensor | None:
-    """Which tokens of a batch are no padding, bool [batch, tokens]; None where all are, or nothing says."""
-    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
-    padded = isinstance(mask, Tensor) and mask.dim() == 2 and not bool((mask != 0).all())
-    return (mask != 0) if padded and isinstance(mask, Tensor) else None
-
-
 def rows_of(use: Use, tokens: Tensor | None, dtype: torch.dtype, part: int = 0) -> Tensor:
     """What a product multiplies, as [tokens, d] without padding.
 
@@ -102,9 +94,4 @@ def rows_of(use: Use, tokens: Tensor | None, dtype: torch.dtype, part: int = 0) 
         return windows.reshape(len(windows), -1, places).transpose(1, 2).reshape(len(windows), -1)
     if use.stacked:
         value = value[part] if value.dim() > 2 and value.shape[0] > part else value
-    width = value.shape[-1]
-    if tokens is not None and value.dim() == 3 and value.shape[:2] == tokens.shape:
-        value = value[tokens.to(value.device)]
-    elif tokens is not None and value.dim() == 2 and len(value) == tokens.numel():
-        value = value[tokens.reshape(-1).to(value.device)]
-    return value.reshape(-1, width).to(dtype)
+    return without_padding(value, tokens).reshape(-1, value.shape[-1]).to(dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateur.model.padding import without_padding
 from secateur.solve.blocks.capture import BlockCall
 from secateur.solve.blocks.settings import Reconstruction
 from secateur.solve.blocks.taps import END, SubBlock, find_parts, read_parts
@@ -202,11 +203,8 @@ class _Training:
 
     def _rows(self, number: int, value: Tensor) -> Tensor:
         """Tokens that are no padding, [tokens, width], at least in float32."""
-        tokens, wide = self.tokens[number], value.to(torch.promote_types(value.dtype, torch.float32))
-        rows = wide.reshape(-1, value.shape[-1])
-        if tokens is not None and len(rows) == tokens.numel():
-            return rows[tokens.reshape(-1).to(value.device)]
-        return rows
+        rows = without_padding(value, self.tokens[number]).reshape(-1, value.shape[-1])
+        return rows.to(torch.promote_types(value.dtype, torch.float32))
 
     def _scale(self) -> Tensor:
         """What squares of errors are divided by."""
