@@ -13,6 +13,7 @@ from torch.func import functional_call
 from secateur.criteria.base import Context, Criterion, register
 from secateur.errors import UnsupportedError
 from secateur.model import call
+from secateur.model.padding import real_tokens
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.registry import one_of
 from secateur.statistics.gradients.functional import batches
@@ -29,7 +30,7 @@ class Reap(Criterion):
     small for all of its tokens is missed least. The frequency does not count, so a specialist that few tokens need
     keeps its place. A bad choice for experts that do nearly the same: neither is small, though one could stand in
     for the other. Feed data of every kind that the model shall serve: an expert that no token reached scores 0.
-    Padding counts as tokens, so leave it out.
+    Tokens that `attention_mask` leaves out do not count.
 
     Formula: S_j = mean over the tokens x routed to j of g_j(x) ||f_j(x)||_2, with g_j the weight that the model
     really applies (normalised over the chosen experts where the model does so) and f_j the expert's output.
@@ -100,12 +101,15 @@ class Reap(Criterion):
             for listener in listeners:
                 listener.listen(hooks)
             for batch, _ in batches(context.model, context.data):
-                call.call(context.model, call.to_example(batch))
+                example = call.to_example(batch)
+                for listener in listeners:
+                    listener.real = real_tokens(example)
+                call.call(context.model, example)
         return {listener.group.name: listener.mean(over_all=self.average == "all") for listener in listeners}
 
 
 class _Listener:
-    """Sums what every expert of one block adds, whenever the block runs."""
+    """Sums what every expert of one block adds, whenever the block runs; `real`: tokens that are no padding."""
 
     def __init__(self, model: nn.Module, group: Group, *, gated: bool) -> None:
         self.group, self.gated = group, gated
@@ -126,6 +130,7 @@ class _Listener:
         self.sums = torch.zeros(group.size, dtype=torch.float64)
         self.counts = torch.zeros(group.size, dtype=torch.float64)
         self.tokens = 0
+        self.real: Tensor | None = None
         # Busy: our own calls run into our own hooks. Heard: the experts have told all that the block could tell.
         self._busy = self._heard = False
 
@@ -170,10 +175,11 @@ class _Listener:
             self._busy = False
         # A module that does anything else with the tokens is found out here.
         if _same(total, result.double().reshape(-1, result.shape[-1]), result.dtype):
+            counted = self._counted(chosen.shape[:-1].numel(), chosen.device)
             for numbers, sizes in parts:
-                self._add(numbers, sizes)
+                self._add(numbers[counted], sizes[counted])
             # Every token counts once, however many experts it is sent to.
-            self.tokens += chosen.shape[:-1].numel()
+            self.tokens += int(counted.sum())
             self._heard = True
 
     def _left_out(self, block: nn.Module, args: Args, kwargs: Kwargs, result: object) -> None:
@@ -217,11 +223,18 @@ class _Listener:
                 why="the changes from leaving out each one do not add up to the change from leaving out all",
                 hint="use criterion 'taylor', or 'magnitude'",
             )
+        counted = self._counted(whole.shape[:-1].numel(), whole.device)
         for number, size in enumerate(parts):
             # Equal numbers cancel to rounding, not always to zero.
-            used = size > 1e-6 * whole.norm(dim=-1).flatten()
+            used = counted & (size > 1e-6 * whole.norm(dim=-1).flatten())
             self._add(torch.full((int(used.sum()),), number), size[used])
-        self.tokens += whole.shape[:-1].numel()
+        self.tokens += int(counted.sum())
+
+    def _counted(self, tokens: int, device: torch.device) -> Tensor:
+        """Which of so many tokens are no padding, bool [tokens]; all where that is not said of so many."""
+        if self.real is None or self.real.numel() != tokens:
+            return torch.ones(tokens, dtype=torch.bool, device=device)
+        return self.real.flatten().to(device)
 
     def _add(self, numbers: Tensor, sizes: Tensor) -> None:
         numbers, sizes = numbers.cpu(), sizes.cpu()

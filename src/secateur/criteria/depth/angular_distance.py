@@ -22,10 +22,10 @@ class AngularDistance(Criterion):
     The idea is that of block influence, with large turns weighed less, and for neighbours that go together. A bad
     choice where positions matter very differently, for it averages over all of them.
 
-    Formula: d_i = E arccos(cos(x_i, x_{i+n})) / pi over all positions of all samples, n the span. With a span above
-    1 a block scores the smallest distance of all runs of n neighbours that it belongs to, so a target that removes n
-    blocks takes the run with the smallest distance. A block without such a run scores 1, the largest value there is,
-    and one that may not go as the best of the others.
+    Formula: d_i = E arccos(cos(x_i, x_{i+n})) / pi over all positions of all samples but padding, n the span. With a
+    span above 1 a block scores the smallest distance of all runs of n neighbours that it belongs to, so a target that
+    removes n blocks takes the run with the smallest distance. A block without such a run scores 1, which is the
+    largest, and one that may not go as the best of the others.
 
     Args:
         span: how many neighbouring blocks go together.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.criteria.base import Context, Criterion, register
 from secateur.model import call
 from secateur.model.bypass import first_tensor, hidden_of
+from secateur.model.padding import real_tokens
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.trace import Args, Kwargs
@@ -31,8 +32,9 @@ class BlockInfluence(Criterion):
     matter more than the angle says: measure the loss where labels are at hand. Blocks are scored alone: leaving out
     several neighbours costs more than the sum.
 
-    Formula: BI_i = 1 - E cos(x_i, x_{i+1}) over all positions (tokens, pixels) of all samples; the feature is the
-    last dimension of sequences and the second of images. A block that may not go scores as the best of the others.
+    Formula: BI_i = 1 - E cos(x_i, x_{i+1}) over all positions (tokens but padding, pixels) of all samples; the feature
+    is the last dimension of sequences and the second of images. A block that may not go scores as the best of the
+    others.
 
     Raises:
         RecipeError: another granularity than layer, or no data.
@@ -80,7 +82,7 @@ def best_where_locked(group: Group, scores: Tensor) -> Tensor:
 
 
 def mean_over_positions(context: Context, measure: Callable[[Tensor], Tensor], *, span: int = 1) -> dict[str, Tensor]:
-    """Mean over all positions of a measure of the cosine between the input of a block and the output of a later one.
+    """Mean over all positions but padding of a measure of the cosine of a block's input and a later one's output.
 
     Args:
         context: groups of layers, and the data.
@@ -96,18 +98,22 @@ def mean_over_positions(context: Context, measure: Callable[[Tensor], Tensor], *
         for path in paths.values():
             path.listen(context.model, hooks)
         for batch, _ in batches(context.model, context.data):
-            call.call(context.model, call.to_example(batch))
+            example = call.to_example(batch)
+            for path in paths.values():
+                path.real = real_tokens(example)
+            call.call(context.model, example)
     return {name: path.sums / path.counts for name, path in paths.items()}
 
 
 class _Path:
-    """The hidden state on its way through one stack."""
+    """The hidden state on its way through one stack; `real` says which tokens of the batch are no padding."""
 
     def __init__(self, group: Group, measure: Callable[[Tensor], Tensor], span: int) -> None:
         self.group, self.measure, self.span = group, measure, span
         self.sums = torch.zeros(group.size, dtype=torch.float64)
         self.counts = torch.zeros(group.size, dtype=torch.float64)
         self._before: dict[int, Tensor] = {}
+        self.real: Tensor | None = None
 
     def listen(self, model: nn.Module, hooks: ExitStack) -> None:
         """Put hooks on the free blocks, to be removed when the stack closes."""
@@ -140,6 +146,8 @@ class _Path:
             # 1 - cos is a small difference of numbers near one, which float32 would round away.
             x, y = start.double(), hidden.double()
             cosine = (x * y).sum(dim) / (x.norm(dim=dim) * y.norm(dim=dim)).clamp(min=TINY)
+            if self.real is not None and cosine.shape == self.real.shape:
+                cosine = cosine[self.real.to(cosine.device)]
             # Rounding may take a cosine above one, where arccos has no value.
             self.sums[first] += self.measure(cosine.clamp(-1, 1)).sum().cpu()
             self.counts[first] += cosine.numel()

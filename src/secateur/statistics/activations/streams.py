@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secateur.errors import NonFiniteError
 from secateur.model.call import to_example
+from secateur.model.padding import real_tokens, without_padding
 from secateur.model.samples import map_rows
 from secateur.model.share import Share
 from secateur.statistics.activations.observe import Observer, Site
@@ -56,7 +57,7 @@ def gather(
 
     Args:
         model: in eval mode; left as it is.
-        data: batches; labels are not read.
+        data: batches; labels are not read, and tokens that `attention_mask` leaves out do not count.
         find: trace -> sites.
         make: site -> empty statistic.
         trace: a whole trace of this model, where there is one; else the first batch is captured.
@@ -75,8 +76,14 @@ def gather(
     observer: Observer | None = None
     found: dict[Site, Statistic] = {}
 
+    real: Tensor | None = None
+
     def receive(site: Site, value: Tensor) -> None:
-        found[site].add(value, site.dim)
+        # Of [batch, tokens, width] and of its rows the width is what statistics are about, and it stays the last.
+        last = site.dim == value.dim() - 1
+        rows = without_padding(value, real) if last else value
+        if len(rows):
+            found[site].add(rows, rows.dim() - 1 if last else site.dim)
 
     total = len(data) if isinstance(data, Sized) else 0
     before = 0  # samples of others, ahead of the first batch of this process
@@ -91,6 +98,7 @@ def gather(
     with quiet(model):
         for number, (batch, size) in enumerate(batches(model, data, passed), start=1):
             example = to_example(batch)
+            real = real_tokens(example)
             if observer is None:
                 if trace is None:
                     # Two samples tell the calls; one would let a batch size of 1 pass for a broadcast dimension.

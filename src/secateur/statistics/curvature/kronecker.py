@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
+from secateur.model.call import to_example
 from secateur.model.kernels import exact_derivatives
+from secateur.model.padding import real_tokens
 from secateur.model.room import require_room
 from secateur.model.share import Share, over_processes
 from secateur.statistics.curvature.gauss_newton_matrix import TAPED, Pulled, pull_back
@@ -80,7 +82,7 @@ def kronecker_factors(
     Args:
         model: any module, in eval mode.
         loss: ``loss(model, batch) -> scalar``, the mean over the samples.
-        data: batches; read twice with `spectrum`.
+        data: batches; read twice with `spectrum`. Tokens that `attention_mask` leaves out are no inputs.
         names: weights and biases of Linear, Conv1d and Conv2d layers; others are passed over.
         slopes: "exact" pulls back every column of the loss's Hessian in the outputs (no sampling noise),
             "sampled" one random-sign sum of them per sample, "data" the slope of the loss itself (empirical).
@@ -116,12 +118,13 @@ def kronecker_factors(
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     count, positions = 0, dict.fromkeys(held, 0)
     picks = root_picker(1 if slopes == "sampled" else None, torch.Generator().manual_seed(seed))
-    for number, (pulled, size) in enumerate(_pulls(model, loss, data, held, slopes, picks)):
-        for name, a_GJP, slope in _layers(pulled, bias_of):
-            a, s = _moments(a_GJP, slope, pulled.sign)
+    for number, (pulled, size, real) in enumerate(_pulls(model, loss, data, held, slopes, picks)):
+        for name, a_BGJP, slope in _layers(pulled, bias_of):
+            a_BGJP, there = _unpadded(a_BGJP, real)
+            a, s = _moments(a_BGJP, slope, pulled.sign)
             before = sums.get(name)
             sums[name] = (a, s) if before is None else (before[0] + a, before[1] + s)
-            positions[name] += size * a_GJP.shape[3]
+            positions[name] += there
         count += size
         if progress:
             progress(number + 1, 0)
@@ -133,9 +136,9 @@ def kronecker_factors(
     picks = root_picker(1 if slopes == "sampled" else None, torch.Generator().manual_seed(seed))
     bases = {name: factors.eigenvectors() for name, factors in found.items()}
     squares: Tensors = {}
-    for pulled, _ in _pulls(model, loss, data, held, slopes, picks):
-        for name, a_GJP, slope in _layers(pulled, bias_of):
-            part = _rotated_squares(a_GJP, slope, pulled.sign, *bases[name])
+    for pulled, _, _ in _pulls(model, loss, data, held, slopes, picks):
+        for name, a_BGJP, slope in _layers(pulled, bias_of):
+            part = _rotated_squares(a_BGJP, slope, pulled.sign, *bases[name])
             squares[name] = squares[name] + part if name in squares else part
     squares, _ = over_processes(data, squares, 0)
     return {n: Factors(n, f.bias, f.a_GJJ, f.s_GOO, squares[n] / count) for n, f in found.items()}
@@ -187,7 +190,8 @@ def _of_all(
 
 def _pulls(
     model: nn.Module, loss: Loss, data: Data, held: Tensors, slopes: Slopes, pick: Pick
-) -> Iterable[tuple[Pulled, int]]:
+) -> Iterable[tuple[Pulled, int, Tensor | None]]:
+    """What is pulled back, the number of samples, and which of their tokens are no padding."""
     for batch, whole in batches(model, data):
         # All roots of a part are pulled back together, so a large batch is taken in parts.
         for start in range(0, whole, TAPED):
@@ -206,7 +210,7 @@ def _pulls(
                     "or not with the samples first",
                     hint="leave it out of the groups, or use criterion fisher, gauss-newton or obd",
                 )
-            yield pulled, size
+            yield pulled, size, real_tokens(to_example(part))
 
 
 def _pull_loss(model: nn.Module, loss: Loss, batch: Batch, size: int, held: Tensors) -> Pulled:
@@ -247,6 +251,13 @@ def _layers(pulled: Pulled, bias_of: dict[str, str]) -> Iterable[tuple[str, Tens
         if bias_of[name]:
             a = torch.cat([a, a.new_ones(*a.shape[:2], 1, a.shape[3])], 2)
         yield name, a, d
+
+
+def _unpadded(a_BGJP: Tensor, real_BP: Tensor | None) -> tuple[Tensor, int]:
+    """Inputs with zeros where there is padding, and the number of positions that are left."""
+    if real_BP is None or (len(a_BGJP), a_BGJP.shape[3]) != real_BP.shape:
+        return a_BGJP, len(a_BGJP) * a_BGJP.shape[3]
+    return a_BGJP * real_BP[:, None, None].to(a_BGJP), int(real_BP.sum())
 
 
 def _moments(a_BGJP: Tensor, d_BKGOP: Tensor, sign_BK: Tensor) -> tuple[Tensor, Tensor]:
