@@ -180,6 +180,38 @@ def test_the_operator_that_differs_is_named():
         read(model, record, weight_sites(record, ["a.weight", "flat.weight"]), torch.randn(2, 3))
 
 
+class Twins(nn.Module):
+    """One of two layers of one shape, by the data, or both of them in an order that the data give."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, 2)
+        self.b.bias = nn.Parameter(torch.zeros(3))  # the same operators as for the other one
+        self.both = both
+
+    def forward(self, x):
+        first, then = (self.a, self.b) if bool(x.mean() > 0) else (self.b, self.a)
+        return self.c(then(first(x)) if self.both else first(x))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_same_calls_with_another_layer_are_refused(both):
+    model, x = Twins(both).eval(), torch.rand(4, 3)
+    record = capture(model, x)
+    sites = weight_sites(record, ["a.weight"])
+    [(_, value)] = read(model, record, sites, x)
+    assert torch.equal(value, x)
+    with pytest.raises(UnsupportedError, match=r"multiplies with another tensor than 'a\.(weight|bias)'"):
+        read(model, record, sites, -x)
+
+
+def test_tied_and_turned_weights_are_the_layers_own():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    record = capture(model, torch.randn(2, 3))
+    assert len(read(model, record, weight_sites(record, ["0.weight"]), torch.randn(5, 3))) == 2
+
+
 def test_the_forward_is_left_after_the_last_site(zoo):
     model, record, groups = zoo
     called = []

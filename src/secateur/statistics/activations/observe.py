@@ -27,6 +27,7 @@ from secateur.types import Example, Group
 _MOVES = frozenset(["t", "transpose", "permute", "alias", "detach", "clone", "_to_copy", "view", "_unsafe_view",
                     "unsqueeze", "squeeze", "slice", "select", "split", "split_with_sizes", "chunk", "unbind",
                     "expand", "numpy_T", "unflatten"])  # fmt: skip
+_COPIES = frozenset(["clone", "_to_copy"])  # of these moves: the others give views, which share memory
 Receive = Callable[["Site", Tensor], None]
 
 
@@ -92,6 +93,15 @@ class Flow:
             assert isinstance(moved, Ref)  # what moves data takes the tensor first
             number = moved.number
         return self.trace.names[number], chain[::-1]
+
+    def views(self, step: Step) -> dict[int, str]:
+        """Operands of a call that are a parameter or a view of it: number of the tensor -> name."""
+        found = {number: self.source(number) for number in self.read(step) if number not in self.activations}
+        return {
+            number: name
+            for number, (name, chain) in found.items()
+            if name and not any(base_name(call.func) in _COPIES for call, _ in chain)
+        }
 
     @staticmethod
     def moves(step: Step) -> bool:
@@ -256,6 +266,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, trace: Trace, sites: Sequence[Site], *, last: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._model, self._trace, self._last = model, trace, last
+        # Without those of other types: a sharded parameter is put together anew for every forward.
+        named = model.named_parameters(remove_duplicate=False)
+        self._own = {name: p for name, p in named if type(p) is nn.Parameter}
         watched = {trace.steps[site.step].func for site in sites}
         # Only calls of these operators are counted: the others may differ, as long as these come in this order.
         self._expected = [i for i, step in enumerate(trace.steps) if step.func in watched]
@@ -263,6 +276,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sites: dict[int, list[Site]] = {}
         for site in sites:
             self._sites.setdefault(site.step, []).append(site)
+        flow = Flow(trace)
+        self._weights = {number: flow.views(trace.steps[number]) for number in self._sites}
         self._end = max(self._sites, default=-1)
         self._seen = 0
         self._receive: Receive = lambda site, value: None
@@ -306,6 +321,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen += 1
         sites = self._sites.get(number, [])
         step = self._trace.steps[number]
+        if sites:
+            self._require_weights(number, args, kwargs)
         for site in sites:
             if not site.result:
                 self._hand_out(site, _operand(step, site.tensor, args, kwargs))
@@ -316,6 +333,16 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._last and number == self._end:
             raise _Stop
         return result
+
+    def _require_weights(self, number: int, args: Args, kwargs: Kwargs) -> None:
+        """Refuse the same operator in the same place of the order with the weight of another layer."""
+        step = self._trace.steps[number]
+        for operand, name in self._weights[number].items():
+            # By memory: a transposed weight is another tensor, and tied ones go by any of their names. A buffer may be
+            # made anew by every forward.
+            own, value = self._own.get(name), _operand(step, operand, args, kwargs)
+            if own is not None and value.untyped_storage().data_ptr() != own.untyped_storage().data_ptr():
+                self._differs(f"{step.place.op} multiplies with another tensor than {name!r}")
 
     def _hand_out(self, site: Site, value: Tensor) -> None:
         # The same operator in the same place of the order, but with another operand.
