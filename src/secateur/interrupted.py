@@ -18,7 +18,7 @@ from secateur.planning.build import CriterionLike
 from secateur.recover.own import Train
 from secateur.report.trackers import Track
 from secateur.result import Result
-from secateur.sources import resolve_data, resolve_metric, resolve_model
+from secateur.sources import resolve_metric, resolve_model
 from secateur.stages import SUFFIX, CommandWords, Unfinished
 from secateur.types import Data, Example, Judge, Loss, Progress
 
@@ -149,7 +149,7 @@ def resume(
         text = known.recipe.get("calibration") or {}
         found = None
         if word is not None:
-            found = resolve_data(word, seed=seed, tokenizer=source.tokenizer, text=text, numbers=source.numbers)
+            found = source.read(word, seed=seed, text=text)
         if evaluate is None:
             rest["evaluate"] = resolve_metric(known.words.get("metric", ()))
         own = source.example if found is None or found.example is None else found.example

@@ -126,7 +126,7 @@ def resolve(
     metric: Sequence[str] | None = None,
 ) -> Job:
     """Turn MODEL, DATA and METRIC words into objects, and check that they fit; `text` is a recipe's calibration."""
-    from secateur.sources import on_device, resolve_data, resolve_metric, resolve_model
+    from secateur.sources import on_device, resolve_metric, resolve_model
     from secateur.sources.metrics import needs_labels
 
     if data is None and needs_labels(metric or ()):
@@ -136,7 +136,7 @@ def resolve(
     source = on_device(resolve_model(model, seed=seed), device)
     found = None
     if data is not None:
-        found = resolve_data(data, seed=seed, tokenizer=source.tokenizer, text=text, numbers=source.numbers)
+        found = source.read(data, seed=seed, text=text)
     example = source.example
     if found is not None and found.example is not None:
         if source.example is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from secateur.cli import options
-from secateur.cli.console import emit, table
+from secateur.cli.console import emit, say, table
 from secateur.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def measure_task(
     from secateur.measure.perplexity import perplexity, with_dtype
     from secateur.report.safe_text import significant
     from secateur.sources.prose import NAME
-    from secateur.sources.text import whole_text
+    from secateur.sources.text import block_length, whole_text
 
     what, against, model, data = asked
     if against is not None:
@@ -217,6 +217,9 @@ def measure_task(
     if data is None or not (data.startswith("text:") or data == NAME):
         raise RecipeError("perplexity is measured on text.", hint="--data text:FILE")
     work, network = load(what, model, None, seed=0)
+    tokens, notes = block_length(tokens, work.source.longest)
+    for note in notes:
+        say(f"note: {note}", style="yellow")
     blocks = whole_text(data, work.source.tokenizer, tokens=tokens, most=sequences)
     found = perplexity(with_dtype(network, dtype), blocks)
     count = len(blocks.blocks)

@@ -122,7 +122,7 @@ def prune_on_disk(model: str, data: str | None, settings: Recipe, folder: Path, 
     from secateur.from_disk import prune_folder
     from secateur.report import render
     from secateur.sources import resolve_data
-    from secateur.sources.models import tokenizer_of
+    from secateur.sources.models import text_of
 
     kind, _, name = model.partition(":")
     if kind != "hf" or data is None:
@@ -137,9 +137,9 @@ def prune_on_disk(model: str, data: str | None, settings: Recipe, folder: Path, 
     elif begun.exists():
         say(f"note: going on with the blocks in {begun}; --force starts anew")
     with seed_everything(settings.seed), Stages() as stages:
-        text = resolve_data(
-            data, seed=settings.seed, tokenizer=tokenizer_of(source), text=settings.calibration.model_dump()
-        )
+        tokenizer, longest = text_of(source)
+        how = settings.calibration.model_dump()
+        text = resolve_data(data, seed=settings.seed, tokenizer=tokenizer, text=how, longest=longest)
         report = prune_folder(
             source, folder, text, settings, word=model, force=force, progress=stages, begun=begun,
             command=command_line(model, data, settings, folder), tell=lambda told: say_told(told, "in memory"),

@@ -21,14 +21,22 @@ class Decodes(Protocol):
 
 
 def with_sample(work: Job, result: Result) -> Result:
-    """The result, with a sample in its report where model, data and tokenizer can give one."""
+    """The result, with a sample in its report where model, data and tokenizer can give one.
+
+    A model that breaks off while it writes loses nobody the run: the report says why there is no sample.
+    """
     from secateur.measure.continuation import PROMPT, continuation
     from secateur.report.record import Sample
 
     tokenizer, prompt = work.source.tokenizer, _prompt(work, PROMPT)
     if prompt is None or not isinstance(tokenizer, Decodes) or "perplexity" not in result.report.after.quality:
         return result
-    written = [continuation(model, prompt) for model in (work.model, result.model)]
+    try:
+        written = [continuation(model, prompt) for model in (work.model, result.model)]
+    except Exception as error:  # the code is the model's own
+        why = f"no sample of what it writes: generate() failed with {type(error).__name__}: {error}"
+        warnings = (*result.report.warnings, why)
+        return replace(result, report=result.report.model_copy(update={"warnings": warnings}))
     if written[0] is None or written[1] is None:
         return result
     texts = [tokenizer.decode(tokens.tolist()) for tokens in (prompt, written[0], written[1])]

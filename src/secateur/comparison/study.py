@@ -23,7 +23,7 @@ from secateur.measure import yardstick
 from secateur.model.door import Parts
 from secateur.recipe import load_recipe
 from secateur.recipe.overrides import choice_of
-from secateur.sources import Source, TensorData, on_device, resolve_data, resolve_metric, resolve_model, train_demo
+from secateur.sources import Source, TensorData, on_device, resolve_metric, resolve_model, train_demo
 from secateur.types import Batch, Data, Progress
 from secateur.words import CRITERIA, translated
 
@@ -109,7 +109,7 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
     """
     choices = [parse_criterion(word) for word in named_criteria(study.criteria)]
     source = on_device(resolve_model(study.model), study.device)
-    found = resolve_data(study.data, tokenizer=source.tokenizer, numbers=source.numbers)
+    found = source.read(study.data)
     if found.test is None:
         raise InputError(
             f"{study.data} has no test part, so there is no quality to compare",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secateur.model.call import device_of
 from secateur.model.guard import evaluating
+from secateur.model.longest import context_length
 
 PROMPT, LENGTH = 24, 24
 
@@ -27,20 +28,24 @@ def continuation(model: nn.Module, prompt: Tensor, *, length: int = LENGTH) -> T
     Args:
         model: left as it is.
         prompt: token numbers [tokens].
-        length: tokens to add at most.
+        length: tokens to add at most; fewer where the model was made for no more.
 
     Returns:
-        the tokens behind the prompt; None where the model cannot generate.
+        the tokens behind the prompt; None where the model cannot generate, or has no room behind the prompt.
 
     Cost: one forward pass over the prompt, and one for each further token.
     """
     if not isinstance(model, Generates) or not getattr(model, "can_generate", lambda: True)():
         return None
+    longest = context_length(getattr(model, "config", None))
+    room = length if longest is None else min(length, longest - len(prompt))
+    if room < 1:
+        return None
     ids = prompt[None].to(device_of(model))
     end = getattr(getattr(model, "config", None), "eos_token_id", None)
     end = end[0] if isinstance(end, list) and end else end
     # Settings of the model's own (a temperature, a longest length) would only be warned about.
-    plain = {"do_sample": False, "max_new_tokens": length, "min_new_tokens": 1, "num_beams": 1}
+    plain = {"do_sample": False, "max_new_tokens": room, "min_new_tokens": 1, "num_beams": 1}
     with evaluating(model):
         found = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=end, **plain)
     return found[0, len(prompt) :].cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from secateur.planning.written import masked_plan
 from secateur.registry import build, suggestion
 from secateur.request import Named, Plain, Request
 from secateur.solve import SOLVERS, Solver
+from secateur.solve.blocks.layer import LayerRecord
 from secateur.solve.blocks.run import Settings, SolvedModel, prune_blocks
 from secateur.solve.blocks.settings import Reconstruction, UnequalShares
 from secateur.types import Data, Example
@@ -153,7 +154,7 @@ def solved_plan(
     )
 
 
-def _notes(records: Any) -> list[str]:
+def _notes(records: Sequence[LayerRecord]) -> list[str]:
     """What of the run a reader should know."""
     refused = [one.name for one in records if one.kept_plain]
     raised = max((one.damping for one in records), default=0.0)
@@ -163,9 +164,9 @@ def _notes(records: Any) -> list[str]:
     errors = [one.error for one in records if one.error is not None]
     if errors:
         middle = float(torch.tensor(errors).median())
-        lines.append(
-            f"held-out error of the outputs: median {middle:.2%}, largest {max(errors):.2%} of {len(errors)} matrices"
-        )
+        beyond = " beyond what layers before have lost" if any(one.beyond for one in records) else ""
+        spread = f"median {middle:.2%}, largest {max(errors):.2%} of {len(errors)} matrices"
+        lines.append(f"held-out error of the outputs{beyond}: {spread}")
     if refused:
         lines.append(
             f"{len(refused)} updates were refused, as they made the held-out error larger: {', '.join(refused[:3])}"

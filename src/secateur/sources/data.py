@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +20,7 @@ from secateur.sources.images import LABEL_COLUMNS, decode, image_bytes, load_fol
 from secateur.sources.in_memory import Arrays, DataSet, build_dataset
 from secateur.sources.prose import NAME as PROSE
 from secateur.sources.tables import KINDS, dataset_of, load_table
-from secateur.sources.text import SEQUENCES, TOKENS, Tokenizer, load_prose, load_text
+from secateur.sources.text import SEQUENCES, TOKENS, Tokenizer, block_length, load_prose, load_text
 from secateur.sources.words import call_factory, is_python, which_factory
 
 DATA_KINDS = ("csv", "demo", "folder", "hf", "jsonl", "npz", "parquet", "py", "text", "tsv")
@@ -35,6 +37,7 @@ def resolve_data(
     tokenizer: Tokenizer | None = None,
     text: Mapping[str, int | None] | None = None,
     numbers: Mapping[str, int] | None = None,
+    longest: int | None = None,
 ) -> DataSet:
     """Turn a DATA word into loaders for training, calibration and test.
 
@@ -47,6 +50,7 @@ def resolve_data(
         tokenizer: for text; the one of the hf: model.
         text: for ``text:`` and ``demo:prose``; a recipe's tokens, sequences, batch and test, where given.
         numbers: label -> class number, of the hf: model, for labels that are words.
+        longest: tokens of a block of text at most, of the hf: model; a note says where that made blocks shorter.
 
     Returns:
         The loaders. Calibration samples come from the training part, never from the test part.
@@ -62,10 +66,13 @@ def resolve_data(
     if not colon or not rest or kind not in DATA_KINDS:
         raise RecipeError(f"unknown data {word!r}", hint=_meant(word, kind if colon else ""))
     given = {key: value for key, value in (text or {}).items() if value is not None}
-    blocks = {"batch_size": given.get("batch", batch_size), "tokens": given.get("tokens", TOKENS),
-              "calibration": given.get("sequences", SEQUENCES)}  # fmt: skip
-    if word == PROSE:
-        return load_prose(tokenizer=tokenizer, test=given.get("test"), **blocks)
+    if word == PROSE or kind == "text":
+        tokens, notes = block_length(given.get("tokens", TOKENS), longest)
+        blocks = {"batch_size": given.get("batch", batch_size), "tokens": tokens,
+                  "calibration": given.get("sequences", SEQUENCES)}  # fmt: skip
+        load = load_prose if word == PROSE else partial(load_text, rest)
+        found = load(tokenizer=tokenizer, test=given.get("test"), **blocks)
+        return replace(found, notes=(*found.notes, *notes))
     if kind == "demo":
         if rest not in _DEMOS:
             names = [*_DEMOS, PROSE.partition(":")[2]]
@@ -79,8 +86,6 @@ def resolve_data(
         return load_parquet(rest, tokenizer=tokenizer, numbers=numbers, batch_size=batch_size, seed=seed)
     if kind == "folder":
         return load_folder(rest, batch_size=batch_size, seed=seed)
-    if kind == "text":
-        return load_text(rest, tokenizer=tokenizer, test=given.get("test"), **blocks)
     if kind == "hf":
         return _load_hub(rest, tokenizer=tokenizer, numbers=numbers, batch_size=batch_size, seed=seed)
     return _from_factory(word, call_factory(rest))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, RecipeError, SecateurError, UnsupportedError
 from secateur.model.call import to_device
+from secateur.model.longest import context_length
 from secateur.registry import suggestion
+from secateur.sources.data import resolve_data
 from secateur.sources.demo import build_convnet, build_lenet
 from secateur.sources.gguf import gguf_file, load_gguf
 from secateur.sources.hugging_face import check_config, check_folder, class_of
+from secateur.sources.in_memory import DataSet
 from secateur.sources.prose import NAME as PROSE
 from secateur.sources.smollm2 import smollm2_file
 from secateur.sources.sparse_bitmask import is_sparse_bitmask, read_sparse_bitmask
@@ -56,6 +59,17 @@ class Source:
         """Label -> class number, as the config of an hf: model has it; None where it names no labels."""
         found = getattr(getattr(self.model, "config", None), "label2id", None)
         return dict(found) if isinstance(found, dict) and found else None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens at most that an hf: model was made for; None where its config does not say."""
+        return context_length(getattr(self.model, "config", None))
+
+    def read(self, word: str, *, seed: int = 0, text: Mapping[str, int | None] | None = None) -> DataSet:
+        """The data of a DATA word as this model takes them; see `resolve_data`."""
+        return resolve_data(
+            word, seed=seed, text=text, tokenizer=self.tokenizer, numbers=self.numbers, longest=self.longest
+        )
 
 
 def resolve_model(word: str, *, seed: int = 0) -> Source:
@@ -222,8 +236,8 @@ def _from_bitmasks(known: Any, config: Any, name: str) -> nn.Module:
     return model.eval()
 
 
-def tokenizer_of(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a local folder; None where it has none.
+def text_of(folder: Path) -> tuple[Tokenizer | None, int | None]:
+    """The tokenizer of a local folder, None where it has none, and the tokens at most that its model was made for.
 
     Raises:
         InputError: there is no such folder.
@@ -235,8 +249,11 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", hint="weights that stay on disk have to be local")
     check_folder(folder)
-    found: Tokenizer | None = _tokenizer(transformers, str(folder))
-    return found
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise _failed(word, error) from error
+    return _tokenizer(transformers, str(folder)), context_length(config)
 
 
 def _tokenizer(transformers: Any, name: str) -> Any:

@@ -18,11 +18,32 @@ TOKENS, SEQUENCES = 128, 32
 _TRAIN, _TEST = ("train.txt", "valid.txt", "validation.txt"), ("test.txt",)
 
 
+SHORTER = "blocks of {longest} tokens, not {tokens}: the model was made for no more"
+
+
 class Tokenizer(Protocol):
     """What turns text into token numbers, as the tokenizers of transformers do."""
 
     def __call__(self, text: str, /) -> Mapping[str, Sequence[int]]:
         """``{"input_ids": token numbers, ...}``."""
+
+
+def block_length(tokens: int, longest: int | None) -> tuple[int, tuple[str, ...]]:
+    """How long blocks are, and what is to be said of it.
+
+    Beyond what a model was made for learned positions end, and rotary ones go on to angles that it has never seen.
+
+    Args:
+        tokens: as long as they were asked for.
+        longest: as `secateur.model.longest.context_length` gives it.
+
+    Example:
+        >>> block_length(1024, 256)
+        (256, ('blocks of 256 tokens, not 1024: the model was made for no more',))
+    """
+    if longest is None or tokens <= longest:
+        return tokens, ()
+    return longest, (SHORTER.format(longest=longest, tokens=tokens),)
 
 
 class TokenData:
@@ -178,5 +199,8 @@ def _cut(text: str, tokenizer: Tokenizer, tokens: int, name: str) -> Tensor:
     numbers = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64)
     count = len(numbers) // tokens
     if count == 0:
-        raise InputError(f"{name} holds {len(numbers)} tokens, less than one block of {tokens}")
+        raise InputError(
+            f"{name} holds {len(numbers)} tokens, less than one block of {tokens}",
+            hint="give more text, or shorter blocks: --set calibration.tokens=N, or --tokens N of measure",
+        )
     return numbers[: count * tokens].reshape(count, tokens)

@@ -1,6 +1,7 @@
 """The command line on a language model: a folder that transformers loads, and perplexity."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -70,6 +71,37 @@ def test_a_solver_named_on_the_command_line_prunes_block_by_block(folder, tmp_pa
     found = json.loads(capsys.readouterr().out)
     assert found["sequences"] == 5
     assert found["perplexity"] > 1
+
+
+def test_a_model_of_short_contexts_is_pruned_and_measured_on_blocks_that_it_takes(folder, tmp_path, capsys):
+    short, out = tmp_path / "short", tmp_path / "out"
+    shutil.copytree(folder, short)
+    config = transformers.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=24, bos_token_id=0,
+                                     eos_token_id=0)  # fmt: skip
+    transformers.GPT2LMHeadModel(config).save_pretrained(short)
+    data = ["--data", f"text:{folder / 'text.txt'}"]
+    sets = ["criterion=admm", "granularity=2:4", "measure.latency=false"]
+    assert main(["prune", f"hf:{short}", *data, "--out", str(out), "--json",
+                 *(word for one in sets for word in ("--set", one))]) == 0  # fmt: skip
+    assert any("blocks of 24 tokens, not 1024" in line for line in json.loads(capsys.readouterr().out)["warnings"])
+    assert main(["measure", f"hf:{out}", "--task", "perplexity", *data, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["tokens"] == 24
+    assert "not 1024" in said.err
+
+
+def test_a_model_that_cannot_write_loses_nobody_the_run(folder, tmp_path, capsys, monkeypatch):
+    def breaks(*args, **kwargs):
+        raise ValueError("no such cache")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", breaks)
+    sets = ["criterion=admm", "granularity=2:4", "calibration.tokens=16", "measure.latency=false"]
+    assert main(["prune", f"hf:{folder}", "--data", f"text:{folder / 'text.txt'}", "--out", str(tmp_path / "out"),
+                 "--json", *(word for one in sets for word in ("--set", one))]) == 0  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert report["sample"] is None
+    assert any("generate() failed with ValueError: no such cache" in line for line in report["warnings"])
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

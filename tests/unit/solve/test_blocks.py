@@ -11,7 +11,9 @@ from secateur.errors import FileRefusedError, InputError, RecipeError, Unsupport
 from secateur.kinds.weights import parse
 from secateur.request import Named, Request, Target
 from secateur.solve import SOLVERS, Problem, SecondMoments
+from secateur.solve.blocks.layer import LayerInputs, solve_layer
 from secateur.solve.blocks.run import Settings, prune_blocks
+from secateur.solve.blocks.sums import add, empty
 from secateur.solve.patterns import PerRow
 
 WIDTH, INNER, TOKENS = 12, 20, 24
@@ -248,6 +250,35 @@ def test_an_update_that_makes_the_held_out_error_larger_is_refused():
         assert one.error == one.plain
         before, mask = net().get_parameter(one.name), out.masks[one.name]
         assert torch.equal(out.weights[one.name], before.detach() * mask)
+
+
+@pytest.mark.parametrize("near", [0.05, 2.0])
+def test_the_error_of_a_record_is_what_a_layer_adds_to_the_loss_of_those_before(near):
+    """With inputs that are far from the original's a solved layer brings some of the loss back, and adds below 0."""
+    generator = torch.Generator().manual_seed(5)
+    weight, dense = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (4, 200))
+    rows = dense @ (torch.eye(6, dtype=torch.float64) + near * torch.randn(6, 6, generator=generator).double() / 6)
+    sums = [empty(6, rows, cross=True) for _ in range(2)]
+    for one, part in zip(sums, (slice(0, 150), slice(150, 200)), strict=True):
+        add(one, rows[part], dense[part], full=True)
+    solved, record = solve_layer(
+        "w", weight, LayerInputs(*sums, 0.01), PerRow(8), SOLVERS.build("least_squares", {"steps": 50})
+    )
+    X, Y = dense[150:], rows[150:]
+    whole, before = (X @ weight.T - Y @ solved.weight.T).square().sum(), ((X - Y) @ weight.T).square().sum()
+    assert record.beyond
+    assert record.error == pytest.approx(float((whole - before) / (Y @ weight.T).square().sum()), rel=1e-9)
+    assert (record.error < 0) == (near > 1)
+
+
+def test_what_is_said_of_errors_says_what_they_leave_out():
+    with_others, alone = (
+        sc.plan(net(), data()[0], criterion="admm", granularity="element", scope="row", target={"sparsity": 0.5},
+                data=data(), blocks={"targets": targets}).notes
+        for targets in ("dense", "own")
+    )  # fmt: skip
+    assert any("held-out error of the outputs beyond what layers before have lost:" in note for note in with_others)
+    assert any("held-out error of the outputs: median" in note for note in alone)
 
 
 class Experts(nn.Module):

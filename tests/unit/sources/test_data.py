@@ -226,11 +226,19 @@ def test_text_is_cut_into_blocks(tmp_path):
     assert set(data.example) == {"input_ids"}
 
 
+@pytest.mark.parametrize(("asked", "longest", "long"), [(None, 64, 64), (256, 64, 64), (16, 64, 16), (None, None, 128)])
+def test_blocks_are_no_longer_than_the_model_was_made_for(tmp_path, asked, longest, long):
+    (tmp_path / "a.txt").write_text("abcdefghij" * 200)
+    data = resolve_data(f"text:{tmp_path / 'a.txt'}", tokenizer=Letters(), text={"tokens": asked}, longest=longest)
+    assert data.example["input_ids"].shape == (1, long)
+    assert any("made for no more" in note for note in data.notes) == (long < (asked or 128))
+
+
 def test_text_needs_a_tokenizer_and_enough_text(tmp_path):
     (tmp_path / "a.txt").write_text("short")
     with pytest.raises(UnsupportedError, match="tokenizer"):
         resolve_data(f"text:{tmp_path / 'a.txt'}")
-    with pytest.raises(InputError, match="5 tokens"):
+    with pytest.raises(InputError, match=r"5 tokens.*\n.*calibration\.tokens"):
         resolve_data(f"text:{tmp_path / 'a.txt'}", tokenizer=Letters())
 
 

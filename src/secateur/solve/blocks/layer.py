@@ -21,11 +21,13 @@ class LayerRecord:
         name: of its parameter, with [number] for one matrix of a stack.
         removed, total: weights.
         tokens: that its inputs were learned from.
-        error: mean square of what is lost on held-out tokens, relative to the outputs; None without any.
+        error: mean square of what is lost on held-out tokens, relative to the outputs; None without any. With targets
+            of the original only what is beyond the loss of the layers before: below 0 where some of that comes back.
         plain: the same for the mask on unmoved weights.
         shrinkage: share of the correction towards the original's outputs that was taken.
         damping: that the factorisation took.
         kept_plain: the update was refused, since it made the held-out error larger.
+        beyond: the errors do not hold what layers before have lost.
     """
 
     name: str
@@ -37,6 +39,7 @@ class LayerRecord:
     shrinkage: float = 0.0
     damping: float = 0.0
     kept_plain: bool = False
+    beyond: bool = False
 
 
 class LayerInputs:
@@ -82,8 +85,9 @@ def solve_layer(
     error = held.error(solved.weight) if solver.moves else without
     refused = error > without
     size = max(error_of(weight, held.gram), 1e-30)
+    errors, beyond = (min(error, without) / size, without / size), held.missed is not None
     record = LayerRecord(
-        name, removed, total, inputs.moments.tokens, min(error, without) / size, without / size, share, damping, refused
+        name, removed, total, inputs.moments.tokens, *errors, share, damping, kept_plain=refused, beyond=beyond
     )
     return (plain if refused else solved), record
 
