@@ -189,11 +189,15 @@ def _check_fit(source: Source, data: DataSet) -> None:
         try:
             call(source.model, _beside(source.model, data.example))
         except ForwardError as error:
+            hint = "Bring the data to the shape that the forward takes."
+            if isinstance(source.example, Mapping) and "decoder_input_ids" in source.example:
+                hint = "A decoder beside an encoder needs tokens of its own: give batches of input_ids, "
+                hint += "decoder_input_ids and labels by a factory (FILE.py:function)."
             raise InputError(
                 f"{data.name} does not fit {source.name}: a sample is {describe(data.example)}, "
                 f"the model's own example {describe(source.example)}.",
                 why=error.why,
-                hint="Bring the data to the shape that the forward takes.",
+                hint=hint,
             ) from error
 
 

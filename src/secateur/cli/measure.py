@@ -200,7 +200,7 @@ def measure_task(
 ) -> int:
     """Perplexity of a language model on the whole of a text, or tasks of the harness lm-eval."""
     from secateur.measure.lm_eval import PREFIX
-    from secateur.measure.perplexity import perplexity, with_dtype
+    from secateur.measure.perplexity import perplexity, require_next, with_dtype
     from secateur.report.safe_text import significant
     from secateur.sources.prose import NAME
     from secateur.sources.text import block_length, whole_text
@@ -221,6 +221,7 @@ def measure_task(
     for note in notes:
         say(f"note: {note}", style="yellow")
     blocks = whole_text(data, work.source.tokenizer, tokens=tokens, most=sequences)
+    require_next(network, next(iter(blocks)))
     found = perplexity(with_dtype(network, dtype), blocks)
     count = len(blocks.blocks)
     if as_json:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError, RecipeError, SecateurError, UnsupportedError
-from secateur.model.call import to_device
+from secateur.errors import ForwardError, InputError, RecipeError, SecateurError, UnsupportedError
+from secateur.model.call import call, to_device
+from secateur.model.guard import evaluating
 from secateur.model.longest import context_length
 from secateur.registry import suggestion
 from secateur.sources.data import resolve_data
@@ -29,6 +30,7 @@ from secateur.sources.text import Tokenizer
 from secateur.sources.words import call_factory, is_python, which_factory
 from secateur.types import Example
 
+DECODED = 12  # tokens of a decoder's example: fewer than the encoder's, so that the two are told apart
 MODEL_KINDS = ("demo", "hf", "py", "timm", "torchvision")
 SMOLLM2 = "smollm2"
 _DEMOS = {"convnet": build_convnet, "lenet": build_lenet}
@@ -271,7 +273,12 @@ def _hugging_face_example(word: str, model: Any, seed: int) -> dict[str, Tensor]
     if wanted == "input_ids":
         text = config.get_text_config()
         generator = torch.Generator().manual_seed(seed)
-        return {"input_ids": torch.randint(0, int(text.vocab_size), (2, 16), generator=generator)}
+        found = {"input_ids": torch.randint(0, int(text.vocab_size), (2, 16), generator=generator)}
+        # Some decoders make their tokens of the encoder's, others have to be given theirs.
+        if getattr(config, "is_encoder_decoder", False) and not _runs(model, found):
+            whole = {**found, "decoder_input_ids": found["input_ids"][:, :DECODED]}
+            return whole if _runs(model, whole) else found
+        return found
     size = getattr(vision, "image_size", None)
     if wanted == "pixel_values" and size is not None:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
@@ -280,6 +287,15 @@ def _hugging_face_example(word: str, model: Any, seed: int) -> dict[str, Tensor]
         f"{word}: no example input is known for a model that takes {wanted!r}",
         hint="write a factory that returns (model, example) and use py:module:factory",
     )
+
+
+def _runs(model: nn.Module, example: Example) -> bool:
+    try:
+        with evaluating(model):
+            call(model, example)
+    except ForwardError:
+        return False
+    return True
 
 
 def _timm(word: str, name: str, seed: int) -> Source:

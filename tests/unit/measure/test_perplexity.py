@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from secateur.errors import InputError
+from secateur.errors import InputError, UnsupportedError
 from secateur.measure import yardstick
-from secateur.measure.perplexity import perplexity, predicts_next
+from secateur.measure.perplexity import perplexity, predicts_next, require_next, sees_later
 from secateur.model.door import Parts
 
 transformers = pytest.importorskip("transformers")
@@ -75,6 +75,22 @@ def test_the_default_figure_of_a_causal_model_is_its_perplexity(cls, names):
     assert set(found) == names
     if "perplexity" in names:
         assert found == pytest.approx(perplexity(model, data))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_is_shown_what_it_is_asked_for_has_no_perplexity(dtype):
+    """However little it makes of it: nothing that was trained yet hardly looks at its neighbours."""
+    batch = {"input_ids": torch.randint(0, 50, (2, 64), generator=torch.Generator().manual_seed(0))}
+    assert not sees_later(tiny().to(dtype), batch)
+    require_next(tiny().to(dtype), batch)
+    masked = tiny("BertForMaskedLM")
+    if dtype == torch.bfloat16:  # rounding to eight bits hides the little, and not what a trained model does
+        for name, weight in masked.named_parameters():
+            weight.data *= 10.0 if "attention" in name and weight.dim() == 2 else 1.0
+    assert sees_later(masked.to(dtype), batch)
+    assert not predicts_next(masked, {**batch, "labels": batch["input_ids"]})
+    with pytest.raises(UnsupportedError, match="BertForMaskedLM does not predict the next token"):
+        require_next(masked, batch)
 
 
 def test_without_a_token_to_predict_there_is_no_perplexity():

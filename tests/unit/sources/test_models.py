@@ -215,3 +215,19 @@ def test_hugging_face_weights_as_pickle_are_refused(tmp_path):
     torch.save(transformers.LlamaForCausalLM(config).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
         resolve_model(f"hf:{tmp_path}")
+
+
+def test_an_encoder_and_decoder_are_given_tokens_each_where_the_decoder_makes_none(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 16, "vocab_size": 40, "decoder_start_token_id": 0}
+    t5 = transformers.T5Config(d_kv=8, d_ff=24, num_layers=1, num_heads=2, **sizes)
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    bart = transformers.BartConfig(encoder_layers=1, decoder_layers=1, pad_token_id=1, **heads, **sizes)
+    for name, made, keys in (
+        ("t5", transformers.T5ForConditionalGeneration(t5), {"input_ids", "decoder_input_ids"}),
+        ("bart", transformers.BartForConditionalGeneration(bart), {"input_ids"}),
+    ):
+        made.save_pretrained(tmp_path / name)
+        source = resolve_model(f"hf:{tmp_path / name}")
+        assert set(source.example) == keys
+        call(source.model, source.example)
