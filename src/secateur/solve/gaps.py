@@ -20,8 +20,7 @@ from secateur.model.padding import real_tokens, without_padding
 from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.products import WHOLE, Products, Use
 from secateur.solve.blocks.sums import rows_of
-from secateur.solve.refit_layers import least_squares
-from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, warn_of_unfitted, zeros
+from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, least_squares, warn_of_unfitted, zeros
 from secateur.statistics.activations.streams import finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import quiet
@@ -134,6 +133,7 @@ def refit_gaps(
     require_reiterable(data, "the refit, one pass for every gap,")
     fits = {}
     with guard(cut, rollback=True), quiet(original), quiet(cut):
+        gaps = _as_they_run(cut, gaps, to_example(next(batches(original, data))[0]))
         for number, gap in enumerate(gaps):
             writer: _Writer | None = None
             learn, held = _Sums(), _Sums()
@@ -153,7 +153,7 @@ def refit_gaps(
 
 
 def gaps_of(layers: Mapping[str, LayerEntry]) -> Iterator[LayerGap]:
-    """The runs of blocks that are gone, each with the block before it, from the input to the output.
+    """The runs of blocks that are gone, each with the block before it; those of a container in its order.
 
     Raises:
         RecipeError: a run at the very start.
@@ -175,6 +175,21 @@ def gaps_of(layers: Mapping[str, LayerEntry]) -> Iterator[LayerGap]:
                 yield LayerGap(f"{prefix}{place}", f"{prefix}{i}")
 
 
+def _as_they_run(cut: nn.Module, gaps: Sequence[LayerGap], example: Example) -> list[LayerGap]:
+    """From the input to the output: a decoder may stand before its encoder in the model."""
+    seen = list[str]()
+    handles = [
+        cut.get_submodule(gap.block).register_forward_pre_hook(lambda module, _, name=gap.block: seen.append(name))
+        for gap in gaps
+    ]
+    try:
+        call(cut, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted(gaps, key=lambda gap: seen.index(gap.block) if gap.block in seen else len(seen))
+
+
 def _writer(cut: nn.Module, name: str, example: Example) -> _Writer:
     """The last product of a block, if what it gives is added to the block's hidden state and nothing more is done."""
     block, uses = cut.get_submodule(name), list[Use]()
@@ -193,6 +208,12 @@ def _writer(cut: nn.Module, name: str, example: Example) -> _Writer:
     bias = block.get_submodule(owner)._parameters.get("bias")
     given = rows_of(uses[-1], None, torch.float64) @ _matrix(weight, uses[-1].turned).T
     given = given if bias is None else given + bias.detach().double()
+    if why := _not_alone(cut, weight, bias, key, example):
+        raise UnsupportedError(refused, why=why, hint="use finetune")
+    if not bool(given.any()):
+        raise UnsupportedError(
+            refused, why=f"{key!r} gives nothing but zeros, which do not show where they go", hint="use finetune"
+        )
     # Seen by taking it away: whatever a norm, a gate or a second use behind it does, the rest would not be all else.
     with _zeroed([weight] if bias is None else [weight, bias]):
         rest = handed_on(cut, name, example).double()
@@ -201,6 +222,17 @@ def _writer(cut: nn.Module, name: str, example: Example) -> _Writer:
             refused, why=f"what {key!r} gives is not added to the hidden state as it is", hint="use finetune"
         )
     return _Writer(f"{name}.{key}", "" if bias is None else f"{name}.{owner}.bias", uses[-1].turned)
+
+
+def _not_alone(cut: nn.Module, weight: nn.Parameter, bias: Tensor | None, key: str, example: Example) -> str:
+    """Why a fit of a product would change more than the product; "" where it does not."""
+    uses = list[Use]()
+    with Products({"weight": weight}, uses.append):
+        call(cut, example)
+    if len(uses) > 1:
+        return f"the model multiplies with {key!r} {len(uses)} times, in other blocks too"
+    sharing = [module for module in cut.modules() if any(p is bias for p in module._parameters.values())]
+    return f"the bias beside {key!r} serves {len(sharing)} layers" if bias is not None and len(sharing) > 1 else ""
 
 
 def _is_sum(whole: Tensor, rest: Tensor, given: Tensor, eps: float) -> bool:

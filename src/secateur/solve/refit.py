@@ -16,8 +16,9 @@ from secateur.errors import RecipeError
 from secateur.model.call import require_reiterable, to_example
 from secateur.model.guard import guard
 from secateur.solve.refit_blocks import blocks_alone
-from secateur.solve.refit_layers import RefitRule, fit_layers, layers_of
-from secateur.solve.ridge import warn_of_unfitted
+from secateur.solve.refit_layers import RefitRule, layers_of
+from secateur.solve.refit_solve import fit_layers
+from secateur.solve.ridge import warn_of_left, warn_of_unfitted
 from secateur.statistics.activations.streams import few_samples
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
@@ -43,7 +44,10 @@ def refit_consumers(
     The idea: min over W', b' of ||Y - X W'^T - b'||^2 + ridge ||W' - W||^2, layer by layer from the input to
     the output, each behind layers that are refitted already. Where the layer's output is added to a shortcut
     (directly or behind a batch norm), what the cut changed in the shortcut is made good as well. A bad choice
-    with fewer rows of data than columns of the weight: it then fits the sample; give more data.
+    with fewer rows of data than columns of the weight: it then fits the sample; give more data. A weight that is
+    used several times is fitted on all uses at once, each for its own output, and the fit is kept if it is better
+    with the inputs that it then has. A bias that others add too stays. What should be fitted and has no closed form
+    (a transposed convolution, a head that is the embedding) is left as it is and named in a `RefitWarning`.
 
     Args:
         original: the whole model.
@@ -66,15 +70,16 @@ def refit_consumers(
 
     Raises:
         RecipeError: a name that is no weight of a linear layer or convolution of the cut model, or a bad number.
-        UnsupportedError: a named layer that cannot be refitted, or batches that differ in the calls that the models
-            make in more than eight ways.
+        UnsupportedError: a named layer that cannot be refitted, batches that differ in the calls that the models make
+            in more than eight ways, or rows that the cut model sends to other layers than the original (experts).
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
         Per layer N k^2 + N k n and k^3 multiplications; with masks k^3 for each of the n outputs, since each has other
         weights left; twice the memory and six times k^3 where the ridge is chosen (with masks by 32 outputs at most).
         Where all layers lie in one stack of blocks (a transformer), a forward pass of its block of both models per
-        layer, and the hidden states of all batches (beyond 1 GiB on disk); else one of both models up to it.
+        layer, and the hidden states of all batches (beyond 1 GiB on disk); else one of both models up to it, to
+        the end for the first, and twice for a weight that is used several times.
 
     Source:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equation 2 and
@@ -90,7 +95,7 @@ def refit_consumers(
         batch, size = next(batches(original, data))
         example = few_samples(to_example(batch), size)
         traces = capture(original, example), capture(cut, example)
-        layers = layers_of(cut, traces, rule, None if names is None else list(names))
+        layers, left = layers_of(cut, traces, rule, None if names is None else list(names))
         done = count()
 
         def tell() -> None:
@@ -101,8 +106,12 @@ def refit_consumers(
             for batch, _ in batches(original, data):
                 yield (to_example(batch),) * 2
 
-        alone = blocks_alone(models, example, [layer.weight for layer in layers], pairs)
+        # What several blocks use is fitted on what it reads in all of them.
+        shared = any(layer.shared for layer in layers)
+        alone = None if shared else blocks_alone(models, example, [layer.weight for layer in layers], pairs)
         changed = fit_layers(models, traces, layers, pairs, rule, tell) if alone is None else alone.fit(rule, tell)
+    warn_of_left(left | {layer.weight: layer.left for layer in layers if layer.left})
     if what == "weights":
-        warn_of_unfitted([layer.weight for layer in layers if layer.weight not in changed], len(layers))
+        unfitted = [layer.weight for layer in layers if layer.weight not in changed and not layer.left]
+        warn_of_unfitted(unfitted, len(layers))
     return changed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.plainly import plainly
 from secateur.solve.blocks.stream import BatchStream
-from secateur.solve.refit_layers import RefitRule, fit_layers, layers_of
+from secateur.solve.refit_layers import RefitRule, layers_of
+from secateur.solve.refit_solve import Pairs, fit_layers
 from secateur.structure.capture import capture
 from secateur.structure.stacks import find_stacks
 from secateur.types import Example
 
 ROOM = 1 << 30  # bytes of hidden states in memory, for both models together; the rest lies on disk
 WORTH = 3  # layers from which entering the stack costs less than it saves
-Pairs = Callable[[], Iterable[tuple[Example, Example]]]
 
 
 @dataclass(eq=False)
@@ -71,7 +71,7 @@ class BlocksAlone:
 
         first = next(iter(pairs()))
         traces = capture(alone[0], first[0]), capture(alone[1], first[1])
-        return fit_layers(alone, traces, layers_of(alone[1], traces, rule, weights), pairs, rule, tell)
+        return fit_layers(alone, traces, layers_of(alone[1], traces, rule, weights)[0], pairs, rule, tell)
 
     def same(self) -> bool:
         """Whether batches that go through the blocks one by one end as in the whole model, in both.

@@ -7,7 +7,7 @@ model with 2,048 tokens of calibration and 1,016 inner neurons the pull that ser
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,9 +30,23 @@ def warn_of_unfitted(names: Sequence[str], total: int) -> None:
         total: of the layers that were to be fitted.
     """
     if names:
-        some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-        words = f"refit left {len(names)} of {total} layers as they were cut ({some})"
+        words = f"refit left {len(names)} of {total} layers as they were cut ({_some(names)})"
         warnings.warn(f"{words}: no fit made held-out batches better; more data may", RefitWarning, stacklevel=3)
+
+
+def warn_of_left(reasons: Mapping[str, str]) -> None:
+    """Say which weights lost inputs and were not fitted, since there is no closed form for them.
+
+    Args:
+        reasons: name of the weight -> why.
+    """
+    for reason in dict.fromkeys(reasons.values()):
+        some = _some([name for name, own in reasons.items() if own == reason])
+        warnings.warn(f"refit left {some} as it was cut: {reason}", RefitWarning, stacklevel=3)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def is_held(place: int, ridge: float | None) -> bool:
@@ -76,3 +90,42 @@ def best_ridge(gain: Callable[[float], float]) -> float | None:
 def zeros() -> Tensor:
     """A sum of nothing, whatever its shape will be."""
     return torch.zeros(())
+
+
+def least_squares(gram: Tensor, cross: Tensor, *, ridge: float = 0.0, columns: int | None = None) -> Tensor:
+    """argmin_B ||Y - X B||^2 + lam ||B||^2 from second moments, lam = ridge times the mean diagonal.
+
+    Args:
+        gram: X^T X, float64 [..., k, k].
+        cross: X^T Y, float64 [..., k, n].
+        ridge: relative; 0 gives the solution of least norm.
+        columns: the first columns are damped, the others (a bias) hardly, whatever the size of the first; default all.
+
+    Returns:
+        B, float64 [..., k, n].
+
+    Example:
+        >>> least_squares(torch.eye(2).double() * 4, torch.tensor([[8.0], [4.0]]).double()).flatten().tolist()
+        [2.0, 1.0]
+    """
+    size = gram.shape[-1]
+    columns = size if columns is None else columns
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    level = diagonal[..., :columns].mean(-1, keepdim=True)
+    # A column of ones in the units of the others: beside inputs of a million it would count for nothing.
+    scale = torch.ones_like(diagonal)
+    own = diagonal[..., columns:]
+    scale[..., columns:] = torch.where((level > 0) & (own > 0), (level / own.clamp(min=1e-300)).sqrt(), 1.0)
+    gram, cross = scale[..., :, None] * gram * scale[..., None, :], scale[..., None] * cross
+    damping = torch.full((size,), 1e-12, dtype=gram.dtype, device=gram.device)
+    damping[:columns] = ridge
+    if ridge > 0:
+        factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed((level * damping).clamp(min=1e-300)))
+        if not bool(info.any()):
+            return scale[..., None] * torch.cholesky_solve(cross, factor)
+    # Least norm: the null directions of the inputs keep what they have.
+    values, vectors = torch.linalg.eigh(gram + torch.diag_embed(level * damping * (ridge > 0)))
+    usable = values > values[..., -1:] * size * 1e-14
+    inverse = torch.where(usable, 1 / torch.where(usable, values, 1.0), 0.0)
+    solution: Tensor = vectors @ (inverse[..., None] * (vectors.transpose(-1, -2) @ cross))
+    return scale[..., None] * solution

@@ -227,6 +227,60 @@ def test_blocks_whose_last_product_is_not_added_are_refused(before, words):
     assert all(torch.equal(value, kept[name]) for name, value in cut.state_dict().items())
 
 
+def tied(what):
+    """The block before the gap shares its last layer, its weight or its bias with one that stays."""
+    model = stack(4)
+    first, last = model.layers[1], model.layers[3]
+    if what == "layer":
+        first.down = last.down
+    else:
+        setattr(first.down, what, getattr(last.down, what))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("layer", "2 times"), ("weight", "2 times"), ("bias", "serves 2 layers"), ("zeros", "zeros")]
+)
+def test_a_product_whose_fit_would_change_others_or_cannot_be_seen_is_refused(what, words):
+    model = tied(what) if what != "zeros" else stack(4)
+    if what == "zeros":
+        for parameter in model.layers[1].down.parameters():
+            nn.init.zeros_(parameter)
+    cut = without(model, 2)
+    kept = copy.deepcopy(cut.state_dict())
+    with pytest.raises(UnsupportedError, match=words):
+        refit_gaps(model, cut, data(2), layers=entry(4, 2))
+    assert all(torch.equal(value, kept[name]) for name, value in cut.state_dict().items())
+
+
+class Turned(nn.Module):
+    """Two stacks, of which the model names the second first."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.ModuleList(Block() for _ in range(3))
+        self.first = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x):
+        for layer in (*self.first, *self.second):
+            x = layer(x)
+        return x
+
+
+def test_gaps_are_fitted_as_they_run_and_not_as_they_are_named():
+    torch.manual_seed(0)
+    model = Turned().double().eval()
+    gone = {name: {"size": 3, "removed": [1], "lists": []} for name in ("second", "first")}
+    cuts = []
+    for order in (gone, dict(reversed(gone.items()))):
+        cut = copy.deepcopy(model)
+        for name in gone:
+            setattr(cut, name, nn.ModuleList(layer for i, layer in enumerate(getattr(cut, name)) if i != 1))
+        assert list(refit_gaps(model, cut, data(2), layers=order)) == ["first.0", "second.0"]
+        cuts.append(cut.state_dict())
+    assert all(torch.equal(value, cuts[1][name]) for name, value in cuts[0].items())
+
+
 def test_a_block_that_runs_twice_is_refused():
     model = stack(3)
     cut = without(model, 1)

@@ -15,8 +15,7 @@ import secateur as sc
 from secateur.errors import InputError, NonFiniteError, RecipeError, UnsupportedError
 from secateur.planning.build import make_plan
 from secateur.solve.refit import refit_consumers
-from secateur.solve.refit_layers import least_squares
-from secateur.solve.ridge import LADDER, RefitWarning
+from secateur.solve.ridge import LADDER, RefitWarning, least_squares
 
 
 def cut_of(model, example, *, keep=None, **options):
@@ -36,6 +35,19 @@ def test_least_squares_is_that_of_numpy(seed, columns, outputs):
     damping = 0.3 * np.trace(x.T @ x) / columns
     ridge = np.linalg.solve(x.T @ x + damping * np.eye(columns), x.T @ y)
     np.testing.assert_allclose(least_squares(gram, cross, ridge=0.3), ridge, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e6, 1e12])
+@pytest.mark.parametrize("ridge", [0.0, 1e-9])
+def test_a_bias_counts_beside_inputs_of_any_size(size, ridge):
+    """Offsets of a thousand and inputs of a million, as tables of incomes and times have them."""
+    rng = np.random.default_rng(1)
+    x, y = size * (30 + rng.normal(size=(40, 3))), rng.normal(size=(40, 2)) + 100
+    found = least_squares(*(torch.from_numpy(np.c_[x, np.ones(40)].T @ part) for part in (np.c_[x, np.ones(40)], y)),
+                          ridge=ridge, columns=3)  # fmt: skip
+    best = np.linalg.lstsq(x - x.mean(0), y - y.mean(0), rcond=None)[0]
+    np.testing.assert_allclose(found[:3] * size, best * size, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(x @ found[:3].numpy() + found[3].numpy(), x @ best + (y - x @ best).mean(0), atol=1e-3)
 
 
 def test_dependent_inputs_give_the_solution_of_least_norm():
@@ -261,7 +273,8 @@ def test_a_layer_that_cannot_be_refitted_is_named():
     cut, cuts = cut_of(model, x)
     with pytest.raises(UnsupportedError, match="reconstructed"):
         refit_consumers(model, cut, [x], cuts=cuts, names=["1.weight"])
-    assert refit_consumers(model, cut, [x], cuts=cuts) == {}
+    with pytest.warns(RefitWarning, match=r"left 1\.weight as it was cut: only linear layers and convolutions"):
+        assert refit_consumers(model, cut, [x], cuts=cuts) == {}
 
 
 def test_progress_counts_up_to_its_total():
@@ -344,6 +357,17 @@ def test_the_report_says_which_layers_a_refit_left():
         overrides=["measure.latency=false", "measure.quality=false"],
     )  # fmt: skip
     assert any("refit left 1 of 1 layers" in doubt for doubt in result.report.warnings), result.report.warnings
+
+
+def test_the_report_says_which_layers_have_no_closed_form():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    result = sc.prune(
+        model, x, data=[x], criterion="magnitude", granularity="channel", target={"count": 1}, recover="refit",
+        overrides=["measure.latency=false", "measure.quality=false"],
+    )  # fmt: skip
+    assert any("refit left 2.weight as it was cut" in doubt for doubt in result.report.warnings), result.report.warnings
 
 
 class Masking(nn.Module):

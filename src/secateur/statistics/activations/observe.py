@@ -7,7 +7,7 @@ nothing is copied. Batch and spatial sizes may differ from those of the trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,11 +94,11 @@ class Flow:
             number = moved.number
         return self.trace.names[number], chain[::-1]
 
-    def views(self, step: Step) -> dict[int, str]:
-        """Operands of a call that are a parameter or a view of it: number of the tensor -> name."""
+    def views(self, step: Step) -> dict[int, tuple[str, list[tuple[Step, int]]]]:
+        """Operands of a call that are a parameter or a view of it, each with what `source` says of it."""
         found = {number: self.source(number) for number in self.read(step) if number not in self.activations}
         return {
-            number: name
+            number: (name, chain)
             for number, (name, chain) in found.items()
             if name and not any(base_name(call.func) in _COPIES for call, _ in chain)
         }
@@ -259,17 +259,26 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         trace: the trace that the sites belong to.
         sites: what to hand out.
         last: leave the forward after the last site.
+        also: operators that are watched beside those of the sites.
 
     Cost: a forward pass plus about 10 microseconds per call.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace, sites: Sequence[Site], *, last: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        sites: Sequence[Site],
+        *,
+        last: bool = False,
+        also: Collection[Op] = (),
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._model, self._trace, self._last = model, trace, last
         # Without those of other types: a sharded parameter is put together anew for every forward.
         named = model.named_parameters(remove_duplicate=False)
         self._own = {name: p for name, p in named if type(p) is nn.Parameter}
-        watched = {trace.steps[site.step].func for site in sites}
+        watched = {trace.steps[site.step].func for site in sites} | set(also)
         # Only calls of these operators are counted: the others may differ, as long as these come in this order.
         self._expected = [i for i, step in enumerate(trace.steps) if step.func in watched]
         self._watched = watched
@@ -335,13 +344,17 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _require_weights(self, number: int, args: Args, kwargs: Kwargs) -> None:
-        """Refuse the same operator in the same place of the order with the weight of another layer."""
+        """Refuse the same operator in the same place of the order with the weight of another layer or expert."""
         step = self._trace.steps[number]
-        for operand, name in self._weights[number].items():
-            # By memory: a transposed weight is another tensor, and tied ones go by any of their names. A buffer may be
-            # made anew by every forward.
+        for operand, (name, chain) in self._weights[number].items():
             own, value = self._own.get(name), _operand(step, operand, args, kwargs)
-            if own is not None and value.untyped_storage().data_ptr() != own.untyped_storage().data_ptr():
+            if own is None:  # a buffer may be made anew by every forward
+                continue
+            # By memory: tied weights go by any of their names, and of a stack each expert is a view of its own.
+            view = own.detach()
+            for call_, position in chain:
+                view = tensors_of(call_.func(view, *call_.args[1:], **call_.kwargs))[position]
+            if value.data_ptr() != view.data_ptr():
                 self._differs(f"{step.place.op} multiplies with another tensor than {name!r}")
 
     def _hand_out(self, site: Site, value: Tensor) -> None:

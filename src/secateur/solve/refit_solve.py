@@ -1,0 +1,141 @@
+"""The solution of a refit, layer by layer; see `refit_layers` for the letters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateur.solve.refit_layers import RefitLayer, RefitRule, RefitSums
+from secateur.solve.refit_seen import BatchForms
+from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, least_squares
+from secateur.statistics.activations.gram import Sampler
+from secateur.statistics.activations.streams import finite
+from secateur.structure.trace import Trace
+from secateur.types import Example
+
+CHOOSERS = 32  # outputs at most that choose a ridge where each has weights of its own left
+Pairs = Callable[[], Iterable[tuple[Example, Example]]]
+
+
+def fit_layers(
+    models: tuple[nn.Module, nn.Module],
+    traces: tuple[Trace, Trace],
+    layers: Sequence[RefitLayer],
+    pairs: Pairs,
+    rule: RefitRule,
+    tell: Callable[[], None],
+) -> dict[str, Tensor]:
+    """Fit layer by layer, each behind those that are fitted already.
+
+    A weight that is used several times may change its own inputs; its fit is kept if it is better with those.
+
+    Args:
+        models: the original and the cut model, which is changed in place.
+        traces: of both.
+        layers: in the order in which they run.
+        pairs: gives all batches anew, for the original and for the cut model.
+        rule: how.
+        tell: called after every batch.
+
+    Returns:
+        name of every changed weight and bias -> its new value.
+    """
+    changed: dict[str, Tensor] = {}
+    forms = BatchForms(models, rule, traces, layers)
+    choosing = rule.ridge if rule.what == "weights" else LEAST  # a bias is not pulled
+
+    def read(layer: RefitLayer, tell: Callable[[], None] = lambda: None) -> tuple[RefitSums, RefitSums]:
+        learn, held, sampler = RefitSums(), RefitSums(), Sampler(rule.positions, rule.seed)
+        for place, examples in enumerate(pairs(), start=1):
+            forms.add(place, layer.weight, held if is_held(place, choosing) else learn, sampler, examples)
+            tell()
+        return learn, held
+
+    for layer in layers:
+        layer.learn, layer.held = read(layer, tell)
+        for sums in (layer.learn, layer.held):
+            finite(sums.gram.diagonal(dim1=-2, dim2=-1).flatten() if sums.gram.dim() else sums.gram[None])
+            finite(sums.cross.flatten())
+        was = {name: models[1].get_parameter(name).detach().clone() for name in (layer.weight, layer.bias) if name}
+        judged = layer.held.missing if layer.held.gram.dim() else layer.learn.missing
+        fitted = _fitted(models[1], layer, rule)
+        if fitted and len(layer.inputs) > 1:
+            learn, held = read(layer)
+            if not (held.missing if held.gram.dim() else learn.missing) < judged:
+                layer.left = (
+                    "it is used several times, and a fit of all uses at once changes its own inputs for the worse"
+                )
+                _write(models[1], was)
+                fitted = {}
+        changed.update(fitted)
+    return changed
+
+
+def _fitted(cut: nn.Module, layer: RefitLayer, rule: RefitRule) -> dict[str, Tensor]:
+    """Fit a layer to its sums; nothing where no batch reached it."""
+    if not layer.learn.gram.dim():
+        layer.left = "no batch reaches it"
+        return {}
+    if rule.what == "bias":
+        return _shift(cut, layer)
+    return _solve(cut, layer, rule.ridge, rule.masks.get(layer.weight))
+
+
+def _write(cut: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        for name, value in values.items():
+            cut.get_parameter(name).copy_(value)
+    return values
+
+
+def _shift(cut: nn.Module, layer: RefitLayer) -> dict[str, Tensor]:
+    """Give each output of a layer the mean that it had, by its bias."""
+    bias = cut.get_parameter(layer.bias)
+    missing = layer.learn.cross[:, -1] / layer.learn.gram[:, -1:, -1]
+    return _write(cut, {layer.bias: (bias.detach().double() + missing.reshape(bias.shape)).to(bias)})
+
+
+def _each_row(gram: Tensor, missing: Tensor, keep: Tensor, ridge: float) -> Tensor:
+    """The change of every output over the columns that it keeps, [g, n, k]; 0 elsewhere. Columns beyond are biases."""
+    change = torch.zeros(missing.transpose(1, 2).shape, dtype=missing.dtype, device=missing.device)
+    bias = torch.arange(keep.shape[2], gram.shape[-1], device=keep.device)
+    for group in range(keep.shape[0]):
+        for row in range(keep.shape[1]):
+            kept = torch.nonzero(keep[group, row]).flatten()
+            at = torch.cat([kept, bias])
+            if len(kept):
+                part = gram[group][at][:, at]
+                found = least_squares(part, missing[group][at, row : row + 1], ridge=ridge, columns=len(kept))
+                change[group, row, at] = found[:, 0]
+    return change
+
+
+def _solve(cut: nn.Module, layer: RefitLayer, ridge: float | None, mask: Tensor | None) -> dict[str, Tensor]:
+    """Solve for the change of a layer and write it into the model; nothing where no change is for the better."""
+    weight = cut.get_parameter(layer.weight)
+    now_gnk = layer.geometry.matrix(weight)
+    columns = now_gnk.shape[2]
+    keep = None if mask is None else layer.geometry.matrix(mask.expand(weight.shape).to(weight)) > 0
+
+    def change(sums: RefitSums, ridge: float, rows: slice) -> Tensor:
+        wanted = sums.cross[..., rows]
+        if keep is None:
+            return least_squares(sums.gram, wanted, ridge=ridge, columns=columns)
+        return _each_row(sums.gram, wanted, keep[:, rows], ridge).transpose(1, 2)
+
+    every, learn, held = slice(None), layer.learn, layer.held
+    if ridge is None and held.gram.dim():
+        # Under a mask each output is a system of its own: some of them choose for all.
+        some = every if keep is None else slice(None, None, max(keep.shape[1] // CHOOSERS, 1))
+        ridge = best_ridge(lambda r: gained(change(learn, r, some), held.gram, held.cross[..., some]))
+        if ridge is None:
+            return {}
+        learn = RefitSums(learn.gram + held.gram, learn.cross + held.cross)
+    found_gnk = change(learn, LEAST if ridge is None else ridge, every).transpose(1, 2)
+    changed = {layer.weight: layer.geometry.weight(now_gnk + found_gnk[..., :columns], weight)}
+    if layer.bias:
+        bias = cut.get_parameter(layer.bias)
+        changed[layer.bias] = (bias.detach().double() + found_gnk[..., columns].reshape(bias.shape)).to(bias)
+    return _write(cut, changed)
