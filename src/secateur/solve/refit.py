@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from secateur.errors import RecipeError
 from secateur.model.call import require_reiterable, to_example
 from secateur.model.guard import guard
+from secateur.model.padding import real_tokens
 from secateur.solve.refit_blocks import blocks_alone
 from secateur.solve.refit_layers import RefitRule, layers_of
+from secateur.solve.refit_seen import RefitBatch
 from secateur.solve.refit_solve import fit_layers
 from secateur.solve.ridge import warn_of_left, warn_of_unfitted
 from secateur.statistics.activations.streams import few_samples
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
-from secateur.types import Cuts, Data, Example
+from secateur.types import Cuts, Data
 
 
 def refit_consumers(
@@ -102,14 +104,15 @@ def refit_consumers(
             if progress is not None and isinstance(data, Sized):
                 progress(next(done) + 1, len(layers) * len(data))
 
-        def pairs() -> Iterator[tuple[Example, Example]]:
+        def anew() -> Iterator[RefitBatch]:
             for batch, _ in batches(original, data):
-                yield (to_example(batch),) * 2
+                example = to_example(batch)
+                yield RefitBatch(example, example, real_tokens(example))
 
         # What several blocks use is fitted on what it reads in all of them.
         shared = any(layer.shared for layer in layers)
-        alone = None if shared else blocks_alone(models, example, [layer.weight for layer in layers], pairs)
-        changed = fit_layers(models, traces, layers, pairs, rule, tell) if alone is None else alone.fit(rule, tell)
+        alone = None if shared else blocks_alone(models, example, [layer.weight for layer in layers], anew)
+        changed = fit_layers(models, traces, layers, anew, rule, tell) if alone is None else alone.fit(rule, tell)
     warn_of_left(left | {layer.weight: layer.left for layer in layers if layer.left})
     if what == "weights":
         unfitted = [layer.weight for layer in layers if layer.weight not in changed and not layer.left]

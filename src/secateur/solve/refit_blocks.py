@@ -14,7 +14,8 @@ from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.plainly import plainly
 from secateur.solve.blocks.stream import BatchStream
 from secateur.solve.refit_layers import RefitRule, layers_of
-from secateur.solve.refit_solve import Pairs, fit_layers
+from secateur.solve.refit_seen import RefitBatch
+from secateur.solve.refit_solve import RefitBatches, fit_layers
 from secateur.structure.capture import capture
 from secateur.structure.stacks import find_stacks
 from secateur.types import Example
@@ -32,25 +33,26 @@ class BlocksAlone:
         example: a batch of few samples.
         names: the blocks up to the last with a layer to fit, in the order in which they run.
         weights: of the layers to fit.
-        pairs: gives all batches anew.
+        batches: gives all batches anew.
     """
 
     models: tuple[nn.Module, nn.Module]
     example: Example
     names: Sequence[str]
     weights: Sequence[str]
-    pairs: Pairs
+    batches: RefitBatches
 
     def fit(self, rule: RefitRule, tell: Callable[[], None]) -> dict[str, Tensor]:
         """Fit the layers of each block on what the blocks before it hand on, in both models; see `fit_layers`."""
         changed: dict[str, Tensor] = {}
         with ExitStack() as stack:
-            streams = self._enter([list(batches) for batches in zip(*self.pairs(), strict=True)], stack)
+            whole = list(self.batches())
+            streams, real = self._enter(whole, stack), [batch.real for batch in whole]
             for name in self.names:
                 inside = [f"block.{w.removeprefix(name + '.')}" for w in self.weights if w.startswith(f"{name}.")]
                 alone = _Alone(streams[0], name), _Alone(streams[1], name)
                 if inside:
-                    fitted = self._fit_block(alone, streams, inside, rule.within(f"{name}.", "block."), tell)
+                    fitted = self._fit_block(alone, streams, real, inside, rule.within(f"{name}.", "block."), tell)
                     changed.update({f"{name}.{key.removeprefix('block.')}": value for key, value in fitted.items()})
                 if name != self.names[-1]:
                     for stream, block in zip(streams, alone, strict=True):
@@ -61,26 +63,29 @@ class BlocksAlone:
     def _fit_block(
         alone: tuple[_Alone, _Alone],
         streams: tuple[BatchStream, BatchStream],
+        real: Sequence[Tensor | None],
         weights: Sequence[str],
         rule: RefitRule,
         tell: Callable[[], None],
     ) -> dict[str, Tensor]:
-        def pairs() -> Iterator[tuple[Example, Example]]:
-            for number in range(len(streams[0].entries)):
-                yield tuple((stream.before(number, dense=False), number) for stream in streams)  # type: ignore[misc]
+        def batches() -> Iterator[RefitBatch]:
+            for number, tokens in enumerate(real):
+                original, cut = ((stream.before(number, dense=False), number) for stream in streams)
+                yield RefitBatch(original, cut, tokens)
 
-        first = next(iter(pairs()))
-        traces = capture(alone[0], first[0]), capture(alone[1], first[1])
-        return fit_layers(alone, traces, layers_of(alone[1], traces, rule, weights)[0], pairs, rule, tell)
+        first = next(batches())
+        traces = capture(alone[0], first.original), capture(alone[1], first.cut)
+        return fit_layers(alone, traces, layers_of(alone[1], traces, rule, weights)[0], batches, rule, tell)
 
     def same(self) -> bool:
         """Whether batches that go through the blocks one by one end as in the whole model, in both.
 
         Two batches, since blocks that tell each other something beside the hidden state would mix them up.
         """
-        first = [list(own) for own in zip(*islice(self.pairs(), 2), strict=True)]
+        first = list(islice(self.batches(), 2))
+        examples = [batch.original for batch in first], [batch.cut for batch in first]
         with ExitStack() as stack:
-            for stream, model, own in zip(self._enter(first, stack), self.models, first, strict=True):
+            for stream, model, own in zip(self._enter(first, stack), self.models, examples, strict=True):
                 for name in self.names:
                     _advance(stream, name, _Alone(stream, name))
                 for number, example in enumerate(own):
@@ -90,10 +95,11 @@ class BlocksAlone:
                         return False
         return True
 
-    def _enter(self, batches: Sequence[Sequence[Example]], stack: ExitStack) -> tuple[BatchStream, BatchStream]:
+    def _enter(self, batches: Sequence[RefitBatch], stack: ExitStack) -> tuple[BatchStream, BatchStream]:
         """Both models' batches in front of the first block."""
         found = []
-        for model, own in zip(self.models, batches, strict=True):
+        examples = [batch.original for batch in batches], [batch.cut for batch in batches]
+        for model, own in zip(self.models, examples, strict=True):
             # The names of all blocks: entering ends at the last of them.
             stack.enter_context(plainly(model))
             stream = BatchStream.enter(model, self.example, list(self.names), own, dense=False, room=ROOM // 2)
@@ -103,7 +109,7 @@ class BlocksAlone:
 
 
 def blocks_alone(
-    models: tuple[nn.Module, nn.Module], example: Example, weights: Sequence[str], pairs: Pairs
+    models: tuple[nn.Module, nn.Module], example: Example, weights: Sequence[str], batches: RefitBatches
 ) -> BlocksAlone | None:
     """The blocks that hold all layers of a refit, if there are such that can be run by themselves.
 
@@ -111,7 +117,7 @@ def blocks_alone(
         models: the original and the cut model.
         example: a batch of few samples.
         weights: of the layers to fit.
-        pairs: gives all batches anew.
+        batches: gives all batches anew.
     """
     if len(weights) < WORTH:
         return None
@@ -121,7 +127,7 @@ def blocks_alone(
         inside = sum(w.startswith(tuple(f"{name}." for name in names)) for w in weights)
         if inside < len(weights) or any(block.locks for block in stack.blocks) or len(held) < 2:
             continue
-        alone = BlocksAlone(models, example, names[: held[-1] + 1], weights, pairs)
+        alone = BlocksAlone(models, example, names[: held[-1] + 1], weights, batches)
         return alone if alone.same() else None
     return None
 

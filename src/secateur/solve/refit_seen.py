@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
+from secateur.model.padding import without_padding
 from secateur.solve.refit_layers import RefitLayer, RefitRule, RefitSums, layers_of, uses_of
 from secateur.statistics.activations.gram import Sampler
 from secateur.statistics.activations.observe import Flow, Observer, Site
 from secateur.structure.capture import capture
 from secateur.structure.trace import Op, Trace
 from secateur.types import Example
+
+
+@dataclass(frozen=True, eq=False)
+class RefitBatch:
+    """A batch as both models take it.
+
+    Args:
+        original: for the original.
+        cut: for the cut model.
+        real: which of its tokens are no padding, bool [batch, tokens]; None: all, or nothing says.
+    """
+
+    original: Example
+    cut: Example
+    real: Tensor | None = None
+
 
 FORMS = 8  # ways in which batches may differ in the calls that the models make
 Layers = dict[str, RefitLayer]
@@ -44,9 +62,7 @@ class BatchForms:
         self._known: list[tuple[tuple[Trace, Trace], Layers]] = [(traces, {layer.weight: layer for layer in layers})]
         self._fits: dict[int, int] = {}
 
-    def add(
-        self, place: int, weight: str, sums: RefitSums, sampler: Sampler, examples: tuple[Example, Example]
-    ) -> None:
+    def add(self, place: int, weight: str, sums: RefitSums, sampler: Sampler, batch: RefitBatch) -> None:
         """Add a batch to the sums of a layer; nothing where the batch does not reach the layer.
 
         Args:
@@ -54,7 +70,7 @@ class BatchForms:
             weight: of the layer.
             sums: are added to.
             sampler: of places in space.
-            examples: the batch, for the original and for the cut model.
+            batch: the batch.
 
         Raises:
             UnsupportedError: the models do other things even than on this very batch before, or in too many ways.
@@ -63,7 +79,7 @@ class BatchForms:
         for form in sorted(range(len(self._known)), key=lambda number: number != last):
             drawn = sampler.samples
             try:
-                self._take(form, weight, sums, sampler, examples, new=form != last)
+                self._take(form, weight, sums, sampler, batch, new=form != last)
             except UnsupportedError as error:
                 failed, sampler.samples = error, drawn
                 continue
@@ -71,16 +87,14 @@ class BatchForms:
             return
         if len(self._known) == FORMS:
             raise failed
-        traces = capture(self._models[0], examples[0]), capture(self._models[1], examples[1])
+        traces = capture(self._models[0], batch.original), capture(self._models[1], batch.cut)
         reached = uses_of(Flow(traces[1]))
         found, _ = layers_of(self._models[1], traces, self._rule, [name for name in self._names if name in reached])
         self._known.append((traces, {layer.weight: layer for layer in found}))
         self._fits[place] = len(self._known) - 1
-        self._take(self._fits[place], weight, sums, sampler, examples, new=False)
+        self._take(self._fits[place], weight, sums, sampler, batch, new=False)
 
-    def _take(
-        self, form: int, weight: str, sums: RefitSums, sampler: Sampler, examples: tuple[Example, Example], *, new: bool
-    ) -> None:
+    def _take(self, form: int, weight: str, sums: RefitSums, sampler: Sampler, batch: RefitBatch, *, new: bool) -> None:
         """Add a batch of a form; if it is not known to be of that form, both models run to their ends, and all is seen.
 
         Raises:
@@ -94,11 +108,11 @@ class BatchForms:
                 calls |= {own[0].steps[site.step].func for layer in known.values() for site in layer.original}
         others = [layer for layer in layers.values() if new and layer.weight != weight]
         if weight in layers:
-            _add_batch(self._models, traces, layers[weight], others, calls, sums, sampler, examples)
+            _add_batch(self._models, traces, layers[weight], others, calls, sums, sampler, batch)
         elif new:
-            for cut in (0, 1):
+            for cut, example in enumerate((batch.original, batch.cut)):
                 sites = [site for layer in others for site in (layer.results if cut else layer.original)]
-                Observer(self._models[cut], traces[cut], sites, also=calls).run(examples[cut], lambda *_: None)
+                Observer(self._models[cut], traces[cut], sites, also=calls).run(example, lambda *_: None)
 
 
 def _add_batch(
@@ -109,11 +123,12 @@ def _add_batch(
     calls: Collection[Op],
     sums: RefitSums,
     sampler: Sampler,
-    examples: tuple[Example, Example],
+    batch: RefitBatch,
 ) -> None:
     """Add one batch to the sums of a layer: first the cut model, where the rows are drawn, then the original.
 
-    With calls both run to their ends, and must make these and those of the other layers as in the traces.
+    Rows of padding are left out of what is read and of what is returned alike. With calls both run to their ends, and
+    must make these and those of the other layers as in the traces.
     """
     shape = layer.geometry
     rows: dict[int, Tensor] = {}
@@ -125,6 +140,7 @@ def _add_batch(
     def see_cut(site: Site, value: Tensor) -> None:
         if site not in sites:
             return
+        value = value if shape.kernel else without_padding(value, batch.real)
         if site in aside:
             moved[aside[site]] = -shape.targets(value, where[aside[site]])
         elif site in layer.results:
@@ -137,13 +153,14 @@ def _add_batch(
 
     sites = [*layer.inputs, *layer.results, *aside]
     beside = [site for other in others for site in other.results]
-    Observer(models[1], traces[1], [*sites, *beside], last=not calls, also=calls).run(examples[1], see_cut)
+    Observer(models[1], traces[1], [*sites, *beside], last=not calls, also=calls).run(batch.cut, see_cut)
     goals: dict[int, Tensor] = {}
     before = {s.original: i for i, s in enumerate(layer.shortcuts) if s is not None}
 
     def see_original(site: Site, value: Tensor) -> None:
         if site not in sites:
             return
+        value = value if shape.kernel else without_padding(value, batch.real)
         i = before[site] if site in before else layer.original.index(site)
         taken = shape.targets(value, where[i])
         taken = taken if layer.outputs is None else taken[:, layer.outputs.to(taken.device)]
@@ -156,7 +173,7 @@ def _add_batch(
 
     sites = [*layer.original, *before]
     beside = [site for other in others for site in other.original]
-    Observer(models[0], traces[0], [*sites, *beside], last=not calls, also=calls).run(examples[0], see_original)
+    Observer(models[0], traces[0], [*sites, *beside], last=not calls, also=calls).run(batch.original, see_original)
     for i, shortcut in enumerate(layer.shortcuts):
         goal = goals[i] - given[i]
         goal = goal if shortcut is None else goal + moved[i] * shortcut.factor.to(goal.device)

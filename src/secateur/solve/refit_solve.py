@@ -8,22 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from secateur.solve.refit_layers import RefitLayer, RefitRule, RefitSums
-from secateur.solve.refit_seen import BatchForms
+from secateur.solve.refit_seen import BatchForms, RefitBatch
 from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, least_squares
 from secateur.statistics.activations.gram import Sampler
 from secateur.statistics.activations.streams import finite
 from secateur.structure.trace import Trace
-from secateur.types import Example
 
 CHOOSERS = 32  # outputs at most that choose a ridge where each has weights of its own left
-Pairs = Callable[[], Iterable[tuple[Example, Example]]]
+RefitBatches = Callable[[], Iterable[RefitBatch]]
 
 
 def fit_layers(
     models: tuple[nn.Module, nn.Module],
     traces: tuple[Trace, Trace],
     layers: Sequence[RefitLayer],
-    pairs: Pairs,
+    batches: RefitBatches,
     rule: RefitRule,
     tell: Callable[[], None],
 ) -> dict[str, Tensor]:
@@ -35,7 +34,7 @@ def fit_layers(
         models: the original and the cut model, which is changed in place.
         traces: of both.
         layers: in the order in which they run.
-        pairs: gives all batches anew, for the original and for the cut model.
+        batches: gives all batches anew.
         rule: how.
         tell: called after every batch.
 
@@ -48,8 +47,8 @@ def fit_layers(
 
     def read(layer: RefitLayer, tell: Callable[[], None] = lambda: None) -> tuple[RefitSums, RefitSums]:
         learn, held, sampler = RefitSums(), RefitSums(), Sampler(rule.positions, rule.seed)
-        for place, examples in enumerate(pairs(), start=1):
-            forms.add(place, layer.weight, held if is_held(place, choosing) else learn, sampler, examples)
+        for place, batch in enumerate(batches(), start=1):
+            forms.add(place, layer.weight, held if is_held(place, choosing) else learn, sampler, batch)
             tell()
         return learn, held
 

@@ -11,6 +11,7 @@ from torch import nn
 from secateur.planning.build import make_plan
 from secateur.solve import refit, refit_blocks
 from secateur.solve.refit import refit_consumers
+from secateur.solve.refit_seen import RefitBatch
 
 
 def ids(rows=6, seed=3):
@@ -126,6 +127,25 @@ def test_it_is_what_the_whole_model_gives(make, data, options, monkeypatch):
         torch.testing.assert_close(alone[name], value, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["blocks", "whole model"])
+def test_padding_is_not_fitted(whole, monkeypatch):
+    """Padded samples give the weights that the same samples give one by one, without any padding."""
+    model, found = llama().double(), []
+    alone = [
+        {"input_ids": row[: int(real.sum())][None]}
+        for batch in padded()
+        for row, real in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    plan = make_plan(model, {"input_ids": ids()}, criterion="magnitude", **{**NARROWER, "granularity": "neuron"})
+    if whole:
+        monkeypatch.setattr(refit, "blocks_alone", lambda *_: None)
+    for data in (padded(), alone):
+        found.append(refit_consumers(model, plan.apply(copy.deepcopy(model)), data, cuts=plan.cuts, ridge=1e-4))
+    assert len(found[0]) >= 4
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=1e-6, atol=1e-8)
+
+
 def test_layers_that_lose_inputs_and_outputs(monkeypatch):
     torch.manual_seed(0)
     model = Stack(kind=Deep).double().eval()
@@ -153,7 +173,7 @@ def test_blocks_that_tell_each_other_more_than_the_hidden_state_are_not_run_alon
     cut = copy.deepcopy(model)
     Whispering.said[0] = 0.0
     weights = [f"layers.{i}.down.weight" for i in range(4)]
-    found = refit_blocks.blocks_alone((model, cut), data[0], weights, lambda: ((x, x) for x in data))
+    found = refit_blocks.blocks_alone((model, cut), data[0], weights, lambda: (RefitBatch(x, x) for x in data))
     assert (found is not None) == expected
 
 
