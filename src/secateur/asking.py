@@ -19,7 +19,7 @@ from secateur.planning import Plan, make_plan
 from secateur.planning.build import CriterionLike, GranularityLike, implied_target
 from secateur.planning.solved import Blocks, solver_of
 from secateur.recipe import Recipe, load_recipe
-from secateur.recipe.overrides import Setting
+from secateur.recipe.overrides import Setting, setting_of
 from secateur.recover.during import check_lessons
 from secateur.recover.own import Train
 from secateur.recover.steps import check_training
@@ -28,6 +28,7 @@ from secateur.types import Advance, Data, Example, Judge, Loss, Protect
 
 DEFAULT_RECIPE = "channel-half-macs"
 SOLVED_RECIPE = "language-model"
+VERIFIED = ("dtype", "tolerance", "proof")  # keywords that a recipe has under verify
 EXACT = ("keep", "remove", "masks")  # say which units go, so that no target is needed
 
 
@@ -103,6 +104,7 @@ def settings_of(
     Raises:
         RecipeError: the recipe or a keyword is wrong.
     """
+    _require_one_each(overrides, decision, recover=recover is not None)
     default = default_recipe(decision.get("criterion", CRITERION), decision.get("blocks"))
     # The target at once: a recipe that leaves it to the keywords may hold none.
     target = _plain(decision["target"]) if "target" in decision else None
@@ -113,7 +115,7 @@ def settings_of(
     for name, value in decision.items():
         if name in ByHand.__annotations__:
             continue
-        if name in ("dtype", "tolerance", "proof"):
+        if name in VERIFIED:
             plain["verify"][name] = value
         elif name == "blocks":
             plain["blocks"] = _blocks(value)
@@ -133,6 +135,19 @@ def settings_of(
         plain["recover"] = []
         left_out.append("Nothing was recovered: no data were given to recover with.")
     return load_recipe(plain), left_out
+
+
+def _require_one_each(overrides: Sequence[str], decision: Decided, *, recover: bool) -> None:
+    """Refuse an override of what a keyword says as well, which would take its place."""
+    names = [*(name for name in decision if name not in ByHand.__annotations__), *(["recover"] if recover else [])]
+    for one in map(setting_of, overrides):
+        for name in names:
+            keys = ("verify", name) if name in VERIFIED else (name,)
+            if one.keys[: len(keys)] == keys[: len(one.keys)]:
+                raise RecipeError(
+                    f"{name}= and overrides={one.label.removeprefix('--set ')!r} both say what {'.'.join(keys)} is.",
+                    hint="Leave one of them out.",
+                )
 
 
 def _steps(recover: str | Mapping[str, object] | Sequence[Mapping[str, object]]) -> list[object]:
@@ -216,15 +231,16 @@ def plan_by(
         finished: where a solver keeps finished blocks, and goes on behind them, unless the recipe names a folder.
     """
     plain = recipe.model_dump(by_alias=True)
+    decides = plain["criterion"] if criterion is None else criterion
     # A folder that the recipe names is the user's own, and outlives the run.
-    if plain["blocks"]["checkpoint"] is None:
+    if plain["blocks"]["checkpoint"] is None and solver_of(decides, plain["blocks"]) is not None:
         plain["blocks"]["checkpoint"] = finished
     return make_plan(
         model,
         example,
         target=None if set(EXACT) & set(by_hand or {}) else recipe.target.given(),
         **(by_hand or {}),
-        criterion=plain["criterion"] if criterion is None else criterion,
+        criterion=decides,
         data=data,
         loss=loss,
         protect=recipe.protect,

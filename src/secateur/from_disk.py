@@ -28,7 +28,9 @@ from secateur.measure.perplexity import perplexity
 from secateur.planning.build import units_of
 from secateur.planning.decision import fingerprint
 from secateur.planning.solved import settings_of, solver_of
+from secateur.planning.unread import refuse_others
 from secateur.recipe import Recipe, dump_recipe
+from secateur.recipe.schema import Measure
 from secateur.report import (
     Choice,
     Effect,
@@ -54,6 +56,9 @@ from secateur.sources.on_disk import ENDING, ModelOnDisk, require_weights
 from secateur.types import Degradation, Progress, Snapshot
 
 CONFIGS = ("config.json", "generation_config.json")
+# Keys of a recipe that are read, with those that have an answer of their own.
+READS = ("criterion", "granularity", "scope", "target", "protect", "seed", "training", "recover", "blocks",
+         "calibration", "measure")  # fmt: skip
 INDEX = f"model{ENDING}.index.json"
 
 
@@ -88,6 +93,13 @@ class FolderTask:
             )
         if recipe.recover or recipe.training is not None:
             raise RecipeError("A model on disk cannot be trained.", hint="--recover none")
+        refuse_others(recipe, READS, "A run whose model stays on disk")
+        if recipe.measure not in (Measure(), Measure(latency=False)):
+            raise RecipeError(
+                "A run whose model stays on disk reads nothing of measure.",
+                why="quality is measured block by block, and nothing is timed",
+                hint="Leave it out; calibration.test says how much text quality is measured on.",
+            )
         settings = settings_of(plain["blocks"])
         if settings.allocation is not None:
             raise RecipeError("blocks.allocation compares whole models in memory.", hint="leave it out")

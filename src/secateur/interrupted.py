@@ -12,13 +12,14 @@ from torch import nn
 from secateur.errors import FileRefusedError, RecipeError
 from secateur.files.checkpoint import EVERY, INDEX, Checkpoint
 from secateur.files.seeds import seed_everything
+from secateur.model.call import device_of, to_device
 from secateur.model.door import Given
 from secateur.pipeline import prune
 from secateur.planning.build import CriterionLike
 from secateur.recover.own import Train
 from secateur.report.trackers import Track
 from secateur.result import Result
-from secateur.sources import resolve_metric, resolve_model
+from secateur.sources import on_device, resolve_metric, resolve_model
 from secateur.stages import SUFFIX, CommandWords, Unfinished
 from secateur.types import Data, Example, Judge, Loss, Progress
 
@@ -143,7 +144,7 @@ def resume(
     # Seeded as the command was: networks and splits that are made here must be those of the run.
     seed = int(known.recipe["seed"])
     with seed_everything(seed):
-        source = resolve_model(known.words["model"], seed=seed)
+        source = on_device(resolve_model(known.words["model"], seed=seed), known.words.get("device"))
         word = known.words["data"]
         # Blocks of text as long and as many as they were: others would be another run's.
         text = known.recipe.get("calibration") or {}
@@ -153,4 +154,6 @@ def resume(
         if evaluate is None:
             rest["evaluate"] = resolve_metric(known.words.get("metric", ()))
         own = source.example if found is None or found.example is None else found.example
+        if known.words.get("device") is not None:
+            own = to_device(own, device_of(source.model))
         return prune(source.model, own, data=found, **rest)

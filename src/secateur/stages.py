@@ -40,6 +40,7 @@ class CommandWords(TypedDict, total=False):
     threads: int | None
     force: bool
     metric: list[str]
+    device: str | None
 
 
 @dataclass(frozen=True)

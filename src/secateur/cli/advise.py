@@ -9,6 +9,7 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, say, write
+from secateur.cli.typed import only
 
 Budget = Annotated[
     Optional[float],  # noqa: UP045
@@ -44,6 +45,11 @@ def advise(
     from secateur.cli import job as jobs
     from secateur.files import atomic_write
 
+    reads = {"data", "budget", "labels", "protect", "device", "out", "seed", "threads", "force"}
+    if out is None:
+        only("advise without --out", reads - {"force"}, hint="--force replaces the file of --out.")
+    if data is None:
+        only("advise without --data", reads - {"labels"}, hint="Give --data, or leave it out.")
     jobs.use_threads(threads)
     # Before the model is loaded: a name that is taken should not cost a minute.
     if out is not None:

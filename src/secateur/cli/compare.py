@@ -47,10 +47,18 @@ def compare(
     recover_levels: Annotated[
         Words, typer.Option("--recover-levels", metavar="0.5,...", help="Levels with recovery; default all.")
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes that train a demo network first.")] = 3,
+    epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--epochs", min=1, help="Passes that train a demo network first; default 3, 2 with --preset."),
+    ] = None,
     probes: Annotated[
-        int, typer.Option("--probes", min=0, help="Units set to zero one by one, to see what scores tell; 0 = none.")
-    ] = 64,
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--probes",
+            min=0,
+            help="Units set to zero one by one, to see what scores tell; 0 = none; default 64, 32 with --preset.",
+        ),
+    ] = None,
     preset: Annotated[
         Words, typer.Option("--preset", help="quick: a few batches of everything, under two minutes.")
     ] = None,
@@ -66,6 +74,10 @@ def compare(
     from secateur.cli.progress import Stages
     from secateur.comparison import study as compare_study
 
+    if recover_levels is not None and recover is None and preset is None:
+        raise RecipeError(
+            "--recover-levels says where --recover is run.", hint="Give --recover FILE|NAME, or leave it out."
+        )
     # Networks of a preset are so small that threads wait for each other longer than they compute.
     jobs.use_threads(threads or (1 if preset else None))
     study = compare_study.Study(

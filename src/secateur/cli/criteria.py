@@ -8,6 +8,7 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, out, table, write
+from secateur.cli.typed import Command
 
 app = typer.Typer(help="The rules that say what matters least.", add_completion=False)
 
@@ -17,7 +18,7 @@ def _root() -> None:
     """The rules that say what matters least."""
 
 
-@app.command("list", epilog=options.help_of("criteria list", "criteria list --json"))
+@app.command("list", cls=Command, epilog=options.help_of("criteria list", "criteria list --json"))
 def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     """List all criteria with what they need, what they score and where they come from."""
     from secateur.criteria.docstrings import first_sentence
@@ -49,7 +50,7 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     return 0
 
 
-@app.command("show", epilog=options.help_of("criteria show taylor"))
+@app.command("show", cls=Command, epilog=options.help_of("criteria show taylor"))
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A criterion, as criteria list names it.")],
     json: options.Json = False,

@@ -16,11 +16,13 @@ from secateur import words as field
 from secateur.cli import options
 from secateur.cli.console import say, write
 from secateur.cli.decisions import TARGETS, Decisions, decides
+from secateur.cli.typed import only
 from secateur.errors import CertificateError, SecateurError
 from secateur.words import SLICES
 
 if TYPE_CHECKING:
     from secateur.cli.job import Job
+    from secateur.recipe import Setting
 
 MODEL, DATA = "demo:convnet", "demo:mnist"
 # One image is over before a clock can tell two networks apart; 64 at once are what a server would run.
@@ -84,15 +86,15 @@ def demo(
     from secateur.cli.prune import finish, limit_of, run, show_plan
     from secateur.files import seed_everything
 
-    granularity = str(field.translated(granularity or ("element" if llm else "channel"), field.GRANULARITIES))
+    asked = replace(decided, granularity=granularity, sparsity=sparsity)
     if llm:
-        from secateur.cli.demo_llm import demo_llm, refuse_training
+        from secateur.cli.demo_llm import READS, WHY, demo_llm
 
-        refuse_training({"--max-drop": max_drop, "--epochs": epochs})
-        return demo_llm(decided, granularity=granularity, sparsity=sparsity, out=out, changes=set_ or [], seed=seed,
-                        threads=threads, force=force, dry_run=dry_run, json=json)  # fmt: skip
+        only("--llm", READS, why=WHY, hint="Leave one of them out; --sparsity or --granularity 2:4 say how much goes.")
+        return demo_llm(asked, out=out, changes=set_ or [], seed=seed, threads=threads, force=force, dry_run=dry_run,
+                        json=json)  # fmt: skip
+    granularity = str(field.translated(granularity or "channel", field.GRANULARITIES))
     epochs = epochs or 3
-    asked = decided if sparsity is None else replace(decided, sparsity=sparsity)
     settings = jobs.read_recipe(*recipe_for(granularity, asked, epochs, set_ or []), seed, asked)
     limit = limit_of(max_drop, None, None, decided, set_ or (), amount=sparsity, dry_run=dry_run)
     jobs.require_free(out, force=force)
@@ -117,14 +119,18 @@ def demo(
     return code
 
 
-def recipe_for(granularity: str, decided: Decisions, epochs: int, more: list[str]) -> tuple[str, list[str]]:
+def recipe_for(
+    granularity: str, decided: Decisions, epochs: int, more: Sequence[str]
+) -> tuple[str, list[str | Setting]]:
     """The bundled recipe behind a granularity, and what the demo changes in it where nobody decided."""
-    shared = [f"granularity={granularity}", *TIMED]
-    if granularity in SLICES:
-        return "channel-half-macs", [*shared, *CHANNELS, f"recover.1.epochs={epochs}", *more]
+    from secateur.recipe.overrides import setting_of
+
     default = _fixed_by_pattern(granularity) or (0.9 if granularity == "element" else 0.5)
     target = [] if any(getattr(decided, name) for name in TARGETS) else [f"target.sparsity={default}"]
-    return "element-90", [*shared, *target, f"recover.0.epochs={epochs}", *more]
+    cut = granularity in SLICES
+    own = [*CHANNELS, f"recover.1.epochs={epochs}"] if cut else [*target, f"recover.0.epochs={epochs}"]
+    usual = [setting_of(one, usual=True) for one in (f"granularity={granularity}", *TIMED, *own)]
+    return "channel-half-macs" if cut else "element-90", [*usual, *more]
 
 
 def _fixed_by_pattern(granularity: str) -> float | None:

@@ -7,11 +7,11 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.cli.console import say, write
+from secateur.cli.decisions import OPTIONS
 from secateur.errors import CertificateError, RecipeError, SecateurError
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
 
 MODEL, DATA, RECIPE = "demo:smollm2", "demo:prose", "language-model"
+# Of the options of `demo`; the others belong to the demo that trains.
+READS = (*OPTIONS, "llm", "out", "set_", "seed", "threads", "force", "dry_run")
+WHY = "with --llm half of the weights go in one shot, and nothing is trained or tried several times"
 # A quarter of the length and half as many as the recipe takes: a few minutes, and a higher perplexity.
 SHORT = (
     "calibration.tokens=256", "calibration.sequences=16", "calibration.batch=4", "calibration.test=8",
@@ -32,8 +35,6 @@ TOLERANCE = 1e-4
 def demo_llm(
     decided: Decisions,
     *,
-    granularity: str | None,
-    sparsity: str | None,
     out: Path,
     changes: list[str],
     seed: int | None,
@@ -48,12 +49,13 @@ def demo_llm(
     from secateur.cli.sample import with_sample
     from secateur.files import seed_everything
     from secateur.planning.build import is_structured
+    from secateur.recipe.overrides import setting_of
 
-    asked = settings_for(granularity, sparsity)
-    settings = jobs.read_recipe(RECIPE, [*asked, *changes], seed, decided)
+    usual = [setting_of(one, usual=True) for one in SHORT]
+    settings = jobs.read_recipe(RECIPE, [*usual, *changes], seed, decided)
     if is_structured(settings.model_dump(by_alias=True)["granularity"]):
         raise RecipeError(
-            f"--llm writes zeros, and granularity {granularity!r} is cut.",
+            f"--llm writes zeros, and granularity {settings.granularity!r} is cut.",
             hint="element or 2:4; narrower language models: secateur prune demo:smollm2 --recipe language-model-width",
         )
     jobs.require_free(out, force=force)
@@ -65,8 +67,8 @@ def demo_llm(
         say_forecast(work, settings)
         if dry_run:
             return show_plan(work, settings, as_json=json)
-        again = ["secateur", "demo", "--llm", *decided.words()]
-        again += [word for one in [*asked[len(SHORT) :], *changes] for word in ("--set", one)]
+        again = ["secateur", "demo", "--llm", *decided.words(), "--seed", str(settings.seed)]
+        again += [word for one in changes for word in ("--set", one)]
         result = with_sample(work, run(work, settings, title="demo: SmolLM2-135M", command=shlex.join(again)))
         save(result, out, force=force)
     reloaded = reload(out, work, settings, result.report.after.quality["perplexity"])
@@ -77,30 +79,6 @@ def demo_llm(
             f"go on with it: secateur measure hf:{out} --task perplexity --data text:FILE\n"
         )
     return code
-
-
-def refuse_training(asked: Mapping[str, object]) -> None:
-    """Refuse options of the other demo, which trains.
-
-    Raises:
-        RecipeError: names the first that was given.
-    """
-    for option, value in asked.items():
-        if value is not None:
-            raise RecipeError(
-                f"--llm and {option} do not go together.",
-                why="with --llm half of the weights go in one shot, and nothing is trained or tried several times",
-                hint="Leave one of them out; --sparsity or --granularity 2:4 say how much goes.",
-            )
-
-
-def settings_for(granularity: str | None, sparsity: str | None) -> list[str]:
-    """What the demo changes in the recipe."""
-    return [
-        *SHORT,
-        *([] if granularity is None else [f"granularity={granularity}"]),
-        *([] if sparsity is None else [f"target.sparsity={sparsity}"]),
-    ]
 
 
 def reload(folder: Path, work: Job, settings: Recipe, wanted: float) -> dict[str, float]:

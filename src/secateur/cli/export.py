@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -56,12 +57,15 @@ def export(
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
     from secateur.deployment import EXPORTERS
+    from secateur.errors import RecipeError
     from secateur.measure import num_params
 
     settings: dict[str, object] = {
         name: value for name, value in (("weights", weights), ("dtype", dtype)) if value is not None
     }
     settings |= {"dynamic_batch": False} if fixed_batch else {}
+    if fixed_batch and "dynamic_batch" not in signature(EXPORTERS.find(format)).parameters:
+        raise RecipeError(f"--fixed-batch belongs to onnx and pt2, and not to {format}.", hint="Leave it out.")
     exporter = EXPORTERS.build(format, settings)
     if exporter.writes == "folder":
         jobs.require_free(out, force=force)

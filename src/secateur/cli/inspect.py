@@ -10,6 +10,7 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, out, table, write
+from secateur.cli.typed import only
 
 if TYPE_CHECKING:
     from secateur.cli.job import Job
@@ -53,11 +54,14 @@ def inspect(
     """Show the groups of MODEL that can be cut, and what is locked by which line of code."""
     import secateur as sc
     from secateur.cli import job as jobs
-    from secateur.errors import RecipeError
     from secateur.files import seed_everything
 
-    if (picture or cache) and not sensitivity:
-        raise RecipeError("--picture and --cache belong to --sensitivity.", hint="Add it, or leave them out.")
+    looks = ("data", "protect", "device", "seed")
+    if sensitivity:
+        own = ("sensitivity", "picture", "granularity", "criterion", "cache")
+        only("--sensitivity", (*looks, *own), hint="Leave one of them out; --picture draws what it finds.")
+    else:
+        only("inspect without --sensitivity", (*looks, "html"), hint="Add --sensitivity, or leave it out.")
     with seed_everything(seed or 0):
         work = jobs.resolve(model, data, seed=seed or 0, device=device)
         if sensitivity:

@@ -65,19 +65,24 @@ class Job:
 
 
 def read_recipe(
-    recipe: str | None, overrides: Sequence[str] | None, seed: int | None, decided: Decisions | None = None
+    recipe: str | None,
+    overrides: Sequence[str | Setting] | None,
+    seed: int | None,
+    decided: Decisions | None = None,
 ) -> Recipe:
     """The recipe with what the command line decides; names are looked up at once, before anything long starts."""
     from secateur.kinds.weights import parse
     from secateur.kinds.weights.kind import COUNTED, not_of_masks
     from secateur.planning.build import criterion_of, implied_target, is_structured
     from secateur.planning.solved import solver_of
+    from secateur.planning.unread import refuse_unread
     from secateur.recipe import load_recipe
     from secateur.recipe.overrides import Setting
+    from secateur.request import granularities
 
-    # Of two ways to say one thing, the one that names the key is meant.
     asked = [] if decided is None else decided.settings()
-    changes: list[str | Setting] = [*asked, *(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
+    asked += [] if seed is None else [Setting(("seed",), seed, f"--seed {seed}")]
+    changes: list[str | Setting] = [*asked, *(overrides or ())]
     found = load_recipe(recipe or _default(changes), changes)
     implied = implied_target(found.model_dump(by_alias=True)["granularity"])
     chosen = recipe is not None or any(_about_target(change) for change in changes)
@@ -85,8 +90,14 @@ def read_recipe(
         # Nobody asked for the default recipe's target, and the pattern says what goes.
         found = load_recipe(found, [Setting(("target",), implied.given(), "the pattern's own target")])
     plain = found.model_dump(by_alias=True)
-    if solver_of(plain["criterion"], plain["blocks"]) is None:
+    solver = solver_of(plain["criterion"], plain["blocks"])
+    if solver is None:
         criterion_of(plain["criterion"])
+    # What stays on disk has an answer of its own, which says where a solver is to be had.
+    refuse_unread(
+        granularities(plain["granularity"]), {**found.choices(), "expressible": found.expressible}, solver=solver,
+        blocks={**plain["blocks"], "from_disk": False},
+    )  # fmt: skip
     if not is_structured(plain["granularity"]):
         unit = parse(plain["granularity"])
         for what in found.target.given() if chosen else ():
@@ -127,6 +138,7 @@ def resolve(
 ) -> Job:
     """Turn MODEL, DATA and METRIC words into objects, and check that they fit; `text` is a recipe's calibration."""
     from secateur.sources import on_device, resolve_metric, resolve_model
+    from secateur.sources.data import NOT_READ
     from secateur.sources.metrics import needs_labels
 
     if data is None and needs_labels(metric or ()):
@@ -146,7 +158,7 @@ def resolve(
     example = _beside(source.model, example)
     if found is not None and source.name.startswith("demo:") and not source.trained:
         # Demo networks are trained here, on the training part: no note that they may have seen the rest.
-        found = replace(found, notes=())
+        found = replace(found, notes=tuple(note for note in found.notes if NOT_READ in note))
     return Job(source, found, example, judge)
 
 

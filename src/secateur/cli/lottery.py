@@ -18,6 +18,9 @@ EXAMPLES = (
     "lottery net.py:build --data npz:my.npz --rewind epoch:1 --out runs/t",
 )
 
+# Keys of a recipe; seeds are those of --seeds, from 0. What training and granularity may be is checked below.
+READS = ("criterion", "granularity", "scope", "target", "protect", "training", "recover")
+
 
 def lottery(
     model: options.Model,
@@ -44,9 +47,11 @@ def lottery(
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
     from secateur.files.checkpoint import PAGE
+    from secateur.planning.unread import refuse_others
     from secateur.sources import resolve_data, resolve_model
 
     settings = jobs.read_recipe(recipe or "lottery", set_, None)
+    refuse_others(settings, READS, "A search for tickets")
     training = training_of(settings)
     jobs.use_threads(threads)
     say(f"curves while it trains: {out / PAGE}")

@@ -32,6 +32,7 @@ from secateur.cli import (
 from secateur.cli.console import err
 from secateur.cli.failures import interrupted, told, unfinished_of
 from secateur.cli.options import help_of
+from secateur.cli.typed import Command
 from secateur.errors import EXIT_INTERRUPTED, EXIT_OK
 
 EXITS = (
@@ -46,20 +47,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("demo", epilog=help_of(*demo.EXAMPLES))(demo.demo)
-app.command("inspect", epilog=help_of(*inspect.EXAMPLES))(inspect.inspect)
-app.command("estimate", epilog=help_of(*estimate.EXAMPLES))(estimate.estimate)
-app.command("prune", epilog=help_of(*prune.EXAMPLES))(prune.prune)
-app.command("resume", epilog=help_of(*resume.EXAMPLES))(resume.resume)
-app.command("advise", epilog=help_of(*advise.EXAMPLES))(advise.advise)
-app.command("compare", epilog=help_of(*compare.EXAMPLES))(compare.compare)
-app.command("search", epilog=help_of(*search.EXAMPLES))(search.search)
-app.command("lottery", epilog=help_of(*lottery.EXAMPLES))(lottery.lottery)
-app.command("measure", epilog=help_of(*measure.EXAMPLES))(measure.measure)
-app.command("export", epilog=help_of(*export.EXAMPLES))(export.export)
-app.command("deploy", epilog=help_of(*deploy.EXAMPLES))(deploy.deploy)
-app.command("doctor", epilog=help_of(*doctor.EXAMPLES))(doctor.doctor)
-app.command("reload-check", hidden=True)(reload.reload_check)
+app.command("demo", cls=Command, epilog=help_of(*demo.EXAMPLES))(demo.demo)
+app.command("inspect", cls=Command, epilog=help_of(*inspect.EXAMPLES))(inspect.inspect)
+app.command("estimate", cls=Command, epilog=help_of(*estimate.EXAMPLES))(estimate.estimate)
+app.command("prune", cls=Command, epilog=help_of(*prune.EXAMPLES))(prune.prune)
+app.command("resume", cls=Command, epilog=help_of(*resume.EXAMPLES))(resume.resume)
+app.command("advise", cls=Command, epilog=help_of(*advise.EXAMPLES))(advise.advise)
+app.command("compare", cls=Command, epilog=help_of(*compare.EXAMPLES))(compare.compare)
+app.command("search", cls=Command, epilog=help_of(*search.EXAMPLES))(search.search)
+app.command("lottery", cls=Command, epilog=help_of(*lottery.EXAMPLES))(lottery.lottery)
+app.command("measure", cls=Command, epilog=help_of(*measure.EXAMPLES))(measure.measure)
+app.command("export", cls=Command, epilog=help_of(*export.EXAMPLES))(export.export)
+app.command("deploy", cls=Command, epilog=help_of(*deploy.EXAMPLES))(deploy.deploy)
+app.command("doctor", cls=Command, epilog=help_of(*doctor.EXAMPLES))(doctor.doctor)
+app.command("reload-check", cls=Command, hidden=True)(reload.reload_check)
 app.add_typer(criteria.app, name="criteria")
 app.add_typer(recipes.app, name="recipes")
 

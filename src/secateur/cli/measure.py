@@ -11,6 +11,7 @@ import typer
 
 from secateur.cli import options
 from secateur.cli.console import emit, say, table
+from secateur.cli.typed import only
 from secateur.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from secateur.measure.versus import Versus
     from secateur.types import Example, Latency, Snapshot
 
+# What is read of the options, and where the others belong.
+MODEL, TIMED = ("model", "data", "metric", "device", "seed"), ("rounds", "batch_size")
+ONE = "Leave it out: --tokens, --sequences and --dtype belong to --task, --processor-time to two models."
+TWO = "Leave it out: --tokens, --sequences and --dtype belong to --task; --processor-time counts one thread."
+TASK = "Leave it out: a task gives its own figures, and times nothing."
 STOLEN = 0.01  # share of processor time that other virtual machines took, above which it is said
 
 
@@ -93,13 +99,17 @@ def measure(
     """Count parameters, MACs and bytes, time the forward pass, and evaluate on --data (its test part, if any)."""
     from secateur.cli import job as jobs
 
-    jobs.use_threads(1 if processor_time else threads)
-    if task is not None:
-        return measure_task(task, (what, against, model, data), tokens, sequences, dtype, as_json=json)
     asked = _Asked(model, data, seed or 0, device, metric, rounds, batch_size, json)
-    if against is not None:
-        return measure_two((what, against), asked, processor_time=processor_time)
-    return measure_one(what, asked)
+    if task is not None:
+        return measure_task(task, (what, against), asked, tokens, sequences, dtype, threads=threads)
+    if against is None:
+        only("one model without --task", (*MODEL, *TIMED, "threads"), hint=ONE)
+        jobs.use_threads(threads)
+        return measure_one(what, asked)
+    own = "processor_time" if processor_time else "threads"
+    only("--processor-time" if processor_time else "two models", (*MODEL, *TIMED, own), hint=TWO)
+    jobs.use_threads(1 if processor_time else threads)
+    return measure_two((what, against), asked, processor_time=processor_time)
 
 
 def measure_one(what: str, asked: _Asked) -> int:
@@ -150,6 +160,8 @@ def measure_two(both: tuple[str, str], asked: _Asked, *, processor_time: bool) -
     from secateur.files import seed_everything
     from secateur.measure.versus import versus
 
+    if asked.model is not None and all(map(_is_word, both)):
+        raise RecipeError("--model goes with an output folder.", hint="Leave it out: both are measured as they are.")
     with seed_everything(asked.seed), Stages() as stages:
         loaded = [asked.load(each, None if _is_word(each) else asked.model) for each in both]
         work = loaded[0][0]
@@ -191,40 +203,49 @@ def told(found: Versus, clock: str) -> list[tuple[str, str, str]]:
 
 def measure_task(
     task: str,
-    asked: tuple[str, str | None, str | None, str | None],
+    both: tuple[str, str | None],
+    asked: _Asked,
     tokens: int,
     sequences: int | None,
     dtype: str | None,
     *,
-    as_json: bool,
+    threads: int | None,
 ) -> int:
     """Perplexity of a language model on the whole of a text, or tasks of the harness lm-eval."""
+    from secateur.cli import job as jobs
+    from secateur.files import seed_everything
     from secateur.measure.lm_eval import PREFIX
     from secateur.measure.perplexity import perplexity, require_next, with_dtype
     from secateur.report.safe_text import significant
     from secateur.sources.prose import NAME
     from secateur.sources.text import block_length, whole_text
 
-    what, against, model, data = asked
+    (what, against), data = both, asked.data
     if against is not None:
         raise RecipeError("--task measures one model.", hint="Run it once for each.")
     if task.startswith(PREFIX):
-        return measure_harness(task, (what, model), sequences, as_json=as_json)
+        only(f"--task {PREFIX}", ("model", "device", "seed", "threads", "task", "sequences"), hint=TASK)
+        jobs.use_threads(threads)
+        return measure_harness(task, what, asked, sequences)
     if task != "perplexity":
         raise RecipeError(f"task {task!r} is not known.", hint=f"perplexity, or {PREFIX}NAME")
+    reads = ("model", "device", "seed", "threads", "task", "data", "tokens", "sequences", "dtype")
+    only("--task perplexity", reads, hint=TASK)
+    jobs.use_threads(threads)
     if dtype not in (None, "float32", "bfloat16"):
         raise RecipeError(f"dtype {dtype!r} is not known.", hint="float32 or bfloat16")
     if data is None or not (data.startswith("text:") or data == NAME):
         raise RecipeError("perplexity is measured on text.", hint="--data text:FILE")
-    work, network = load(what, model, None, seed=0)
-    tokens, notes = block_length(tokens, work.source.longest)
-    for note in notes:
-        say(f"note: {note}", style="yellow")
-    blocks = whole_text(data, work.source.tokenizer, tokens=tokens, most=sequences)
-    require_next(network, next(iter(blocks)))
-    found = perplexity(with_dtype(network, dtype), blocks)
+    with seed_everything(asked.seed):
+        work, network = load(what, asked.model, None, seed=asked.seed, device=asked.device)
+        tokens, notes = block_length(tokens, work.source.longest)
+        for note in notes:
+            say(f"note: {note}", style="yellow")
+        blocks = whole_text(data, work.source.tokenizer, tokens=tokens, most=sequences)
+        require_next(network, next(iter(blocks)))
+        found = perplexity(with_dtype(network, dtype), blocks)
     count = len(blocks.blocks)
-    if as_json:
+    if asked.as_json:
         said = {"tokens": tokens, "sequences": count, "dtype": dtype or str(next(network.parameters()).dtype)[6:]}
         emit({"schema": 1, "what": what, "data": data, "task": task, **found, **said})
     else:
@@ -236,18 +257,19 @@ def measure_task(
     return 0
 
 
-def measure_harness(task: str, asked: tuple[str, str | None], limit: int | None, *, as_json: bool) -> int:
+def measure_harness(task: str, what: str, asked: _Asked, limit: int | None) -> int:
     """Tasks of lm-eval, at most `limit` samples of each."""
+    from secateur.files import seed_everything
     from secateur.measure.lm_eval import PREFIX, lm_eval
     from secateur.report.safe_text import significant
 
     names = [name.strip() for name in task.removeprefix(PREFIX).split(",") if name.strip()]
     if not names:
         raise RecipeError(f"task {task!r} names no task.", hint=f"{PREFIX}hellaswag, for example")
-    what, model = asked
-    work, network = load(what, model, None, seed=0)
-    found = lm_eval(network, work.source.tokenizer, names, limit=limit)
-    if as_json:
+    with seed_everything(asked.seed):
+        work, network = load(what, asked.model, None, seed=asked.seed, device=asked.device)
+        found = lm_eval(network, work.source.tokenizer, names, limit=limit)
+    if asked.as_json:
         emit({"schema": 1, "what": what, "task": task, "limit": limit, "results": found})
     else:
         lines = [

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from secateur.cli import options
 from secateur.cli.console import emit, out, say, write
-from secateur.cli.decisions import Decisions, decides
+from secateur.cli.decisions import OPTIONS, Decisions, decides
+from secateur.cli.typed import only
 from secateur.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from secateur.cli.job import Job
@@ -29,6 +30,11 @@ EXAMPLES = (
     "prune net.py:build --data npz:mine.npz --max-drop 1.0 --out runs/mine",
     "prune hf:FOLDER --params 0.8 --expressible --data tsv:sst2 --out hf",
 )
+
+# Options that a run reads whose model stays on disk; of the devices it knows the CPU alone.
+ON_DISK = (*(name for name in OPTIONS if name != "device"), "model", "out", "data", "recipe", "set_", "seed", "threads",
+           "force")  # fmt: skip
+ALONE = "the model is never in memory as a whole: its blocks are read, solved and written one by one, on the CPU"
 
 
 @decides()
@@ -70,12 +76,11 @@ def prune(
     # Before anything is loaded: hours of work must not end at a folder that is taken.
     jobs.require_free(out, force=force)
     words: CommandWords = {"model": model, "data": data, "out": str(out), "threads": threads, "force": force}
-    words["metric"] = list(metric or ())
+    words["metric"], words["device"] = list(metric or ()), decided.device
     place = None if dry_run or crew.several else jobs.unfinished(out, words, force=force)
     jobs.use_threads(threads)
     if settings.blocks.from_disk:
-        beside = {"--device": decided.device not in (None, "cpu"), "--track": track, "--metric": metric}
-        _refuse_beside_disk({**beside, "--max-drop": limit, "--dry-run": dry_run})
+        only("blocks.from_disk", (*ON_DISK, *(["device"] if decided.device == "cpu" else [])), why=ALONE)
         return prune_on_disk(model, data, settings, out, force=force, as_json=json)
     with crew.joined(), seed_everything(settings.seed):
         text = settings.calibration.model_dump()
@@ -93,22 +98,6 @@ def prune(
         result = with_sample(work, run(work, settings, title=model, command=command, place=place, limit=limit))
         save(result, out, force=force)
     return finish(result, out, as_json=json)
-
-
-def _refuse_beside_disk(asked: Mapping[str, object]) -> None:
-    """Refuse options that need the whole model in memory.
-
-    Raises:
-        RecipeError: names the first that was given.
-    """
-    for option, value in asked.items():
-        if value:
-            raise RecipeError(
-                f"{option} and blocks.from_disk do not go together.",
-                why="the model is never in memory as a whole: its blocks are read, solved and written one by one, "
-                "on the CPU",
-                hint="Leave one of them out.",
-            )
 
 
 def prune_on_disk(model: str, data: str | None, settings: Recipe, folder: Path, *, force: bool, as_json: bool) -> int:
@@ -242,7 +231,6 @@ def limit_of(
         RecipeError: a target beside it, a word of it alone, a number out of range, or a dry run.
     """
     from secateur.cli.decisions import TARGETS
-    from secateur.errors import RecipeError
     from secateur.objective.limits import limit_words_of
 
     asked = [f"--{name}" for name in TARGETS if getattr(decided, name) is not None]

@@ -10,6 +10,7 @@ import typer
 from secateur.cli import options
 from secateur.cli.console import emit, table, write
 from secateur.cli.decisions import Decisions, decides
+from secateur.cli.typed import Command
 
 app = typer.Typer(help="The recipes that come with the package.", add_completion=False)
 
@@ -19,7 +20,7 @@ def _root() -> None:
     """The recipes that come with the package."""
 
 
-@app.command("list", epilog=options.help_of("recipes list"))
+@app.command("list", cls=Command, epilog=options.help_of("recipes list"))
 def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     """List the bundled recipes and when to choose them."""
     from secateur.recipe import bundled
@@ -32,7 +33,7 @@ def list_(json: options.Json = False, verbose: options.Verbose = False) -> int:
     return 0
 
 
-@app.command("show", epilog=options.help_of("recipes show channel-half-macs --macs 0.6 > mine.yaml"))
+@app.command("show", cls=Command, epilog=options.help_of("recipes show channel-half-macs --macs 0.6 > mine.yaml"))
 @decides(without=("device",))
 def show(
     name: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A recipe file, or the name of a bundled one.")],

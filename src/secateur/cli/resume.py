@@ -35,7 +35,9 @@ def resume(
     out = Path(words["out"])
     jobs.require_free(out, force=words["force"])
     jobs.use_threads(words["threads"])
-    command = command_line(words["model"], words["data"], settings, out, metric=words.get("metric"))
+    command = command_line(
+        words["model"], words["data"], settings, out, words.get("device"), metric=words.get("metric")
+    )
     with Stages() as stages:
         result = go_on(known.folder, progress=stages, title=words["model"], command=command)
     result.save(out, force=words["force"])

@@ -94,6 +94,12 @@ def search(
         raise FileRefusedError(f"{out} exists, and is no folder", hint="choose another --out")
     if ray is None and workers is not None:
         raise RecipeError("--workers says how many --ray starts.", hint="--ray local, or start this command again")
+    if ray is not None and sampler == "descent":
+        raise RecipeError(
+            "--ray and --sampler descent do not go together.",
+            why="a descent takes one step after the other, and every step stands on the one before",
+            hint="Leave one of them out.",
+        )
     where = str(storage or (out / "study.db").absolute())
     crew = None
     if ray is not None:

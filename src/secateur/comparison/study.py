@@ -44,13 +44,16 @@ class Study:
         seeds: how many.
         recover: recovery steps.
         recover_levels: where they are run; None = everywhere.
-        epochs: passes over the data with which base models without weights are trained, one per seed.
+        epochs: passes over the data with which base models without weights are trained, one per seed; None =
+            `usual_epochs`. Refused for a model with weights.
         limits: batches of train, calibration and test that are used; None = all.
         rounds: timed rounds of the latency.
         probes: units whose removal alone is measured; 0 = none.
         protect: names or patterns that stay whole.
         device: where the models run; None = where they are.
         metric: METRIC words, of which the first is compared; none = by the labels.
+        usual_epochs: where none are asked for.
+        usual_probes: likewise.
     """
 
     model: str
@@ -63,13 +66,15 @@ class Study:
     seeds: int = 3
     recover: Steps = ()
     recover_levels: tuple[float, ...] | None = None
-    epochs: int = 3
+    epochs: int | None = None
     limits: tuple[int | None, int | None, int | None] = (None, None, None)
     rounds: int = 30
-    probes: int = 64
+    probes: int | None = None
     protect: tuple[str, ...] = ()
     device: str | None = None
     metric: tuple[str, ...] = ()
+    usual_epochs: int = 3
+    usual_probes: int = 64
 
 
 def preset(study: Study, name: str) -> Study:
@@ -88,10 +93,10 @@ def preset(study: Study, name: str) -> Study:
         study,
         recover=study.recover or QUICK_STEPS,
         recover_levels=study.recover_levels or middle or (0.5,),
-        epochs=2,
+        usual_epochs=2,
         limits=(20, 2, 4),
         rounds=3,
-        probes=min(study.probes, 32),
+        usual_probes=32,
     )
 
 
@@ -109,6 +114,10 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
     """
     choices = [parse_criterion(word) for word in named_criteria(study.criteria)]
     source = on_device(resolve_model(study.model), study.device)
+    if source.trained and study.epochs is not None:
+        raise RecipeError(
+            f"--epochs trains a network that has no weights, and {study.model} has its own.", hint="Leave it out."
+        )
     found = source.read(study.data)
     if found.test is None:
         raise InputError(
@@ -143,7 +152,7 @@ def run_study(study: Study, out: Path, *, command: str = "", progress: Progress 
         recover_levels=study.recover_levels if study.recover else None,
         scope=study.scope,
         rounds=study.rounds,
-        probes=study.probes,
+        probes=study.usual_probes if study.probes is None else study.probes,
         protect=study.protect,
         # What was measured otherwise is another result, and is not taken from the folder of an earlier comparison.
         tag=f"{study.model} {study.data} test={study.limits[2]}" + "".join(f" {word}" for word in study.metric),
@@ -185,6 +194,8 @@ def recovery_of(recipe: str) -> CheckedSteps:
             "A comparison prunes models as they came, and this recipe trains them before or meanwhile.",
             hint="Leave training out of it.",
         )
+    if not found.recover:
+        raise RecipeError(f"{recipe} has no recovery steps.", hint="Leave --recover out, or name another recipe.")
     return tuple(step.model_dump(mode="json", exclude_none=True) for step in found.recover)
 
 
@@ -246,6 +257,7 @@ def _trainer(
             f"{source.name} has random weights, and only demo networks are trained here",
             hint="train it first, and give it as py:package.module:factory",
         )
+    epochs = study.epochs or study.usual_epochs
     folder = out / "base"  # beside the cells: they belong to these very weights
 
     def step(done: int, total: int) -> None:
@@ -253,7 +265,7 @@ def _trainer(
             progress("train base models", done, total)
 
     def build(seed: int) -> nn.Module:
-        key = key_of(model=source.name, data=study.data, epochs=study.epochs, limit=study.limits[0], seed=seed)
+        key = key_of(model=source.name, data=study.data, epochs=epochs, limit=study.limits[0], seed=seed)
         path = folder / f"seed-{seed}-{key[:12]}.safetensors"
         # Pooling and small convolutions on a CPU are twice as fast with the channels last. Copies and cuts of the
         # network keep the format, so every run of a comparison gains alike.
@@ -262,7 +274,7 @@ def _trainer(
         if path.exists():
             model.load_state_dict(load_tensors(path))
             return model
-        train_demo(model, train, study.epochs, progress=step, seed=seed)
+        train_demo(model, train, epochs, progress=step, seed=seed)
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors(path, {name: tensor.detach() for name, tensor in model.state_dict().items()})
         return model

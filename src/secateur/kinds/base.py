@@ -97,6 +97,7 @@ class Candidates(ABC):
     physical: ClassVar[bool] = True  # whether units are removed for real; else zeros are written
     saves: ClassVar[Literal["macs", "params"]] = "macs"  # the cost that its units take with them
     scope: ClassVar[str | None] = None  # fixed by the kind, where its units cannot compete freely
+    unread: ClassVar[tuple[str, ...]] = ()  # keywords of `secateur.plan` that mean nothing for its units
 
     def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:
         self.model, self.example, self.request, self.examples = model, example, request, tuple(examples)

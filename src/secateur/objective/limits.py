@@ -114,6 +114,8 @@ def limit_words_of(max_drop: float | None, smallest: str | None, confidence: flo
     Raises:
         RecipeError: a word of the limit without it, or a value that no entry may ask for.
     """
+    if max_drop is None and confidence is not None:
+        raise RecipeError("--confidence belongs to --max-drop.", hint="Give --max-drop, or leave it out.")
     asked = at_most_asked(
         max_drop, cast(Smallest | None, smallest), CONFIDENCE if confidence is None else confidence, {}
     )

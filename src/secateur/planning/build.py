@@ -29,6 +29,7 @@ from secateur.planning.decide import decide
 from secateur.planning.decision import GIVEN
 from secateur.planning.plan import Plan
 from secateur.planning.solved import Blocks, recorded_settings, solved_plan, solver_of
+from secateur.planning.unread import refuse_unread
 from secateur.planning.written import plan_of, plan_of_masks
 from secateur.request import (
     ALLOCATION,
@@ -168,6 +169,9 @@ def make_plan(
         round_to=width_grid(str(device_of(model))) if round_to == "auto" else round_to,
         blocks=None if by.solver is None else recorded_settings(blocks),
     )  # fmt: skip
+    # Of units that were decided already a recipe's solver has nothing left to do.
+    apart = blocks if isinstance(blocks, Mapping) and not given and scores is None else None
+    refuse_unread(choices, {**vars(request), "dtype": dtype, "tolerance": tolerance}, solver=by.solver, blocks=apart)
     if by.solver is not None:
         return solved_plan(model, example, request, by.solver, data, blocks=blocks, progress=progress)
     candidates = candidates_of(model, example, request, unit, examples)

@@ -24,6 +24,8 @@ from secateur.recipe.schema import Recipe
 from secateur.registry import suggestion
 from secateur.words import about_key, about_target
 
+TIMED = ("rounds", "warmup", "seconds", "spread", "batch_size", "threads")  # keys of `measure` that say how
+
 
 def load_recipe(source: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str | Setting] = ()) -> Recipe:
     """Read and check a recipe.
@@ -52,11 +54,20 @@ def load_recipe(source: str | Path | Mapping[str, object] | Recipe, overrides: S
             hint="start with 'target: {sparsity: 0.5}'",
         )
     try:
-        return Recipe.model_validate(_without_nulls(read.data))
+        recipe = Recipe.model_validate(_without_nulls(read.data))
+        _require_timed(recipe, origins)
+        return recipe
     except ValidationError as error:
         problems = [_explain(item, read, origins) for item in error.errors(include_url=False)]
     # Outside of the handler, so that no traceback of pydantic stands above ours.
     raise RecipeError("\n".join(dict.fromkeys(problems)))
+
+
+def _require_timed(recipe: Recipe, origins: Mapping[Keys, str]) -> None:
+    """Refuse to set how latency is timed where it is not; a recipe that only turns it off keeps what it says of it."""
+    for path, label in origins.items():
+        if path[:1] == ("measure",) and path[-1] in TIMED and not recipe.measure.latency:
+            raise RecipeError(f"{label}: measure.latency is false, so nothing is timed.", hint="Leave one of them out.")
 
 
 def bundled() -> list[str]:

@@ -24,6 +24,7 @@ class Setting:
         label: how it was asked for, for messages: "--macs 0.5".
         replaces: a key whose value in the recipe falls away first, but not what other settings put there.
         adds: whether a list is appended to the recipe's.
+        usual: whether nobody asked for it, so that it comes first, and gives way to whatever was asked for.
     """
 
     keys: tuple[str, ...]
@@ -31,6 +32,7 @@ class Setting:
     label: str
     replaces: str = ""
     adds: bool = False
+    usual: bool = False
 
 
 def apply_overrides(source: RecipeText, overrides: Sequence[str | Setting]) -> dict[Path, str]:
@@ -49,9 +51,11 @@ def apply_overrides(source: RecipeText, overrides: Sequence[str | Setting]) -> d
         Path -> the override that set it, for messages.
 
     Raises:
-        RecipeError: no ``=``, an empty key, or a path that the recipe does not have.
+        RecipeError: no ``=``, an empty key, a path that the recipe does not have, or two values for one key.
     """
-    settings = [one if isinstance(one, Setting) else _setting(one) for one in overrides]
+    settings = [one if isinstance(one, Setting) else setting_of(one) for one in overrides]
+    settings.sort(key=lambda one: not one.usual)
+    _require_one_each(settings)
     if source.data is None and settings:
         source.data = {}
     if isinstance(source.data, dict):
@@ -65,13 +69,35 @@ def apply_overrides(source: RecipeText, overrides: Sequence[str | Setting]) -> d
     return origins
 
 
-def _setting(text: str) -> Setting:
+def setting_of(text: str, *, usual: bool = False) -> Setting:
+    """``a.b=value`` as a setting; `usual` where nobody asked for it.
+
+    Raises:
+        RecipeError: no ``=``, or an empty key.
+    """
     key, equals, value = text.partition("=")
     label = f"--set {text[:120]}"
     parts = tuple(key.strip().split("."))
     if not equals or not all(parts):
         raise RecipeError(f"{label}: write --set key=value, with dots between the parts of the key")
-    return Setting(parts, read_value(value, label), label)
+    return Setting(parts, read_value(value, label), label, usual=usual)
+
+
+def _require_one_each(settings: Sequence[Setting]) -> None:
+    """Refuse a value that another one would take the place of; to change a part of it is no contradiction.
+
+    Raises:
+        RecipeError: names both.
+    """
+    for number, one in enumerate(settings):
+        for later in settings[number + 1 :]:
+            within = one.keys[: len(later.keys)] == later.keys
+            same = one.keys == later.keys and one.value == later.value
+            if within and not (one.usual or same or later.adds):
+                raise RecipeError(
+                    f"{one.label} and {later.label} both say what {'.'.join(later.keys)} is.",
+                    hint="Leave one of them out.",
+                )
 
 
 def _make_room(data: dict[str, object], settings: Sequence[Setting]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +16,17 @@ class Part(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    read_with: ClassVar[Mapping[str, tuple[str, object]]] = {}
+    """Key -> (another key, its value without which nothing reads the first)."""
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        for key, (other, value) in self.read_with.items():
+            given, usual = getattr(self, key), type(self).model_fields[key].default
+            if given != usual and getattr(self, other) != value:
+                said = str(value).lower() if isinstance(value, bool) else value
+                raise problem(f"{key}: {given} is read with {other}: {said} only")
+        return self
 
 
 class Optimizer(Part):
@@ -49,6 +61,8 @@ class Optimizer(Part):
 class Distillation(Part):
     """What the dense model teaches the pruned one."""
 
+    read_with: ClassVar = {"temperature": ("form", "kl")}
+
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Outputs are divided by it before they become probabilities."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -64,4 +78,6 @@ class Distillation(Part):
     def _teaches(self) -> Self:
         if self.weight == 0 and not self.hidden:
             raise problem("weight 0 without hidden teaches nothing")
+        if self.hidden_weight != 1.0 and not self.hidden:
+            raise problem("hidden_weight weighs the outputs of hidden, and hidden is empty")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, Strict, model_validator
 
@@ -24,7 +24,7 @@ from secateur.recipe.checks import (
     problem,
 )
 from secateur.recipe.parts import Distillation, Optimizer, Part
-from secateur.recipe.training import Training
+from secateur.recipe.training import Training, wrong_with
 from secateur.request import (
     ALLOCATION,
     CRITERION,
@@ -85,6 +85,8 @@ class BatchNormRefresh(Part):
 class Refit(Part):
     """Fit layers that lost inputs, or that stand before removed blocks, anew in closed form; needs no labels."""
 
+    read_with: ClassVar = {"ridge": ("what", "weights")}
+
     method: Literal["refit"]
     """``refit``."""
     ridge: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
@@ -97,6 +99,8 @@ class Refit(Part):
 
 class ObsUpdate(Part):
     """Move the weights that stay so that they make up for those that go, in one step; needs labels. Comes first."""
+
+    read_with: ClassVar = {"block_size": ("form", "block")}
 
     method: Literal["obs_update"]
     """``obs_update``."""
@@ -216,6 +220,8 @@ class Reconstruct(Part):
 class Shares(Part):
     """How much each block gives up, where not all give up the same share."""
 
+    read_with: ClassVar = {"outliers": ("name", "owl")}
+
     name: Literal["owl", "curve"] = "owl"
     """``owl``: blocks with more outliers among Wanda's scores keep more; ``curve``: what these lose in all is least."""
     limit: Annotated[float, Field(gt=0, lt=1)] = 0.08
@@ -228,6 +234,8 @@ class Shares(Part):
 
 class BlockByBlock(Part):
     """How a solver prunes block by block, each block behind blocks that are pruned already."""
+
+    read_with: ClassVar = {"shrinkage": ("targets", "dense")}
 
     use: Literal["auto"] | bool = "auto"
     """``auto``: where the criterion is a solver (admm, sparsegpt, least_squares, swap); true: wanda, ria and magnitude,
@@ -348,27 +356,9 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _trained(self) -> Self:
-        training = self.training
-        if training is None:
-            return self
-        if training.prunes and any(step.method in ("refit", "obs_update") for step in self.recover):
-            raise problem(
-                f"recover: refit and obs_update start from the weights that were cut, and training: {training.method} "
-                "moves them meanwhile; use finetune or bn_refresh"
-            )
-        if training.prunes and ({"threshold", "latency_ms"} & set(self.target.given())):
-            raise problem(f"training: {training.method} walks to an amount, and threshold and latency_ms are none")
-        share = isinstance(self.target.sparsity, float) and len(self.target.given()) == 1
-        if training.method == "slimming" and training.pays == "growing" and not share:
-            raise problem("training: growing chooses at the beginning how much goes: write target: {sparsity: ...}")
-        if training.method == "movement":
-            name = self.criterion["name"] if isinstance(self.criterion, dict) else self.criterion
-            if name != "movement" or not share:
-                raise problem(
-                    "training: movement trains scores: write criterion: movement, and target: {sparsity: ...}"
-                )
-            if self.scope == "row":
-                raise problem("training: movement knows the scopes global and local")
+        wrong = "" if self.training is None else wrong_with(self.training, self)
+        if wrong:
+            raise problem(f"{'' if wrong.startswith('recover') else 'training: '}{wrong}")
         return self
 
     def choices(self) -> dict[str, Any]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
 from secateur.recipe.checks import Choice, Count, Granularity, Schedule, choice_schema, problem
 from secateur.recipe.parts import Distillation, Optimizer, Part
+from secateur.request import ALLOCATION, CRITERION, MIN_KEEP
+
+if TYPE_CHECKING:
+    from secateur.recipe.schema import Recipe
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PENALTIES = ("slimming", "l1", "l2", "group_lasso", "growing", "gates", "hard_concrete")
 DECIDING = ("growing", "gates", "hard_concrete")
 """Penalties that say themselves which units go: those that were to pay, or those whose gates became small."""
+
+
+UNREAD = {"one_shot": ("end", "every"), "steps": ("every",), "cycles": ("every",)}
+"""Schedule -> keys of a walk that it does not ask for; an exchange of weights (regrow) does."""
 
 
 class Lessons(Part):
@@ -89,9 +97,20 @@ class GradualTraining(_Walk):
     regrow: Annotated[Choice, WithJsonSchema(choice_schema("set or rigl."))] | None = None
     """Exchange kept for masked weights at every update: set or rigl, with the option fraction."""
 
+    @model_validator(mode="after")
+    def _walks(self) -> Self:
+        name = str(self.schedule["name"] if isinstance(self.schedule, dict) else self.schedule)
+        unread = () if self.regrow is not None else UNREAD.get(name, ())
+        for key in (*unread, *(("initial",) if name == "one_shot" and not self.begin else ())):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise problem(f"{key} is not read with schedule: {name}")
+        return self
+
 
 class MovementTraining(_Walk):
     """Train scores together with the weights: what moves towards zero goes. Needs criterion movement."""
+
+    read_with: ClassVar = {"threshold": ("form", "soft"), "strength": ("form", "soft")}
 
     method: Literal["movement"]
     """``movement``."""
@@ -145,3 +164,30 @@ class SlimmingTraining(Lessons):
 
 
 Training = Annotated[GradualTraining | SlimmingTraining | MovementTraining, Field(discriminator="method")]
+
+
+def wrong_with(training: Lessons, recipe: Recipe) -> str:
+    """What a recipe and its training cannot mean together; "" where nothing is wrong."""
+    given, method = recipe.target.given(), str(getattr(training, "method", ""))
+    if training.prunes and any(step.method in ("refit", "obs_update") for step in recipe.recover):
+        return (
+            f"recover: refit and obs_update start from the weights that were cut, and training: {method} "
+            "moves them meanwhile; use finetune or bn_refresh"
+        )
+    if training.prunes and ({"threshold", "latency_ms"} & set(given)):
+        return f"{method} walks to an amount, and threshold and latency_ms are none"
+    share = isinstance(recipe.target.sparsity, float) and len(given) == 1
+    if isinstance(training, SlimmingTraining):
+        if training.pays == "growing" and not share:
+            return "growing chooses at the beginning how much goes: write target: {sparsity: ...}"
+        if training.pays in ("gates", "hard_concrete") and recipe.criterion != CRITERION:
+            return f"penalty {training.pays} scores by the sizes of its gates, so leave criterion out"
+    if isinstance(training, MovementTraining):
+        name = recipe.criterion["name"] if isinstance(recipe.criterion, dict) else recipe.criterion
+        if name != "movement" or not share:
+            return "movement trains scores: write criterion: movement, and target: {sparsity: ...}"
+        if recipe.scope == "row":
+            return "movement knows the scopes global and local"
+        if recipe.allocation != ALLOCATION or recipe.min_keep != MIN_KEEP:
+            return "movement trains what goes, and reads neither allocation nor min_keep"
+    return ""

@@ -26,6 +26,7 @@ from secateur.sources.words import call_factory, is_python, which_factory
 DATA_KINDS = ("csv", "demo", "folder", "hf", "jsonl", "npz", "parquet", "py", "text", "tsv")
 ENDINGS = {".npz": "npz", ".npy": "npz", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl",
            ".parquet": "parquet", ".txt": "text"}  # fmt: skip
+NOT_READ = "was not read:"
 _DEMOS = {"mnist": load_mnist, "digits": load_digits}
 
 
@@ -73,6 +74,10 @@ def resolve_data(
         load = load_prose if word == PROSE else partial(load_text, rest)
         found = load(tokenizer=tokenizer, test=given.get("test"), **blocks)
         return replace(found, notes=(*found.notes, *notes))
+    if given:
+        found = resolve_data(word, batch_size=batch_size, seed=seed, tokenizer=tokenizer, numbers=numbers)
+        unread = ", ".join(f"calibration.{key}" for key in given)
+        return replace(found, notes=(*found.notes, f"{unread} {NOT_READ} {word} is no text that is cut into blocks."))
     if kind == "demo":
         if rest not in _DEMOS:
             names = [*_DEMOS, PROSE.partition(":")[2]]

@@ -26,6 +26,7 @@ from secateur.model.protect import patterns_of
 from secateur.planning.averages import Averages
 from secateur.planning.build import CriterionLike, GranularityLike, candidates_of, criterion_of, units_of
 from secateur.planning.plan import Plan
+from secateur.planning.unread import refuse_unread
 from secateur.request import (
     ALLOCATION,
     CRITERION,
@@ -158,25 +159,24 @@ class Pruner:
     ) -> None:
         came, self.model = model, admit(model)
         unit, choices = units_of(granularity, example)
-        optimizers = listed_optimizers(optimizer)
-        rule, loss = self._watch(criterion, data), as_loss(loss)
+        optimizers, rule, loss = listed_optimizers(optimizer), self._watch(criterion, data), as_loss(loss)
         request = Request(
             target=None, criterion=Named(rule.name, rule.options()), granularity=spelt_out(choices), scope=scope,
             allocation=word_of(allocation), protect=patterns_of(self.model, protect), min_keep=min_keep,
             min_keep_fraction=min_keep_fraction, round_to=round_to, seed=seed, scales=scales, proof=proof,
         )  # fmt: skip
-        together = Together.of(came, distributed, device_of(self.model))
+        refuse_unread(choices, {**vars(request), "dtype": dtype, "tolerance": tolerance})
         self._job = PruningJob(
-            self.model, example, request, rule, data, loss, optimizers, ema, together, dtype=dtype, tolerance=tolerance
-        )
-        self._regrowth = None if regrow is None else regrowth_of(regrow)
+            self.model, example, request, rule, data, loss, optimizers, ema,
+            Together.of(came, distributed, device_of(self.model)), dtype=dtype, tolerance=tolerance,
+        )  # fmt: skip
+        self._regrowth, self.done, self._moved = None if regrow is None else regrowth_of(regrow), 0, False
         self._gradients: dict[str, Tensor] = {}
-        self.done, self._moved = 0, False
         candidates = candidates_of(self.model, example, request, unit)
-        goal = goal_of(sparsity, target, candidates)
+        self._goal = goal_of(sparsity, target, candidates)
         # What the bounds of the target ask for takes the place of this final value.
-        shape = clock(schedule, final=initial, begin=begin, end=end, every=every, initial=initial)
-        self._goal, self._shape, self._span = goal, shape, (begin, shape.end if end is None else end, every)
+        self._shape = clock(schedule, final=initial, begin=begin, end=end, every=every, initial=initial)
+        self._span = (begin, self._shape.end if end is None else end, every)
         self._start(candidates, state)
 
     def _start(self, candidates: Candidates, state: StateDict | None) -> None:

@@ -122,10 +122,10 @@ def test_stages_end_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_what_the_demo_asks_for(granularity: str, decided: dict[str, str], target: dict[str, float]) -> None:
     said = Decisions(**decided)  # type: ignore[arg-type]
-    recipe = read_recipe(*recipe_for(granularity, said, 2, ["min_keep=2"]), None, said)
+    recipe = read_recipe(*recipe_for(granularity, said, 2, ["measure.rounds=7"]), None, said)
     assert recipe.target.given() == target
     assert recipe.granularity == granularity
-    assert recipe.min_keep == 2
+    assert recipe.measure.rounds == 7
     assert recipe.recover[-1].epochs == 2  # type: ignore[union-attr]
     assert recipe.measure.batch_size == 64
     assert recipe.round_to == (8 if granularity == "channel" else None)

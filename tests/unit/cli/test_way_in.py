@@ -94,7 +94,6 @@ def test_a_target_takes_the_place_of_the_recipes(option: str, key: str, capsys: 
         (["--set", "target.sparsity=0.3", "--set", "target.params=0.5"], {"sparsity": 0.3, "params": 0.5}),
         (["--set", "target={sparsity: 0.3}", "--set", "target.params=0.5"], {"sparsity": 0.3, "params": 0.5}),
         (["--sparsity", "0.3", "--set", "target.params=0.5"], {"sparsity": 0.3, "params": 0.5}),
-        (["--sparsity", "0.3", "--set", "target.sparsity=0.2"], {"sparsity": 0.2}),
         ([], {"macs": 0.5}),
     ],
 )
@@ -119,7 +118,6 @@ def test_what_a_target_holds_already_is_only_changed() -> None:
         (["--granularity", "2:4"], "granularity", "2:4"),
         (["--granularity", "channel,head"], "granularity", ["channel", "head"]),
         (["--protect", "head.*", "--protect", "stem"], "protect", ("head.*", "stem")),
-        (["--set", "protect=[a]", "--protect", "b"], "protect", ("a",)),  # --set stands over the options
         (["--expressible"], "expressible", True),
         (["--recover", "none"], "recover", ()),
     ],
@@ -434,10 +432,11 @@ def test_a_named_metric_without_data_is_refused(judged: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_measures_by_the_same_metric(
+def test_a_run_that_goes_on_measures_by_the_same_metric_on_the_same_device(
     judged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from secateur import pipeline
+    from secateur import interrupted, pipeline
+    from secateur.sources import Source
 
     real, calls = pipeline.snapshot, []
 
@@ -449,11 +448,30 @@ def test_a_run_that_goes_on_measures_by_the_same_metric(
 
     monkeypatch.setattr(pipeline, "snapshot", dies)
     metrics = ["--metric", "top2", "--metric", "judged_net.py:zeros"]
-    word = ["judged_net.py:build", "--data", "judged_net.py:data", *metrics, "--sparsity", "0.5"]
+    word = ["judged_net.py:build", "--data", "judged_net.py:data", *metrics, "--sparsity", "0.5", "--device", "cpu"]
     assert main(["prune", *word, "--recover", "finetune:epochs=1", "--set", "measure.latency=false", "--out", "o"]) == 1
     monkeypatch.setattr(pipeline, "snapshot", real)
+    placed: list[str | None] = []
+
+    def put(source: Source, where: str | None) -> Source:
+        placed.append(where)
+        return source
+
+    monkeypatch.setattr(interrupted, "on_device", put)
     capsys.readouterr()
     assert main(["resume", "o", "--json"]) == 0
+    assert placed == ["cpu"]
     report = json.loads(capsys.readouterr().out)
     assert set(report["after"]["quality"]) == set(report["before"]["quality"]) == {"top2", "zeros"}
-    assert "--metric top2 --metric judged_net.py:zeros" in report["command"]
+    assert "--device cpu --metric top2 --metric judged_net.py:zeros" in report["command"]
+
+
+def test_calibration_of_data_that_are_no_text_is_said_to_be_unread(
+    judged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = ["judged_net.py:build", "--data", "judged_net.py:data", "--sparsity", "0.5", "--recover", "none"]
+    sets = ["--set", "calibration.tokens=64", "--set", "measure.latency=false"]
+    assert main(["prune", *word, *sets, "--out", "o", "--json"]) == 0
+    assert "calibration.tokens was not read" in capsys.readouterr().out
+    assert main(["prune", *word, "--set", "measure.latency=false", "--out", "p", "--json"]) == 0
+    assert "was not read" not in capsys.readouterr().out

@@ -20,6 +20,7 @@ class Experts(Slices):
 
     # The largest blocks lose one at a time and smaller ones their share: counts, not scores, compare the blocks.
     scope = "local"
+    unread = ("scales",)
     saves = "params"  # experts that go leave the work of every token as it is
     mixtures: list[Mixture]
 

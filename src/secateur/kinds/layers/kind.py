@@ -30,6 +30,8 @@ from secateur.types import Certificate, Condition, Example, Group, LayerEntry, S
 class LayerStacks(Candidates):
     """Stacks of blocks; a unit is a block."""
 
+    unread = ("min_keep_fraction", "scales")
+
     def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:
         super().__init__(model, example, request, examples)
         for name, tensor in named_tensors(model).items():

@@ -28,6 +28,7 @@ class Weights(Candidates):
     """Units of the prunable weights, by one granularity."""
 
     physical = False
+    unread = ("min_keep_fraction", "round_to", "scales", "proof", "dtype", "tolerance")
 
     def __init__(self, model: nn.Module, example: Example, request: Request, unit: Granularity | None = None) -> None:
         super().__init__(model, example, request)
