@@ -242,7 +242,7 @@ def measure_task(
         for note in notes:
             say(f"note: {note}", style="yellow")
         blocks = whole_text(data, work.source.tokenizer, tokens=tokens, most=sequences)
-        require_next(network, next(iter(blocks)))
+        require_next(network, blocks)
         found = perplexity(with_dtype(network, dtype), blocks)
     count = len(blocks.blocks)
     if asked.as_json:

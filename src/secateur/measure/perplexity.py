@@ -110,12 +110,17 @@ def sees_later(model: nn.Module, batch: Mapping[str, object]) -> bool:
     return float((before.float() - after.float()).abs().max()) > least * float(before.float().abs().max())
 
 
-def require_next(model: nn.Module, batch: Batch) -> None:
+def require_next(model: nn.Module, data: Data) -> None:
     """Refuse a model that sees the tokens that perplexity asks it for.
+
+    Args:
+        model: left as it is.
+        data: batches, of which the first is looked at.
 
     Raises:
         UnsupportedError: it does.
     """
+    batch = next(iter(data), None)
     if isinstance(batch, Mapping) and sees_later(model, batch):
         raise UnsupportedError(
             f"{type(model).__name__} does not predict the next token: what it says of one depends on those behind it.",

@@ -130,7 +130,7 @@ def boundaries(spy: Callable[..., None], made: Job) -> None:
     for name in ("use_threads", "require_free", "require_free_file", "unfinished", "warn_untrained"):
         spy(job, name)
     for module, name in ((prune, "say_forecast"), (asking, "plan_by"), (demo, "train"), (storage, "require_optuna"),
-                         (perplexity, "with_dtype"), (text, "whole_text")):  # fmt: skip
+                         (perplexity, "with_dtype"), (perplexity, "require_next"), (text, "whole_text")):  # fmt: skip
         spy(module, name)
     spy(secateur, "deploy", _Deployed())
     for name in ("run", "show_plan", "prune_on_disk"):

@@ -82,7 +82,7 @@ def test_a_model_that_is_shown_what_it_is_asked_for_has_no_perplexity(dtype):
     """However little it makes of it: nothing that was trained yet hardly looks at its neighbours."""
     batch = {"input_ids": torch.randint(0, 50, (2, 64), generator=torch.Generator().manual_seed(0))}
     assert not sees_later(tiny().to(dtype), batch)
-    require_next(tiny().to(dtype), batch)
+    require_next(tiny().to(dtype), [batch])
     masked = tiny("BertForMaskedLM")
     if dtype == torch.bfloat16:  # rounding to eight bits hides the little, and not what a trained model does
         for name, weight in masked.named_parameters():
@@ -90,7 +90,7 @@ def test_a_model_that_is_shown_what_it_is_asked_for_has_no_perplexity(dtype):
     assert sees_later(masked.to(dtype), batch)
     assert not predicts_next(masked, {**batch, "labels": batch["input_ids"]})
     with pytest.raises(UnsupportedError, match="BertForMaskedLM does not predict the next token"):
-        require_next(masked, batch)
+        require_next(masked, [batch])
 
 
 def test_without_a_token_to_predict_there_is_no_perplexity():
