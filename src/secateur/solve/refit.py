@@ -6,25 +6,29 @@ feeds the layer, Y what the original's layer returns, so errors of earlier cuts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import count
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError
-from secateur.model.call import require_reiterable, to_example
+from secateur.model.call import call, outputs, require_reiterable, to_example
 from secateur.model.guard import guard
 from secateur.model.padding import real_tokens
+from secateur.model.samples import pick_sample
 from secateur.solve.refit_blocks import blocks_alone
 from secateur.solve.refit_layers import RefitRule, layers_of
 from secateur.solve.refit_seen import RefitBatch
 from secateur.solve.refit_solve import fit_layers
-from secateur.solve.ridge import warn_of_left, warn_of_unfitted
+from secateur.solve.ridge import warn_of_left, warn_of_outputs, warn_of_unfitted
 from secateur.statistics.activations.streams import few_samples
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import capture, quiet
-from secateur.types import Cuts, Data
+from secateur.types import Cuts, Data, Example
+
+JUDGED = 8  # samples at most, one at a time: whole batches of logits may be as large as the model
 
 
 def refit_consumers(
@@ -49,7 +53,8 @@ def refit_consumers(
     with fewer rows of data than columns of the weight: it then fits the sample; give more data. A weight that is
     used several times is fitted on all uses at once, each for its own output, and the fit is kept if it is better
     with the inputs that it then has. A bias that others add too stays. What should be fitted and has no closed form
-    (a transposed convolution, a head that is the embedding) is left as it is and named in a `RefitWarning`.
+    (a transposed convolution, a head that is the embedding) is left as it is and named in a `RefitWarning`. Layers
+    that are nearer one by one need not make the outputs nearer (a recurrent layer): where they do not, it is said.
 
     Args:
         original: the whole model.
@@ -81,7 +86,8 @@ def refit_consumers(
         weights left; twice the memory and six times k^3 where the ridge is chosen (with masks by 32 outputs at most).
         Where all layers lie in one stack of blocks (a transformer), a forward pass of its block of both models per
         layer, and the hidden states of all batches (beyond 1 GiB on disk); else one of both models up to it, to
-        the end for the first, and twice for a weight that is used several times.
+        the end for the first, and twice for a weight that is used several times. Eight samples are run three times
+        more, to see whether the outputs have come nearer.
 
     Source:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, equation 2 and
@@ -96,6 +102,9 @@ def refit_consumers(
     with guard(cut, rollback=True), quiet(original), quiet(cut):
         batch, size = next(batches(original, data))
         example = few_samples(to_example(batch), size)
+        judged = [pick_sample(to_example(batch), number) for number in range(min(size, JUDGED))]
+        goals = [_given(original, one) for one in judged]
+        before = _missed(goals, cut, judged)
         traces = capture(original, example), capture(cut, example)
         layers, left = layers_of(cut, traces, rule, None if names is None else list(names))
         done = count()
@@ -113,8 +122,25 @@ def refit_consumers(
         shared = any(layer.shared for layer in layers)
         alone = None if shared else blocks_alone(models, example, [layer.weight for layer in layers], anew)
         changed = fit_layers(models, traces, layers, anew, rule, tell) if alone is None else alone.fit(rule, tell)
+        warn_of_outputs(before, _missed(goals, cut, judged))
     warn_of_left(left | {layer.weight: layer.left for layer in layers if layer.left})
     if what == "weights":
         unfitted = [layer.weight for layer in layers if layer.weight not in changed and not layer.left]
         warn_of_unfitted(unfitted, len(layers))
     return changed
+
+
+def _given(model: nn.Module, example: Example) -> list[Tensor]:
+    with torch.no_grad():
+        return [one.detach() for one in outputs(call(model, example))]
+
+
+def _missed(goals: Sequence[list[Tensor]], cut: nn.Module, examples: Sequence[Example]) -> float:
+    """Mean square by which outputs miss the original's, relative to these; of outputs that a cut leaves as wide."""
+    lost, whole = 0.0, 0.0
+    for goal, example in zip(goals, examples, strict=True):
+        for a, b in zip(goal, _given(cut, example), strict=False):
+            if a.shape == b.shape and a.is_floating_point():
+                lost += float((a.double() - b.double()).square().sum())
+                whole += float(a.double().square().sum())
+    return lost / max(whole, 1e-300)

@@ -45,6 +45,22 @@ def warn_of_left(reasons: Mapping[str, str]) -> None:
         warnings.warn(f"refit left {some} as it was cut: {reason}", RefitWarning, stacklevel=3)
 
 
+def warn_of_outputs(before: float, after: float) -> None:
+    """Say where layers that are nearer to the original's have left the outputs farther from them.
+
+    Args:
+        before: mean square by which outputs missed the original's after the cut, relative to these.
+        after: the same after the fit.
+    """
+    if after > before:
+        warnings.warn(
+            f"refit left the outputs farther from the original's than the cut did: {after:.3g} of their mean square, "
+            f"{before:.3g} before, on the first samples; leave it out, or train afterwards",
+            RefitWarning,
+            stacklevel=3,
+        )
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 

@@ -192,6 +192,36 @@ def test_a_fit_of_a_layer_that_feeds_itself_is_kept_if_it_is_better_with_its_new
         assert all(torch.equal(value, before.state_dict()[name]) for name, value in cut.state_dict().items())
 
 
+class Recurrent(nn.Module):
+    """A layer whose outputs come back as its inputs through a curve."""
+
+    def __init__(self, turns):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.turns = nn.Linear(5, 8), nn.Linear(8, 5), turns
+
+    def forward(self, x):
+        for _ in range(self.turns):
+            x = torch.tanh(self.b(torch.relu(self.a(x))))
+        return x
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_layers_that_are_nearer_and_leave_the_outputs_farther_are_said_to(turns):
+    model, data = Recurrent(turns).double().eval(), rows(8)
+    cut, cuts = cut_of(model, data[0])
+    before = copy.deepcopy(cut)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        refit_consumers(model, cut, data, cuts=cuts, ridge=0.0)
+    first = data[0][:8]  # what the report speaks of
+    with torch.no_grad():
+        now, then = (float((model(first) - other(first)).square().sum()) for other in (cut, before))
+    worse = now > then
+    assert worse == (turns > 1)
+    assert any("farther from the original's" in str(one.message) for one in said) == worse
+
+
 class Turns(nn.Module):
     """One pair of layers per place of a sequence, so batches of another length make other calls."""
 
