@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from e2e_tools import QUICK, Cli
+from e2e_tools import Cli
 
-TINY = (*QUICK, "--set", "recover.1.epochs=1", "--set", "verify.proof=example", "--set", "measure.latency=false")
+TINY = (
+    "--threads", "1", "--set", "recover.1.epochs=1", "--set", "verify.proof=example", "--set", "measure.latency=false",
+)  # fmt: skip
 
 
 @pytest.mark.slow
