@@ -21,7 +21,9 @@ def resume(
     from secateur.cli import job as jobs
     from secateur.cli.progress import Stages
     from secateur.cli.prune import command_line, finish
+    from secateur.cli.sample import with_sample
     from secateur.errors import RecipeError
+    from secateur.files import seed_everything
     from secateur.interrupted import find
     from secateur.interrupted import resume as go_on
     from secateur.recipe import load_recipe
@@ -38,7 +40,16 @@ def resume(
     command = command_line(
         words["model"], words["data"], settings, out, words.get("device"), metric=words.get("metric")
     )
-    with Stages() as stages:
-        result = go_on(known.folder, progress=stages, title=words["model"], command=command)
+    # Seeded as the command was: networks and splits that are made here must be those of the run.
+    with seed_everything(settings.seed):
+        text = settings.calibration.model_dump()
+        device, metric = words.get("device"), words.get("metric")
+        work = jobs.resolve(words["model"], words["data"], seed=settings.seed, text=text, device=device, metric=metric)
+        with Stages() as stages:
+            result = go_on(
+                known.folder, work.model, work.example, data=work.data, evaluate=work.metric, progress=stages,
+                title=words["model"], command=command,
+            )  # fmt: skip
+        result = with_sample(work, result)
     result.save(out, force=words["force"])
     return finish(result, out, as_json=json)

@@ -125,6 +125,7 @@ def test_an_interrupted_run_goes_on_with_the_blocks_of_text_that_it_began_with(f
     words = ["prune", f"hf:{folder}", "--data", f"text:{folder / 'text.txt'}", "--json",
              *(word for one in asked for word in ("--set", one))]  # fmt: skip
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    whole = json.loads(capsys.readouterr().out)
     solve = BlockSolver.solve
 
     def killed(self, block, stream, **options):
@@ -139,6 +140,8 @@ def test_an_interrupted_run_goes_on_with_the_blocks_of_text_that_it_began_with(f
     assert main(["resume", str(tmp_path / "cut"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["recipe"]["calibration"]["tokens"] == 16
+    assert whole["sample"] is not None
+    assert report["sample"] == whole["sample"]
     for name in ("model.safetensors", "plan.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
