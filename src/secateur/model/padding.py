@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from secateur.errors import InputError
 from secateur.types import Example
 
 DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
@@ -17,12 +18,19 @@ def real_tokens(example: Example) -> Tensor | None:
     Args:
         example: what `secateur.model.call.call` takes; only mappings have an `attention_mask` [batch, tokens]. Where
             a decoder reads as many tokens, activations do not tell whose they are, and nothing is left out.
+
+    Raises:
+        InputError: no token is real.
     """
     mask = example.get("attention_mask") if isinstance(example, Mapping) else None
     if not isinstance(example, Mapping) or not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     others = [value for key in DECODER if isinstance(value := example.get(key), Tensor)]
     real = mask != 0
+    if mask.numel() and not bool(real.any()):
+        raise InputError(
+            f"attention_mask {list(mask.shape)} leaves out every token of a batch", hint="1 is a token, 0 is padding"
+        )
     if bool(real.all()) or any(other.shape[:2] == mask.shape for other in others):
         return None
     return real

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from secateur.errors import InputError
 from secateur.model.padding import real_tokens, without_padding
 
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -26,6 +27,11 @@ def test_the_mask_says_which_tokens_are_real():
 )
 def test_nothing_is_padding_where_nothing_says_so(example):
     assert real_tokens(example) is None
+
+
+def test_a_batch_of_nothing_but_padding_is_refused():
+    with pytest.raises(InputError, match=r"attention_mask \[2, 3\] leaves out every token"):
+        real_tokens({"input_ids": IDS, "attention_mask": torch.zeros(2, 3)})
 
 
 def test_a_decoder_of_another_length_is_told_apart_by_it():
