@@ -76,8 +76,8 @@ def resolve_data(
         return replace(found, notes=(*found.notes, *notes))
     if given:
         found = resolve_data(word, batch_size=batch_size, seed=seed, tokenizer=tokenizer, numbers=numbers)
-        unread = ", ".join(f"calibration.{key}" for key in given)
-        return replace(found, notes=(*found.notes, f"{unread} {NOT_READ} {word} is no text that is cut into blocks."))
+        note = f"calibration ({', '.join(given)}) {NOT_READ} {word} is no text that is cut into blocks."
+        return replace(found, notes=(*found.notes, note))
     if kind == "demo":
         if rest not in _DEMOS:
             names = [*_DEMOS, PROSE.partition(":")[2]]

@@ -472,6 +472,6 @@ def test_calibration_of_data_that_are_no_text_is_said_to_be_unread(
     word = ["judged_net.py:build", "--data", "judged_net.py:data", "--sparsity", "0.5", "--recover", "none"]
     sets = ["--set", "calibration.tokens=64", "--set", "measure.latency=false"]
     assert main(["prune", *word, *sets, "--out", "o", "--json"]) == 0
-    assert "calibration.tokens was not read" in capsys.readouterr().out
+    assert "calibration (tokens) was not read" in capsys.readouterr().out
     assert main(["prune", *word, "--set", "measure.latency=false", "--out", "p", "--json"]) == 0
     assert "was not read" not in capsys.readouterr().out
