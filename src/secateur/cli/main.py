@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -47,19 +47,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("demo", cls=Command, epilog=help_of(*demo.EXAMPLES))(demo.demo)
-app.command("inspect", cls=Command, epilog=help_of(*inspect.EXAMPLES))(inspect.inspect)
-app.command("estimate", cls=Command, epilog=help_of(*estimate.EXAMPLES))(estimate.estimate)
-app.command("prune", cls=Command, epilog=help_of(*prune.EXAMPLES))(prune.prune)
-app.command("resume", cls=Command, epilog=help_of(*resume.EXAMPLES))(resume.resume)
-app.command("advise", cls=Command, epilog=help_of(*advise.EXAMPLES))(advise.advise)
-app.command("compare", cls=Command, epilog=help_of(*compare.EXAMPLES))(compare.compare)
-app.command("search", cls=Command, epilog=help_of(*search.EXAMPLES))(search.search)
-app.command("lottery", cls=Command, epilog=help_of(*lottery.EXAMPLES))(lottery.lottery)
-app.command("measure", cls=Command, epilog=help_of(*measure.EXAMPLES))(measure.measure)
-app.command("export", cls=Command, epilog=help_of(*export.EXAMPLES))(export.export)
-app.command("deploy", cls=Command, epilog=help_of(*deploy.EXAMPLES))(deploy.deploy)
-app.command("doctor", cls=Command, epilog=help_of(*doctor.EXAMPLES))(doctor.doctor)
+COMMANDS: tuple[tuple[Callable[..., int], Sequence[str]], ...] = (
+    (demo.demo, demo.EXAMPLES),
+    (inspect.inspect, inspect.EXAMPLES),
+    (estimate.estimate, estimate.EXAMPLES),
+    (prune.prune, prune.EXAMPLES),
+    (resume.resume, resume.EXAMPLES),
+    (advise.advise, advise.EXAMPLES),
+    (compare.compare, compare.EXAMPLES),
+    (search.search, search.EXAMPLES),
+    (lottery.lottery, lottery.EXAMPLES),
+    (measure.measure, measure.EXAMPLES),
+    (export.export, export.EXAMPLES),
+    (deploy.deploy, deploy.EXAMPLES),
+    (doctor.doctor, doctor.EXAMPLES),
+)
+for command, examples in COMMANDS:
+    app.command(command.__name__, cls=Command, epilog=help_of(*examples))(command)
 app.command("reload-check", cls=Command, hidden=True)(reload.reload_check)
 app.add_typer(criteria.app, name="criteria")
 app.add_typer(recipes.app, name="recipes")

@@ -19,6 +19,7 @@ from secateur.errors import InputError, NonFiniteError, UnsupportedError
 from secateur.model.call import call, device_of, prediction, to_device, to_example
 from secateur.model.guard import evaluating
 from secateur.model.labels import own_loss, with_labels
+from secateur.model.padding import real_tokens
 from secateur.types import Batch, Data
 
 IGNORED = -100  # label of tokens that nobody asks for, as transformers has it
@@ -99,12 +100,19 @@ def sees_later(model: nn.Module, batch: Mapping[str, object]) -> bool:
     """
     few = {key: value[:1] if isinstance(value, Tensor) else value for key, value in batch.items()}
     moved = to_device(few, device_of(model))
+    real = real_tokens(moved)
+    # Behind padding nothing would show: the last token that is none.
+    last = moved["input_ids"].shape[1] - 1 if real is None else int(real[0].nonzero()[-1])
     with evaluating(model):
         first = prediction(call(model, to_example(moved)))
         changed = moved["input_ids"].clone()
-        changed[:, -1] = (changed[:, -1] + 1) % first.shape[-1]
+        changed[:, last] = (changed[:, last] + 1) % first.shape[-1]
         second = prediction(call(model, to_example({**moved, "input_ids": changed})))
-    before, after = first[:, :-1], second[:, :-1]
+    before, after = first[:, :last], second[:, :last]
+    if real is not None:
+        before, after = before[real[:, :last]], after[real[:, :last]]
+    if not before.numel():
+        return False
     # The same numbers go through the same kernels: in single precision there is no difference at all, as a rule.
     least = min(100 * torch.finfo(before.dtype).eps, 1e-3)
     return float((before.float() - after.float()).abs().max()) > least * float(before.float().abs().max())

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import RecipeError
+from secateur.errors import ForwardError, RecipeError
 from secateur.model.call import call, outputs, require_reiterable, to_example
 from secateur.model.guard import guard
 from secateur.model.padding import real_tokens
@@ -103,7 +103,10 @@ def refit_consumers(
         batch, size = next(batches(original, data))
         example = few_samples(to_example(batch), size)
         judged = [pick_sample(to_example(batch), number) for number in range(min(size, JUDGED))]
-        goals = [_given(original, one) for one in judged]
+        try:
+            goals = [_given(original, one) for one in judged]
+        except ForwardError:  # a model that takes no batch of one
+            judged, goals = [example], [_given(original, example)]
         before = _missed(goals, cut, judged)
         traces = capture(original, example), capture(cut, example)
         layers, left = layers_of(cut, traces, rule, None if names is None else list(names))

@@ -93,6 +93,16 @@ def test_a_model_that_is_shown_what_it_is_asked_for_has_no_perplexity(dtype):
         require_next(masked, [batch])
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_does_not_hide_that_a_model_sees_later_tokens(left):
+    ids, mask = torch.arange(1, 13)[None] % 50, torch.ones(1, 12, dtype=torch.long)
+    mask[:, :4] = 0
+    mask = mask if left else mask.flip(1)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    assert sees_later(tiny("BertForMaskedLM"), batch)
+    assert not sees_later(tiny(), batch)
+
+
 def test_without_a_token_to_predict_there_is_no_perplexity():
     with pytest.raises(InputError, match="no token"):
         perplexity(tiny(), [{"input_ids": torch.zeros(1, 1, dtype=torch.int64)}])

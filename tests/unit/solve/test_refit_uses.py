@@ -222,6 +222,24 @@ def test_layers_that_are_nearer_and_leave_the_outputs_farther_are_said_to(turns)
     assert any("farther from the original's" in str(one.message) for one in said) == worse
 
 
+class Pairs(nn.Module):
+    """Takes batches of an even number of samples alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(5, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x.view(-1, 2, 5)))).view(-1, 4)
+
+
+def test_a_model_that_takes_no_batch_of_one_is_fitted():
+    model, data = Pairs().double().eval(), rows()
+    cut, cuts = cut_of(model, data[0], proof="example")
+    assert set(refit_consumers(model, cut, data, cuts=cuts, ridge=0.0)) == {"down.weight", "down.bias"}
+
+
 class Turns(nn.Module):
     """One pair of layers per place of a sequence, so batches of another length make other calls."""
 
