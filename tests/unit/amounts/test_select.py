@@ -152,7 +152,12 @@ def test_protected_groups_stay_and_are_not_counted():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 13), st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 5)]), st.integers(0, 99))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 5), (9, 16), (9, 17)]),
+    st.integers(0, 99),
+)
 def test_patterns_keep_the_n_highest_of_each_m(rows, columns, pattern, seed):
     n, m = pattern
     score = torch.randint(0, 3, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
@@ -162,6 +167,12 @@ def test_patterns_keep_the_n_highest_of_each_m(rows, columns, pattern, seed):
             gone = sorted(range(start, start + m), key=lambda i: (row[i], i))[: m - n]
             assert [i for i in range(start, start + m) if not kept[i]] == sorted(gone)
         assert all(kept[columns // m * m :])
+
+
+def test_scores_that_are_no_number_stay_first():
+    """As a sort has them last; and the counts are exact."""
+    score = torch.tensor([[float("nan"), 1.0, 2.0, 3.0], [3.0, float("nan"), float("nan"), 0.0]])
+    assert keep_pattern(score, 2, 4).tolist() == [[True, False, False, True], [False, True, True, False]]
 
 
 def test_patterns_run_along_input_channels():
