@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.errors import NonFiniteError
 
+WELL_CONDITIONED = 1e5  # ratio of eigenvalues up to which an inverse in single precision loses nothing that matters
 RAISES = 6  # times that the damping is raised tenfold before a layer is given up
 
 
@@ -79,8 +80,10 @@ class SecondMoments:
     def inverse(self, penalty: float) -> Tensor:
         """(normalised H + penalty I)^-1; kept for the next layer that asks."""
         if penalty not in self._inverses:
-            wide = self.normalised.double()
-            wide = wide + penalty * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+            # No eigenvalue is above the size of the matrix, and none below the penalty.
+            well = penalty > 0 and len(self.normalised) / penalty < WELL_CONDITIONED
+            wide = self.normalised.clone() if well else self.normalised.double()
+            wide.diagonal().add_(penalty)
             self._inverses[penalty] = torch.cholesky_inverse(torch.linalg.cholesky(wide)).to(self.gram)
         return self._inverses[penalty]
 

@@ -15,6 +15,7 @@ from secateur.errors import RecipeError
 from secateur.kinds.weights.nm import keep_pattern
 
 Scores = NDArray[np.generic]
+SAMPLED, ENOUGH = 5, 100  # one entry of so many is looked at, where that leaves so many of a row
 WORTH_THREADS = 1 << 17  # numbers below which starting threads takes longer than they save
 
 
@@ -32,6 +33,10 @@ class Pattern(ABC):
         Returns:
             bool [o, d], True = keep. Of equal scores the later one stays.
         """
+
+    def nearly(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """As `keep`, but the count may be missed by a little: for steps whose mask is not the result."""
+        return self.keep(score, share)
 
     @abstractmethod
     def removed(self, shape: tuple[int, int]) -> int:
@@ -53,6 +58,10 @@ class PerLayer(Pattern):
         flat = score.reshape(1, -1)
         return highest(flat, torch.tensor([round(self.count * share)])).reshape(score.shape)
 
+    def nearly(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """See `Pattern.nearly`."""
+        return about_highest(score.reshape(1, -1), self.count * share).reshape(score.shape)
+
     def removed(self, shape: tuple[int, int]) -> int:
         """See `Pattern.removed`."""
         return self.count
@@ -71,6 +80,10 @@ class PerRow(Pattern):
     def keep(self, score: Tensor, share: float = 1.0) -> Tensor:
         """See `Pattern.keep`."""
         return highest(score, self.counts(len(score), share))
+
+    def nearly(self, score: Tensor, share: float = 1.0) -> Tensor:
+        """See `Pattern.nearly`."""
+        return about_highest(score, self.count * share / len(score))
 
     def counts(self, rows: int, share: float = 1.0) -> Tensor:
         """Entries that go from each row: the whole count is met exactly, rows with one more lie evenly spread."""
@@ -188,6 +201,21 @@ def highest(score: Tensor, drop: Tensor) -> Tensor:
         behind = tied.flip(1).cumsum(1).flip(1)
         keep[rows] |= tied & (behind <= extra[rows, None])
     return keep
+
+
+def about_highest(score: Tensor, drop: float) -> Tensor:
+    """Mask of about all but the `drop` lowest entries of each row: every fifth one says where the edge lies.
+
+    Rows too short to be told by a fifth of them are looked at whole. An interval of five is no divisor of the usual
+    kernels and heads, whose entries would else all be of one kind.
+
+    Args:
+        score: [rows, n].
+        drop: entries that go from each row.
+    """
+    part = score[:, ::SAMPLED] if score.shape[1] >= SAMPLED * ENOUGH else score
+    count = min(round(drop * part.shape[1] / score.shape[1]), part.shape[1])
+    return score > _order_statistic(part, torch.full((len(part),), count, device=score.device), [count])[:, None]
 
 
 def _order_statistic(score: Tensor, drop: Tensor, counts: list[int]) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,14 +17,14 @@ OUT, D, T = 12, 16, 200
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 
 
-def layer(o=OUT, d=D, seed=0, damping=0.01, spread=1.5):
+def layer(o=OUT, d=D, seed=0, damping=0.01, spread=1.5, tokens=T):
     """A weight and the moments of correlated inputs of very different sizes."""
     g = torch.Generator().manual_seed(seed)
     mix = torch.randn(d, d, generator=g, dtype=torch.float64)
-    rows = torch.randn(T, d, generator=g, dtype=torch.float64) @ mix
+    rows = torch.randn(tokens, d, generator=g, dtype=torch.float64) @ mix
     rows = rows * torch.exp(spread * torch.randn(d, generator=g, dtype=torch.float64))
     weight = torch.randn(o, d, generator=g, dtype=torch.float64)
-    return weight, SecondMoments(rows.T @ rows / T, damping=damping)
+    return weight, SecondMoments(rows.T @ rows / tokens, damping=damping)
 
 
 def least_squares(weight, mask, hessian):
@@ -351,3 +352,64 @@ def test_moments_that_are_no_numbers_are_refused(bad):
 def test_wrong_options_are_refused(name, options):
     with pytest.raises(RecipeError):
         SOLVERS.build(name, options)
+
+
+# -- ADMM's shortcuts on wide layers -----------------------------------------------------------------------------------
+
+WIDE = 700  # above what a fifth of the columns is enough for
+
+
+def by_its_definition(weight, moments, counts, solver):
+    """Algorithm 2 in float64 numpy, masks by a sort of every row in every step."""
+    gram, goal = moments.damped.double().numpy(), weight.double().numpy()
+    scale = np.sqrt(np.diag(gram))
+    unit, start = gram / scale[:, None] / scale, goal * scale
+    inverse = np.linalg.inv(unit + solver.penalty * np.eye(len(unit)))
+    kept, dual = start, np.zeros_like(start)
+    for step in range(solver.steps):
+        both = (start @ unit + solver.penalty * (kept - dual)) @ inverse + dual
+        if step < solver.choosing:
+            gone = round(counts * (1 - (1 - (step + 1) / solver.choosing) ** 3))
+            mask = np.ones(both.shape, dtype=bool)
+            np.put_along_axis(mask, np.argsort(np.abs(both), axis=1, kind="stable")[:, :gone], False, axis=1)
+        kept = both * mask
+        dual = both - kept
+    return torch.from_numpy(kept / scale)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_shortcuts_of_admm_cost_no_quality(monkeypatch, bfloat16):
+    """Masks of early steps come from a part of the columns, and products are rounded: the result is as good."""
+    monkeypatch.setattr("secateur.solve.admm.multiplies_bfloat16", lambda like: bfloat16)
+    weight, moments = layer(24, WIDE, spread=0.5, tokens=4 * WIDE)
+    solver = SOLVERS.build("admm", {})
+    single = SecondMoments(moments.gram.float())
+    solved = solver.solve(Problem(weight.float(), single, PerRow(24 * WIDE // 2)))
+    assert (solved.mask.sum(1) == WIDE // 2).all()
+    slow = by_its_definition(weight, single, WIDE // 2, solver)
+    found, wanted = (error_of(weight - one.double(), moments.damped) for one in (solved.weight, slow))
+    assert found < 1.02 * wanted
+    assert wanted < 0.5 * error_of(weight * ~solved.mask, moments.damped)
+
+
+@pytest.mark.parametrize("pattern", [PerRow(30 * 350), PerLayer(30 * 350)], ids=repr)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+def test_masks_in_between_miss_their_count_by_little(pattern, share):
+    score = torch.rand(30, WIDE, generator=torch.Generator().manual_seed(1)).exp()
+    near, exact = pattern.nearly(score, share), pattern.keep(score, share)
+    assert abs(int(near.sum()) - int(exact.sum())) <= 0.02 * score.numel()
+    assert (near != exact).float().mean() < 0.06
+    narrow = score[:, :16]
+    few = type(pattern)(narrow.numel() // 2)
+    assert abs(int(few.nearly(narrow, share).sum()) - int(few.keep(narrow, share).sum())) <= len(narrow)
+
+
+def test_inverses_in_single_precision_are_those_of_double():
+    """Where the penalty bounds the ratio of the eigenvalues; without a penalty double precision is taken."""
+    _, moments = layer(4, 200, damping=1e-7)
+    single = SecondMoments(moments.gram.float(), damping=1e-7)
+    for penalty, tolerance in ((0.5, 1e-4), (0.0, 1e-4)):
+        unit = single.normalised.double()
+        wanted = torch.linalg.inv(unit + penalty * torch.eye(200).double())
+        found = single.inverse(penalty).double()
+        assert float((found - wanted).norm() / wanted.norm()) < tolerance
