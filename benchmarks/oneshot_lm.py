@@ -33,28 +33,38 @@ from secateur.measure.perplexity import perplexity, with_dtype
 from secateur.solve.blocks import step as blocks_step
 
 HELD = 16  # last sequences of the calibration file, which are for choosing
-OWN = {"targets": "own", "hold_out": 0.0}
-TWELVE = {"name": "admm", "steps": 12, "choosing": 9, "penalty": 0.6}  # in the place of the paper's twenty
-TUNED: dict[str, object] = {"epochs": 8, "lr": 1e-3, "target": "stream"}
+OWN: dict[str, object] = {"targets": "own", "hold_out": 0.0}
+DENSE: dict[str, object] = {"targets": "dense"}
+TWENTY = {"steps": 20, "choosing": 15, "penalty": 1.0}  # the paper's
+TUNED: dict[str, object] = {**DENSE, "reconstruct": {"epochs": 8, "lr": 1e-3, "target": "stream"}}
 # row -> (criterion, scope, settings of the blocks)
 ROWS: dict[str, tuple[dict[str, object], str, dict[str, object]]] = {
     "magnitude": ({"name": "magnitude"}, "local", {"use": True}),
     "wanda": ({"name": "wanda"}, "row", {"use": True}),
     "sparsegpt": ({"name": "sparsegpt"}, "local", OWN),
     "admm": ({"name": "admm"}, "row", OWN),
-    "admm, twelve": (TWELVE, "row", OWN),
-    "admm, twelve, + dense": (TWELVE, "row", {}),
+    "admm, default": ({"name": "admm"}, "row", {}),
+    "admm, twenty": ({"name": "admm", **TWENTY}, "row", OWN),
+    "admm, twenty, + dense": ({"name": "admm", **TWENTY}, "row", DENSE),
     "admm, layer": ({"name": "admm"}, "local", OWN),
     "admm + cg": ({"name": "admm", "polish": 10}, "row", {**OWN, "hold_out": 0.1}),
-    "admm + dense": ({"name": "admm"}, "row", {}),
-    "admm + cg + dense": ({"name": "admm", "polish": 10}, "row", {}),
-    "admm, layer, + cg + dense": ({"name": "admm", "polish": 10}, "local", {}),
-    "admm + dense + owl": ({"name": "admm"}, "row", {"allocation": {"name": "owl"}}),
-    "admm + dense + curve": ({"name": "admm"}, "row", {"allocation": {"name": "curve"}}),
-    "admm + dense + tuned": ({"name": "admm"}, "row", {"reconstruct": TUNED}),
-    "admm + dense + owl + tuned": ({"name": "admm"}, "row", {"allocation": {"name": "owl"}, "reconstruct": TUNED}),
-    "admm + dense + curve + tuned": ({"name": "admm"}, "row", {"allocation": {"name": "curve"}, "reconstruct": TUNED}),
-    "wanda + tuned": ({"name": "wanda"}, "row", {"use": True, "reconstruct": TUNED}),
+    "admm + dense": ({"name": "admm"}, "row", DENSE),
+    "admm + cg + dense": ({"name": "admm", "polish": 10}, "row", DENSE),
+    "admm, layer, + cg + dense": ({"name": "admm", "polish": 10}, "local", DENSE),
+    "admm + dense + owl": ({"name": "admm"}, "row", {**DENSE, "allocation": {"name": "owl"}}),
+    "admm + dense + curve": ({"name": "admm"}, "row", {**DENSE, "allocation": {"name": "curve"}}),
+    "admm + dense + tuned": ({"name": "admm"}, "row", TUNED),
+    "admm + dense + owl + tuned": (
+        {"name": "admm"},
+        "row",
+        {**TUNED, "allocation": {"name": "owl"}},
+    ),
+    "admm + dense + curve + tuned": (
+        {"name": "admm"},
+        "row",
+        {**TUNED, "allocation": {"name": "curve"}},
+    ),
+    "wanda + tuned": ({"name": "wanda"}, "row", {**TUNED, "use": True}),
 }
 PATTERNS = {"50": ("element", 0.5), "70": ("element", 0.7), "2:4": ("2:4", 0.5)}
 CASES = [

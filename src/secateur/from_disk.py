@@ -128,7 +128,7 @@ def foresee(disk: ModelOnDisk, task: FolderTask) -> Forecast:
     """
     told = forecast(
         disk.model, task.data.example, task.solver, tokens=task.tokens, settings=task.settings,
-        protect=task.request.protect,
+        target=task.request.target, protect=task.request.protect,
     )  # fmt: skip
     disk.release()
     budget = task.settings.memory_bytes

@@ -144,6 +144,7 @@ def prune_on_disk(model: str, data: str | None, settings: Recipe, folder: Path, 
 def say_forecast(work: Job, settings: Recipe) -> None:
     """Say what a run of a solver will take, before it starts."""
     from secateur.planning.solved import settings_of, solver_of
+    from secateur.request import Target
     from secateur.solve.blocks.forecast import forecast
 
     plain = settings.model_dump(by_alias=True)
@@ -155,7 +156,13 @@ def say_forecast(work: Job, settings: Recipe) -> None:
     if tokens:
         how = settings_of(plain["blocks"])
         told = forecast(
-            work.model, work.needed_example(), solver, tokens=tokens, settings=how, protect=settings.protect
+            work.model,
+            work.needed_example(),
+            solver,
+            tokens=tokens,
+            settings=how,
+            target=Target.of(settings.target.given()),
+            protect=settings.protect,
         )
         say_told(told, "beside the model")
 

@@ -150,7 +150,7 @@ def solved_plan(
         masked_plan(model, request, masks, example=example),
         weights={name: value.cpu() for name, value in out.weights.items()},
         left_out=tuple(out.left_out),
-        notes=(*_notes(out.records), *_told(out, settings)),
+        notes=(*_notes(out.records), *_aimed(settings, request, solver), *_told(out, settings)),
     )
 
 
@@ -180,6 +180,14 @@ def _notes(records: Sequence[LayerRecord]) -> list[str]:
     if few:
         lines.append(f"{len(few)} matrices saw fewer than 64 tokens: {', '.join(few[:3])}")
     return lines
+
+
+def _aimed(settings: Settings, request: Request, solver: Solver) -> list[str]:
+    """What was chosen for who left it open."""
+    if settings.targets != "auto" or not (solver.moves or settings.reconstruct is not None):
+        return []
+    chosen = "the original model's (dense)" if settings.dense(request.target) else "the layer's own"
+    return [f"outputs that layers were solved towards: {chosen}"]
 
 
 def _told(out: SolvedModel, settings: Settings) -> list[str]:

@@ -240,8 +240,9 @@ class BlockByBlock(Part):
     use: Literal["auto"] | bool = "auto"
     """``auto``: where the criterion is a solver (admm, sparsegpt, least_squares, swap); true: wanda, ria and magnitude,
     too; false: never."""
-    targets: Literal["dense", "own"] = "dense"
-    """``dense``: outputs of the original model are to be kept; ``own``: those of the layer on pruned inputs."""
+    targets: Literal["auto", "dense", "own"] = "auto"
+    """``dense``: outputs of the original model are to be kept; ``own``: those of the layer on pruned inputs; ``auto``:
+    dense with `reconstruct` or where more than 60 % of some weights go, else own."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of the correction towards the original's outputs; left out: chosen per layer on held-out batches."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -121,7 +121,7 @@ def test_dense_targets_are_the_regression_of_the_original_outputs_on_pruned_inpu
     """With nothing to prune in the second layer, its weights are those of plain least squares against the original."""
     model, batches = net(1), data(8)
     asked = request({"*gate*": 0.5, "*up*": 0.5, "*": 0.0})
-    out = run(model, batches, "admm", asked=asked, hold_out=0.0, shrinkage=1.0, damping=1e-10)
+    out = run(model, batches, "admm", asked=asked, targets="dense", hold_out=0.0, shrinkage=1.0, damping=1e-10)
     dense = inputs_of(model, "blocks.0.down", batches)
     pruned = copy.deepcopy(model)
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, what):
         "weights": lambda: run(net(seed=1), data(), "admm", checkpoint=tmp_path),
         "data": lambda: run(net(), data(6), "admm", checkpoint=tmp_path),
         "solver": lambda: run(net(), data(), "admm", {"steps": 19}, checkpoint=tmp_path),
-        "settings": lambda: run(net(), data(), "admm", checkpoint=tmp_path, targets="own"),
+        "settings": lambda: run(net(), data(), "admm", checkpoint=tmp_path, targets="dense"),
         "target": lambda: run(net(), data(), "admm", checkpoint=tmp_path, asked=request(0.4)),
     }[what]
     with pytest.raises(FileRefusedError, match="another run"):
@@ -269,6 +269,34 @@ def test_the_error_of_a_record_is_what_a_layer_adds_to_the_loss_of_those_before(
     assert record.beyond
     assert record.error == pytest.approx(float((whole - before) / (Y @ weight.T).square().sum()), rel=1e-9)
     assert (record.error < 0) == (near > 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "reconstruct", "dense"), [(0.5, None, False), (0.7, None, True), (0.5, {"epochs": 1}, True)]
+)
+def test_targets_that_were_left_open_are_chosen_and_named(share, reconstruct, dense):
+    """Dense where much goes or the original's outputs are at hand: the plan is that of the word, and says so."""
+    given = {"criterion": "admm", "granularity": "element", "scope": "row", "target": {"sparsity": share}}
+    chosen, dense_plan, own = (
+        sc.plan(net(), data()[0], data=data(), **given, blocks={"reconstruct": reconstruct, **more})
+        for more in ({}, {"targets": "dense"}, {"targets": "own"})
+    )
+    same = dense_plan if dense else own
+    assert all(torch.equal(chosen.weights[name], same.weights[name]) for name in chosen.weights)
+    assert any(not torch.equal(own.weights[name], dense_plan.weights[name]) for name in own.weights)
+    said = [note for note in chosen.notes if "solved towards" in note]
+    assert said == [
+        f"outputs that layers were solved towards: {'the original model' if dense else 'the layer'}'s"
+        + (" (dense)" if dense else " own")
+    ]
+    assert not any("solved towards" in note for note in (*own.notes, *dense_plan.notes))
+
+
+def test_one_share_above_the_rest_is_much():
+    assert Settings().dense(Target(sparsity={"*gate*": 0.7, "*": 0.2}))
+    assert not Settings().dense(Target(sparsity={"*gate*": 0.6, "*": 0.2}))
+    with pytest.raises(RecipeError, match="targets=dense only"):
+        Settings(shrinkage=0.5)
 
 
 def test_what_is_said_of_errors_says_what_they_leave_out():

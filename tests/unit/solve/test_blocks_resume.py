@@ -96,7 +96,7 @@ def _unsynced(monkeypatch):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize(("criterion", "targets"), [("admm", "dense"), ("sparsegpt", "own"), ("wanda", "own")])
+@pytest.mark.parametrize(("criterion", "targets"), [("admm", "dense"), ("sparsegpt", "own"), ("wanda", "auto")])
 def test_an_interrupted_run_solves_no_finished_block_again(criterion, targets, tmp_path):
     whole, calls = prune(criterion=criterion, targets=targets)
     folder = tmp_path / "c"

@@ -222,7 +222,8 @@ def test_one_linear_sub_block_comes_to_its_masked_least_squares():
 
 def test_a_training_that_makes_held_out_batches_worse_is_refused():
     model, batches = net(depth=2), data(4)
-    plain, out = run(model, batches), run(model, batches, reconstruct=Reconstruction(epochs=1, lr=50.0))
+    plain = run(model, batches, targets="dense")
+    out = run(model, batches, reconstruct=Reconstruction(epochs=1, lr=50.0))
     assert all(one.epochs == 0 and one.after == one.before for one in out.tuned)
     assert all(torch.equal(plain.weights[key], out.weights[key]) for key in plain.weights)
 
@@ -450,7 +451,7 @@ def test_the_estimate_knows_what_training_and_comparing_cost(monkeypatch):
     model, example, solver = net(depth=2), {"ids": torch.zeros(1, 8, dtype=torch.int64)}, SOLVERS.find("admm")()
 
     def told(**settings):
-        return forecast.forecast(model, example, solver, tokens=100, settings=Settings(**settings))
+        return forecast.forecast(model, example, solver, tokens=100, settings=Settings(targets="dense", **settings))
 
     def seconds(**settings):
         return told(**settings).seconds

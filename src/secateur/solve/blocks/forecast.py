@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.kinds.weights.found import find_weights
 from secateur.model.call import device_of
+from secateur.request import Target
 from secateur.solve.base import Solver
 from secateur.solve.blocks.settings import Settings
 from secateur.types import Example
@@ -49,6 +50,7 @@ def forecast(
     *,
     tokens: int,
     settings: Settings | None = None,
+    target: Target | None = None,
     protect: Sequence[str] = (),
 ) -> Forecast:
     """Estimate time and memory of a run.
@@ -60,6 +62,7 @@ def forecast(
         tokens: of all calibration batches together.
         settings: how to go about it: with dense targets the original passes through every block, too, training goes
             through it several times, and unequal shares are compared with equal ones in a run of each.
+        target: how much is to go, which may decide about the targets of layers.
         protect: what stays whole.
 
     Returns:
@@ -70,7 +73,7 @@ def forecast(
     found = find_weights(model, protect, example=example).weights
     settings = settings or Settings()
     tuned, allocated = settings.reconstruct, settings.allocation
-    streams = 2 if settings.targets == "dense" and (solver.moves or tuned is not None) else 1
+    streams = 2 if settings.dense(target) and (solver.moves or tuned is not None) else 1
     # A backward pass is worth two forward ones, and each sub-block runs behind those before it.
     trained = 0 if tuned is None else 2 + TRAINED * tuned.epochs
     compared = allocated is not None and allocated.check

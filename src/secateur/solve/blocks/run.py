@@ -144,6 +144,7 @@ class _Work:
         self.model, self.solver, self.settings = model, solver, settings
         self.example = to_device(example, device_of(model))
         self.granularity, self.request, self.progress = granularity, request, progress
+        self.dense = settings.dense(request.target)
         self.inventory = Inventory(model, self.example, granularity, request)
         self.parameters = self.inventory.parameters
         self.examples: list[Example] = []
@@ -240,7 +241,7 @@ class _Work:
 
     def _stack(self, work: BlockSolver, names: Sequence[str], checkpoint: BlockCheckpoint | None) -> None:
         """All blocks of a stack that are not finished yet."""
-        wanted = work.settings.targets == "dense" and (self.solver.moves or work.settings.reconstruct is not None)
+        wanted = self.dense and (self.solver.moves or work.settings.reconstruct is not None)
         room = work.settings.memory_bytes
         stream = BatchStream.enter(self.model, self.example, names, self.examples, dense=wanted, room=room)
         try:
@@ -296,7 +297,7 @@ class _Work:
             # Summed in double precision, and not cast to it: a copy of the largest weight may not fit.
             [float(p.detach().sum(dtype=torch.float64)) for p in self.parameters.values()],
             [[float(v.double().sum()) for v in _tensors(one)] for one in self.examples],
-            [self.solver.name, self.solver.options(), settings.targets, settings.shrinkage],
+            [self.solver.name, self.solver.options(), self.dense, settings.shrinkage],
             settings.hold_out,
             settings.damping,
             settings.reconstruct,

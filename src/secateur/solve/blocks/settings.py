@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.errors import RecipeError
 from secateur.registry import one_of
+from secateur.request import Target
 
+MUCH = 0.6  # share of the weights, see Settings.targets
 LEAST_BATCHES = 4  # of which one is held out; fewer are all needed to learn from
 
 
@@ -82,8 +85,10 @@ class Settings:
     """How a run goes about it.
 
     Args:
-        targets: "dense" = the original's outputs under pruned inputs, "own" = the layer's own outputs on them.
-        shrinkage: share of the correction towards the original's outputs; None: chosen on held-out tokens.
+        targets: "dense" = the original's outputs under pruned inputs, "own" = the layer's own outputs on them, "auto" =
+            dense with reconstruction, which has the original's outputs at hand, and where more than `MUCH` of the
+            weights go; else own, since dense ones take twice the time and then bring nothing (benchmarks/README.md).
+        shrinkage: share of the correction towards dense targets; None: chosen on held-out tokens.
         hold_out: share of the batches that only choose and guard; 0 leaves the guard out.
         damping: share of the mean diagonal that is added to second moments.
         reconstruct: training of each sub-block after its weights are solved; None: none.
@@ -98,7 +103,7 @@ class Settings:
         RecipeError: a number or word that means nothing.
     """
 
-    targets: str = "dense"
+    targets: str = "auto"
     shrinkage: float | None = None
     hold_out: float = 0.1
     damping: float = 0.01
@@ -111,9 +116,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        one_of("targets", self.targets, ("dense", "own"))
+        one_of("targets", self.targets, ("auto", "dense", "own"))
         for name, value in (("shrinkage", self.shrinkage), ("hold_out", self.hold_out)):
             if value is not None and not 0 <= value <= 1:
                 raise RecipeError(f"{name}={value!r} is not between 0 and 1")
         if not self.damping >= 0:
             raise RecipeError(f"damping={self.damping!r} is below 0")
+        if self.shrinkage is not None and self.targets != "dense":
+            raise RecipeError(f"shrinkage={self.shrinkage!r} is read with targets=dense only")
+
+    def dense(self, target: Target | None) -> bool:
+        """Whether layers aim at the original's outputs.
+
+        Args:
+            target: how much is to go.
+        """
+        if self.targets != "auto":
+            return self.targets == "dense"
+        asked = {} if target is None else target.given().get("sparsity", {})
+        amounts = asked.values() if isinstance(asked, Mapping) else [asked]
+        return self.reconstruct is not None or max(amounts, default=0.0) > MUCH
