@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from oneshot_lm import TWENTY, token_blocks
 from secateur.solve import SOLVERS, Problem, SecondMoments, error_of
-from secateur.solve.patterns import NofM, Pattern, PerRow
+from secateur.solve.patterns import NofM, Pattern, PerLayer, PerRow
 
 FIT, HELD = 12, 8  # sequences
 Block = dict[str, Tensor]  # a weight's name -> weight
@@ -122,8 +122,11 @@ def shared(seen: dict[tuple[int, str], Tensor]) -> dict[tuple[int, str], Tensor]
     return seen
 
 
-def pattern_of(name: str, weight: Tensor) -> Pattern:
-    return NofM(2, 4) if name == "2:4" else PerRow(round(weight.numel() * int(name) / 100))
+def pattern_of(name: str, solver: str, weight: Tensor) -> Pattern:
+    """SparseGPT takes the least of a whole layer, as published; the others as many of every row."""
+    if name == "2:4":
+        return NofM(2, 4)
+    return (PerLayer if solver == "sparsegpt" else PerRow)(round(weight.numel() * int(name) / 100))
 
 
 def ours(name: str, options: dict[str, object], pattern: str) -> Timed:
@@ -133,7 +136,7 @@ def ours(name: str, options: dict[str, object], pattern: str) -> Timed:
         started = time.process_time()
         moments = {id(gram): SecondMoments(gram) for gram in grams.values()}
         found = {
-            one: solver.solve(Problem(weight, moments[id(grams[one])], pattern_of(pattern, weight))).weight
+            one: solver.solve(Problem(weight, moments[id(grams[one])], pattern_of(pattern, name, weight))).weight
             for one, weight in weights.items()
         }
         return found, time.process_time() - started
