@@ -27,7 +27,7 @@ from secateur.measure.macs import count, samples_in
 from secateur.measure.perplexity import perplexity
 from secateur.planning.build import units_of
 from secateur.planning.decision import fingerprint
-from secateur.planning.solved import settings_of, solver_of
+from secateur.planning.solved import notes_of, settings_of, solver_of
 from secateur.planning.unread import refuse_others
 from secateur.recipe import Recipe, dump_recipe
 from secateur.recipe.schema import Measure
@@ -227,6 +227,7 @@ def _pruned(
             granularity=parse(task.request.granularity[0].spec()), progress=run.step("solve"), in_place=True,
             release=disk.release,
         )  # fmt: skip
+    run.doubts += notes_of(solved, settings, task.request, task.solver)
     with run.stage("measure"):
         after = _snapshot(disk, task.data)
     return _report(model, task, recipe, run, solved, (before, after), (*names, seen))

@@ -150,12 +150,17 @@ def solved_plan(
         masked_plan(model, request, masks, example=example),
         weights={name: value.cpu() for name, value in out.weights.items()},
         left_out=tuple(out.left_out),
-        notes=(*_notes(out.records), *_aimed(settings, request, solver), *_told(out, settings)),
+        notes=tuple(notes_of(out, settings, request, solver)),
     )
 
 
+def notes_of(out: SolvedModel, settings: Settings, request: Request, solver: Solver) -> list[str]:
+    """What of a run a reader should know: errors, refused updates, damping, what was chosen for the caller."""
+    return [*_notes(out.records), *_aimed(settings, request, solver), *_told(out, settings)]
+
+
 def _notes(records: Sequence[LayerRecord]) -> list[str]:
-    """What of the run a reader should know."""
+    """Of matrices."""
     refused = [one.name for one in records if one.kept_plain]
     raised = max((one.damping for one in records), default=0.0)
     without = [one.name for one in records if one.tokens == 0]

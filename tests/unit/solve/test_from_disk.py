@@ -68,6 +68,8 @@ def test_the_folder_is_the_one_that_memory_would_have_given(tied, tmp_path):
     assert (report.units.removed, report.units.total) == (plan.units["removed"], plan.units["total"])
     assert report.after.nonzero == sum(int(p.count_nonzero()) for p in plan.apply(model).parameters())
     assert report.after.quality["perplexity"] != report.before.quality["perplexity"]
+    assert any("solved towards" in note for note in plan.notes)
+    assert set(plan.notes) <= set(report.warnings)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
 
 
