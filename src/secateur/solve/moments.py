@@ -82,7 +82,7 @@ class SecondMoments:
         if penalty not in self._inverses:
             # No eigenvalue is above the size of the matrix, and none below the penalty.
             well = penalty > 0 and len(self.normalised) / penalty < WELL_CONDITIONED
-            wide = self.normalised.clone() if well else self.normalised.double()
+            wide = self.normalised.to(self.gram.dtype if well else torch.float64, copy=True)
             wide.diagonal().add_(penalty)
             self._inverses[penalty] = torch.cholesky_inverse(torch.linalg.cholesky(wide)).to(self.gram)
         return self._inverses[penalty]

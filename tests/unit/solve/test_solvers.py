@@ -404,6 +404,15 @@ def test_masks_in_between_miss_their_count_by_little(pattern, share):
     assert abs(int(few.nearly(narrow, share).sum()) - int(few.keep(narrow, share).sum())) <= len(narrow)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1e-4, 0.5])
+def test_an_inverse_leaves_the_moments_as_they_were(penalty):
+    _, moments = layer()
+    before = moments.normalised.clone()
+    found = moments.inverse(penalty)
+    assert torch.equal(moments.normalised, before)
+    torch.testing.assert_close(found, torch.linalg.inv(before + penalty * torch.eye(D).double()), **EXACT)
+
+
 def test_inverses_in_single_precision_are_those_of_double():
     """Where the penalty bounds the ratio of the eigenvalues; without a penalty double precision is taken."""
     _, moments = layer(4, 200, damping=1e-7)
