@@ -31,7 +31,7 @@ class Admm(Solver):
 
     Of wide layers the masks of all but the last three choosing steps come from a part of the columns, so that they miss
     their count by little; the last ones are exact. On processors that multiply bfloat16 what changes from step to step
-    is rounded to it, but for the last step: the same weights up to what ADMM has left to settle.
+    is rounded to it, but for the last step. The error of a layer stays what it was (benchmarks/README.md).
 
     Args:
         steps: in all. The paper's are twenty, with 15 that choose and p = 1: half as much time again for the same error
