@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import secateur.criteria
+from cifar10 import Images, Training, decode
 from secateur.comparison.compare import compare
 from secateur.comparison.markdown import markdown
 from secateur.files import atomic_write, load_tensors, save_tensors
 from secateur.measure import accuracy, accuracy_on, macs, num_params
-from secateur.recover import finetune
 from secateur.sources import DataSet, TensorData, resolve_data
 
 # Name of a comparison -> granularity and scope: with scope local all layers shrink alike, and only the order of the
@@ -58,6 +58,7 @@ LEFT_OUT = {"random", "reap", "block-influence", "angular-distance", "loss-incre
 # Options that the criterion's own documentation asks for at this granularity and scope.
 OPTIONS = {"element": {"fpgm": {"reduce": "mean"}}}
 BATCH = 128
+RATE = 0.1  # the top of the cycle that the dense networks are trained with
 
 
 class Block(nn.Module):
@@ -158,37 +159,22 @@ def subset(data: TensorData, count: int, *, batch_size: int = BATCH, shuffle: bo
 
 
 def base_model(args: argparse.Namespace, data: DataSet, seed: int) -> nn.Module:
-    """Train the dense network of a seed, or read it; a note of what it cost lies beside it."""
+    """Train the dense network of a seed, go on with it, or read it; a note of what it cost lies beside it."""
     torch.manual_seed(seed)
     model = ResNet20(args.width).to(memory_format=torch.channels_last)
     name = f"w{args.width}-e{args.epochs}-n{args.images}-s{seed}"
     path = args.out / "base" / f"{name}.safetensors"
     if path.exists():
         model.load_state_dict(load_tensors(path))
-        return model.to(memory_format=torch.channels_last)
+        return model.to(memory_format=torch.channels_last).eval()
     print(f"training {name}", flush=True)
-    train = Augmented(subset(data.train, args.images, shuffle=True), seed)
-    train.data.seed = seed
-    started = time.perf_counter()
-
-    def show(done: int, total: int) -> None:
-        if done % 50 == 0:
-            spent = time.perf_counter() - started
-            print(f"  {done}/{total} steps, {spent:.0f} s, {spent / done * (total - done):.0f} s left", flush=True)
-
-    history = finetune(
-        model,
-        train,
-        optimizer={"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
-        schedule="cosine",
-        warmup_steps=100,
-        epochs=args.epochs,
-        progress=show,
-        seed=seed,
-    )
-    found = {"accuracy": accuracy(model, Fast(data.test)), "seconds": history.seconds, "loss": history.losses[-1]}
+    stored = args.out / "base" / "images.safetensors"
+    if not stored.exists():
+        decode(args.data, stored)
+    training = Training(Images(stored, torch.device("cpu"), args.images), seed, BATCH, bfloat16=True, every=1)
+    _, seconds = training.run(model, path.with_suffix(".state"), args.epochs, RATE)
+    found = {"accuracy": accuracy(model.eval(), Fast(data.test)), "seconds": seconds}
     print(f"  {found}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()})
     atomic_write(path.with_suffix(".json"), json.dumps(found))
     return model
