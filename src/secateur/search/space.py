@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 MOST_KEYS = 50
 HINT = 'for example "criterion: [magnitude, taylor]" and "target.macs: {low: 0.2, high: 0.8}"'
 SENSITIVITY = "sensitivity"
+PLAIN_ALLOCATIONS = frozenset({"global", "uniform", "erk"})  # these look at weights and shapes only
 Params = Mapping[str, object]  # key of the space -> what was chosen, as Optuna keeps it: a number or a text
 
 
@@ -91,6 +94,14 @@ class NumberRange:
             return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
+    def three(self, *, removed: bool) -> tuple[float, float, float]:
+        """The lowest, the geometric middle and the highest; of what is left, where these are shares that go."""
+        if removed:
+            middle = 1 - math.sqrt((1 - self.low) * (1 - self.high))
+        else:
+            middle = math.sqrt(self.low * self.high) if self.low > 0 else (self.low + self.high) / 2
+        return self.low, round(middle) if self.whole else middle, self.high
+
     def value(self, chosen: object) -> Json:
         """The number, with no more digits than a recipe needs to be read."""
         number = float(chosen)  # type: ignore[arg-type]
@@ -147,15 +158,35 @@ class RecipeSpace:
         return {key: value for key, value in found.items() if value is not None}
 
     def starts(self) -> Iterator[dict[str, object]]:
-        """Choices that are known to be sound: the base, and what the bundled recipes have of these keys."""
+        """Choices that are known to be sound: the base, what bundled ones have of these keys, and `over_the_range`."""
         seen = []
+        for found in chain(self._bundled(), self.over_the_range()):
+            if found and found not in seen:
+                seen.append(found)
+                yield found
+
+    def _bundled(self) -> Iterator[dict[str, object]]:
         for recipe in (self.base, *map(load_recipe, bundled())):
             found = self.projected(recipe)
             # Of a recipe of another granularity the amounts mean something else.
-            same = recipe.granularity == self.base.granularity or "granularity" in found
-            if found and same and found not in seen:
-                seen.append(found)
+            if recipe.granularity == self.base.granularity or "granularity" in found:
                 yield found
+
+    def over_the_range(self) -> Iterator[dict[str, object]]:
+        """The base at both ends and the middle of its amounts, spread in each way that needs no measurement.
+
+        The middle is the geometric mean of what the ends leave. Nothing where no amount, or more than one, is a range.
+        """
+        amounts = {key: one for key, one in self.keys.items() if key.startswith("target.")}
+        if len(amounts) != 1 or not isinstance(only := next(iter(amounts.values())), NumberRange):
+            return
+        (key,) = amounts
+        spread = self.keys.get("allocation")
+        ways = [word for word in spread.words if word in PLAIN_ALLOCATIONS] if isinstance(spread, Options) else []
+        start = self.projected(self.base)
+        for amount in only.three(removed=key == "target.sparsity"):
+            for allocation in ways or [None]:
+                yield {**start, key: amount, **({} if allocation is None else {"allocation": allocation})}
 
     def to_data(self) -> dict[str, Json]:
         """What decides about the recipes, as plain data."""

@@ -50,6 +50,43 @@ def test_it_starts_from_what_is_known(tmp_path: Path) -> None:
     assert {"target.macs": 0.5} in starts, "of channel-half-macs, whose criterion is none of these"
 
 
+def test_it_starts_at_the_ends_and_the_middle_of_the_amounts_in_every_plain_way() -> None:
+    base = {"granularity": "element", "criterion": "magnitude", "target": {"sparsity": 0.5}}
+    space = load_space(
+        {
+            "base": base,
+            "criterion": ["taylor", "magnitude"],
+            "allocation": ["global", "lamp", "erk"],
+            "target.sparsity": {"low": 0.36, "high": 0.99},
+        }
+    )
+    starts = list(space.over_the_range())
+    found = {(one["allocation"], round(1 - float(str(one["target.sparsity"])), 6)) for one in starts}
+    # 0.64 is left, then 0.08, then 0.01: each an eighth of the one before.
+    assert found == {(way, left) for way in ("global", "erk") for left in (0.64, 0.08, 0.01)}
+    assert {one["criterion"] for one in starts} == {"magnitude"}, "that of the base"
+    recipes = [space.recipe(one) for one in starts]
+    assert len({str(recipe) for recipe in recipes}) == 6
+    assert [one for one in starts if one not in list(space.starts())] == []
+
+
+def test_the_middle_of_what_is_left_is_geometric() -> None:
+    kept = load_space({"target.macs": {"low": 0.2, "high": 0.8}})
+    assert [one["target.macs"] for one in kept.over_the_range()] == pytest.approx([0.2, 0.4, 0.8])
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"criterion": ["taylor"]},
+        {"target.macs": [0.2, 0.4]},
+        {"target.macs": {"low": 0.2, "high": 0.8}, "target.params": {"low": 0.2, "high": 0.8}},
+    ],
+)
+def test_without_one_range_of_amounts_there_is_no_middle(keys: dict[str, object]) -> None:
+    assert list(load_space(keys).over_the_range()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
