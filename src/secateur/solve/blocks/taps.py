@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from secateur.solve.blocks.products import Products
+from secateur.structure.sums import Sums
 
-_SUMS = ("add", "__add__", "__radd__", "add_", "__iadd__")
-_WRITES = ("add_", "__iadd__")
-_LOOKS = ("__get__", "__set__", "size", "dim", "stride", "data_ptr", "untyped_storage")
 END = -1
 
 
@@ -41,55 +37,14 @@ class _EnoughError(BaseException):
     """Ends a forward whose last wanted sum is there; no handler of a model's code catches it."""
 
 
-class _Sums(TorchFunctionMode):
-    """Numbers the sums of two tensors that hold as many tokens, as wide, as a hidden state of some shape."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        super().__init__()
-        self.shape, self.count = shape, 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        ours = name in _SUMS and len(args) > 1 and all(self._fits(value) for value in args[:2])
-        known = self.before(self.count, args[:2], writes=name in _WRITES) if ours else None
-        found = func(*args, **(kwargs or {}))
-        if ours:
-            self.met(self.count, known, found)
-            self.count += 1
-        elif name not in _LOOKS:
-            self.made(found)
-        return found
-
-    def _fits(self, value: object) -> bool:
-        # Some blocks lay all tokens of a batch in one line.
-        return (
-            isinstance(value, Tensor)
-            and value.dim() > 1
-            and value.shape[-1] == self.shape[-1]
-            and value.numel() == self.shape.numel()
-            and value.is_floating_point()
-        )
-
-    def before(self, number: int, operands: Sequence[Tensor], *, writes: bool) -> Any:
-        """What to know of the operands of a sum, the first of which may be written into."""
-
-    def met(self, number: int, known: Any, total: Tensor) -> None:
-        """One of the sums."""
-
-    def made(self, found: object) -> None:
-        """The result of any other call."""
-
-
-class _Finder(_Sums):
+class _Finder(Sums):
     """Tells which sums end a sub-block, while `Products` reports the products."""
 
     def __init__(self, shape: torch.Size, given: Tensor) -> None:
         super().__init__(shape)
         self.parts: list[SubBlock] = []
         self.names: list[str] = []
-        self._products, self._start = 0, 0
+        self.count, self._products, self._start = 0, 0, 0
         self._age: dict[int, int] = {}
         self._alive: list[Tensor] = []  # addresses of what is alive are not given out again
         self.made(given)
@@ -107,18 +62,20 @@ class _Finder(_Sums):
                 self._alive.append(value)
                 self._age.setdefault(value.untyped_storage().data_ptr(), self._products)
 
-    def before(self, number: int, operands: Sequence[Tensor], *, writes: bool) -> list[int]:
+    def before(self, operands: Sequence[Tensor], *, writes: bool) -> list[int]:
         """Their ages."""
         return [self._age.get(one.untyped_storage().data_ptr(), self._products) for one in operands]
 
-    def met(self, number: int, known: Any, total: Tensor) -> None:
+    def met(self, known: list[int], total: Tensor) -> Tensor:
         """A sum ends a sub-block where one operand was there before its first product, and the other was not."""
         self._alive.append(total)
         self._age[total.untyped_storage().data_ptr()] = self._products
         # Branches side by side are summed first: none of the two operands is older than their products.
         if min(known) <= self._start < max(known):
-            self.parts.append(SubBlock(number, int(known[1] > known[0]), tuple(self.names)))
+            self.parts.append(SubBlock(self.count, int(known[1] > known[0]), tuple(self.names)))
             self.names, self._start = [], self._products
+        self.count += 1
+        return total
 
 
 def find_parts(
@@ -144,28 +101,29 @@ def find_parts(
     return (*finder.parts, *rest)
 
 
-class _Reader(_Sums):
+class _Reader(Sums):
     """Keeps both sides of some sums, and stops behind the last."""
 
     def __init__(self, shape: torch.Size, wanted: Mapping[int, int], *, stop: bool) -> None:
         super().__init__(shape)
-        self.wanted, self.stop = wanted, stop
+        self.wanted, self.stop, self.count = wanted, stop, 0
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def before(self, number: int, operands: Sequence[Tensor], *, writes: bool) -> Tensor | None:
+    def before(self, operands: Sequence[Tensor], *, writes: bool) -> Tensor | None:
         """The branch, where it is wanted."""
-        place = self.wanted.get(number)
+        place = self.wanted.get(self.count)
         if place is None:
             return None
         return operands[place].clone() if writes else operands[place]
 
-    def met(self, number: int, known: Any, total: Tensor) -> None:
+    def met(self, known: Tensor | None, total: Tensor) -> Tensor:
         """Keep branch and total where they are wanted."""
-        if number not in self.wanted:
-            return
-        self.found[number] = (known, total)
-        if self.stop and len(self.found) == len(self.wanted):
-            raise _EnoughError
+        number, self.count = self.count, self.count + 1
+        if known is not None:
+            self.found[number] = (known, total)
+            if self.stop and len(self.found) == len(self.wanted):
+                raise _EnoughError
+        return total
 
 
 def read_parts(
