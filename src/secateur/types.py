@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Annotated, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -167,12 +167,24 @@ class Group:
         return int(torch.Size(self.shape).numel())
 
 
+class StubEntry(TypedDict):
+    """What takes the place of a module: "zeros" or its "input", alone (items 0) or first in a tuple of so many."""
+
+    gives: Literal["zeros", "input"]
+    items: int
+
+
 class LayerEntry(TypedDict):
-    """What goes from one stack: its size before, the places that go, [owner, name] of lists that are shortened."""
+    """What goes from one stack.
+
+    Its size before, the places of the blocks that go, [owner, name] of lists that are shortened; and by the name before
+    the removal the modules of branches that go, which leave something without weights in their place.
+    """
 
     size: int
     removed: list[int]
     lists: list[list[str]]
+    stubs: NotRequired[dict[str, StubEntry]]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ GRANULARITIES: Mapping[str, Choice] = {
     **_each("head", "heads", "attention_head", "attention_heads"),
     **_each("expert", "experts"),
     **_each("layer", "layers", "depth"),
+    **_each("sub_block", "sub-block", "sub_blocks", "sublayer", "sublayers", "branch", "residual_branch"),
     **_each("element", "unstructured", "weight", "weights", "elements", "fine_grained", "fine-grained"),
     **_each("vector", "row", "rows", axis="row"),
     **_each("vector", "column", "columns", axis="column"),

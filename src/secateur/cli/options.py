@@ -16,7 +16,8 @@ DATA_WORDS = (
 )
 # For completion, which has no time to import what knows them.
 GRANULARITIES = (
-    "channel", "head", "neuron", "layer", "expert", "structured", "element", "2:4", "block", "vector", "kernel",
+    "channel", "head", "neuron", "layer", "sub_block", "expert", "structured", "element", "2:4", "block", "vector",
+    "kernel",
 )  # fmt: skip
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from secateur.comparison.records import FidelityLine, ScoreFidelity
 from secateur.comparison.significance import spearman
 from secateur.errors import InputError
-from secateur.model.bypass import bypassed
 from secateur.model.call import default_loss, device_of, to_device, to_example
 from secateur.model.guard import guard
 from secateur.model.samples import batch_size_of
 from secateur.statistics.gradients.functional import mean_loss, parameters
+from secateur.structure.branches import left_out, units_of
 from secateur.types import Batch, Group, Loss
 
 Picks = dict[str, list[int]]
@@ -75,8 +75,8 @@ def loss_changes(
             changes = []
             for unit in picks.get(group.name, []):
                 # A block of zeros is no missing block: behind a norm it silences the path around it as well.
-                gone = [group.attributes["blocks"][unit]] if group.granularity == "layer" else []
-                with bypassed(model, gone):
+                gone = [units_of(group)[unit]] if group.granularity in ("layer", "sub_block") else []
+                with left_out(model, gone):
                     changes.append(
                         mean_loss(model, loss_of, kept, {} if gone else _without(model, group, unit)) - whole
                     )

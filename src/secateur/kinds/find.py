@@ -10,6 +10,7 @@ from secateur.errors import RecipeError
 from secateur.kinds.base import Candidates
 from secateur.kinds.experts.kind import Experts
 from secateur.kinds.layers.kind import LayerStacks
+from secateur.kinds.layers.sub_blocks import SubBlocks
 from secateur.kinds.slices.kind import Slices
 from secateur.kinds.weights.kind import Weights
 from secateur.request import Named, Request
@@ -23,6 +24,7 @@ KINDS: Mapping[str, type[Candidates]] = {
     **dict.fromkeys(SLICES, Slices),
     "expert": Experts,
     "layer": LayerStacks,
+    "sub_block": SubBlocks,
 }
 
 

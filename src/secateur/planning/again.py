@@ -19,8 +19,9 @@ from secateur.kinds.base import Candidates, Keep
 from secateur.kinds.edit import Edit
 from secateur.kinds.experts.kind import Experts
 from secateur.kinds.find import KINDS, find
-from secateur.kinds.layers.drop import new_names
+from secateur.kinds.layers.drop import Layers, new_names
 from secateur.kinds.layers.kind import LayerStacks
+from secateur.kinds.layers.sub_blocks import SubBlocks
 from secateur.kinds.slices.fold import same_scales
 from secateur.kinds.slices.kind import Slices
 from secateur.planning.by_hand import begins_later
@@ -32,7 +33,7 @@ from secateur.structure.provenance import Attribute
 from secateur.types import Certificate, Condition, Example, Removal
 from secateur.words import SLICES
 
-ORDER = (LayerStacks, Experts, Slices)
+ORDER = (LayerStacks, SubBlocks, Experts, Slices)
 
 
 class Proved(NamedTuple):
@@ -222,8 +223,7 @@ def _require_equal(plan: PlanData, found: Edit) -> None:
     """Refuse a plan that cuts anything else than its units mean."""
     what = _differing_cut(plan, found) or _differing_integer(plan.attributes, found.attributes)
     what = what or ("the factors" if not same_scales(plan.scales, found.scales, plan.cuts) else "")
-    places = {path: (e["size"], e["removed"]) for path, e in plan.layers.items()}
-    if what == "" and places != {path: (e["size"], e["removed"]) for path, e in found.layers.items()}:
+    if what == "" and _places(plan.layers) != _places(found.layers):
         what = "the blocks"
     if what:
         raise PlanMismatchError(
@@ -231,6 +231,10 @@ def _require_equal(plan: PlanData, found: Edit) -> None:
             why="the file was changed by hand, or the model's forward is another one",
             hint="Make the plan anew with secateur.plan().",
         )
+
+
+def _places(layers: Layers) -> dict[str, object]:
+    return {path: (e["size"], e["removed"], e.get("stubs", {})) for path, e in layers.items()}
 
 
 def _differing_cut(plan: PlanData, found: Edit) -> str:

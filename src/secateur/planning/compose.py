@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.errors import PlanMismatchError
 from secateur.kinds.edit import Edit
-from secateur.kinds.layers.drop import Layers, block_names, kept_places, old_names
+from secateur.kinds.layers.drop import Layers, block_names, kept_places, old_names, stub_names, with_stubs
 from secateur.kinds.slices.fold import composed_scales
 from secateur.model.tensors import cut_tensor
 from secateur.request import Efforts
@@ -32,10 +32,10 @@ def composed_edit(first: Edit, second: Edit, between: nn.Module) -> Edit:
     """
     back = old_names(between, first.layers)
     layers = _layers(first.layers, second.layers, between)
-    gone = tuple(f"{back(name)}." for name in block_names(between, second.layers))
+    gone = tuple(f"{back(name)}." for name in (*block_names(between, second.layers), *stub_names(second.layers)))
 
     def stays(name: str) -> bool:
-        """Whether the second step leaves the block that holds this."""
+        """Whether the second step leaves the block or branch that holds this."""
         return not f"{name}.".startswith(gone)
 
     cuts = {name: dict(dims) for name, dims in first.cuts.items() if stays(name)}
@@ -66,12 +66,14 @@ def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, Laye
     back = old_names(between, first)
     gone = tuple(f"{back(name)}." for name in block_names(between, second))
     # A stack inside a block that goes later goes with it.
-    result = {path: LayerEntry(**entry) for path, entry in first.items() if not f"{path}.".startswith(gone)}
+    # So do branches of such blocks.
+    result = {path: _without(entry, gone) for path, entry in first.items() if not f"{path}.".startswith(gone)}
     for new, entry in second.items():
         path = back(new)
         lists = [[back(owner), name] for owner, name in entry["lists"]]
+        stubs = {back(name): stub for name, stub in entry.get("stubs", {}).items()}
         if path not in result:
-            result[path] = LayerEntry(size=entry["size"], removed=list(entry["removed"]), lists=lists)
+            result[path] = with_stubs(entry["size"], list(entry["removed"]), lists, stubs)
             continue
         before = result[path]
         places = kept_places(before)
@@ -79,7 +81,14 @@ def _layers(first: Layers, second: Layers, between: nn.Module) -> dict[str, Laye
             raise PlanMismatchError(f"The plans disagree about the number of blocks of {path!r}.")
         before["removed"] = sorted([*before["removed"], *(places[i] for i in entry["removed"])])
         before["lists"] = before["lists"] + [pair for pair in lists if pair not in before["lists"]]
-    return result
+        if stubs:
+            before["stubs"] = {**before.get("stubs", {}), **stubs}
+    return {path: entry for path, entry in result.items() if entry["removed"] or entry.get("stubs")}
+
+
+def _without(entry: LayerEntry, gone: tuple[str, ...]) -> LayerEntry:
+    stubs = {name: stub for name, stub in entry.get("stubs", {}).items() if not f"{name}.".startswith(gone)}
+    return with_stubs(entry["size"], list(entry["removed"]), list(entry["lists"]), stubs)
 
 
 def composed_groups(

@@ -22,6 +22,7 @@ def explain(plan: PlanData) -> str:
     for name, group in plan.groups.items():
         gone = len(group["removed"])
         lines.append(f"  {name:<{width}}  {group['granularity']:<10} {group['size'] - gone}/{group['size']} kept")
+    lines += _branches(plan)
     for name, mask in plan.masks.items():
         lines.append(f"  {name}: {int(mask.sum())}/{mask.numel()} weights kept")
     lines += [f"  {note}" for note in plan.notes]
@@ -39,6 +40,13 @@ def explain(plan: PlanData) -> str:
         lines += ["conditions:", *(f"  {line}" for line in grouped(plan.conditions))]
     # Names in a plan may come from a file, and a line feed in one of them would look like a line of its own.
     return "\n".join(visible(line) for line in lines)
+
+
+def _branches(plan: PlanData) -> list[str]:
+    """Where nothing is added any more, a few names at a time."""
+    stubs = [stub for entry in plan.layers.values() for stub in entry.get("stubs", {}).items()]
+    names = [name for name, stub in stubs if stub["gives"] == "zeros"]
+    return [f"  adds nothing any more: {', '.join(names[i : i + 4])}" for i in range(0, len(names), 4)]
 
 
 def not_proved(recorded: Certificate | None) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from secateur.errors import FileRefusedError, ResourceError, SecateurError
 from secateur.files.parse import MAX_VALUES
 from secateur.files.seeds import canonical_json
+from secateur.kinds.layers.drop import with_stubs
 from secateur.kinds.slices.fold import Scale
 from secateur.planning.beside import Beside, described, hash_of, unpacked
 from secateur.planning.decision import PlanData
@@ -179,7 +180,9 @@ def _attributes(data: list[Mapping[str, Any]], *, least: int) -> dict[Attribute,
 
 
 def _layer_entry(entry: Mapping[str, Any]) -> LayerEntry:
-    places = entry["removed"]
-    if places != sorted(set(places)) or len(places) >= entry["size"] or places[-1] >= entry["size"]:
+    places, stubs = entry["removed"], entry.get("stubs", {})
+    if places != sorted(set(places)) or len(places) >= entry["size"] or max(places, default=0) >= entry["size"]:
         raise ValueError("places of layers are out of order or out of range")
-    return LayerEntry(size=entry["size"], removed=places, lists=[list(pair) for pair in entry["lists"]])
+    if not places and not stubs:
+        raise ValueError("nothing goes from a stack of layers")
+    return with_stubs(entry["size"], places, [list(pair) for pair in entry["lists"]], dict(stubs))

@@ -66,12 +66,20 @@ class MaskPart(FilePart):
     bits: Annotated[str, Field(max_length=MAX_BYTES)]
 
 
+class StubPart(FilePart):
+    """What takes the place of a module of a branch."""
+
+    gives: Literal["zeros", "input"]
+    items: Annotated[int, Field(ge=0, le=64)]
+
+
 class LayerPart(FilePart):
-    """What goes from one stack of blocks."""
+    """What goes from one stack of blocks: blocks, or branches of blocks."""
 
     size: Annotated[int, Field(ge=2, le=2**20)]
-    removed: Annotated[list[Place], Field(min_length=1)]
+    removed: list[Place]
     lists: list[Annotated[list[Name], Field(min_length=2, max_length=2)]]
+    stubs: dict[Name, StubPart] = {}
 
 
 class UnitsPart(FilePart):

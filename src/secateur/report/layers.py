@@ -127,6 +127,9 @@ def _size_after(weight: Tensor, cuts: Mapping[int, Tensor]) -> int:
 def _stacks(model: nn.Module, plan: Plan, scores: Mapping[str, Tensor]) -> Iterator[Layer]:
     """One row for each stack of blocks: its parameters are those of all its blocks."""
     for name, stack in plan.layers.items():
+        if stack.get("stubs"):
+            yield _branches(model, plan, name, scores)
+            continue
         blocks = [list(model.get_submodule(f"{name}.{i}").parameters()) for i in range(stack["size"])]
         sizes = [sum(p.numel() for p in block) for block in blocks]
         # No histogram of the weights: what is chosen is a block, and its tensors have nothing in common but the place.
@@ -143,3 +146,26 @@ def _stacks(model: nn.Module, plan: Plan, scores: Mapping[str, Tensor]) -> Itera
             near_zero=near,
             score_histogram=histogram(scores[name]) if name in scores else None,
         )
+
+
+def _branches(model: nn.Module, plan: Plan, name: str, scores: Mapping[str, Tensor]) -> Layer:
+    """The row of a stack whose blocks lose branches: units are branches, parameters those of the stack."""
+    known = plan.evidence
+    assert known is not None
+    group = name or type(model).__name__
+    keep = known.keep[group]
+    parameters = list(model.get_submodule(name).parameters())
+    stubs = [model.get_submodule(stub) for stub in plan.layers[name].get("stubs", {})]
+    gone = {id(p): p.numel() for module in stubs for p in module.parameters()}
+    whole = sum(p.numel() for p in parameters)
+    return Layer(
+        name=name,
+        shape=(keep.numel(),),
+        params_before=whole,
+        params_after=whole - sum(gone.values()),
+        removed=int((~keep).sum()),
+        total=keep.numel(),
+        sparsity=float((~keep).float().mean()),
+        near_zero=sum(near_zero(p) * p.numel() for p in parameters) / max(whole, 1),
+        score_histogram=histogram(scores[group]) if group in scores else None,
+    )

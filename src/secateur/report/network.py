@@ -69,7 +69,7 @@ def _measured(part: ModulePart, plan: Plan, tensors: Mapping[str, Tensor]) -> Ne
     gone = any(
         part.name == block or part.name.startswith(f"{block}.")
         for path, stack in plan.layers.items()
-        for block in (f"{path}.{number}" for number in stack["removed"])
+        for block in (*(f"{path}.{number}" for number in stack["removed"]), *stack.get("stubs", {}))
     )
     left = 0 if gone else sum(_left(tensors[name], plan.cuts.get(name, {})) for name in part.tensors)
     index = plan.cuts.get(part.tensor, {}).get(part.dim)

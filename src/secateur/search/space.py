@@ -182,11 +182,11 @@ class RecipeSpace:
             return
         (key,) = amounts
         spread = self.keys.get("allocation")
-        ways = [word for word in spread.words if word in PLAIN_ALLOCATIONS] if isinstance(spread, Options) else []
+        words = [word for word in spread.words if word in PLAIN_ALLOCATIONS] if isinstance(spread, Options) else []
+        ways: list[dict[str, object]] = [{"allocation": word} for word in words]
         start = self.projected(self.base)
         for amount in only.three(removed=key == "target.sparsity"):
-            for allocation in ways or [None]:
-                yield {**start, key: amount, **({} if allocation is None else {"allocation": allocation})}
+            yield from ({**start, key: amount, **way} for way in ways or [{}])
 
     def to_data(self) -> dict[str, Json]:
         """What decides about the recipes, as plain data."""

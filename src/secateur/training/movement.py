@@ -142,7 +142,7 @@ class MovementPruner:
         self.strength = real["strength"]
         kept_whole = patterns_of(self.model, protect)
         groups, _ = grouped(self.model, example, granularity, kept_whole)
-        if any(group.granularity in ("n:m", "layer", "expert") for group in groups):
+        if any(group.granularity in ("n:m", "layer", "sub_block", "expert") for group in groups):
             raise RecipeError(
                 f"movement has no form for {groups[0].granularity!r}.",
                 hint="Use element, block, vector, head, channel.",

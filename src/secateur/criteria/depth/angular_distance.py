@@ -31,7 +31,8 @@ class AngularDistance(Criterion):
         span: how many neighbouring blocks go together.
 
     Raises:
-        RecipeError: a span below 1 or above the number of blocks, another granularity than layer, or no data.
+        RecipeError: a span below 1 or above the number of blocks, another granularity than layer and sub_block, or
+            no data.
         NonFiniteError: a hidden state is NaN or Inf.
 
     Cost:
@@ -48,7 +49,7 @@ class AngularDistance(Criterion):
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "neighbouring layers of deep transformers that go together"
     comparable: ClassVar[bool] = True
-    granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    granularities: ClassVar[tuple[str, ...]] = ("layer", "sub_block")
     promises: ClassVar[frozenset[str]] = frozenset({"batch_split", "zero_lowest"})
 
     span: int = 1

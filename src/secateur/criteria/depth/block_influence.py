@@ -1,8 +1,8 @@
-"""Block influence: how far a block (transformer layer) turns the hidden state."""
+"""Block influence: how far a block (transformer layer), or a branch of it, turns the hidden state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Context, Criterion, register
 from secateur.model import call
-from secateur.model.bypass import first_tensor, hidden_of
 from secateur.model.padding import real_tokens
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
-from secateur.structure.trace import Args, Kwargs
+from secateur.structure.branches import reading, units_of
 from secateur.types import Group
 
 TINY = 1e-12
@@ -25,7 +24,7 @@ TINY = 1e-12
 @register
 @dataclass(frozen=True, kw_only=True)
 class BlockInfluence(Criterion):
-    """Score a block by 1 - the mean cosine of the hidden state before and after it.
+    """Score a block, or a branch of one, by 1 - the mean cosine of the hidden state before and after it.
 
     The idea: in deep residual networks late blocks add little, and input and output point the same way. A bad choice
     for early blocks that write rarely used but needed features, and for the last ones, which change the scale and
@@ -37,7 +36,7 @@ class BlockInfluence(Criterion):
     others.
 
     Raises:
-        RecipeError: another granularity than layer, or no data.
+        RecipeError: another granularity than layer and sub_block, or no data.
         NonFiniteError: a hidden state is NaN or Inf.
 
     Cost:
@@ -66,7 +65,7 @@ class BlockInfluence(Criterion):
     speed: ClassVar[str] = "fast: a forward pass, no labels"
     best_for: ClassVar[str] = "layers of deep transformers, and data without labels"
     comparable: ClassVar[bool] = True
-    granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    granularities: ClassVar[tuple[str, ...]] = ("layer", "sub_block")
     promises: ClassVar[frozenset[str]] = frozenset({"batch_split", "zero_lowest"})
 
     def _score(self, context: Context) -> dict[str, Tensor]:
@@ -116,40 +115,27 @@ class _Path:
         self.real: Tensor | None = None
 
     def listen(self, model: nn.Module, hooks: ExitStack) -> None:
-        """Put hooks on the free blocks, to be removed when the stack closes."""
-        names: Sequence[str] = self.group.attributes["blocks"]
-        for place, free in enumerate(self.group.attributes["free"][: self.group.size]):
-            if free:  # locked blocks may not even have a hidden state that could be compared
-                block = model.get_submodule(names[place])
-                hooks.callback(block.register_forward_pre_hook(self._enter(place), with_kwargs=True).remove)
-                hooks.callback(block.register_forward_hook(self._leave(place)).remove)
+        """Watch the free units, until the stack closes."""
+        # Locked ones may not even have a hidden state that could be compared.
+        free = {place: unit for place, unit in enumerate(units_of(self.group)) if self.group.attributes["free"][place]}
+        hooks.enter_context(reading(model, free, self._enter, self._leave))
 
-    def _enter(self, place: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            hidden = hidden_of(args, kwargs)
-            assert hidden is not None
-            self._before[place] = hidden.detach().clone()  # blocks may add in place
+    def _enter(self, place: int, hidden: Tensor) -> None:
+        self._before[place] = hidden.detach().clone()  # blocks may add in place
 
-        return hook
-
-    def _leave(self, place: int) -> Callable[..., None]:
-        dim = self.group.attributes["channel_dim"][place]
-        free = self.group.attributes["free"]
-
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            # The run ends here; it began `span - 1` blocks before.
-            first = place - self.span + 1
-            start, hidden = self._before.pop(first, None), first_tensor(output)
-            if start is None or hidden is None or not all(free[first : place + 1]):
-                return
-            require_finite(hidden, self.group.attributes["blocks"][place], what="the hidden state after")
-            # 1 - cos is a small difference of numbers near one, which float32 would round away.
-            x, y = start.double(), hidden.double()
-            cosine = (x * y).sum(dim) / (x.norm(dim=dim) * y.norm(dim=dim)).clamp(min=TINY)
-            if self.real is not None and cosine.shape == self.real.shape:
-                cosine = cosine[self.real.to(cosine.device)]
-            # Rounding may take a cosine above one, where arccos has no value.
-            self.sums[first] += self.measure(cosine.clamp(-1, 1)).sum().cpu()
-            self.counts[first] += cosine.numel()
-
-        return hook
+    def _leave(self, place: int, hidden: Tensor) -> None:
+        dim, free = self.group.attributes["channel_dim"][place], self.group.attributes["free"]
+        # The run ends here; it began `span - 1` blocks before.
+        first = place - self.span + 1
+        start = self._before.pop(first, None)
+        if start is None or not all(free[first : place + 1]):
+            return
+        require_finite(hidden, self.group.attributes["blocks"][place], what="the hidden state after")
+        # 1 - cos is a small difference of numbers near one, which float32 would round away.
+        x, y = start.double(), hidden.double()
+        cosine = (x * y).sum(dim) / (x.norm(dim=dim) * y.norm(dim=dim)).clamp(min=TINY)
+        if self.real is not None and cosine.shape == self.real.shape:
+            cosine = cosine[self.real.to(cosine.device)]
+        # Rounding may take a cosine above one, where arccos has no value.
+        self.sums[first] += self.measure(cosine.clamp(-1, 1)).sum().cpu()
+        self.counts[first] += cosine.numel()

@@ -24,7 +24,7 @@ class Every(Criterion):
         k: distance of the blocks that go first; 2 = every other.
 
     Raises:
-        RecipeError: k is no whole number above 0, or another granularity than layer.
+        RecipeError: k is no whole number above 0, or another granularity than layer and sub_block.
 
     Cost:
         None.
@@ -38,7 +38,7 @@ class Every(Criterion):
     speed: ClassVar[str] = "instant: nothing is read"
     best_for: ClassVar[str] = "layers, as the baseline that other criteria must beat"
     comparable: ClassVar[bool] = True
-    granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    granularities: ClassVar[tuple[str, ...]] = ("layer", "sub_block")
     reads: ClassVar[Reads] = "nothing"
     promises: ClassVar[frozenset[str]] = frozenset()
 

@@ -1,4 +1,4 @@
-"""Loss increase: what the measured loss says when a block is left out."""
+"""Loss increase: what the measured loss says when a block, or a branch of one, is left out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from secateur.criteria.base import Context, Criterion, register
 from secateur.criteria.depth.block_influence import best_where_locked
 from secateur.errors import RecipeError
-from secateur.model.bypass import bypassed
 from secateur.model.call import default_loss
 from secateur.model.guard import evaluating
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
+from secateur.structure.branches import Unit, left_out, units_of
 from secateur.types import Data, Loss
 
 
@@ -38,7 +38,7 @@ class LossIncrease(Criterion):
             the number of blocks that will go, which is enough; None = all. Only with greedy.
 
     Raises:
-        RecipeError: another granularity than layer, no data, or turns below 1 or without greedy.
+        RecipeError: another granularity than layer and sub_block, no data, or turns below 1 or without greedy.
         NonFiniteError: the loss is NaN or Inf.
 
     Cost:
@@ -56,7 +56,7 @@ class LossIncrease(Criterion):
     speed: ClassVar[str] = "slow for deep networks: forward passes, as many as blocks"
     best_for: ClassVar[str] = "layers, where labelled data and some time are at hand"
     comparable: ClassVar[bool] = True
-    granularities: ClassVar[tuple[str, ...]] = ("layer",)
+    granularities: ClassVar[tuple[str, ...]] = ("layer", "sub_block")
     promises: ClassVar[frozenset[str]] = frozenset({"batch_split"})
 
     greedy: bool = False
@@ -76,42 +76,42 @@ class LossIncrease(Criterion):
         assert data is not None
         found = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in context.groups}
         free = [
-            (group.name, place, group.attributes["blocks"][place])
+            (group.name, place, unit)
             for group in context.groups
-            for place in range(group.size)
+            for place, unit in enumerate(units_of(group))
             if group.attributes["free"][place]
         ]
         if self.greedy:
-            gone: list[str] = []
+            gone: list[Unit] = []
             losses: list[float] = []
             for turn in range(len(free) if self.turns is None else min(self.turns, len(free))):
                 # Each turn measures all that are left: what stands in for what shows only once one of them has gone.
-                losses = [loss_without(model, data, loss, without=[*gone, name]) for _, _, name in free]
+                losses = [loss_without(model, data, loss, without=[*gone, unit]) for _, _, unit in free]
                 first = min(range(len(losses)), key=losses.__getitem__)
-                group, place, name = free.pop(first)
+                group, place, unit = free.pop(first)
                 del losses[first]
                 found[group][place] = turn  # turns, not losses: those of different turns start from different networks
-                gone.append(name)
+                gone.append(unit)
             for rank, number in enumerate(sorted(range(len(free)), key=losses.__getitem__)):
                 group, place, _ = free[number]
                 found[group][place] = len(gone) + rank
         else:
             # Subtracted, so that "zero" means that nothing is lost; the order would be the same without.
             whole = loss_without(model, data, loss)
-            for group, place, name in free:
-                found[group][place] = loss_without(model, data, loss, without=[name]) - whole
+            for group, place, unit in free:
+                found[group][place] = loss_without(model, data, loss, without=[unit]) - whole
         return {group.name: best_where_locked(group, found[group.name]) for group in context.groups}
 
 
-def loss_without(model: nn.Module, data: Data, loss: Loss | None, *, without: Sequence[str] = ()) -> float:
-    """Mean loss over the samples, in eval mode, with some modules as identity.
+def loss_without(model: nn.Module, data: Data, loss: Loss | None, *, without: Sequence[Unit] = ()) -> float:
+    """Mean loss over the samples, in eval mode, without some blocks (as identity) or branches (not added).
 
     Raises:
         InputError: no batch.
         NonFiniteError: a loss that is not finite.
     """
     total, count = 0.0, 0
-    with evaluating(model), bypassed(model, without):
+    with evaluating(model), left_out(model, without):
         for number, (batch, size) in enumerate(batches(model, data)):
             value = (loss or default_loss)(model, batch).detach()
             require_finite(value, "loss", what=f"batch {number}:")

@@ -1,4 +1,4 @@
-"""Whole blocks out of a stack: removal, the way back, and the proof against identity blocks."""
+"""Blocks out of a stack, and branches out of its blocks: removal, the way back, and how names change."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanMismatchError
+from secateur.kinds.layers.stub import Stub
 from secateur.kinds.slices.cut import finish
 from secateur.structure.provenance import Attribute, owner_at, read
-from secateur.types import LayerEntry
+from secateur.types import LayerEntry, StubEntry
 
 Layers = Mapping[str, LayerEntry]  # container path -> what goes from it
 
@@ -34,17 +35,54 @@ def check_layers(model: nn.Module, layers: Layers) -> None:
         removed = entry["removed"]
         if len(set(removed)) == entry["size"] or any(not 0 <= i < entry["size"] for i in removed):
             raise PlanMismatchError(f"The plan removes blocks of {path!r} that do not exist, or all of them.")
+        for name in entry.get("stubs", {}):
+            if not name.startswith(f"{path}." if path else "") or _module_at(model, name) is None:
+                raise PlanMismatchError(
+                    f"The plan takes {name!r} out of a block of {path!r}, which this model does not have there."
+                )
         for owner, name in entry["lists"]:
             value = _list_at(model, owner, name)
             if value is None or len(value) != entry["size"]:
                 raise PlanMismatchError(f"The plan shortens {owner}.{name}, which is no list of {entry['size']} items.")
 
 
-def _container(model: nn.Module, path: str) -> nn.Module | None:
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
     module: nn.Module | None = model
     for part in path.split(".") if path else []:
         module = None if module is None else module._modules.get(part)
+    return module
+
+
+def _container(model: nn.Module, path: str) -> nn.Module | None:
+    module = _module_at(model, path)
     return module if isinstance(module, (nn.ModuleList, nn.Sequential)) else None
+
+
+def with_stubs(size: int, removed: list[int], lists: list[list[str]], stubs: dict[str, StubEntry]) -> LayerEntry:
+    """An entry of a plan; where no branch goes nothing is said of any."""
+    entry = LayerEntry(size=size, removed=removed, lists=lists)
+    if stubs:
+        entry["stubs"] = stubs
+    return entry
+
+
+def stub_names(layers: Layers) -> list[str]:
+    """Modules of branches that go, under their names before the removal."""
+    return [name for entry in layers.values() for name in entry.get("stubs", {})]
+
+
+def _put_stubs(model: nn.Module, layers: Layers) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Put something without weights in the place of branches; returns (owner, name, what was there)."""
+    before = []
+    for entry in layers.values():
+        for path, stub in entry.get("stubs", {}).items():
+            owner, _, name = path.rpartition(".")
+            holder = model.get_submodule(owner)
+            old = holder._modules[name]
+            assert old is not None
+            holder._modules[name] = Stub.of(stub).train(old.training)
+            before.append((holder, name, old))
+    return before
 
 
 def _list_at(model: nn.Module, owner: str, name: str) -> list[object] | tuple[object, ...] | None:
@@ -58,11 +96,11 @@ def _list_at(model: nn.Module, owner: str, name: str) -> list[object] | tuple[ob
 def drop_layers(
     model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int], optimizer: Optimizer | None = None
 ) -> Callable[[], None]:
-    """Remove blocks in place: the following ones move up, lists and integers follow.
+    """Remove blocks and branches in place: the following blocks move up, lists and integers follow.
 
     Args:
         model: changed in place; the blocks that stay keep their identity.
-        layers: container path -> {"size", "removed", "lists"}.
+        layers: container path -> {"size", "removed", "lists", "stubs"}.
         attributes: integers to set, addressed by the names before the removal.
         optimizer: forgets the parameters that are gone.
 
@@ -79,17 +117,21 @@ def drop_layers(
     old_lists = [(store, name, store[name]) for store, name, _ in lists]
     old_modules = [(container, dict(container._modules)) for container in containers.values()]
     finish(model, attributes)
+    stubbed = _put_stubs(model, layers)
     for store, name, path in lists:
         gone = set(layers[path]["removed"])
         store[name] = type(store[name])(item for i, item in enumerate(store[name]) if i not in gone)
     for path, container in containers.items():
         _set_modules(container, _kept(container._modules, set(layers[path]["removed"])))
     if optimizer is not None:
-        _forget(model, optimizer, [m for _, modules in old_modules for m in modules.values() if m is not None])
+        before = [m for _, modules in old_modules for m in modules.values() if m is not None]
+        _forget(model, optimizer, [*before, *(old for _, _, old in stubbed)])
 
     def undo() -> None:
         for container, modules in old_modules:
             _set_modules(container, modules)
+        for holder, name, old in stubbed:
+            holder._modules[name] = old
         for store, name, value in old_lists:
             store[name] = value
         finish(model, old_values)
@@ -126,7 +168,7 @@ def _forget(model: nn.Module, optimizer: Optimizer, blocks: Sequence[nn.Module])
 
 @contextmanager
 def dropped(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int]) -> Iterator[nn.Module]:
-    """The model without some blocks, for the time of a with statement; nothing is copied."""
+    """The model without some blocks and branches, for the time of a with statement; nothing is copied."""
     undo = drop_layers(model, layers, attributes)
     try:
         yield model
@@ -135,8 +177,8 @@ def dropped(model: nn.Module, layers: Layers, attributes: Mapping[Attribute, int
 
 
 def stand_ins(model: nn.Module, layers: Layers) -> dict[int, object]:
-    """What deepcopy puts in the place of blocks that go, which are then never copied: module id -> an empty module."""
-    memo: dict[int, object] = {}
+    """What deepcopy puts in the place of what goes, which is then never copied: module id -> an empty module."""
+    memo: dict[int, object] = {id(model.get_submodule(name)): nn.Identity() for name in stub_names(layers)}
     for path, entry in layers.items():
         container = _container(model, path)
         for i, block in enumerate(container._modules.values() if container is not None else ()):
@@ -176,8 +218,9 @@ def staying(model: nn.Module, layers: Layers) -> tuple[dict[str, str], dict[str,
 
 
 def new_names(model: nn.Module, layers: Layers) -> Callable[[str], str | None]:
-    """How names of parameters change when blocks go: a function of the old name, None for what is gone."""
-    moves: dict[str, str | None] = {}
+    """How names of parameters change: a function of the old name, None for what is gone."""
+    # Branches first: a block that moves up takes what is left of it along.
+    moves: dict[str, str | None] = {f"{name}.": None for name in stub_names(layers)}
     for path, entry in layers.items():
         container = _container(model, path)
         assert container is not None

@@ -1,4 +1,7 @@
-"""The proof of a removal of whole blocks: the original with identity in their place."""
+"""The proof of a removal of blocks or branches: the original with identity in their place.
+
+Of branches the original computes all and adds nothing where they end, which shares no module with what is removed.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,15 @@ from secateur.model.agreement import agreement
 from secateur.model.bypass import bypassed
 from secateur.model.call import call, fresh, outputs
 from secateur.request import PROOF, Efforts
+from secateur.structure.branches import Branch, left_out
 from secateur.structure.capture import quiet
 from secateur.types import Certificate, Example
 
 METHOD = "identity"
+METHOD_OF_BRANCHES = "nothing added"
 DIFFERS = "without the blocks is not that of the model with identity in their place"
+BRANCH_DIFFERS = "without the branches is not that of the model in which they are computed and not added"
+BRANCH_HINT = "Other code uses what a branch computes: protect its modules, or remove whole layers."
 HINT = (
     "Other code may count the blocks or return something of each: protect the special ones, or call the model so that "
     "it returns the result only. Nothing was changed or saved."
@@ -116,3 +123,60 @@ def identity_agreement(expected: Sequence[Tensor], found: Sequence[Tensor], tole
         CertificateError: they differ.
     """
     return agreement(expected, found, tolerance, method=METHOD, differs=DIFFERS, hint=HINT)
+
+
+# -- branches --------------------------------------------------------------------------------------------------
+
+
+def certify_branches(
+    model: nn.Module,
+    cut: nn.Module,
+    example: Example,
+    gone: Sequence[Branch],
+    layers: Layers,
+    *,
+    dtype: str = "float32",
+    tolerance: float | None = None,
+    effort: Efforts = PROOF,
+) -> Certificate:
+    """Prove that `cut` gives the outputs of `model` in which some branches are computed and not added.
+
+    Args:
+        model: the original, whole; patched while it runs, then as before.
+        cut: the model without the branches.
+        example: what `secateur.model.call.call` takes.
+        gone: the branches.
+        layers: the same in plan form.
+        dtype: as in `certify_layers`.
+        tolerance: as in `certify_layers`.
+        effort: as in `certify_layers`.
+
+    Raises:
+        CertificateError: shapes differ, or the error is above the tolerance.
+        UnsupportedError: the cut model does not run.
+
+    Cost: that of `secateur.kinds.trials.tried`.
+    """
+
+    def make(whole: nn.Module) -> Reference:
+        around = partial(left_out, whole, gone)
+        renamed = new_names(model, layers)
+        return Reference(whole, METHOD_OF_BRANCHES, around, renamed=renamed, differs=BRANCH_DIFFERS, hint=BRANCH_HINT)
+
+    found = tried([make], model, cut, example, dtype=dtype, tolerance=tolerance, effort=effort)
+    return certified(found, METHOD_OF_BRANCHES, dtype=dtype)
+
+
+def branch_outputs(model: nn.Module, example: Example, gone: Sequence[Branch]) -> list[Tensor]:
+    """Outputs of the whole model in which some branches are computed and not added."""
+    with left_out(model, gone), quiet(model), torch.no_grad():
+        return [t.detach() for t in outputs(call(model, fresh(example)))]
+
+
+def branch_agreement(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> Certificate:
+    """The certificate that outputs without some branches are those in which these are not added.
+
+    Raises:
+        CertificateError: they differ.
+    """
+    return agreement(expected, found, tolerance, method=METHOD_OF_BRANCHES, differs=BRANCH_DIFFERS, hint=BRANCH_HINT)

@@ -160,4 +160,4 @@ def parse(spec: str | Mapping[str, object] | Granularity) -> Granularity:
     return GRANULARITIES.build(name, options, also=(*STRUCTURAL, "structured", "2:4"))
 
 
-STRUCTURAL = (*SLICES, "expert", "layer")
+STRUCTURAL = (*SLICES, "expert", "layer", "sub_block")

@@ -1,0 +1,95 @@
+"""What a causal language model makes of a text token by token is what it makes of it at once, also without branches.
+
+A cache of keys and values is asked how long it is, often in its first layer, and an attention that is gone fills none.
+No forward pass without a cache shows that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import CertificateError
+from secateur.integrations.transformers import is_transformers
+from secateur.model.guard import evaluating
+from secateur.types import Certificate, Example
+
+MOST = 8  # tokens of the trial
+DIFFERS = "what it makes of the last tokens, with a cache of those before, is not what it makes of all at once"
+NOT_TRIED = "generation with a cache was not tried: {}"
+
+
+def short(model: nn.Module, example: Example) -> Callable[[nn.Module], str] | None:
+    """A trial of a model with its cache on a few tokens; None where the original has none, or fails it itself.
+
+    Args:
+        model: the original.
+        example: what `secateur.model.call.call` takes; its first tokens are used.
+
+    Returns:
+        model -> what is wrong with it, "" if nothing.
+    """
+    tokens = _tokens(model, example)
+    if tokens is None:
+        return None
+
+    def trial(given: nn.Module) -> str:
+        error = _error(given, tokens)
+        return "" if error is not None and error <= 1e-3 else DIFFERS
+
+    return trial if not trial(model) else None
+
+
+def certify_cached(whole: nn.Module, cut: nn.Module, example: Example, proof: Certificate) -> Certificate:
+    """The certificate, if a cut model also agrees with itself when it goes on from a cache.
+
+    Raises:
+        CertificateError: it does not, and the original does.
+    """
+    if not is_transformers(whole):
+        note = NOT_TRIED.format("only models of transformers say how") if _causal(whole) else ""
+        return replace(proof, notes=(*proof.notes, note)) if note else proof
+    trial = short(whole, example)
+    if trial is None:
+        return proof
+    if why := trial(cut):
+        raise CertificateError(
+            "The model without these branches generates otherwise than it answers.",
+            why=why,
+            hint="Protect the first attention of each kind, in which the cache counts its tokens.",
+        )
+    return proof
+
+
+def _causal(model: nn.Module) -> bool:
+    return callable(getattr(model, "generate", None))
+
+
+def _tokens(model: nn.Module, example: Example) -> Tensor | None:
+    if not is_transformers(model) or not _causal(model) or getattr(model.config, "is_encoder_decoder", False):
+        return None
+    ids = example.get("input_ids") if isinstance(example, Mapping) else example
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.shape[1] < 4:
+        return None
+    return ids[:1, :MOST]
+
+
+@torch.no_grad()
+def _error(model: nn.Module, ids: Tensor) -> float | None:
+    """Largest difference of the last logits, relative to the largest; None where there is no cache, or it fails."""
+    half = ids.shape[1] // 2
+    try:
+        with evaluating(model):
+            at_once = model(input_ids=ids, use_cache=False).logits[:, half:].double()
+            past = model(input_ids=ids[:, :half], use_cache=True).past_key_values
+            if past is None:
+                return None
+            one = model(input_ids=ids[:, half : half + 1], past_key_values=past, use_cache=True)
+            rest = model(input_ids=ids[:, half + 1 :], past_key_values=one.past_key_values, use_cache=True)
+            found = torch.cat([one.logits, rest.logits], 1).double()
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+        return None
+    return float((at_once - found).abs().max() / at_once.abs().max().clamp(min=1e-12))

@@ -1,0 +1,249 @@
+"""Branches of blocks: attention and MLP of a transformer layer, each by itself; the blocks stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import CertificateError, ForwardError, UnsupportedError
+from secateur.kinds.base import Candidates, Keep, nothing
+from secateur.kinds.edit import Edit
+from secateur.kinds.layers.cached import certify_cached, short
+from secateur.kinds.layers.drop import dropped, with_stubs
+from secateur.kinds.layers.kind import LayerStacks, Parts, asked
+from secateur.kinds.layers.prove import branch_agreement, branch_outputs, certify_branches
+from secateur.measure.macs import macs_by_module
+from secateur.model.agreement import worst
+from secateur.model.call import call, outputs
+from secateur.model.tensors import named_tensors, require_finite
+from secateur.request import PROOF, Efforts, Request
+from secateur.structure.branches import Branch, find_branches
+from secateur.structure.capture import quiet
+from secateur.structure.groups import protected_tensors
+from secateur.structure.stacks import Stack, find_stacks
+from secateur.types import Certificate, Example, Group, LayerEntry, Lock, Span, StubEntry
+
+
+class SubBlocks(LayerStacks):
+    """Stacks of blocks; a unit is a branch: what a block computes and adds to its hidden state."""
+
+    def __init__(self, model: nn.Module, example: Example, request: Request, examples: Sequence[Example] = ()) -> None:
+        Candidates.__init__(self, model, example, request, examples)
+        for name, tensor in named_tensors(model).items():
+            require_finite(tensor, name)
+        if request.expressible:
+            raise UnsupportedError(
+                f"No config of {type(model).__name__} says that a layer lacks its attention or its MLP.",
+                why="from_pretrained builds all layers alike",
+                hint="Leave expressible out and load with secateur.load(), or remove whole layers (granularity layer).",
+            )
+        depth = find_stacks(model, example)
+        found = find_branches(model, example, [b.name for stack in depth.stacks for b in stack.blocks if not b.locks])
+        self.branches: dict[str, list[Branch]] = {}
+        self.groups, self._whole = [], _whole(model, depth.macs)
+        self._parts: Parts = {what: {} for what in self._whole}
+        costs, reasons = macs_by_module(model, example), []
+        for stack in depth.stacks:
+            branches = [branch for block in stack.blocks for branch in found.get(block.name, ())]
+            if branches:
+                name, owned = stack.path or type(model).__name__, _owned(model, branches)
+                locks = self._locks(stack, branches, owned)
+                reasons += [lock.reason for lock in locks.values()]
+                if len(locks) < len(branches):
+                    self.branches[name] = branches
+                    self.groups.append(_group(model, stack, name, branches, owned, locks))
+                    self._count(name, branches, owned, costs)
+        if not self.groups:
+            often = [reason for reason, _ in Counter(reasons).most_common(3)]
+            raise nothing(
+                model,
+                "branches that can be removed",
+                why="; ".join(often) or "no block adds what it computes to its hidden state where that is seen",
+                hint="Attention and MLP that are summed first, side by side, go with their layer: granularity layer.",
+            )
+        self.stacks = [stack for stack in depth.stacks if (stack.path or type(model).__name__) in self.branches]
+        self.conditions = (*depth.conditions, *asked(model, example, depth.conditions))
+
+    def write(self, keep: Keep) -> Edit:
+        """What takes the place of the branches that go."""
+        layers = {}
+        for stack in self.stacks:
+            name = stack.path or type(self.model).__name__
+            gone = [b for b, stays in zip(self.branches[name], keep.get(name, ()), strict=False) if not stays]
+            if gone:
+                layers[stack.path] = _entry(stack, gone)
+        return Edit(layers=layers)
+
+    def prove(
+        self,
+        whole: nn.Module,
+        cut: nn.Module,
+        keep: Keep,
+        *,
+        dtype: str,
+        tolerance: float | None,
+        effort: Efforts = PROOF,
+        edit: Edit | None = None,
+    ) -> Certificate:
+        """By the original that computes the branches that go and does not add them; and by the cut with its cache."""
+        gone = [
+            branch
+            for name, mask in keep.items()
+            for branch, stays in zip(self.branches[name], mask, strict=True)
+            if not stays
+        ]
+        layers = (edit or self.write(keep)).layers
+        proof = worst(
+            certify_branches(whole, cut, example, gone, layers, dtype=dtype, tolerance=tolerance, effort=effort)
+            for example in (self.example, *self.examples)
+        )
+        return certify_cached(whole, cut, self.example, proof)
+
+    def _locks(
+        self, stack: Stack, branches: Sequence[Branch], owned: Mapping[Branch, Sequence[str]]
+    ) -> dict[Branch, Lock]:
+        """Why some branches may not go."""
+        guarded = protected_tensors(self.model, dict(self.model.named_parameters()), self.request.protect)
+        counts = Counter(name for name, _ in _module_names(self.model))
+        locks: dict[Branch, Lock] = {}
+        for branch in branches:
+            names = [part.name for part in branch.modules]
+            held = [guarded[name] for name in owned[branch] if name in guarded]
+            if branch.why:
+                locks[branch] = Lock(branch.why, module=branch.block)
+            elif held:
+                locks[branch] = held[0]
+            elif any(counts[id(self.model.get_submodule(name))] > 1 for name in names):
+                locks[branch] = Lock("a module of it stands in several places of the model", module=names[0])
+        free = [branch for branch in branches if branch not in locks]
+        return locks | self._probed(stack, free)
+
+    def _probed(self, stack: Stack, free: Sequence[Branch]) -> dict[Branch, Lock]:
+        """Branches whose absence is not seen to be what it should be, tried one at a time.
+
+        Tried are the first, the middle and the last of each sort, all where the middle one fails, and all of them with
+        a cache, on an input of a few tokens.
+        """
+        sorts: dict[tuple[object, ...], list[Branch]] = {}
+        for branch in free:
+            sorts.setdefault(_sort(branch), []).append(branch)
+        locks: dict[Branch, Lock] = {}
+        for alike in sorts.values():
+            middle = alike[len(alike) // 2]
+            tried = dict.fromkeys((middle, alike[0], alike[-1]))
+            if self._fault(stack, middle):
+                tried = dict.fromkeys(alike)
+            for branch in tried:
+                if why := self._fault(stack, branch):
+                    locks[branch] = Lock(f"other code depends on the branch; without it: {why}", module=branch.block)
+        few = short(self.model, self.example)
+        for branch in free if few is not None else ():
+            if branch not in locks:
+                with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}):
+                    why = few(self.model) if few is not None else ""
+                if why:
+                    locks[branch] = Lock(f"with a cache: {why}", module=branch.block)
+        return locks
+
+    def _fault(self, stack: Stack, branch: Branch) -> str:
+        expected = branch_outputs(self.model, self.example, [branch])
+        try:
+            with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}), quiet(self.model), torch.no_grad():
+                found = [t.detach() for t in outputs(call(self.model, self.example))]
+            branch_agreement(expected, found, None)
+        except (CertificateError, ForwardError) as error:
+            return error.why or error.what
+        return ""
+
+    def _count(
+        self, name: str, branches: Sequence[Branch], owned: Mapping[Branch, Sequence[str]], costs: Mapping[str, int]
+    ) -> None:
+        tensors = named_tensors(self.model)
+        held = [[tensors[p] for p in owned[branch]] for branch in branches]
+        state = [_buffers(self.model, branch) for branch in branches]
+        self._parts["params"][name] = [sum(p.numel() for p in ps) for ps in held]
+        self._parts["memory_bytes"][name] = [
+            sum(t.numel() * t.element_size() for t in (*ps, *bs)) for ps, bs in zip(held, state, strict=True)
+        ]
+        self._parts["macs"][name] = [sum(costs.get(part.name, 0) for part in branch.modules) for branch in branches]
+
+
+def _sort(branch: Branch) -> tuple[object, ...]:
+    """What branches have in common that are tried together: what runs for them, whichever block it is in."""
+    names = tuple((part.name.removeprefix(f"{branch.block}."), part.items) for part in branch.modules)
+    return (branch.place.module.removeprefix(branch.block), branch.place.number, names)
+
+
+def _entry(stack: Stack, gone: Iterable[Branch]) -> LayerEntry:
+    """The removal in plan form: the last module of a branch gives zeros, what runs before it hands on what it gets."""
+    stubs: dict[str, StubEntry] = {}
+    for branch in gone:
+        *before, last = branch.modules
+        stubs |= {part.name: StubEntry(gives="input", items=part.items) for part in before}
+        stubs[last.name] = StubEntry(gives="zeros", items=last.items)
+    return with_stubs(stack.size, [], [], stubs)
+
+
+def _module_names(model: nn.Module) -> list[tuple[int, str]]:
+    return [(id(module), name) for name, module in model.named_modules(remove_duplicate=False)]
+
+
+def _owned(model: nn.Module, branches: Sequence[Branch]) -> dict[Branch, list[str]]:
+    """Parameters that go with a branch: those that nothing outside of it holds (a tied weight stays)."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    everywhere = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    owned = {}
+    for branch in branches:
+        modules = {id(m): m for part in branch.modules for m in model.get_submodule(part.name).modules()}
+        inside = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
+        owned[branch] = [names[key] for key, count in inside.items() if everywhere[key] == count]
+    return owned
+
+
+def _buffers(model: nn.Module, branch: Branch) -> list[Tensor]:
+    return [buffer for part in branch.modules for buffer in model.get_submodule(part.name).buffers()]
+
+
+def _whole(model: nn.Module, macs: int) -> dict[str, int]:
+    tensors = named_tensors(model)
+    return {
+        "params": sum(p.numel() for p in model.parameters()),
+        "memory_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+        "macs": macs,
+    }
+
+
+def _group(
+    model: nn.Module,
+    stack: Stack,
+    name: str,
+    branches: Sequence[Branch],
+    owned: Mapping[Branch, Sequence[str]],
+    locks: Mapping[Branch, Lock],
+) -> Group:
+    """Branches as units: every weight of a branch belongs to its unit."""
+    tensors = dict(model.named_parameters())
+    spans = [
+        Span(parameter, torch.full([1] * tensors[parameter].dim(), number), "self")
+        for number, branch in enumerate(branches)
+        for parameter in owned[branch]
+    ]
+    dims = {block.name: block.channel_dim for block in stack.blocks}
+    known = {
+        "blocks": tuple(_called(model, branch) for branch in branches),
+        "free": tuple(branch not in locks for branch in branches),
+        "channel_dim": tuple(dims[branch.block] for branch in branches),
+        "branches": tuple(branches),
+    }
+    return Group(name, "sub_block", (len(branches),), tuple(spans), attributes=known)
+
+
+def _called(model: nn.Module, branch: Branch) -> str:
+    """A branch by the name of its largest module."""
+    if not branch.modules:
+        return branch.block
+    sizes = {part.name: sum(p.numel() for p in model.get_submodule(part.name).parameters()) for part in branch.modules}
+    return max(sizes, key=sizes.__getitem__)
