@@ -33,8 +33,8 @@ from secateur.report.verdict import rows
 from secateur.types import Degradation
 
 LOAD_WITH_US = (
-    "from_pretrained cannot load the saved folder: no config expresses these widths. "
-    "Load it with secateur.load(), or plan with expressible=True (--expressible)."
+    "from_pretrained cannot load the saved folder: no config expresses what was cut. "
+    "Load it with secateur.load(), or plan with expressible=True (--expressible) where a config can say it."
 )
 
 

@@ -90,7 +90,8 @@ class Candidates(ABC):
         conditions: what finding them depended on, beside what the trace says.
         structure: what the engine found, free and locked, for reports; None where it was not asked.
         families: groups that keep equally many units; empty where every group stands for itself.
-        left_out: weights that masks do not cover, each with its reason; empty for cuts, which lock dimensions.
+        left_out: weights that masks do not cover, or branches that may not go, each with its reason; empty for other
+            cuts, which lock dimensions.
         floors: group name -> units that stay in it, where they were fixed on the model before earlier cuts.
     """
 

@@ -19,9 +19,9 @@ from secateur.kinds.base import Candidates, Keep
 from secateur.kinds.edit import Edit
 from secateur.kinds.experts.kind import Experts
 from secateur.kinds.find import KINDS, find
-from secateur.kinds.layers.drop import Layers, new_names
+from secateur.kinds.layers.drop import Layers, new_names, stub_names
 from secateur.kinds.layers.kind import LayerStacks
-from secateur.kinds.layers.sub_blocks import SubBlocks
+from secateur.kinds.layers.sub_blocks import SubBlocks, units_of_branches
 from secateur.kinds.slices.fold import same_scales
 from secateur.kinds.slices.kind import Slices
 from secateur.planning.by_hand import begins_later
@@ -144,7 +144,10 @@ def _steps(
         kinds = {group["granularity"] for group in groups.values()}
         of_slices = not by_name and not kinds.isdisjoint(SLICES)
         candidates = find(before, examples[0], _request(plan, SLICES if of_slices else sorted(kinds)), examples[1:])
-        keep = _keep_of_slices(candidates, plan, rename) if of_slices else _keep(candidates, groups)
+        if isinstance(candidates, SubBlocks):  # blocks that go as well take units along: numbers are no names
+            keep = _keep_of_branches(candidates, plan, rename)
+        else:
+            keep = _keep_of_slices(candidates, plan, rename) if of_slices else _keep(candidates, groups)
         if any(request.criterion.name == GIVEN for request in (plan.request, *plan.request.earlier)):
             named = [one for group in candidates.groups if group.name in keep for one in begins_later(group)]
             candidates.conditions = (*candidates.conditions, *named)
@@ -199,6 +202,19 @@ def _keep(candidates: Candidates, groups: Mapping[str, Removal]) -> dict[str, Te
             raise PlanMismatchError(f"The plan removes locked units of {name!r}.")
         result[name] = mask.view(group.shape)
     return result
+
+
+def _keep_of_branches(candidates: SubBlocks, plan: PlanData, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """The branches in whose place the plan puts something; a locked one, or half a branch, is refused."""
+    gone = {name for old in stub_names(plan.layers) if (name := _renamed(rename, old)) is not None}
+    found = {}
+    for group in candidates.groups:
+        lost = torch.tensor([any(part.name in gone for part in branch.modules) for branch in units_of_branches(group)])
+        if bool((lost & ~torch.tensor(group.attributes["free"])).any()):
+            raise PlanMismatchError(f"The plan removes locked units of {group.name!r}.")
+        if bool(lost.any()):
+            found[group.name] = ~lost
+    return found
 
 
 def _keep_of_slices(candidates: Candidates, plan: PlanData, rename: Callable[[str], str | None]) -> dict[str, Tensor]:

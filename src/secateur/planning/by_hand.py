@@ -116,7 +116,9 @@ def _allowed(candidates: Candidates, group: Group, mask: Tensor) -> None:
         raise InputError(f"{group.name!r} would lose all its {group.size} units", hint="keep at least one")
     if stays is not None and bool((stays & ~mask).any()):
         unit = int(torch.nonzero(stays & ~mask)[0])
-        raise InputError(f"unit {unit} of {group.name!r} is locked", hint="see `secateur inspect` for the reason")
+        why = group.attributes.get("why", ("",) * group.size)[unit]
+        hint = "" if why else "see `secateur inspect` for the reason"
+        raise InputError(f"unit {unit} of {group.name!r} is locked", why=why, hint=hint)
     if left < group.size and left % multiple:
         raise InputError(
             f"{group.name!r} would keep {left} units, which is no multiple of {multiple}",

@@ -70,7 +70,7 @@ class PlanData:
         certificate: the proof, once made.
         evidence: scores and groups, while the process that made the plan lives.
         layers: path of a stack -> what goes from it.
-        left_out: weights that the masks do not cover, each with its reason.
+        left_out: weights that the masks do not cover, or branches that may not go, each with its reason.
         scales: factors on what is left, as in `secateur.kinds.edit.Edit`.
         sizes: integers on modules and configs that the decision relies on -> their value before it.
         recorded: what the file that the plan was read from says of a proof. Anybody can write that into a file: it is

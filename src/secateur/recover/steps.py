@@ -77,10 +77,16 @@ def recover(
         The optimizer steps, where the step trains.
 
     Raises:
-        RecipeError: a step that does not fit what was pruned: obs_update for whole layers.
+        RecipeError: a step that does not fit what was pruned: obs_update for whole layers, refit for sub-blocks.
     """
     # Comparisons keep steps as plain data, which their addresses are made of.
     step = _STEP.validate_python(dict(step)) if isinstance(step, Mapping) else step
+    if any(entry.get("stubs") for entry in damage.layers.values()) and isinstance(step, (ObsUpdate, Refit)):
+        raise RecipeError(
+            f"recover: {step.method} does not apply to sub-blocks (attention or MLP taken out of a layer).",
+            why="it fits the last layer before each gap of whole blocks",
+            hint="Use finetune, or remove whole layers (granularity layer).",
+        )
     if damage.layers and (isinstance(step, ObsUpdate) or (isinstance(step, Refit) and step.what == "bias")):
         raise RecipeError(
             f"recover: {step.method}{', what: bias' * isinstance(step, Refit)} does not apply to whole layers.",

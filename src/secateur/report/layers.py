@@ -152,7 +152,7 @@ def _branches(model: nn.Module, plan: Plan, name: str, scores: Mapping[str, Tens
     """The row of a stack whose blocks lose branches: units are branches, parameters those of the stack."""
     known = plan.evidence
     assert known is not None
-    group = name or type(model).__name__
+    group = f"{name}.sub_blocks".lstrip(".")
     keep = known.keep[group]
     parameters = list(model.get_submodule(name).parameters())
     stubs = [model.get_submodule(stub) for stub in plan.layers[name].get("stubs", {})]

@@ -30,7 +30,7 @@ def short(model: nn.Module, example: Example) -> Callable[[nn.Module], str] | No
         example: what `secateur.model.call.call` takes; its first tokens are used.
 
     Returns:
-        model -> what is wrong with it, "" if nothing.
+        model -> what is wrong with it, "" if nothing; to be called in eval mode.
     """
     tokens = _tokens(model, example)
     if tokens is None:
@@ -40,7 +40,8 @@ def short(model: nn.Module, example: Example) -> Callable[[nn.Module], str] | No
         error = _error(given, tokens)
         return "" if error is not None and error <= 1e-3 else DIFFERS
 
-    return trial if not trial(model) else None
+    with evaluating(model):
+        return trial if not trial(model) else None
 
 
 def certify_cached(whole: nn.Module, cut: nn.Module, example: Example, proof: Certificate) -> Certificate:
@@ -55,7 +56,9 @@ def certify_cached(whole: nn.Module, cut: nn.Module, example: Example, proof: Ce
     trial = short(whole, example)
     if trial is None:
         return proof
-    if why := trial(cut):
+    with evaluating(cut):
+        why = trial(cut)
+    if why:
         raise CertificateError(
             "The model without these branches generates otherwise than it answers.",
             why=why,
@@ -82,14 +85,13 @@ def _error(model: nn.Module, ids: Tensor) -> float | None:
     """Largest difference of the last logits, relative to the largest; None where there is no cache, or it fails."""
     half = ids.shape[1] // 2
     try:
-        with evaluating(model):
-            at_once = model(input_ids=ids, use_cache=False).logits[:, half:].double()
-            past = model(input_ids=ids[:, :half], use_cache=True).past_key_values
-            if past is None:
-                return None
-            one = model(input_ids=ids[:, half : half + 1], past_key_values=past, use_cache=True)
-            rest = model(input_ids=ids[:, half + 1 :], past_key_values=one.past_key_values, use_cache=True)
-            found = torch.cat([one.logits, rest.logits], 1).double()
+        at_once = model(input_ids=ids, use_cache=False).logits[:, half:].double()
+        past = model(input_ids=ids[:, :half], use_cache=True).past_key_values
+        if past is None:
+            return None
+        one = model(input_ids=ids[:, half : half + 1], past_key_values=past, use_cache=True)
+        rest = model(input_ids=ids[:, half + 1 :], past_key_values=one.past_key_values, use_cache=True)
+        found = torch.cat([one.logits, rest.logits], 1).double()
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
         return None
     return float((at_once - found).abs().max() / at_once.abs().max().clamp(min=1e-12))

@@ -18,13 +18,14 @@ from secateur.kinds.layers.prove import branch_agreement, branch_outputs, certif
 from secateur.measure.macs import macs_by_module
 from secateur.model.agreement import worst
 from secateur.model.call import call, outputs
+from secateur.model.guard import evaluating
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.request import PROOF, Efforts, Request
 from secateur.structure.branches import Branch, find_branches
 from secateur.structure.capture import quiet
 from secateur.structure.groups import protected_tensors
 from secateur.structure.stacks import Stack, find_stacks
-from secateur.types import Certificate, Example, Group, LayerEntry, Lock, Span, StubEntry
+from secateur.types import Certificate, Example, Group, LayerEntry, LeftOut, Lock, Span, StubEntry
 
 
 class SubBlocks(LayerStacks):
@@ -49,7 +50,7 @@ class SubBlocks(LayerStacks):
         for stack in depth.stacks:
             branches = [branch for block in stack.blocks for branch in found.get(block.name, ())]
             if branches:
-                name, owned = stack.path or type(model).__name__, _owned(model, branches)
+                name, owned = _name(stack), _owned(model, branches)
                 locks = self._locks(stack, branches, owned)
                 reasons += [lock.reason for lock in locks.values()]
                 if len(locks) < len(branches):
@@ -64,14 +65,22 @@ class SubBlocks(LayerStacks):
                 why="; ".join(often) or "no block adds what it computes to its hidden state where that is seen",
                 hint="Attention and MLP that are summed first, side by side, go with their layer: granularity layer.",
             )
-        self.stacks = [stack for stack in depth.stacks if (stack.path or type(model).__name__) in self.branches]
+        self.stacks = [stack for stack in depth.stacks if _name(stack) in self.branches]
+        self.left_out = [
+            LeftOut(called, params, why)
+            for group in self.groups
+            for called, why, params in zip(
+                group.attributes["blocks"], group.attributes["why"], self._parts["params"][group.name], strict=True
+            )
+            if why
+        ]
         self.conditions = (*depth.conditions, *asked(model, example, depth.conditions))
 
     def write(self, keep: Keep) -> Edit:
         """What takes the place of the branches that go."""
         layers = {}
         for stack in self.stacks:
-            name = stack.path or type(self.model).__name__
+            name = _name(stack)
             gone = [b for b, stays in zip(self.branches[name], keep.get(name, ()), strict=False) if not stays]
             if gone:
                 layers[stack.path] = _entry(stack, gone)
@@ -124,8 +133,8 @@ class SubBlocks(LayerStacks):
     def _probed(self, stack: Stack, free: Sequence[Branch]) -> dict[Branch, Lock]:
         """Branches whose absence is not seen to be what it should be, tried one at a time.
 
-        Tried are the first, the middle and the last of each sort, all where the middle one fails, and all of them with
-        a cache, on an input of a few tokens.
+        Tried are the first, the middle and the last of each sort, all where the middle one fails. With a cache, on an
+        input of a few tokens, the first of each sort is tried, and all where it fails: caches count by their layers.
         """
         sorts: dict[tuple[object, ...], list[Branch]] = {}
         for branch in free:
@@ -140,12 +149,16 @@ class SubBlocks(LayerStacks):
                 if why := self._fault(stack, branch):
                     locks[branch] = Lock(f"other code depends on the branch; without it: {why}", module=branch.block)
         few = short(self.model, self.example)
-        for branch in free if few is not None else ():
-            if branch not in locks:
-                with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}):
-                    why = few(self.model) if few is not None else ""
-                if why:
-                    locks[branch] = Lock(f"with a cache: {why}", module=branch.block)
+        if few is not None:
+            with evaluating(self.model):
+                for alike in sorts.values():
+                    for branch in (one for one in alike if one not in locks):
+                        with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}):
+                            why = few(self.model)
+                        if why:
+                            locks[branch] = Lock(f"with a cache: {why}", module=branch.block)
+                        elif branch is alike[0]:
+                            break
         return locks
 
     def _fault(self, stack: Stack, branch: Branch) -> str:
@@ -169,6 +182,17 @@ class SubBlocks(LayerStacks):
             sum(t.numel() * t.element_size() for t in (*ps, *bs)) for ps, bs in zip(held, state, strict=True)
         ]
         self._parts["macs"][name] = [sum(costs.get(part.name, 0) for part in branch.modules) for branch in branches]
+
+
+def _name(stack: Stack) -> str:
+    """Of the group: not that of the stack, which is what its blocks are called by as units of their own."""
+    return f"{stack.path}.sub_blocks".lstrip(".")
+
+
+def units_of_branches(group: Group) -> Sequence[Branch]:
+    """The branches that are the units of a group."""
+    branches: Sequence[Branch] = group.attributes["branches"]
+    return branches
 
 
 def _sort(branch: Branch) -> tuple[object, ...]:
@@ -235,6 +259,7 @@ def _group(
     known = {
         "blocks": tuple(_called(model, branch) for branch in branches),
         "free": tuple(branch not in locks for branch in branches),
+        "why": tuple(locks[branch].reason if branch in locks else "" for branch in branches),
         "channel_dim": tuple(dims[branch.block] for branch in branches),
         "branches": tuple(branches),
     }
