@@ -8,7 +8,8 @@
 A quarter of the parameters inside the blocks goes (--share); embeddings stay. Every case is one line of JSON:
 perplexity on the test file, share of the decoder that really went (widths come in steps), parameters that are left, and
 seconds of the processor. Lines are appended at once, and cases that stand in the file are skipped, so a run that was
-interrupted goes on. Every result is saved, and loaded by from_pretrained before it is measured.
+interrupted goes on. Every result is saved, and loaded before it is measured: by from_pretrained, or by secateur.load
+where sub-blocks went, which no config can say.
 
 With --recover STEPS every case is then trained for that many steps of two sequences each, which the calibration did
 not see, by the dense model and the labels alike: the same sequences, rate and steps for all cases, behind the lines
@@ -34,6 +35,7 @@ from secateur.recover import finetune
 from secateur.recover.distil import Distil
 
 DEPTH = {"granularity": "layer"}
+APART = {"granularity": "sub_block"}  # attention and MLP of a layer, each by itself
 GREEDY = {"name": "loss-increase", "greedy": True, "turns": 8}  # as many as the blocks that a quarter is, of thirty
 WIDTH = {"granularity": ["head", "neuron"], "protect": ["type:Embedding"]}  # the hidden size stays
 HIDDEN = {"granularity": ["head", "neuron"]}  # with the hidden size among what may go
@@ -45,6 +47,8 @@ CASES: dict[str, list[tuple[dict[str, object], float, bool]]] = {
     "depth: loss increase": [({"criterion": "loss-increase", **DEPTH}, 1.0, False)],
     "depth: greedy loss increase": [({"criterion": GREEDY, **DEPTH}, 1.0, False)],
     "depth: greedy loss increase + refit": [({"criterion": GREEDY, **DEPTH}, 1.0, True)],
+    "sub-blocks: block influence": [({"criterion": "block-influence", **APART}, 1.0, False)],
+    "sub-blocks: loss increase": [({"criterion": "loss-increase", **APART}, 1.0, False)],
     "width: magnitude": [({"criterion": {"name": "magnitude", "norm": "l2", "reduce": "mean"}, **WIDTH}, 1.0, False)],
     "width: taylor": [({"criterion": "taylor", **WIDTH}, 1.0, False)],
     "width: taylor + refit": [({"criterion": "taylor", **WIDTH}, 1.0, True)],
@@ -78,10 +82,9 @@ def main() -> None:
         whole = decoder = 0
         if case != "dense":
             whole, decoder = count(model), sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
-            if steps and folder.exists():
-                model = load(str(folder))
-            else:
-                model = pruned(model, CASES[case], asked.share, learn, folder)
+            if not (steps and folder.exists()):
+                pruned(model, CASES[case], asked.share, learn, folder)
+            model = load_cut(folder, asked.folder)
             found["gone_of_decoder"] = round((whole - count(model)) / decoder, 4)
         if steps:
             rest = text[asked.sequences :]
@@ -120,22 +123,30 @@ def pruned(
     share: float,
     data: list[dict[str, Tensor]],
     folder: Path,
-) -> nn.Module:
-    """What the steps leave, by way of a folder that transformers loads alone."""
+) -> None:
+    """Write what the steps leave."""
     decoder = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
     example = {"input_ids": data[0]["input_ids"][:1, :16]}
     for decided, part, refit in steps:
+        apart = decided["granularity"] == "sub_block"
         left = count(model) - share * part * decoder
         result = sc.prune(
             model, example, data={"train": data, "calibration": data}, recover="refit" if refit else [],
             overrides=["measure.latency=false", "measure.quality=false"], target={"params": left / count(model)},
-            expressible=True, recipe={"target": {"params": 0.5}}, **decided,
+            expressible=not apart, recipe={"target": {"params": 0.5}}, **decided,
         )  # fmt: skip
+        if apart:
+            result.save(folder)
+            return
         with tempfile.TemporaryDirectory() as temporary:
             result.save(Path(temporary) / "out")
             model = load(str(Path(temporary) / "out"))
     model.save_pretrained(folder)
-    return model
+
+
+def load_cut(folder: Path, original: str) -> nn.Module:
+    """By transformers alone, or onto the original where a plan says what is gone."""
+    return sc.load(folder, load(original)) if (folder / "plan.json").exists() else load(str(folder))
 
 
 def count(model: nn.Module) -> int:

@@ -17,7 +17,7 @@ from secateur.kinds.layers.kind import LayerStacks, Parts, asked
 from secateur.kinds.layers.prove import branch_agreement, branch_outputs, certify_branches
 from secateur.measure.macs import macs_by_module
 from secateur.model.agreement import worst
-from secateur.model.call import call, outputs
+from secateur.model.call import call, fresh, outputs
 from secateur.model.guard import evaluating
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.request import PROOF, Efforts, Request
@@ -63,7 +63,7 @@ class SubBlocks(LayerStacks):
                 model,
                 "branches that can be removed",
                 why="; ".join(often) or "no block adds what it computes to its hidden state where that is seen",
-                hint="Attention and MLP that are summed first, side by side, go with their layer: granularity layer.",
+                hint="What is summed side by side first, turned, or run fused goes with its whole layer: granularity layer.",
             )
         self.stacks = [stack for stack in depth.stacks if _name(stack) in self.branches]
         self.left_out = [
@@ -105,6 +105,8 @@ class SubBlocks(LayerStacks):
             if not stays
         ]
         layers = (edit or self.write(keep)).layers
+        for example in (self.example, *self.examples):
+            branch_agreement(branch_outputs(whole, example, gone), as_called(cut, example), tolerance)
         proof = worst(
             certify_branches(whole, cut, example, gone, layers, dtype=dtype, tolerance=tolerance, effort=effort)
             for example in (self.example, *self.examples)
@@ -164,9 +166,11 @@ class SubBlocks(LayerStacks):
     def _fault(self, stack: Stack, branch: Branch) -> str:
         expected = branch_outputs(self.model, self.example, [branch])
         try:
-            with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}), quiet(self.model), torch.no_grad():
-                found = [t.detach() for t in outputs(call(self.model, self.example))]
-            branch_agreement(expected, found, None)
+            with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}):
+                with quiet(self.model), torch.no_grad():
+                    found = [t.detach() for t in outputs(call(self.model, fresh(self.example)))]
+                branch_agreement(expected, found, None)
+                branch_agreement(expected, as_called(self.model, self.example), None)
         except (CertificateError, ForwardError) as error:
             return error.why or error.what
         return ""
@@ -182,6 +186,16 @@ class SubBlocks(LayerStacks):
             sum(t.numel() * t.element_size() for t in (*ps, *bs)) for ps, bs in zip(held, state, strict=True)
         ]
         self._parts["macs"][name] = [sum(costs.get(part.name, 0) for part in branch.modules) for branch in branches]
+
+
+def as_called(model: nn.Module, example: Example) -> list[Tensor]:
+    """Outputs as a user gets them, with fused kernels, for which some code asks the modules that it does not call.
+
+    Raises:
+        ForwardError: the forward fails.
+    """
+    with evaluating(model, example=example), torch.no_grad():
+        return [t.detach() for t in outputs(call(model, fresh(example)))]
 
 
 def _name(stack: Stack) -> str:
