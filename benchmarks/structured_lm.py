@@ -49,6 +49,12 @@ CASES: dict[str, list[tuple[dict[str, object], float, bool]]] = {
     "depth: greedy loss increase + refit": [({"criterion": GREEDY, **DEPTH}, 1.0, True)],
     "sub-blocks: block influence": [({"criterion": "block-influence", **APART}, 1.0, False)],
     "sub-blocks: loss increase": [({"criterion": "loss-increase", **APART}, 1.0, False)],
+    "sub-blocks: loss increase per parameter": [
+        ({"criterion": {"name": "loss-increase", "per": "params"}, **APART}, 1.0, False)
+    ],
+    "sub-blocks: greedy loss increase per parameter": [
+        ({"criterion": {**GREEDY, "per": "params", "turns": 12}, **APART}, 1.0, False)
+    ],
     "width: magnitude": [({"criterion": {"name": "magnitude", "norm": "l2", "reduce": "mean"}, **WIDTH}, 1.0, False)],
     "width: taylor": [({"criterion": "taylor", **WIDTH}, 1.0, False)],
     "width: taylor + refit": [({"criterion": "taylor", **WIDTH}, 1.0, True)],

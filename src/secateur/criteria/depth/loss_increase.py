@@ -17,7 +17,7 @@ from secateur.model.guard import evaluating
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.branches import Unit, left_out, units_of
-from secateur.types import Data, Loss
+from secateur.types import Data, Group, Loss
 
 
 @register
@@ -36,9 +36,12 @@ class LossIncrease(Criterion):
             the scores are then the turns in which the blocks go, over all groups.
         turns: how many blocks are chosen so; those that are left follow in the order of the last measurement. Give
             the number of blocks that will go, which is enough; None = all. Only with greedy.
+        per: "unit", or "params": the rise for each parameter that goes, which fits sub-blocks, of which an MLP holds
+            several times as many as an attention, and targets in parameters.
 
     Raises:
-        RecipeError: another granularity than layer and sub_block, no data, or turns below 1 or without greedy.
+        RecipeError: another granularity than layer and sub_block, no data, turns below 1 or without greedy, or
+            an unknown per.
         NonFiniteError: the loss is NaN or Inf.
 
     Cost:
@@ -61,9 +64,12 @@ class LossIncrease(Criterion):
 
     greedy: bool = False
     turns: int | None = None
+    per: str = "unit"
 
     def __post_init__(self) -> None:
-        """Refuse turns that mean nothing."""
+        """Refuse turns that mean nothing, and what nothing is divided by."""
+        if self.per not in ("unit", "params"):
+            raise RecipeError(f"loss-increase: per is {self.per!r}", hint="unit or params")
         if self.turns is None:
             return
         if type(self.turns) is not int or self.turns < 1:
@@ -75,6 +81,7 @@ class LossIncrease(Criterion):
         model, data, loss = context.model, context.data, context.loss
         assert data is not None
         found = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in context.groups}
+        sizes = {group.name: self._sizes(model, group) for group in context.groups}
         free = [
             (group.name, place, unit)
             for group in context.groups
@@ -84,10 +91,16 @@ class LossIncrease(Criterion):
         if self.greedy:
             gone: list[Unit] = []
             losses: list[float] = []
+            # Rises are what parameters divide; without them the order by losses is the same.
+            now = loss_without(model, data, loss) if self.per == "params" else 0.0
             for turn in range(len(free) if self.turns is None else min(self.turns, len(free))):
                 # Each turn measures all that are left: what stands in for what shows only once one of them has gone.
-                losses = [loss_without(model, data, loss, without=[*gone, unit]) for _, _, unit in free]
+                measured = [loss_without(model, data, loss, without=[*gone, unit]) for _, _, unit in free]
+                losses = [
+                    (value - now) / sizes[group][place] for value, (group, place, _) in zip(measured, free, strict=True)
+                ]
                 first = min(range(len(losses)), key=losses.__getitem__)
+                now = measured[first] if self.per == "params" else 0.0
                 group, place, unit = free.pop(first)
                 del losses[first]
                 found[group][place] = turn  # turns, not losses: those of different turns start from different networks
@@ -99,8 +112,19 @@ class LossIncrease(Criterion):
             # Subtracted, so that "zero" means that nothing is lost; the order would be the same without.
             whole = loss_without(model, data, loss)
             for group, place, unit in free:
-                found[group][place] = loss_without(model, data, loss, without=[unit]) - whole
+                found[group][place] = (loss_without(model, data, loss, without=[unit]) - whole) / sizes[group][place]
         return {group.name: best_where_locked(group, found[group.name]) for group in context.groups}
+
+    def _sizes(self, model: nn.Module, group: Group) -> list[float]:
+        """What the rise of every unit is divided by."""
+        sizes = [0.0] * group.size
+        if self.per == "unit":
+            return [1.0] * group.size
+        tensors = dict(model.named_parameters())
+        for span in group.spans:
+            assert span.index is not None  # one unit holds all of the tensor
+            sizes[int(span.index.flatten()[0])] += tensors[span.tensor].numel()
+        return [max(size, 1.0) for size in sizes]
 
 
 def loss_without(model: nn.Module, data: Data, loss: Loss | None, *, without: Sequence[Unit] = ()) -> float:

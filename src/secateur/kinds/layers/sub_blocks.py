@@ -63,7 +63,7 @@ class SubBlocks(LayerStacks):
                 model,
                 "branches that can be removed",
                 why="; ".join(often) or "no block adds what it computes to its hidden state where that is seen",
-                hint="What is summed side by side first, turned, or run fused goes with its whole layer: granularity layer.",
+                hint="What is summed side by side first, turned, or run fused goes with its layer: granularity layer.",
             )
         self.stacks = [stack for stack in depth.stacks if _name(stack) in self.branches]
         self.left_out = [

@@ -169,6 +169,30 @@ def test_influence_and_loss_increase_from_their_definitions(kind):
         ]
     assert np.allclose(scores, rises, atol=1e-6)
 
+    sizes = []
+    for layer in model.layers:
+        norms = [] if kind == "post" else [layer.n1, layer.n2]
+        parts = [[layer.mix, *norms[:1]], [layer.up, layer.down, *norms[1:]]]
+        sizes += [sum(p.numel() for module in part for p in module.parameters()) for part in parts]
+    per = sc.score(
+        model, x, granularity="sub_block", criterion=LossIncrease(per="params"), data=[(x, y)], loss=loss
+    )["layers.sub_blocks"]  # fmt: skip
+    assert np.allclose(per, np.array(rises) / sizes, atol=1e-8)
+    turns = sc.score(
+        model, x, granularity="sub_block", criterion=LossIncrease(per="params", greedy=True, turns=3), data=[(x, y)],
+        loss=loss,
+    )["layers.sub_blocks"]  # fmt: skip
+    gone, last = set(), float(whole)
+    for turn in range(3):
+        after = {
+            i: float(nn.functional.cross_entropy(by_hand(model, {*gone, i}, x).flatten(0, 1), y.flatten()).detach())
+            for i in set(range(2 * DEPTH)) - gone
+        }
+        first = min(after, key=lambda i: (after[i] - last) / sizes[i])
+        assert int(turns.argsort()[turn]) == first
+        gone.add(first)
+        last = after[first]
+
 
 def test_the_proof_sees_a_branch_that_is_cut_otherwise():
     model, x = net(), example()
