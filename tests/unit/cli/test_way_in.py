@@ -435,7 +435,7 @@ def test_a_named_metric_without_data_is_refused(judged: Path, capsys: pytest.Cap
 def test_a_run_that_goes_on_measures_by_the_same_metric_on_the_same_device(
     judged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from secateur import interrupted, pipeline
+    from secateur import pipeline, sources
     from secateur.sources import Source
 
     real, calls = pipeline.snapshot, []
@@ -457,7 +457,7 @@ def test_a_run_that_goes_on_measures_by_the_same_metric_on_the_same_device(
         placed.append(where)
         return source
 
-    monkeypatch.setattr(interrupted, "on_device", put)
+    monkeypatch.setattr(sources, "on_device", put)
     capsys.readouterr()
     assert main(["resume", "o", "--json"]) == 0
     assert placed == ["cpu"]
