@@ -327,7 +327,7 @@ def _require_loadable(model: nn.Module, method: str) -> None:
         return
     raise UnsupportedError(
         f"{method} of this {type(model).__name__} would write a folder that from_pretrained cannot load",
-        why="its widths are not those of its config, and a config holds one number for all layers alike",
+        why="its widths or parts are not those of its config, and a config holds one number for all layers alike",
         hint="plan with expressible=True (--expressible); or keep it: result.save(folder), and secateur.load",
     )
 
