@@ -168,9 +168,8 @@ class Group:
 
 
 class StubEntry(TypedDict):
-    """What takes the place of a module: "zeros" or its "input", alone (items 0) or first in a tuple of so many."""
+    """What takes the place of a module: zeros of its input's shape, alone (items 0) or first in a tuple of so many."""
 
-    gives: Literal["zeros", "input"]
     items: int
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.errors import visible
+from secateur.kinds.layers.drop import stub_names
 from secateur.planning.decision import PlanData
 from secateur.structure.grouped import grouped
 from secateur.types import Certificate
@@ -43,10 +44,9 @@ def explain(plan: PlanData) -> str:
 
 
 def _branches(plan: PlanData) -> list[str]:
-    """Where nothing is added any more, a few names at a time."""
-    stubs = [stub for entry in plan.layers.values() for stub in entry.get("stubs", {}).items()]
-    names = [name for name, stub in stubs if stub["gives"] == "zeros"]
-    return [f"  adds nothing any more: {', '.join(names[i : i + 4])}" for i in range(0, len(names), 4)]
+    """What something without weights stands for now, a few names at a time."""
+    names = stub_names(plan.layers)
+    return [f"  zeros in the place of: {', '.join(names[i : i + 4])}" for i in range(0, len(names), 4)]
 
 
 def not_proved(recorded: Certificate | None) -> str:

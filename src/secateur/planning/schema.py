@@ -69,7 +69,6 @@ class MaskPart(FilePart):
 class StubPart(FilePart):
     """What takes the place of a module of a branch."""
 
-    gives: Literal["zeros", "input"]
     items: Annotated[int, Field(ge=0, le=64)]
 
 

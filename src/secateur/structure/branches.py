@@ -317,6 +317,31 @@ def left_out(model: nn.Module, units: Sequence[Unit]) -> Iterator[None]:
         yield
 
 
+class _Adding(_Running):
+    """Measures what some branches add."""
+
+    def __init__(self, model: nn.Module, branches: Sequence[Branch]) -> None:
+        super().__init__(model, list(dict.fromkeys(branch.block for branch in branches)))
+        self.sides = {branch.place: branch.side for branch in branches}
+        self.most: dict[Place, float] = {}
+
+    def before(self, operands: Sequence[Tensor], *, writes: bool) -> None:
+        place = self.place()
+        if place in self.sides:
+            self.most[place] = float(operands[self.sides[place]].detach().abs().max())
+
+
+def added(model: nn.Module, example: Example, branches: Sequence[Branch]) -> dict[Place, float]:
+    """The largest number that each branch adds to its hidden state; sums that are not met are left out.
+
+    Cost: one forward pass.
+    """
+    adding = _Adding(model, branches)
+    with quiet(model, example), torch.no_grad(), adding.hooks():
+        call(model, example)
+    return adding.most
+
+
 Seen = Callable[[int, Tensor], None]
 
 

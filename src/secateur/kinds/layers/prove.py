@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import CertificateError
 from secateur.kinds.layers.drop import Layers, block_names, new_names, staying
 from secateur.kinds.layers.handed import Handed, require_alike
 from secateur.kinds.layers.numbers import same_numbers, which_stay
@@ -21,7 +22,7 @@ from secateur.model.agreement import agreement
 from secateur.model.bypass import bypassed
 from secateur.model.call import call, fresh, outputs
 from secateur.request import PROOF, Efforts
-from secateur.structure.branches import Branch, left_out
+from secateur.structure.branches import Branch, added, left_out
 from secateur.structure.capture import quiet
 from secateur.types import Certificate, Example
 
@@ -171,6 +172,19 @@ def branch_outputs(model: nn.Module, example: Example, gone: Sequence[Branch]) -
     """Outputs of the whole model in which some branches are computed and not added."""
     with left_out(model, gone), quiet(model), torch.no_grad():
         return [t.detach() for t in outputs(call(model, fresh(example)))]
+
+
+def require_silent(cut: nn.Module, example: Example, gone: Sequence[Branch]) -> None:
+    """Refuse a cut model in which a removed branch still adds something, also where a norm behind it hides that.
+
+    Raises:
+        CertificateError: names the block.
+    """
+    found = added(cut, example, gone)
+    loud = next((branch for branch in gone if found.get(branch.place, 1.0) != 0.0), None)
+    if loud is not None:
+        how = f"adds numbers up to {found[loud.place]:.3g}" if loud.place in found else "ends in another sum"
+        raise CertificateError(f"A branch of {loud.block} that is gone {how}.", hint=BRANCH_HINT)
 
 
 def branch_agreement(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> Certificate:

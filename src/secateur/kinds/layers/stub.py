@@ -9,34 +9,29 @@ from secateur.types import StubEntry
 
 
 class Stub(nn.Module):
-    """Answers with its hidden state, or with zeros of its shape; all else of a tuple is None.
+    """Answers with zeros of its hidden state's shape; all else of a tuple is None.
 
     Args:
-        gives: "zeros" or "input".
         items: 0 = a tensor; else a tuple of so many items.
 
     Example:
         >>> import torch
-        >>> Stub("zeros", 2)(torch.ones(1, 3))
+        >>> Stub(2)(torch.ones(1, 3))
         (tensor([[0., 0., 0.]]), None)
     """
 
-    def __init__(self, gives: str, items: int = 0) -> None:
+    def __init__(self, items: int = 0) -> None:
         super().__init__()
-        self.gives, self.items = gives, items
+        self.items = items
 
     @classmethod
     def of(cls, entry: StubEntry) -> Stub:
         """As a plan has it."""
-        return cls(entry["gives"], entry["items"])
+        return cls(entry["items"])
 
     def forward(self, *args: object, **kwargs: object) -> Tensor | tuple[Tensor | None, ...]:
         """The first tensor of the arguments decides about the shape."""
         hidden = hidden_of(args, kwargs)
         assert hidden is not None
-        found = hidden.new_zeros(hidden.shape) if self.gives == "zeros" else hidden
+        found = hidden.new_zeros(hidden.shape)
         return (found, *[None] * (self.items - 1)) if self.items else found
-
-    def extra_repr(self) -> str:
-        """What it gives."""
-        return f"gives {self.gives}"

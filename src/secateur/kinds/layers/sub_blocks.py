@@ -14,7 +14,7 @@ from secateur.kinds.edit import Edit
 from secateur.kinds.layers.cached import certify_cached, short
 from secateur.kinds.layers.drop import dropped, with_stubs
 from secateur.kinds.layers.kind import LayerStacks, Parts, asked
-from secateur.kinds.layers.prove import branch_agreement, branch_outputs, certify_branches
+from secateur.kinds.layers.prove import branch_agreement, branch_outputs, certify_branches, require_silent
 from secateur.measure.macs import macs_by_module
 from secateur.model.agreement import worst
 from secateur.model.call import call, fresh, outputs
@@ -107,6 +107,7 @@ class SubBlocks(LayerStacks):
         layers = (edit or self.write(keep)).layers
         for example in (self.example, *self.examples):
             branch_agreement(branch_outputs(whole, example, gone), as_called(cut, example), tolerance)
+            require_silent(cut, example, gone)
         proof = worst(
             certify_branches(whole, cut, example, gone, layers, dtype=dtype, tolerance=tolerance, effort=effort)
             for example in (self.example, *self.examples)
@@ -171,6 +172,7 @@ class SubBlocks(LayerStacks):
                     found = [t.detach() for t in outputs(call(self.model, fresh(self.example)))]
                 branch_agreement(expected, found, None)
                 branch_agreement(expected, as_called(self.model, self.example), None)
+                require_silent(self.model, self.example, [branch])
         except (CertificateError, ForwardError) as error:
             return error.why or error.what
         return ""
@@ -216,12 +218,8 @@ def _sort(branch: Branch) -> tuple[object, ...]:
 
 
 def _entry(stack: Stack, gone: Iterable[Branch]) -> LayerEntry:
-    """The removal in plan form: the last module of a branch gives zeros, what runs before it hands on what it gets."""
-    stubs: dict[str, StubEntry] = {}
-    for branch in gone:
-        *before, last = branch.modules
-        stubs |= {part.name: StubEntry(gives="input", items=part.items) for part in before}
-        stubs[last.name] = StubEntry(gives="zeros", items=last.items)
+    """The removal in plan form. Every module gives zeros: of several side by side each adds something by itself."""
+    stubs = {part.name: StubEntry(items=part.items) for branch in gone for part in branch.modules}
     return with_stubs(stack.size, [], [], stubs)
 
 

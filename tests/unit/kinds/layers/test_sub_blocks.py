@@ -14,7 +14,7 @@ import secateur as sc
 from secateur.criteria import BlockInfluence, LossIncrease
 from secateur.errors import CertificateError, InputError, PlanMismatchError, RecipeError, UnsupportedError
 from secateur.kinds.edit import Edit
-from secateur.kinds.layers.prove import certify_branches
+from secateur.kinds.layers.prove import certify_branches, require_silent
 from secateur.kinds.layers.stub import Stub
 from secateur.measure import macs, num_params
 from secateur.result import NotNativeWarning
@@ -123,8 +123,9 @@ def test_what_is_left_is_the_forward_without_those_branches(kind, gone, seed):
     assert plan.certificate.method == "nothing added"
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)]
-    named = [line for line in plan.explain().splitlines() if "adds nothing any more" in line]
-    assert sum(line.count("layers.") for line in named) == len(gone)
+    said = "".join(line for line in plan.explain().splitlines() if "zeros in the place of" in line)
+    assert said.count("layers.") == sum(isinstance(module, Stub) for module in cut.modules())
+    assert all(f"layers.{i // 2}.{'down' if i % 2 else 'mix'}" in said for i in gone)
 
 
 @pytest.mark.parametrize("kind", ["pre", "post", "inplace"])
@@ -194,11 +195,29 @@ def test_influence_and_loss_increase_from_their_definitions(kind):
         last = after[first]
 
 
+class Loud(nn.Module):
+    def forward(self, hidden, scale=1.0):
+        return hidden + 1, None
+
+
+def test_a_branch_that_a_norm_hides_is_still_heard():
+    model, x = net("post"), example()
+    branch = find_branches(model, x, ["layers.3"])["layers.3"][1]
+    cut = plan_for(model, x, [7]).apply(model)
+    require_silent(cut, x, [branch])
+    cut.layers[3].down = nn.Linear(WIDTH, WIDTH, bias=False)
+    nn.init.eye_(cut.layers[3].down.weight)  # of zeros it makes zeros
+    require_silent(cut, x, [branch])
+    cut.layers[3].up = nn.Identity()  # and now the positive part of the input is added
+    with pytest.raises(CertificateError, match="that is gone adds numbers up to"):
+        require_silent(cut, x, [branch])
+
+
 def test_the_proof_sees_a_branch_that_is_cut_otherwise():
     model, x = net(), example()
     plan = plan_for(model, x, [2])
     gone = [find_branches(model, x, ["layers.1"])["layers.1"][0]]
-    for name, stub in (("layers.1.mix", Stub("input", 2)), ("layers.2.mix", Stub("zeros", 2)), ("layers.1.n1", None)):
+    for name, stub in (("layers.1.mix", Loud()), ("layers.2.mix", Stub(2)), ("layers.1.n1", None)):
         wrong = Edit(layers=plan.layers).copy(model)
         owner, _, last = name.rpartition(".")
         if stub is None:
@@ -326,7 +345,20 @@ class Turned(nn.Module):
         return x + self.a(x.transpose(1, 2)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("block", [SideBySide, Counted, Fused, Turned])
+def test_branches_side_by_side_go_together():
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(SideBySide() for _ in range(3)))
+    model = nn.Sequential(nn.Linear(4, WIDTH), blocks, nn.LayerNorm(WIDTH)).eval()
+    x = example()
+    for place in range(3):
+        cut = sc.plan(model, x, granularity="sub_block", remove={"1.sub_blocks": [place]}).apply(model)
+        hidden = model[0](x)
+        for i, block in enumerate(blocks):
+            hidden = hidden if i == place else block(hidden)
+        assert torch.equal(cut(x), model[2](hidden))
+
+
+@pytest.mark.parametrize("block", [Counted, Fused, Turned])
 def test_branches_that_cannot_go_alone_are_refused(block):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, WIDTH), nn.Sequential(*(block() for _ in range(3)))).eval()
@@ -427,7 +459,7 @@ def test_the_first_attention_would_break_generation_and_is_seen():
     branch = find_branches(model, x, ["model.layers.0"])["model.layers.0"][0]
     with left_out(model, [branch]), torch.no_grad():
         expected = model(**x).logits
-    model.model.layers[0].input_layernorm, model.model.layers[0].self_attn = Stub("input"), Stub("zeros", 2)
+    model.model.layers[0].input_layernorm, model.model.layers[0].self_attn = Stub(), Stub(2)
     with torch.no_grad():
         assert torch.allclose(model(**x).logits, expected, atol=1e-6)
     ids = x["input_ids"]
