@@ -18,6 +18,7 @@ from secateur.files.manifest import MANIFEST
 from secateur.files.safe import save_tensors
 from secateur.files.seeds import canonical_json
 from secateur.integrations.transformers import config_files, copy_tokenizer, express, is_transformers
+from secateur.kinds.layers.drop import stub_names
 from secateur.loading import BUFFERS, PLAN, WEIGHTS, beside_state
 from secateur.model.tensors import require_storable
 from secateur.planning.beside import save_beside
@@ -90,6 +91,9 @@ def native(model: nn.Module, plan: Plan) -> Native:
     config = express(model, model, None if known is None else known.example)
     if config is not None:
         return Native(config_files(model, config), kind)
+    if stub_names(plan.layers):
+        # No shape is another one: from_pretrained would make up what is gone, at random, and hand that out.
+        return Native({}, kind, loads=False)
     # The original's config beside cut weights: from_pretrained fails on the shapes, so everybody is told.
     whole = model if known is None else known.model
     return Native(config_files(whole, whole.config), kind, loads=False)
