@@ -429,9 +429,8 @@ def test_families_lose_branches_and_load_again(name, tmp_path):
     with pytest.warns(NotNativeWarning, match=r"secateur\.load"):
         result.save(tmp_path / "out")
     transformers = pytest.importorskip("transformers")
-    for kind in (transformers.AutoModel, type(model)):  # with a config they would make up at random what is gone
-        with pytest.raises((OSError, ValueError), match=r"config\.json"):
-            kind.from_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"config\.json"):  # with one it would make up at random what is gone
+        transformers.AutoModel.from_pretrained(tmp_path / "out")
     fresh, _, _ = of_family(name)
     loaded = sc.load(tmp_path / "out", fresh, example=x)
     with torch.no_grad():
