@@ -15,7 +15,7 @@ from secateur.model.call import default_loss, device_of, to_device, to_example
 from secateur.model.guard import guard
 from secateur.model.samples import batch_size_of
 from secateur.statistics.gradients.functional import mean_loss, parameters
-from secateur.structure.branches import left_out, units_of
+from secateur.structure.left_out import left_out, units_of
 from secateur.types import Batch, Group, Loss
 
 Picks = dict[str, list[int]]

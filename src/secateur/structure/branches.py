@@ -6,31 +6,17 @@ was there before the first weight of the branch was multiplied. Its modules are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from secateur.model.bypass import bypassed, first_tensor, hidden_of
+from secateur.model.bypass import first_tensor
 from secateur.model.call import call
 from secateur.structure.capture import quiet
-from secateur.structure.sums import Sums
-from secateur.types import Example, Group
-
-
-class Place(NamedTuple):
-    """Where a sum is written: what stays the same when other modules are gone.
-
-    Args:
-        module: name of the innermost module that ran.
-        number: which of its own sums.
-    """
-
-    module: str
-    number: int
+from secateur.structure.sums import BlockSums, SumPlace
+from secateur.types import Example
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Branch:
+class ResidualBranch:
     """What a block computes and adds to its hidden state.
 
     Args:
@@ -59,19 +45,10 @@ class Branch:
     """
 
     block: str
-    place: Place
+    place: SumPlace
     side: int
     modules: tuple[Answering, ...]
     why: str = ""
-
-
-Unit = Branch | str  # what may be left out of a run: a branch, or a block by its name
-
-
-def units_of(group: Group) -> Sequence[Unit]:
-    """What the units of a group of layers or sub-blocks are."""
-    units: Sequence[Unit] = group.attributes.get("branches") or group.attributes["blocks"]
-    return units[: group.size]
 
 
 @dataclass
@@ -92,94 +69,18 @@ class _Run:
 class _Ended:
     """A sum that ends a branch, and when its trunk came to be."""
 
-    place: Place
+    place: SumPlace
     side: int
     since: int
     until: int
 
 
-class _Running(Sums):
-    """Knows which module runs innermost in some blocks, and numbers the sums of each.
-
-    Args:
-        model: whose modules are watched while `hooks` holds.
-        blocks: names of the blocks.
-    """
-
-    def __init__(self, model: nn.Module, blocks: Sequence[str]) -> None:
-        super().__init__(None)
-        self.model, self.blocks = model, blocks
-        self.block = ""
-        self.stack: list[str] = []
-        self.counts: dict[str, int] = {}
-
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Watch the blocks and all that is in them, in a with statement around the run."""
-        with ExitStack() as stack:
-            for name in self.blocks:
-                block = self.model.get_submodule(name)
-                stack.callback(block.register_forward_pre_hook(self._begin(name), with_kwargs=True).remove)
-                stack.callback(block.register_forward_hook(self._end).remove)
-                for path, module in block.named_modules(prefix=name):
-                    if module is not block:
-                        stack.callback(module.register_forward_pre_hook(self._enter(path), with_kwargs=True).remove)
-                        stack.callback(module.register_forward_hook(self._leave).remove)
-            with self:
-                yield
-
-    def place(self) -> Place:
-        """Of the sum that is met; call it once for each."""
-        name = self.stack[-1]
-        self.counts[name] = self.counts.get(name, -1) + 1
-        return Place(name, self.counts[name])
-
-    def entered(self, name: str, module: nn.Module, hidden: Tensor | None) -> None:
-        """A module within a block is called."""
-
-    def left(self, name: str, output: object) -> None:
-        """A module within a block has answered."""
-
-    def began(self, hidden: Tensor) -> None:
-        """A block is called."""
-
-    def ended(self) -> None:
-        """A block has answered."""
-
-    def _begin(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-            hidden = hidden_of(args, kwargs)
-            self.block, self.stack, self.counts = name, [name], {}
-            self.shape = None if hidden is None else hidden.shape
-            if hidden is not None:
-                self.began(hidden)
-
-        return hook
-
-    def _end(self, module: nn.Module, args: object, output: object) -> None:
-        if self.shape is not None:
-            self.ended()
-        self.shape, self.stack = None, []
-
-    def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-            if self.shape is not None:
-                self.entered(name, module, hidden_of(args, kwargs))
-                self.stack.append(name)
-
-        return hook
-
-    def _leave(self, module: nn.Module, args: object, output: object) -> None:
-        if self.shape is not None:
-            self.left(self.stack.pop(), output)
-
-
-class _Finder(_Running):
+class _Finder(BlockSums):
     """Tells which sums end a branch, and which modules ran for it."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[str]) -> None:
         super().__init__(model, blocks)
-        self.found: dict[str, list[Branch]] = {}
+        self.found: dict[str, list[ResidualBranch]] = {}
         self.often: set[str] = set()  # blocks that run more than once
         self.began(torch.empty(0))
 
@@ -231,7 +132,7 @@ class _Finder(_Running):
         self.found[self.block] = [self._branch(one) for one in self.sums]
         self.began(torch.empty(0))
 
-    def _branch(self, found: _Ended) -> Branch:
+    def _branch(self, found: _Ended) -> ResidualBranch:
         inside = [run for run in self.runs if found.since < run.enter and -1 < run.leave <= found.until]
         names = {run.name for run in inside}
         names_run = [run.name for run in self.runs]
@@ -240,7 +141,7 @@ class _Finder(_Running):
         last = max((number for number, run in enumerate(own) if run.weighs), default=-1)
         top = own[: last + 1]  # a dropout or an activation behind them stays: it makes zeros of zeros, or it is seen
         modules = tuple(Answering(run.name, run.items) for run in top)
-        return Branch(self.block, found.place, found.side, modules, self._fault(top))
+        return ResidualBranch(self.block, found.place, found.side, modules, self._fault(top))
 
     def _fault(self, top: Sequence[_Run]) -> str:
         if not top:
@@ -263,7 +164,7 @@ def _items(output: object) -> int:
     return len(output) if plain and isinstance(output[0], Tensor) else -1  # type: ignore[arg-type, index]
 
 
-def find_branches(model: nn.Module, example: Example, blocks: Sequence[str]) -> dict[str, tuple[Branch, ...]]:
+def find_branches(model: nn.Module, example: Example, blocks: Sequence[str]) -> dict[str, tuple[ResidualBranch, ...]]:
     """The branches of some blocks, in the order in which they run.
 
     Args:
@@ -280,126 +181,3 @@ def find_branches(model: nn.Module, example: Example, blocks: Sequence[str]) -> 
     with quiet(model, example), torch.no_grad(), finder.hooks():
         call(model, example)
     return {name: () if name in finder.often else tuple(finder.found.get(name, ())) for name in blocks}
-
-
-class _Skipping(_Running):
-    """The sums that end some branches hand on their trunk alone."""
-
-    def __init__(self, model: nn.Module, branches: Sequence[Branch]) -> None:
-        super().__init__(model, list(dict.fromkeys(branch.block for branch in branches)))
-        self.sides = {branch.place: branch.side for branch in branches}
-
-    def before(self, operands: Sequence[Tensor], *, writes: bool) -> tuple[Tensor, bool] | None:
-        side = self.sides.get(self.place())
-        if side is None:
-            return None
-        trunk = operands[1 - side]
-        # A sum that writes into its first operand: into the trunk itself, or over what was added.
-        return (trunk.clone() if writes else trunk), writes
-
-    def met(self, known: tuple[Tensor, bool] | None, total: Tensor) -> Tensor:
-        if known is None:
-            return total
-        trunk, writes = known
-        return total.copy_(trunk) if writes else trunk.to(total.dtype, copy=True)
-
-
-@contextmanager
-def left_out(model: nn.Module, units: Sequence[Unit]) -> Iterator[None]:
-    """Run a model without some blocks or branches: everything is computed as ever, and not added.
-
-    Args:
-        model: patched inside the context, then as before.
-        units: branches, or names of blocks.
-    """
-    branches = [unit for unit in units if isinstance(unit, Branch)]
-    with bypassed(model, [unit for unit in units if isinstance(unit, str)]), _Skipping(model, branches).hooks():
-        yield
-
-
-class _Adding(_Running):
-    """Measures what some branches add."""
-
-    def __init__(self, model: nn.Module, branches: Sequence[Branch]) -> None:
-        super().__init__(model, list(dict.fromkeys(branch.block for branch in branches)))
-        self.sides = {branch.place: branch.side for branch in branches}
-        self.most: dict[Place, float] = {}
-
-    def before(self, operands: Sequence[Tensor], *, writes: bool) -> None:
-        place = self.place()
-        if place in self.sides:
-            self.most[place] = float(operands[self.sides[place]].detach().abs().max())
-
-
-def added(model: nn.Module, example: Example, branches: Sequence[Branch]) -> dict[Place, float]:
-    """The largest number that each branch adds to its hidden state; sums that are not met are left out.
-
-    Cost: one forward pass.
-    """
-    adding = _Adding(model, branches)
-    with quiet(model, example), torch.no_grad(), adding.hooks():
-        call(model, example)
-    return adding.most
-
-
-Seen = Callable[[int, Tensor], None]
-
-
-class _Reading(_Running):
-    """Shows the hidden state before and after some branches."""
-
-    def __init__(self, model: nn.Module, branches: Mapping[int, Branch], enter: Seen, leave: Seen) -> None:
-        super().__init__(model, list(dict.fromkeys(branch.block for branch in branches.values())))
-        self.wanted = {branch.place: (number, branch.side) for number, branch in branches.items()}
-        self.enter, self.leave = enter, leave
-
-    def before(self, operands: Sequence[Tensor], *, writes: bool) -> int | None:
-        number, side = self.wanted.get(self.place(), (None, 0))
-        if number is not None:
-            self.enter(number, operands[1 - side])
-        return number
-
-    def met(self, known: int | None, total: Tensor) -> Tensor:
-        if known is not None:
-            self.leave(known, total)
-        return total
-
-
-@contextmanager
-def reading(model: nn.Module, units: Mapping[int, Unit], enter: Seen, leave: Seen) -> Iterator[None]:
-    """Show the hidden state on both sides of some blocks or branches, in the order of the run.
-
-    Args:
-        model: watched inside the context.
-        units: number -> branch, or name of a block.
-        enter: called as ``enter(number, hidden)`` with what a unit adds to; copy what is to be kept.
-        leave: called as ``leave(number, hidden)`` with the hidden state behind it, if a tensor is handed on.
-    """
-    branches = {number: unit for number, unit in units.items() if isinstance(unit, Branch)}
-    with ExitStack() as stack:
-        for number, unit in units.items():
-            if isinstance(unit, str):
-                block = model.get_submodule(unit)
-                stack.callback(block.register_forward_pre_hook(_entering(number, enter), with_kwargs=True).remove)
-                stack.callback(block.register_forward_hook(_leaving(number, leave)).remove)
-        if branches:
-            stack.enter_context(_Reading(model, branches, enter, leave).hooks())
-        yield
-
-
-def _entering(number: int, enter: Seen) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-        hidden = hidden_of(args, kwargs)
-        assert hidden is not None
-        enter(number, hidden)
-
-    return hook
-
-
-def _leaving(number: int, leave: Seen) -> Callable[..., None]:
-    def hook(module: nn.Module, args: object, output: object) -> None:
-        hidden = first_tensor(output)
-        if hidden is not None:
-            leave(number, hidden)
-
-    return hook

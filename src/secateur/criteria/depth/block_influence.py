@@ -15,7 +15,7 @@ from secateur.model import call
 from secateur.model.padding import real_tokens
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
-from secateur.structure.branches import reading, units_of
+from secateur.structure.left_out import reading, units_of
 from secateur.types import Group
 
 TINY = 1e-12

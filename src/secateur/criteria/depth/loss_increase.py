@@ -16,7 +16,7 @@ from secateur.model.call import default_loss
 from secateur.model.guard import evaluating
 from secateur.model.tensors import require_finite
 from secateur.statistics.gradients.functional import batches
-from secateur.structure.branches import Unit, left_out, units_of
+from secateur.structure.left_out import Unit, left_out, units_of
 from secateur.types import Data, Group, Loss
 
 

@@ -22,8 +22,9 @@ from secateur.model.agreement import agreement
 from secateur.model.bypass import bypassed
 from secateur.model.call import call, fresh, outputs
 from secateur.request import PROOF, Efforts
-from secateur.structure.branches import Branch, added, left_out
+from secateur.structure.branches import ResidualBranch
 from secateur.structure.capture import quiet
+from secateur.structure.left_out import added, left_out
 from secateur.types import Certificate, Example
 
 METHOD = "identity"
@@ -133,7 +134,7 @@ def certify_branches(
     model: nn.Module,
     cut: nn.Module,
     example: Example,
-    gone: Sequence[Branch],
+    gone: Sequence[ResidualBranch],
     layers: Layers,
     *,
     dtype: str = "float32",
@@ -168,13 +169,13 @@ def certify_branches(
     return certified(found, METHOD_OF_BRANCHES, dtype=dtype)
 
 
-def branch_outputs(model: nn.Module, example: Example, gone: Sequence[Branch]) -> list[Tensor]:
+def branch_outputs(model: nn.Module, example: Example, gone: Sequence[ResidualBranch]) -> list[Tensor]:
     """Outputs of the whole model in which some branches are computed and not added."""
     with left_out(model, gone), quiet(model), torch.no_grad():
         return [t.detach() for t in outputs(call(model, fresh(example)))]
 
 
-def require_silent(cut: nn.Module, example: Example, gone: Sequence[Branch]) -> None:
+def require_silent(cut: nn.Module, example: Example, gone: Sequence[ResidualBranch]) -> None:
     """Refuse a cut model in which a removed branch still adds something, also where a norm behind it hides that.
 
     Raises:

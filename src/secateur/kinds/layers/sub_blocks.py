@@ -21,11 +21,13 @@ from secateur.model.call import call, fresh, outputs
 from secateur.model.guard import evaluating
 from secateur.model.tensors import named_tensors, require_finite
 from secateur.request import PROOF, Efforts, Request
-from secateur.structure.branches import Branch, find_branches
+from secateur.structure.branches import ResidualBranch, find_branches
 from secateur.structure.capture import quiet
 from secateur.structure.groups import protected_tensors
 from secateur.structure.stacks import Stack, find_stacks
 from secateur.types import Certificate, Example, Group, LayerEntry, LeftOut, Lock, Span, StubEntry
+
+Owned = Mapping[ResidualBranch, Sequence[str]]  # parameters that go with a branch
 
 
 class SubBlocks(LayerStacks):
@@ -43,7 +45,7 @@ class SubBlocks(LayerStacks):
             )
         depth = find_stacks(model, example)
         found = find_branches(model, example, [b.name for stack in depth.stacks for b in stack.blocks if not b.locks])
-        self.branches: dict[str, list[Branch]] = {}
+        self.branches: dict[str, list[ResidualBranch]] = {}
         self.groups, self._whole = [], _whole(model, depth.macs)
         self._parts: Parts = {what: {} for what in self._whole}
         costs, reasons = macs_by_module(model, example), []
@@ -114,13 +116,11 @@ class SubBlocks(LayerStacks):
         )
         return certify_cached(whole, cut, self.example, proof)
 
-    def _locks(
-        self, stack: Stack, branches: Sequence[Branch], owned: Mapping[Branch, Sequence[str]]
-    ) -> dict[Branch, Lock]:
+    def _locks(self, stack: Stack, branches: Sequence[ResidualBranch], owned: Owned) -> dict[ResidualBranch, Lock]:
         """Why some branches may not go."""
         guarded = protected_tensors(self.model, dict(self.model.named_parameters()), self.request.protect)
         counts = Counter(name for name, _ in _module_names(self.model))
-        locks: dict[Branch, Lock] = {}
+        locks: dict[ResidualBranch, Lock] = {}
         for branch in branches:
             names = [part.name for part in branch.modules]
             held = [guarded[name] for name in owned[branch] if name in guarded]
@@ -133,16 +133,16 @@ class SubBlocks(LayerStacks):
         free = [branch for branch in branches if branch not in locks]
         return locks | self._probed(stack, free)
 
-    def _probed(self, stack: Stack, free: Sequence[Branch]) -> dict[Branch, Lock]:
+    def _probed(self, stack: Stack, free: Sequence[ResidualBranch]) -> dict[ResidualBranch, Lock]:
         """Branches whose absence is not seen to be what it should be, tried one at a time.
 
         Tried are the first, the middle and the last of each sort, all where the middle one fails. With a cache, on an
         input of a few tokens, the first of each sort is tried, and all where it fails: caches count by their layers.
         """
-        sorts: dict[tuple[object, ...], list[Branch]] = {}
+        sorts: dict[tuple[object, ...], list[ResidualBranch]] = {}
         for branch in free:
             sorts.setdefault(_sort(branch), []).append(branch)
-        locks: dict[Branch, Lock] = {}
+        locks: dict[ResidualBranch, Lock] = {}
         for alike in sorts.values():
             middle = alike[len(alike) // 2]
             tried = dict.fromkeys((middle, alike[0], alike[-1]))
@@ -164,7 +164,7 @@ class SubBlocks(LayerStacks):
                             break
         return locks
 
-    def _fault(self, stack: Stack, branch: Branch) -> str:
+    def _fault(self, stack: Stack, branch: ResidualBranch) -> str:
         expected = branch_outputs(self.model, self.example, [branch])
         try:
             with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}):
@@ -178,7 +178,11 @@ class SubBlocks(LayerStacks):
         return ""
 
     def _count(
-        self, name: str, branches: Sequence[Branch], owned: Mapping[Branch, Sequence[str]], costs: Mapping[str, int]
+        self,
+        name: str,
+        branches: Sequence[ResidualBranch],
+        owned: Owned,
+        costs: Mapping[str, int],
     ) -> None:
         tensors = named_tensors(self.model)
         held = [[tensors[p] for p in owned[branch]] for branch in branches]
@@ -205,19 +209,19 @@ def _name(stack: Stack) -> str:
     return f"{stack.path}.sub_blocks".lstrip(".")
 
 
-def units_of_branches(group: Group) -> Sequence[Branch]:
+def units_of_branches(group: Group) -> Sequence[ResidualBranch]:
     """The branches that are the units of a group."""
-    branches: Sequence[Branch] = group.attributes["branches"]
+    branches: Sequence[ResidualBranch] = group.attributes["branches"]
     return branches
 
 
-def _sort(branch: Branch) -> tuple[object, ...]:
+def _sort(branch: ResidualBranch) -> tuple[object, ...]:
     """What branches have in common that are tried together: what runs for them, whichever block it is in."""
     names = tuple((part.name.removeprefix(f"{branch.block}."), part.items) for part in branch.modules)
     return (branch.place.module.removeprefix(branch.block), branch.place.number, names)
 
 
-def _entry(stack: Stack, gone: Iterable[Branch]) -> LayerEntry:
+def _entry(stack: Stack, gone: Iterable[ResidualBranch]) -> LayerEntry:
     """The removal in plan form. Every module gives zeros: of several side by side each adds something by itself."""
     stubs = {part.name: StubEntry(items=part.items) for branch in gone for part in branch.modules}
     return with_stubs(stack.size, [], [], stubs)
@@ -227,7 +231,7 @@ def _module_names(model: nn.Module) -> list[tuple[int, str]]:
     return [(id(module), name) for name, module in model.named_modules(remove_duplicate=False)]
 
 
-def _owned(model: nn.Module, branches: Sequence[Branch]) -> dict[Branch, list[str]]:
+def _owned(model: nn.Module, branches: Sequence[ResidualBranch]) -> dict[ResidualBranch, list[str]]:
     """Parameters that go with a branch: those that nothing outside of it holds (a tied weight stays)."""
     names = {id(p): name for name, p in model.named_parameters()}
     everywhere = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -239,7 +243,7 @@ def _owned(model: nn.Module, branches: Sequence[Branch]) -> dict[Branch, list[st
     return owned
 
 
-def _buffers(model: nn.Module, branch: Branch) -> list[Tensor]:
+def _buffers(model: nn.Module, branch: ResidualBranch) -> list[Tensor]:
     return [buffer for part in branch.modules for buffer in model.get_submodule(part.name).buffers()]
 
 
@@ -256,9 +260,9 @@ def _group(
     model: nn.Module,
     stack: Stack,
     name: str,
-    branches: Sequence[Branch],
-    owned: Mapping[Branch, Sequence[str]],
-    locks: Mapping[Branch, Lock],
+    branches: Sequence[ResidualBranch],
+    owned: Owned,
+    locks: Mapping[ResidualBranch, Lock],
 ) -> Group:
     """Branches as units: every weight of a branch belongs to its unit."""
     tensors = dict(model.named_parameters())
@@ -278,7 +282,7 @@ def _group(
     return Group(name, "sub_block", (len(branches),), tuple(spans), attributes=known)
 
 
-def _called(model: nn.Module, branch: Branch) -> str:
+def _called(model: nn.Module, branch: ResidualBranch) -> str:
     """A branch by the name of its largest module."""
     if not branch.modules:
         return branch.block

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.solve.blocks.products import Products
-from secateur.structure.sums import Sums
+from secateur.structure.sums import HiddenSums
 
 END = -1
 
@@ -37,7 +37,7 @@ class _EnoughError(BaseException):
     """Ends a forward whose last wanted sum is there; no handler of a model's code catches it."""
 
 
-class _Finder(Sums):
+class _Finder(HiddenSums):
     """Tells which sums end a sub-block, while `Products` reports the products."""
 
     def __init__(self, shape: torch.Size, given: Tensor) -> None:
@@ -101,7 +101,7 @@ def find_parts(
     return (*finder.parts, *rest)
 
 
-class _Reader(Sums):
+class _Reader(HiddenSums):
     """Keeps both sides of some sums, and stops behind the last."""
 
     def __init__(self, shape: torch.Size, wanted: Mapping[int, int], *, stop: bool) -> None:

@@ -18,7 +18,8 @@ from secateur.kinds.layers.prove import certify_branches, require_silent
 from secateur.kinds.layers.stub import Stub
 from secateur.measure import macs, num_params
 from secateur.result import NotNativeWarning
-from secateur.structure.branches import find_branches, left_out
+from secateur.structure.branches import find_branches
+from secateur.structure.left_out import left_out
 
 WIDTH, DEPTH = 8, 4
 
