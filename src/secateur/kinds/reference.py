@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -73,10 +74,15 @@ class Reference:
 
     def require_same_parameters(self, expected: Answer, found: Answer, cut: nn.Module, what: str) -> None:
         """Refuse a cut model of which other parameters take part in an answer than of the original."""
-        wanted = {name for name in map(self.renamed, expected.parameters) if name is not None}
         there = {name for name, _ in cut.named_parameters()}
-        if (wanted & there) != found.parameters:
-            other = sorted((wanted & there) ^ found.parameters)
+        # A tied weight whose first holder is gone is called by the next one.
+        names = defaultdict[int, list[str]](list)
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names[id(parameter)].append(name)
+        taking = [alike for alike in names.values() if alike[0] in expected.parameters]
+        wanted = {new for alike in taking for name in alike if (new := self.renamed(name)) is not None and new in there}
+        if wanted != found.parameters:
+            other = sorted(wanted ^ found.parameters)
             raise CertificateError(
                 f"Other parameters of the cut model take part than of the original (on {what}).",
                 why=f"for example {other[0]!r}",

@@ -21,7 +21,7 @@ from secateur.kinds.experts.kind import Experts
 from secateur.kinds.find import KINDS, find
 from secateur.kinds.layers.drop import Layers, new_names, stub_names
 from secateur.kinds.layers.kind import LayerStacks
-from secateur.kinds.layers.sub_blocks import SubBlocks, units_of_branches
+from secateur.kinds.layers.sub_blocks import SubBlocks
 from secateur.kinds.slices.fold import same_scales
 from secateur.kinds.slices.kind import Slices
 from secateur.planning.by_hand import begins_later
@@ -209,7 +209,9 @@ def _keep_of_branches(candidates: SubBlocks, plan: PlanData, rename: Callable[[s
     gone = {name for old in stub_names(plan.layers) if (name := _renamed(rename, old)) is not None}
     found = {}
     for group in candidates.groups:
-        lost = torch.tensor([any(part.name in gone for part in branch.modules) for branch in units_of_branches(group)])
+        lost = torch.tensor(
+            [any(part.name in gone for part in branch.modules) for branch in candidates.branches[group.name]]
+        )
         if bool((lost & ~torch.tensor(group.attributes["free"])).any()):
             raise PlanMismatchError(f"The plan removes locked units of {group.name!r}.")
         if bool(lost.any()):

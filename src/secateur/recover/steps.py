@@ -84,7 +84,7 @@ def recover(
     if any(entry.get("stubs") for entry in damage.layers.values()) and isinstance(step, (ObsUpdate, Refit)):
         raise RecipeError(
             f"recover: {step.method} does not apply to sub-blocks (attention or MLP taken out of a layer).",
-            why="it fits the last layer before each gap of whole blocks",
+            why="closed forms are there for what reads inputs that are gone, and for gaps of whole blocks",
             hint="Use finetune, or remove whole layers (granularity layer).",
         )
     if damage.layers and (isinstance(step, ObsUpdate) or (isinstance(step, Refit) and step.what == "bias")):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from secateur.kinds.layers.sub_blocks import group_of
 from secateur.model.tensors import named_tensors
 from secateur.planning import Plan
 from secateur.report.histogram import distribution, histogram, near_zero
@@ -152,17 +153,18 @@ def _branches(model: nn.Module, plan: Plan, name: str, scores: Mapping[str, Tens
     """The row of a stack whose blocks lose branches: units are branches, parameters those of the stack."""
     known = plan.evidence
     assert known is not None
-    group = f"{name}.sub_blocks".lstrip(".")
+    group = group_of(name)
     keep = known.keep[group]
     parameters = list(model.get_submodule(name).parameters())
-    stubs = [model.get_submodule(stub) for stub in plan.layers[name].get("stubs", {})]
-    gone = {id(p): p.numel() for module in stubs for p in module.parameters()}
+    gone = tuple(f"{stub}." for stub in plan.layers[name].get("stubs", {}))
+    # A weight that something else holds as well stays.
+    stay = {id(p) for key, p in model.named_parameters(remove_duplicate=False) if not key.startswith(gone)}
     whole = sum(p.numel() for p in parameters)
     return Layer(
         name=name,
         shape=(keep.numel(),),
         params_before=whole,
-        params_after=whole - sum(gone.values()),
+        params_after=sum(p.numel() for p in parameters if id(p) in stay),
         removed=int((~keep).sum()),
         total=keep.numel(),
         sparsity=float((~keep).float().mean()),

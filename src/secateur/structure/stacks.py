@@ -115,12 +115,12 @@ def find_stacks(model: nn.Module, example: Example, protect: Sequence[str] = ())
     costs = macs_by_module(model, example)
     guarded = protected_tensors(model, dict(model.named_parameters()), protect)
     names = {id(module): name for name, module in model.named_modules()}
-    held, holders = _names_of(model), _holders(model)
+    held, holders = names_of(model), holders_of(model)
     stacks = []
     for path, container in containers.items():
         blocks = []
         for i, module in _numbered(container):
-            name, own = names[id(module)], _own_parameters(module, holders)
+            name, own = names[id(module)], own_parameters([module], holders)
             seen = runs.seen.get(id(module), BlockRun())
             locks = [*_reasons(seen, name), *(guarded[p] for p in own if p in guarded)]
             if held[id(module)] > 1:
@@ -155,7 +155,7 @@ def _numbered(container: nn.Module) -> list[tuple[int, nn.Module]]:
     return list(enumerate(container.children())) if len(set(container.children())) == len(container._modules) else []
 
 
-def _names_of(model: nn.Module) -> dict[int, int]:
+def names_of(model: nn.Module) -> dict[int, int]:
     """Module id -> under how many names the model reaches it."""
     counts: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
@@ -163,17 +163,23 @@ def _names_of(model: nn.Module) -> dict[int, int]:
     return counts
 
 
-def _holders(model: nn.Module) -> dict[int, tuple[str, int]]:
+def holders_of(model: nn.Module) -> dict[int, tuple[str, int]]:
     """Parameter id -> its first name, and how many modules hold it; one walk for all blocks."""
     names = {id(p): name for name, p in model.named_parameters()}
     counts = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return {key: (name, counts[key]) for key, name in names.items()}
 
 
-def _own_parameters(block: nn.Module, holders: Mapping[int, tuple[str, int]]) -> list[str]:
-    """Parameters that go with the block: those that no module outside of it holds (a tied weight stays)."""
-    inside = Counter(id(p) for module in block.modules() for p in module.parameters(recurse=False))
-    return [holders[key][0] for key, count in inside.items() if holders[key][1] == count]
+def own_parameters(modules: Sequence[nn.Module], holders: Mapping[int, tuple[str, int]]) -> list[str]:
+    """Parameters that go with some modules: those that no module outside of them holds (a tied weight stays).
+
+    Args:
+        modules: with all that is in them.
+        holders: as `holders_of` gives it.
+    """
+    inner = {id(inside): inside for module in modules for inside in module.modules()}
+    counts = Counter(id(p) for module in inner.values() for p in module.parameters(recurse=False))
+    return [holders[key][0] for key, count in counts.items() if holders[key][1] == count]
 
 
 def _inside(stack: Stack, other: Stack) -> bool:

@@ -46,7 +46,7 @@ class LossIncrease(Criterion):
 
     Cost:
         One forward pass over the data per block. With greedy, n + (n - 1) + ... of them: t n - t (t - 1) / 2 for t of n
-        blocks, 212 for 8 of 30, and about n^2 / 2 where turns are not limited.
+        blocks, 212 for 8 of 30, and about n^2 / 2 where turns are not limited; one more with per="params".
 
     Source:
         Leave-one-out; Song et al., "SLEB: Streamlining LLMs through Redundancy Verification and Elimination of

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +25,7 @@ from secateur.structure.around import surroundings
 from secateur.structure.given import arguments
 from secateur.structure.memos import memos
 from secateur.structure.provenance import Attribute
-from secateur.structure.stacks import Stack, find_stacks
+from secateur.structure.stacks import Stack, find_stacks, holders_of
 from secateur.structure.switches import forwards, switches
 from secateur.types import Certificate, Condition, Example, Group, LayerEntry, Span
 
@@ -50,7 +53,11 @@ class LayerStacks(Candidates):
             )
         self.groups = [_group(model, stack) for stack in self.stacks]
         self.conditions = (*depth.conditions, *asked(model, example, depth.conditions))
-        self._whole, self._parts = _sizes(model, self.stacks, depth.macs)
+        held = {
+            _name(model, stack): [Held(b.parameters, [model.get_submodule(b.name)], b.macs) for b in stack.blocks]
+            for stack in self.stacks
+        }
+        self._sizes = sizes(model, held, depth.macs)
 
     def least(self, group: Group, scope: str) -> int:
         """Locked blocks stay, and as many as asked; a tenth of a stack is no floor that anybody expects."""
@@ -61,13 +68,10 @@ class LayerStacks(Candidates):
         return ~torch.tensor(group.attributes["free"])
 
     def price(self, what: str, left: Left) -> int:
-        """Exact, as nothing counted is shared between what goes and what stays."""
-        parts = (
-            (part, stays)
-            for name, mask in left.keep.items()
-            for part, stays in zip(self._parts[what][name], mask, strict=True)
-        )
-        return self._whole[what] - sum(part for part, stays in parts if not stays)
+        """Exact: what several units hold goes with the last of them, and what anything else holds stays."""
+        gone = {(name, place) for name, mask in left.keep.items() for place, stays in enumerate(mask) if not stays}
+        alone = sum(self._sizes.parts[what][name][place] for name, place in gone)
+        return self._sizes.whole[what] - alone - sum(s.sizes[what] for s in self._sizes.shared if s.units <= gone)
 
     def write(self, keep: Keep) -> Edit:
         """Which places go, and what counts or numbers the blocks."""
@@ -120,41 +124,110 @@ def asked(model: nn.Module, example: Example, said: Sequence[Condition]) -> Iter
 
 
 def _group(model: nn.Module, stack: Stack) -> Group:
-    """Blocks as units: every weight of a block belongs to its unit. What runs is named for criteria that watch it."""
-    tensors = dict(model.named_parameters())
-    spans = [
-        Span(name, torch.full([1] * tensors[name].dim(), block.index), "self")
-        for block in stack.blocks
-        for name in block.parameters
-    ]
+    """Blocks as units. What runs is named for criteria that watch it."""
     known = {
         "blocks": tuple(block.name for block in stack.blocks),
         "free": tuple(not block.locks for block in stack.blocks),
         "channel_dim": tuple(block.channel_dim for block in stack.blocks),
     }
-    return Group(stack.path or type(model).__name__, "layer", (stack.size,), tuple(spans), attributes=known)
+    spans = unit_spans(model, [block.parameters for block in stack.blocks])
+    return Group(_name(model, stack), "layer", (stack.size,), spans, attributes=known)
 
 
-Parts = dict[str, dict[str, list[int]]]  # what is counted -> stack -> block
+def _name(model: nn.Module, stack: Stack) -> str:
+    return stack.path or type(model).__name__
 
 
-def _sizes(model: nn.Module, stacks: Sequence[Stack], macs: int) -> tuple[dict[str, int], Parts]:
-    """Parameters, bytes and multiply-accumulates of the model, and of every block what goes with it."""
+def unit_spans(model: nn.Module, units: Sequence[Sequence[str]]) -> tuple[Span, ...]:
+    """Every parameter of a unit belongs to it whole; `units` names them for one unit after the other."""
+    tensors = dict(model.named_parameters())
+    return tuple(
+        Span(name, torch.full([1] * tensors[name].dim(), number), "self")
+        for number, names in enumerate(units)
+        for name in names
+    )
+
+
+class Held(NamedTuple):
+    """What goes with a unit.
+
+    Args:
+        parameters: names of those that nothing else holds.
+        modules: their buffers go as well.
+        macs: multiply-accumulates for one sample.
+    """
+
+    parameters: Sequence[str]
+    modules: Sequence[nn.Module]
+    macs: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Parameters that some units hold and nothing else.
+
+    Args:
+        units: (group, place) of each.
+        sizes: what is counted -> how much of it.
+    """
+
+    units: frozenset[tuple[str, int]]
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters, bytes and multiply-accumulates.
+
+    Args:
+        whole: what is counted -> of the model.
+        parts: what is counted -> group -> what goes with each unit alone.
+        shared: what goes with several units.
+    """
+
+    whole: Mapping[str, int]
+    parts: Mapping[str, Mapping[str, Sequence[int]]]
+    shared: Sequence[Shared]
+
+
+def sizes(model: nn.Module, units: Mapping[str, Sequence[Held]], macs: int) -> Sizes:
+    """What the model costs, and what goes with its units."""
     tensors = named_tensors(model)
     whole = {
         "params": sum(p.numel() for p in model.parameters()),
         "memory_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
         "macs": macs,
     }
-    parts: Parts = {what: {} for what in whole}
-    for stack in stacks:
-        name = stack.path or type(model).__name__
-        held = [[tensors[p] for p in block.parameters] for block in stack.blocks]
+    parts: dict[str, dict[str, list[int]]] = {what: {} for what in whole}
+    for name, held in units.items():
+        parameters = [[tensors[p] for p in unit.parameters] for unit in held]
         # Buffers have bytes too: masks and tables of angles can be as large as the weights of a small block.
-        state = [list(model.get_submodule(block.name).buffers()) for block in stack.blocks]
-        parts["params"][name] = [sum(p.numel() for p in ps) for ps in held]
+        state = [[buffer for module in unit.modules for buffer in module.buffers()] for unit in held]
+        parts["params"][name] = [sum(p.numel() for p in ps) for ps in parameters]
         parts["memory_bytes"][name] = [
-            sum(t.numel() * t.element_size() for t in (*ps, *bs)) for ps, bs in zip(held, state, strict=True)
+            sum(t.numel() * t.element_size() for t in (*ps, *bs)) for ps, bs in zip(parameters, state, strict=True)
         ]
-        parts["macs"][name] = [block.macs for block in stack.blocks]
-    return whole, parts
+        parts["macs"][name] = [unit.macs for unit in held]
+    return Sizes(whole, parts, _shared(model, units))
+
+
+def _shared(model: nn.Module, units: Mapping[str, Sequence[Held]]) -> list[Shared]:
+    holders, seen = holders_of(model), defaultdict[int, Counter[tuple[str, int]]](Counter)
+    for name, held in units.items():
+        for place, unit in enumerate(held):
+            for module in {id(m): m for outer in unit.modules for m in outer.modules()}.values():
+                for parameter in module.parameters(recurse=False):
+                    seen[id(parameter)][name, place] += 1
+    tensors = {id(p): p for p in model.parameters()}
+    return [
+        Shared(
+            frozenset(counts),
+            {
+                "params": tensors[key].numel(),
+                "memory_bytes": tensors[key].numel() * tensors[key].element_size(),
+                "macs": 0,
+            },
+        )
+        for key, counts in seen.items()
+        if len(counts) > 1 and counts.total() == holders[key][1]
+    ]

@@ -13,7 +13,7 @@ from secateur.kinds.base import Candidates, Keep, nothing
 from secateur.kinds.edit import Edit
 from secateur.kinds.layers.cached import certify_cached, short
 from secateur.kinds.layers.drop import dropped, with_stubs
-from secateur.kinds.layers.kind import LayerStacks, Parts, asked
+from secateur.kinds.layers.kind import Held, LayerStacks, asked, sizes, unit_spans
 from secateur.kinds.layers.prove import branch_agreement, branch_outputs, certify_branches, require_silent
 from secateur.measure.macs import macs_by_module
 from secateur.model.agreement import worst
@@ -24,10 +24,8 @@ from secateur.request import PROOF, Efforts, Request
 from secateur.structure.branches import ResidualBranch, find_branches
 from secateur.structure.capture import quiet
 from secateur.structure.groups import protected_tensors
-from secateur.structure.stacks import Stack, find_stacks
-from secateur.types import Certificate, Example, Group, LayerEntry, LeftOut, Lock, Span, StubEntry
-
-Owned = Mapping[ResidualBranch, Sequence[str]]  # parameters that go with a branch
+from secateur.structure.stacks import Stack, find_stacks, holders_of, names_of, own_parameters
+from secateur.types import Certificate, Example, Group, LayerEntry, LeftOut, Lock, StubEntry
 
 
 class SubBlocks(LayerStacks):
@@ -46,19 +44,21 @@ class SubBlocks(LayerStacks):
         depth = find_stacks(model, example)
         found = find_branches(model, example, [b.name for stack in depth.stacks for b in stack.blocks if not b.locks])
         self.branches: dict[str, list[ResidualBranch]] = {}
-        self.groups, self._whole = [], _whole(model, depth.macs)
-        self._parts: Parts = {what: {} for what in self._whole}
-        costs, reasons = macs_by_module(model, example), []
+        self.groups, self.stacks = [], []
+        holders, costs = holders_of(model), macs_by_module(model, example)
+        held: dict[str, list[Held]] = {}
+        reasons: list[str] = []
         for stack in depth.stacks:
             branches = [branch for block in stack.blocks for branch in found.get(block.name, ())]
-            if branches:
-                name, owned = _name(stack), _owned(model, branches)
-                locks = self._locks(stack, branches, owned)
-                reasons += [lock.reason for lock in locks.values()]
-                if len(locks) < len(branches):
-                    self.branches[name] = branches
-                    self.groups.append(_group(model, stack, name, branches, owned, locks))
-                    self._count(name, branches, owned, costs)
+            units = [_held(model, branch, holders, costs) for branch in branches]
+            locks = self._locks(stack, branches, units)
+            reasons += [lock.reason for lock in locks.values()]
+            if len(locks) < len(branches):
+                group = _group(model, stack, branches, units, locks)
+                self.branches[group.name], held[group.name] = branches, units
+                self.groups.append(group)
+                self.stacks.append(stack)
+        self._sizes = sizes(model, held, depth.macs)
         if not self.groups:
             often = [reason for reason, _ in Counter(reasons).most_common(3)]
             raise nothing(
@@ -67,12 +67,14 @@ class SubBlocks(LayerStacks):
                 why="; ".join(often) or "no block adds what it computes to its hidden state where that is seen",
                 hint="What is summed side by side first, turned, or run fused goes with its layer: granularity layer.",
             )
-        self.stacks = [stack for stack in depth.stacks if _name(stack) in self.branches]
         self.left_out = [
             LeftOut(called, params, why)
             for group in self.groups
             for called, why, params in zip(
-                group.attributes["blocks"], group.attributes["why"], self._parts["params"][group.name], strict=True
+                group.attributes["blocks"],
+                group.attributes["why"],
+                self._sizes.parts["params"][group.name],
+                strict=True,
             )
             if why
         ]
@@ -82,7 +84,7 @@ class SubBlocks(LayerStacks):
         """What takes the place of the branches that go."""
         layers = {}
         for stack in self.stacks:
-            name = _name(stack)
+            name = group_of(stack.path)
             gone = [b for b, stays in zip(self.branches[name], keep.get(name, ()), strict=False) if not stays]
             if gone:
                 layers[stack.path] = _entry(stack, gone)
@@ -116,20 +118,22 @@ class SubBlocks(LayerStacks):
         )
         return certify_cached(whole, cut, self.example, proof)
 
-    def _locks(self, stack: Stack, branches: Sequence[ResidualBranch], owned: Owned) -> dict[ResidualBranch, Lock]:
+    def _locks(
+        self, stack: Stack, branches: Sequence[ResidualBranch], units: Sequence[Held]
+    ) -> dict[ResidualBranch, Lock]:
         """Why some branches may not go."""
         guarded = protected_tensors(self.model, dict(self.model.named_parameters()), self.request.protect)
-        counts = Counter(name for name, _ in _module_names(self.model))
+        names = names_of(self.model)
         locks: dict[ResidualBranch, Lock] = {}
-        for branch in branches:
-            names = [part.name for part in branch.modules]
-            held = [guarded[name] for name in owned[branch] if name in guarded]
+        for branch, unit in zip(branches, units, strict=True):
+            kept = [guarded[name] for name in unit.parameters if name in guarded]
+            shared = [module for module in unit.modules if names[id(module)] > 1]
             if branch.why:
                 locks[branch] = Lock(branch.why, module=branch.block)
-            elif held:
-                locks[branch] = held[0]
-            elif any(counts[id(self.model.get_submodule(name))] > 1 for name in names):
-                locks[branch] = Lock("a module of it stands in several places of the model", module=names[0])
+            elif kept:
+                locks[branch] = kept[0]
+            elif shared:
+                locks[branch] = Lock("a module of it stands in several places of the model", module=branch.block)
         free = [branch for branch in branches if branch not in locks]
         return locks | self._probed(stack, free)
 
@@ -145,11 +149,12 @@ class SubBlocks(LayerStacks):
         locks: dict[ResidualBranch, Lock] = {}
         for alike in sorts.values():
             middle = alike[len(alike) // 2]
-            tried = dict.fromkeys((middle, alike[0], alike[-1]))
-            if self._fault(stack, middle):
-                tried = dict.fromkeys(alike)
-            for branch in tried:
-                if why := self._fault(stack, branch):
+            faults = {middle: self._fault(stack, middle)}
+            for branch in alike if faults[middle] else (alike[0], alike[-1]):
+                if branch not in faults:
+                    faults[branch] = self._fault(stack, branch)
+            for branch, why in faults.items():
+                if why:
                     locks[branch] = Lock(f"other code depends on the branch; without it: {why}", module=branch.block)
         few = short(self.model, self.example)
         if few is not None:
@@ -177,22 +182,6 @@ class SubBlocks(LayerStacks):
             return error.why or error.what
         return ""
 
-    def _count(
-        self,
-        name: str,
-        branches: Sequence[ResidualBranch],
-        owned: Owned,
-        costs: Mapping[str, int],
-    ) -> None:
-        tensors = named_tensors(self.model)
-        held = [[tensors[p] for p in owned[branch]] for branch in branches]
-        state = [_buffers(self.model, branch) for branch in branches]
-        self._parts["params"][name] = [sum(p.numel() for p in ps) for ps in held]
-        self._parts["memory_bytes"][name] = [
-            sum(t.numel() * t.element_size() for t in (*ps, *bs)) for ps, bs in zip(held, state, strict=True)
-        ]
-        self._parts["macs"][name] = [sum(costs.get(part.name, 0) for part in branch.modules) for branch in branches]
-
 
 def as_called(model: nn.Module, example: Example) -> list[Tensor]:
     """Outputs as a user gets them, with fused kernels, for which some code asks the modules that it does not call.
@@ -204,15 +193,9 @@ def as_called(model: nn.Module, example: Example) -> list[Tensor]:
         return [t.detach() for t in outputs(call(model, fresh(example)))]
 
 
-def _name(stack: Stack) -> str:
-    """Of the group: not that of the stack, which is what its blocks are called by as units of their own."""
-    return f"{stack.path}.sub_blocks".lstrip(".")
-
-
-def units_of_branches(group: Group) -> Sequence[ResidualBranch]:
-    """The branches that are the units of a group."""
-    branches: Sequence[ResidualBranch] = group.attributes["branches"]
-    return branches
+def group_of(path: str) -> str:
+    """Name of the group of a stack's branches: not that of the stack, which is what its blocks are called by."""
+    return f"{path}.sub_blocks".lstrip(".")
 
 
 def _sort(branch: ResidualBranch) -> tuple[object, ...]:
@@ -227,50 +210,21 @@ def _entry(stack: Stack, gone: Iterable[ResidualBranch]) -> LayerEntry:
     return with_stubs(stack.size, [], [], stubs)
 
 
-def _module_names(model: nn.Module) -> list[tuple[int, str]]:
-    return [(id(module), name) for name, module in model.named_modules(remove_duplicate=False)]
-
-
-def _owned(model: nn.Module, branches: Sequence[ResidualBranch]) -> dict[ResidualBranch, list[str]]:
-    """Parameters that go with a branch: those that nothing outside of it holds (a tied weight stays)."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    everywhere = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    owned = {}
-    for branch in branches:
-        modules = {id(m): m for part in branch.modules for m in model.get_submodule(part.name).modules()}
-        inside = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
-        owned[branch] = [names[key] for key, count in inside.items() if everywhere[key] == count]
-    return owned
-
-
-def _buffers(model: nn.Module, branch: ResidualBranch) -> list[Tensor]:
-    return [buffer for part in branch.modules for buffer in model.get_submodule(part.name).buffers()]
-
-
-def _whole(model: nn.Module, macs: int) -> dict[str, int]:
-    tensors = named_tensors(model)
-    return {
-        "params": sum(p.numel() for p in model.parameters()),
-        "memory_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
-        "macs": macs,
-    }
+def _held(
+    model: nn.Module, branch: ResidualBranch, holders: Mapping[int, tuple[str, int]], costs: Mapping[str, int]
+) -> Held:
+    modules = [model.get_submodule(part.name) for part in branch.modules]
+    return Held(own_parameters(modules, holders), modules, sum(costs.get(part.name, 0) for part in branch.modules))
 
 
 def _group(
     model: nn.Module,
     stack: Stack,
-    name: str,
     branches: Sequence[ResidualBranch],
-    owned: Owned,
+    units: Sequence[Held],
     locks: Mapping[ResidualBranch, Lock],
 ) -> Group:
-    """Branches as units: every weight of a branch belongs to its unit."""
-    tensors = dict(model.named_parameters())
-    spans = [
-        Span(parameter, torch.full([1] * tensors[parameter].dim(), number), "self")
-        for number, branch in enumerate(branches)
-        for parameter in owned[branch]
-    ]
+    """Branches as units, with why some of them stay."""
     dims = {block.name: block.channel_dim for block in stack.blocks}
     known = {
         "blocks": tuple(_called(model, branch) for branch in branches),
@@ -279,7 +233,8 @@ def _group(
         "channel_dim": tuple(dims[branch.block] for branch in branches),
         "branches": tuple(branches),
     }
-    return Group(name, "sub_block", (len(branches),), tuple(spans), attributes=known)
+    spans = unit_spans(model, [unit.parameters for unit in units])
+    return Group(group_of(stack.path), "sub_block", (len(branches),), spans, attributes=known)
 
 
 def _called(model: nn.Module, branch: ResidualBranch) -> str:

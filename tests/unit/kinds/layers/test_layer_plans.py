@@ -38,6 +38,16 @@ def plan_for(model, x, **changes):
     return sc.plan(model, x, **{"granularity": "layer", "target": {"count": 2}, **changes})
 
 
+@pytest.mark.parametrize("gone", [[1], [4], [1, 4], [1, 2, 4]])
+def test_a_weight_that_two_blocks_share_goes_with_the_last_of_them(gone):
+    model, x = deep(), example()
+    model.layers[4].inner[0].weight = model.layers[1].inner[0].weight
+    plan = sc.plan(model, x, granularity="layer", remove={"layers": gone})
+    cut = plan.apply(model)
+    assert plan.cost["params"] == [num_params(model), num_params(cut)]
+    assert torch.allclose(cut(x), by_hand(model, gone, x), atol=1e-6)
+
+
 def test_removal_is_physical_and_equals_identity():
     model, x = deep(), example()
     before = {k: v.clone() for k, v in model.state_dict().items()}

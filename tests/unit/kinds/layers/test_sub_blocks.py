@@ -295,6 +295,20 @@ def test_the_result_of_prune_is_saved_and_loaded(tmp_path):
     assert row.params_before - row.params_after == num_params(model) - num_params(loaded)
 
 
+def test_a_weight_that_something_else_holds_stays_and_is_counted_so():
+    model, x = net(), example()
+    model.layers[3].up.weight = model.layers[1].up.weight
+    result = sc.prune(
+        model, x, granularity="sub_block", criterion="magnitude", target={"count": 7},
+        overrides=["measure.latency=false", "measure.quality=false"],
+    )  # fmt: skip
+    assert result.plan.cost["params"] == [num_params(model), num_params(result.model)]
+    plan = plan_for(model, x, [3])
+    assert plan.cost["params"] == [num_params(model), num_params(plan.apply(model))]
+    row = next(row for row in result.report.layers if row.name == "layers")
+    assert row.params_before - row.params_after == num_params(model) - num_params(result.model)
+
+
 def test_protected_and_tied_branches_stay():
     model, x = net(), example()
     model.layers[3].mix = model.layers[2].mix  # two branches, one set of weights
@@ -443,6 +457,16 @@ def test_families_lose_branches_and_load_again(name, tmp_path):
     assert (before, after) == (num_params(model), num_params(loaded))
     stubs = [name for entry in result.plan.layers.values() for name in entry["stubs"]]
     assert sorted(stubs) == sorted(name for name, module in loaded.named_modules() if isinstance(module, Stub))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_caches_are_tried_in_other_precisions_too(dtype):
+    model, x, _ = of_family("Llama")
+    plan = sc.plan(model.to(dtype), x, granularity="sub_block", criterion="random", target={"count": 1})
+    assert [one.name for one in plan.left_out] == ["model.layers.0.self_attn"]
+    assert "with a cache" in plan.left_out[0].why
+    plan.apply(model)
+    assert not [note for note in plan.certificate.notes if "not tried" in note]
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "Gemma3Text", "OPT", "Mixtral"])
