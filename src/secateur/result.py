@@ -93,7 +93,8 @@ def native(model: nn.Module, plan: Plan) -> Native:
         return Native(config_files(model, config), kind)
     if stub_names(plan.layers):
         # No shape is another one: from_pretrained would make up what is gone, at random, and hand that out.
-        return Native({}, kind, loads=False)
+        files = {name: text for name, text in config_files(model, model.config).items() if name != "config.json"}
+        return Native(files, kind, loads=False)
     # The original's config beside cut weights: from_pretrained fails on the shapes, so everybody is told.
     whole = model if known is None else known.model
     return Native(config_files(whole, whole.config), kind, loads=False)
@@ -185,7 +186,7 @@ class Result:
         hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
         if beside is not None:
             hashes[beside.file] = beside.sha256
-        if configs.files:
+        if configs.kind:
             copied = copy_tokenizer(self.model, folder)
             hashes.update({name: sha256((folder / name).read_bytes()).hexdigest() for name in copied})
         for name, text in texts.items():

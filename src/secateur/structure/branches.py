@@ -61,8 +61,10 @@ class _Run:
     weighs: bool  # whether it holds parameters
     leave: int = -1
     items: int = -1  # -1: neither a tensor nor a tuple that begins with one
+    given: Tensor | None = None
     hidden_in: bool = False
     hidden_out: bool = False
+    hands_on: bool = False  # whether it answers with what it was given: an identity on either path, a dropout
 
 
 @dataclass
@@ -97,12 +99,14 @@ class _Finder(BlockSums):
         # Norms and scales have vectors; what multiplies has a matrix at least.
         self.products += any(p.dim() > 1 for p in module._parameters.values() if p is not None)
         weighs = next(module.parameters(), None) is not None
-        self.runs.append(_Run(name, self.stack[-1], self.clock, weighs, hidden_in=self._fits(hidden)))
+        self.runs.append(_Run(name, self.stack[-1], self.clock, weighs, given=hidden, hidden_in=self._fits(hidden)))
 
     def left(self, name: str, output: object) -> None:
         self.clock += 1
         run = next(run for run in reversed(self.runs) if run.name == name)
-        run.leave, run.items, run.hidden_out = self.clock, _items(output), self._fits(first_tensor(output))
+        found = first_tensor(output)
+        run.leave, run.items, run.hidden_out = self.clock, _items(output), self._fits(found)
+        run.hands_on = found is not None and run.given is not None and found.data_ptr() == run.given.data_ptr()
 
     def made(self, found: object) -> None:
         for value in found if isinstance(found, (tuple, list)) else (found,):
@@ -136,8 +140,12 @@ class _Finder(BlockSums):
         inside = [run for run in self.runs if found.since < run.enter and -1 < run.leave <= found.until]
         names = {run.name for run in inside}
         names_run = [run.name for run in self.runs]
-        # Without weights and in several places: a dropout of the whole block, which is nobody's own.
-        own = [run for run in inside if run.parent not in names and (run.weighs or names_run.count(run.name) == 1)]
+        # Without weights and in several places, or doing nothing: a dropout of the block, an identity in its trunk.
+        own = [
+            run
+            for run in inside
+            if run.parent not in names and (run.weighs or (names_run.count(run.name) == 1 and not run.hands_on))
+        ]
         last = max((number for number, run in enumerate(own) if run.weighs), default=-1)
         top = own[: last + 1]  # a dropout or an activation behind them stays: it makes zeros of zeros, or it is seen
         modules = tuple(Answering(run.name, run.items) for run in top)

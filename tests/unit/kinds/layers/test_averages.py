@@ -10,6 +10,7 @@ from secateur.errors import PlanMismatchError, RecipeError
 
 REQUESTS = {
     "layer": {"granularity": "layer", "target": {"count": 2}},
+    "sub_block": {"granularity": "sub_block", "target": {"count": 2}},
     "neuron": {"granularity": "neuron", "target": {"sparsity": 0.4}},
     "element": {"granularity": "element", "target": {"sparsity": 0.4}},
 }
@@ -49,10 +50,11 @@ def test_averages_are_what_the_plan_makes_of_a_model_with_these_weights(kind):
     assert torch.isfinite(averaged(x)).all()
 
 
-def test_buffers_follow_too():
+@pytest.mark.parametrize("kind", ["layer", "sub_block"])
+def test_buffers_follow_too(kind):
     model, x = resnet(), torch.randn(2, 3, 8, 8)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    plan = sc.plan(model, x, granularity="layer", target={"count": 2})
+    plan = sc.plan(model, x, granularity=kind, target={"count": 2})
     cut = plan.apply(model, ema=state)
     assert state.keys() == cut.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in cut.state_dict().items())

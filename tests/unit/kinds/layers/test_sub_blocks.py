@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stacks import resnet
 from torch import nn
 
 import secateur as sc
@@ -320,6 +321,20 @@ def test_protected_and_tied_branches_stay():
     assert set(gone) <= {2, 5, 7}
 
 
+def test_an_identity_in_the_trunk_is_no_part_of_the_branch():
+    model, x = resnet(), torch.randn(2, 3, 8, 8)
+    plan = sc.plan(model, x, granularity="sub_block", criterion="random", target={"count": 2})
+    gone = [name for entry in plan.layers.values() for name in entry["stubs"] if name.endswith("bn")]
+    assert len(gone) == 2
+    silent = copy.deepcopy(model)  # a norm without scale and shift gives zeros
+    for name in gone:
+        nn.init.zeros_(silent.get_submodule(name).weight)
+        nn.init.zeros_(silent.get_submodule(name).bias)
+    cut = plan.apply(model)
+    assert torch.allclose(cut(x), silent(x), atol=1e-6)
+    assert not [name for name, module in cut.named_modules() if name.endswith("skip") and isinstance(module, Stub)]
+
+
 class SideBySide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -498,6 +513,23 @@ def test_the_first_attention_would_break_generation_and_is_seen():
         past = model(input_ids=ids[:, :5], use_cache=True).past_key_values
         found = model(input_ids=ids[:, 5:], past_key_values=past).logits
     assert float((found - expected[:, 5:]).abs().max()) > 1e-2
+
+
+def test_a_tokenizer_goes_along_without_a_config(tmp_path):
+    model, x, _ = of_family("Llama")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    model.config._name_or_path = str(source)
+    result = sc.prune(
+        model, x, granularity="sub_block", criterion="random", target={"count": 1},
+        overrides=["measure.latency=false", "measure.quality=false"],
+    )  # fmt: skip
+    with pytest.warns(NotNativeWarning):
+        result.save(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "generation_config.json", "README.md", "plan.json"} <= names
+    assert "config.json" not in names
 
 
 def test_no_config_says_it():
