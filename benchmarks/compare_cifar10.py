@@ -244,9 +244,9 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         "# Criteria on CIFAR-10",
         "",
         f"A ResNet-20 of width {args.width} ({size:,} parameters, {work:,} multiply-accumulates; the paper's network "
-        f"has width 16), trained for {args.epochs} epochs on {args.images:,} images with shifts and mirror images, "
-        f"once per seed. Accuracy on all test images: {accuracies}; training took {minutes} minutes. Compared are "
-        f"accuracies on {args.test:,} test images.",
+        f"has width 16), trained for {args.epochs} epochs in bfloat16 on {args.images:,} images with shifts and "
+        f"mirror images, once per seed. Accuracy on all test images: {accuracies}; training took {minutes} minutes. "
+        f"Compared are accuracies on {args.test:,} test images.",
         "",
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
         f"recovery is the same for all: batch-norm refresh on 10 batches, then {TRAIN[1]['steps']} steps of SGD on "

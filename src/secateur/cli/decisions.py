@@ -34,7 +34,7 @@ OPTIONS: dict[str, object] = {
         typer.Option(
             "--granularity",
             metavar="A[,B]",
-            help="What goes: channel, head, neuron, layer, expert, element, 2:4, ...",
+            help="What goes: channel, head, neuron, layer, sub_block, expert, element, 2:4, ...",
             autocompletion=options.complete(*options.GRANULARITIES),
         ),
     ],

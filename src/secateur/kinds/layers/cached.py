@@ -20,7 +20,7 @@ from secateur.types import Certificate, Example
 
 MOST = 8  # tokens of the trial
 LIMIT = 1e-3  # of the difference, relative to the largest logit; half precision may round further, in the original too
-DIFFERS = "what it makes of the last tokens, with a cache of those before, is not what it makes of all at once"
+DIFFERS = "going on from its cache of keys and values the model answers otherwise than on the whole text at once"
 NOT_TRIED = (
     "going on from a cache was not tried: that takes a decoder of transformers that agrees with its own cache, and an "
     "example of four token ids or more"

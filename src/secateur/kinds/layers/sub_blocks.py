@@ -164,7 +164,7 @@ class SubBlocks(LayerStacks):
                         with dropped(self.model, {stack.path: _entry(stack, [branch])}, {}):
                             why = few(self.model)
                         if why:
-                            locks[branch] = Lock(f"with a cache: {why}", module=branch.block)
+                            locks[branch] = Lock(f"without it: {why}", module=branch.block)
                         elif branch is alike[0]:
                             break
         return locks

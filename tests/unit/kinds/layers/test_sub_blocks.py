@@ -479,7 +479,7 @@ def test_caches_are_tried_in_other_precisions_too(dtype):
     model, x, _ = of_family("Llama")
     plan = sc.plan(model.to(dtype), x, granularity="sub_block", criterion="random", target={"count": 1})
     assert [one.name for one in plan.left_out] == ["model.layers.0.self_attn"]
-    assert "with a cache" in plan.left_out[0].why
+    assert "from its cache" in plan.left_out[0].why
     plan.apply(model)
     assert not [note for note in plan.certificate.notes if "not tried" in note]
 
@@ -499,7 +499,7 @@ def test_generation_with_a_cache_is_that_without(name):
 
 def test_the_first_attention_would_break_generation_and_is_seen():
     model, x, _ = of_family("Llama")
-    with pytest.raises(InputError, match="with a cache"):
+    with pytest.raises(InputError, match="from its cache"):
         sc.plan(model, x, granularity="sub_block", remove={"model.layers.sub_blocks": [0]})
     # Put in by hand it answers as it should, and generates otherwise.
     branch = find_branches(model, x, ["model.layers.0"])["model.layers.0"][0]
