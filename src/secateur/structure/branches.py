@@ -146,10 +146,8 @@ class _Finder(BlockSums):
             for run in inside
             if run.parent not in names and (run.weighs or (names_run.count(run.name) == 1 and not run.hands_on))
         ]
-        last = max((number for number, run in enumerate(own) if run.weighs), default=-1)
-        top = own[: last + 1]  # a dropout or an activation behind them stays: it makes zeros of zeros, or it is seen
-        modules = tuple(Answering(run.name, run.items) for run in top)
-        return ResidualBranch(self.block, found.place, found.side, modules, self._fault(top))
+        modules = tuple(Answering(run.name, run.items) for run in own)
+        return ResidualBranch(self.block, found.place, found.side, modules, self._fault(own))
 
     def _fault(self, top: Sequence[_Run]) -> str:
         if not top:

@@ -181,20 +181,36 @@ def test_influence_and_loss_increase_from_their_definitions(kind):
         model, x, granularity="sub_block", criterion=LossIncrease(per="params"), data=[(x, y)], loss=loss
     )["layers.sub_blocks"]  # fmt: skip
     assert np.allclose(per, np.array(rises) / sizes, atol=1e-8)
-    turns = sc.score(
-        model, x, granularity="sub_block", criterion=LossIncrease(per="params", greedy=True, turns=3), data=[(x, y)],
-        loss=loss,
-    )["layers.sub_blocks"]  # fmt: skip
-    gone, last = set(), float(whole)
-    for turn in range(3):
-        after = {
-            i: float(nn.functional.cross_entropy(by_hand(model, {*gone, i}, x).flatten(0, 1), y.flatten()).detach())
-            for i in set(range(2 * DEPTH)) - gone
-        }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_greedy_turns_are_those_of_brute_force(seed):
+    model, x = net(seed=seed), example(seed, batch=6)
+    y = torch.randint(0, 3, (6, 5), generator=torch.Generator().manual_seed(seed))
+
+    def loss(module, batch):
+        return nn.functional.cross_entropy(module(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    @torch.no_grad()
+    def without(gone):
+        return float(nn.functional.cross_entropy(by_hand(model, gone, x).flatten(0, 1), y.flatten()))
+
+    sizes = [num_params(part) for layer in model.layers for part in _parts_of(layer)]
+    criterion = LossIncrease(per="params", greedy=True, turns=4)
+    turns = sc.score(model, x, granularity="sub_block", criterion=criterion, data=[(x, y)], loss=loss)
+    found = turns["layers.sub_blocks"].argsort().tolist()
+    gone, last = set(), without(set())
+    for turn in range(4):
+        after = {i: without({*gone, i}) for i in set(range(2 * DEPTH)) - gone}
         first = min(after, key=lambda i: (after[i] - last) / sizes[i])
-        assert int(turns.argsort()[turn]) == first
+        assert found[turn] == first
         gone.add(first)
         last = after[first]
+
+
+def _parts_of(layer):
+    """Each branch of a pre-norm layer with its norm, as one module."""
+    return nn.ModuleList([layer.n1, layer.mix]), nn.ModuleList([layer.n2, layer.up, layer.down])
 
 
 class Loud(nn.Module):
@@ -530,6 +546,18 @@ def test_a_tokenizer_goes_along_without_a_config(tmp_path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"tokenizer.json", "generation_config.json", "README.md", "plan.json"} <= names
     assert "config.json" not in names
+
+
+def test_a_file_that_removes_a_locked_branch_is_refused():
+    model, x, _ = of_family("Llama")
+    plan = sc.plan(model, x, granularity="sub_block", remove={"model.layers.sub_blocks": [2]})
+    data = json.loads(plan.to_json())
+    entry = data["layers"]["model.layers"]
+    entry["stubs"] = {name.replace("layers.1", "layers.0"): stub for name, stub in entry["stubs"].items()}
+    data["groups"]["model.layers.sub_blocks"]["removed"] = [[0, 1]]
+    data["certificate"] = data["decision"] = None
+    with pytest.raises(PlanMismatchError, match="locked units"):
+        sc.Plan.from_data(data).prove(model, x)
 
 
 def test_no_config_says_it():
