@@ -54,7 +54,9 @@ class LayerStacks(Candidates):
         self.groups = [_group(model, stack) for stack in self.stacks]
         self.conditions = (*depth.conditions, *asked(model, example, depth.conditions))
         held = {
-            _name(model, stack): [Held(b.parameters, [model.get_submodule(b.name)], b.macs) for b in stack.blocks]
+            _name(model, stack): [
+                UnitContent(b.parameters, [model.get_submodule(b.name)], b.macs) for b in stack.blocks
+            ]
             for stack in self.stacks
         }
         self._sizes = sizes(model, held, depth.macs)
@@ -148,7 +150,7 @@ def unit_spans(model: nn.Module, units: Sequence[Sequence[str]]) -> tuple[Span, 
     )
 
 
-class Held(NamedTuple):
+class UnitContent(NamedTuple):
     """What goes with a unit.
 
     Args:
@@ -163,7 +165,7 @@ class Held(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedWeight:
     """Parameters that some units hold and nothing else.
 
     Args:
@@ -176,7 +178,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class UnitSizes:
     """Parameters, bytes and multiply-accumulates.
 
     Args:
@@ -187,10 +189,10 @@ class Sizes:
 
     whole: Mapping[str, int]
     parts: Mapping[str, Mapping[str, Sequence[int]]]
-    shared: Sequence[Shared]
+    shared: Sequence[SharedWeight]
 
 
-def sizes(model: nn.Module, units: Mapping[str, Sequence[Held]], macs: int) -> Sizes:
+def sizes(model: nn.Module, units: Mapping[str, Sequence[UnitContent]], macs: int) -> UnitSizes:
     """What the model costs, and what goes with its units."""
     tensors = named_tensors(model)
     whole = {
@@ -208,10 +210,10 @@ def sizes(model: nn.Module, units: Mapping[str, Sequence[Held]], macs: int) -> S
             sum(t.numel() * t.element_size() for t in (*ps, *bs)) for ps, bs in zip(parameters, state, strict=True)
         ]
         parts["macs"][name] = [unit.macs for unit in held]
-    return Sizes(whole, parts, _shared(model, units))
+    return UnitSizes(whole, parts, _shared(model, units))
 
 
-def _shared(model: nn.Module, units: Mapping[str, Sequence[Held]]) -> list[Shared]:
+def _shared(model: nn.Module, units: Mapping[str, Sequence[UnitContent]]) -> list[SharedWeight]:
     holders, seen = holders_of(model), defaultdict[int, Counter[tuple[str, int]]](Counter)
     for name, held in units.items():
         for place, unit in enumerate(held):
@@ -220,7 +222,7 @@ def _shared(model: nn.Module, units: Mapping[str, Sequence[Held]]) -> list[Share
                     seen[id(parameter)][name, place] += 1
     tensors = {id(p): p for p in model.parameters()}
     return [
-        Shared(
+        SharedWeight(
             frozenset(counts),
             {
                 "params": tensors[key].numel(),

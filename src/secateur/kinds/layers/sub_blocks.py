@@ -13,7 +13,7 @@ from secateur.kinds.base import Candidates, Keep, nothing
 from secateur.kinds.edit import Edit
 from secateur.kinds.layers.cached import certify_cached, short
 from secateur.kinds.layers.drop import dropped, with_stubs
-from secateur.kinds.layers.kind import Held, LayerStacks, asked, sizes, unit_spans
+from secateur.kinds.layers.kind import LayerStacks, UnitContent, asked, sizes, unit_spans
 from secateur.kinds.layers.prove import branch_agreement, branch_outputs, certify_branches, require_silent
 from secateur.measure.macs import macs_by_module
 from secateur.model.agreement import worst
@@ -46,7 +46,7 @@ class SubBlocks(LayerStacks):
         self.branches: dict[str, list[ResidualBranch]] = {}
         self.groups, self.stacks = [], []
         holders, costs = holders_of(model), macs_by_module(model, example)
-        held: dict[str, list[Held]] = {}
+        held: dict[str, list[UnitContent]] = {}
         reasons: list[str] = []
         for stack in depth.stacks:
             branches = [branch for block in stack.blocks for branch in found.get(block.name, ())]
@@ -119,7 +119,7 @@ class SubBlocks(LayerStacks):
         return certify_cached(whole, cut, self.example, proof)
 
     def _locks(
-        self, stack: Stack, branches: Sequence[ResidualBranch], units: Sequence[Held]
+        self, stack: Stack, branches: Sequence[ResidualBranch], units: Sequence[UnitContent]
     ) -> dict[ResidualBranch, Lock]:
         """Why some branches may not go."""
         guarded = protected_tensors(self.model, dict(self.model.named_parameters()), self.request.protect)
@@ -212,16 +212,18 @@ def _entry(stack: Stack, gone: Iterable[ResidualBranch]) -> LayerEntry:
 
 def _held(
     model: nn.Module, branch: ResidualBranch, holders: Mapping[int, tuple[str, int]], costs: Mapping[str, int]
-) -> Held:
+) -> UnitContent:
     modules = [model.get_submodule(part.name) for part in branch.modules]
-    return Held(own_parameters(modules, holders), modules, sum(costs.get(part.name, 0) for part in branch.modules))
+    return UnitContent(
+        own_parameters(modules, holders), modules, sum(costs.get(part.name, 0) for part in branch.modules)
+    )
 
 
 def _group(
     model: nn.Module,
     stack: Stack,
     branches: Sequence[ResidualBranch],
-    units: Sequence[Held],
+    units: Sequence[UnitContent],
     locks: Mapping[ResidualBranch, Lock],
 ) -> Group:
     """Branches as units, with why some of them stay."""
