@@ -1,10 +1,13 @@
-"""How much has to go for a latency: bisection over models that are made and timed, then a longer look at the result."""
+"""How much has to go for a latency: a bisection over models that are made and timed, then a line through all looks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from math import ceil
 from statistics import median
 
+import numpy as np
 from torch import nn
 
 from secateur.amounts.order import RemovalOrder, removals_for
@@ -12,9 +15,11 @@ from secateur.errors import TargetError
 from secateur.measure.latency import latency
 from secateur.types import Example
 
-ROUNDS, WARMUP = 15, 3  # of every measurement while searching; twice as many rounds for the result
-MARGIN = 0.015  # of the limit: aimed at so much below it, so that what is measured again keeps it and is close to it
-LOOKS = 8  # longer measurements at most, until one lies between the limit and twice the margin below it
+ROUNDS, WARMUP = 15, 3  # of one look at one model
+MARGIN = 0.01  # of the limit: aimed at so much below it, so that what is measured again keeps it and is close to it
+LOOKS = 12  # after the bisection, each where the line through those before it crosses what is aimed at
+NEAR = 0.1  # looks so close to the aim, as a share of it, make the line: further away the curve is none
+CONFIRM, ATTEMPTS = 6, 6  # looks at a result whose first ones miss the limit, and results that are tried
 
 
 class Stopwatch:
@@ -41,13 +46,105 @@ class Stopwatch:
             )
         return median(self._whole)
 
-    def share(self, cut: nn.Module, rounds: int) -> float:
+    def share(self, cut: nn.Module) -> float:
         """What a model takes of the time of the model as it came."""
-        found = latency({"whole": self.model, "cut": cut}, self.example, rounds=rounds, warmup=WARMUP)
+        found = latency({"whole": self.model, "cut": cut}, self.example, rounds=ROUNDS, warmup=WARMUP)
         self._whole.append(found["whole"].median)
         ratio = found["cut"].ratio
         assert ratio is not None
         return ratio[0]
+
+
+class Looks:
+    """Every look at every prefix of a removal order; no look alone decides anything.
+
+    Args:
+        make: length of the prefix -> the model without it.
+        counts: length of the prefix -> something hashable, equal for equal models.
+        limit: milliseconds.
+        watch: measures.
+    """
+
+    def __init__(
+        self, make: Callable[[int], nn.Module], counts: Callable[[int], object], limit: float, watch: Stopwatch
+    ) -> None:
+        self.make, self.counts, self.limit, self.watch = make, counts, limit, watch
+        self._steps: dict[object, int] = {counts(0): 0}  # of models that are equal the first that was looked at
+        self.shares: dict[int, list[float]] = {0: [1.0]}
+
+    @property
+    def aim(self) -> float:
+        """The share that is looked for; it moves with what the model as it came takes."""
+        return self.limit * (1 - MARGIN) / self.watch.whole
+
+    def of(self, step: int) -> list[float]:
+        """The shares that looks at a prefix, or at one with an equal model, have found."""
+        return self.shares.get(self._steps.get(self.counts(step), step), [])
+
+    def look(self, step: int) -> None:
+        """Look once more at a prefix, or at the one whose model is equal."""
+        step = self._steps.setdefault(self.counts(step), step)
+        # The model as it came is what the others are compared with: it needs no look.
+        self.shares.setdefault(step, []).append(self.watch.share(self.make(step)) if step else 1.0)
+
+    def milliseconds(self, step: int) -> float:
+        """What a prefix takes by all looks at it: one is taken where there is none."""
+        if not self.of(step):
+            self.look(step)
+        return median(self.of(step)) * self.watch.whole
+
+    def crossing(self) -> int:
+        """The prefix at which time crosses the aim, by all looks together.
+
+        The line of Theil and Sen (Sen, 1968: the median of the slopes of all pairs) through the looks near the aim,
+        followed no further than it is long, and kept between looks that are clearly on either side. Where it is none,
+        straight between the two around the aim, once what contradicts that time falls along the list is averaged out
+        (isotonic regression).
+        """
+        aim, middles = self.aim, {step: median(self.shares[step]) for step in sorted(self.shares)}
+        looks = [(step, share) for step, shares in self.shares.items() for share in shares]
+        near = sorted((step, share) for step, share in looks if abs(share / aim - 1) < NEAR)
+        line = _line(near)
+        if line is None:
+            steps, shares = _falling([(step, share, len(self.shares[step])) for step, share in middles.items()])
+            return ceil(float(np.interp(-aim, [-share for share in shares], steps)))
+        slope, start = line
+        first, last = near[0][0], near[-1][0]
+        slower = max((step for step, share in middles.items() if share >= aim * (1 + NEAR)), default=0)
+        faster = [step for step, share in middles.items() if step > slower and share <= aim * (1 - NEAR)]
+        low, high = max(slower, 2 * first - last), min(*faster, max(middles), 2 * last - first)
+        return max(min(ceil((aim - start) / slope), high), low)
+
+    def keeps(self, step: int) -> bool:
+        """Whether a prefix keeps the limit, as the line says; a look that says no is not the last one."""
+        while self.milliseconds(step) > self.limit and len(self.of(step)) < CONFIRM:
+            self.look(step)
+        return self.milliseconds(step) <= self.limit
+
+    def after(self, step: int) -> int:
+        """Where to go on from a prefix that does not keep the limit: towards the next that did, half of the way."""
+        kept = [s for s in self.shares if s > step and self.milliseconds(s) <= self.limit]
+        return (step + min(kept, default=step + 1) + 1) // 2
+
+
+def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
+    """Slope and start of the line of Theil and Sen; None where it does not fall, or nothing says how it goes."""
+    slopes = [(y - v) / (x - u) for (u, v), (x, y) in combinations(points, 2) if x != u]
+    slope = median(slopes) if slopes else 0.0
+    return (slope, median(y - slope * x for x, y in points)) if slope < 0 else None
+
+
+def _falling(points: Iterable[tuple[int, float, int]]) -> tuple[list[float], list[float]]:
+    """Isotonic regression of (place, value, weight): neighbours that rise are pooled until none does."""
+    pools: list[tuple[float, float, int]] = []
+    for place, value, weight in points:
+        pool = (float(place), value, weight)
+        while pools and pools[-1][1] < pool[1]:
+            x, y, w = pools.pop()
+            both = w + pool[2]
+            pool = ((x * w + pool[0] * pool[2]) / both, (y * w + pool[1] * pool[2]) / both, both)
+        pools.append(pool)
+    return [x for x, _, _ in pools], [y for _, y, _ in pools]
 
 
 def removals_for_latency(
@@ -67,51 +164,23 @@ def removals_for_latency(
         watch: measures.
 
     Raises:
-        TargetError: the limit cannot be reached, or no longer measurement keeps it.
+        TargetError: the limit cannot be reached, or no result keeps it when it is looked at again.
 
-    Cost: log2(units) + `LOOKS` models at most, each copied and run with the original for `ROUNDS` or twice as often.
+    Cost: log2(units) + `LOOKS` models, and up to `CONFIRM` looks more at a result whose first ones miss the limit; each
+    is copied and run in turns with the original for `ROUNDS` rounds.
     """
-    shares: dict[object, float] = {counts(0): 1.0}
-
-    def quick(step: int) -> float:
-        key = counts(step)
-        if key not in shares:
-            shares[key] = watch.share(make(step), ROUNDS)
-        return shares[key] * watch.whole
-
-    long: dict[object, float] = {counts(0): 1.0}
-
-    def look(step: int) -> float:
-        key = counts(step)
-        if key not in long:
-            long[key] = watch.share(make(step), 2 * ROUNDS)
-        return long[key] * watch.whole
-
-    step = removals_for(order, quick, limit, "latency_ms", margin=MARGIN)
-    return _settled(order, step, look, limit, watch)
-
-
-def _settled(order: RemovalOrder, step: int, look: Callable[[int], float], limit: float, watch: Stopwatch) -> int:
-    """Where longer measurements agree: short ones have misled the bisection now and then, to either side."""
-    slow, fast = 0, len(order.group) + 1  # prefixes that take too long, and that keep the limit; the ends are neither
+    looks = Looks(make, counts, limit, watch)
+    removals_for(order, looks.milliseconds, limit, "latency_ms", margin=MARGIN)
     for _ in range(LOOKS):
-        found = look(step)
-        if found <= limit:
-            fast = step
-            if found >= limit * (1 - 2 * MARGIN) or step == slow + 1 or not step:
-                break
-        else:
-            slow = step
-        if fast - slow <= 1:
-            break
-        # Time falls about evenly along the list, so the place that is looked for is about there.
-        saved = watch.whole - found
-        guess = round(step * (watch.whole - limit * (1 - MARGIN)) / saved) if saved > 0 else (slow + fast) // 2
-        step = min(max(guess, slow + 1), fast - 1)
-    if fast > len(order.group):
-        raise TargetError(
-            f"The target latency_ms <= {limit:g} was reached once but does not hold.",
-            why="the machine's latency varies more than the cut changes it",
-            hint="Ask for a little more time, or measure on an idle machine.",
-        )
-    return fast
+        looks.look(looks.crossing())
+    step = looks.crossing()
+    for _ in range(ATTEMPTS):
+        if looks.keeps(step):
+            return step
+        crossing = looks.crossing()
+        step = min(crossing if crossing > step else looks.after(step), len(order.group))
+    raise TargetError(
+        f"The target latency_ms <= {limit:g} was reached once but does not hold.",
+        why="the machine's latency varies more than the cut changes it",
+        hint="Ask for a little more time, or measure on an idle machine.",
+    )

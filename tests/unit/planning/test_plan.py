@@ -1,9 +1,12 @@
 import copy
 import gc
 import json
+import random
 import weakref
 from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from nets import example, net
@@ -305,11 +308,11 @@ def test_wrong_requests(arguments, error, text):
         sc.plan(net(), example(), **arguments)
 
 
-def fake_latency(monkeypatch, short=0.0, load=lambda call: 1.0):
+def fake_latency(monkeypatch, off=lambda call: 1.0, load=lambda call: 1.0):
     """A clock that reads the multiply-accumulates: what is timed is real, only the time is not.
 
     Args:
-        short: by how much measurements of few rounds are too high for what is cut.
+        off: call -> by what the time of what is cut is wrong there.
         load: call -> how much slower the machine is then.
     """
     from secateur.planning import timed
@@ -318,11 +321,11 @@ def fake_latency(monkeypatch, short=0.0, load=lambda call: 1.0):
     seen = []
 
     def latency(models, x, *, rounds, warmup):
-        slower = load(len(seen))
-        ms = {name: macs(m, x) / 1e5 * slower for name, m in models.items()}
+        call = len(seen)
+        ms = {name: macs(m, x) / 1e5 * load(call) for name, m in models.items()}
         if "cut" in ms:
-            ms["cut"] *= 1 + short * (rounds == timed.ROUNDS)
-        seen.append((rounds, ms.get("cut")))
+            ms["cut"] *= off(call)
+        seen.append(ms.get("cut"))
         first = next(iter(ms.values()))
         return {name: Latency(v, v, v, rounds, ratio=(v / first,) * 3) for name, v in ms.items()}
 
@@ -337,25 +340,79 @@ def wide_net():
     return torch.nn.Sequential(*layers, torch.nn.Linear(600, 4)).eval()
 
 
-def busy_later(call):
-    return 1.0 if call < 9 else 1.8
+def busy_for_a_while(call):
+    return 1.8 if 9 <= call < 17 else 1.0
 
 
 def busy_at_times(call):
     return 2.5 if call % 5 == 3 else 1.0
 
 
-@pytest.mark.parametrize("short", [0.0, 0.08, -0.08], ids=["alike", "short ones too high", "short ones too low"])
-@pytest.mark.parametrize("load", [lambda call: 1.0, busy_later, busy_at_times], ids=["quiet", "later", "at times"])
-def test_latency_target_is_met_within_three_percent(monkeypatch, short, load):
-    """Whatever misled the bisection, and however the machine's speed changed: the limit is kept and not far away."""
+def off_by_chance(seed):
+    """As measured on two shared cores: about 1 % to either side, and one look of ten up to 12 % too long."""
+    chance = random.Random(seed)
+    return lambda call: (1 + 0.01 * chance.gauss(0, 1)) * (1 + (chance.random() < 0.1) * 0.12 * chance.random())
+
+
+@pytest.mark.parametrize("load", [lambda call: 1.0, busy_for_a_while, busy_at_times], ids=["quiet", "while", "times"])
+@pytest.mark.parametrize("share", [0.85, 0.6, 0.3])
+def test_latency_target_is_met_within_two_percent_below_it(monkeypatch, load, share):
+    """However the machine's speed changed: the limit is kept and not far away."""
     model, x = wide_net(), torch.randn(2, 16)
     dense = macs(model, x) / 1e5
-    seen = fake_latency(monkeypatch, short, load)
-    plan = sc.plan(model, x, target={"latency_ms": 0.6 * dense})
+    seen = fake_latency(monkeypatch, load=load)
+    plan = sc.plan(model, x, target={"latency_ms": share * dense})
     reached = macs(plan.apply(model), x) / 1e5
-    assert 0.97 * 0.6 * dense <= reached <= 0.6 * dense
-    assert len(seen) < 25, "a bisection, not a scan"
+    assert 0.98 * share * dense <= reached <= share * dense
+    assert len(seen) < 35, "a bisection and a line, not a scan"
+
+
+def test_looks_that_are_off_mislead_no_latency_target(monkeypatch):
+    """One look too long at the wrong place must not rule out all amounts below it, nor one too short let pass."""
+    model, x = wide_net(), torch.randn(2, 16)
+    dense = macs(model, x) / 1e5
+    for seed in range(10):
+        fake_latency(monkeypatch, off=off_by_chance(seed))
+        plan = sc.plan(model, x, target={"latency_ms": 0.6 * dense})
+        reached = plan.cost["macs"][1] / 1e5
+        assert 0.97 * 0.6 * dense <= reached <= 1.01 * 0.6 * dense, seed
+
+
+class Curve:
+    """In place of a stopwatch: the model is the number of removals, and its time is known."""
+
+    def __init__(self, share, off):
+        self.true, self.off, self.calls, self.whole = share, off, 0, 100.0
+
+    def share(self, step):
+        self.calls += 1
+        return self.true(step) * self.off(self.calls)
+
+
+def bent(step):
+    """Slow at first, then steeply down in a hundredth of the list, then flat: what heads of an encoder do."""
+    return float(np.interp(step, [0, 4000, 4500, 4600, 9000], [1.0, 0.73, 0.62, 0.2, 0.12]))
+
+
+def stairs(step):
+    return 0.92 ** (step // 700)
+
+
+@pytest.mark.parametrize("curve", [bent, stairs])
+@pytest.mark.parametrize("off", [None, 0, 1, 2], ids=str)
+def test_latency_targets_on_curves_that_are_no_line(curve, off):
+    """By brute force: of all prefixes that keep the limit the slowest is nearly found; by chance 3 % over at most."""
+    from secateur.planning.timed import removals_for_latency
+
+    order = SimpleNamespace(group=np.zeros(9000))
+    for limit in (90.0, 75.0, 63.0, 58.0, 47.0, 40.0):
+        watch = Curve(curve, off_by_chance(off) if off is not None else lambda call: 1.0)
+        step = removals_for_latency(order, lambda step: step, lambda step: step, limit, watch)
+        best = max(share for share in map(curve, range(9001)) if 100 * share <= limit)
+        found = curve(step)
+        assert 100 * found <= limit * (1.0 if off is None else 1.03)
+        assert found >= (0.96 if curve is bent else 0.91) * best, (limit, step)
+        assert watch.calls < 50
 
 
 def test_latency_that_cannot_be_reached_or_does_not_hold_is_refused(monkeypatch):
@@ -364,7 +421,7 @@ def test_latency_that_cannot_be_reached_or_does_not_hold_is_refused(monkeypatch)
     fake_latency(monkeypatch)
     with pytest.raises(TargetError, match=r"latency_ms <= 0\.001 cannot be reached"):
         sc.plan(model, x, target={"latency_ms": 1e-3})
-    fake_latency(monkeypatch, short=-0.99)
+    fake_latency(monkeypatch, off=lambda call: 0.01 if call < 2 else 1.0)
     with pytest.raises(TargetError, match="does not hold"):
         sc.plan(model, x, target={"latency_ms": 0.01 * dense})
     fake_latency(monkeypatch)
