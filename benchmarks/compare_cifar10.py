@@ -3,20 +3,22 @@
     python benchmarks/compare_cifar10.py --data PATH_TO_CIFAR10 --out runs/cifar10 [--threads 1] [--only base]
 
 PATH_TO_CIFAR10 holds train.parquet and test.parquet as Hugging Face data sets write them. Base models go to
-``OUT/base``, every single run to ``OUT/channel/cells`` and the like; whatever lies there is not done
-again. At the end (and with ``--only report`` at any time) the page docs/benchmarks/criteria-cifar10.md is written.
+``OUT/base``, every single run to ``OUT/channel/cells`` and the like; whatever lies there is not done again, so
+processes with different ``--seeds`` may share one OUT. At the end (and with ``--only report`` at any time) the page
+docs/benchmarks/PAGE.md is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import pkgutil
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ LEFT_OUT = {"random", "reap", "block-influence", "angular-distance", "loss-incre
 # Options that the criterion's own documentation asks for at this granularity and scope.
 OPTIONS = {"element": {"fpgm": {"reduce": "mean"}}}
 BATCH = 128
+PAGE = "criteria-cifar10"
 RATE = 0.1  # the top of the cycle that the dense networks are trained with
 
 
@@ -180,6 +183,27 @@ def base_model(args: argparse.Namespace, data: DataSet, seed: int) -> nn.Module:
     return model
 
 
+def recoveries(args: argparse.Namespace, granularity: str) -> dict[str, list[dict[str, Any]]]:
+    """The recoveries that are asked for, in the precision that is asked for."""
+    chosen = {name: list(copy.deepcopy(steps)) for name, steps in RECOVERIES[granularity].items()}
+    if args.bfloat16:
+        for step in chosen["trained"]:
+            if step["method"] == "finetune":
+                step["amp"] = "bf16"
+    return {name: steps for name, steps in chosen.items() if not args.recoveries or name in args.recoveries.split(",")}
+
+
+def evaluation(args: argparse.Namespace, data: DataSet) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Accuracy on the test images that are used, in the precision that is asked for."""
+    evaluate = accuracy_on(Fast(subset(data.test, args.test, batch_size=250)))
+
+    def in_bfloat16(model: nn.Module) -> Mapping[str, float]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return evaluate(model)
+
+    return in_bfloat16 if args.bfloat16 else evaluate
+
+
 def run(args: argparse.Namespace, data: DataSet, study: str, command: str) -> None:
     """One comparison; every criterion that cannot score these units is named in the report with its reason."""
     granularity, scope = STUDIES[study]
@@ -195,19 +219,19 @@ def run(args: argparse.Namespace, data: DataSet, study: str, command: str) -> No
         lambda seed: base_model(args, data, seed),
         Fast(subset(data.train, args.images, shuffle=True)),
         criteria=criteria,
-        evaluate=accuracy_on(Fast(subset(data.test, args.test, batch_size=250))),
+        evaluate=evaluation(args, data),
         out=args.out / study,
         granularity=granularity,
         scope=scope,
-        levels=LEVELS[granularity],
+        levels=args.levels or LEVELS[granularity],
         seeds=args.seeds,
         calibration=Fast(subset(data.train, args.calibration, batch_size=64)),
         example=fast(data.example),
-        recover=RECOVERIES[granularity],
-        recover_levels=RECOVER_LEVELS[granularity],
+        recover=recoveries(args, granularity),
+        recover_levels=args.recover_levels or RECOVER_LEVELS[granularity],
         scratch=TRAIN[1:] if granularity == "channel" else (),
         rounds=args.rounds,
-        tag=f"cifar10 test={args.test}",
+        tag=f"cifar10 test={args.test}" + " bfloat16" * args.bfloat16,
         title=f"ResNet-20, width {args.width}, CIFAR-10, {study}",
         command=command,
         progress=show,
@@ -223,10 +247,10 @@ def report(args: argparse.Namespace, command: str) -> None:
         return
     docs.mkdir(parents=True, exist_ok=True)
     found = {s: (read(args.out / s / "summary.json"), read(args.out / s / "manifest.json")) for s in done}
-    atomic_write(docs / "criteria-cifar10.md", page(args, found, command))
+    atomic_write(docs / f"{args.page}.md", page(args, found, command))
     for study, (summary, _) in found.items():
-        atomic_write(docs / f"criteria-cifar10-{study}.svg", picture(summary, STUDIES[study][0]))
-    print(f"wrote {docs / 'criteria-cifar10.md'}")
+        atomic_write(docs / f"{args.page}-{study}.svg", picture(summary, STUDIES[study][0]))
+    print(f"wrote {docs / args.page}.md")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -246,7 +270,11 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         f"A ResNet-20 of width {args.width} ({size:,} parameters, {work:,} multiply-accumulates; the paper's network "
         f"has width 16), trained for {args.epochs} epochs in bfloat16 on {args.images:,} images with shifts and "
         f"mirror images, once per seed. Accuracy on all test images: {accuracies}; training took {minutes} minutes. "
-        f"Compared are accuracies on {args.test:,} test images.",
+        f"Compared are accuracies on {args.test:,} test images"
+        + (
+            ", taken in bfloat16, in which training recovers too; weights and scores are float32." * args.bfloat16
+            or "."
+        ),
         "",
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
         f"recovery is the same for all: batch-norm refresh on 10 batches, then {TRAIN[1]['steps']} steps of SGD on "
@@ -262,7 +290,7 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         title = f"{STUDIES[study][0].capitalize()}, scope {STUDIES[study][1]}"
         text = markdown(summary, {**manifest, "title": title, "command": ""})
         lines += [text.replace("\n## ", "\n### ").replace("# ", "## ", 1)]
-        lines += [f"![accuracy over the fraction removed](criteria-cifar10-{study}.svg)", ""]
+        lines += [f"![accuracy over the fraction removed]({args.page}-{study}.svg)", ""]
     return "\n".join([*lines, f"Command: `{command}`", ""])
 
 
@@ -302,9 +330,26 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
 def command_line(args: argparse.Namespace) -> str:
     """What repeats the run; where the data and results lie is the reader's own business."""
     words = ["python", "benchmarks/compare_cifar10.py", "--data", "PATH_TO_CIFAR10", "--out", "runs/cifar10"]
-    for name in ("width", "epochs", "images", "test", "calibration", "seeds", "threads"):
+    for name in ("width", "epochs", "images", "test", "calibration", "threads"):
         words += [f"--{name}", str(getattr(args, name))]
-    return shlex.join([*words, *(["--criteria", args.criteria] if args.criteria else [])])
+    words += ["--seeds", ",".join(map(str, args.seeds))]
+    for name in ("levels", "recover_levels"):
+        if getattr(args, name):
+            words += [f"--{name.replace('_', '-')}", ",".join(map(str, getattr(args, name)))]
+    words += ["--bfloat16"] * args.bfloat16
+    for name, usual in (("recoveries", ""), ("criteria", ""), ("only", "all"), ("page", PAGE)):
+        if getattr(args, name) not in (usual, "report"):
+            words += [f"--{name}", getattr(args, name)]
+    return shlex.join(words)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """ "5" = the first five; "3,4" = these two."""
+    return tuple(int(number) for number in text.split(",")) if "," in text else tuple(range(int(text)))
 
 
 def arguments() -> argparse.Namespace:
@@ -316,12 +361,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=50_000, help="training images that are used")
     parser.add_argument("--test", type=int, default=5_000, help="test images that are used")
     parser.add_argument("--calibration", type=int, default=512, help="images to score with")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=seeds, default=(0, 1, 2), help="how many, or which: 5 or 3,4")
+    parser.add_argument("--levels", type=numbers, default=(), help="comma-separated; default as the page has them")
+    parser.add_argument("--recover-levels", type=numbers, default=(), help="those at which recovery is run")
+    parser.add_argument("--recoveries", default="", help="comma-separated; default all")
+    parser.add_argument("--bfloat16", action="store_true", help="test, and train while recovering, in bfloat16")
     parser.add_argument("--criteria", default="", help="comma-separated; default all that apply")
     parser.add_argument("--note", default="", help="a sentence for the page, such as what else the machine did")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of the latency")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--docs", type=Path, default=Path(__file__).parent.parent / "docs" / "benchmarks")
+    parser.add_argument("--page", default=PAGE, help="name of the page, and of its pictures")
     parser.add_argument("--only", choices=("all", "base", *STUDIES, "report"), default="all")
     return parser.parse_args()
 
@@ -334,7 +384,7 @@ def main() -> None:
     command = command_line(args)
     if args.only != "report":
         data = resolve_data(f"parquet:{args.data}", batch_size=BATCH)
-        for seed in range(args.seeds):
+        for seed in args.seeds:
             base_model(args, data, seed)
         for study in STUDIES:
             if args.only in ("all", study):

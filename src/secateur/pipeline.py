@@ -27,10 +27,10 @@ from secateur.objective.at_most import confirmed, found_at_most
 from secateur.objective.limits import CONFIDENCE, AtMost, Smallest, at_most_asked, require_data
 from secateur.planning import Plan, make_plan
 from secateur.recipe import Recipe
+from secateur.recover.damage import damage_of
 from secateur.recover.during import Trained, as_asked
 from secateur.recover.loop import write_tensors
 from secateur.recover.own import Train, require_loop
-from secateur.recover.steps import Damage
 from secateur.report import Control
 from secateur.report.collect import collect, forecast
 from secateur.report.journal import Journal
@@ -211,7 +211,7 @@ def _staged(asked: Asked, run: Journal, kept: RunStages, wanted: AtMost | None =
         later = bool(settings.recover) or asked.train is not None
         after_cut = kept.once("cut", lambda: _quality(seen.judged, pruned)) if later else None
         run.figures("after the cut", after_cut)
-    recover_all(asked, Damage(base, plan.cuts, plan.masks, plan.layers), pruned, run, kept)
+    recover_all(asked, damage_of(base, plan, pruned), pruned, run, kept)
     control = None
     if settings.control == "dense":
         with run.stage("control: dense"):

@@ -14,10 +14,11 @@ from secateur.files.checkpoint import PAGE
 from secateur.measure import Yardstick
 from secateur.recipe import Recipe, load_recipe
 from secateur.recipe.schema import Step
+from secateur.recover.damage import Damage
 from secateur.recover.during import Trained, dense_training, train_stage
 from secateur.recover.loop import Keeper, TrainStep
 from secateur.recover.own import own_training
-from secateur.recover.steps import Damage, dense_control
+from secateur.recover.steps import dense_control
 from secateur.recover.steps import recover as run_step
 from secateur.report.journal import Journal, point
 from secateur.report.trackers import Track, tracked

@@ -36,7 +36,8 @@ from secateur.measure import latency, macs, num_nonzero, num_params, quality
 from secateur.model.call import device_of
 from secateur.planning import Plan, make_plan
 from secateur.planning.build import grouped, is_structured
-from secateur.recover.steps import Damage, recover
+from secateur.recover.damage import Damage, damage_of, untouched
+from secateur.recover.steps import recover
 from secateur.types import Batch, Data, Evaluate, Example, Json, Latency, Loss
 
 
@@ -181,13 +182,13 @@ class SeedRun:
         if cell.label == DENSE:
             model = copy.deepcopy(self.base)
             facts = {"scoring": None, "least_kept": 1.0, "units_removed": 0, "sparsity": 0.0}
-            damage = Damage(self.base, {}, {})
+            damage = untouched(self.base)
         else:
             cost = self._scores(_chooser(cell.label)).cost
             found = self._prune(cell)
             # A copy: the next recovery starts from the same cut model.
             model = copy.deepcopy(found.model)
-            damage = Damage(self.base, found.plan.cuts, found.plan.masks, found.plan.layers)
+            damage = damage_of(self.base, found.plan, found.model)
             facts = {"scoring": cost, **_decision(found.plan)}
         if cell.label == SCRATCH:
             reinitialise(model, self.seed)

@@ -20,9 +20,9 @@ from secateur.planning.build import criterion_of, implied_target
 from secateur.planning.solved import solver_of
 from secateur.recipe import Recipe, load_recipe
 from secateur.recipe.overrides import Setting
+from secateur.recover.damage import damage_of
 from secateur.recover.during import as_asked
 from secateur.recover.own import own_training
-from secateur.recover.steps import Damage
 from secateur.recover.steps import recover as run_step
 from secateur.request import Amount
 from secateur.types import Snapshot
@@ -181,7 +181,7 @@ class Objective:
 
     def _recover(self, model: nn.Module, plan: Plan, recipe: Recipe, partial: Partial | None) -> None:
         asked, given = self.asked, self.asked.given
-        damage = Damage(asked.model, plan.cuts, plan.masks, plan.layers)
+        damage = damage_of(asked.model, plan, model)
         for number, step in enumerate(recipe.recover):
             if partial is not None:
                 partial(number, self.gauge.read(model).figure)

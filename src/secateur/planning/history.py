@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
+from secateur.kinds.layers.drop import old_names
 from secateur.planning.decision import PlanData, fingerprint
 
 # Model -> the plan that leads to it, and the fingerprint that it had then.
@@ -28,3 +29,17 @@ def origin_of(model: nn.Module) -> PlanData | None:
     """
     plan, then = _ORIGINS.get(model, (None, ""))
     return plan if plan is not None and fingerprint(model) == then else None
+
+
+def zeros_of(model: nn.Module) -> dict[str, Tensor]:
+    """The masks of every round that led to a model which was pruned or loaded in this process.
+
+    Returns:
+        parameter name as in this model -> bool of its shape, True = keep; empty where nothing is known.
+    """
+    plan = origin_of(model)
+    if plan is None or not plan.masks:
+        return {}
+    first = old_names(model, plan.layers)
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return {name: plan.masks[first(name)] for name in names if first(name) in plan.masks}

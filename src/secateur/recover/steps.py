@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.errors import RecipeError
 from secateur.kinds.slices.cut import cut_copy
@@ -17,6 +16,7 @@ from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUp
 from secateur.recipe.training import Lessons
 from secateur.recover.adapters import AdapterSpec
 from secateur.recover.bn import refresh_batchnorm
+from secateur.recover.damage import Damage, untouched, warn_of_lost_zeros, zero_weights
 from secateur.recover.distil import Distil
 from secateur.recover.finetune import finetune
 from secateur.recover.loop import Keeper, TrainStep
@@ -26,26 +26,9 @@ from secateur.recover.validation import divided
 from secateur.solve.gaps import refit_gaps
 from secateur.solve.obs_update import obs_update
 from secateur.solve.refit import refit_consumers
-from secateur.types import Cuts, Data, LayerEntry, Loss
+from secateur.types import Data, Loss
 
 _STEP: TypeAdapter[Step] = TypeAdapter(Step)
-
-
-@dataclass(frozen=True, eq=False)
-class Damage:
-    """What a plan did, as far as recovery needs it.
-
-    Args:
-        original: the model before.
-        cuts: slices that are gone; empty for masks and for the dense model.
-        masks: zeros that must stay; empty for cuts.
-        layers: whole layers that are gone; empty for everything else.
-    """
-
-    original: nn.Module
-    cuts: Cuts
-    masks: Mapping[str, Tensor]
-    layers: Mapping[str, LayerEntry] = field(default_factory=dict)
 
 
 def recover(
@@ -93,6 +76,23 @@ def recover(
             why="it changes what reads the inputs that are gone, and layers hand on all of theirs",
             hint="Use refit (what: weights) or finetune for layers.",
         )
+    zeros = zero_weights(model)
+    records = _run(model, step, damage, train, scoring, loss, seed, progress, keeper)
+    warn_of_lost_zeros(model, zeros, f"recover: {step.method}")
+    return records
+
+
+def _run(
+    model: nn.Module,
+    step: Step,
+    damage: Damage,
+    train: Data,
+    scoring: Data,
+    loss: Loss | None,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+    keeper: Keeper | None,
+) -> tuple[TrainStep, ...]:
     if isinstance(step, BatchNormRefresh):
         # It draws nothing itself, but a loader that shuffles does: model and control must see the same batches.
         with generators(seed):
@@ -154,10 +154,10 @@ def dense_control(
     # cut_copy and not deepcopy: it knows the modules that a plain copy breaks.
     first = () if training is None else (training(model),)
     repeated = [step for step in steps if step.method in REPEATABLE]
-    untouched = Damage(original, {}, {})
+    damage = untouched(original)
     for number, step in enumerate(repeated):
         recover(
-            model, step, untouched, train=train, scoring=train, loss=loss, seed=seed, progress=progress,
+            model, step, damage, train=train, scoring=train, loss=loss, seed=seed, progress=progress,
             keeper=keep(number),
         )  # fmt: skip
     return model, (*first, *(step.method for step in repeated))
@@ -174,8 +174,10 @@ def _refit(
     ridge = None if step.ridge == "auto" else step.ridge
     # The dense model of a comparison goes through the same steps, and has nothing to make up for.
     if damage.layers:
-        refit_gaps(damage.original, model, scoring, layers=damage.layers, ridge=ridge, progress=progress)
-    if damage.cuts or damage.masks:
+        refit_gaps(
+            damage.original, model, scoring, layers=damage.layers, masks=damage.masks, ridge=ridge, progress=progress
+        )
+    if damage.cuts or damage.made:
         refit_consumers(
             damage.original,
             model,
@@ -185,7 +187,8 @@ def _refit(
             progress=progress,
             ridge=ridge,
             positions=step.positions,
-            masks=damage.masks,
+            masks={name: mask for name, mask in damage.masks.items() if name in damage.made},
+            zeros=damage.masks,
             what=step.what,
         )
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.criteria import CostWarning, StationaryWarning
 from secateur.errors import NonFiniteError
+from secateur.recover.damage import LostZerosWarning
 from secateur.recover.loop import TrainStep
 from secateur.report.assembly import Events
 from secateur.report.record import TrainingPoint
@@ -88,7 +89,7 @@ class Journal:
             # At once: what the stage has found may be kept before it ends, and these words with it.
             if issubclass(category, CurvatureWarning):
                 self.degradations.append(Degradation("score", str(message)))
-            elif issubclass(category, (StationaryWarning, CostWarning, RefitWarning)):
+            elif issubclass(category, (StationaryWarning, CostWarning, RefitWarning, LostZerosWarning)):
                 self.doubts.append(str(message))
                 if issubclass(category, CostWarning):  # before what takes so long
                     _Step(self.progress, self._stage)(0, 0, str(message))

@@ -20,7 +20,7 @@ from secateur.model.padding import real_tokens, without_padding
 from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.products import WHOLE, Products, Use
 from secateur.solve.blocks.sums import rows_of
-from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, least_squares, warn_of_unfitted, zeros
+from secateur.solve.ridge import LEAST, Solver, gained, is_held, warn_of_unfitted, zeros
 from secateur.statistics.activations.streams import finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import quiet
@@ -82,6 +82,11 @@ class _Sums:
         self.missing += float(missing_Nn.square().sum())
         self.whole += float(goal_Nn.square().sum())
 
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Both as those of one group."""
+        return self.gram[None], self.cross[None]
+
     def error(self, change_dn: Tensor | None = None) -> float:
         """Of T with a change of the weight, relative to T."""
         less = 0.0 if change_dn is None else gained(change_dn, self.gram, self.cross)
@@ -94,6 +99,7 @@ def refit_gaps(
     data: Data,
     *,
     layers: Mapping[str, LayerEntry],
+    masks: Mapping[str, Tensor] | None = None,
     ridge: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, GapFit]:
@@ -107,6 +113,7 @@ def refit_gaps(
         cut: the model without the blocks.
         data: unlabelled batches, read once per gap; tokens that `attention_mask` leaves out do not count.
         layers: container path -> what is gone from it, as in a plan.
+        masks: parameter name of `cut` -> bool, True = keep: zeros that stay.
         ridge: pull towards the weights that are there, relative to the mean square of the inputs; None: gap by gap the
             one that held-out batches like best, as for `refit_consumers`.
         progress: called as ``progress(done, total)`` after every batch.
@@ -121,7 +128,8 @@ def refit_gaps(
         NonFiniteError: an activation is NaN or Inf.
 
     Cost:
-        One forward pass of both models over the data per gap, N d^2 + N d n multiplications and six times d^3.
+        One forward pass of both models over the data per gap, N d^2 + N d n multiplications and six times d^3; of a
+        weight with zeros that stay d^3 for each of its n outputs, and for `CHOOSERS` of them five times more.
 
     Source:
         Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization",
@@ -147,7 +155,8 @@ def refit_gaps(
                     total = len(data) if isinstance(data, Sized) else place
                     progress(number * total + place, len(gaps) * total)
             assert writer is not None
-            fits[gap.block] = _fitted(cut, writer, learn, held, ridge)
+            mask = (masks or {}).get(writer.weight)
+            fits[gap.block] = _fitted(cut, writer, mask, (learn, held), ridge)
     warn_of_unfitted([fit.weight for fit in fits.values() if fit.ridge is None], len(fits))
     return fits
 
@@ -297,24 +306,24 @@ def _matrix(weight: Tensor, turned: bool) -> Tensor:
     return weight.T if turned else weight
 
 
-def _fitted(cut: nn.Module, writer: _Writer, learn: _Sums, held: _Sums, ridge: float | None) -> GapFit:
+def _fitted(
+    cut: nn.Module, writer: _Writer, mask: Tensor | None, found: tuple[_Sums, _Sums], ridge: float | None
+) -> GapFit:
     """Choose the ridge, fit, and write the weight."""
-    weight = cut.get_parameter(writer.weight)
+    weight, (learn, held) = cut.get_parameter(writer.weight), found
     columns = weight.shape[0 if writer.turned else 1]
+    keep = None if mask is None else _matrix(mask.expand(weight.shape).to(weight), writer.turned) > 0
+    solver = Solver(columns, None if keep is None else keep[None])
     for sums in (learn, held):
         finite(sums.gram.diagonal() if sums.gram.dim() else sums.gram[None])
         finite(sums.cross.flatten())
-
-    def change(sums: _Sums, ridge: float) -> Tensor:
-        return least_squares(sums.gram, sums.cross, ridge=ridge, columns=columns)
-
     judge = held if held.gram.dim() else learn
     if ridge is None:
-        ridge = best_ridge(lambda r: gained(change(learn, r), held.gram, held.cross)) if held.gram.dim() else LEAST
+        ridge = solver.best(learn.moments, held.moments) if held.gram.dim() else LEAST
     if ridge is None:
         return GapFit(writer.weight, None, judge.error(), judge.error())
-    after = judge.error(change(learn, ridge))
-    moved = change(_Sums(learn.gram + held.gram, learn.cross + held.cross), ridge)
+    after = judge.error(solver.solve(*learn.moments, ridge)[0])
+    moved = solver.solve(*_Sums(learn.gram + held.gram, learn.cross + held.cross).moments, ridge)[0]
     with torch.no_grad():
         matrix = _matrix(weight, writer.turned) + moved[:columns].T
         weight.copy_(matrix.T if writer.turned else matrix)

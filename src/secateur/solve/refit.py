@@ -38,6 +38,7 @@ def refit_consumers(
     *,
     cuts: Cuts,
     masks: Mapping[str, Tensor] | None = None,
+    zeros: Mapping[str, Tensor] | None = None,
     what: Literal["weights", "bias"] = "weights",
     names: Iterable[str] | None = None,
     ridge: float | None = None,
@@ -62,6 +63,7 @@ def refit_consumers(
         data: unlabelled batches, read once per layer, or once in all where all layers lie in one stack of blocks.
         cuts: tensor name -> dimension -> kept indices, as in a plan.
         masks: parameter name -> bool, True = keep: zeros that stay. Each output is fitted on the weights it has left.
+        zeros: as `masks`, of earlier rounds: they stay as well, and are no reason for a fit.
         what: "weights" (and biases), or "bias" alone: only the mean output of each unit is made good.
         names: weights to refit; default is every linear layer and convolution that lost inputs or has a mask.
         ridge: pull towards the cut weights, relative to the mean square of the inputs; 0 is plain least squares
@@ -98,7 +100,7 @@ def refit_consumers(
     if not (ridge is None or ridge >= 0) or (positions is not None and positions < 1):
         raise RecipeError(f"ridge={ridge!r}, positions={positions!r}: ridge must be >= 0, positions above 0 or None")
     require_reiterable(data, "the refit, one pass for every layer,")
-    models, rule = (original, cut), RefitRule(cuts, masks or {}, what, ridge, positions, seed)
+    models, rule = (original, cut), RefitRule(cuts, masks or {}, zeros or {}, what, ridge, positions, seed)
     with guard(cut, rollback=True), quiet(original), quiet(cut):
         batch, size = next(batches(original, data))
         example = few_samples(to_example(batch), size)

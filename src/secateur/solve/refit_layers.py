@@ -35,6 +35,7 @@ class RefitRule:
     Args:
         cuts: tensor name -> dimension -> kept indices.
         masks: parameter name -> bool, True = keep.
+        zeros: the same of earlier rounds, which are no reason for a fit.
         what: "weights", or "bias" alone.
         ridge: pull towards the cut weights; None = the one that held-out batches like best.
         positions: places in space per image and convolution; None = all.
@@ -43,6 +44,7 @@ class RefitRule:
 
     cuts: Cuts
     masks: Mapping[str, Tensor]
+    zeros: Mapping[str, Tensor]
     what: str
     ridge: float | None
     positions: int | None
@@ -54,7 +56,12 @@ class RefitRule:
         def renamed(names: Mapping[str, Value]) -> dict[str, Value]:
             return {new + name.removeprefix(prefix): names[name] for name in names if name.startswith(prefix)}
 
-        return replace(self, cuts=renamed(self.cuts), masks=renamed(self.masks))
+        return replace(self, cuts=renamed(self.cuts), masks=renamed(self.masks), zeros=renamed(self.zeros))
+
+    def keep(self, weight: str) -> Tensor | None:
+        """Which entries of a weight may be fitted; None = all."""
+        both = [masks[weight] for masks in (self.masks, self.zeros) if weight in masks]
+        return both[0] & both[-1] if both else None
 
 
 @dataclass(eq=False)

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from secateur.solve.refit_layers import RefitLayer, RefitRule, RefitSums
 from secateur.solve.refit_seen import BatchForms, RefitBatch
-from secateur.solve.ridge import LEAST, best_ridge, gained, is_held, least_squares
+from secateur.solve.ridge import LEAST, Solver, is_held
 from secateur.statistics.activations.gram import Sampler
 from secateur.statistics.activations.streams import finite
 from secateur.structure.trace import Trace
 
-CHOOSERS = 32  # outputs at most that choose a ridge where each has weights of its own left
 RefitBatches = Callable[[], Iterable[RefitBatch]]
 
 
@@ -79,7 +78,7 @@ def _fitted(cut: nn.Module, layer: RefitLayer, rule: RefitRule) -> dict[str, Ten
         return {}
     if rule.what == "bias":
         return _shift(cut, layer)
-    return _solve(cut, layer, rule.ridge, rule.masks.get(layer.weight))
+    return _solve(cut, layer, rule.ridge, rule.keep(layer.weight))
 
 
 def _write(cut: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,43 +95,19 @@ def _shift(cut: nn.Module, layer: RefitLayer) -> dict[str, Tensor]:
     return _write(cut, {layer.bias: (bias.detach().double() + missing.reshape(bias.shape)).to(bias)})
 
 
-def _each_row(gram: Tensor, missing: Tensor, keep: Tensor, ridge: float) -> Tensor:
-    """The change of every output over the columns that it keeps, [g, n, k]; 0 elsewhere. Columns beyond are biases."""
-    change = torch.zeros(missing.transpose(1, 2).shape, dtype=missing.dtype, device=missing.device)
-    bias = torch.arange(keep.shape[2], gram.shape[-1], device=keep.device)
-    for group in range(keep.shape[0]):
-        for row in range(keep.shape[1]):
-            kept = torch.nonzero(keep[group, row]).flatten()
-            at = torch.cat([kept, bias])
-            if len(kept):
-                part = gram[group][at][:, at]
-                found = least_squares(part, missing[group][at, row : row + 1], ridge=ridge, columns=len(kept))
-                change[group, row, at] = found[:, 0]
-    return change
-
-
 def _solve(cut: nn.Module, layer: RefitLayer, ridge: float | None, mask: Tensor | None) -> dict[str, Tensor]:
     """Solve for the change of a layer and write it into the model; nothing where no change is for the better."""
     weight = cut.get_parameter(layer.weight)
     now_gnk = layer.geometry.matrix(weight)
     columns = now_gnk.shape[2]
     keep = None if mask is None else layer.geometry.matrix(mask.expand(weight.shape).to(weight)) > 0
-
-    def change(sums: RefitSums, ridge: float, rows: slice) -> Tensor:
-        wanted = sums.cross[..., rows]
-        if keep is None:
-            return least_squares(sums.gram, wanted, ridge=ridge, columns=columns)
-        return _each_row(sums.gram, wanted, keep[:, rows], ridge).transpose(1, 2)
-
-    every, learn, held = slice(None), layer.learn, layer.held
+    solver, learn, held = Solver(columns, keep), layer.learn, layer.held
     if ridge is None and held.gram.dim():
-        # Under a mask each output is a system of its own: some of them choose for all.
-        some = every if keep is None else slice(None, None, max(keep.shape[1] // CHOOSERS, 1))
-        ridge = best_ridge(lambda r: gained(change(learn, r, some), held.gram, held.cross[..., some]))
+        ridge = solver.best((learn.gram, learn.cross), (held.gram, held.cross))
         if ridge is None:
             return {}
         learn = RefitSums(learn.gram + held.gram, learn.cross + held.cross)
-    found_gnk = change(learn, LEAST if ridge is None else ridge, every).transpose(1, 2)
+    found_gnk = solver.solve(learn.gram, learn.cross, LEAST if ridge is None else ridge).transpose(1, 2)
     changed = {layer.weight: layer.geometry.weight(now_gnk + found_gnk[..., :columns], weight)}
     if layer.bias:
         bias = cut.get_parameter(layer.bias)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 HELD = 4  # every so many batches one is held out
 LEAST = 1e-4  # of the ridges that are tried, and the one that is taken where there are too few batches to hold one out
 NAMED = 3  # layers that are named where a fit left them
+CHOOSERS = 32  # outputs at most that choose a ridge where each has weights of its own left
+EVERY = slice(None)
 LADDER = (LEAST, 1e-3, 1e-2, 0.1, 1.0)
 
 
@@ -145,3 +148,59 @@ def least_squares(gram: Tensor, cross: Tensor, *, ridge: float = 0.0, columns: i
     inverse = torch.where(usable, 1 / torch.where(usable, values, 1.0), 0.0)
     solution: Tensor = vectors @ (inverse[..., None] * (vectors.transpose(-1, -2) @ cross))
     return scale[..., None] * solution
+
+
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """`least_squares` of one weight, some of whose entries may have to stay as they are.
+
+    Args:
+        columns: of the weight; moments have one more where there is a bias.
+        keep: bool [g, n, columns], True = may change, or None = all. Each output is a system of its own then.
+    """
+
+    columns: int
+    keep: Tensor | None = None
+
+    @property
+    def choosers(self) -> slice:
+        """Outputs that choose the ridge: all, or at most `CHOOSERS` of many that have to be solved one by one."""
+        return EVERY if self.keep is None else slice(None, None, max(self.keep.shape[1] // CHOOSERS, 1))
+
+    def solve(self, gram: Tensor, cross: Tensor, ridge: float, rows: slice = EVERY) -> Tensor:
+        """The change of the outputs in `rows`.
+
+        Args:
+            gram: X^T X, float64 [g, k, k].
+            cross: X^T Y, float64 [g, k, n].
+            ridge: as for `least_squares`.
+            rows: outputs.
+
+        Returns:
+            float64 [g, k, outputs]; 0 where a column does not serve, and for outputs that have none.
+
+        Cost: k^3, or k^3 for each output.
+        """
+        cross = cross[..., rows]
+        if self.keep is None:
+            return least_squares(gram, cross, ridge=ridge, columns=self.columns)
+        change = torch.zeros_like(cross)
+        bias = torch.arange(self.columns, gram.shape[-1], device=gram.device)
+        for group, own in enumerate(self.keep[:, rows]):
+            for row, entries in enumerate(own):
+                kept = torch.nonzero(entries).flatten()
+                at = torch.cat([kept, bias])
+                if len(kept):
+                    part, goal = gram[group][at][:, at], cross[group][at, row : row + 1]
+                    change[group, at, row] = least_squares(part, goal, ridge=ridge, columns=len(kept))[:, 0]
+        return change
+
+    def best(self, learn: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor]) -> float | None:
+        """The ridge with which a fit to some batches gains most on held-out ones; None where none gains.
+
+        Args:
+            learn: X^T X and X^T Y of the batches that are fitted.
+            held: those of the others.
+        """
+        some = self.choosers
+        return best_ridge(lambda ridge: gained(self.solve(*learn, ridge, some), held[0], held[1][..., some]))
