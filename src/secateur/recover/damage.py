@@ -56,25 +56,24 @@ def untouched(original: nn.Module) -> Damage:
     return Damage(original, {}, zeros_of(original))
 
 
-def zero_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name of every matrix that has some zeros, and not zeros alone -> bool, where they are."""
-    matrices = {name: p.detach() == 0 for name, p in model.named_parameters() if p.dim() > 1}
-    return {name: zero for name, zero in matrices.items() if SPARSE <= float(zero.float().mean()) < 1}
+def zero_shares(model: nn.Module) -> dict[str, float]:
+    """Name of every matrix that has some zeros, and not zeros alone -> the share that they are."""
+    shares = {name: _zeros(p) for name, p in model.named_parameters() if p.dim() > 1}
+    return {name: share for name, share in shares.items() if SPARSE <= share < 1}
 
 
-def warn_of_lost_zeros(model: nn.Module, before: Mapping[str, Tensor], step: str) -> None:
+def warn_of_lost_zeros(model: nn.Module, before: Mapping[str, float], step: str) -> None:
     """Say where weights that were zero are not any more.
 
     Args:
         model: after a recovery step.
-        before: `zero_weights` before it.
+        before: `zero_shares` before it.
         step: what it is called.
     """
-    weights = dict(model.named_parameters())
-    after = {name: (weights[name].detach() == 0) & zero for name, zero in before.items()}
-    lost = [name for name, zero in before.items() if int(after[name].sum()) < int(zero.sum()) / 2]
+    after = {name: _zeros(model.get_parameter(name)) for name in before}
+    lost = [name for name, share in before.items() if after[name] < share / 2]
     if lost:
-        shares = [f"{name}: {_percent(before[name])} -> {_percent(after[name])}" for name in lost[:NAMED]]
+        shares = [f"{name}: {before[name]:.0%} -> {after[name]:.0%}" for name in lost[:NAMED]]
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         warnings.warn(
             f"{step} filled zeros that the model came with ({', '.join(shares)}{more}), since no plan that made them "
@@ -84,5 +83,5 @@ def warn_of_lost_zeros(model: nn.Module, before: Mapping[str, Tensor], step: str
         )
 
 
-def _percent(zero: Tensor) -> str:
-    return f"{float(zero.float().mean()):.0%}"
+def _zeros(weight: Tensor) -> float:
+    return 1 - int(weight.detach().count_nonzero()) / max(weight.numel(), 1)

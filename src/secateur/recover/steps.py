@@ -16,7 +16,7 @@ from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUp
 from secateur.recipe.training import Lessons
 from secateur.recover.adapters import AdapterSpec
 from secateur.recover.bn import refresh_batchnorm
-from secateur.recover.damage import Damage, untouched, warn_of_lost_zeros, zero_weights
+from secateur.recover.damage import Damage, untouched, warn_of_lost_zeros, zero_shares
 from secateur.recover.distil import Distil
 from secateur.recover.finetune import finetune
 from secateur.recover.loop import Keeper, TrainStep
@@ -76,7 +76,7 @@ def recover(
             why="it changes what reads the inputs that are gone, and layers hand on all of theirs",
             hint="Use refit (what: weights) or finetune for layers.",
         )
-    zeros = zero_weights(model)
+    zeros = zero_shares(model)
     records = _run(model, step, damage, train, scoring, loss, seed, progress, keeper)
     warn_of_lost_zeros(model, zeros, f"recover: {step.method}")
     return records
