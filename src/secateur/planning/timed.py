@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from math import ceil
 from statistics import median
@@ -98,16 +98,15 @@ class Looks:
 
         The line of Theil and Sen (Sen, 1968: the median of the slopes of all pairs) through the looks near the aim,
         followed no further than it is long, and kept between looks that are clearly on either side. Where it is none,
-        straight between the two around the aim, once what contradicts that time falls along the list is averaged out
-        (isotonic regression).
+        straight between the two around the aim, of shares as if a longer prefix never took more than a shorter one.
         """
         aim, middles = self.aim, {step: median(self.shares[step]) for step in sorted(self.shares)}
         looks = [(step, share) for step, shares in self.shares.items() for share in shares]
         near = sorted((step, share) for step, share in looks if abs(share / aim - 1) < NEAR)
         line = _line(near)
         if line is None:
-            steps, shares = _falling([(step, share, len(self.shares[step])) for step, share in middles.items()])
-            return ceil(float(np.interp(-aim, [-share for share in shares], steps)))
+            falling = np.minimum.accumulate(list(middles.values()))
+            return ceil(float(np.interp(-aim, -falling, list(middles))))
         slope, start = line
         first, last = near[0][0], near[-1][0]
         slower = max((step for step, share in middles.items() if share >= aim * (1 + NEAR)), default=0)
@@ -132,19 +131,6 @@ def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
     slopes = [(y - v) / (x - u) for (u, v), (x, y) in combinations(points, 2) if x != u]
     slope = median(slopes) if slopes else 0.0
     return (slope, median(y - slope * x for x, y in points)) if slope < 0 else None
-
-
-def _falling(points: Iterable[tuple[int, float, int]]) -> tuple[list[float], list[float]]:
-    """Isotonic regression of (place, value, weight): neighbours that rise are pooled until none does."""
-    pools: list[tuple[float, float, int]] = []
-    for place, value, weight in points:
-        pool = (float(place), value, weight)
-        while pools and pools[-1][1] < pool[1]:
-            x, y, w = pools.pop()
-            both = w + pool[2]
-            pool = ((x * w + pool[0] * pool[2]) / both, (y * w + pool[1] * pool[2]) / both, both)
-        pools.append(pool)
-    return [x for x, _, _ in pools], [y for _, y, _ in pools]
 
 
 def removals_for_latency(

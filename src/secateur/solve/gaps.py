@@ -20,7 +20,7 @@ from secateur.model.padding import real_tokens, without_padding
 from secateur.solve.blocks.capture import handed_on
 from secateur.solve.blocks.products import WHOLE, Products, Use
 from secateur.solve.blocks.sums import rows_of
-from secateur.solve.ridge import LEAST, Solver, gained, is_held, warn_of_unfitted, zeros
+from secateur.solve.ridge import LEAST, RidgeSolver, gained, is_held, warn_of_unfitted, zeros
 from secateur.statistics.activations.streams import finite
 from secateur.statistics.gradients.functional import batches
 from secateur.structure.capture import quiet
@@ -313,7 +313,7 @@ def _fitted(
     weight, (learn, held) = cut.get_parameter(writer.weight), found
     columns = weight.shape[0 if writer.turned else 1]
     keep = None if mask is None else _matrix(mask.expand(weight.shape).to(weight), writer.turned) > 0
-    solver = Solver(columns, None if keep is None else keep[None])
+    solver = RidgeSolver(columns, None if keep is None else keep[None])
     for sums in (learn, held):
         finite(sums.gram.diagonal() if sums.gram.dim() else sums.gram[None])
         finite(sums.cross.flatten())

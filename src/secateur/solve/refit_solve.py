@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from secateur.solve.refit_layers import RefitLayer, RefitRule, RefitSums
 from secateur.solve.refit_seen import BatchForms, RefitBatch
-from secateur.solve.ridge import LEAST, Solver, is_held
+from secateur.solve.ridge import LEAST, RidgeSolver, is_held
 from secateur.statistics.activations.gram import Sampler
 from secateur.statistics.activations.streams import finite
 from secateur.structure.trace import Trace
@@ -101,7 +101,7 @@ def _solve(cut: nn.Module, layer: RefitLayer, ridge: float | None, mask: Tensor 
     now_gnk = layer.geometry.matrix(weight)
     columns = now_gnk.shape[2]
     keep = None if mask is None else layer.geometry.matrix(mask.expand(weight.shape).to(weight)) > 0
-    solver, learn, held = Solver(columns, keep), layer.learn, layer.held
+    solver, learn, held = RidgeSolver(columns, keep), layer.learn, layer.held
     if ridge is None and held.gram.dim():
         ridge = solver.best((learn.gram, learn.cross), (held.gram, held.cross))
         if ridge is None:

@@ -151,7 +151,7 @@ def least_squares(gram: Tensor, cross: Tensor, *, ridge: float = 0.0, columns: i
 
 
 @dataclass(frozen=True, eq=False)
-class Solver:
+class RidgeSolver:
     """`least_squares` of one weight, some of whose entries may have to stay as they are.
 
     Args:

@@ -415,6 +415,35 @@ def test_latency_targets_on_curves_that_are_no_line(curve, off):
         assert watch.calls < 50
 
 
+def looks_at(shares, limit):
+    """Looks that are taken already; the model as it came takes 100 ms."""
+    from secateur.planning.timed import Looks
+
+    looks = Looks(lambda step: step, lambda step: step, limit, SimpleNamespace(whole=100.0))
+    looks.shares.update({step: list(found) for step, found in shares.items()})
+    return looks
+
+
+def test_a_line_through_looks_is_followed_no_further_than_it_is_long():
+    """Behind these looks the curve falls steeply; the line knows nothing of it, and would go on to 6,900."""
+    near = {4380: [0.657], 4451: [0.629], 4486: [0.62], 4504: [0.601], 4513: [0.605], 4517: [0.62], 4519: [0.606]}
+    found = looks_at({**near, 4520: [0.628], 4521: [0.606], 9042: [0.113]}, 59.9).crossing()
+    assert 4521 <= found <= 4521 + (4521 - 4380)
+
+
+def test_a_line_stays_between_looks_that_are_clearly_on_either_side():
+    near = {500: [0.62], 510: [0.61]}  # alone they would cross 0.594 at 526
+    assert looks_at({**near, 515: [0.5], 900: [0.2]}, 60.0).crossing() == 515
+    assert looks_at({400: [0.7], **near, 520: [0.75], 900: [0.2]}, 60.0).crossing() == 520
+    # One that was too fast before others that are clearly slower bounds nothing.
+    assert looks_at({100: [0.5], 400: [0.7], 500: [0.62], 510: [0.61], 900: [0.2]}, 60.0).crossing() == 520
+
+
+def test_without_looks_near_it_is_straight_between_those_around_and_a_look_too_slow_moves_it_little():
+    shares = {100: [0.8], 200: [0.85], 300: [0.4], 400: [0.1]}  # at 200 too slow: as if it were 0.8
+    assert looks_at(shares, 60.0).crossing() == 252  # 200 + 100 (0.8 - 0.594) / (0.8 - 0.4) = 251.5
+
+
 def test_latency_that_cannot_be_reached_or_does_not_hold_is_refused(monkeypatch):
     model, x = net(), example()
     dense = macs(model, x) / 1e5

@@ -9,6 +9,8 @@ from tiny_language_models import llama
 from torch import nn
 
 import secateur as sc
+from secateur.comparison.cells import AS_IS, DENSE
+from secateur.objective import evaluate
 from secateur.planning.history import zeros_of
 from secateur.solve import refit, refit_blocks
 from secateur.solve.gaps import refit_gaps
@@ -113,6 +115,38 @@ def test_a_loop_of_the_users_and_the_dense_control_keep_them_too():
     wide = [found for found in seen if found["layers.0.up.weight"].shape == (24, 12)]
     assert len(wide) >= 2, "the model as it came, and the control"
     assert all(bool(found[name][zero].all()) for found in wide for name, zero in zeros(first).items())
+
+
+def test_a_comparison_recovers_a_sparse_model_as_a_sparse_one(tmp_path):
+    first = sparse().model
+    found = sc.compare(
+        first, batches(), criteria=["magnitude"], evaluate=lambda model: {"accuracy": 0.5}, out=tmp_path, seeds=1,
+        example=batches()[0][0][:2], levels=[0.3], recover={"trained": TRAINED}, rounds=0, probes=0,
+    )  # fmt: skip
+    nonzero = {(row["criterion"], row["recovery"]): row["nonzero"] for row in found.rows if row["variant"] == AS_IS}
+    trained = [name for name, recovery in nonzero if recovery == "trained"]
+    assert {"magnitude", "random", DENSE} <= set(trained)
+    assert all(nonzero[name, "trained"] <= nonzero[name, "none"] for name in trained)
+
+
+def test_what_a_search_tries_keeps_them(monkeypatch):
+    first, seen = sparse().model, []
+    step = evaluate.run_step
+
+    def watched(model, *given, **more):
+        before = zeros(model)
+        step(model, *given, **more)
+        seen.append(all(bool(zeros(model)[name][zero].all()) for name, zero in before.items()))
+
+    monkeypatch.setattr(evaluate, "run_step", watched)
+    data = [(x, y) for x, y in batches()]
+    second_data = {"train": data, "calibration": data, "test": data}
+    sc.prune(
+        first, batches()[0][0][:2], data=second_data, granularity="channel", max_drop=50.0, recover=TRAINED,
+        overrides=["measure.rounds=6"],
+    )  # fmt: skip
+    assert len(seen) >= 2
+    assert all(seen)
 
 
 def test_a_saved_model_brings_its_zeros_along(tmp_path):
