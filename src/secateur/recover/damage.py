@@ -77,7 +77,7 @@ def warn_of_lost_zeros(model: nn.Module, before: Mapping[str, float], step: str)
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         warnings.warn(
             f"{step} filled zeros that the model came with ({', '.join(shares)}{more}), since no plan that made them "
-            "is known: they stay where the model was pruned in this process, or loaded by secateur from its own folder",
+            "is known. Such zeros are kept in a model that was pruned in this process, or read by secateur.load",
             LostZerosWarning,
             stacklevel=3,
         )
