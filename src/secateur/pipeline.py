@@ -13,7 +13,6 @@ from torch import nn
 from secateur.asking import EXACT, Asked, ByHand, Decided, by_hand, check_asked, plan_by, settings_of
 from secateur.errors import RecipeError, SecateurError
 from secateur.files.checkpoint import EVERY
-from secateur.kinds.slices.cut import cut_copy
 from secateur.loading import doubt
 from secateur.measure import Yardstick, snapshot, yardstick
 from secateur.measure.macs import samples_in
@@ -26,6 +25,7 @@ from secateur.model.tensors import require_finite_weights
 from secateur.objective.at_most import confirmed, found_at_most
 from secateur.objective.limits import CONFIDENCE, AtMost, Smallest, at_most_asked, require_data
 from secateur.planning import Plan, make_plan
+from secateur.planning.history import copy_to_go_on_with
 from secateur.recipe import Recipe
 from secateur.recover.damage import damage_of
 from secateur.recover.during import Trained, as_asked
@@ -272,7 +272,7 @@ def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: RunStage
     training = asked.settings.training
     assert training is not None
     if not training.prunes:
-        base = cut_copy(asked.model, {}, {})
+        base = copy_to_go_on_with(asked.model)
         write_tensors(base, trained.tensors)
         if not training.decides:
             return base, _decide(asked, base, run, kept)

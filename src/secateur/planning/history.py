@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from secateur.kinds.layers.drop import old_names
+from secateur.kinds.slices.cut import cut_copy
 from secateur.planning.decision import PlanData, fingerprint
 
 # Model -> the plan that leads to it, and the fingerprint that it had then.
@@ -19,6 +20,17 @@ _ORIGINS: WeakKeyDictionary[nn.Module, tuple[PlanData, str]] = WeakKeyDictionary
 def remember(model: nn.Module, plan: PlanData) -> None:
     """Note that a plan leads from a first model to this one."""
     _ORIGINS[model] = plan, fingerprint(model)
+
+
+def copy_to_go_on_with(model: nn.Module) -> nn.Module:
+    """A copy that remembers what its model does, so that zeros of earlier rounds stay while it is trained.
+
+    `cut_copy` and not deepcopy: it knows the modules that a plain copy breaks.
+    """
+    copy, plan = cut_copy(model, {}, {}), origin_of(model)
+    if plan is not None:
+        remember(copy, plan)
+    return copy
 
 
 def origin_of(model: nn.Module) -> PlanData | None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.kinds.slices.cut import cut_copy
 from secateur.model.call import default_loss, device_of
 from secateur.model.guard import generators, guard
 from secateur.model.protect import patterns_of
 from secateur.model.tensors import named_tensors
 from secateur.planning.build import CriterionLike, criterion_of
+from secateur.planning.history import copy_to_go_on_with
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe
 from secateur.recipe.training import GradualTraining, Lessons, MovementTraining, SlimmingTraining
@@ -30,6 +30,7 @@ from secateur.recover.reader import Apart, Reader
 from secateur.recover.steps import optimizer_of
 from secateur.request import Named, Target
 from secateur.training import MovementPruner, Pruner, penalty
+from secateur.training.earlier import EarlierZeros
 from secateur.training.penalties import GatePenalty, Growing, Penalty
 from secateur.types import Data, Example, Loss, StateDict
 
@@ -125,7 +126,7 @@ def train_stage(
     """
     step = recipe.training
     assert step is not None
-    model = cut_copy(original, {}, {})
+    model = copy_to_go_on_with(original)
     choose = criterion if criterion is not None else recipe.model_dump()["criterion"]
     # Read in the middle of a pass, they must not take anything from the order of the batches.
     scored = None if scoring is None else Apart(scoring, recipe.seed)
@@ -229,7 +230,10 @@ def _train(
         passes = None if step.steps is not None else step.epochs
         reader = Reader(train, passes)
         stack.callback(reader.close)
+        earlier = EarlierZeros(model)  # asked before gates give the weights other names
         follower = follow(built, total)
+        if not isinstance(follower, (Pruner, MovementPruner)):  # these two hold zeros of earlier rounds themselves
+            earlier.hold([built])
         loop = Loop(
             model, in_precision(loss or default_loss, step.amp, device_of(model)), built,
             Rates(built, step.rates, total=total, passes=passes or 0, warmup=step.warmup_steps), reader,

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from secateur.errors import RecipeError
-from secateur.kinds.slices.cut import cut_copy
 from secateur.model.guard import generators
+from secateur.planning.history import copy_to_go_on_with
 from secateur.recipe.schema import REPEATABLE, BatchNormRefresh, Finetune, ObsUpdate, Refit, Step
 from secateur.recipe.training import Lessons
 from secateur.recover.adapters import AdapterSpec
@@ -150,8 +150,7 @@ def dense_control(
 
     Cost: that of the steps on the unpruned model, and memory for its copy.
     """
-    model = cut_copy(original, {}, {})
-    # cut_copy and not deepcopy: it knows the modules that a plain copy breaks.
+    model = copy_to_go_on_with(original)
     first = () if training is None else (training(model),)
     repeated = [step for step in steps if step.method in REPEATABLE]
     damage = untouched(original)

@@ -22,6 +22,7 @@ from secateur.planning.averages import Averages
 from secateur.planning.build import GranularityLike, grouped
 from secateur.registry import one_of, real_number
 from secateur.request import SCOPE
+from secateur.training.earlier import EarlierZeros
 from secateur.training.held_units import Held
 from secateur.training.settings import Optimizers, ScheduleLike, clock, listed_optimizers
 from secateur.training.together import Together
@@ -184,6 +185,7 @@ class MovementPruner:
         except BaseException:
             self._deafen()
             raise
+        EarlierZeros(self.model).hold(optimizers)
 
     # -- in the loop ------------------------------------------------------------------------------------------
 

@@ -14,11 +14,10 @@ from torch.utils.hooks import RemovableHandle
 from secateur.amounts.allocate.sensitivity import word_of
 from secateur.criteria.base import Criterion
 from secateur.criteria.gradients.movement import Movement, MovementAccumulator
-from secateur.errors import InputError, RecipeError
+from secateur.errors import InputError
 from secateur.kinds.base import Candidates
 from secateur.kinds.find import spelt_out
 from secateur.kinds.weights.kind import Weights
-from secateur.kinds.weights.nm import NM
 from secateur.masks import MaskHandle
 from secateur.model.admit import admit
 from secateur.model.call import as_loss, device_of
@@ -42,6 +41,7 @@ from secateur.request import (
 from secateur.request import Target as Goal
 from secateur.training.course import Course
 from secateur.training.cutting import Cutting, cut_again
+from secateur.training.earlier import EarlierZeros
 from secateur.training.masking import Masking
 from secateur.training.regrowth import Regrowth, regrowth_of
 from secateur.training.removal import PruningJob, Remover
@@ -57,7 +57,8 @@ class Pruner:
 
     Call `step` after every step of the optimizer. Masked weights are exactly +0.0 between all steps, whatever momentum,
     weight decay, scaled or accumulated gradients and averages do; units that are cut for real go with their optimizer
-    state, and every cut is certified. Weights under a mask stay gone unless `regrow` brings others back.
+    state, and every cut is certified. Weights under a mask stay gone unless `regrow` brings others back. Zeros of
+    earlier rounds stay too, in a model that was pruned in this process or read by `secateur.load`.
 
     Args:
         model: trained by your loop, pruned in place. A `DistributedDataParallel` is taken off; its processes then
@@ -170,6 +171,7 @@ class Pruner:
             self.model, example, request, rule, data, loss, optimizers, ema,
             Together.of(came, distributed, device_of(self.model)), dtype=dtype, tolerance=tolerance,
         )  # fmt: skip
+        self._earlier = EarlierZeros(self.model)
         self._regrowth, self.done, self._moved = None if regrow is None else regrowth_of(regrow), 0, False
         self._gradients: dict[str, Tensor] = {}
         candidates = candidates_of(self.model, example, request, unit)
@@ -188,6 +190,7 @@ class Pruner:
         except BaseException:
             self._deafen()
             raise
+        self._earlier.hold(self._job.optimizers)
 
     def _begin(self, candidates: Candidates, state: StateDict | None) -> None:
         """Prune what is due before the first step, or go on from a checkpoint."""
@@ -197,7 +200,8 @@ class Pruner:
         else:
             self._removal = Cutting(self._job, candidates)
         self._course = Course.of(self._goal, self._shape, self._removal.whole)
-        self._check_regrowth(candidates)
+        if self._regrowth is not None:
+            self._regrowth.check(candidates, earlier=bool(self._earlier))
         self._exchanged = {span.tensor for group in candidates.groups for span in group.spans}
         if state is None:
             self._reach()
@@ -223,6 +227,7 @@ class Pruner:
         else:
             self._observe()
             self._removal.enforce()
+        self._earlier.write()
         self.done += 1
         return self._reach()
 
@@ -282,6 +287,7 @@ class Pruner:
             self.done = self._span[1]
             self._prune(self._course.target, last=True)
         self._removal.enforce()
+        self._earlier.write()
         self._deafen()
         return self.model
 
@@ -363,16 +369,6 @@ class Pruner:
         if isinstance(rule, Movement) and rule.accumulator is None and data is None:
             self._accumulator = MovementAccumulator(self.model)
         return rule
-
-    def _check_regrowth(self, candidates: Candidates) -> None:
-        if self._regrowth is None:
-            return
-        if self._removal.physical or (isinstance(candidates, Weights) and isinstance(candidates.unit, NM)):
-            raise RecipeError(
-                f"regrow={self._regrowth.name!r} needs masks of free units.",
-                why="what is cut is gone, and an n:m pattern has its own places",
-                hint="Use granularity element, vector, kernel or block.",
-            )
 
     def _listen(self, optimizer: Optimizer) -> list[RemovableHandle]:
         def after(*_: object) -> None:

@@ -11,6 +11,9 @@ from typing import ClassVar, TypeVar
 from torch import Generator, Tensor
 
 from secateur.errors import RecipeError
+from secateur.kinds.base import Candidates
+from secateur.kinds.weights.kind import Weights
+from secateur.kinds.weights.nm import NM
 from secateur.registry import Registry
 from secateur.request import Named
 from secateur.types import Group
@@ -38,6 +41,29 @@ class Regrowth(ABC):
         """Refuse what is no share."""
         if not 0 < self.fraction <= 1:
             raise RecipeError(f"fraction={self.fraction!r} of {self.name}", hint="a share in (0, 1]")
+
+    def check(self, candidates: Candidates, *, earlier: bool) -> None:
+        """Refuse what nothing can grow back in.
+
+        Args:
+            candidates: what is removed.
+            earlier: whether the model has zeros of an earlier round, which have to stay.
+
+        Raises:
+            RecipeError: these units cannot be exchanged, or not in this model.
+        """
+        if not isinstance(candidates, Weights) or isinstance(candidates.unit, NM):
+            raise RecipeError(
+                f"regrow={self.name!r} needs masks of free units.",
+                why="what is cut is gone, and an n:m pattern has its own places",
+                hint="Use granularity element, vector, kernel or block.",
+            )
+        if earlier:
+            raise RecipeError(
+                f"regrow={self.name!r} would bring back weights that an earlier round has removed.",
+                why="this model was pruned with masks before, and the plan that leads to it says that they are zero",
+                hint="Prune without regrow, or begin with copy.deepcopy(model), which knows of no earlier round.",
+            )
 
     def share(self, time: float) -> float:
         """Share of the kept units that is exchanged.
