@@ -55,6 +55,12 @@ RECOVERIES = {
     "channel": {"trained": TRAIN, "refitted": REFIT},
     "element": {"trained": TRAIN, "refreshed": REFRESH},
 }
+SAID = {
+    "trained": f"batch-norm refresh on {TRAIN[0]['batches']} batches, then {TRAIN[1]['steps']} steps of SGD on batches "
+    "of 128 ('trained')",
+    "refreshed": "the refresh alone ('refreshed')",
+    "refitted": "a refit in closed form on the scoring images with the refresh ('refitted')",
+}
 # What is left out of "all": the control that is always there, and scores of layers and experts.
 LEFT_OUT = {"random", "reap", "block-influence", "angular-distance", "loss-increase", "every"}
 # Options that the criterion's own documentation asks for at this granularity and scope.
@@ -263,12 +269,14 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
     accuracies = ", ".join(f"{base['accuracy']:.3f}" for base in bases)
     minutes = ", ".join(f"{base['seconds'] / 60:.0f}" for base in bases)
     model = ResNet20(args.width)
+    shown = {recovery for summary, _ in found.values() for recovery in summary["curves"]}
     size, work = num_params(model), macs(model, torch.zeros(1, 3, 32, 32))
     lines = [
-        "# Criteria on CIFAR-10",
+        f"# Criteria on CIFAR-10, width {args.width}",
         "",
-        f"A ResNet-20 of width {args.width} ({size:,} parameters, {work:,} multiply-accumulates; the paper's network "
-        f"has width 16), trained for {args.epochs} epochs in bfloat16 on {args.images:,} images with shifts and "
+        f"A ResNet-20 of width {args.width} ({size:,} parameters, {work:,} multiply-accumulates"
+        + ("; the paper's network has width 16" if args.width != 16 else ", as in the paper")
+        + f"), trained for {args.epochs} epochs in bfloat16 on {args.images:,} images with shifts and "
         f"mirror images, once per seed. Accuracy on all test images: {accuracies}; training took {minutes} minutes. "
         f"Compared are accuracies on {args.test:,} test images"
         + (
@@ -277,11 +285,10 @@ def page(args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], dic
         ),
         "",
         f"Scores come from {args.calibration:,} training images without augmentation, the same for all criteria. The "
-        f"recovery is the same for all: batch-norm refresh on 10 batches, then {TRAIN[1]['steps']} steps of SGD on "
-        f"batches of {BATCH} ('trained'); the refresh alone ('refreshed'); or a refit in closed form on the scoring "
-        "images with the refresh ('refitted'). 'scratch' is magnitude's network with new weights and the same number "
-        "of training steps: what the inherited weights are worth, not what full training would reach. What scoring "
-        "costs is in the tables, and not taken off the recovery. "
+        f"recovery is the same for all: {'; or '.join(SAID[name] for name in SAID if name in shown)}. "
+        "'scratch' is magnitude's network with new weights and the same number of training steps: what the inherited "
+        "weights are worth, not what full training would reach. What scoring costs is in the tables, and not taken "
+        "off the recovery. "
         f"With {len(bases)} seeds small differences cannot be told apart; the intervals say which.",
         *(["", args.note] if args.note else []),
         "",
@@ -304,13 +311,17 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
     matplotlib.rcParams.update({"svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(summary["curves"]), figsize=(15, 5), sharey=True, squeeze=False)
+    single = {recovery for recovery, curves in summary["curves"].items() if all(len(c) == 1 for c in curves.values())}
+    figure, axes = pyplot.subplots(1, len(summary["curves"]), figsize=(15, 5), sharey=not single, squeeze=False)
     labels = list(dict.fromkeys(label for curves in summary["curves"].values() for label in curves))
     styles = {
         label: {"color": pyplot.get_cmap("tab10")(place % 10), "ls": ("-", "--", "-.")[place // 10 % 3]}
         for place, label in enumerate(labels)
     } | {"random": {"color": "black", "ls": ":", "lw": 2.0}}
     for axis, (recovery, curves) in zip(axes[0], summary["curves"].items(), strict=True):
+        if recovery in single:
+            one_level(axis, curves, recovery, summary["dense"][recovery]["mean"])
+            continue
         for label, points in curves.items():
             x, y = [p["level"] for p in points], [p["mean"] for p in points]
             axis.plot(x, y, label=label, marker="o", ms=2.5, **{"lw": 1.2, **styles[label]})
@@ -325,6 +336,19 @@ def picture(summary: Mapping[str, Any], granularity: str) -> str:
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
     return stream.getvalue()
+
+
+def one_level(axis: Any, curves: Mapping[str, list[dict[str, float]]], recovery: str, dense: float | None) -> None:
+    """Where there is one amount and no curve: a line of the panel for each criterion, the best one on top."""
+    ranked = sorted(curves, key=lambda label: curves[label][0]["mean"])
+    means, deviations = ([curves[label][0][what] or 0.0 for label in ranked] for what in ("mean", "sd"))
+    axis.errorbar(means, range(len(ranked)), xerr=deviations, fmt="o", ms=3, lw=1, color="black")
+    axis.set_yticks(range(len(ranked)), ranked, fontsize=7)
+    if dense is not None:
+        axis.axvline(dense, color="grey", lw=0.8, ls=(0, (1, 3)))
+    level = curves[ranked[0]][0]["level"]
+    axis.set_title(f"{recovery}, {level:.0%} removed")
+    axis.set_xlabel("accuracy, mean and standard deviation")
 
 
 def command_line(args: argparse.Namespace) -> str:
