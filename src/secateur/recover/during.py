@@ -20,6 +20,7 @@ from secateur.planning.history import copy_to_go_on_with
 from secateur.planning.plan import Plan
 from secateur.recipe import Recipe
 from secateur.recipe.training import GradualTraining, Lessons, MovementTraining, SlimmingTraining
+from secateur.recover.damage import warn_of_lost_zeros, zero_shares
 from secateur.recover.distil import Distil, taught
 from secateur.recover.finetune import check_weights, total_steps
 from secateur.recover.loop import Keeper, Loop, TrainStep
@@ -127,6 +128,7 @@ def train_stage(
     step = recipe.training
     assert step is not None
     model = copy_to_go_on_with(original)
+    zeros = zero_shares(model)
     choose = criterion if criterion is not None else recipe.model_dump()["criterion"]
     # Read in the middle of a pass, they must not take anything from the order of the batches.
     scored = None if scoring is None else Apart(scoring, recipe.seed)
@@ -150,6 +152,7 @@ def train_stage(
         keeper=keeper,
     )
     assert follower is not None
+    warn_of_lost_zeros(model, zeros, f"training: {step.method}")
     tensors = dict(named_tensors(model))
     if isinstance(step, MovementTraining) and step.fill is not None and isinstance(follower, MovementPruner):
         return Trained(tensors, {}, dict(follower.masks), records)

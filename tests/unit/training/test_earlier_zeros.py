@@ -58,9 +58,23 @@ def test_a_training_keeps_them_and_so_does_its_control(name, monkeypatch):
     for parameter, zero in expected.items():
         assert bool(after[parameter][zero].all()), parameter
     assert not torch.equal(found.model.head.weight, cut.head.weight), "it trains"
+    assert not [line for line in found.report.warnings if "filled zeros" in line]
     (control,) = ends
     assert all(bool(zeros(control)[parameter][zero].all()) for parameter, zero in zeros(first).items())
     assert not torch.equal(control.head.weight, first.head.weight)
+
+
+@pytest.mark.parametrize("name", ["gradual channels", "gradual layers", "l2", "gates"])
+def test_zeros_that_no_plan_knows_are_spoken_of_where_a_training_fills_them(name):
+    copied = copy.deepcopy(sparse().model)  # a copy has no history
+    how, training = TRAININGS[name]
+    found = sc.prune(
+        copied, batches()[0][0][:2], data=batches(), recipe={"training": {**LESSON, **training}, **how},
+        overrides=["measure.rounds=6", "measure.quality=false"],
+    )  # fmt: skip
+    line = next(line for line in found.report.warnings if "filled zeros" in line)
+    assert line.startswith(f"training: {training['method']}")
+    assert "-> 0%" in line
 
 
 def test_a_recovery_behind_a_training_keeps_them_too():
