@@ -55,9 +55,10 @@ RECOVERIES = {
     "channel": {"trained": TRAIN, "refitted": REFIT},
     "element": {"trained": TRAIN, "refreshed": REFRESH},
 }
+BATCH = 128
 SAID = {
     "trained": f"batch-norm refresh on {TRAIN[0]['batches']} batches, then {TRAIN[1]['steps']} steps of SGD on batches "
-    "of 128 ('trained')",
+    f"of {BATCH} ('trained')",
     "refreshed": "the refresh alone ('refreshed')",
     "refitted": "a refit in closed form on the scoring images with the refresh ('refitted')",
 }
@@ -65,7 +66,6 @@ SAID = {
 LEFT_OUT = {"random", "reap", "block-influence", "angular-distance", "loss-increase", "every"}
 # Options that the criterion's own documentation asks for at this granularity and scope.
 OPTIONS = {"element": {"fpgm": {"reduce": "mean"}}}
-BATCH = 128
 PAGE = "criteria-cifar10"
 RATE = 0.1  # the top of the cycle that the dense networks are trained with
 

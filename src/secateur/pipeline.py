@@ -28,8 +28,7 @@ from secateur.planning import Plan, make_plan
 from secateur.planning.history import copy_to_go_on_with
 from secateur.recipe import Recipe
 from secateur.recover.damage import damage_of
-from secateur.recover.during import Trained, as_asked
-from secateur.recover.loop import write_tensors
+from secateur.recover.during import Trained, as_asked, give
 from secateur.recover.own import Train, require_loop
 from secateur.report import Control
 from secateur.report.collect import collect, forecast
@@ -200,11 +199,11 @@ def _staged(asked: Asked, run: Journal, kept: RunStages, wanted: AtMost | None =
             base, plan = _decide_trained(asked, trained, run, kept)
         kept.stage_ended()
     run.doubts += plan.notes
-    with run.stage("apply"):
+    with run.stage("apply"), run.noticed():
         # Done again by a process that takes the run up: a module is no data, and a proof is of the model at hand.
         pruned = plan.apply(base)
-        if trained is not None and base is asked.model:
-            write_tensors(pruned, trained.tensors)
+        if training is not None and trained is not None and base is asked.model:
+            give(pruned, trained, training.method)
     # Between cut and recovery, so that the report can say which of the two brought what.
     with run.stage("quality"):
         # What the cut alone did; without recovery it is the final quality, which is measured below.
@@ -273,7 +272,7 @@ def _decide_trained(asked: Asked, trained: Trained, run: Journal, kept: RunStage
     assert training is not None
     if not training.prunes:
         base = copy_to_go_on_with(asked.model)
-        write_tensors(base, trained.tensors)
+        give(base, trained, training.method)
         if not training.decides:
             return base, _decide(asked, base, run, kept)
         units: ByHand = {"keep": trained.keep} if trained.keep else {"scores": trained.scores}

@@ -67,11 +67,11 @@ def warn_of_lost_zeros(model: nn.Module, before: Mapping[str, float], step: str)
 
     Args:
         model: after a recovery step.
-        before: `zero_shares` before it; what is gone since is left out.
+        before: `zero_shares` before it.
         step: what it is called.
     """
-    after = {name: _zeros(p) for name, p in model.named_parameters() if name in before}
-    lost = [name for name in after if after[name] < before[name] / 2]
+    after = {name: _zeros(model.get_parameter(name)) for name in before}
+    lost = [name for name, share in before.items() if after[name] < share / 2]
     if lost:
         shares = [f"{name}: {before[name]:.0%} -> {after[name]:.0%}" for name in lost[:NAMED]]
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""

@@ -23,7 +23,7 @@ from secateur.recipe.training import GradualTraining, Lessons, MovementTraining,
 from secateur.recover.damage import warn_of_lost_zeros, zero_shares
 from secateur.recover.distil import Distil, taught
 from secateur.recover.finetune import check_weights, total_steps
-from secateur.recover.loop import Keeper, Loop, TrainStep
+from secateur.recover.loop import Keeper, Loop, TrainStep, write_tensors
 from secateur.recover.optimizers import build_optimizer
 from secateur.recover.precision import in_precision
 from secateur.recover.rates import Rates
@@ -128,7 +128,6 @@ def train_stage(
     step = recipe.training
     assert step is not None
     model = copy_to_go_on_with(original)
-    zeros = zero_shares(model)
     choose = criterion if criterion is not None else recipe.model_dump()["criterion"]
     # Read in the middle of a pass, they must not take anything from the order of the batches.
     scored = None if scoring is None else Apart(scoring, recipe.seed)
@@ -152,12 +151,26 @@ def train_stage(
         keeper=keeper,
     )
     assert follower is not None
-    warn_of_lost_zeros(model, zeros, f"training: {step.method}")
     tensors = dict(named_tensors(model))
     if isinstance(step, MovementTraining) and step.fill is not None and isinstance(follower, MovementPruner):
         return Trained(tensors, {}, dict(follower.masks), records)
     scores = follower.scores if isinstance(follower, Charged) else {}
     return Trained(tensors, dict(follower.keep), {}, records, scores)
+
+
+def give(model: nn.Module, trained: Trained, method: str) -> None:
+    """Write the tensors of a training into a model of their shapes, and say where it has filled zeros.
+
+    Told here, beside the cut alone: zeros that went with what was cut are not filled.
+
+    Args:
+        model: cut as the training has cut; changed in place.
+        trained: what it has left.
+        method: of the training.
+    """
+    zeros = zero_shares(model)
+    write_tensors(model, trained.tensors)
+    warn_of_lost_zeros(model, zeros, f"training: {method}")
 
 
 def dense_training(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from sparse_stack import batches, sparse, zeros
+from sparse_stack import Stack, batches, sparse, zeros
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -75,6 +75,22 @@ def test_zeros_that_no_plan_knows_are_spoken_of_where_a_training_fills_them(name
     line = next(line for line in found.report.warnings if "filled zeros" in line)
     assert line.startswith(f"training: {training['method']}")
     assert "-> 0%" in line
+
+
+def test_zeros_that_go_with_what_is_cut_are_not_filled():
+    torch.manual_seed(3)
+    model = Stack().eval()
+    with torch.no_grad():
+        for block in model.layers:  # a third of the channels is dead, and goes first
+            block.up.weight[:8], block.up.bias[:8], block.down.weight[:, :8] = 0.0, 0.0, 0.0
+    how, training = TRAININGS["gradual channels"]
+    found = sc.prune(
+        model, batches()[0][0][:2], data=batches(), protect=["stem"], overrides=["measure.rounds=6"],
+        recipe={"training": {**LESSON, **training, "optimizer": {"name": "sgd", "lr": 1e-6}}, **how, "scope": "local"},
+    )  # fmt: skip
+    assert float(zeros(model)["layers.1.up.weight"].float().mean()) > 0.3
+    assert float(zeros(found.model)["layers.1.up.weight"].float().mean()) < 0.15
+    assert not [line for line in found.report.warnings if "filled zeros" in line]
 
 
 def test_a_recovery_behind_a_training_keeps_them_too():
